@@ -1,0 +1,1 @@
+"""Cloud-native key management for GoatDB server clusters."""

@@ -1,0 +1,314 @@
+"""Every exception that Goatherd raises, on one screen.
+
+All derive from `GoatherdError`. `code` is stable text: `--json`, logs, metrics, docs and tests use it. `hint` says
+what to do next; a raiser may give a better one than the class's own. Messages hold identifiers, never key material.
+"""
+
+from __future__ import annotations
+
+
+class GoatherdError(Exception):
+    """Base of every error of Goatherd.
+
+    Attributes:
+        code: Stable dotted text, family first.
+        hint: What the reader can do next; empty when there is nothing useful to say.
+        retryable: Whether the same call may succeed later without anybody changing anything.
+    """
+
+    code = "goatherd"
+    hint = ""
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+# --- configuration and plugins ------------------------------------------------------------------------------------
+
+
+class ConfigurationError(GoatherdError):
+    """An option, environment variable or configuration file is wrong or missing."""
+
+    code = "configuration.invalid"
+
+
+class PluginNotFoundError(GoatherdError):
+    """No plugin is registered for a URI scheme."""
+
+    code = "plugin.not_found"
+
+
+class MissingExtraError(GoatherdError):
+    """The plugin exists but the libraries that it needs are not installed; the hint is the install command."""
+
+    code = "plugin.missing_extra"
+
+
+# --- wire ---------------------------------------------------------------------------------------------------------
+
+
+class WireError(GoatherdError):
+    """Bytes that GoatDB's formats do not allow."""
+
+    code = "wire.malformed"
+
+
+class EncodeError(WireError):
+    """A value of ours cannot be written in GoatDB's formats (a null in signed data, for one). Fix the caller."""
+
+    code = "wire.unencodable"
+
+
+class DecodeError(WireError):
+    """Bytes from a peer, a client or a file are malformed. Refuse them."""
+
+    code = "wire.undecodable"
+
+
+class PathError(WireError):
+    """A repository path or item key that GoatDB or this server does not allow."""
+
+    code = "wire.invalid_path"
+
+
+# --- verification -------------------------------------------------------------------------------------------------
+
+
+class VerificationError(GoatherdError):
+    """Something signed is not to be believed. Base of the named reasons."""
+
+    code = "verification.failed"
+
+
+class InvalidSignatureError(VerificationError):
+    """The signature does not belong to these bytes and this key, or is malformed."""
+
+    code = "verification.invalid_signature"
+
+
+class UnknownSignerError(VerificationError):
+    """The session named in the signature is not known here."""
+
+    code = "verification.unknown_signer"
+
+
+class ExpiredSessionError(VerificationError):
+    """The session had expired at the time that counts."""
+
+    code = "verification.expired_session"
+
+
+class ClockSkewError(VerificationError):
+    """A request signature's time is more than three minutes from ours."""
+
+    code = "verification.clock_skew"
+    hint = "Check the clocks of both machines."
+
+
+class UntrustedRootError(VerificationError):
+    """A root session commit is not signed by a root that is trusted already."""
+
+    code = "verification.untrusted_root"
+
+
+class AuthorMismatchError(VerificationError):
+    """A commit claims a session that did not sign it (formats T2)."""
+
+    code = "verification.author_mismatch"
+
+
+class RevokedSessionError(VerificationError):
+    """The signer has been revoked."""
+
+    code = "verification.revoked_session"
+
+
+class AccessDeniedError(VerificationError):
+    """The session is known but may not do this in this repository."""
+
+    code = "verification.access_denied"
+
+
+# --- identity -----------------------------------------------------------------------------------------------------
+
+
+class IdentityError(GoatherdError):
+    """An identity document is not to be used. Base of the named reasons; the one in use stays in use."""
+
+    code = "identity.refused"
+
+
+class MalformedIdentityError(IdentityError):
+    """The document breaks a rule of its form; the message names the rule."""
+
+    code = "identity.malformed"
+
+
+class KeyMismatchError(IdentityError):
+    """A private key does not belong to the public key beside it."""
+
+    code = "identity.key_mismatch"
+
+
+class GenerationError(IdentityError):
+    """The document's generation is lower than one already seen: a stale replica or a replayed value."""
+
+    code = "identity.generation_went_back"
+
+
+class SuccessionError(IdentityError):
+    """No chain of endorsements leads from a root trusted here to the document's current session."""
+
+    code = "identity.broken_succession"
+    hint = "If the change is yours, accept it once with --accept-identity; if not, find out who wrote the secret."
+
+
+class IdentityExistsError(IdentityError):
+    """There is an identity already where one was to be created."""
+
+    code = "identity.exists"
+
+
+# --- providers ----------------------------------------------------------------------------------------------------
+
+
+class ProviderError(GoatherdError):
+    """A secret store could not do what was asked.
+
+    Attributes:
+        provider: The provider's URI scheme, such as ``file``.
+        secret_id: The secret's name in the store.
+        operation: The method of `goatherd.providers.base.SecretProvider` that failed.
+    """
+
+    code = "provider.failed"
+
+    def __init__(self, message: str, *, provider: str, secret_id: str, operation: str, hint: str | None = None) -> None:
+        super().__init__(f"{provider}: {operation} {secret_id!r}: {message}", hint=hint)
+        self.provider = provider
+        self.secret_id = secret_id
+        self.operation = operation
+
+
+class SecretNotFoundError(ProviderError):
+    """The secret, the label or the version does not exist."""
+
+    code = "provider.not_found"
+
+
+class SecretExistsError(ProviderError):
+    """The secret was to be created but exists."""
+
+    code = "provider.already_exists"
+
+
+class ConflictError(ProviderError):
+    """Somebody else moved the label first; nothing that a reader sees was changed by this call."""
+
+    code = "provider.conflict"
+    hint = "Read again and decide again; do not repeat the write blindly."
+
+
+class ProviderAccessDeniedError(ProviderError):
+    """The store, or the operating system, refuses access."""
+
+    code = "provider.access_denied"
+
+
+class ThrottledError(ProviderError):
+    """The store asks for patience. `retry_after` is its own hint in seconds, where it gave one."""
+
+    code = "provider.throttled"
+    retryable = True
+    retry_after: float | None = None
+
+
+class UnavailableError(ProviderError):
+    """The store did not answer, or its answer was damaged."""
+
+    code = "provider.unavailable"
+    retryable = True
+
+
+class SecretTooLargeError(ProviderError):
+    """The value exceeds what the store takes."""
+
+    code = "provider.too_large"
+
+
+class VersionDisabledError(ProviderError):
+    """The version exists but its value was disabled or destroyed."""
+
+    code = "provider.disabled_version"
+
+
+class ProviderConfigurationError(ProviderError):
+    """The store's address or set-up cannot work (a directory that others can read, for one)."""
+
+    code = "provider.invalid_configuration"
+
+
+# --- settings, nodes, rotation --------------------------------------------------------------------------------------
+
+
+class SettingsError(GoatherdError):
+    """Settings could not be read or written; nothing was invented in their place."""
+
+    code = "settings.unreadable"
+
+
+class NodeError(GoatherdError):
+    """A GoatDB server did not answer as one does."""
+
+    code = "node.failed"
+
+
+class NodeUnreachableError(NodeError):
+    """No connection, or no answer in time."""
+
+    code = "node.unreachable"
+    retryable = True
+
+
+class NodeRefusedError(NodeError):
+    """The server answered, with a refusal. `status` is the HTTP status."""
+
+    code = "node.refused"
+
+    def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class StorageError(GoatherdError):
+    """A data directory or commit log cannot be used as it is."""
+
+    code = "node.storage"
+
+
+class RotationError(GoatherdError):
+    """A rotation cannot go on as asked."""
+
+    code = "rotation.failed"
+
+
+class IllegalStepError(RotationError):
+    """The step does not follow from the phase that the document records."""
+
+    code = "rotation.illegal_step"
+
+
+class RotationBusyError(RotationError):
+    """Somebody else is rotating; the message says who, since when and in which phase."""
+
+    code = "rotation.busy"
+    hint = "Wait for it, or carry it on with `goatherd rotate --resume`."
+
+
+class NotAdoptedError(RotationError):
+    """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back."""
+
+    code = "rotation.not_adopted"

@@ -1,0 +1,263 @@
+"""Sessions and what they sign: data, requests, commits (formats 2 and 4).
+
+Pure. Verification raises and returns nothing. Nothing here is cached by signature text: a signature is malleable (T14)
+and a verdict depends on the time (T10).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.errors import (
+    ClockSkewError,
+    DecodeError,
+    ExpiredSessionError,
+    InvalidSignatureError,
+    KeyMismatchError,
+    UnknownSignerError,
+)
+from goatherd.wire.encoding import (
+    base32_decode,
+    base32_encode,
+    ms_from_seconds,
+    seconds_from_ms,
+    stable_stringify,
+    to_json,
+)
+
+ROOT_OWNER = "root"
+SESSION_LIFETIME = timedelta(days=30)
+REQUEST_WINDOW = timedelta(minutes=3)
+
+_MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
+
+
+class Signer(Protocol):
+    """Makes raw 96-byte signatures; where the key lies is its own affair."""
+
+    @property
+    def public_key(self) -> PublicKey: ...
+
+    def sign(self, data: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """An identity: id, public key, owner, expiration. Never a private key.
+
+    Attributes:
+        id: GoatDB's session id; any text.
+        owner: ``"root"``, a key of ``/sys/users``, or None for anonymous.
+        expiration_ms: Milliseconds since 1970.
+        extra: Members that we do not know. They survive in the identity document, and only there.
+    """
+
+    id: str
+    public_key: PublicKey
+    owner: str | None
+    expiration_ms: int
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def from_json(cls, encoded: Mapping[str, Any]) -> Session:
+        """Decode a session; a private key in it is not looked at (callers that must refuse one do so).
+
+        Raises:
+            DecodeError: A member is missing or of the wrong kind.
+        """
+        if not isinstance(encoded, Mapping):
+            raise DecodeError("a session is a JSON object")
+        session_id, owner = encoded.get("id"), encoded.get("owner")
+        if not isinstance(session_id, str) or not session_id:
+            raise DecodeError("a session's id is a text")
+        if owner is not None and not isinstance(owner, str):
+            raise DecodeError(f"session {session_id!r}: owner is not a text")
+        if "expiration" not in encoded:
+            raise DecodeError(f"session {session_id!r}: expiration is missing")
+        try:
+            public_key = PublicKey.from_jwk(encoded.get("publicKey") or {})
+            expiration_ms = ms_from_seconds(encoded["expiration"])
+        except DecodeError as error:
+            raise DecodeError(f"session {session_id!r}: {error}") from None
+        extra = {name: value for name, value in encoded.items() if name not in _MEMBERS}
+        return cls(id=session_id, public_key=public_key, owner=owner, expiration_ms=expiration_ms, extra=extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode what is public: id, publicKey, owner, expiration, in GoatDB's order. `extra` stays out.
+
+        SECURITY: every answer to a caller is made by this (tests/unit/test_no_key_leaves.py).
+        """
+        encoded: dict[str, Any] = {"id": self.id, "publicKey": self.public_key.to_jwk()}
+        if self.owner is not None:
+            encoded["owner"] = self.owner
+        encoded["expiration"] = seconds_from_ms(self.expiration_ms)
+        return encoded
+
+    @property
+    def is_root(self) -> bool:
+        return self.owner == ROOT_OWNER
+
+    def is_expired(self, now_ms: int) -> bool:
+        """Whether the session has expired by the clock; the millisecond of expiration itself still counts."""
+        return now_ms > self.expiration_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedSession:
+    """A session with what signs for it. Its ``repr`` shows the public half only."""
+
+    session: Session
+    signer: Signer = field(repr=False, compare=False)
+
+    @classmethod
+    def generate(
+        cls, *, session_id: str, owner: str | None, now_ms: int, lifetime: timedelta = SESSION_LIFETIME
+    ) -> OwnedSession:
+        """Make a session with a fresh key pair that expires `lifetime` after `now_ms`."""
+        key = PrivateKey.generate()
+        expiration_ms = now_ms + int(lifetime.total_seconds() * 1000)
+        session = Session(id=session_id, public_key=key.public_key, owner=owner, expiration_ms=expiration_ms)
+        return cls(session=session, signer=key)
+
+    @classmethod
+    def from_json(cls, encoded: Mapping[str, Any]) -> OwnedSession:
+        """Decode a session with its private key.
+
+        Raises:
+            DecodeError: Malformed, or there is no private key.
+            KeyMismatchError: The private key does not belong to the public one.
+        """
+        session = Session.from_json(encoded)
+        if not isinstance(encoded.get("privateKey"), Mapping):
+            raise DecodeError(f"session {session.id!r} has no private key")
+        try:
+            key = PrivateKey.from_jwk(encoded["privateKey"])
+        except DecodeError as error:
+            raise DecodeError(f"session {session.id!r}: {error}") from None
+        if key.public_key != session.public_key:
+            raise KeyMismatchError(f"session {session.id!r}: the private key does not belong to the public key")
+        return cls(session=session, signer=key)
+
+    def to_secret_json(self) -> dict[str, Any]:
+        """Encode with the private key, in GoatDB's member order. Only for the store and for settings.json.
+
+        Raises:
+            TypeError: The key lies elsewhere (a KMS) and cannot be exported.
+        """
+        if not isinstance(self.signer, PrivateKey):
+            raise TypeError("this session's key cannot be exported")
+        public = self.session.to_json()
+        encoded: dict[str, Any] = {
+            "id": public["id"],
+            "publicKey": public["publicKey"],
+            "privateKey": self.signer.to_jwk(),
+        }
+        if "owner" in public:
+            encoded["owner"] = public["owner"]
+        encoded["expiration"] = public["expiration"]
+        return encoded
+
+    @property
+    def id(self) -> str:
+        return self.session.id
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureEnvelope:
+    """A decoded signature string: who signed, the raw signature, when (unsigned!), and the embedded data."""
+
+    session_id: str
+    signature: bytes
+    ts: Any
+    data: Any
+
+
+def parse_signature(text: str) -> SignatureEnvelope:
+    """Decode a signature string (formats 4.2).
+
+    Raises:
+        InvalidSignatureError: Not base32, not JSON, or a member is missing or of the wrong kind.
+    """
+    try:
+        envelope = json.loads(base32_decode(text))
+        session_id, signature = envelope["i"], base32_decode(envelope["s"])
+    except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InvalidSignatureError("the signature string is malformed") from None
+    if not isinstance(session_id, str) or not session_id:
+        raise InvalidSignatureError("the signature names no session")
+    return SignatureEnvelope(session_id, signature, envelope.get("ts"), envelope.get("d"))
+
+
+def signed_text(session_id: str, external: Any, embedded: Any) -> str:
+    """Return the exact text that is signed (formats 4.2 steps 1 and 2)."""
+    container = {"sessionId": session_id}
+    if _truthy(external):
+        container["extData"] = external
+    if _truthy(embedded):
+        container["sigData"] = embedded
+    return stable_stringify(container)
+
+
+def _truthy(value: Any) -> bool:
+    return bool(value) and value == value or isinstance(value, dict | list | tuple)
+
+
+def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
+    """Sign external and embedded data and return the signature string (formats 4.2).
+
+    Raises:
+        EncodeError: A null inside the data.
+    """
+    raw = owned.signer.sign(signed_text(owned.id, external, embedded).encode())
+    envelope: dict[str, Any] = {"i": owned.id, "s": base32_encode(raw), "ts": now_ms}
+    if _truthy(embedded):
+        envelope["d"] = embedded
+    return base32_encode(to_json(envelope).encode())
+
+
+def verify_data(session: Session, signature: str | SignatureEnvelope, *, external: Any = None) -> None:
+    """Check that `session` signed `external` and the data embedded in the signature (formats 4.3).
+
+    Raises:
+        InvalidSignatureError: Malformed, or over something else.
+        UnknownSignerError: It names another session.
+        ExpiredSessionError: Its own time is later than the session's expiration.
+    """
+    envelope = parse_signature(signature) if isinstance(signature, str) else signature
+    if envelope.session_id != session.id:
+        raise UnknownSignerError(f"signed by session {envelope.session_id!r}, not by {session.id!r}")
+    if isinstance(envelope.ts, int | float) and envelope.ts > session.expiration_ms:
+        raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
+    text = signed_text(session.id, external, envelope.data)
+    session.public_key.verify(envelope.signature, text.encode())
+
+
+def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
+    """Return the value of an ``x-goat-sig`` header; `nonce` is a fresh id (formats 4.4)."""
+    return sign_data(owned, now_ms=now_ms, embedded={"id": nonce, "ts": now_ms})
+
+
+def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_ms: int) -> None:
+    """Check a request signature against the clock, each time anew (T10).
+
+    Raises:
+        ClockSkewError: Its embedded time is more than three minutes from `now_ms`, or missing.
+        ExpiredSessionError: The session has expired.
+        InvalidSignatureError, UnknownSignerError: As `verify_data`.
+    """
+    envelope = parse_signature(signature) if isinstance(signature, str) else signature
+    data = envelope.data
+    try:
+        ts = float(data["ts"]) if isinstance(data, dict) else float("nan")
+    except (KeyError, TypeError, ValueError):
+        ts = float("nan")
+    if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
+        raise ClockSkewError("the request was signed more than three minutes away from this clock")
+    if session.is_expired(now_ms):
+        raise ExpiredSessionError(f"session {session.id!r} has expired")
+    verify_data(session, envelope)
