@@ -1,0 +1,51 @@
+# The menu: `make help`. Every target makes .venv by itself from the pinned requirements; the second time it is quick.
+# PYTHON=… chooses the interpreter for a new .venv. ARGS=… is handed to pytest, the demo or the bench.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help demo test test-fast lint types vectors bench docs format clean
+
+help: ## this menu
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.run ## three servers, one identity in a store, rotated under traffic
+	@$(BIN)/goatherd demo $(ARGS)
+
+test: .venv/.dev ## every test
+	$(BIN)/python -m pytest -rs $(ARGS)
+
+test-fast: .venv/.dev ## the tests that take no time
+	$(BIN)/python -m pytest -rs -m "not slow" $(ARGS)
+
+lint: .venv/.dev ## ruff (rules and format) and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/.dev ## mypy --strict over src
+	$(BIN)/mypy
+
+vectors: .venv/.dev ## GoatDB's own vectors, file by file
+	$(BIN)/python -m goatherd.testing.vectors tests/vectors
+
+bench: .venv/.dev ## ratios: signing, verifying, commits per second, start-up, cost of a store
+	$(BIN)/python -m tests.bench $(ARGS)
+
+docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
+
+format: .venv/.dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and everything built
+	rm -rf .venv build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.%: requirements/%.txt pyproject.toml scripts/bootstrap
+	@scripts/bootstrap $*
+	@touch $@
