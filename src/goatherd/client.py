@@ -1,0 +1,368 @@
+"""A client of one GoatDB server: get a session, sync, and ask Goatherd's own two questions.
+
+Not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers as with ours, and believes
+neither: what comes back is parsed, not trusted (verification is the caller's). Every request has one deadline over
+connecting, sending and the whole answer. Nothing is retried here: callers have their own rhythm.
+
+Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (an answer that is a
+refusal, or not what a GoatDB server says), both naming the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import orjson
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import DecodeError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.session import OwnedSession, Session, sign_request
+from goatherd.ids import new_id
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import httpx2
+
+DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
+PUSH_CHUNK: Final = 500
+PULL_ROUNDS: Final = 200
+VERSION: Final = 50595584
+
+Message = dict[str, Any]
+
+_EMPTY_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+_FULL_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+_PULL_ERROR_RATE: Final = 1e-6
+
+
+class Sendable(Protocol):
+    """What can be pushed: a `goatherd.wire.commit.Commit`, or anything that encodes itself as one."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """The answer to ``POST /auth/session``.
+
+    Attributes:
+        owned: The new session with the key made for it.
+        roots: The roots that the server publishes; as it says, unverified.
+        leaked: Ids of the roots that the server published with a private key: those keys are burnt (T1).
+    """
+
+    owned: OwnedSession
+    roots: tuple[Session, ...]
+    leaked: tuple[str, ...]
+
+
+class NodeClient:
+    """Talks to one GoatDB server.
+
+    An async context manager; outside of one, call `aclose`. Safe for concurrent calls.
+
+    Args:
+        base_url: The server's URL, with or without a trailing slash.
+        http: A connection pool to use; stays the caller's to close. By default the client makes its own.
+        timeout: Deadline of each request, from connecting to the last byte of the answer. Real peers use 5 s.
+        clock: Where request signatures take their time from, unless a call gives `now_ms`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        http: httpx2.AsyncClient | None = None,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+        clock: Clock | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = http
+        self._owns_http = http is None
+        self._timeout = timeout
+        self._clock: Clock = clock or SystemClock()
+
+    async def __aenter__(self) -> NodeClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections, if they are the client's own."""
+        if self._owns_http and self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+
+    # --- sessions ---------------------------------------------------------------------------------------------------
+
+    async def create_session(self) -> tuple[OwnedSession, list[Session]]:
+        """Ask for an anonymous session for a fresh key; return it and the roots that the server publishes.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        new = await self.new_session()
+        return new.owned, list(new.roots)
+
+    async def new_session(self) -> NewSession:
+        """As `create_session`, and say whether a root's private key came with the answer.
+
+        SECURITY: a private key in the answer is noticed and dropped, never kept (tests/unit/test_client.py).
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        draft = OwnedSession.generate(session_id="draft", owner=None, now_ms=self._clock.now_ms())
+        body = encode_json({"publicKey": draft.session.public_key.to_jwk()})
+        url = "/auth/session"
+        answer = await self._json("POST", url, content=body)
+        try:
+            if not isinstance(answer, dict):
+                raise DecodeError("not an object")
+            session = Session.from_json(answer["session"])
+            roots = tuple(Session.from_json(root) for root in answer["roots"])
+            leaked = tuple(root["id"] for root in answer["roots"] if "privateKey" in root)
+        except (DecodeError, KeyError, TypeError) as error:
+            raise self._nonsense("POST", url, f"not a session: {error}") from None
+        if session.public_key != draft.session.public_key:
+            raise self._nonsense("POST", url, "a session for another key")
+        return NewSession(OwnedSession(session=session, signer=draft.signer), roots, leaked)
+
+    # --- sync -------------------------------------------------------------------------------------------------------
+
+    async def batch_sync(
+        self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[Message]:
+        """Send one ``POST /batch-sync`` and return the replies' messages in the order of `requests`.
+
+        Args:
+            requests: Repository paths, sent as given, each with the JSON of a sync message.
+            signer: Who signs the request.
+            now_ms: The time to sign with; the client's clock by default.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 403: the server does not trust `signer`.
+        """
+        body = encode_json([{"path": path, "msg": message} for path, message in requests])
+        answer = await self._json("POST", "/batch-sync", content=body, headers=self._signed(signer, now_ms))
+        if not isinstance(answer, list) or len(answer) != len(requests):
+            raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
+        replies: list[Message] = []
+        for (path, _), reply in zip(requests, answer, strict=True):
+            if not isinstance(reply, dict) or reply.get("path") != path or not isinstance(reply.get("res"), dict):
+                raise self._nonsense("POST", "/batch-sync", f"no reply for {path}")
+            replies.append(reply["res"])
+        return replies
+
+    async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
+        """Return whether the server answers an empty batch signed by `signer`, that is, trusts it as a caller.
+
+        Raises:
+            NodeUnreachableError: See the module.
+            NodeRefusedError: Neither 200 nor 403.
+        """
+        try:
+            await self.batch_sync([], signer, now_ms)
+        except NodeRefusedError as error:
+            if error.status == 403:
+                return False
+            raise
+        return True
+
+    async def push(
+        self,
+        path: str,
+        commits: Iterable[Sendable | Mapping[str, Any]],
+        signer: OwnedSession,
+        now_ms: int | None = None,
+    ) -> Message | None:
+        """Send commits, in messages of at most `PUSH_CHUNK`, without asking for any; return the last reply.
+
+        GoatDB does not report refused commits: status 200 does not mean that they were kept. To be sure, `pull` and
+        look (the reply's Bloom filter alone answers with its error rate).
+
+        Returns:
+            The last reply's message, or None when there was nothing to push.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        encoded = [dict(commit) if isinstance(commit, Mapping) else commit.to_json() for commit in commits]
+        reply: Message | None = None
+        for start in range(0, len(encoded), PUSH_CHUNK):
+            chunk = encoded[start : start + PUSH_CHUNK]
+            message = {"ver": VERSION, "f": _FULL_FILTER, "s": len(chunk), "c": chunk, "ad": []}
+            (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
+        return reply
+
+    async def pull(self, path: str, signer: OwnedSession, now_ms: int | None = None) -> list[dict[str, Any]]:
+        """Return every commit of a repository that `signer` may read, as the server sent them: unverified.
+
+        A server may send them in parts; this asks on, with a truthful filter, until nothing new comes.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        commits: dict[str, dict[str, Any]] = {}
+        for round_number in range(PULL_ROUNDS):
+            message = {"ver": VERSION, "f": _filter_of(commits, round_number), "s": len(commits), "c": [], "ad": []}
+            (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
+            sent = reply.get("c", [])
+            if not isinstance(sent, list):
+                raise self._nonsense("POST", "/batch-sync", "commits are not a list")
+            fresh = {c["id"]: c for c in sent if isinstance(c, dict) and isinstance(c.get("id"), str)}
+            before = len(commits)
+            commits.update(fresh)
+            size = reply.get("s")
+            if len(commits) == before or (isinstance(size, int) and len(commits) >= size):
+                break
+        return list(commits.values())
+
+    # --- Goatherd's own ---------------------------------------------------------------------------------------------
+
+    async def identity(self) -> dict[str, Any] | None:
+        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None where the server is not one of ours.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        response = await self._send("GET", "/goatherd/v1/identity")
+        if response.status_code == 404:
+            return None
+        self._check("GET", "/goatherd/v1/identity", response)
+        try:
+            answer = orjson.loads(response.content)
+        except orjson.JSONDecodeError:
+            return None  # COMPAT: GoatDB with static assets answers any GET with its index page
+        return answer if isinstance(answer, dict) and isinstance(answer.get("signer"), str) else None
+
+    async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
+        """Tell the server to look at its settings now (``POST /goatherd/v1/refresh``); `signer` must be a root there.
+
+        Returns:
+            ``{"generation", "changed"}``, or None where the server is not one of ours.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        path = "/goatherd/v1/refresh"
+        response = await self._send("POST", path, content=b"", headers=self._signed(signer, now_ms))
+        if response.status_code == 404:
+            return None
+        self._check("POST", path, response)
+        answer = self._parse("POST", path, response)
+        if not isinstance(answer, dict):
+            raise self._nonsense("POST", path, "not an object")
+        return answer
+
+    async def healthy(self) -> bool:
+        """Return whether ``GET /healthy`` says so; a server that cannot be reached is not healthy."""
+        try:
+            response = await self._send("GET", "/healthy")
+        except NodeUnreachableError:
+            return False
+        return response.status_code == 200
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _signed(self, signer: OwnedSession, now_ms: int | None) -> dict[str, str]:
+        time_ms = self._clock.now_ms() if now_ms is None else now_ms
+        return {"x-goat-sig": sign_request(signer, now_ms=time_ms, nonce=new_id())}
+
+    def _pool(self) -> httpx2.AsyncClient:
+        if self._http is None:
+            import httpx2
+
+            # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
+            self._http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)  # noqa: S113
+        return self._http
+
+    async def _send(
+        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> httpx2.Response:
+        import httpx2
+
+        url = self.base_url + path
+        limit = self._timeout.total_seconds()
+        try:
+            async with asyncio.timeout(limit):
+                return await self._pool().request(method, url, content=content, headers=headers, timeout=limit)
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise NodeUnreachableError(f"{method} {url}: no answer within {limit:g} s") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise NodeUnreachableError(f"{method} {url}: {error or type(error).__name__}") from error
+
+    async def _json(self, method: str, path: str, *, content: bytes, headers: dict[str, str] | None = None) -> Any:
+        response = await self._send(method, path, content=content, headers=headers)
+        self._check(method, path, response)
+        return self._parse(method, path, response)
+
+    def _parse(self, method: str, path: str, response: httpx2.Response) -> Any:
+        try:
+            return parse_json(response.content)
+        except DecodeError as error:
+            raise self._nonsense(method, path, str(error)) from None
+
+    def _check(self, method: str, path: str, response: httpx2.Response) -> None:
+        status = response.status_code
+        if status != 200:
+            hint = "The server does not trust the session that signed, or its clock differs." if status == 403 else None
+            raise NodeRefusedError(f"{method} {self.base_url}{path}: status {status}", status=status, hint=hint)
+
+    def _nonsense(self, method: str, path: str, what: str) -> NodeRefusedError:
+        return NodeRefusedError(
+            f"{method} {self.base_url}{path}: answered 200 with {what}", status=200, hint="Is this a GoatDB server?"
+        )
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON as JavaScript's ``JSON.parse`` would; lone surrogates and numbers beyond a double are read.
+
+    Raises:
+        DecodeError: Not JSON, or nested too deep.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_javascript_integer)
+    except (ValueError, RecursionError):
+        raise DecodeError("not JSON") from None
+
+
+def encode_json(value: Any) -> bytes:
+    """Write JSON that ``JSON.parse`` reads back as `value`; a lone surrogate is escaped, as JavaScript does."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a lone surrogate, or an integer beyond 64 bits
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _javascript_integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 18 else float(digits)
+
+
+def _filter_of(commits: Mapping[str, Any], round_number: int) -> Any:
+    if not commits:
+        return _EMPTY_FILTER
+    from goatherd.wire.bloom import BloomFilter, seed_count
+
+    seeds = range(1 + round_number * 64, 1 + round_number * 64 + seed_count(len(commits), _PULL_ERROR_RATE))
+    bloom = BloomFilter.for_size(len(commits), _PULL_ERROR_RATE, seeds)
+    for commit_id in commits:
+        bloom.add(commit_id)
+    return {"__t": "E", "__v": bloom.to_json()}
