@@ -283,7 +283,7 @@ class NodeClient:
             import httpx2
 
             # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
-            self._http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)  # noqa: S113
+            self._http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)
         return self._http
 
     async def _send(
