@@ -1,0 +1,23 @@
+"""Fresh identifiers; the only place that rolls dice for them.
+
+Pure modules take ids as arguments; their callers at the edge ask here. GoatDB draws its ids from ``Math.random``
+(formats 1.1); these come from the operating system's randomness and look the same.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+LENGTH = 24
+_SEED_BITS = 53
+
+
+def new_id() -> str:
+    """Return 24 characters drawn uniformly from a-z and 0-9 (about 124 bits)."""
+    return "".join([secrets.choice(ALPHABET) for _ in range(LENGTH)])
+
+
+def new_seeds(count: int) -> tuple[int, ...]:
+    """Return `count` fresh Bloom filter seeds, integers in [0, 2^53-1) (formats 8)."""
+    return tuple([secrets.randbelow(2**_SEED_BITS - 1) for _ in range(count)])

@@ -1,0 +1,155 @@
+"""GoatDB's Bloom filter (formats 8).
+
+Pure: the random seeds come in as an argument (`goatherd.ids.new_seeds`). A filter without seeds claims to hold
+everything (T32); what that is worth is for the caller to judge.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mmh3
+
+from goatherd.errors import DecodeError
+from goatherd.wire.hashing import murmur3
+
+DEFAULT_FPR = 0.25
+# SECURITY: GoatDB needs 31 hash functions for 50 000 members at its strictest; a peer that names thousands wants our
+# time (tests/unit/wire/test_bloom.py).
+MAX_SEEDS = 1024
+
+_MAX_SEED = 2**53
+_LN2 = math.log(2)
+_STEP = math.log(1 / 2**_LN2)
+_ASCII_SPACE = str.maketrans("", "", "\t\n\f\r ")
+
+
+def filter_size(size: int, fpr: float) -> tuple[int, float]:
+    """Return GoatDB's ``(m, k)``: bits and the unrounded number of hash functions for `size` members."""
+    members = max(1, size)
+    bits = math.ceil((members * math.log(fpr)) / _STEP)
+    return bits, (bits / members) * _LN2
+
+
+def seed_count(size: int, fpr: float) -> int:
+    """Return how many seeds a filter for `size` members at false-positive rate `fpr` takes."""
+    return max(0, math.ceil(filter_size(size, fpr)[1]))
+
+
+class BloomFilter:
+    """A set of texts that may claim too much, never too little.
+
+    Attributes:
+        bits: The bit field; bit i is bit ``i % 8`` of byte ``i // 8``.
+        seeds: One per hash function.
+    """
+
+    __slots__ = ("_seeds32", "bits", "seeds")
+
+    bits: bytearray
+    seeds: tuple[int, ...]
+
+    def __init__(self, bits: bytes | bytearray, seeds: tuple[int, ...]) -> None:
+        self.bits = bits if isinstance(bits, bytearray) else bytearray(bits)
+        self.seeds = seeds
+        self._seeds32 = [seed & 0xFFFFFFFF for seed in seeds]
+
+    @classmethod
+    def for_size(cls, size: int, fpr: float, seeds: Iterable[int]) -> BloomFilter:
+        """Make an empty filter for `size` members; `seeds` must be `seed_count` many.
+
+        Raises:
+            ValueError: The wrong number of seeds.
+        """
+        chosen = tuple(seeds)
+        bits, _ = filter_size(size, fpr)
+        if len(chosen) != seed_count(size, fpr):
+            raise ValueError(f"this filter takes {seed_count(size, fpr)} seeds, not {len(chosen)}")
+        return cls(bytearray((bits + 7) // 8), chosen)
+
+    def add(self, member: str) -> None:
+        """Put a member in."""
+        bits = self.bits
+        count = len(bits) * 8
+        if not count:
+            return
+        for value in self._hashes(member):
+            index = value % count
+            bits[index >> 3] |= 1 << (index & 7)
+
+    def __contains__(self, member: str) -> bool:
+        bits = self.bits
+        count = len(bits) * 8
+        if not count:
+            return not self.seeds
+        if member.isascii():
+            raw = member.encode("ascii")
+            for seed in self._seeds32:
+                index = mmh3.hash(raw, seed, signed=False) % count
+                if not bits[index >> 3] & (1 << (index & 7)):
+                    return False
+            return True
+        for value in self._hashes(member):
+            index = value % count
+            if not bits[index >> 3] & (1 << (index & 7)):
+                return False
+        return True
+
+    def _hashes(self, member: str) -> list[int]:
+        if member.isascii():
+            raw = member.encode("ascii")
+            return [mmh3.hash(raw, seed, signed=False) for seed in self._seeds32]
+        return [murmur3(member, seed) for seed in self._seeds32]
+
+    @classmethod
+    def from_json(cls, encoded: Mapping[str, Any]) -> BloomFilter:
+        """Decode ``{"d": base64, "s": [seeds]}``; other members are ignored.
+
+        Raises:
+            DecodeError: Not such an object, not standard base64, not seeds, or more than `MAX_SEEDS`.
+        """
+        if not isinstance(encoded, Mapping):
+            raise DecodeError("a filter is a JSON object")
+        text, seeds = encoded.get("d"), encoded.get("s")
+        if not isinstance(text, str) or not isinstance(seeds, list):
+            raise DecodeError("a filter has a text d and an array s")
+        if len(seeds) > MAX_SEEDS:
+            raise DecodeError(f"a filter with {len(seeds)} seeds is not believable")
+        return cls(bytearray(_from_base64(text)), tuple([_seed(seed) for seed in seeds]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode as ``{"d": base64, "s": [seeds]}``."""
+        return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BloomFilter) and self.bits == other.bits and self.seeds == other.seeds
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"BloomFilter({len(self.bits)} bytes, {len(self.seeds)} seeds)"
+
+
+def _seed(value: Any) -> int:
+    if type(value) is int and 0 <= value <= _MAX_SEED:
+        return value
+    if type(value) is float and 0 <= value <= _MAX_SEED and value.is_integer():
+        return int(value)
+    raise DecodeError("a filter's seed is an integer from 0 to 2^53")
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode like JavaScript's ``atob``: padding optional, ASCII white space skipped, spare bits ignored."""
+    compact = text.translate(_ASCII_SPACE)
+    if len(compact) % 4 == 0:
+        compact = compact[:-2] if compact.endswith("==") else compact.removesuffix("=")
+    if len(compact) % 4 == 1 or "=" in compact:
+        raise DecodeError("a filter's bits are not base64")
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise DecodeError("a filter's bits are not base64") from None

@@ -1,0 +1,105 @@
+"""MurmurHash3 as GoatDB computes it, and the checksums that it makes of values (formats 7).
+
+Pure. Not an integrity protection: 32 bits, no separators, no types (T30). Signatures are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mmh3
+
+from goatherd.errors import EncodeError
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSSet, number_text, unit_key, units
+
+DEFAULT_SEED = 3172939476544195
+_MASK = 0xFFFFFFFF
+_C1, _C2 = 0xCC9E2D51, 0x1B873593
+
+
+def murmur3(text: str, seed: int) -> int:
+    """Return GoatDB's 32-bit hash of the text's UTF-16 units; only ``seed mod 2^32`` matters.
+
+    COMPAT: units of 0x100 and above overlap their neighbours, and a tail whose third unit is 0x8000 or more is
+    ignored (T31), so only Latin-1 text can be handed to a standard MurmurHash3.
+    """
+    try:
+        return mmh3.hash(text.encode("latin-1"), seed & _MASK, signed=False)
+    except UnicodeEncodeError:
+        return _murmur3_units(units(text), seed & _MASK)
+
+
+def _murmur3_units(u: list[int], h: int) -> int:
+    count = len(u)
+    whole = count & ~3
+    for i in range(0, whole, 4):
+        k = (u[i] ^ u[i + 1] << 8 ^ u[i + 2] << 16 ^ (u[i + 3] & 0xFF) << 24 ^ u[i + 3] >> 8) & _MASK
+        k = k * _C1 & _MASK
+        k = (k << 15 | k >> 17) & _MASK
+        h ^= k * _C2 & _MASK
+        h = (h << 13 | h >> 19) & _MASK
+        h = (h * 5 + 0xE6546B64) & _MASK
+    k = 0
+    for position, unit in enumerate(u[whole:]):
+        k ^= unit << 8 * position
+    k &= _MASK
+    if 0 < k < 2**31:
+        k = k * _C1 & _MASK
+        k = (k << 15 | k >> 17) & _MASK
+        h ^= k * _C2 & _MASK
+    h ^= count & _MASK
+    h ^= h >> 16
+    h = h * 0x85EBCA6B & _MASK
+    h ^= h >> 13
+    h = h * 0xC2B2AE35 & _MASK
+    return h ^ h >> 16
+
+
+def text_hash(text: str, seed: int = DEFAULT_SEED) -> str:
+    """Return the decimal text of a text's hash."""
+    return str(murmur3(text, seed))
+
+
+def value_text(value: Any, seed: int = DEFAULT_SEED) -> str:
+    """Return the checksum text of a JavaScript value (formats 7.2).
+
+    Raises:
+        EncodeError: A kind of value for which GoatDB draws a random text.
+    """
+    kind = type(value)
+    if kind is str:
+        return str(value)
+    if kind is int or kind is float:
+        return number_text(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if value is UNDEFINED:
+        return "undefined"
+    if isinstance(value, JSDate):
+        return number_text(value.seconds)
+    if isinstance(value, list | tuple):
+        return text_hash("".join([value_text(item, seed) for item in value]), seed)
+    if isinstance(value, JSSet):
+        return text_hash("".join(sorted([value_hash(item, seed) for item in value])), seed)
+    if isinstance(value, dict):
+        return text_hash(members_text(value, seed), seed)
+    raise EncodeError(f"a {kind.__name__} has no checksum")
+
+
+def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED) -> str:
+    """Return what the hash of an object or Map is taken over: names and texts in unit order."""
+    keys = [key for key, item in value.items() if item is not UNDEFINED]
+    keys.sort(key=unit_key)
+    return "".join([key + value_text(value[key], seed) for key in keys])
+
+
+def value_hash(value: Any, seed: int = DEFAULT_SEED) -> str:
+    """Return the value hash: one more hash on top of `value_text`, as decimal text."""
+    return text_hash(value_text(value, seed), seed)
+
+
+def item_checksum(texts: dict[str, str]) -> str:
+    """Return an item's checksum from the checksum text of each present field, as decimal text (formats 7.3)."""
+    return text_hash("".join([name + texts[name] for name in sorted(texts, key=unit_key)]))

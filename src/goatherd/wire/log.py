@@ -1,0 +1,76 @@
+"""Framing and scanning of GoatDB's ``.jsonl`` commit logs (formats 10). Pure: bytes in, bytes out.
+
+Writing follows GoatDB byte for byte. Reading follows it in what is a record; repair is ours: cut at the end of the
+last good line, so that a torn write never costs an earlier record (T5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from goatherd.errors import DecodeError
+from goatherd.wire.encoding import parse_json, to_json_bytes
+
+
+def frame(records: Iterable[Any]) -> bytes:
+    """Return the bytes of one append: each record preceded by a blank line; two newlines when there is none.
+
+    Args:
+        records: JSON values, or the compact JSON of one already made, as bytes.
+    """
+    texts = [record if isinstance(record, bytes) else to_json_bytes(record) for record in records]
+    return b"\n" + b"\n\n".join(texts) + b"\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a log holds.
+
+    Attributes:
+        records: The JSON values of the good lines, in file order, up to the first bad one.
+        good_end: Length to truncate to before appending: the end of the last good line, newline included.
+        damage: What follows `good_end` in words, None when nothing does.
+        records_after_damage: Lines behind the first bad one that are complete JSON: above 0, this is no torn write and
+            truncating would destroy data.
+    """
+
+    records: list[Any]
+    good_end: int
+    damage: str | None
+    records_after_damage: int
+
+
+def scan(data: bytes) -> Scan:
+    """Read a whole log. Blank lines are skipped, as is a lone trailing run of newlines."""
+    records: list[Any] = []
+    position = good_end = 0
+    length = len(data)
+    while position < length:
+        newline = data.find(b"\n", position)
+        if newline < 0:
+            return Scan(records=records, good_end=good_end, damage="unfinished last line", records_after_damage=0)
+        if newline > position:
+            try:
+                records.append(parse_json(data[position:newline]))
+            except DecodeError:
+                after = _count_good(data, newline + 1)
+                damage = f"the line at byte {position} is not JSON"
+                return Scan(records=records, good_end=good_end, damage=damage, records_after_damage=after)
+        position = newline + 1
+        good_end = position
+    return Scan(records=records, good_end=good_end, damage=None, records_after_damage=0)
+
+
+def _count_good(data: bytes, position: int) -> int:
+    count = 0
+    *lines, _unfinished = data[position:].split(b"\n")
+    for line in lines:
+        if line:
+            try:
+                parse_json(line)
+            except DecodeError:
+                continue
+            count += 1
+    return count

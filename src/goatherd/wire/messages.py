@@ -1,0 +1,174 @@
+"""Sync messages and the bodies of ``/batch-sync`` and ``/auth/session`` (formats 13, protocol 2 and 4).
+
+Pure. Commits inside a message stay raw JSON: one that cannot be decoded is skipped by the receiver, not the message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from goatherd.errors import DecodeError
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.encoding import parse_json, to_json_bytes
+
+VERSION = 50595584
+"""3.4.7.0, what GoatDB 0.5.1 announces; a server withholds commits from anything lower."""
+
+_MAX_FPR = 0.5
+_SYNC_DURATION_MS = 1000
+_MIN_SYNC_MS = 300
+_MAX_CYCLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncMessage:
+    """What one side holds and what the other surely lacks.
+
+    Attributes:
+        version: The sender's build version; 0 when the message names none.
+        filter: Over the ids of the commits that the sender holds.
+        size: How many those are.
+        commits: Raw commit objects, of any JSON kind, as received.
+    """
+
+    version: float
+    filter: BloomFilter
+    size: float
+    commits: Sequence[Any] = ()
+
+    @classmethod
+    def from_json(cls, encoded: Mapping[str, Any]) -> SyncMessage:
+        """Decode; the filter may come wrapped (``__t``, ``__v``) or bare, ``c`` may be absent.
+
+        Raises:
+            DecodeError: Not an object, no decodable filter, or ``c`` is not an array.
+        """
+        if not isinstance(encoded, Mapping):
+            raise DecodeError("a sync message is a JSON object")
+        raw = encoded.get("f")
+        if isinstance(raw, Mapping) and raw.get("__t") == "E" and isinstance(raw.get("__v"), Mapping):
+            raw = raw["__v"]
+        if not isinstance(raw, Mapping):
+            raise DecodeError("a sync message has a filter f")
+        commits = encoded.get("c", [])
+        if not isinstance(commits, list):
+            raise DecodeError("a sync message's c is an array")
+        return cls(
+            version=_number(encoded.get("ver")),
+            filter=BloomFilter.from_json(raw),
+            size=_number(encoded.get("s")),
+            commits=commits,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode, in GoatDB's member order."""
+        return {
+            "ver": self.version,
+            "f": {"__t": "E", "__v": self.filter.to_json()},
+            "s": self.size,
+            "c": list(self.commits),
+            "ad": [],
+        }
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
+
+
+def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = False) -> tuple[int, float]:
+    """Return ``(size, fpr)`` of the filter for a message.
+
+    Args:
+        local: Commits held here.
+        peer: The other side's last known count.
+        cycles: Rounds in which the two shall converge, 1 to 3 (`cycles_for`).
+        low_accuracy: GoatDB's cheap mode, fpr 0.5.
+    """
+    size = max(1, local, peer)
+    if low_accuracy:
+        return size, _MAX_FPR
+    return size, min(_MAX_FPR, 1 / size ** (1 / (0.5 * cycles)))
+
+
+def cycles_for(measured_ms: float) -> int:
+    """Return the cycles for a measured time between two rounds, in milliseconds."""
+    return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
+
+
+def encode_request(requests: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
+    """Return the body of ``POST /batch-sync``."""
+    return to_json_bytes([{"path": path, "msg": _message(message)} for path, message in requests])
+
+
+def decode_request(body: bytes | str) -> list[Any]:
+    """Return the raw elements of a ``/batch-sync`` body; each is to be checked by `decode_request_element`.
+
+    Raises:
+        DecodeError: Not JSON, or not an array.
+    """
+    elements = parse_json(body)
+    if not isinstance(elements, list):
+        raise DecodeError("a batch is a JSON array")
+    return elements
+
+
+def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
+    """Return the path, unchecked, and the message of one element.
+
+    Raises:
+        DecodeError: Not an object, no path, or the message is malformed.
+    """
+    if not isinstance(element, Mapping) or not isinstance(element.get("path"), str):
+        raise DecodeError("an element of a batch is an object with a path")
+    message = element.get("msg")
+    if not isinstance(message, Mapping):
+        raise DecodeError("an element of a batch has a message")
+    return element["path"], SyncMessage.from_json(message)
+
+
+def encode_reply(replies: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
+    """Return the body of the answer to ``POST /batch-sync``."""
+    return to_json_bytes([{"path": path, "res": _message(message)} for path, message in replies])
+
+
+def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
+    """Read the answer to ``POST /batch-sync``.
+
+    Raises:
+        DecodeError: Not an array of ``{path, res}`` with well-formed messages.
+    """
+    replies = parse_json(body)
+    if not isinstance(replies, list):
+        raise DecodeError("the answer to a batch is a JSON array")
+    decoded: list[tuple[str, SyncMessage]] = []
+    for reply in replies:
+        if not isinstance(reply, Mapping) or not isinstance(reply.get("path"), str):
+            raise DecodeError("an element of the answer is an object with a path")
+        decoded.append((reply["path"], SyncMessage.from_json(reply.get("res") or {})))
+    return decoded
+
+
+def encode_session_request(public_jwk: Mapping[str, Any]) -> bytes:
+    """Return the body of ``POST /auth/session``."""
+    return to_json_bytes({"publicKey": dict(public_jwk)})
+
+
+def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read the answer to ``POST /auth/session``: the encoded session and the encoded roots.
+
+    Raises:
+        DecodeError: Not such an answer. The sessions inside are not looked at.
+    """
+    reply = parse_json(body)
+    session = reply.get("session") if isinstance(reply, dict) else None
+    roots = reply.get("roots") if isinstance(reply, dict) else None
+    if not isinstance(session, dict) or not isinstance(roots, list) or not all(isinstance(r, dict) for r in roots):
+        raise DecodeError("not an answer of /auth/session")
+    return session, roots
+
+
+def _message(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
+    return message.to_json() if isinstance(message, SyncMessage) else message

@@ -1,0 +1,105 @@
+"""Repository and item paths (formats 1.6).
+
+The functions named after GoatDB's own mirror it bug for bug, undefined parts included. What a server of ours opens or
+writes goes through `check_repository_path` and `check_item_path`, which are strict.
+"""
+
+from __future__ import annotations
+
+import re
+
+from goatherd.errors import PathError
+
+_VALID = re.compile(r"/(?:[a-z0-9_-]*/){0,3}[a-z0-9_-]*")
+_REPOSITORY = re.compile(r"/([a-z0-9_-]+)/([a-z0-9_-]+)")
+_ITEM = re.compile(r"(/[a-z0-9_-]+/[a-z0-9_-]+)/([a-z0-9_-]+)")
+
+
+def is_valid_path(path: str) -> bool:
+    """Whether GoatDB takes `path` for an item it writes itself."""
+    return _VALID.fullmatch(path) is not None
+
+
+def path_part(path: str, index: int) -> str | None:
+    """Extract part 0 type, 1 repository, 2 item or 3 embed as GoatDB does; None stands for undefined."""
+    if not path:
+        return None
+    length = len(path)
+    position = 1 if path[0] == "/" else 0
+    for _ in range(index):
+        position = path.find("/", position)
+        if position < 0:
+            return None
+        position += 1
+    if position < length and path[position] == "/":
+        position += 1
+    if position >= length:
+        return ""
+    end = path.find("/", position + 1)
+    return path[position:] if end < 0 else path[position:end]
+
+
+def normalize_path(path: str) -> str:
+    """Return GoatDB's normal form; undefined parts print as the word (COMPAT)."""
+    if path.startswith("/"):
+        return path[:-1] if path.endswith("/") else path
+    parts = [path_part(path, index) for index in range(4)]
+    kind, repository = ("undefined" if part is None else part for part in parts[:2])
+    return f"/{kind}/{repository}/{parts[2] or ''}" + (f"/{parts[3]}" if parts[3] else "")
+
+
+def repository_id(path: str) -> str:
+    """Return ``/type/repo`` of any path.
+
+    Raises:
+        PathError: The type or the repository is missing.
+    """
+    normalized = normalize_path(path)
+    kind, repository = path_part(normalized, 0), path_part(normalized, 1)
+    if kind is None or repository is None:
+        raise PathError(f"not a repository path: {path!r}")
+    joined = f"/{kind}/{repository}"
+    return joined[:-1] if joined.endswith("/") else joined
+
+
+def log_file(repository: str) -> str:
+    """Return GoatDB's log file of a repository id, relative to the data directory, before resolving dots (T49).
+
+    Raises:
+        PathError: Not exactly two components.
+    """
+    components = repository.lstrip("/").split("/")
+    if len(components) != 2:
+        raise PathError(f"not a repository id: {repository!r}")
+    return f"{components[0]}/{components[1]}.jsonl"
+
+
+def join_path(prefix: str, suffix: str) -> str:
+    """Join with exactly one slash between."""
+    return prefix.removesuffix("/") + "/" + suffix.removeprefix("/")
+
+
+def check_repository_path(path: str) -> tuple[str, str]:
+    """Return ``(type, id)`` of a repository path that this server opens.
+
+    SECURITY: the only way from a peer's text to a file name (T49, tests/unit/wire/test_paths.py).
+
+    Raises:
+        PathError: Anything but two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is forgiven).
+    """
+    match = _REPOSITORY.fullmatch(path.removesuffix("/")) if isinstance(path, str) else None
+    if match is None:
+        raise PathError(f"not a repository path that this server opens: {path!r:.200}")
+    return match[1], match[2]
+
+
+def check_item_path(repository: str, key: str) -> str:
+    """Return the joined path of an item that is written locally.
+
+    Raises:
+        PathError: It is not a valid three-component path.
+    """
+    joined = join_path(repository, key)
+    if _ITEM.fullmatch(joined) is None:
+        raise PathError(f"not an item path: {joined!r:.200}")
+    return joined
