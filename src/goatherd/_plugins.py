@@ -1,0 +1,164 @@
+"""Finds a plugin by URI scheme and imports that one and nothing else.
+
+What it is: discovery, state (unusable, and why) and selection of entry points. What it is not: it imports no provider
+itself, the built-in ones neither. Rules: the entry point's name is the scheme; order never depends on the file system;
+a scheme that two distributions claim is refused with both names; a URI is not quoted back, only its scheme.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Final
+
+from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
+
+if TYPE_CHECKING:
+    from goatherd.providers.base import SecretProvider
+
+PROVIDERS: Final = "goatherd.providers"
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_OURS = "goatherd"
+# The platforms of the design whose plugin is not in this version. A scheme that gets an entry point is found before.
+_LATER: Final[Mapping[str, str]] = {
+    "aws": "AWS Secrets Manager",
+    "azure": "Azure Key Vault",
+    "gcp": "Google Secret Manager",
+    "k8s": "Kubernetes Secrets",
+    "vault": "HashiCorp Vault and OpenBao",
+}
+# What GoatDB's cloudConfig calls a provider, where that is not the scheme.
+_NAMES: Final[Mapping[str, str]] = {"kubernetes": "k8s"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginStatus:
+    """One entry point, and whether it can be used.
+
+    Attributes:
+        scheme: The URI scheme.
+        distribution: The installed distribution that brings it, such as ``goatherd``.
+        version: That distribution's version.
+        problem: Why it cannot be used, or None.
+    """
+
+    scheme: str
+    distribution: str
+    version: str
+    problem: GoatherdError | None
+
+
+def provider_schemes() -> tuple[str, ...]:
+    """Return the URI schemes that some installed distribution registers, sorted. Imports none of them."""
+    return tuple(sorted({point.name for point in _points(PROVIDERS)}))
+
+
+def check_providers() -> tuple[PluginStatus, ...]:
+    """Import every registered provider and say which can be used. One broken plugin does not hide the others."""
+    found = []
+    for point in _points(PROVIDERS):
+        problem: GoatherdError | None = None
+        try:
+            _provider_class(point.name)
+        except GoatherdError as error:
+            problem = error
+        version = point.dist.version if point.dist else "?"
+        found.append(
+            PluginStatus(scheme=point.name, distribution=_distribution(point), version=version, problem=problem)
+        )
+    return tuple(found)
+
+
+def open_provider(uri: str) -> tuple[SecretProvider, str]:
+    """Return the provider and the secret id that `uri` names; enter the provider (``async with``) to use it.
+
+    Args:
+        uri: Such as ``file:///srv/keys/root``. ``{org}`` in it stays in the secret id.
+
+    Raises:
+        ConfigurationError: Not a URI, or not one that the plugin takes, or it carries a password.
+        PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
+        MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
+    """
+    scheme, separator, rest = uri.partition("://")
+    scheme = scheme.lower()
+    if not separator or not _SCHEME.fullmatch(scheme):
+        known = ", ".join(provider_schemes())
+        raise ConfigurationError(
+            "a store is named by a URI such as file:///srv/keys/root", hint=f"Known schemes: {known}."
+        )
+    # SECURITY: an address is shown in logs and errors, so a password in it would be too
+    # (tests/unit/test_plugins.py::test_a_password_in_an_address_is_refused_and_not_quoted).
+    if "@" in rest.partition("/")[0]:
+        raise ConfigurationError(f"a {scheme} address holds no user and no password")
+    return _provider_class(scheme).from_uri(f"{scheme}://{rest}")
+
+
+def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
+    """Return the same from GoatDB's ``cloudConfig``: ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+
+    Raises:
+        ConfigurationError: The provider is missing or unknown, or an option is not one of its options.
+        MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
+    """
+    name = cloud_config.get("provider")
+    if not isinstance(name, str) or not _SCHEME.fullmatch(name):
+        raise ConfigurationError(
+            "cloudConfig: provider must be the name of one", hint=f"Known: {', '.join(provider_schemes())}."
+        )
+    try:
+        plugin = _provider_class(_NAMES.get(name, name))
+    except PluginNotFoundError as error:
+        raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from error
+    return plugin.from_config(cloud_config)
+
+
+def _points(group: str) -> list[EntryPoint]:
+    """Return the group's entry points, sorted, each once though its distribution be found twice on the path."""
+    unique = {(point.name, _distribution(point), point.value): point for point in entry_points(group=group)}
+    return [unique[key] for key in sorted(unique)]
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "?"
+
+
+def _provider_class(scheme: str) -> type[SecretProvider]:
+    points = [point for point in _points(PROVIDERS) if point.name == scheme]
+    if not points:
+        raise _not_found(scheme)
+    if len(points) > 1:
+        names = " and ".join(f"{_distribution(point)} ({point.value})" for point in points)
+        raise ConfigurationError(
+            f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
+        )
+    point, distribution = points[0], _distribution(points[0])
+    try:
+        loaded = point.load()
+    except ImportError as error:
+        wanted = f"'goatherd[{scheme}]'" if distribution == _OURS else distribution
+        raise MissingExtraError(
+            f"the {scheme} provider needs a library that is not installed: {error.name or error}",
+            hint=f"Install it: pip install {wanted}",
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
+            hint=f"Report it to the makers of {distribution}.",
+        ) from error
+    if not (isinstance(loaded, type) and hasattr(loaded, "from_uri") and hasattr(loaded, "from_config")):
+        raise ConfigurationError(f"the {scheme} provider of {distribution} is not a SecretProvider: {point.value}")
+    return loaded
+
+
+def _not_found(scheme: str) -> PluginNotFoundError:
+    known = ", ".join(provider_schemes()) or "none: goatherd itself is not installed"
+    if scheme in _LATER:
+        return PluginNotFoundError(
+            f"{_LATER[scheme]} ({scheme}) is not in this version; known schemes: {known}",
+            hint="A later version brings it; meanwhile use a file store, or a provider of your own.",
+        )
+    return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}")

@@ -1,0 +1,602 @@
+"""The algebra of secret stores: immutable versions, and one map of labels that changes by compare-and-swap.
+
+What it is: `SecretProvider`, whose public methods are checks, an error guarantee, a deadline and retries around one
+private method each, so that a plugin writes the simple part only; and the data that goes in and out. What it is not:
+it knows no GoatDB and no platform.
+
+Rules:
+- Only `goatherd.errors` escape, each naming provider, secret and operation, never a value.
+- Retries live here and nowhere else: jittered backoff, for `ThrottledError` and `UnavailableError` alone, inside one
+  deadline for the whole call.
+- What lists or describes has no value field; what holds a value hides it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import secrets
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import PurePath
+from types import TracebackType
+from typing import ClassVar, Final, NoReturn, Self, TypeVar, final
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    GoatherdError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+
+MAX_VALUE_BYTES: Final = 64 * 1024
+MAX_SECRET_ID_CHARS: Final = 512
+ORG_FIELD: Final = "{org}"
+
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
+# The narrowest rule among the platforms (Google's aliases), so that a label means the same everywhere.
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_RESERVED_LABELS = frozenset({"latest", "new"})
+_RANDOM = secrets.SystemRandom()
+
+Result = TypeVar("Result")
+ErrorKind = TypeVar("ErrorKind", bound=ProviderError)
+
+
+@final
+class Label(str):
+    """A movable name for one version of a secret, such as ``current``. Not a `VersionId`, whatever its text."""
+
+    __slots__ = ()
+
+
+@final
+class VersionId(str):
+    """A store's own id of one immutable value. Opaque: only the provider that made it reads an order out of it."""
+
+    __slots__ = ()
+
+
+CURRENT: Final = Label("current")
+STABLE: Final = Label("stable")
+
+
+@final
+class SecretBytes:
+    """A value that does not show: not in ``repr``, ``str``, a format string, a pickle, or joined to other bytes.
+
+    Equality takes constant time for equal lengths. `reveal` is the only way out, so that a search for it finds
+    every place that handles the bytes.
+    """
+
+    __slots__ = ("_value",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: bytes | bytearray | memoryview) -> None:
+        self._value = bytes(value)
+
+    def reveal(self) -> bytes:
+        """Return the bytes."""
+        return self._value
+
+    @property
+    def size(self) -> int:
+        """The length in bytes."""
+        return len(self._value)
+
+    # SECURITY: tests/unit/test_secret_bytes.py tries every way out that Python offers.
+    def __repr__(self) -> str:
+        return "SecretBytes(<hidden>)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SecretBytes):
+            return NotImplemented
+        return hmac.compare_digest(self._value, other._value)
+
+    def __copy__(self) -> SecretBytes:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SecretBytes:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a SecretBytes cannot be pickled")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a SecretBytes cannot be pickled")
+
+
+class VersionState(StrEnum):
+    """Whether a version's value can be read."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretVersion:
+    """What is known of one version. It has no value field, so that a log line cannot leak one.
+
+    Attributes:
+        id: The store's own id.
+        labels: The labels that point at it.
+        created_ms: Milliseconds since 1970, by the store's clock.
+        state: Whether its value can be read.
+    """
+
+    id: VersionId
+    labels: frozenset[Label] = frozenset()
+    created_ms: int
+    state: VersionState = VersionState.ENABLED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValue:
+    """One version with its value."""
+
+    version: SecretVersion
+    value: SecretBytes
+
+
+class ReadConsistency(StrEnum):
+    """What a read that starts after a write has returned may see."""
+
+    STRONG = "strong"
+    """That write or a newer one."""
+    STRONG_BY_VERSION = "strong-by-version"
+    """Strong when asked by version id; a label may still lead to an older version for a while."""
+    EVENTUAL = "eventual"
+    """Anything older, for a while."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantees:
+    """What a provider promises, as data. The contract suite tests the claims.
+
+    Attributes:
+        cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
+            page says what can happen instead.
+        read_consistency: See `ReadConsistency`.
+        max_value_bytes: Longer values are refused before the store is asked.
+        history: How many unlabelled versions the store keeps at least; None when it keeps all until destroyed.
+        destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
+        durable: Whether a value survives the end of the process that wrote it.
+        push: Whether the store can tell of a change by itself.
+    """
+
+    cas: bool
+    read_consistency: ReadConsistency
+    max_value_bytes: int = MAX_VALUE_BYTES
+    history: int | None = None
+    destroys: bool = True
+    durable: bool = True
+    push: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Jittered exponential backoff: attempt n waits a random part of ``base * 2**(n-1)``, at most `cap`."""
+
+    attempts: int = 5
+    base: timedelta = timedelta(milliseconds=100)
+    cap: timedelta = timedelta(seconds=3)
+
+    def delay(self, attempt: int) -> timedelta:
+        """Return how long to wait after failed attempt number `attempt` (from 1)."""
+        longest = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** (attempt - 1))
+        return timedelta(seconds=longest * _RANDOM.uniform(0.1, 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a public method, as the private method behind it sees it.
+
+    Attributes:
+        provider: The provider's URI scheme.
+        secret_id: The secret, checked.
+        operation: The public method's name.
+        request: Random text, the same for every attempt of this call. A store that can keep it with a version
+            recognizes a write that it has done already and whose answer was lost.
+        attempt: 1 for the first.
+    """
+
+    provider: str
+    secret_id: str
+    operation: str
+    request: str = field(default_factory=lambda: secrets.token_hex(16))
+    attempt: int = 1
+
+    def error(self, kind: type[ErrorKind], message: str, *, hint: str | None = None, final: bool = False) -> ErrorKind:
+        """Make an error that names provider, secret and operation.
+
+        Args:
+            kind: The class.
+            message: What went wrong. SECURITY: never with any part of a value (tests/contract guards it).
+            hint: What to do next, where the class's own hint is not the best one.
+            final: True where another attempt is pointless although the class is retryable.
+        """
+        error = kind(message, provider=self.provider, secret_id=self.secret_id, operation=self.operation, hint=hint)
+        if final:
+            error.retryable = False
+        return error
+
+
+def check_label(text: str) -> Label:
+    """Return `text` as a label.
+
+    Raises:
+        ConfigurationError: It is not 1 to 63 of ``[A-Za-z0-9_-]`` after a letter, or is ``latest`` or ``new``, which
+            some stores keep for themselves.
+    """
+    if isinstance(text, VersionId) or not _LABEL.fullmatch(text) or text in _RESERVED_LABELS:
+        raise ConfigurationError(
+            f"not a label: {str(text)!r}",
+            hint="A label starts with a letter, goes on with up to 62 of A-Z a-z 0-9 _ -, and is not latest or new.",
+        )
+    return Label(text)
+
+
+def secret_id_for(template: str, org: str) -> str:
+    """Return `template` with ``{org}`` replaced by the organization's id.
+
+    Raises:
+        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
+    """
+    # SECURITY: an organization named `../other` must not reach another secret
+    # (tests/unit/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
+    if not _COMPONENT.fullmatch(org) or org.strip(".") == "":
+        raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
+    return template.replace(ORG_FIELD, org)
+
+
+class SecretProvider(ABC):
+    """One kind of store. An async context manager; a provider that owns no connection also works without.
+
+    Every public method may raise, besides what its own docstring lists:
+        ProviderAccessDeniedError: The store or the operating system refuses.
+        ThrottledError: The store asks for patience, and still did after the retries.
+        UnavailableError: No answer within the deadline, or a damaged one. After a write it means "unknown": read
+            again to see. A damaged value is never reported as a missing one.
+        ProviderConfigurationError: The address, a name or the set-up cannot work.
+
+    A plugin subclasses this, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods, and
+    documents *Address, Credentials, Permissions, Guarantees* in its class docstring. A private method raises our
+    errors through `Call.error`, always ``from`` the platform's; anything else that escapes it is reported as its bug.
+
+    Attributes:
+        scheme: The URI scheme, which is also the entry point's name.
+        timeout: The deadline of one call, retries included.
+        retry: How often and how fast to retry.
+    """
+
+    scheme: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.retry = retry or RetryPolicy()
+        self.clock: Clock = clock or SystemClock()
+        self._entered = 0
+
+    # --- made and opened ------------------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        """Return a provider and the secret id (maybe with ``{org}`` in it) that `uri` names. Connects to nothing.
+
+        Raises:
+            ConfigurationError: The URI is not one of this scheme's.
+        """
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from GoatDB's ``cloudConfig`` shape, such as ``{"provider": …, "secretId": …}``.
+
+        Unless a plugin knows better: ``scheme:///secretId``, where a region means nothing and no other option exists.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        """
+        unknown = sorted(set(config) - {"provider", "secretId", "region"})
+        if unknown:
+            raise ConfigurationError(f"cloudConfig: provider {cls.scheme!r} has no option {unknown[0]!r}")
+        secret_id = config.get("secretId")
+        if not isinstance(secret_id, str) or not secret_id:
+            raise ConfigurationError("cloudConfig: secretId must be a text")
+        return cls.from_uri(f"{cls.scheme}:///{secret_id.removeprefix('/')}")
+
+    @property
+    @abstractmethod
+    def guarantees(self) -> Guarantees:
+        """What this provider promises."""
+
+    async def __aenter__(self) -> Self:
+        self._entered += 1
+        if self._entered == 1:
+            try:
+                await self._open()
+            except BaseException:
+                self._entered = 0
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered == 0:
+            await self._close()
+
+    # --- the algebra ----------------------------------------------------------------------------------------------
+
+    async def create(self, secret_id: str, value: SecretBytes | bytes, label: str = CURRENT) -> SecretVersion:
+        """Make a secret whose first version holds `value` and carries `label`.
+
+        Raises:
+            SecretExistsError: There is one already; it was not touched.
+            SecretTooLargeError: The value is longer than the store takes.
+        """
+        call = self._start("create", secret_id)
+        hidden, checked = self._check_value(call, value), self._check_label(call, label)
+        return await self._run(call, lambda now: self._create(now, hidden, checked))
+
+    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
+        """Return the version that a label points at, or the one with an id, with its value.
+
+        Args:
+            secret_id: The secret.
+            at: ``Label("current")`` or ``VersionId("7")``. Plain text is refused: it could mean either.
+
+        Raises:
+            SecretNotFoundError: No such secret or version, or nobody holds the label.
+            VersionDisabledError: The version's value was disabled or destroyed.
+            TypeError: `at` is plain text.
+        """
+        if not isinstance(at, Label | VersionId):
+            raise TypeError("at must be a Label or a VersionId")
+        call = self._start("read", secret_id)
+        place = self._check_label(call, at) if isinstance(at, Label) else at
+        found = await self._run(call, lambda now: self._read(now, place))
+        if found.value.size > self.guarantees.max_value_bytes:
+            raise call.error(SecretTooLargeError, f"version {found.version.id} is {found.value.size} bytes long")
+        return found
+
+    async def write(
+        self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None
+    ) -> SecretVersion:
+        """Put a new version into an existing secret and move `label` to it, if `label` still points at `expected`.
+
+        Args:
+            secret_id: The secret.
+            value: The bytes.
+            label: The label to move.
+            expected: The id of the version that holds `label` now; None for "nobody holds it".
+
+        Raises:
+            ConflictError: `label` points elsewhere. No label moved; at most an unlabelled version was left.
+            SecretNotFoundError: There is no such secret: `create` makes one.
+            SecretTooLargeError: The value is longer than the store takes.
+        """
+        call = self._start("write", secret_id)
+        hidden, checked = self._check_value(call, value), self._check_label(call, label)
+        holder = None if expected is None else _version_id(expected)
+        return await self._run(call, lambda now: self._write(now, hidden, checked, holder))
+
+    async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
+        """Move `label` to an existing version, if it still points at `expected` (None: if nobody holds it).
+
+        Raises:
+            ConflictError: `label` points elsewhere; nothing was changed.
+            SecretNotFoundError: No such secret or version.
+            VersionDisabledError: The version's value was disabled or destroyed.
+        """
+        call = self._start("label", secret_id)
+        checked, target = self._check_label(call, label), _version_id(version)
+        holder = None if expected is None else _version_id(expected)
+
+        async def move(now: Call) -> None:
+            try:
+                await self._label(now, checked, target, holder)
+            except ConflictError:
+                # An earlier attempt may have moved it before its answer got lost.
+                if now.attempt == 1 or not any(
+                    known.id == target and checked in known.labels for known in await self._versions(now)
+                ):
+                    raise
+
+        await self._run(call, move)
+
+    async def versions(self, secret_id: str) -> list[SecretVersion]:
+        """List the versions, newest first, destroyed ones too where the store remembers them. Reads no value.
+
+        Raises:
+            SecretNotFoundError: No such secret.
+        """
+        call = self._start("versions", secret_id)
+        return list(await self._run(call, self._versions))
+
+    async def destroy(self, secret_id: str, version: str) -> None:
+        """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
+
+        Raises:
+            ConflictError: A label points at it: move that first. Nothing was changed.
+            SecretNotFoundError: No such secret or version.
+            ProviderConfigurationError: The store cannot destroy one version (`Guarantees.destroys`).
+        """
+        call = self._start("destroy", secret_id)
+        if not self.guarantees.destroys:
+            raise call.error(ProviderConfigurationError, "this store cannot destroy a single version")
+        target = _version_id(version)
+        await self._run(call, lambda now: self._destroy(now, target))
+
+    async def delete(self, secret_id: str) -> None:
+        """Remove the secret with all its versions and labels.
+
+        Raises:
+            SecretNotFoundError: No such secret.
+        """
+        call = self._start("delete", secret_id)
+
+        async def remove(now: Call) -> None:
+            try:
+                await self._delete(now)
+            except SecretNotFoundError:
+                # An earlier attempt may have removed it before its answer got lost.
+                if now.attempt == 1:
+                    raise
+
+        await self._run(call, remove)
+
+    # --- what a plugin writes ---------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:  # noqa: B027 - most providers own nothing
+        """Open what the provider owns, such as a connection pool."""
+
+    async def _close(self) -> None:  # noqa: B027
+        """Close it."""
+
+    @abstractmethod
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        """See `create`. With a `Call.request` seen before, return what that call made."""
+
+    @abstractmethod
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        """See `read`."""
+
+    @abstractmethod
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        """See `write`. With a `Call.request` seen before, finish or return what that call began: no second version."""
+
+    @abstractmethod
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        """See `label`."""
+
+    @abstractmethod
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        """See `versions`."""
+
+    @abstractmethod
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        """See `destroy`."""
+
+    @abstractmethod
+    async def _delete(self, call: Call) -> None:
+        """See `delete`."""
+
+    def check_secret_id(self, secret_id: str) -> None:
+        """Check a secret's name; a plugin whose store allows other characters replaces this.
+
+        Raises:
+            ConfigurationError: It is not components of ``[A-Za-z0-9._-]`` between slashes, none of them dots only.
+        """
+        # SECURITY: no component can lead out of the store's place for us (tests/unit/test_provider_base.py).
+        if ORG_FIELD in secret_id:
+            raise ConfigurationError(
+                f"the secret id still holds {ORG_FIELD}: name an organization",
+                hint="One secret per organization: the id is completed with the organization's id.",
+            )
+        components = secret_id.split("/")
+        if len(secret_id) > MAX_SECRET_ID_CHARS or not all(
+            _COMPONENT.fullmatch(component) and component.strip(".") for component in components
+        ):
+            raise ConfigurationError(
+                f"not a secret id: {secret_id[:MAX_SECRET_ID_CHARS]!r}",
+                hint="Use components of A-Z a-z 0-9 . _ - with a slash between them, none of dots only.",
+            )
+
+    # --- around each call -------------------------------------------------------------------------------------------
+
+    def _start(self, operation: str, secret_id: str) -> Call:
+        call = Call(provider=self.scheme, secret_id=secret_id, operation=operation)
+        try:
+            self.check_secret_id(secret_id)
+        except ConfigurationError as error:
+            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
+        return call
+
+    def _check_label(self, call: Call, label: str) -> Label:
+        try:
+            return check_label(label)
+        except ConfigurationError as error:
+            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
+
+    def _check_value(self, call: Call, value: SecretBytes | bytes) -> SecretBytes:
+        hidden = value if isinstance(value, SecretBytes) else SecretBytes(value)
+        limit = self.guarantees.max_value_bytes
+        if hidden.size > limit:
+            raise call.error(SecretTooLargeError, f"the value is {hidden.size} bytes long, the store takes {limit}")
+        if hidden.size == 0:
+            raise call.error(ProviderConfigurationError, "an empty value is no secret: some stores refuse it")
+        return hidden
+
+    async def _run(self, call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
+        """Run one attempt after another until one succeeds, the policy ends, or the deadline passes."""
+        scope = asyncio.timeout(self.timeout.total_seconds())
+        last: ProviderError | None = None
+        try:
+            async with scope:
+                while True:
+                    try:
+                        return await _guarded(call, action)
+                    except (ThrottledError, UnavailableError) as error:
+                        last = error
+                        if not error.retryable or call.attempt >= self.retry.attempts:
+                            raise
+                        pause = self.retry.delay(call.attempt)
+                        if isinstance(error, ThrottledError) and error.retry_after is not None:
+                            pause = max(pause, timedelta(seconds=error.retry_after))
+                        if pause.total_seconds() >= (scope.when() or 0) - asyncio.get_running_loop().time():
+                            raise
+                    await self.clock.sleep(pause)
+                    call = replace(call, attempt=call.attempt + 1)
+        except TimeoutError:
+            waited = f"no answer within {self.timeout.total_seconds():g} s"
+            raise call.error(UnavailableError, waited if last is None else f"{waited}; last: {last}") from last
+
+
+def _version_id(text: str) -> VersionId:
+    if isinstance(text, Label):
+        raise TypeError("a label stands where a version id must")
+    return VersionId(text)
+
+
+async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
+    try:
+        return await action(call)
+    except GoatherdError:
+        raise
+    except TimeoutError:
+        raise call.error(UnavailableError, "the store did not answer in time") from None
+    except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
+        # SECURITY: the text of a stranger's exception may quote the value, so neither it nor the chain is shown
+        # (tests/unit/test_provider_base.py::test_a_stranger_exception_is_named_but_not_quoted).
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+        raise call.error(
+            ProviderError,
+            f"the plugin failed with {type(error).__name__} at {place}",
+            hint="This is a bug in the plugin: it must raise goatherd.errors only.",
+        ) from None

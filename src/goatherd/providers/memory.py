@@ -1,0 +1,144 @@
+"""Secrets in this process's memory: for tests, demos and embedding.
+
+What it is: the algebra over dicts. What it is not: a place to keep anything; nothing survives the process. Rules: one
+step between awaits, under a lock, so that threads and tasks may share a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from goatherd.clock import Clock
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import (
+    MAX_VALUE_BYTES,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+)
+from goatherd.providers.ledger import Entry, Ledger
+
+
+@dataclass(slots=True)
+class MemoryStore:
+    """What one or more memory providers share."""
+
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_SHARED: Final[dict[str, MemoryStore]] = {}
+
+
+class MemorySecretProvider(SecretProvider):
+    """Keep secrets in memory.
+
+    Address: ``memory:///name/secret``. All providers of one name share a store within the process. Made directly,
+        a provider has a store of its own unless it is given one.
+    Credentials: none.
+    Permissions: none; whoever runs in the process can read it.
+    Guarantees: compare-and-swap, strong reads, every version kept until destroyed; gone with the process.
+    """
+
+    scheme = "memory"
+
+    def __init__(
+        self,
+        store: MemoryStore | None = None,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self._store = MemoryStore() if store is None else store
+        self._guarantees = Guarantees(
+            cas=True, read_consistency=ReadConsistency.STRONG, max_value_bytes=max_value_bytes, durable=False
+        )
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        parts = urlsplit(uri)
+        name, _, secret_id = parts.path.removeprefix("/").partition("/")
+        if parts.netloc or parts.query or parts.fragment or not name or not secret_id:
+            raise ConfigurationError(f"not a memory address: {uri!r}", hint="Write memory:///name/secret.")
+        return cls(_SHARED.setdefault(name, MemoryStore())), secret_id
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self._guarantees
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        with self._store.lock:
+            ledger = self._ledger(call)
+            if (made := ledger.made_by(call.request)) is not None:
+                return ledger.describe(made)
+            return self._put(call, ledger.created(call, self._entry(call, value), label), value)
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        with self._store.lock:
+            ledger = self._ledger(call)
+            number = ledger.find(call, at)
+            return SecretValue(version=ledger.describe(number), value=self._store.values[call.secret_id, number])
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        with self._store.lock:
+            ledger = self._ledger(call)
+            if (made := ledger.made_by(call.request)) is not None:
+                return ledger.describe(made)
+            return self._put(call, ledger.written(call, self._entry(call, value), label, expected), value)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        with self._store.lock:
+            self._store.ledgers[call.secret_id] = self._ledger(call).labelled(call, label, version, expected)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        with self._store.lock:
+            ledger = self._ledger(call)
+            ledger.must_exist(call)
+            return ledger.newest_first()
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        with self._store.lock:
+            self._store.ledgers[call.secret_id] = self._ledger(call).destroyed(call, version)
+            self._store.values.pop((call.secret_id, int(version)), None)
+
+    async def _delete(self, call: Call) -> None:
+        with self._store.lock:
+            ledger = self._ledger(call)
+            ledger.must_exist(call)
+            del self._store.ledgers[call.secret_id]
+            for number in ledger.entries:
+                self._store.values.pop((call.secret_id, number), None)
+
+    def _ledger(self, call: Call) -> Ledger:
+        return self._store.ledgers.get(call.secret_id, Ledger())
+
+    def _entry(self, call: Call, value: SecretBytes) -> Entry:
+        return Entry(
+            created_ms=self.clock.now_ms(),
+            request=call.request,
+            digest=hashlib.sha256(value.reveal()).hexdigest(),
+            size=value.size,
+        )
+
+    def _put(self, call: Call, ledger: Ledger, value: SecretBytes) -> SecretVersion:
+        number = ledger.next_number - 1
+        self._store.values[call.secret_id, number] = value
+        self._store.ledgers[call.secret_id] = ledger
+        return ledger.describe(number)
