@@ -11,7 +11,6 @@ refusal, or not what a GoatDB server says), both naming the URL.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +21,10 @@ import orjson
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import DecodeError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, Session, sign_request
-from goatherd.ids import new_id
+from goatherd.ids import new_id, new_seeds
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.messages import VERSION
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
 PUSH_CHUNK: Final = 500
 PULL_ROUNDS: Final = 200
-VERSION: Final = 50595584
 
 Message = dict[str, Any]
 
@@ -122,7 +123,7 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
         draft = OwnedSession.generate(session_id="draft", owner=None, now_ms=self._clock.now_ms())
-        body = encode_json({"publicKey": draft.session.public_key.to_jwk()})
+        body = to_json_bytes({"publicKey": draft.session.public_key.to_jwk()})
         url = "/auth/session"
         answer = await self._json("POST", url, content=body)
         try:
@@ -152,7 +153,7 @@ class NodeClient:
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 403: the server does not trust `signer`.
         """
-        body = encode_json([{"path": path, "msg": message} for path, message in requests])
+        body = to_json_bytes([{"path": path, "msg": message} for path, message in requests])
         answer = await self._json("POST", "/batch-sync", content=body, headers=self._signed(signer, now_ms))
         if not isinstance(answer, list) or len(answer) != len(requests):
             raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
@@ -213,8 +214,8 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
         commits: dict[str, dict[str, Any]] = {}
-        for round_number in range(PULL_ROUNDS):
-            message = {"ver": VERSION, "f": _filter_of(commits, round_number), "s": len(commits), "c": [], "ad": []}
+        for _ in range(PULL_ROUNDS):
+            message = {"ver": VERSION, "f": _filter_of(commits), "s": len(commits), "c": [], "ad": []}
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
             sent = reply.get("c", [])
             if not isinstance(sent, list):
@@ -324,45 +325,11 @@ class NodeClient:
         )
 
 
-def parse_json(body: bytes) -> Any:
-    """Parse JSON as JavaScript's ``JSON.parse`` would; lone surrogates and numbers beyond a double are read.
-
-    Raises:
-        DecodeError: Not JSON, or nested too deep.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_javascript_integer)
-    except (ValueError, RecursionError):
-        raise DecodeError("not JSON") from None
-
-
-def encode_json(value: Any) -> bytes:
-    """Write JSON that ``JSON.parse`` reads back as `value`; a lone surrogate is escaped, as JavaScript does."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits
-        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)
-
-
-def _javascript_integer(digits: str) -> int | float:
-    return int(digits) if len(digits) < 18 else float(digits)
-
-
-def _filter_of(commits: Mapping[str, Any], round_number: int) -> Any:
+def _filter_of(commits: Mapping[str, Any]) -> Any:
     if not commits:
         return _EMPTY_FILTER
-    from goatherd.wire.bloom import BloomFilter, seed_count
-
-    seeds = range(1 + round_number * 64, 1 + round_number * 64 + seed_count(len(commits), _PULL_ERROR_RATE))
-    bloom = BloomFilter.for_size(len(commits), _PULL_ERROR_RATE, seeds)
+    size = len(commits)
+    bloom = BloomFilter.for_size(size, _PULL_ERROR_RATE, new_seeds(seed_count(size, _PULL_ERROR_RATE)))
     for commit_id in commits:
         bloom.add(commit_id)
     return {"__t": "E", "__v": bloom.to_json()}

@@ -13,10 +13,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import VERSION, NodeClient, encode_json, parse_json
+from goatherd.client import NodeClient
 from goatherd.crypto import PublicKey
-from goatherd.errors import ClockSkewError, DecodeError, NodeRefusedError, NodeUnreachableError
+from goatherd.errors import ClockSkewError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, parse_signature, verify_request
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.messages import VERSION
 
 NOW_MS = 1_795_529_337_420
 URL = "http://goat.test:8080"
@@ -206,8 +208,6 @@ async def test_a_push_goes_out_in_chunks_and_asks_for_nothing_back() -> None:
 
 
 async def test_a_pull_asks_on_with_a_truthful_filter_until_a_server_that_caps_its_replies_has_sent_all() -> None:
-    from goatherd.wire.bloom import BloomFilter
-
     stored = [{"id": f"commit-{n}", "k": str(n)} for n in range(25)]
     rounds: list[int] = []
 
@@ -299,21 +299,7 @@ async def test_a_pool_that_was_lent_stays_open() -> None:
     await http.aclose()
 
 
-# --- JSON -----------------------------------------------------------------------------------------------------------
-
-
-def test_json_is_read_as_javascript_reads_it() -> None:
-    assert parse_json(b'"\\ud800"') == "\ud800"
-    assert parse_json(b"[1e400]") == [float("inf")]
-    assert parse_json(b"123456789012345678901234567890") == 123456789012345678901234567890.0
-    for bad in (b"", b"[NaN]", b"[" * 1_000_000, b"\xff", b'{"a":1}x'):
-        with pytest.raises(DecodeError):
-            parse_json(bad)
-
-
-def test_a_lone_surrogate_survives_being_written_and_read() -> None:
-    assert encode_json({"title": "\ud800", "n": 1.5}) == b'{"title":"\\ud800","n":1.5}'
-    assert parse_json(encode_json(["\udfff"])) == ["\udfff"]
+# --- the module -----------------------------------------------------------------------------------------------------
 
 
 def test_importing_the_client_does_not_import_the_http_library() -> None:
