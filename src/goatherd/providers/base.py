@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 import secrets
 import traceback
@@ -25,7 +24,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePath
 from types import TracebackType
-from typing import ClassVar, Final, NoReturn, Self, TypeVar, final
+from typing import ClassVar, Final, Self, TypeVar, final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
@@ -39,6 +38,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.providers.secret_bytes import SecretBytes as SecretBytes
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_SECRET_ID_CHARS: Final = 512
@@ -70,56 +70,6 @@ class VersionId(str):
 
 CURRENT: Final = Label("current")
 STABLE: Final = Label("stable")
-
-
-@final
-class SecretBytes:
-    """A value that does not show: not in ``repr``, ``str``, a format string, a pickle, or joined to other bytes.
-
-    Equality takes constant time for equal lengths. `reveal` is the only way out, so that a search for it finds
-    every place that handles the bytes.
-    """
-
-    __slots__ = ("_value",)
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, value: bytes | bytearray | memoryview) -> None:
-        self._value = bytes(value)
-
-    def reveal(self) -> bytes:
-        """Return the bytes."""
-        return self._value
-
-    @property
-    def size(self) -> int:
-        """The length in bytes."""
-        return len(self._value)
-
-    # SECURITY: tests/unit/test_secret_bytes.py tries every way out that Python offers.
-    def __repr__(self) -> str:
-        return "SecretBytes(<hidden>)"
-
-    __str__ = __repr__
-
-    def __format__(self, spec: str) -> str:
-        return repr(self)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SecretBytes):
-            return NotImplemented
-        return hmac.compare_digest(self._value, other._value)
-
-    def __copy__(self) -> SecretBytes:
-        return self
-
-    def __deepcopy__(self, memo: object) -> SecretBytes:
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a SecretBytes cannot be pickled")
-
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("a SecretBytes cannot be pickled")
 
 
 class VersionState(StrEnum):
@@ -215,6 +165,7 @@ class Call:
         request: Random text, the same for every attempt of this call. A store that can keep it with a version
             recognizes a write that it has done already and whose answer was lost.
         attempt: 1 for the first.
+        waits: What the call has waited for, in order, to be told when the deadline passes.
     """
 
     provider: str
@@ -222,6 +173,7 @@ class Call:
     operation: str
     request: str = field(default_factory=lambda: secrets.token_hex(16))
     attempt: int = 1
+    waits: list[str] = field(default_factory=list)
 
     def error(self, kind: type[ErrorKind], message: str, *, hint: str | None = None, final: bool = False) -> ErrorKind:
         """Make an error that names provider, secret and operation.
@@ -574,7 +526,8 @@ class SecretProvider(ABC):
                     call = replace(call, attempt=call.attempt + 1)
         except TimeoutError:
             waited = f"no answer within {self.timeout.total_seconds():g} s"
-            raise call.error(UnavailableError, waited if last is None else f"{waited}; last: {last}") from last
+            reason = call.waits[-1] if call.waits else str(last or "")
+            raise call.error(UnavailableError, f"{waited}: {reason}" if reason else waited) from last
 
 
 def _version_id(text: str) -> VersionId:
