@@ -1,0 +1,219 @@
+"""Finds the command, reads the options, turns errors into exit codes.
+
+What it is: the menu of ``goatherd`` and the frame around every command. What it is not: it knows no store and no
+server. Rules: a command's module is imported when the command is typed (tests/unit/cli/test_help.py); this is the only
+place that maps errors to exit codes.
+"""
+
+# ruff: noqa: ARG002 (click's methods have the arguments that click gives them)
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import goatherd
+from goatherd.cli.output import Output
+from goatherd.config import Options, keys, load_options
+from goatherd.errors import GoatherdError
+
+EXIT_CODES = {
+    "configuration": 2,
+    "plugin": 3,
+    "wire": 4,
+    "verification": 5,
+    "identity": 6,
+    "provider": 7,
+    "settings": 8,
+    "node": 9,
+    "rotation": 10,
+}
+"""By the first part of an error's code."""
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_FINDINGS = 11
+EXIT_INTERRUPTED = 130
+
+EXIT_MEANINGS = {
+    0: "done",
+    EXIT_INTERNAL: "a bug of Goatherd",
+    EXIT_USAGE: "the command line, the environment or goatherd.toml is wrong",
+    3: "a plugin, or the libraries that it needs, are not installed",
+    4: "malformed bytes from a peer, a client or a file",
+    5: "something signed is not to be believed",
+    6: "the identity is malformed, refused, or exists already",
+    7: "the secret store could not do what was asked",
+    8: "settings could not be read",
+    9: "a server, or its data directory, does not answer as one should",
+    10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
+    EXIT_FINDINGS: "`doctor` or `status` found something wrong",
+    EXIT_INTERRUPTED: "interrupted",
+}
+
+COMMANDS = {
+    "init": ("commands_store", "Create an identity in a store that has none."),
+    "migrate": ("commands_store", "Bring a GoatDB server's identity into a store."),
+    "export": ("commands_store", "Write the identity as a GoatDB settings.json."),
+    "show": ("commands_store", "Show the identity, without its keys."),
+    "versions": ("commands_store", "List the stored versions and their labels."),
+    "status": ("commands_cluster", "Show the store, the identity, and what every node does."),
+    "doctor": ("commands_cluster", "Check the store, the identity and every node."),
+    "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
+    "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
+    "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
+    "demo": ("commands_serve", "Three servers, one identity, two rotations under traffic."),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """What every command gets: the options, the writer, and whether to show tracebacks."""
+
+    options: Options
+    out: Output
+    debug: bool
+
+
+class Menu(click.Group):
+    """The commands, imported one by one when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"goatherd.cli.{COMMANDS[cmd_name][0]}")
+        found = getattr(module, cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Menu,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="The store is named by --provider URI, by GOATHERD_PROVIDER, or by `provider` in goatherd.toml.",
+)
+@click.version_option(goatherd.__version__, prog_name="goatherd")
+def cli() -> None:
+    """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
+
+
+def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function into a command with the options that every command has.
+
+    The function gets an `App` first, then those of its own options that are not fields of `Options`.
+
+    Args:
+        example: What the help shows as an example, one command a line.
+        nodes: Whether the command talks to servers: adds --node and --timeout.
+    """
+    attributes = {key.attribute for key in keys()}
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def entry(**given: Any) -> None:
+            as_json, debug, file = given.pop("as_json"), given.pop("debug"), given.pop("config_file")
+            flags = {name: given.pop(name) for name in list(given) if name in attributes}
+            options = load_options(flags, os.environ, directory=Path.cwd(), file=file)
+            function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
+
+        entry.__doc__ = function.__doc__
+        entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
+        shared = [
+            click.option("--provider", metavar="URI", help="The store, such as file:///srv/keys/root."),
+            click.option("--org", metavar="ID", help="The organization, for `{org}` in the secret's name."),
+            click.option("--config", "config_file", type=click.Path(path_type=Path), help="Not ./goatherd.toml."),
+            click.option("--json", "as_json", is_flag=True, help="Write one JSON document, an error too."),
+            click.option("--debug", is_flag=True, help="Show where an error came from."),
+        ]
+        if nodes:
+            shared[:0] = [
+                click.option("--node", "nodes", multiple=True, metavar="URL", help="A server; give one for each."),
+                click.option("--timeout", metavar="TIME", help="Patience with one answer, such as 5s."),
+            ]
+        wrapped: Callable[..., None] = entry
+        for option in reversed(shared):
+            wrapped = option(wrapped)
+        # click applies decorators from the bottom up: put the command's own options before the shared ones.
+        params: list[click.Parameter] = wrapped.__click_params__  # type: ignore[attr-defined]
+        own = params[: len(params) - len(shared)]
+        params[:] = params[len(params) - len(shared) :] + own
+        name = function.__name__.rstrip("_")
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
+        return click.command(name, short_help=COMMANDS[name][1], epilog=epilog)(wrapped)
+
+    return decorate
+
+
+def exit_code(error: GoatherdError) -> int:
+    """Return the exit code of an error's family."""
+    return EXIT_CODES.get(error.code.partition(".")[0], EXIT_INTERNAL)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors are written, none escapes."""
+    flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
+    out, debug = Output(as_json="--json" in flags), "--debug" in flags
+    try:
+        done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "goatherd"
+        out.failure("usage", error.format_message(), f"`{where} --help` shows what it takes.")
+        return EXIT_USAGE
+    except click.ClickException as error:
+        out.failure("usage", error.format_message(), "")
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        out.failure("interrupted", "interrupted", "")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`goatherd versions | head`): nothing more to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseExceptionGroup as group:
+        return _report(out, _first(group), debug=debug)
+    except Exception as error:  # noqa: BLE001 - the last frame: whatever it is, it is told without key material
+        return _report(out, error, debug=debug)
+    return done if isinstance(done, int) else 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the most telling error of a group: one of ours, else the first."""
+    flat: list[BaseException] = []
+    queue: list[BaseException] = [group]
+    while queue:
+        error = queue.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            queue.extend(error.exceptions)
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, GoatherdError)), flat[0])
+
+
+def _report(out: Output, error: BaseException, *, debug: bool) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        out.failure("interrupted", "interrupted", "")
+        return EXIT_INTERRUPTED
+    out.error(error, debug=debug)
+    return exit_code(error) if isinstance(error, GoatherdError) else EXIT_INTERNAL

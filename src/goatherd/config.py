@@ -1,0 +1,337 @@
+"""Options: goatherd.toml, environment and flags become one frozen value.
+
+What it is: the one list of every option (the fields of `Options`), their text forms, and the order of precedence: a
+flag, then the environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no
+provider; an option of a provider travels in its URI.
+Rules: times are text with a unit; a key that nobody knows is an error that names the nearest one; the reference page
+docs/reference/configuration.md is generated from here (tests/docs).
+"""
+
+# ruff: noqa: RUF009 (`_key` is `dataclasses.field` with its metadata in a fixed shape; it makes nothing shared)
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from goatherd.errors import ConfigurationError
+
+FILE_NAME = "goatherd.toml"
+ENVIRONMENT_PREFIX = "GOATHERD_"
+FILE_VARIABLE = "GOATHERD_CONFIG"
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read a time with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
+
+    Raises:
+        ConfigurationError: A bare number, or not a time.
+    """
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip().lower().replace(" ", "")
+    if isinstance(value, bool) or not _DURATION.fullmatch(text):
+        hint = "Write the unit: ms, s, m, h, d or w, such as 30s or 30d."
+        raise ConfigurationError(f"{value!r} is not a time with a unit", hint=hint)
+    try:
+        return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+    except OverflowError:
+        raise ConfigurationError(f"{value!r} is too long a time") from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return the shortest exact text that `parse_duration` reads back, to the millisecond."""
+    left = round(duration.total_seconds() * 1000)
+    if left == 0:
+        return "0s"
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{value!r} is not a text")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[,\s]+", value) if part]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigurationError(f"{value!r} is not a list of texts")
+    return tuple(value)
+
+
+def _path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
+
+
+def _port(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise ConfigurationError(f"{value!r} is not a port", hint="A port is 0 to 65535; 0 takes a free one.")
+    return int(text)
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if isinstance(value, str) and value.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ConfigurationError(f"{value!r} is neither true nor false")
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s@?#]+(?:/[^\s?#]*)?", text):
+        hint = "A node's address looks like http://host:port."
+        raise ConfigurationError(f"{text!r} is not the address of a node", hint=hint)
+    return text.rstrip("/")
+
+
+def _urls(value: object) -> tuple[str, ...]:
+    return tuple(_url(text) for text in _texts(value))
+
+
+def _store_type(value: object) -> str:
+    if value not in ("cloud", "file"):
+        raise ConfigurationError(f"{value!r} is not a kind of settings", hint='Either "cloud" or "file".')
+    return str(value)
+
+
+def _cloud_config(value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
+        raise ConfigurationError("cloudConfig is a table of texts")
+    for name in ("provider", "secretId"):
+        if name not in value:
+            raise ConfigurationError(f"cloudConfig has no {name!r}")
+    return dict(value)
+
+
+def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
+    return field(default=default, metadata={"name": name, "parse": parse, "form": form, "help": text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Every option with its value. A field's metadata holds its key in goatherd.toml, its form and its meaning.
+
+    Attributes:
+        origin: For each key that was given, where: ``flag``, the environment variable, or the file.
+    """
+
+    provider: str | None = _key("provider", _text, None, "URI", "The store and the secret that hold the identity.")
+    type: str | None = _key(
+        "type", _store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
+    )
+    cloud_config: Mapping[str, str] | None = _key(
+        "cloudConfig",
+        _cloud_config,
+        None,
+        "table",
+        'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
+        "`provider` as a URI, where given nearer, wins over it.",
+    )
+    org: str = _key("org", _text, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
+    nodes: tuple[str, ...] = _key(
+        "nodes", _urls, (), "list of URLs", "The servers that `status`, `doctor` and `rotate` talk to."
+    )
+    timeout: timedelta = _key("timeout", parse_duration, timedelta(seconds=5), "time", "Patience with one answer.")
+
+    settings_refresh_interval: timedelta = _key(
+        "settings.refresh_interval",
+        parse_duration,
+        timedelta(seconds=30),
+        "time",
+        "How often a server reads the store, give or take a little jitter.",
+    )
+
+    serve_data: Path | None = _key("serve.data", _path, None, "path", "The data directory of `goatherd serve`.")
+    serve_settings: Path | None = _key(
+        "serve.settings", _path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
+    )
+    serve_host: str = _key("serve.host", _text, "127.0.0.1", "text", "The address to listen on.")
+    serve_port: int = _key("serve.port", _port, 8080, "number", "The port to listen on; 0 takes a free one.")
+    serve_peers: tuple[str, ...] = _key(
+        "serve.peers", _urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
+    )
+    serve_shutdown_timeout: timedelta = _key(
+        "serve.shutdown_timeout",
+        parse_duration,
+        timedelta(seconds=10),
+        "time",
+        "How long a stopping server waits for the requests that it is answering.",
+    )
+
+    rotation_lifetime: timedelta = _key(
+        "rotation.lifetime",
+        parse_duration,
+        timedelta(days=180),
+        "time",
+        "How long a new root session is valid. An unmodified GoatDB server wants more than 15 days left at its start.",
+    )
+    rotation_adoption: timedelta = _key(
+        "rotation.adoption",
+        parse_duration,
+        timedelta(minutes=5),
+        "time",
+        "How long the nodes have for each phase before the rotation is cancelled or rolled back.",
+    )
+    rotation_settle: timedelta = _key(
+        "rotation.settle",
+        parse_duration,
+        timedelta(seconds=90),
+        "time",
+        "How long to wait, after a cancel or a roll-back, for the nodes to sign with the restored root.",
+    )
+    rotation_poll: timedelta = _key(
+        "rotation.poll",
+        parse_duration,
+        timedelta(seconds=1),
+        "time",
+        "The longest pause between two looks at the nodes.",
+    )
+    rotation_grace: timedelta = _key(
+        "rotation.grace",
+        parse_duration,
+        timedelta(days=30),
+        "time",
+        "How long after a rotation the old private key stays in the store, so that one can go back. "
+        "`retire` waits for it.",
+    )
+
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One option as the reference page shows it."""
+
+    name: str
+    attribute: str
+    variable: str
+    form: str
+    help: str
+    default: Any
+    parse: Callable[[object], Any]
+
+    @property
+    def default_text(self) -> str:
+        """Return the default as goatherd.toml would write it, or nothing."""
+        if self.default is None or self.default == ():
+            return ""
+        if isinstance(self.default, timedelta):
+            return format_duration(self.default)
+        return str(self.default)
+
+
+def keys() -> tuple[Key, ...]:
+    """Return every option in the order of the reference page."""
+    return tuple(
+        Key(
+            name=item.metadata["name"],
+            attribute=item.name,
+            variable=ENVIRONMENT_PREFIX + re.sub(r"\W", "_", _snake(item.metadata["name"])).upper(),
+            form=item.metadata["form"],
+            help=item.metadata["help"],
+            default=item.default,
+            parse=item.metadata["parse"],
+        )
+        for item in fields(Options)
+        if "name" in item.metadata
+    )
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+
+
+def load_options(
+    flags: Mapping[str, object], environ: Mapping[str, str], *, directory: Path, file: Path | None = None
+) -> Options:
+    """Put the options together.
+
+    Args:
+        flags: Values by the names of the fields of `Options`; None and an empty tuple mean not given.
+        environ: The environment.
+        directory: Where a goatherd.toml is looked for when nothing names one.
+        file: The file that a flag names; else ``GOATHERD_CONFIG``; a named file must exist.
+
+    Raises:
+        ConfigurationError: The file is missing, is not TOML, has an unknown key, or a value has the wrong form.
+    """
+    named = file or (Path(environ[FILE_VARIABLE]).expanduser() if environ.get(FILE_VARIABLE) else None)
+    path = named or directory / FILE_NAME
+    in_file = _read(path, must_exist=named is not None)
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for key in keys():
+        given = flags.get(key.attribute)
+        if given is not None and given != ():
+            values[key.attribute], origin[key.name] = _parse(key, given, "the flag"), "flag"
+        elif environ.get(key.variable) and key.form != "table":
+            values[key.attribute] = _parse(key, environ[key.variable], key.variable)
+            origin[key.name] = key.variable
+        elif key.name in in_file:
+            values[key.attribute] = _parse(key, in_file[key.name], str(path))
+            origin[key.name] = str(path)
+    return Options(**values, origin=origin)
+
+
+def _parse(key: Key, value: object, where: str) -> Any:
+    try:
+        return key.parse(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key.name} (from {where}): {error}", hint=error.hint) from None
+
+
+def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigurationError(f"there is no {path}") from None
+        return {}
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    known = [key.name for key in keys()]
+    flat = dict(_flatten(document, {name.partition(".")[0] for name in known if "." in name}))
+    for name in flat:
+        if name not in known:
+            raise ConfigurationError(f"{path} has an unknown key {name!r}", hint=nearest(name, known))
+    return flat
+
+
+def _flatten(document: Mapping[str, object], sections: set[str]) -> Iterable[tuple[str, object]]:
+    for name, value in document.items():
+        if name in sections and isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", item) for inner, item in value.items())
+        else:
+            yield name, value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest known key, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not close:
+        tail = name.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == tail][:1]
+    return f"Did you mean {close[0]!r}?" if close else "Known keys: " + ", ".join(known) + "."
