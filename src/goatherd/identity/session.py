@@ -6,7 +6,8 @@ and a verdict depends on the time (T10).
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,15 +17,22 @@ from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import (
     ClockSkewError,
     DecodeError,
+    EncodeError,
     ExpiredSessionError,
     InvalidSignatureError,
     KeyMismatchError,
     UnknownSignerError,
 )
+from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import (
+    JS_SPACE,
+    UNDEFINED,
     base32_decode,
     base32_encode,
+    json_number,
+    json_string,
     ms_from_seconds,
+    parse_json,
     seconds_from_ms,
     stable_stringify,
     to_json,
@@ -169,7 +177,14 @@ class OwnedSession:
 
 @dataclass(frozen=True, slots=True)
 class SignatureEnvelope:
-    """A decoded signature string: who signed, the raw signature, when (unsigned!), and the embedded data."""
+    """A decoded signature string.
+
+    Attributes:
+        session_id: Who signed, by their own word.
+        signature: The raw signature.
+        ts: When, in ms, of any JSON kind. Not signed (T9).
+        data: The embedded data, `UNDEFINED` when there are none.
+    """
 
     session_id: str
     signature: bytes
@@ -184,17 +199,24 @@ def parse_signature(text: str) -> SignatureEnvelope:
         InvalidSignatureError: Not base32, not JSON, or a member is missing or of the wrong kind.
     """
     try:
-        envelope = json.loads(base32_decode(text))
-        session_id, signature = envelope["i"], base32_decode(envelope["s"])
-    except (DecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        envelope = parse_json(base32_decode(text))
+        if type(envelope) is not dict:
+            raise InvalidSignatureError("the signature string holds no JSON object")
+        signature = base32_decode(envelope.get("s"))
+    except DecodeError:
         raise InvalidSignatureError("the signature string is malformed") from None
+    session_id = envelope.get("i")
     if not isinstance(session_id, str) or not session_id:
         raise InvalidSignatureError("the signature names no session")
-    return SignatureEnvelope(session_id, signature, envelope.get("ts"), envelope.get("d"))
+    return SignatureEnvelope(session_id, signature, envelope.get("ts", UNDEFINED), envelope.get("d", UNDEFINED))
 
 
 def signed_text(session_id: str, external: Any, embedded: Any) -> str:
-    """Return the exact text that is signed (formats 4.2 steps 1 and 2)."""
+    """Return the exact text that is signed (formats 4.2 steps 1 and 2).
+
+    Raises:
+        EncodeError: A null inside the data.
+    """
     container = {"sessionId": session_id}
     if _truthy(external):
         container["extData"] = external
@@ -204,7 +226,39 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
 
 
 def _truthy(value: Any) -> bool:
-    return bool(value) and value == value or isinstance(value, dict | list | tuple)
+    """Whether JavaScript takes the value for true: empty arrays and objects are, NaN is not."""
+    if value is None or value is UNDEFINED:
+        return False
+    if isinstance(value, str | bool | int | float):
+        return bool(value) and value == value
+    return True
+
+
+def _number(value: Any) -> float:
+    """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number."""
+    if value is None:
+        return 0.0
+    if isinstance(value, bool | int | float):
+        return float(value)
+    if isinstance(value, list) and len(value) <= 1:
+        return _number(value[0] if value and value[0] is not None else "")
+    if not isinstance(value, str):
+        return math.nan
+    text = value.strip(JS_SPACE)
+    if not text:
+        return 0.0
+    for prefix, base in (("0x", 16), ("0o", 8), ("0b", 2)):
+        if text[:2].lower() == prefix:
+            digits = text[2:]
+            return float(int(digits, base)) if digits.isalnum() and _is_integer_text(digits, base) else math.nan
+    return float(text) if _DECIMAL.fullmatch(text) else math.nan
+
+
+def _is_integer_text(digits: str, base: int) -> bool:
+    return all(digit in "0123456789abcdef"[:base] for digit in digits.lower())
+
+
+_DECIMAL = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
 
 
 def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
@@ -213,28 +267,90 @@ def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedde
     Raises:
         EncodeError: A null inside the data.
     """
-    raw = owned.signer.sign(signed_text(owned.id, external, embedded).encode())
-    envelope: dict[str, Any] = {"i": owned.id, "s": base32_encode(raw), "ts": now_ms}
-    if _truthy(embedded):
-        envelope["d"] = embedded
-    return base32_encode(to_json(envelope).encode())
+    return _sign(owned, signed_text(owned.id, external, embedded), embedded, now_ms)
+
+
+def _sign(owned: OwnedSession, text: str, embedded: Any, now_ms: int) -> str:
+    signature = base32_encode(owned.signer.sign(text.encode()))
+    data = f',"d":{to_json(embedded)}' if _truthy(embedded) else ""
+    envelope = f'{{"i":{json_string(owned.id)},"s":"{signature}","ts":{json_number(now_ms)}{data}}}'
+    return base32_encode(envelope.encode())
 
 
 def verify_data(session: Session, signature: str | SignatureEnvelope, *, external: Any = None) -> None:
     """Check that `session` signed `external` and the data embedded in the signature (formats 4.3).
 
     Raises:
-        InvalidSignatureError: Malformed, or over something else.
+        InvalidSignatureError: Malformed, over something else, or over data that cannot be signed (a null inside).
         UnknownSignerError: It names another session.
         ExpiredSessionError: Its own time is later than the session's expiration.
     """
     envelope = parse_signature(signature) if isinstance(signature, str) else signature
-    if envelope.session_id != session.id:
-        raise UnknownSignerError(f"signed by session {envelope.session_id!r}, not by {session.id!r}")
-    if isinstance(envelope.ts, int | float) and envelope.ts > session.expiration_ms:
-        raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
-    text = signed_text(session.id, external, envelope.data)
+    _check_envelope(session, envelope)
+    try:
+        text = signed_text(session.id, external, envelope.data)
+    except EncodeError as error:
+        raise InvalidSignatureError(f"what was to be signed cannot be: {error}") from error
     session.public_key.verify(envelope.signature, text.encode())
+
+
+def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
+    if envelope.session_id != session.id:
+        raise UnknownSignerError(f"signed by session {envelope.session_id!r:.100}, not by {session.id!r}")
+    ts = envelope.ts
+    # COMPAT: JavaScript's comparison; a missing ts never counts as late (T9).
+    if ts is not UNDEFINED and _number(ts) > session.expiration_ms:
+        raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
+
+
+def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
+    """Return the commit with `owned`'s signature over its canonical form (formats 6.5).
+
+    Args:
+        now_ms: The time that goes into the signature's envelope.
+
+    Raises:
+        EncodeError: A null inside the contents, or a commit that no reader could verify (no ts, no connection).
+    """
+    if not commit.ts or not commit.connection or not commit.version:
+        raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
+    return commit.with_signature(_sign(owned, commit.signed_text(owned.id), None, now_ms))
+
+
+def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:
+    """Check that `session` signed the commit. Whether the session may write it is not looked at.
+
+    Args:
+        envelope: The commit's parsed signature, where the caller has it already.
+
+    Raises:
+        InvalidSignatureError: Unsigned, malformed, or over something else.
+        UnknownSignerError: The signature names another session.
+        ExpiredSessionError: The signature's own time is later than the session's expiration.
+    """
+    if commit.signature is None:
+        raise InvalidSignatureError(f"commit {commit.id!r:.100} is not signed")
+    if envelope is None:
+        envelope = parse_signature(commit.signature)
+    _check_envelope(session, envelope)
+    if not commit.ts or not commit.connection or not commit.version:
+        # COMPAT: GoatDB fills these in with its own time, connection and version, and then finds another text.
+        raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
+    if _truthy(envelope.data):
+        text = _text_with_embedded(session.id, commit, envelope.data)
+    else:
+        try:
+            text = commit.signed_text(session.id)
+        except EncodeError as error:
+            raise InvalidSignatureError(f"the commit holds what cannot be signed: {error}") from error
+    session.public_key.verify(envelope.signature, text.encode())
+
+
+def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:
+    try:
+        return signed_text(session_id, commit.signed_object(), embedded)
+    except EncodeError as error:
+        raise InvalidSignatureError(f"the commit holds what cannot be signed: {error}") from error
 
 
 def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
@@ -248,16 +364,25 @@ def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_
     Raises:
         ClockSkewError: Its embedded time is more than three minutes from `now_ms`, or missing.
         ExpiredSessionError: The session has expired.
-        InvalidSignatureError, UnknownSignerError: As `verify_data`.
+        InvalidSignatureError, UnknownSignerError: As `verify_data`; without embedded data, malformed.
     """
     envelope = parse_signature(signature) if isinstance(signature, str) else signature
-    data = envelope.data
-    try:
-        ts = float(data["ts"]) if isinstance(data, dict) else float("nan")
-    except (KeyError, TypeError, ValueError):
-        ts = float("nan")
-    if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
-        raise ClockSkewError("the request was signed more than three minutes away from this clock")
+    check_request_time(envelope, now_ms=now_ms)
     if session.is_expired(now_ms):
         raise ExpiredSessionError(f"session {session.id!r} has expired")
     verify_data(session, envelope)
+
+
+def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
+    """Check the time embedded in a request signature, without any key.
+
+    Raises:
+        ClockSkewError: It is more than three minutes from `now_ms`, or missing.
+        InvalidSignatureError: There are no embedded data.
+    """
+    data = envelope.data
+    if not _truthy(data):
+        raise InvalidSignatureError("a request signature holds embedded data")
+    ts = _number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
+    if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:
+        raise ClockSkewError("the request was signed more than three minutes away from this clock")

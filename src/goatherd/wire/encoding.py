@@ -478,7 +478,7 @@ def base32_decode(text: str) -> bytes:
 # --- dates --------------------------------------------------------------------------------------------------------
 
 _FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
-_JS_SPACE = "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+JS_SPACE = "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 
 def seconds_from_ms(ms: float) -> float:
@@ -488,7 +488,7 @@ def seconds_from_ms(ms: float) -> float:
 
 def parse_float(text: str) -> float:
     """Return JavaScript's ``parseFloat``: the longest numeric prefix, else NaN."""
-    match = _FLOAT_PREFIX.match(text.lstrip(_JS_SPACE))
+    match = _FLOAT_PREFIX.match(text.lstrip(JS_SPACE))
     return math.nan if match is None else float(match[0])
 
 

@@ -1,0 +1,309 @@
+"""Commits on the wire (formats 6).
+
+Pure. A `Commit` holds the canonical re-encoding that GoatDB verifies, made once when it is read; what a peer added,
+left out or wrote in another order is gone by then. Contents of a schema that the registry does not know stay as sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from goatherd.errors import DecodeError
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.encoding import json_number, json_string, stable_member
+from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
+from goatherd.wire.messages import VERSION
+from goatherd.wire.schema import BUILTIN, Registry
+
+__all__ = ["Commit", "apply_edit", "encoded_checksum", "new_commit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One signed step of one item.
+
+    Attributes:
+        id: The commit's id; any text. Not a content hash.
+        key: The item's key.
+        session: The session that claims to have written it; the signer's id is in the signature (T2).
+        ts: Claimed creation time in ms, an int or float; 0 when absent, and then no signature verifies.
+        version: The writer's build version; 0 when absent.
+        org: The organisation of the reader, whatever was sent (T27).
+        connection: The writing process; empty when absent, and then no signature verifies.
+        contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Not to be changed.
+        parents: Ids of the parent commits.
+        ancestors_filter: Over ancestors' ids; None when there is none.
+        ancestors_count: How many ancestors the filter was made of.
+        merge_base: Id of the merge base, or None.
+        merge_leader: Id of the session that led the merge, or None.
+        revert: Whether the commit says that it reverts; GoatDB writes the leader's id there (T22).
+        signature: The signature string, or None.
+    """
+
+    id: str
+    key: str
+    session: str
+    ts: float
+    version: int
+    org: str
+    connection: str
+    contents: Mapping[str, Any]
+    parents: tuple[str, ...] = ()
+    ancestors_filter: BloomFilter | None = None
+    ancestors_count: int = 0
+    merge_base: str | None = None
+    merge_leader: str | None = None
+    revert: bool = False
+    signature: str | None = None
+
+    # --- contents ---
+
+    @property
+    def is_delta(self) -> bool:
+        return "r" not in self.contents
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The record (``s``, ``d``, ``n``, ``cs``) of a full commit; None for a delta."""
+        return self.contents.get("r")
+
+    @property
+    def schema(self) -> str | None:
+        """The schema marker of a full commit; None for a delta."""
+        return None if self.is_delta else self.contents["r"]["s"]
+
+    @property
+    def namespace(self) -> str | None:
+        """The schema's namespace, such as ``sessions``; None for a delta."""
+        schema = self.schema
+        return None if schema is None else schema.partition("/")[0]
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """The encoded fields of a full commit; None for a delta. Not to be changed."""
+        return None if self.is_delta else self.contents["r"]["d"]
+
+    @property
+    def checksum(self) -> str | None:
+        """The stored checksum of a full commit, a delta's target checksum. Unchecked (T28)."""
+        checksum = self.contents["e"].get("dc") if self.is_delta else self.contents["r"].get("cs")
+        return checksum if isinstance(checksum, str) else None
+
+    @property
+    def base(self) -> str | None:
+        """The id of the commit that a delta builds on; None for a full commit."""
+        return self.contents["b"] if self.is_delta else None
+
+    @property
+    def edit(self) -> dict[str, Any] | None:
+        """The edit of a delta; None for a full commit."""
+        return self.contents["e"] if self.is_delta else None
+
+    # --- JSON ---
+
+    @classmethod
+    def from_json(cls, encoded: Any, *, org: str, registry: Registry = BUILTIN, keep_unknown: bool = True) -> Commit:
+        """Decode a commit and bring it into canonical form.
+
+        Args:
+            encoded: The JSON object.
+            org: The reader's organisation id.
+            registry: The schemas that are known.
+            keep_unknown: False refuses an unknown schema, as GoatDB does.
+
+        Raises:
+            DecodeError: GoatDB could not read it, or could not write again what it read.
+        """
+        if type(encoded) is not dict:
+            raise DecodeError("a commit is a JSON object")
+        get = encoded.get
+        commit_id, key, session = get("id"), get("k"), get("s")
+        if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
+            raise DecodeError("a commit has texts id, k and s")
+        parents = get("p") or ()
+        if parents and (type(parents) is not list or not all([type(parent) is str for parent in parents])):
+            raise DecodeError(f"commit {commit_id!r:.100}: p is no array of ids")
+        raw_filter = get("af")
+        connection = get("cid")
+        return cls(
+            id=commit_id,
+            key=key,
+            session=session,
+            ts=_number(get("ts"), "ts"),
+            version=_integer(get("ver"), "ver"),
+            org=org,
+            connection=connection if isinstance(connection, str) else "",
+            contents=_contents(get("c"), registry, keep_unknown),
+            parents=tuple(parents),
+            ancestors_filter=BloomFilter.from_json(raw_filter) if raw_filter else None,
+            ancestors_count=_integer(get("ac"), "ac"),
+            merge_base=_text(get("mb"), "mb"),
+            merge_leader=_text(get("ml"), "ml"),
+            revert=bool(get("revert")),
+            signature=_text(get("sig"), "sig"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Encode what is sent and stored: everything with the signature, in GoatDB's member order."""
+        return self._members(self.signature)
+
+    def signed_object(self) -> dict[str, Any]:
+        """Encode what is signed: everything but the signature (formats 6.5)."""
+        return self._members(None)
+
+    def _members(self, signature: str | None) -> dict[str, Any]:
+        encoded: dict[str, Any] = {
+            "ver": self.version,
+            "id": self.id,
+            "k": self.key,
+            "s": self.session,
+            "ts": self.ts,
+            "org": self.org,
+        }
+        if self.parents:
+            encoded["p"] = list(self.parents)
+        if self.ancestors_filter is not None:
+            encoded["af"] = self.ancestors_filter.to_json()
+        if self.ancestors_count:
+            encoded["ac"] = self.ancestors_count
+        encoded["c"] = self.contents
+        if signature is not None:
+            encoded["sig"] = signature
+        if self.merge_base:
+            encoded["mb"] = self.merge_base
+        if self.merge_leader:
+            encoded["ml"] = self.merge_leader
+            if self.revert:
+                encoded["revert"] = self.merge_leader
+        encoded["cid"] = self.connection
+        return encoded
+
+    def signed_text(self, signer_id: str) -> str:
+        """Return the exact text that `signer_id` signs: the stable form of its id and `signed_object`.
+
+        The members are put together in their sorted order; tests/unit/wire/test_commit.py holds it against
+        `stable_stringify`.
+
+        Raises:
+            EncodeError: A null inside the contents.
+        """
+        q = json_string
+        parts = []
+        if self.ancestors_count:
+            parts.append(f'"ac":{json_number(self.ancestors_count)}')
+        if self.ancestors_filter is not None:
+            af = self.ancestors_filter.to_json()
+            parts.append(f'"af":{{"d":"{af["d"]}","s":{stable_member(af["s"])}}}')
+        parts.append(f'"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)}')
+        parts.append(f'"k":{q(self.key)}')
+        if self.merge_base:
+            parts.append(f'"mb":{q(self.merge_base)}')
+        if self.merge_leader:
+            parts.append(f'"ml":{q(self.merge_leader)}')
+        parts.append(f'"org":{q(self.org)}')
+        if self.parents:
+            parts.append(f'"p":{stable_member(self.parents)}')
+        if self.merge_leader and self.revert:
+            parts.append(f'"revert":{q(self.merge_leader)}')
+        parts.append(f'"s":{q(self.session)},"ts":{json_number(self.ts)},"ver":{json_number(self.version)}')
+        return f'{{"extData":{{{",".join(parts)}}},"sessionId":{q(signer_id)}}}'
+
+    def with_signature(self, signature: str) -> Commit:
+        """Return the commit with its signature string."""
+        return replace(self, signature=signature)
+
+
+def new_commit(
+    *,
+    commit_id: str,
+    key: str,
+    session_id: str,
+    ts: int,
+    org: str,
+    data: Mapping[str, Any],
+    schema_marker: str,
+    connection: str,
+    parents: Sequence[str] = (),
+    checksum: str | None = None,
+    ancestors_filter: BloomFilter | None = None,
+    ancestors_count: int = 0,
+    merge_base: str | None = None,
+    merge_leader: str | None = None,
+    registry: Registry = BUILTIN,
+) -> Commit:
+    """Make an unsigned full commit.
+
+    Args:
+        data: The encoded fields (JSON; dates in seconds, sets in marker form). Not copied.
+        checksum: The data's checksum; None computes it.
+        ancestors_filter: GoatDB's own commits always have one.
+
+    Raises:
+        DecodeError: The data are malformed.
+        EncodeError: A value that has no checksum.
+    """
+    if checksum is None:
+        checksum = encoded_checksum(data, schema_marker, registry)
+    return Commit(
+        id=commit_id,
+        key=key,
+        session=session_id,
+        ts=ts,
+        version=VERSION,
+        org=org,
+        connection=connection,
+        contents={"r": {"s": schema_marker, "d": data, "n": True, "cs": checksum}},
+        parents=tuple(parents),
+        ancestors_filter=ancestors_filter,
+        ancestors_count=ancestors_count,
+        merge_base=merge_base,
+        merge_leader=merge_leader,
+    )
+
+
+def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any]:
+    if type(raw) is not dict:
+        raise DecodeError("a commit has contents")
+    if raw.get("r"):
+        return {"r": canonical_record(raw["r"], registry, keep_unknown=keep_unknown)}
+    if raw.get("e"):
+        base = raw.get("b")
+        if not isinstance(base, str):
+            raise DecodeError("a delta names its base")
+        return {"b": base, "e": canonical_edit(raw["e"], registry)}
+    raise DecodeError("a commit's contents are a record or an edit")
+
+
+def _contents_text(contents: Mapping[str, Any]) -> str:
+    record = contents.get("r")
+    if record is None or len(record) != 4 or record.get("n") is not True:
+        return stable_member(contents)
+    return (
+        f'{{"r":{{"cs":{stable_member(record["cs"])},"d":{stable_member(record["d"])},'
+        f'"n":true,"s":{json_string(record["s"])}}}}}'
+    )
+
+
+def _number(value: Any, member: str) -> float:
+    if not value:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DecodeError(f"a commit's {member} is a number")
+    return value
+
+
+def _integer(value: Any, member: str) -> int:
+    number = _number(value, member)
+    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+        raise DecodeError(f"a commit's {member} is an integer")
+    return int(number)
+
+
+def _text(value: Any, member: str) -> str | None:
+    if not value:
+        return None
+    if not isinstance(value, str):
+        raise DecodeError(f"a commit's {member} is a text")
+    return value

@@ -1,0 +1,204 @@
+"""GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become marked JSON (formats 5).
+
+Pure. Values in and out are those of `goatherd.wire.encoding`. User data that looks like a marker is read as one (T21).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.errors import DecodeError, EncodeError
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
+
+ElementFilter = Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What an ``E`` marker wraps: the encoded form of a filter, a change or the like."""
+
+    value: dict[str, Any]
+
+
+def is_plain_object(value: Any) -> bool:
+    """Whether JavaScript calls the value a plain object: a dict that is not a Map."""
+    return type(value) is dict
+
+
+def rich_text_filter(element: Any) -> bool:
+    """The element filter of rich text: plain objects that are not local (formats 12.1)."""
+    return type(element) is dict and element.get("isLocal") is not True
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------
+
+
+def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
+    """Whether the plain encoder leaves the value as it is."""
+    kind = type(value)
+    if kind is dict:
+        return all(is_native(item, keep) for item in value.values())
+    if kind is list:
+        return all((keep is None or keep(item)) and is_native(item, keep) for item in value)
+    return not isinstance(value, JSDate | JSSet | JSMap | Encoded)
+
+
+def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
+    """Convert a value as the plain encoder does (formats 5.1). A Map's values stay unconverted."""
+    if is_native(value, keep):
+        return value
+    if isinstance(value, JSDate):
+        return {"__t": "D", "__v": value.seconds}
+    if isinstance(value, JSSet):
+        return {"__t": "S", "__v": [encode_plain(item, keep) for item in value if keep is None or keep(item)]}
+    if isinstance(value, JSMap):
+        return dict(value)
+    if isinstance(value, Encoded):
+        return {"__t": "E", "__v": value.value}
+    if type(value) is list:
+        return [encode_plain(item, keep) for item in value if keep is None or keep(item)]
+    return {key: encode_plain(item, keep) for key, item in value.items() if item is not UNDEFINED}
+
+
+def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
+    """Convert the value of one member as the cyclical encoder does (formats 5.2)."""
+    if type(value) is not dict:
+        return encode_plain(value, keep)
+    shared = _shared_objects(value)
+    if not shared:
+        return encode_plain(value, keep)
+    numbers = {id(item): number for number, item in enumerate(shared)}
+    records = [encode_plain(item, keep) for item in shared]
+    return {"__r": records, "__d": _with_references(value, numbers, keep)}
+
+
+def _shared_objects(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the plain objects reached more than once inside, in the order of their second occurrence."""
+    seen: set[int] = set()
+    numbered: dict[int, dict[str, Any]] = {}
+
+    def walk(value: Any) -> None:
+        kind = type(value)
+        if kind is dict:
+            if _is_reference(value) or id(value) in numbered:
+                return
+            if id(value) in seen:
+                numbered[id(value)] = value
+            seen.add(id(value))
+            for key in own_keys(value):
+                walk(value[key])
+        elif kind is list or isinstance(value, JSSet):
+            for item in value:
+                walk(item)
+        elif isinstance(value, JSMap):
+            for item in value.values():
+                walk(item)
+
+    walk(root)
+    return list(numbered.values())
+
+
+def _is_reference(value: dict[str, Any]) -> bool:
+    number = value.get("__rId")
+    return isinstance(number, int | float) and not isinstance(number, bool)
+
+
+def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | None, top: bool = True) -> Any:
+    kind = type(value)
+    if kind is dict:
+        if not top and id(value) in numbers:
+            return {"__rId": numbers[id(value)]}
+        return {
+            key: _with_references(item, numbers, keep, False) for key, item in value.items() if item is not UNDEFINED
+        }
+    if kind is list:
+        return [_with_references(item, numbers, keep, False) for item in value if keep is None or keep(item)]
+    if isinstance(value, JSSet):
+        items = [_with_references(item, numbers, keep, False) for item in value if keep is None or keep(item)]
+        return {"__t": "S", "__v": items}
+    if isinstance(value, JSMap):
+        return {key: _with_references(item, numbers, keep, False) for key, item in value.items()}
+    return encode_plain(value, keep)
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+_NONE: Final[list[Any]] = []
+_FINISHED: Final[list[Any]] = []
+
+
+class Decoder:
+    """Reads members of one encoded object; the cyclical kind also follows references (formats 5.4)."""
+
+    __slots__ = ("_cyclical", "_records")
+
+    def __init__(self, *, cyclical: bool = True) -> None:
+        self._cyclical = cyclical
+        self._records = _NONE
+
+    def decode(self, value: Any) -> Any:
+        """Return the JavaScript value of an encoded member.
+
+        Raises:
+            DecodeError: A stray reference, a date that is none, or nesting without end.
+        """
+        kind = type(value)
+        if kind is not dict and kind is not list:
+            return value
+        try:
+            return self._decode(value)
+        except RecursionError:
+            raise DecodeError("nested too deeply") from None
+
+    def _decode(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is list:
+            return [self._decode(item) for item in value]
+        if kind is not dict:
+            return value
+        if self._cyclical:
+            if isinstance(value.get("__r"), list) and isinstance(value.get("__d"), dict):
+                self._records = value["__r"]
+                decoded = self._decode(value["__d"])
+                self._records = _FINISHED
+                return decoded
+            if self._records is not _NONE and _is_reference(value):
+                return self._referenced(value["__rId"])
+        if "hasOwnProperty" in value:
+            # COMPAT: T29; GoatDB throws.
+            raise DecodeError("an object with a member hasOwnProperty cannot be decoded")
+        if "__t" in value:
+            marker, content = value["__t"], value.get("__v")
+            if marker == "S" and isinstance(content, list):
+                return JSSet([self._decode(item) for item in content])
+            if marker == "D" and isinstance(content, int | float) and not isinstance(content, bool):
+                return date_from_json(content)
+            if marker == "E" and isinstance(content, dict):
+                return Encoded(content)
+        return {key: self._decode(item) for key, item in value.items()}
+
+    def _referenced(self, number: float) -> Any:
+        if self._records is _FINISHED:
+            raise DecodeError("a reference outside of the object that it belongs to")
+        if number != int(number) or not 0 <= number < len(self._records):
+            return UNDEFINED
+        return self._records[int(number)]
+
+
+def refuse_encoded(value: Any) -> Any:
+    """Return the value unless an ``E`` marker of user data hides in it (T21).
+
+    Raises:
+        EncodeError: There is one; GoatDB makes an internal decoder object of it.
+    """
+    if isinstance(value, Encoded):
+        raise EncodeError("data that looks like an encoded object does not survive in GoatDB")
+    if isinstance(value, dict):
+        for item in value.values():
+            refuse_encoded(item)
+    elif isinstance(value, list | JSSet):
+        for item in value:
+            refuse_encoded(item)
+    return value

@@ -1,0 +1,400 @@
+"""Items and edits: the contents of commits (formats 6.2 to 6.4, 7.3, 9.3, 11.2).
+
+Pure. A *record* is an item's JSON (``s``, ``d``, ``n``, ``cs``); its data are JavaScript values once decoded. For a
+schema that the registry does not know, records are kept verbatim: dates and rich text cannot be told apart there, but
+neither changes a checksum or a patch, because a date is a number and rich text shows by its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from goatherd.errors import DecodeError, EncodeError
+from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, is_native, rich_text_filter
+from goatherd.wire.encoding import (
+    UNDEFINED,
+    JSDate,
+    JSMap,
+    JSSet,
+    date_from_json,
+    parse_json,
+    to_json,
+    utf16_characters,
+)
+from goatherd.wire.equality import core_equal, set_add, set_remove
+from goatherd.wire.hashing import item_checksum, value_text
+from goatherd.wire.richtext import rich_text_checksum
+from goatherd.wire.schema import BUILTIN, FIELD_TYPES, NULL_SCHEMA, Data, Registry, Schema
+
+Record = dict[str, Any]
+
+INSERT, DELETE = 1, -1
+
+
+# --- data of an item ----------------------------------------------------------------------------------------------
+
+
+def decode_data(encoded: Any, schema: Schema) -> Data:
+    """Decode an item's ``d``: the fields of the schema that are present, in its order (formats 6.3).
+
+    Raises:
+        DecodeError: Not an object, or a field that GoatDB cannot read.
+    """
+    if not isinstance(encoded, dict):
+        raise DecodeError("an item's data is a JSON object")
+    decoder = Decoder()
+    data: Data = {}
+    for field in schema.by_name.values():
+        if field.name in encoded:
+            value = _decode_field(encoded[field.name], field.type, decoder)
+            if value is not UNDEFINED:
+                data[field.name] = value
+    return data
+
+
+def _decode_field(value: Any, kind: str, decoder: Decoder) -> Any:
+    if kind == "date" and isinstance(value, int | float) and not isinstance(value, bool):
+        return date_from_json(value)
+    if kind == "set":
+        return _decode_set(value, decoder)
+    decoded = decoder.decode(value)
+    return _as_map(decoded) if kind == "map" else decoded
+
+
+def _decode_set(value: Any, decoder: Decoder) -> JSSet:
+    if isinstance(value, list):
+        return JSSet([_legacy_element(item) for item in value])
+    decoded = decoder.decode(value)
+    if not isinstance(decoded, JSSet):
+        raise DecodeError("a set field holds no set")
+    return decoded
+
+
+def _legacy_element(element: Any) -> Any:
+    if isinstance(element, str):
+        return parse_json(element)
+    if element is None or isinstance(element, bool | int | float):
+        return element
+    raise DecodeError("an element of a set in the old form is no JSON text")
+
+
+def _as_map(value: Any) -> JSMap:
+    """Return what JavaScript's ``Object.entries`` gives, as a Map."""
+    if value is None or value is UNDEFINED or isinstance(value, Encoded):
+        raise DecodeError("a map field holds no map")
+    if isinstance(value, str):
+        return JSMap(utf16_characters(value))
+    if isinstance(value, list):
+        return JSMap({str(index): item for index, item in enumerate(value)})
+    return JSMap(value) if isinstance(value, dict) else JSMap()
+
+
+def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
+    """Encode an item's fields, in the order of the data (formats 5.3, 6.3).
+
+    Raises:
+        EncodeError: A field that the schema does not have, or a value that GoatDB cannot write.
+    """
+    fields: dict[str, Any] = {}
+    flat = True
+    for name, value in data.items():
+        field = schema.by_name.get(name)
+        if field is None:
+            raise EncodeError(f"the schema {schema.marker} has no field {name!r}")
+        if value is UNDEFINED:
+            continue
+        encoded = _encode_field(value, field.type)
+        flat = flat and type(encoded) is not dict and type(encoded) is not list
+        fields[name] = encoded
+    return fields if flat else _as_json(encode_cyclical(fields))
+
+
+def _encode_field(value: Any, kind: str) -> Any:
+    if kind == "date":
+        if isinstance(value, JSDate):
+            seconds = value.seconds
+            return None if seconds != seconds else seconds
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        raise EncodeError("a date field holds no date")
+    if isinstance(value, Encoded):
+        raise EncodeError("data that looks like an encoded object does not survive in GoatDB")
+    if kind == "richtext":
+        return encode_cyclical(value, rich_text_filter)
+    return encode_cyclical(value)
+
+
+def _as_json(value: Any) -> Any:
+    """Return the value as a reader will get it: what a level left unconverted takes the form of its JSON text."""
+    try:
+        return value if is_native(value) else parse_json(to_json(value))
+    except RecursionError:
+        raise EncodeError("nested too deeply") from None
+
+
+def normalize_data(data: Data, schema: Schema) -> Data:
+    """Return normalized data: empty sets and maps dropped, defaults filled in (formats 9.3). Rich text stays as it is.
+
+    Raises:
+        EncodeError: A null where a set, map or rich text belongs.
+    """
+    normal = dict(data)
+    for field in schema.by_name.values():
+        value = normal.get(field.name, UNDEFINED)
+        if value is None and field.type in ("set", "map", "richtext"):
+            raise EncodeError(f"field {field.name!r} holds a null")
+        if isinstance(value, JSSet | JSMap) and not value:
+            value = UNDEFINED
+        if value is UNDEFINED and field.default is not None:
+            value = field.default(data)
+        if value is UNDEFINED:
+            normal.pop(field.name, None)
+        else:
+            normal[field.name] = value
+    return normal
+
+
+def data_checksum(data: Data, schema: Schema | None) -> str:
+    """Return the checksum of normalized data, as decimal text (formats 7.3).
+
+    Args:
+        schema: None for a schema that is not known; rich text is then recognized by its shape.
+
+    Raises:
+        EncodeError: A field that the schema does not have, or a value without checksum.
+    """
+    texts: dict[str, str] = {}
+    for name, value in data.items():
+        if value is UNDEFINED:
+            continue
+        if schema is None:
+            rich = _looks_like_rich_text(value)
+        elif (field := schema.by_name.get(name)) is None:
+            raise EncodeError(f"the schema {schema.marker} has no field {name!r}")
+        else:
+            rich = field.type == "richtext"
+        texts[name] = rich_text_checksum(value) if rich else value_text(value)
+    return item_checksum(texts)
+
+
+def _looks_like_rich_text(value: Any) -> bool:
+    root = value.get("root") if isinstance(value, dict) else None
+    return isinstance(root, dict) and isinstance(root.get("children"), list)
+
+
+# --- records ------------------------------------------------------------------------------------------------------
+
+
+def record_data(record: Mapping[str, Any], registry: Registry = BUILTIN) -> Data:
+    """Return the data of a record as JavaScript values; of an unknown schema, all members.
+
+    Raises:
+        DecodeError: The data are malformed.
+    """
+    schema = registry.from_marker(record.get("s"))
+    if schema is not None:
+        return decode_data(record.get("d"), schema)
+    encoded = record.get("d")
+    if not isinstance(encoded, dict):
+        raise DecodeError("an item's data is a JSON object")
+    decoder = Decoder()
+    return {name: decoder.decode(value) for name, value in encoded.items()}
+
+
+def encoded_checksum(data: Mapping[str, Any], marker: str = "", registry: Registry = BUILTIN) -> str:
+    """Return the checksum of data in their encoded form.
+
+    Raises:
+        DecodeError: The data are malformed.
+        EncodeError: A value without checksum.
+    """
+    return data_checksum(record_data({"s": marker, "d": data}, registry), registry.from_marker(marker))
+
+
+_VERBATIM_TYPES = frozenset({"string", "number", "boolean"})
+
+
+def canonical_record(record: Any, registry: Registry = BUILTIN, *, keep_unknown: bool = True) -> Record:
+    """Decode a record and encode it again, as GoatDB does before it verifies (formats 6.3, 6.7).
+
+    Args:
+        keep_unknown: Whether a record of an unknown schema is returned as it is, or refused like GoatDB does.
+
+    Raises:
+        DecodeError: GoatDB cannot read it, or could not write what it read.
+    """
+    if not isinstance(record, dict):
+        raise DecodeError("a commit's record is a JSON object")
+    marker = record.get("s")
+    schema = registry.from_marker(marker)
+    if schema is None:
+        if not keep_unknown or not isinstance(marker, str):
+            raise DecodeError(f"unknown schema {marker!r:.100}")
+        if not isinstance(record.get("d"), dict):
+            raise DecodeError("an item's data is a JSON object")
+        return record
+    try:
+        return _canonical_record(record, schema)
+    except EncodeError as error:
+        raise DecodeError(str(error)) from error
+    except RecursionError:
+        raise DecodeError("nested too deeply") from None
+
+
+def _canonical_record(record: dict[str, Any], schema: Schema) -> Record:
+    raw = record.get("d")
+    normalized = bool(record.get("n"))
+    flat = _flat_data(raw, schema) if normalized and "cs" in record else None
+    if flat is not None:
+        return {"s": schema.marker, "d": flat, "n": schema is not NULL_SCHEMA, "cs": record["cs"]}
+    data = decode_data(raw, schema)
+    if not normalized:
+        data = normalize_data(data, schema)
+    encoded = encode_data(data, schema)
+    checksum = record["cs"] if "cs" in record else data_checksum(data, schema)
+    return {"s": schema.marker, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
+
+
+def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
+    """Return the re-encoded data where every present field is a scalar; None for anything else."""
+    if type(raw) is not dict:
+        return None
+    data: dict[str, Any] = {}
+    for field in schema.by_name.values():
+        if field.name in raw:
+            value = raw[field.name]
+            kind = type(value)
+            if kind is dict or kind is list:
+                return None
+            if field.type == "date":
+                if kind is not int and kind is not float:
+                    return None
+                value = _encode_field(date_from_json(value), "date")
+            elif field.type not in _VERBATIM_TYPES:
+                return None
+            data[field.name] = value
+    return data
+
+
+# --- edits --------------------------------------------------------------------------------------------------------
+
+
+def canonical_edit(edit: Any, registry: Registry = BUILTIN) -> dict[str, Any]:
+    """Decode an edit and encode it again (formats 6.4).
+
+    Raises:
+        DecodeError: A malformed change, or one of an unknown kind.
+    """
+    if not isinstance(edit, dict) or not isinstance(edit.get("c"), dict):
+        raise DecodeError("an edit is an object with changes c")
+    changes: dict[str, Any] = {}
+    for name, field_changes in edit["c"].items():
+        if not isinstance(field_changes, list):
+            raise DecodeError("the changes of a field are an array")
+        changes[name] = [{"__t": "E", "__v": _canonical_change(change)} for change in field_changes]
+    encoded = {name: edit[name] for name in ("sc", "dc") if name in edit}
+    encoded["c"] = changes
+    if "s" in edit:
+        schema = registry.from_marker(edit["s"])
+        encoded["s"] = edit["s"] if schema is None else schema.marker
+    return encoded
+
+
+def _canonical_change(wrapped: Any) -> dict[str, Any]:
+    change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
+    if not isinstance(change, dict):
+        raise DecodeError("a change is an encoded object")
+    kind = change.get("changeType")
+    if kind == "rt":
+        encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
+        if "values" in change:
+            encoded["values"] = _as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
+        return {"changeType": "rt", **encoded}
+    if kind != "fd":
+        raise DecodeError(f"unknown change type {kind!r:.100}")
+    value_type = change.get("vType")
+    if value_type not in FIELD_TYPES or value_type == "richtext":
+        raise DecodeError(f"unknown value type {value_type!r:.100}")
+    encoded = {"changeType": "fd", "operation": change.get("operation"), "vType": value_type}
+    if "value" in change:
+        value = _decode_field(change["value"], value_type, Decoder())
+        try:
+            encoded["value"] = _as_json(encode_plain(_encode_field(value, value_type)))
+        except EncodeError as error:
+            raise DecodeError(str(error)) from error
+    return encoded
+
+
+def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:
+    """Return the record that an edit makes of its base record, both checksums checked (formats 11.2, 11.3).
+
+    Raises:
+        DecodeError: The edit belongs to another base, is malformed, does not give its target, or changes rich text.
+    """
+    try:
+        return _apply_edit(record, edit, registry)
+    except EncodeError as error:
+        raise DecodeError(str(error)) from error
+    except RecursionError:
+        raise DecodeError("nested too deeply") from None
+
+
+def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry) -> Record:
+    if record.get("cs") != edit.get("sc"):
+        raise DecodeError("the edit's source checksum is not its base's")
+    marker = str(record.get("s"))
+    schema = registry.from_marker(marker)
+    data = patch_data(record_data(record, registry), edit.get("c"), schema)
+    checksum = data_checksum(data, schema)
+    if checksum != edit.get("dc"):
+        raise DecodeError("the patched item does not have the edit's target checksum")
+    encoded = _as_json(encode_cyclical(data)) if schema is None else encode_data(data, schema)
+    return {"s": marker, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
+
+
+def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
+    """Apply an edit's changes to data and normalize (formats 11.2). Changes of unknown fields are ignored.
+
+    Raises:
+        DecodeError: A malformed change, or one of rich text.
+    """
+    patched = dict(data)
+    if not isinstance(changes, dict):
+        raise DecodeError("an edit has changes")
+    for name, field_changes in changes.items():
+        if schema is not None and name not in schema.by_name:
+            continue
+        for wrapped in field_changes:
+            change = _canonical_change(wrapped)
+            if change["changeType"] == "rt":
+                raise DecodeError("edits of rich text cannot be read yet")
+            value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED
+            if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
+                value = value.seconds
+            _patch_field(patched, name, change["operation"] == INSERT, change["vType"], value)
+    if schema is None:
+        return {name: value for name, value in patched.items() if not isinstance(value, JSSet | JSMap) or value}
+    return normalize_data(patched, schema)
+
+
+def _patch_field(data: Data, name: str, insert: bool, kind: str, value: Any) -> None:
+    current = data.get(name, UNDEFINED)
+    if kind == "set":
+        items = list(current) if isinstance(current, JSSet) else []
+        changed: Any = set_add(items, value) if insert else set_remove(items, value)
+    elif kind == "map":
+        changed = JSMap(current if isinstance(current, dict) else {})
+        for key, item in value.items():
+            if insert:
+                changed[key] = item
+            elif key in changed and core_equal(changed[key], item):
+                del changed[key]
+    elif insert:
+        changed = value
+    else:
+        changed = UNDEFINED if core_equal(current, value) else current
+    if changed is UNDEFINED or (isinstance(changed, JSSet | JSMap) and not changed):
+        data.pop(name, None)
+    else:
+        data[name] = changed

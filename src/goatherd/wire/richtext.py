@@ -1,0 +1,102 @@
+"""Rich text as far as checksums need it: the flat form, node level (formats 12.1, 12.2).
+
+Pure. Not here: diffing, patching and the normalization rules of formats 12.3 to 12.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from goatherd.errors import EncodeError
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSSet, join_surrogates, unit_key, units
+from goatherd.wire.hashing import text_hash, value_hash, value_text
+
+Atom = dict[str, Any]
+
+
+def rich_text_checksum(tree: Any) -> str:
+    """Return the checksum text of a rich text value: one hash over its atoms, local parts left out (formats 7.3).
+
+    Raises:
+        EncodeError: Not a rich text tree.
+    """
+    root = tree.get("root") if type(tree) is dict else None
+    if type(root) is not dict or not isinstance(root.get("children"), list):
+        raise EncodeError("not a rich text tree")
+    pointers = _pointers(tree.get("pointers"))
+    atoms = _flatten(root["children"], 0, pointers)
+    return text_hash("".join([value_text(_bare(atom)) for atom in atoms]))
+
+
+def _pointers(raw: Any) -> list[Atom]:
+    """Return the shared pointers, without duplicates, in their order."""
+    if not isinstance(raw, JSSet):
+        return []
+    unique: dict[tuple[Any, ...], Atom] = {}
+    for pointer in raw:
+        if type(pointer) is dict and pointer.get("isLocal") is not True:
+            unique.setdefault((value_hash(_bare(pointer)), pointer.get("offset"), id(pointer.get("node"))), pointer)
+    return sorted(unique.values(), key=_pointer_order)
+
+
+def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, float]]:
+    expiration = pointer.get("expiration")
+    ms = expiration.ms or 0 if isinstance(expiration, JSDate) else 0
+    key, kind, direction = str(pointer.get("key")), str(pointer.get("type")), pointer.get("dir") or 0
+    return unit_key(key), unit_key(kind), direction, (isinstance(expiration, JSDate), ms)
+
+
+def _flatten(siblings: Iterable[Any], depth: int, pointers: list[Atom]) -> list[Any]:
+    atoms: list[Any] = []
+    for node in siblings:
+        if type(node) is dict and node.get("isLocal") is True:
+            continue
+        if type(node) is dict and isinstance(node.get("text"), str):
+            atoms += _flatten_text(node, pointers)
+        elif type(node) is dict and isinstance(node.get("children"), list):
+            atoms += [{"__elementSpacer": True}, node]
+            inner = _flatten(node["children"], depth + 1, pointers)
+            if inner:
+                atoms += [{"depthMarker": depth + 1}, *inner, {"depthMarker": depth}]
+        else:
+            atoms.append(node)
+    return atoms
+
+
+def _flatten_text(node: Atom, pointers: list[Atom]) -> list[Any]:
+    if not pointers:
+        return [node]
+    text = units(node["text"])
+    own = sorted([p for p in pointers if p.get("node") is node], key=lambda p: p.get("offset") or 0)
+    atoms: list[Any] = []
+    position = 0
+    for pointer in own:
+        offset = int(pointer.get("offset") or 0)
+        if offset > position:
+            atoms.append(_with_text(node, text[position:offset]))
+        if offset >= position:
+            atoms.append(_with_text(node, text[offset : offset + 1]))
+            position = offset + 1
+        atoms.append(pointer)
+    if position <= len(text):
+        atoms.append(_with_text(node, text[position:]))
+    return atoms
+
+
+def _with_text(node: Atom, part: list[int]) -> Atom:
+    return {**node, "text": join_surrogates("".join(map(chr, part)))}
+
+
+def _bare(value: Any) -> Any:
+    """Return the value with elements' ``children`` and pointers' ``node`` and ``offset`` left out, at every depth."""
+    if type(value) is dict:
+        dropped: tuple[str, ...] = ()
+        if isinstance(value.get("children"), list) and not isinstance(value.get("text"), str):
+            dropped = ("children",)
+        elif value.get("type") in ("anchor", "focus") and "key" in value:
+            dropped = ("node", "offset")
+        return {key: _bare(item) for key, item in value.items() if key not in dropped and item is not UNDEFINED}
+    if type(value) is list:
+        return [_bare(item) for item in value]
+    return value

@@ -1,0 +1,167 @@
+"""Schemas, their markers and the registry (formats 9).
+
+Pure. Schemas are never transmitted: a commit names one, and a reader that does not know it cannot tell dates from
+numbers. Goatherd stores such commits as they came; GoatDB drops them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
+
+FieldType = Literal["string", "number", "boolean", "date", "set", "map", "richtext"]
+FIELD_TYPES: Final[frozenset[str]] = frozenset({"string", "number", "boolean", "date", "set", "map", "richtext"})
+
+Data = dict[str, Any]
+"""The fields of an item as JavaScript values (`goatherd.wire.encoding`), in insertion order."""
+
+_INTEGER_PREFIX = re.compile(r"\s*([+-]?[0-9]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field of a schema.
+
+    Attributes:
+        name: The member's name.
+        type: One of `FIELD_TYPES`.
+        required: Whether an item without it is invalid.
+        default: Makes the value of an absent field from the item's data; None for no default.
+        validate: The schema author's own test of a value; None for none.
+    """
+
+    name: str
+    type: FieldType
+    required: bool = False
+    default: Callable[[Data], Any] | None = None
+    validate: Callable[[Any], bool] | None = None
+
+
+IS_DELETED: Final = Field(name="isDeleted", type="boolean")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """A namespace, a version and fields; `isDeleted` comes with every schema and last.
+
+    Attributes:
+        ns: The namespace; None only for the null schema.
+        version: An integer of 1 or more.
+        fields: In declaration order.
+        upgrade: Turns data of the version before into this one's; None when nothing needs doing.
+    """
+
+    ns: str | None
+    version: int
+    fields: tuple[Field, ...]
+    upgrade: Callable[[Data], Data] | None = None
+    by_name: Mapping[str, Field] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        by_name = {each.name: each for each in (*self.fields, IS_DELETED)}
+        object.__setattr__(self, "by_name", by_name)
+
+    @property
+    def marker(self) -> str:
+        """``ns/version``, or ``null``."""
+        return "null" if self.ns is None else f"{self.ns}/{self.version}"
+
+    def problem(self, data: Data) -> str | None:
+        """Return what GoatDB's validation says against `data`, None when it is valid (formats 9.2)."""
+        for each in self.by_name.values():
+            if each.required and data.get(each.name, UNDEFINED) is UNDEFINED:
+                return f'Missing required field "{each.name}"'
+        for name, value in data.items():
+            known = self.by_name.get(name)
+            if known is None:
+                return f"Unknown field {name}"
+            if value is UNDEFINED:
+                continue
+            if not _has_type(value, known.type):
+                return f'Invalid value for field "{name}". Expected {known.type}'
+            if known.validate is not None and not known.validate(value):
+                return f'Field "{name}" failed custom schema validation'
+        return None
+
+
+def _has_type(value: Any, kind: str) -> bool:
+    if kind == "string":
+        return isinstance(value, str)
+    if kind == "number":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "boolean":
+        return isinstance(value, bool)
+    if kind == "date":
+        return isinstance(value, JSDate)
+    if kind == "set":
+        return isinstance(value, JSSet)
+    if kind == "map":
+        return isinstance(value, JSMap)
+    root = value.get("root") if type(value) is dict else None
+    return isinstance(root, dict) and isinstance(root.get("children"), list)
+
+
+NULL_SCHEMA: Final = Schema(ns=None, version=0, fields=())
+SESSIONS: Final = Schema(
+    ns="sessions",
+    version=1,
+    fields=(
+        Field(name="id", type="string", required=True),
+        Field(name="publicKey", type="string", required=True),
+        Field(name="expiration", type="date", required=True),
+        Field(name="owner", type="string"),
+    ),
+)
+USER_STATS: Final = Schema(
+    ns="user-stats",
+    version=1,
+    fields=(Field(name="firstLoggedIn", type="date"), Field(name="lastLoggedIn", type="date")),
+)
+
+
+class Registry:
+    """The schemas that a reader knows; registering the same one twice keeps the first."""
+
+    def __init__(self, schemas: Iterable[Schema] = ()) -> None:
+        self._versions: dict[str, dict[int, Schema]] = {}
+        for schema in (SESSIONS, USER_STATS, *schemas):
+            self.register(schema)
+
+    def register(self, schema: Schema) -> None:
+        """Add a schema.
+
+        Raises:
+            ValueError: The null schema, or a version below 1.
+        """
+        if schema.ns is None or schema.version < 1:
+            raise ValueError("a schema has a namespace and a version of 1 or more")
+        self._versions.setdefault(schema.ns, {}).setdefault(schema.version, schema)
+
+    def get(self, ns: str | None, version: int = 0) -> Schema | None:
+        """Return a schema; version 0 means the latest."""
+        if ns is None:
+            return NULL_SCHEMA
+        versions = self._versions.get(ns)
+        if not versions:
+            return None
+        return versions[max(versions)] if version == 0 else versions.get(version)
+
+    def from_marker(self, marker: Any) -> Schema | None:
+        """Return the schema of a marker, None when it is unknown (formats 9.1).
+
+        COMPAT: a version that is missing, not a number or 0 selects the latest (T43); further parts are ignored.
+        """
+        if marker == "null":
+            return NULL_SCHEMA
+        if not isinstance(marker, str):
+            return None
+        ns, _, rest = marker.partition("/")
+        match = _INTEGER_PREFIX.match(rest.partition("/")[0])
+        return self.get(ns, int(match[1]) if match else 0)
+
+
+BUILTIN: Final = Registry()
