@@ -1,0 +1,89 @@
+"""Session commits, and what makes a signature on any commit count (formats 2.4, protocol 7.3).
+
+Pure, and without memory: which sessions are trusted is for `goatherd.trust` to know.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from goatherd.errors import (
+    AuthorMismatchError,
+    DecodeError,
+    ExpiredSessionError,
+    InvalidSignatureError,
+)
+from goatherd.identity.session import Session, parse_signature, verify_commit
+from goatherd.wire.encoding import seconds_from_ms, to_json
+
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
+
+SESSIONS_NAMESPACE = "sessions"
+SESSIONS_SCHEMA = "sessions/1"
+
+
+def session_from_commit(commit: Commit) -> Session:
+    """Read the session that a commit of ``/sys/sessions`` introduces, from that commit and nothing else (T17).
+
+    Raises:
+        DecodeError: Not a full commit of ``sessions/1``, malformed, deleted, holding a private key, or stored under a
+            key that is not the session's id.
+    """
+    fields = commit.data
+    if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
+        raise DecodeError(f"commit {commit.id!r} introduces no session")
+    if fields.get("isDeleted"):
+        raise DecodeError(f"commit {commit.id!r} deletes a session")
+    if not isinstance(fields.get("publicKey"), str):
+        raise DecodeError(f"commit {commit.id!r}: publicKey is not a text")
+    try:
+        jwk = json.loads(fields["publicKey"])
+    except (ValueError, RecursionError):
+        raise DecodeError(f"commit {commit.id!r}: publicKey is not JSON") from None
+    if not isinstance(jwk, Mapping) or "d" in jwk:
+        raise DecodeError(f"commit {commit.id!r}: publicKey is not a public JWK")
+    members = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
+    session = Session.from_json({**members, "publicKey": jwk})
+    if session.id != commit.key:
+        raise DecodeError(f"commit {commit.id!r}: its key is not the id of its session")
+    return session
+
+
+def session_fields(session: Session) -> dict[str, Any]:
+    """Return the encoded fields of the item that introduces `session` in ``/sys/sessions`` (formats 2.4)."""
+    fields: dict[str, Any] = {"id": session.id}
+    if session.owner is not None:
+        fields["owner"] = session.owner
+    fields["expiration"] = seconds_from_ms(session.expiration_ms)
+    fields["publicKey"] = to_json(session.public_key.to_jwk())
+    return fields
+
+
+def verify_commit_by(session: Session, commit: Commit) -> None:
+    """Check that `session` wrote and signed `commit`: every rule of this module that needs no pool. Any thread.
+
+    Raises:
+        InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: See the module.
+    """
+    if not commit.signature:
+        raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
+    envelope = parse_signature(commit.signature)
+    if envelope.session_id != commit.session:
+        # SECURITY: T2, tests/unit/test_upstream_traps.py.
+        raise AuthorMismatchError(
+            f"commit {commit.id!r} claims session {commit.session!r} but {envelope.session_id!r} signed it"
+        )
+    ts = envelope.ts
+    if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
+        # SECURITY: T9, without a time the expiration would never be looked at (tests/unit/test_upstream_traps.py).
+        raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no time")
+    if not commit.ts <= session.expiration_ms:  # NaN included
+        raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")
+    try:
+        verify_commit(session, commit, envelope)
+    except RecursionError:
+        raise InvalidSignatureError(f"commit {commit.id!r} is nested too deeply") from None

@@ -1,0 +1,324 @@
+"""Where commits rest: a GoatDB log file per repository, or memory.
+
+A `Log` hands out what it holds once, at opening, and takes records to append. It knows JSON, not commits. Appending is
+cheap and touches no disk; `flush` writes everything appended so far in one write and one fsync, so one flush serves
+every request that waits for it (group commit). The bytes are GoatDB's (formats 10).
+
+Repair. A last line without its newline is a torn write that nobody was told had succeeded: it is cut off, at the end of
+the last good line (T5: GoatDB cuts into the good ones). A broken line with others behind it is no torn write: nothing
+is cut, the line is skipped and counted as damaged, and the next append begins with a newline, as every append does.
+
+Rules: directories 0700, files 0600; no descriptor stays open but the lock's; a repository that nothing was written to
+has no file; every path comes through `check_repository_path` (T49). Calls block; the server makes them in threads. One
+`LogDirectory` and its logs may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from goatherd.errors import DecodeError, PathError, StorageError
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.log import frame
+from goatherd.wire.paths import check_repository_path
+
+LOCK_NAME = ".goatherd.lock"
+
+_SUFFIX = ".jsonl"
+
+
+class Log(Protocol):
+    """An append-only list of JSON objects."""
+
+    @property
+    def damaged(self) -> int:
+        """How many lines could not be read; they are kept where they are."""
+        ...
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """Read every good record, in order. Duplicates are possible (T47).
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        ...
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Take a record for the next `flush`."""
+        ...
+
+    @property
+    def unflushed(self) -> int:
+        """How many appended records no flush has made durable yet."""
+        ...
+
+    def flush(self) -> None:
+        """Make everything appended so far durable.
+
+        Raises:
+            StorageError: It could not be written; the records are kept for the next flush.
+        """
+        ...
+
+
+class MemoryLog:
+    """A log that dies with the process."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._records = list(records)
+        self._unflushed = 0
+        self.damaged = 0
+
+    def records(self) -> list[Mapping[str, Any]]:
+        return list(self._records)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._records.append(record)
+        self._unflushed += 1
+
+    @property
+    def unflushed(self) -> int:
+        return self._unflushed
+
+    def flush(self) -> None:
+        self._unflushed = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    records: list[Mapping[str, Any]]
+    good_end: int
+    torn: bool
+    damaged: int
+
+
+def _scan(data: bytes) -> _Scan:
+    """Read a whole file; unlike `goatherd.wire.log.scan` it goes on behind a broken line."""
+    *lines, tail = data.split(b"\n")
+    records: list[Mapping[str, Any]] = []
+    damaged = 0
+    for line in lines:
+        if not line:
+            continue
+        try:
+            record = parse_json(line)
+        except DecodeError:
+            damaged += 1
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            damaged += 1
+    return _Scan(records, len(data) - len(tail), bool(tail), damaged)
+
+
+class FileLog:
+    """One ``.jsonl`` file. Made by `LogDirectory.open`; the file appears with the first flush that has something."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._pending: list[bytes] = []
+        self._taken = 0
+        self._pending_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._size: int | None = None
+        self.damaged = 0
+
+    def records(self) -> list[Mapping[str, Any]]:
+        with self._write_lock:
+            try:
+                data = self._file.read_bytes()
+            except FileNotFoundError:
+                self._size = 0
+                return []
+            except OSError as error:
+                raise StorageError(f"{self._file}: {error.strerror}") from error
+            scan = _scan(data)
+            self.damaged = scan.damaged
+            if scan.torn:
+                self._cut(scan.good_end)
+            self._size = scan.good_end
+            return scan.records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        text = to_json_bytes(record)
+        with self._pending_lock:
+            self._pending.append(text)
+
+    @property
+    def unflushed(self) -> int:
+        with self._pending_lock:
+            return len(self._pending) + self._taken
+
+    def flush(self) -> None:
+        with self._write_lock:
+            with self._pending_lock:
+                texts, self._pending = self._pending, []
+                self._taken = len(texts)
+            if not texts:
+                return
+            try:
+                self._write(frame(texts))
+            except OSError as error:
+                with self._pending_lock:
+                    self._pending[:0] = texts
+                raise StorageError(f"{self._file}: {error.strerror}") from error
+            finally:
+                with self._pending_lock:
+                    self._taken = 0
+
+    def _write(self, data: bytes) -> None:
+        fresh = not self._file.exists()
+        if fresh:
+            _make_directory(self._file.parent)
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            start = os.fstat(descriptor).st_size
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+                os.fsync(descriptor)
+            except OSError:
+                # Half a record must not stay: what was appended is written again by the next flush.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, start)
+                raise
+            self._size = start + len(data)
+        finally:
+            os.close(descriptor)
+        if fresh:
+            _sync_directory(self._file.parent)
+
+    def _cut(self, length: int) -> None:
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, length)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise StorageError(f"{self._file}: its torn last line cannot be cut off: {error.strerror}") from error
+
+
+class LogDirectory:
+    """The data directory of one organization, held by a lock against a second server.
+
+    A context manager: entering takes the lock, leaving flushes every open log and gives the lock back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+        self._logs: dict[str, FileLog] = {}
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> LogDirectory:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def acquire(self) -> None:
+        """Create the directory if need be and lock it.
+
+        Raises:
+            StorageError: Another process (named by its pid) has it, or the directory cannot be used.
+        """
+        if self._lock is not None:
+            return
+        try:
+            _make_directory(self.path)
+            descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise StorageError(
+                f"{self.path} is in use by process {holder}", hint="Stop that server, or use another data directory."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def close(self) -> None:
+        """Flush everything and give the lock back.
+
+        Raises:
+            StorageError: A log could not be written. The lock is given back all the same.
+        """
+        try:
+            for log in list(self._logs.values()):
+                log.flush()
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+            self._logs.clear()
+
+    def open(self, repository: str) -> FileLog:
+        """Return the log of a repository; the same object every time. Creates nothing.
+
+        Raises:
+            PathError: Not a path that this server opens.
+            StorageError: The directory is not locked.
+        """
+        # SECURITY: T49, tests/unit/test_upstream_traps.py.
+        kind, name = check_repository_path(repository)
+        if len(kind) > 100 or len(name) > 100:
+            raise PathError(f"a repository's names have at most 100 characters: {repository!r:.120}")
+        if self._lock is None:
+            raise StorageError(f"{self.path} is not open")
+        with self._guard:
+            return self._logs.setdefault(f"/{kind}/{name}", FileLog(self.path / kind / f"{name}{_SUFFIX}"))
+
+    def forget(self, repository: str) -> None:
+        """Drop the log of a repository that nothing was ever written to."""
+        with self._guard:
+            log = self._logs.get(repository)
+            if log is not None and not log.unflushed:
+                del self._logs[repository]
+
+    def repositories(self) -> list[str]:
+        """Return the paths of the repositories that have a file, sorted."""
+        found = []
+        for file in sorted(self.path.glob(f"*/*{_SUFFIX}")):
+            path = f"/{file.parent.name}/{file.name.removesuffix(_SUFFIX)}"
+            with contextlib.suppress(PathError):
+                check_repository_path(path)
+                found.append(path)
+        return found
+
+
+def _make_directory(path: Path) -> None:
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,571 @@
+"""Which sessions may sign what (protocol 7, formats 2.6).
+
+One pool per organization. It takes sessions from three places and believes them in this order:
+
+1. The identity document: its roots, the current session among them. They come from the operator. They are roots *and*
+   known signers (COMPAT: in GoatDB a root that is only in the list of roots can sign nothing but session commits), and
+   what they say about an id wins over everything learnt.
+2. `trusted` sessions of a GoatDB ``settings.json``, taken unchecked as GoatDB takes them: the operator's file.
+3. ``/sys/sessions``: session commits, each believed only once a root's signature over it has been verified, at start
+   too (T3). The session is read from that commit itself, and its key must be the session's id (T17).
+
+Rules for a commit, in this order; the first that is broken is raised:
+
+* it is signed, and the signature string is well formed (T15): `InvalidSignatureError`;
+* the session that it claims is the one that signed it (T2): `AuthorMismatchError`;
+* that session is not revoked: `RevokedSessionError`;
+* that session is known: `UnknownSignerError`;
+* the signature has a numeric time, and neither that time nor the commit's own is later than the session's expiration:
+  `InvalidSignatureError`, `ExpiredSessionError`. The clock does not count: what was signed in time stays valid for
+  ever. Honest limit (T9): the time in the envelope is not covered by the signature and the commit's own is chosen by
+  its author, so the owner of an expired key can still back-date. Only revocation ends that;
+* the signature fits: `InvalidSignatureError`.
+
+Verdicts are remembered for session commits only, with the key they were made with, never by signature text (T10, T14).
+
+Revocation. A revoked session signs nothing new. Session commits that it signed and that we *hold* (they are in our own
+log) keep counting for user sessions, so that users stay signed in until the new root has re-signed them; they do not
+count for roots: a root that only a revoked root introduced is no root, and neither is what that one introduced.
+
+Laziness. `offer_session_commits` only indexes; a session is verified when somebody first needs it, the rest by
+`verify_pending`. Roots are settled at once, repeated until nothing changes, so the order in the log does not matter.
+
+Threads. A pool belongs to one thread. Only `Verification.run` may run in another: it works on its own snapshot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from goatherd.errors import (
+    DecodeError,
+    InvalidSignatureError,
+    RevokedSessionError,
+    UnknownSignerError,
+    UntrustedRootError,
+    VerificationError,
+)
+from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit, verify_commit_by
+from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_request
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from goatherd.wire.commit import Commit
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CHUNK = 16
+
+
+class _Revocation(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+class TrustSource(Protocol):
+    """What the pool reads of an identity document (`goatherd.identity.document.IdentityDocument`)."""
+
+    @property
+    def current(self) -> OwnedSession: ...
+    @property
+    def roots(self) -> Sequence[Session]: ...
+    @property
+    def revoked(self) -> Sequence[_Revocation]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Introduction:
+    """A session commit that a root's signature vouches for."""
+
+    session: Session
+    commit: Commit
+    signer_id: str
+
+
+@dataclass(slots=True)
+class _Job:
+    """One session commit still to be verified, against the root that claims to have written it."""
+
+    session_id: str
+    commit: Commit
+    root: Session
+    outcome: Session | DecodeError | VerificationError | None = None
+
+    def run(self) -> None:
+        try:
+            session = session_from_commit(self.commit)
+            verify_commit_by(self.root, self.commit)
+        except (DecodeError, VerificationError) as error:
+            self.outcome = error
+        else:
+            self.outcome = session
+
+
+class Verification:
+    """Commits on their way to a verdict. Made by `TrustPool.prepare`, judged by `run`, closed by `TrustPool.conclude`.
+
+    `run` may be called in any thread while the pool goes on living: it uses only what it was given.
+    """
+
+    __slots__ = ("_commits", "_jobs", "_signers", "verdicts")
+
+    verdicts: list[VerificationError | None]
+    """One per commit after `run`: None for a good one, else why not."""
+
+    def __init__(
+        self, commits: Sequence[Commit], signers: Sequence[Session | VerificationError | None], jobs: list[_Job]
+    ) -> None:
+        self._commits = commits
+        self._signers = signers
+        self._jobs = jobs
+        self.verdicts = []
+
+    def run(self, executor: Executor | None = None) -> None:
+        """Judge every commit. OpenSSL releases the GIL, so an executor's threads work side by side.
+
+        Args:
+            executor: Spreads the work. Not the one whose thread this call already occupies.
+        """
+        _spread(_Job.run, self._jobs, executor)
+        found: dict[str, Session] = {}
+        for job in self._jobs:
+            if isinstance(job.outcome, Session):
+                found[job.session_id] = _better(found.get(job.session_id), job.outcome)
+        pairs = list(zip(self._commits, self._signers, strict=True))
+
+        def judge(pair: tuple[Commit, Session | VerificationError | None]) -> VerificationError | None:
+            commit, signer = pair
+            if isinstance(signer, VerificationError):
+                return signer
+            session = signer or found.get(commit.session)
+            if session is None:
+                return UnknownSignerError(f"commit {commit.id!r}: session {commit.session!r} is not known")
+            try:
+                verify_commit_by(session, commit)
+            except VerificationError as error:
+                return error
+            return None
+
+        self.verdicts = _spread(judge, pairs, executor)
+
+
+class TrustPool:
+    """The sessions that a node trusts, and the roots among them.
+
+    Args:
+        org: The organization's id; commits carry it in what is signed.
+        current: The session that signs here. A root, for a server.
+        roots: The document's roots.
+        trusted: Sessions to take unchecked (``trustedSessions`` of a GoatDB ``settings.json``).
+        revoked: Ids of revoked sessions.
+    """
+
+    def __init__(
+        self,
+        *,
+        org: str,
+        current: OwnedSession,
+        roots: Iterable[Session],
+        trusted: Iterable[Session] = (),
+        revoked: Iterable[str] = (),
+    ) -> None:
+        self.org = org
+        self._given: dict[str, Session] = {}
+        self._learnt: dict[str, Session] = {}
+        self._accepted: dict[str, list[_Introduction]] = {}
+        self._pending: dict[str, list[Commit]] = {}
+        self._pending_roots: set[str] = set()
+        self._waiting: set[str] = set()
+        self._queue: dict[str, None] = {}
+        self._vouchers: dict[str, Session] = {}
+        self._document: dict[str, Session] = {}
+        self._revoked: frozenset[str] = frozenset()
+        self._current = current
+        for session in trusted:
+            self._given[session.id] = self._learnt[session.id] = _better(self._given.get(session.id), session)
+        self.replace(current=current, roots=roots, revoked=revoked)
+
+    # --- what it knows ---------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> OwnedSession:
+        """The session that signs here, now."""
+        return self._current
+
+    @property
+    def roots(self) -> tuple[Session, ...]:
+        """Every root that counts: the document's, then the learnt ones. No revoked one."""
+        known = {**self._learnt, **self._document}
+        order = chain(self._document, [id_ for id_ in self._learnt if id_ not in self._document])
+        return tuple([known[id_] for id_ in order if known[id_].is_root and id_ not in self._revoked])
+
+    @property
+    def root_ids(self) -> tuple[str, ...]:
+        """The ids of `roots`."""
+        return tuple([session.id for session in self.roots])
+
+    @property
+    def document_root_ids(self) -> tuple[str, ...]:
+        """The ids of the document's own roots, revoked ones left out."""
+        return tuple([id_ for id_, root in self._document.items() if root.is_root and id_ not in self._revoked])
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """The ids of revoked sessions."""
+        return self._revoked
+
+    @property
+    def known_count(self) -> int:
+        """How many sessions are trusted now; those still to be verified are not among them."""
+        return len(self._learnt.keys() | self._document.keys())
+
+    @property
+    def pending_count(self) -> int:
+        """How many session ids have a commit that has not been verified yet."""
+        return len(self._pending)
+
+    def session(self, session_id: str) -> Session:
+        """Return a trusted session, verifying its commit now if that has not happened yet.
+
+        Raises:
+            RevokedSessionError: It has been revoked.
+            UnknownSignerError: It is not known, or nobody trusted vouches for it.
+        """
+        session = self._find(session_id)
+        if session is None and session_id in self._pending:
+            verification = Verification((), (), self._jobs(session_id))
+            verification.run()
+            self.conclude(verification)
+            session = self._find(session_id)
+        if session is None:
+            raise UnknownSignerError(f"session {session_id!r} is not known")
+        return session
+
+    def public_roots(self, now_ms: int) -> list[Session]:
+        """Return the roots to tell a new client about: trusted, not expired, the current one first, public halves only.
+
+        SECURITY: a `Session` has no private key to give away (T1, tests/unit/test_upstream_traps.py).
+        """
+        alive = [root for root in self.roots if not root.is_expired(now_ms)]
+        return sorted(alive, key=lambda root: root.id != self._current.id)
+
+    # --- live changes ----------------------------------------------------------------------------------------------
+
+    def swap(self, document: TrustSource) -> None:
+        """Take current session, roots and revocations from a checked identity document; what was learnt stays."""
+        self.replace(
+            current=document.current,
+            roots=document.roots,
+            revoked=[revocation.id for revocation in document.revoked],
+        )
+
+    def replace(self, *, current: OwnedSession, roots: Iterable[Session], revoked: Iterable[str] = ()) -> None:
+        """As `swap`, from parts. The same id again is an update; a root that is gone is no longer a document root.
+
+        Raises:
+            RevokedSessionError: The current session is among the revoked. Nothing has changed.
+        """
+        revoked_ids = frozenset(revoked)
+        if current.id in revoked_ids:
+            raise RevokedSessionError(f"session {current.id!r} is revoked and cannot be the current one")
+        # What a former root signed and we hold may still be verified; new things of it may not.
+        self._vouchers.update(self._document)
+        self._document = {root.id: root for root in roots}
+        self._document[current.id] = current.session
+        self._vouchers.update(self._document)
+        self._current = current
+        changed = revoked_ids != self._revoked
+        self._revoked = revoked_ids
+        if changed:
+            self._weigh_again()
+        self._settle_roots()
+
+    # --- learning from /sys/sessions -------------------------------------------------------------------------------
+
+    def offer_session_commits(self, commits: Iterable[Commit]) -> None:
+        """Index session commits that we hold (from our own log), in log order. Roots are settled now, the rest later.
+
+        Nothing is trusted by this call that no trusted root has signed.
+        """
+        for commit in commits:
+            if commit.namespace != SESSIONS_NAMESPACE:
+                continue
+            self._pending.setdefault(commit.key, []).append(commit)
+            self._queue[commit.key] = None
+            if _claims_root(commit):
+                self._pending_roots.add(commit.key)
+        self._settle_roots()
+
+    def add_session_commit(self, commit: Commit) -> bool:
+        """Learn a session from a commit that has just arrived, if a trusted root signed it (7.4, 7.5).
+
+        Returns:
+            Whether the commit is a root's word. False changes nothing.
+        """
+        try:
+            verify_commit_by(self.root(commit.session), commit)
+        except VerificationError:
+            return False
+        return self.add_verified_session_commit_unsafe(commit)
+
+    def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
+        """As `add_session_commit`, for a commit whose signature by `commit.session` this pool has just verified."""
+        try:
+            root = self.root(commit.session)
+            session = session_from_commit(commit)
+        except (VerificationError, DecodeError):
+            return False
+        self._accept(_Introduction(session, commit, root.id))
+        if session.is_root:
+            self._settle_roots()
+        return True
+
+    def root(self, session_id: str) -> Session:
+        """Return a trusted root.
+
+        Raises:
+            RevokedSessionError: It has been revoked.
+            UntrustedRootError: It is not a root that counts here.
+        """
+        session = self._find(session_id)
+        if session is None or not session.is_root:
+            raise UntrustedRootError(f"session {session_id!r} is not a trusted root")
+        return session
+
+    # --- verifying ---------------------------------------------------------------------------------------------------
+
+    def verify_commit(self, commit: Commit) -> None:
+        """Check one commit that is not ours yet.
+
+        Raises:
+            VerificationError: One of the named reasons of the module.
+        """
+        (verdict,) = self.verify_commits([commit])
+        if verdict is not None:
+            raise verdict
+
+    def verify_commits(
+        self, commits: Sequence[Commit], executor: Executor | None = None
+    ) -> list[VerificationError | None]:
+        """Check many commits at once; one verdict per commit, None for a good one. Never raises for a bad commit."""
+        verification = self.prepare(commits)
+        verification.run(executor)
+        return self.conclude(verification)
+
+    def prepare(self, commits: Sequence[Commit]) -> Verification:
+        """Take a snapshot of what is needed to judge `commits`; cheap, no cryptography."""
+        signers: list[Session | VerificationError | None] = []
+        jobs: dict[str, list[_Job]] = {}
+        for commit in commits:
+            signer: Session | VerificationError | None
+            try:
+                signer = self._find(commit.session)
+            except RevokedSessionError as error:
+                signer = error
+            if signer is None and commit.session in self._pending and commit.session not in jobs:
+                jobs[commit.session] = self._jobs(commit.session)
+            signers.append(signer)
+        return Verification(commits, signers, list(chain.from_iterable(jobs.values())))
+
+    def conclude(self, verification: Verification) -> list[VerificationError | None]:
+        """Take over what a run has found out about session commits, and return its verdicts."""
+        settled = False
+        for job in verification._jobs:
+            if job.outcome is None:
+                raise RuntimeError("a verification is run before it is concluded")
+            commits = self._pending.get(job.session_id, ())
+            position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
+            if position is None:
+                continue  # somebody else has settled it meanwhile
+            self._forget_pending(job.session_id, position)
+            if isinstance(job.outcome, Session) and self._may_vouch(job.commit) is not None:
+                self._accept(_Introduction(job.outcome, job.commit, job.root.id))
+                settled = settled or job.outcome.is_root
+        for session_id in {job.session_id for job in verification._jobs}:
+            if session_id in self._pending and session_id not in self._queue:
+                self._waiting.add(session_id)
+        if settled:
+            self._settle_roots()
+        return verification.verdicts
+
+    def verify_request(self, header: str, now_ms: int) -> Session:
+        """Check an ``x-goat-sig`` header against the clock, each time anew (T10), and return who asks.
+
+        Raises:
+            InvalidSignatureError: Malformed, not a request signature (a login token, say), or forged.
+            UnknownSignerError, RevokedSessionError, ExpiredSessionError, ClockSkewError: As they say.
+        """
+        envelope = parse_signature(header)
+        session = self.session(envelope.session_id)
+        if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
+            # SECURITY: a login token in somebody's mailbox is signed by the root and must not speak for it
+            # (tests/unit/test_trust.py).
+            raise InvalidSignatureError("this is no request signature")
+        ts = envelope.ts
+        if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
+            raise InvalidSignatureError("the request signature has no time")
+        verify_request(session, envelope, now_ms=now_ms)
+        return session
+
+    def prepare_pending(self, limit: int) -> Verification:
+        """Return up to `limit` session ids' worth of background work, to be run in a thread and concluded here."""
+        jobs: list[_Job] = []
+        taken = 0
+        for session_id in list(self._queue):
+            if taken >= limit:
+                break
+            found = self._jobs(session_id)
+            if found:
+                jobs.extend(found)
+                taken += 1
+            else:
+                self._waiting.add(session_id)
+            del self._queue[session_id]
+        return Verification((), (), jobs)
+
+    def verify_pending(self, limit: int) -> int:
+        """Verify up to `limit` of the sessions that nobody has needed yet; return how many are still to be done.
+
+        Those that no trusted root vouches for are not counted: they wait for a root, without work.
+        """
+        verification = self.prepare_pending(limit)
+        verification.run()
+        self.conclude(verification)
+        return len(self._queue)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _find(self, session_id: str) -> Session | None:
+        if session_id in self._revoked:
+            raise RevokedSessionError(f"session {session_id!r} has been revoked")
+        return self._document.get(session_id) or self._learnt.get(session_id)
+
+    def _may_vouch(self, commit: Commit) -> Session | None:
+        """Return the root that may have signed a session commit that we hold, or None."""
+        signer = commit.session
+        if signer in self._revoked:
+            return None if _claims_root(commit) else self._vouchers.get(signer)
+        session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
+        return session if session is not None and session.is_root else None
+
+    def _jobs(self, session_id: str) -> list[_Job]:
+        jobs = []
+        for commit in self._pending.get(session_id, ()):
+            root = self._may_vouch(commit)
+            if root is not None:
+                jobs.append(_Job(session_id, commit, root))
+        return jobs
+
+    def _forget_pending(self, session_id: str, position: int) -> None:
+        commits = self._pending[session_id]
+        del commits[position]
+        if not commits:
+            del self._pending[session_id]
+            self._queue.pop(session_id, None)
+            self._waiting.discard(session_id)
+            self._pending_roots.discard(session_id)
+
+    def _accept(self, introduction: _Introduction) -> None:
+        session_id = introduction.session.id
+        introductions = self._accepted.setdefault(session_id, [])
+        if all(known.commit.id != introduction.commit.id for known in introductions):
+            introductions.append(introduction)
+        self._learnt[session_id] = _better(self._learnt.get(session_id), introduction.session)
+
+    def _settle_roots(self) -> None:
+        """Verify what claims to be a root until nothing changes any more, then wake those that waited for a root."""
+        before = self.root_ids
+        progress = True
+        while progress:
+            progress = False
+            for session_id in list(self._pending_roots):
+                jobs = [job for job in self._jobs(session_id) if _claims_root(job.commit)]
+                for job in jobs:
+                    job.run()
+                    commits = self._pending[session_id]
+                    self._forget_pending(session_id, next(i for i, c in enumerate(commits) if c is job.commit))
+                    if isinstance(job.outcome, Session):
+                        self._accept(_Introduction(job.outcome, job.commit, job.root.id))
+                        progress = True
+        if self._waiting and self.root_ids != before:
+            self._queue.update(dict.fromkeys(self._waiting))
+            self._waiting.clear()
+
+    def _weigh_again(self) -> None:
+        """Decide anew, without cryptography, what accepted session commits are worth after a change of revocations."""
+        tainted = set(self._revoked)
+        while True:
+            more = {
+                id_
+                for id_, introductions in self._accepted.items()
+                if id_ not in tainted
+                and id_ not in self._document
+                and id_ not in self._given
+                and any(one.session.is_root for one in introductions)
+                and all(one.signer_id in tainted for one in introductions if one.session.is_root)
+            }
+            if not more:
+                break
+            tainted |= more
+        for session_id, introductions in list(self._accepted.items()):
+            good = [
+                one
+                for one in introductions
+                if one.signer_id not in tainted or (one.signer_id in self._revoked and not one.session.is_root)
+            ]
+            if len(good) == len(introductions):
+                continue
+            for one in introductions:
+                if one not in good:
+                    # Kept for the day on which the operator takes the revocation back.
+                    self._pending.setdefault(session_id, []).append(one.commit)
+                    self._waiting.add(session_id)
+                    if one.session.is_root:
+                        self._pending_roots.add(session_id)
+            best = self._given.get(session_id)
+            for one in good:
+                best = _better(best, one.session)
+            if good:
+                self._accepted[session_id] = good
+            else:
+                del self._accepted[session_id]
+            if best is not None:
+                self._learnt[session_id] = best
+            else:
+                self._learnt.pop(session_id, None)
+        self._queue.update(dict.fromkeys(self._waiting))
+        self._waiting.clear()
+
+
+def _better(known: Session | None, new: Session) -> Session:
+    """Apply GoatDB's rule for a second word about one session (7.5 step 1).
+
+    Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.
+    """
+    if known is None:
+        return new
+    if known.is_root and not new.is_root:
+        return known
+    if new.expiration_ms > known.expiration_ms or (known.owner is None and new.owner is not None):
+        return new
+    return known
+
+
+def _claims_root(commit: Commit) -> bool:
+    return isinstance(commit.data, Mapping) and commit.data.get("owner") == "root"
+
+
+def _spread(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
+    if executor is None or len(items) <= _CHUNK:
+        return [function(item) for item in items]
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    results: list[R] = []
+    for part in executor.map(lambda chunk: [function(item) for item in chunk], chunks):
+        results.extend(part)
+    return results
