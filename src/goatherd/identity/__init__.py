@@ -1,0 +1,72 @@
+"""Who a cluster is. Pure.
+
+- `session`: sessions, and what they sign.
+- `text`: the JSON of the document, read strictly.
+- `endorsement`: one root vouches for another.
+- `document`: `IdentityDocument`, its checks, its text.
+- `redaction`: what may be shown of it.
+- `succession`: which document may follow which.
+- `transitions`: how a rotation changes the document.
+- `settings_text`: GoatDB's ``settings.json``.
+"""
+
+from goatherd.identity.document import (
+    HistoryEntry,
+    IdentityDocument,
+    Phase,
+    Revocation,
+    RotationRecord,
+    decode_document,
+    encode_document,
+)
+from goatherd.identity.endorsement import Endorsement, endorse, verify_endorsement
+from goatherd.identity.redaction import days_left, fingerprint, notes, redacted
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_text import from_settings, to_settings
+from goatherd.identity.succession import check_generation, verify_succession, verify_successor
+from goatherd.identity.transitions import (
+    activate,
+    cancel,
+    create,
+    finalize,
+    prepare,
+    retire,
+    revoke,
+    roll_back,
+    verified,
+    with_phase,
+)
+
+__all__ = [
+    "Endorsement",
+    "HistoryEntry",
+    "IdentityDocument",
+    "OwnedSession",
+    "Phase",
+    "Revocation",
+    "RotationRecord",
+    "Session",
+    "activate",
+    "cancel",
+    "check_generation",
+    "create",
+    "days_left",
+    "decode_document",
+    "encode_document",
+    "endorse",
+    "finalize",
+    "fingerprint",
+    "from_settings",
+    "notes",
+    "prepare",
+    "redacted",
+    "retire",
+    "revoke",
+    "roll_back",
+    "to_settings",
+    "verified",
+    "verify_endorsement",
+    "verify_succession",
+    "verify_successor",
+    "with_phase",
+]

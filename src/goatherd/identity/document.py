@@ -1,0 +1,576 @@
+"""The identity document: who this cluster is, as a secret store holds it (design §1).
+
+What it is: the value, its text and its checks. What it is not: it does not rotate (`transitions`), does not judge who
+may follow whom (`succession`), and is no ``settings.json`` with its user sessions (`settings_text`). Rules: pure; a
+document is checked whole or not made at all; no error, ``repr`` or redaction holds key material, and errors name
+positions (``roots[1]``), not contents; what nobody changed is written back byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from goatherd.errors import DecodeError, KeyMismatchError, MalformedIdentityError, SuccessionError
+from goatherd.identity.endorsement import Endorsement, verify_endorsement
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.text import holds_private_key, parse, pretty, strings
+
+VERSION: Final = 2
+SIZE_WARNING_BYTES: Final = 10 * 1024
+SIZE_LIMIT_BYTES: Final = 64 * 1024
+# 63, since a private key's text has 64 characters: it can never be taken for an id and then be shown.
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,63}")
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z")
+_MAX_MS = 253_402_300_799_999
+_MAX_TEXT = 500
+_SAFE_INTEGER = 2**53 - 1
+
+
+class Phase(StrEnum):
+    """How far a rotation has come. A document without a rotation is steady."""
+
+    PREPARED = "prepared"
+    PUBLISHED = "published"
+    ACTIVATED = "activated"
+    VERIFIED = "verified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationRecord:
+    """The rotation under way, so that anybody can carry it on or undo it.
+
+    Attributes:
+        id: Tells this rotation from every other.
+        phase: How far it has come.
+        from_id: The root that signed when it began.
+        to_id: The root that shall sign when it ends.
+        started_at: Milliseconds since 1970.
+        started_by: Who began it, for people.
+        phase_at: When the phase was entered, in milliseconds since 1970.
+        stable_version: The store's version id to go back to.
+        extra: Members that we do not know.
+    """
+
+    id: str
+    phase: Phase
+    from_id: str
+    to_id: str
+    started_at: int
+    started_by: str
+    phase_at: int
+    stable_version: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocation:
+    """A root that must not be believed any more. `at` is in milliseconds since 1970."""
+
+    id: str
+    at: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One thing that happened to the identity. `at` is in milliseconds since 1970."""
+
+    at: int
+    event: str
+    from_id: str | None = None
+    to_id: str | None = None
+    reason: str | None = None
+
+
+class _Source:
+    """What a document was decoded from, kept to write unchanged parts as they were. Holds key material, shows none."""
+
+    __slots__ = ("decoded", "tree")
+
+    def __init__(self, tree: Mapping[str, Any], decoded: Mapping[str, Any]) -> None:
+        self.tree = tree
+        self.decoded = decoded
+
+    def __repr__(self) -> str:
+        return "…"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("an identity document is not pickled: it holds private keys")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityDocument:
+    """Who a cluster is. Made by `decode_document`, `settings_text.from_settings` and `transitions` only.
+
+    Attributes:
+        version: The form of the document.
+        generation: Rises by one with every write. 0 where the text has none.
+        current: The root that signs.
+        roots: Every root that is trusted for old signatures or new ones, the current one's public half included.
+        next: The root that shall sign next, during a rotation before activation.
+        last_updated: Milliseconds since 1970.
+        rotated_from: Id of the root that signed before the current one.
+        rotated_at: When signing moved, in milliseconds since 1970.
+        rotation: The rotation under way.
+        endorsements: Oldest first.
+        revoked: Roots not to be believed any more.
+        history: Oldest first, bounded.
+        extra: Top-level members that we do not know.
+    """
+
+    version: int = VERSION
+    generation: int
+    current: OwnedSession
+    roots: tuple[Session, ...]
+    next: OwnedSession | None = None
+    last_updated: int | None = None
+    rotated_from: str | None = None
+    rotated_at: int | None = None
+    rotation: RotationRecord | None = None
+    endorsements: tuple[Endorsement, ...] = ()
+    revoked: tuple[Revocation, ...] = ()
+    history: tuple[HistoryEntry, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    source: _Source | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def phase(self) -> Phase | None:
+        """The phase of the rotation under way, or None when the document is steady."""
+        return self.rotation.phase if self.rotation else None
+
+    @property
+    def revoked_ids(self) -> frozenset[str]:
+        return frozenset(revocation.id for revocation in self.revoked)
+
+    @property
+    def retired_ids(self) -> frozenset[str]:
+        """Roots whose private key is known to be destroyed in the store."""
+        return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
+
+    def root(self, session_id: str) -> Session | None:
+        """Return the root with this id, revoked or not."""
+        return next((root for root in self.roots if root.id == session_id), None)
+
+    def check(self) -> None:
+        """Check the document whole.
+
+        Raises:
+            MalformedIdentityError: It breaks a rule of its form; the message names the rule.
+            KeyMismatchError: A private key does not belong to the public key beside it.
+        """
+        _check(self)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def decode_document(raw: bytes | str) -> IdentityDocument:
+    """Read and check an identity document.
+
+    Raises:
+        MalformedIdentityError: It breaks a rule of its form; the message names the rule and the position.
+        KeyMismatchError: A private key does not belong to the public key beside it.
+    """
+    return document_from_tree(parse(raw, max_bytes=SIZE_LIMIT_BYTES))
+
+
+def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
+    """Read and check an identity document that is parsed already; `decode_document` says the rest."""
+    if "trustedSessions" in tree:
+        raise MalformedIdentityError(
+            "user sessions (trustedSessions) do not belong in an identity document",
+            hint="Make a document of a settings.json with `goatherd migrate`.",
+        )
+    if tree.get("version") != VERSION or isinstance(tree.get("version"), bool):
+        raise MalformedIdentityError(f"version is not {VERSION}")
+    _refuse_private_keys(tree)
+    decoded: dict[str, Any] = {"version": VERSION}
+    for name, (attribute, reader) in _MEMBERS.items():
+        value = tree.get(name)
+        if value is not None:
+            decoded[attribute] = reader(value, name)
+        elif name in _REQUIRED:
+            raise MalformedIdentityError(f"{name} is missing")
+    decoded.setdefault("generation", 0)
+    decoded["extra"] = {name: value for name, value in tree.items() if name not in _MEMBERS and name != "version"}
+    document = IdentityDocument(**decoded, source=_Source(tree, decoded))
+    document.check()
+    _refuse_copies(document, tree)
+    return document
+
+
+def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
+    for name, value in tree.items():
+        public = value
+        if name in ("currentSession", "nextSession") and isinstance(value, Mapping):
+            public = {member: inner for member, inner in value.items() if member != "privateKey"}
+        # SECURITY: what is here goes to GoatDB servers, which publish it (tests/unit/identity/test_document.py).
+        if holds_private_key(public) or holds_private_key(name) or name == "privateKey":
+            where = name if name in _MEMBERS else "a member that this version does not know"
+            raise MalformedIdentityError(f"{where} holds a private key where none may be")
+
+
+def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
+    for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
+        if owned is not None:
+            secret = tree[name]["privateKey"]["d"]
+            if sum(text.count(secret) for text in strings(tree)) != 1:
+                raise MalformedIdentityError(f"the private key of {name} is also somewhere else in the document")
+
+
+def read_text(value: Any, where: str, *, limit: int = _MAX_TEXT) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        raise MalformedIdentityError(f"{where} is not a text of at most {limit} characters")
+    return value
+
+
+def read_id(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise MalformedIdentityError(f"{where} is not an id")
+    return value
+
+
+def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Session:
+    """Read the public half of a session and check it alone; with `is_key_checked`, the point on the curve too.
+
+    Raises:
+        MalformedIdentityError: A member is missing or of the wrong kind.
+    """
+    if not isinstance(value, Mapping):
+        raise MalformedIdentityError(f"{where} is not an object")
+    read_id(value.get("id"), f"{where}.id")
+    if value.get("owner") is not None:
+        read_text(value["owner"], f"{where}.owner")
+    expiration = value.get("expiration")
+    if isinstance(expiration, bool) or not isinstance(expiration, int | float) or not 0 < expiration <= _MAX_MS:
+        raise MalformedIdentityError(f"{where}.expiration is not a date")
+    session = _session_or_none(value, is_key_checked)
+    if session is None:
+        raise MalformedIdentityError(f"{where}.publicKey is not a JWK with a point of P-384")
+    if session.expiration_ms > _MAX_MS:
+        raise MalformedIdentityError(f"{where}.expiration is not a date")
+    return session
+
+
+def _session_or_none(value: Mapping[str, Any], is_key_checked: bool) -> Session | None:
+    try:
+        session = Session.from_json(value)
+        if is_key_checked:
+            session.public_key.check()
+    except DecodeError:
+        return None
+    return session
+
+
+def read_owned(value: Any, where: str) -> OwnedSession:
+    """Read a session with its private key.
+
+    Raises:
+        MalformedIdentityError: As `read_session`, or the private key is missing or no key.
+        KeyMismatchError: The private key does not belong to the public one.
+    """
+    read_session(value, where)
+    try:
+        owned, mismatch = OwnedSession.from_json(value), False
+    except KeyMismatchError:
+        owned, mismatch = None, True
+    except DecodeError:
+        owned, mismatch = None, False
+    if mismatch:
+        raise KeyMismatchError(f"{where}: the private key does not belong to the public key")
+    if owned is None:
+        raise MalformedIdentityError(f"{where}.privateKey is missing or not the JWK of a P-384 private key")
+    return owned
+
+
+def _read_generation(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _SAFE_INTEGER:
+        raise MalformedIdentityError(f"{where} is not a non-negative integer")
+    return value
+
+
+def _read_time(value: Any, where: str) -> int:
+    moment = None
+    if isinstance(value, str) and _ISO.fullmatch(value):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            moment = None
+    if moment is None:
+        raise MalformedIdentityError(f"{where} is not a time as JavaScript writes it")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def _read_list(value: Any, where: str) -> list[tuple[Any, str]]:
+    if not isinstance(value, list):
+        raise MalformedIdentityError(f"{where} is not a list")
+    return [(item, f"{where}[{index}]") for index, item in enumerate(value)]
+
+
+def _read_object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MalformedIdentityError(f"{where} is not an object")
+    return value
+
+
+def _read_roots(value: Any, where: str) -> tuple[Session, ...]:
+    return tuple(read_session(item, position) for item, position in _read_list(value, where))
+
+
+def _read_rotation(value: Any, where: str) -> RotationRecord:
+    member = _read_object(value, where)
+    phase = member.get("phase")
+    if phase not in list(Phase):
+        raise MalformedIdentityError(f"{where}.phase is none of {', '.join(Phase)}")
+    started_at = _read_time(member.get("startedAt"), f"{where}.startedAt")
+    stable = member.get("stableVersion")
+    return RotationRecord(
+        id=read_id(member.get("id"), f"{where}.id"),
+        phase=Phase(phase),
+        from_id=read_id(member.get("from"), f"{where}.from"),
+        to_id=read_id(member.get("to"), f"{where}.to"),
+        started_at=started_at,
+        started_by=read_text(member.get("startedBy", ""), f"{where}.startedBy"),
+        phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
+        stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
+        extra={name: inner for name, inner in member.items() if name not in _ROTATION_MEMBERS},
+    )
+
+
+def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
+    result = []
+    for item, position in _read_list(value, where):
+        member = _read_object(item, position)
+        by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
+        signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
+        result.append(Endorsement(by=by, of=of, signature=signature))
+    return tuple(result)
+
+
+def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
+    result = []
+    for item, position in _read_list(value, where):
+        member = _read_object(item, position)
+        result.append(
+            Revocation(
+                id=read_id(member.get("id"), f"{position}.id"),
+                at=_read_time(member.get("at"), f"{position}.at"),
+                reason=read_text(member.get("reason", ""), f"{position}.reason"),
+            )
+        )
+    return tuple(result)
+
+
+def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
+    result = []
+    for item, position in _read_list(value, where):
+        member = _read_object(item, position)
+        result.append(
+            HistoryEntry(
+                at=_read_time(member.get("at"), f"{position}.at"),
+                event=read_id(member.get("event"), f"{position}.event"),
+                from_id=None if member.get("from") is None else read_id(member["from"], f"{position}.from"),
+                to_id=None if member.get("to") is None else read_id(member["to"], f"{position}.to"),
+                reason=None if member.get("reason") is None else read_text(member["reason"], f"{position}.reason"),
+            )
+        )
+    return tuple(result)
+
+
+_REQUIRED = ("currentSession", "roots")
+_TIMES = frozenset({"last_updated", "rotated_at"})
+_ROTATION_MEMBERS = frozenset({"id", "phase", "from", "to", "startedAt", "startedBy", "phaseAt", "stableVersion"})
+_MEMBERS: Final[dict[str, tuple[str, Any]]] = {
+    "generation": ("generation", _read_generation),
+    "currentSession": ("current", read_owned),
+    "roots": ("roots", _read_roots),
+    "lastUpdated": ("last_updated", _read_time),
+    "rotatedFrom": ("rotated_from", read_id),
+    "rotatedAt": ("rotated_at", _read_time),
+    "nextSession": ("next", read_owned),
+    "rotation": ("rotation", _read_rotation),
+    "endorsements": ("endorsements", _read_endorsements),
+    "revoked": ("revoked", _read_revoked),
+    "history": ("history", _read_history),
+}
+
+
+# --- checking ---------------------------------------------------------------------------------------------------------
+
+
+def _check(document: IdentityDocument) -> None:
+    ids = [root.id for root in document.roots]
+    if len(set(ids)) != len(ids):
+        raise MalformedIdentityError("two roots have the same id")
+    if len({root.public_key for root in document.roots}) != len(ids):
+        raise MalformedIdentityError("two roots have the same public key")
+    if any(root.owner != ROOT_OWNER for root in document.roots):
+        raise MalformedIdentityError("the owner of a root is not root")
+    for owned, name in ((document.current, "currentSession"), (document.next, "nextSession")):
+        if owned is None:
+            continue
+        if owned.signer.public_key != owned.session.public_key:
+            raise KeyMismatchError(f"{name}: the private key does not belong to the public key")
+        # SECURITY: a GoatDB server publishes the private key when its root is not among the roots with the very same
+        # expiration (T1; tests/unit/identity/test_document.py).
+        if document.root(owned.id) != owned.session:
+            raise MalformedIdentityError(f"{name} is not among the roots with the same key, owner and expiration")
+    if document.current.id in document.revoked_ids:
+        raise MalformedIdentityError("currentSession is revoked")
+    if len(document.revoked_ids) != len(document.revoked):
+        raise MalformedIdentityError("a session is revoked twice")
+    _check_rotation(document)
+    _check_endorsements(document)
+
+
+def _check_rotation(document: IdentityDocument) -> None:
+    rotation, current, following = document.rotation, document.current.id, document.next
+    if rotation is None:
+        if following is not None:
+            raise MalformedIdentityError("there is a nextSession but no rotation")
+        return
+    if rotation.from_id == rotation.to_id:
+        raise MalformedIdentityError("the rotation leads from a root to itself")
+    if document.root(rotation.from_id) is None:
+        raise MalformedIdentityError("the rotation's from is not among the roots")
+    if rotation.phase in (Phase.PREPARED, Phase.PUBLISHED):
+        if following is None:
+            raise MalformedIdentityError(f"the rotation is {rotation.phase} but there is no nextSession")
+        if rotation.from_id != current or rotation.to_id != following.id:
+            raise MalformedIdentityError("the rotation does not lead from currentSession to nextSession")
+        if following.id in document.revoked_ids:
+            raise MalformedIdentityError("nextSession is revoked")
+    else:
+        if following is not None:
+            raise MalformedIdentityError(f"the rotation is {rotation.phase} but there still is a nextSession")
+        if rotation.to_id != current:
+            raise MalformedIdentityError("the rotation does not lead to currentSession")
+
+
+def _check_endorsements(document: IdentityDocument) -> None:
+    broken = False
+    for index, endorsement in enumerate(document.endorsements):
+        by, of = document.root(endorsement.by), document.root(endorsement.of)
+        if by is None or of is None:
+            raise MalformedIdentityError(f"endorsements[{index}] names a session that is not among the roots")
+        try:
+            verify_endorsement(endorsement, by=by, of=of)
+        except SuccessionError:
+            broken = True
+        if broken:
+            raise MalformedIdentityError(f"endorsements[{index}] does not verify")
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def encode_document(document: IdentityDocument) -> bytes:
+    """Return the document's text, which a GoatDB server takes as its ``settings.json`` too.
+
+    What was not changed since `decode_document` is written as it was read, members that we do not know included.
+
+    Raises:
+        MalformedIdentityError: It would be larger than `SIZE_LIMIT_BYTES`.
+        TypeError: A key lies elsewhere (a KMS) and cannot be exported.
+    """
+    raw = pretty(document_tree(document))
+    if len(raw) > SIZE_LIMIT_BYTES:
+        raise MalformedIdentityError(f"the identity has {len(raw)} bytes, more than {SIZE_LIMIT_BYTES}")
+    return raw
+
+
+def document_tree(document: IdentityDocument) -> dict[str, Any]:
+    """Return the document as plain JSON values, private keys included."""
+    tree: Mapping[str, Any] = document.source.tree if document.source else {}
+    decoded: Mapping[str, Any] = document.source.decoded if document.source else {}
+    sessions = _SessionTexts(tree)
+    model: dict[str, Any] = {"version": document.version}
+    for name, (attribute, _) in _MEMBERS.items():
+        value = getattr(document, attribute)
+        if name in tree and (value == decoded.get(attribute) or (tree[name] in (None, []) and value in (None, ()))):
+            model[name] = tree[name]
+        elif value is not None and value != ():
+            model[name] = iso(value) if attribute in _TIMES else _encode_member(value, sessions)
+    if "generation" not in tree and document.source and not document.generation:
+        del model["generation"]
+    model.update(document.extra)
+    order = [name for name in tree if name in model]
+    return {name: model[name] for name in [*order, *(name for name in model if name not in tree)]}
+
+
+class _SessionTexts:
+    """Sessions as they were read, by id, for writing them back with whatever else they held."""
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        owned = [tree[name] for name in ("currentSession", "nextSession") if tree.get(name) is not None]
+        self._owned: dict[str, Mapping[str, Any]] = {member["id"]: member for member in owned}
+        self._public: dict[str, Mapping[str, Any]] = {member["id"]: member for member in tree.get("roots") or ()}
+        for member in owned:
+            public = {name: value for name, value in member.items() if name != "privateKey"}
+            self._public.setdefault(member["id"], public)
+
+    def owned(self, owned: OwnedSession) -> Mapping[str, Any]:
+        kept = self._owned.get(owned.id)
+        if kept is not None and Session.from_json(kept) == owned.session:
+            return kept
+        return {**owned.to_secret_json(), **owned.session.extra}
+
+    def public(self, session: Session) -> Mapping[str, Any]:
+        kept = self._public.get(session.id)
+        if kept is not None and Session.from_json(kept) == session:
+            return kept
+        return {**session.to_json(), **session.extra}
+
+
+def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
+    if isinstance(value, OwnedSession):
+        return sessions.owned(value)
+    if isinstance(value, Session):
+        return sessions.public(value)
+    if isinstance(value, tuple):
+        return [_encode_member(item, sessions) for item in value]
+    if isinstance(value, Endorsement):
+        return value.to_json()
+    if isinstance(value, RotationRecord):
+        return rotation_json(value)
+    if isinstance(value, Revocation):
+        return {"id": value.id, "at": iso(value.at), "reason": value.reason}
+    if isinstance(value, HistoryEntry):
+        return history_json(value)
+    return value
+
+
+def history_json(entry: HistoryEntry) -> dict[str, Any]:
+    members = {"event": entry.event, "from": entry.from_id, "to": entry.to_id, "reason": entry.reason}
+    return {"at": iso(entry.at), **{name: value for name, value in members.items() if value is not None}}
+
+
+def rotation_json(record: RotationRecord) -> dict[str, Any]:
+    encoded: dict[str, Any] = {
+        "id": record.id,
+        "phase": record.phase.value,
+        "from": record.from_id,
+        "to": record.to_id,
+        "startedAt": iso(record.started_at),
+        "startedBy": record.started_by,
+        "phaseAt": iso(record.phase_at),
+    }
+    if record.stable_version is not None:
+        encoded["stableVersion"] = record.stable_version
+    return {**encoded, **record.extra}
+
+
+def settled(document: IdentityDocument) -> IdentityDocument:
+    """Return the document as its own text reads: checked whole, and with nothing of an earlier text behind it."""
+    return decode_document(encode_document(document))
+
+
+def iso(ms: int) -> str:
+    """Return the time as JavaScript's ``toISOString`` writes it."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

@@ -1,0 +1,89 @@
+"""What may be shown of an identity document, and what its operator should know about it.
+
+Pure. Rules: ids, fingerprints, times and phases; never key material, never the values of members that we do not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final
+
+from goatherd.crypto import PublicKey
+from goatherd.identity.document import (
+    SIZE_WARNING_BYTES,
+    IdentityDocument,
+    encode_document,
+    history_json,
+    iso,
+    rotation_json,
+)
+from goatherd.identity.session import Session
+
+SHORT_LIFE: Final = timedelta(days=15)
+"""COMPAT: with less than this left, GoatDB extends the root by itself at its next start, and then hands its private key
+to anybody who asks (design §5)."""
+
+# SubjectPublicKeyInfo of a P-384 key up to its coordinates, so that a fingerprint is what `openssl` computes too.
+_SPKI = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+
+
+def fingerprint(key: PublicKey) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the key's SubjectPublicKeyInfo."""
+    return hashlib.sha256(_SPKI + key.raw).hexdigest()[:16]
+
+
+def days_left(document: IdentityDocument, now_ms: int) -> float:
+    """Return how many days the current root still lives; negative once it has expired."""
+    return (document.current.session.expiration_ms - now_ms) / 86_400_000
+
+
+def notes(document: IdentityDocument, now_ms: int) -> list[str]:
+    """Return what an operator should know about a document that is valid nevertheless."""
+    found = []
+    left, size = days_left(document, now_ms), len(encode_document(document))
+    if left < 0:
+        found.append(f"the current root {document.current.id} expired {-left:.1f} days ago")
+    elif left < SHORT_LIFE.days:
+        found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
+    if size >= SIZE_WARNING_BYTES:
+        found.append(f"the document has {size} bytes; stores and nodes are made for less than {SIZE_WARNING_BYTES}")
+    return found
+
+
+def redacted(document: IdentityDocument) -> dict[str, Any]:
+    """Return what may be shown of a document: ids, fingerprints, times and phases, no key material.
+
+    Of members that we do not know only the names are given.
+    """
+    rotation = document.rotation
+    return {
+        "version": document.version,
+        "generation": document.generation,
+        "phase": rotation.phase.value if rotation else "steady",
+        "current": _redacted_session(document.current.session),
+        "next": _redacted_session(document.next.session) if document.next else None,
+        "roots": [{**_redacted_session(root), "revoked": root.id in document.revoked_ids} for root in document.roots],
+        "lastUpdated": _iso_or_none(document.last_updated),
+        "rotatedFrom": document.rotated_from,
+        "rotatedAt": _iso_or_none(document.rotated_at),
+        "rotation": rotation_json(replace(rotation, extra={})) if rotation else None,
+        "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
+        "revoked": [{"id": item.id, "at": iso(item.at), "reason": item.reason} for item in document.revoked],
+        "history": [history_json(item) for item in document.history],
+        "unknownMembers": sorted(document.extra),
+    }
+
+
+def _redacted_session(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "fingerprint": fingerprint(session.public_key),
+        "owner": session.owner,
+        "expiration": iso(session.expiration_ms),
+    }
+
+
+def _iso_or_none(ms: int | None) -> str | None:
+    return None if ms is None else iso(ms)

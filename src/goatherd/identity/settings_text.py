@@ -1,0 +1,204 @@
+"""GoatDB's ``settings.json``: read into an identity document and user sessions, and written from them (formats 2.5).
+
+What it is not: GoatDB's own loader, which keeps half of what it can read and invents the rest (T8). Rules: pure;
+refused whole or read whole; private keys leave by one door only, ``currentSession``; whatever is changed on the way is
+noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from goatherd.errors import IdentityError, MalformedIdentityError
+from goatherd.identity.document import (
+    IdentityDocument,
+    document_from_tree,
+    document_tree,
+    read_owned,
+    read_session,
+    settled,
+)
+from goatherd.identity.redaction import SHORT_LIFE, days_left
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.text import holds_private_key, parse, pretty
+
+SETTINGS_LIMIT_BYTES: Final = 256 * 1024 * 1024
+
+_MEMBERS = frozenset({"currentSession", "roots", "trustedSessions"})
+
+
+def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
+    """Read a ``settings.json``, one that GoatDB wrote or an identity document that is used as one.
+
+    Args:
+        raw: The file.
+        now_ms: Milliseconds since 1970.
+
+    Returns:
+        The document, the user sessions of ``trustedSessions`` (never a root), and notes on what was changed: private
+        keys taken out, roots added or merged, members dropped, a short life.
+
+    Raises:
+        MalformedIdentityError: Anything in it is malformed. Nothing is skipped, nothing is invented.
+        KeyMismatchError: The private key does not belong to the public one.
+    """
+    tree = parse(raw, max_bytes=SETTINGS_LIMIT_BYTES)
+    notes: list[str] = []
+    trusted = _read_trusted(tree, notes)
+    if "generation" in tree or "version" in tree:
+        own = {name: value for name, value in tree.items() if name != "trustedSessions"}
+        document = document_from_tree(own)
+        users = tuple(session for session in trusted if not session.is_root)
+        missing = [session.id for session in trusted if session.is_root and document.root(session.id) is None]
+        if missing:
+            raise MalformedIdentityError(f"trustedSessions holds root {missing[0]} that is not among the roots")
+    else:
+        document, users = _convert(tree, trusted, now_ms, notes)
+    left = days_left(document, now_ms)
+    if left < 0:
+        notes.append(f"the current root {document.current.id} has expired; rotate it")
+    elif left < SHORT_LIFE.days:
+        notes.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
+    return document, users, notes
+
+
+def _convert(
+    tree: Mapping[str, Any], trusted: Iterable[Session], now_ms: int, notes: list[str]
+) -> tuple[IdentityDocument, tuple[Session, ...]]:
+    if tree.get("currentSession") is None:
+        raise MalformedIdentityError("currentSession is missing")
+    current = read_owned(tree["currentSession"], "currentSession")
+    if current.session.owner != ROOT_OWNER:
+        raise MalformedIdentityError("the owner of currentSession is not root: these are a client's settings")
+    current = OwnedSession(session=_plain(current.session, "currentSession", notes), signer=current.signer)
+    roots: dict[str, Session] = {current.id: current.session}
+    for root in _read_roots(tree, notes):
+        _unite(roots, root, notes)
+    for session in trusted:
+        if session.is_root:
+            if session.id not in roots:
+                notes.append(f"root {session.id} was in trustedSessions only; it is among the roots now")
+            _unite(roots, session, notes)
+    # COMPAT: a later copy of its own session extends a GoatDB server's current session too (formats 2.6).
+    current = OwnedSession(session=roots[current.id], signer=current.signer)
+    extra = {}
+    for name, value in tree.items():
+        if name not in _MEMBERS:
+            if holds_private_key(value) or holds_private_key({name: None}):
+                notes.append("an unknown member that holds a private key was left out")
+            else:
+                extra[name] = value
+    document = settled(
+        IdentityDocument(generation=1, current=current, roots=tuple(roots.values()), last_updated=now_ms, extra=extra)
+    )
+    return document, tuple(session for session in trusted if not session.is_root)
+
+
+def _unite(roots: dict[str, Session], root: Session, notes: list[str]) -> None:
+    known = roots.get(root.id)
+    if known is None:
+        roots[root.id] = root
+        return
+    if known.public_key != root.public_key:
+        raise MalformedIdentityError(f"root {root.id} is there with two different keys")
+    if root.expiration_ms != known.expiration_ms:
+        notes.append(f"root {root.id} was there with two expirations; the later one holds")
+    if root.expiration_ms > known.expiration_ms:
+        roots[root.id] = root
+
+
+def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
+    value = tree.get("roots")
+    if value is None:
+        value = []
+    if not isinstance(value, list):
+        raise MalformedIdentityError("roots is not a list")
+    roots = []
+    for index, item in enumerate(value):
+        where = f"roots[{index}]"
+        root = _plain(read_session(item, where), where, notes)
+        if root.owner != ROOT_OWNER:
+            raise MalformedIdentityError(f"the owner of {where} is not root")
+        if "privateKey" in item:
+            notes.append(f"the private key of root {root.id} was taken out of {where}")
+        roots.append(root)
+    return roots
+
+
+def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
+    value = tree.get("trustedSessions")
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise MalformedIdentityError("trustedSessions is not a list")
+    sessions: dict[str, Session] = {}
+    for index, item in enumerate(value):
+        where = f"trustedSessions[{index}]"
+        session = _plain(_read_user_session(item, where), where, notes)
+        if session.id in sessions and sessions[session.id].public_key != session.public_key:
+            raise MalformedIdentityError(f"{where} has the id of another session with another key")
+        if "privateKey" in item:
+            notes.append(f"the private key of session {session.id} was taken out of {where}")
+        sessions[session.id] = session
+    return list(sessions.values())
+
+
+def _read_user_session(value: Any, where: str) -> Session:
+    if isinstance(value, Mapping) and value.get("owner") == ROOT_OWNER:
+        return read_session(value, where)
+    # There may be thousands: OpenSSL looks at each key when it is first used, not now.
+    return read_session(value, where, is_key_checked=False)
+
+
+def _plain(session: Session, where: str, notes: list[str]) -> Session:
+    """Drop what GoatDB does not know inside a session: a GoatDB server would publish it."""
+    if not session.extra:
+        return session
+    notes.append(f"{len(session.extra)} unknown members of {where} were left out")
+    return Session(
+        id=session.id, public_key=session.public_key, owner=session.owner, expiration_ms=session.expiration_ms
+    )
+
+
+def to_settings(document: IdentityDocument, trusted: Iterable[Session] = (), *, now_ms: int | None = None) -> bytes:
+    """Return the ``settings.json`` to hand to a GoatDB server: what it reads, and nothing else.
+
+    The next key never is in it. Roots are listed in ``trustedSessions`` too, since a GoatDB server does not take a
+    root's word otherwise; revoked ones are in neither list.
+
+    Args:
+        document: Who the server shall be.
+        trusted: User sessions that the server knows, verified by the caller.
+        now_ms: When given, a root with less than 15 days to live is refused.
+
+    Raises:
+        IdentityError: The current root lives too short: the server would extend it by itself and then hand out its
+            private key (design §5).
+    """
+    if now_ms is not None and days_left(document, now_ms) <= SHORT_LIFE.days:
+        raise IdentityError(
+            f"the current root {document.current.id} has {days_left(document, now_ms):.1f} days left;"
+            f" a GoatDB server needs more than {SHORT_LIFE.days}, or it gives its private key away",
+            hint="Rotate first: `goatherd rotate`.",
+        )
+    return pretty(_settings_members(document, trusted))
+
+
+def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
+    """Return a ``settings.json`` that is an identity document as well: all of its members, and the user sessions."""
+    tree = document_tree(document)
+    return pretty({**tree, "trustedSessions": _settings_members(document, trusted)["trustedSessions"]})
+
+
+def _settings_members(document: IdentityDocument, trusted: Iterable[Session]) -> dict[str, Any]:
+    roots = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
+    known = {document.current.id: document.current.session, **roots}
+    for session in trusted:
+        if session.id not in document.revoked_ids:
+            known.setdefault(session.id, session)
+    return {
+        "currentSession": document.current.to_secret_json(),
+        "roots": [root.to_json() for root in roots.values()],
+        "trustedSessions": [session.to_json() for session in known.values()],
+    }

@@ -1,0 +1,94 @@
+"""Who may follow whom: which new document a node that trusts some roots already may take over.
+
+Pure. Rules: verification raises and returns nothing; a root is believed because it is trusted already or because a
+believed, unrevoked root endorsed it, never because a document lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from goatherd.errors import GenerationError, SuccessionError
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.endorsement import verify_endorsement
+from goatherd.identity.session import Session
+
+
+def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) -> None:
+    """Check that whoever trusts `trusted` may trust `document`.
+
+    Its current root, and every other root that it lists, must be trusted already (same id and same key), or a chain of
+    endorsements must lead to it from a trusted root that the document does not revoke. A rollback passes, since the
+    earlier root is trusted still.
+
+    Args:
+        document: The new document, checked whole.
+        trusted: Public halves of the roots trusted so far, without revoked ones.
+
+    Raises:
+        SuccessionError: No chain leads to the current root or to another listed root, a trusted id has come back with
+            another key, or the current root is revoked.
+    """
+    revoked = document.revoked_ids
+    known = {session.id: session for session in trusted}
+    if document.current.id in revoked:
+        raise SuccessionError(f"the current root {document.current.id} is revoked")
+    for root in document.roots:
+        if root.id in known and known[root.id].public_key != root.public_key:
+            raise SuccessionError(f"root {root.id} has come back with another key")
+    believed = _believed(document, known)
+    if document.current.id not in believed:
+        raise SuccessionError(
+            f"no chain of endorsements leads from a root trusted here to the current root {document.current.id}"
+        )
+    # SECURITY: who can write the secret but does not hold a root's key must not be able to slip in a root of his own
+    # beside the real one (tests/unit/identity/test_succession.py).
+    strange = [root.id for root in document.roots if root.id not in believed and root.id not in revoked]
+    if strange:
+        raise SuccessionError(f"no chain of endorsements leads from a root trusted here to root {strange[0]}")
+
+
+def _believed(document: IdentityDocument, known: dict[str, Session]) -> set[str]:
+    revoked = document.revoked_ids
+    listed = {root.id: root for root in document.roots}
+    believed = {session_id for session_id in known if session_id not in revoked}
+    while True:
+        found = {
+            endorsement.of
+            for endorsement in document.endorsements
+            if endorsement.by in believed and endorsement.of not in believed and endorsement.of not in revoked
+        }
+        if not found:
+            return believed
+        for endorsement in document.endorsements:
+            if endorsement.of in found and endorsement.by in believed:
+                by = known.get(endorsement.by) or listed[endorsement.by]
+                verify_endorsement(endorsement, by=by, of=listed[endorsement.of])
+        believed |= found
+
+
+def check_generation(new: IdentityDocument, seen: IdentityDocument) -> None:
+    """Check that `new` does not lead back behind `seen`, the highest generation seen so far.
+
+    Raises:
+        GenerationError: Its generation is lower (a stale replica, a replayed value), or equal with other contents (two
+            writers shared a generation, so at least one did not go through compare-and-swap).
+    """
+    if new.generation < seen.generation:
+        raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
+    if new.generation == seen.generation and encode_document(new) != encode_document(seen):
+        raise GenerationError(f"generation {new.generation} was seen with other contents")
+
+
+def verify_successor(new: IdentityDocument, seen: IdentityDocument) -> None:
+    """Check that a node which uses `seen` may go on to `new`: generation, succession, and no revocation forgotten.
+
+    Raises:
+        GenerationError: As `check_generation`.
+        SuccessionError: As `verify_succession`, or a revocation is gone.
+    """
+    check_generation(new, seen)
+    forgotten = sorted(seen.revoked_ids - new.revoked_ids)
+    if forgotten:
+        raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
+    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids])

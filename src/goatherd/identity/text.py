@@ -1,0 +1,168 @@
+"""The identity document's text: JSON read strictly, written as ``JSON.stringify(value, null, 2)``, scanned for keys.
+
+What it is: a codec between bytes and plain JSON values. What it is not: it knows no members. Rules: pure; what is not
+understood is refused; an error quotes nothing of the text, and keeps no reference to it (the errors of `json` and of
+UTF-8 decoding do, so none of them is in its context).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from goatherd.errors import MalformedIdentityError
+from goatherd.wire.encoding import number_text
+
+MAX_DEPTH = 16
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_json_string = json.encoder.encode_basestring
+
+
+class _RefusedError(ValueError):
+    """Something that JSON allows and an identity does not; its text quotes nothing."""
+
+
+def parse(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        raw: UTF-8; a byte order mark is skipped, as GoatDB does.
+        max_bytes: The size in bytes above which it is not even looked at.
+
+    Raises:
+        MalformedIdentityError: Too large, not UTF-8, not JSON, not an object, a member twice, a number that no
+            JavaScript number holds, or nested deeper than `MAX_DEPTH`.
+    """
+    value, problem = _parse(raw, max_bytes)
+    # SECURITY: raised out here, so that no exception that holds the text is in its context
+    # (tests/unit/identity/test_document_properties.py).
+    if problem is not None:
+        raise MalformedIdentityError(problem)
+    if not isinstance(value, dict):
+        raise MalformedIdentityError("the identity is not a JSON object")
+    if _is_deeper_than(value, MAX_DEPTH):
+        raise MalformedIdentityError(f"the identity is nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _parse(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
+    if len(raw) > max_bytes:
+        return None, f"the identity has {len(raw)} bytes, more than {max_bytes}"
+    try:
+        text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw.removeprefix("\ufeff")
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant
+        )
+    except _RefusedError as error:
+        return None, str(error)
+    except UnicodeDecodeError:
+        return None, "the identity is not UTF-8"
+    except RecursionError:
+        return None, f"the identity is nested deeper than {MAX_DEPTH} levels"
+    except ValueError:
+        return None, "the identity is not JSON"
+    return value, None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _RefusedError("an object has a member twice")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _RefusedError("a number is out of range")
+    return value
+
+
+def _int(text: str) -> int | float:
+    if len(text) > 308:
+        raise _RefusedError("a number is out of range")
+    value = int(text)
+    return value if abs(value) <= 2**53 else float(value)
+
+
+def _constant(_: str) -> NoReturn:
+    raise _RefusedError("a number is not finite")
+
+
+def _is_deeper_than(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if levels == 0:
+        return True
+    members = value.values() if isinstance(value, dict) else value
+    return any(_is_deeper_than(member, levels - 1) for member in members)
+
+
+def pretty(value: Any) -> bytes:
+    """Return ``JSON.stringify(value, null, 2)`` as UTF-8, without a trailing newline (formats 2.5)."""
+    return _pretty(value, "\n").encode()
+
+
+def _pretty(value: Any, newline: str) -> str:
+    if isinstance(value, str):
+        return string_text(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return number_text(value)
+    inner = newline + "  "
+    if isinstance(value, Mapping):
+        members = [f"{string_text(name)}: {_pretty(member, inner)}" for name, member in value.items()]
+        opening, closing = "{", "}"
+    else:
+        members = [_pretty(member, inner) for member in value]
+        opening, closing = "[", "]"
+    if not members:
+        return opening + closing
+    return opening + inner + ("," + inner).join(members) + newline + closing
+
+
+def string_text(text: str) -> str:
+    """Return a JSON string as ``JSON.stringify`` writes it: lone surrogates are escaped, nothing else beyond need."""
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield every text inside `value`, member names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, member in value.items():
+            yield name
+            yield from strings(member)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            yield from strings(member)
+
+
+def holds_private_key(value: Any) -> bool:
+    """Whether something that is or looks like a private key is anywhere inside `value`.
+
+    That is a member ``privateKey``, a JWK with ``d``, a PEM private key, or a text that holds one of the first two as
+    JSON. An object whose ``d`` is a short text or anything but a text, and that names no key type, is none: GoatDB's
+    Bloom filters are written as ``{"d", "s"}``.
+    """
+    if isinstance(value, str):
+        return "PRIVATE KEY-----" in value or '"privateKey"' in value or ('"d"' in value and '"kty"' in value)
+    if isinstance(value, Mapping):
+        if "privateKey" in value:
+            return True
+        if "d" in value and (
+            "kty" in value or "crv" in value or (isinstance(value["d"], str) and len(value["d"]) >= 43)
+        ):
+            return True
+        return any(holds_private_key(name) or holds_private_key(member) for name, member in value.items())
+    if isinstance(value, list | tuple):
+        return any(holds_private_key(member) for member in value)
+    return False

@@ -1,0 +1,293 @@
+"""How an identity document changes: each step of a rotation as a pure function from document to document.
+
+What it is not: it decides nothing (`goatherd.rotation.machine` does) and writes nothing. Rules: each function returns a
+new document whose generation is higher by exactly one, whose last update is `now_ms`, and which has been checked whole;
+a step that does not follow from the recorded phase raises `IllegalStepError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from goatherd.errors import IllegalStepError
+from goatherd.identity.document import (
+    HistoryEntry,
+    IdentityDocument,
+    Phase,
+    Revocation,
+    RotationRecord,
+    settled,
+)
+from goatherd.identity.endorsement import endorse
+from goatherd.identity.session import OwnedSession, Session
+
+MAX_ENDORSEMENTS = 8
+MAX_HISTORY = 16
+_MAX_REASON = 200
+
+
+def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
+    """Make the first document of a cluster, generation 1.
+
+    Args:
+        current: The root that signs; its owner is ``root``.
+        now_ms: Milliseconds since 1970.
+        roots: Other roots to trust.
+
+    Raises:
+        MalformedIdentityError: The sessions do not make a valid document.
+    """
+    others = tuple(root for root in roots if root.id != current.id)
+    return settled(
+        IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
+    )
+
+
+def prepare(
+    document: IdentityDocument,
+    successor: OwnedSession,
+    *,
+    now_ms: int,
+    rotation_id: str,
+    started_by: str,
+    stable_version: str | None,
+) -> IdentityDocument:
+    """Begin a rotation: the successor becomes the next session and an endorsed root; the current one still signs.
+
+    Args:
+        document: A steady document.
+        successor: A fresh root.
+        now_ms: Milliseconds since 1970.
+        rotation_id: A fresh id.
+        started_by: Who begins, for people.
+        stable_version: The store's version id of `document`, to go back to.
+
+    Raises:
+        IllegalStepError: A rotation is under way, the successor is known already or is no root, or the current root has
+            expired and so cannot endorse anybody.
+    """
+    if document.rotation is not None:
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
+    if not successor.session.is_root:
+        raise IllegalStepError("the successor's owner is not root")
+    if document.root(successor.id) is not None or successor.id in document.revoked_ids:
+        raise IllegalStepError(f"root {successor.id} was used before")
+    if document.current.session.is_expired(now_ms):
+        raise IllegalStepError(
+            f"the current root {document.current.id} has expired and cannot endorse a successor",
+            hint="Replace it with `goatherd rotate --emergency`; every node must then accept the new identity.",
+        )
+    record = RotationRecord(
+        id=rotation_id,
+        phase=Phase.PREPARED,
+        from_id=document.current.id,
+        to_id=successor.id,
+        started_at=now_ms,
+        started_by=started_by[:_MAX_REASON],
+        phase_at=now_ms,
+        stable_version=stable_version,
+    )
+    endorsements = (*document.endorsements, endorse(document.current, successor.session, now_ms))
+    return _changed(
+        document,
+        now_ms,
+        next=successor,
+        roots=(*document.roots, successor.session),
+        rotation=record,
+        endorsements=endorsements[-MAX_ENDORSEMENTS:],
+    )
+
+
+def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
+    """Record that the rotation has come a phase further, where nothing but the record changes.
+
+    Raises:
+        IllegalStepError: Anything but prepared to published or activated to verified. (`activate` changes more.)
+    """
+    record = _rotation(document, "go on")
+    if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
+        raise IllegalStepError(f"rotation {record.id} is {record.phase}; it cannot become {phase} by itself")
+    return _changed(document, now_ms, rotation=replace(record, phase=phase, phase_at=now_ms))
+
+
+def activate(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+    """Move signing to the next session; the earlier root's private key leaves the document.
+
+    Raises:
+        IllegalStepError: The rotation is not published, or the next session has expired.
+    """
+    record = _rotation(document, "activate", Phase.PUBLISHED)
+    successor = document.next
+    if successor is None or successor.session.is_expired(now_ms):
+        raise IllegalStepError("the next session has expired; cancel the rotation")
+    return _changed(
+        document,
+        now_ms,
+        current=successor,
+        next=None,
+        rotated_from=record.from_id,
+        rotated_at=now_ms,
+        rotation=replace(record, phase=Phase.ACTIVATED, phase_at=now_ms),
+    )
+
+
+def verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+    """Record that every node signs with the new root and took the cross-signed commit; `with_phase` says the rest."""
+    return with_phase(document, Phase.VERIFIED, now_ms)
+
+
+def finalize(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+    """End a verified rotation; who signed before, and until when, stays.
+
+    Raises:
+        IllegalStepError: The rotation is not verified.
+    """
+    record = _rotation(document, "finalize", Phase.VERIFIED)
+    return _ended(document, now_ms, "rotated", record, None)
+
+
+def cancel(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+    """Give up a rotation before activation; the current root goes on signing.
+
+    A root that was published already is known to nodes, and stays among the roots as a public key.
+
+    Raises:
+        IllegalStepError: The rotation is activated already (roll it back), or there is none.
+    """
+    record = _rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
+    if record.phase is Phase.PUBLISHED:
+        return _ended(document, now_ms, "cancelled", record, reason, next=None)
+    return _ended(
+        document,
+        now_ms,
+        "cancelled",
+        record,
+        reason,
+        next=None,
+        roots=tuple(root for root in document.roots if root.id != record.to_id),
+        endorsements=tuple(item for item in document.endorsements if item.of != record.to_id),
+    )
+
+
+def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
+    """Let the earlier root sign again, after activation. The new root stays trusted: what it signed must verify.
+
+    Args:
+        document: An activated or verified document.
+        stable: What the store holds at the recorded stable version; it has the earlier root's private key.
+        now_ms: Milliseconds since 1970.
+        reason: For people.
+
+    Raises:
+        IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
+            is revoked.
+    """
+    record = _rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
+    earlier = stable.current
+    if earlier.id != record.from_id or document.root(earlier.id) != earlier.session:
+        raise IllegalStepError(f"the stable version does not hold the earlier root {record.from_id}")
+    if earlier.session.is_expired(now_ms) or earlier.id in document.revoked_ids:
+        raise IllegalStepError(f"the earlier root {earlier.id} has expired or is revoked")
+    # SECURITY: roots are left as they are: without the new root's public key its commits would be lost (design §3,
+    # hazard 2; tests/unit/identity/test_transitions.py).
+    return _ended(
+        document,
+        now_ms,
+        "rolled-back",
+        record,
+        reason,
+        current=earlier,
+        rotated_from=record.to_id,
+        rotated_at=now_ms,
+    )
+
+
+def retire(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
+    """Record that no version in the store holds this root's private key any more; its public half stays.
+
+    Raises:
+        IllegalStepError: It is no root of the document, may still sign, or is retired already.
+    """
+    if document.rotation is not None:
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may go back")
+    if document.root(session_id) is None or session_id == document.current.id:
+        raise IllegalStepError(f"{session_id} is no earlier root")
+    if session_id in document.retired_ids:
+        raise IllegalStepError(f"root {session_id} is retired already")
+    return _changed(document, now_ms, entry=HistoryEntry(at=now_ms, event="retired", from_id=session_id))
+
+
+def revoke(
+    document: IdentityDocument, session_id: str, now_ms: int, *, reason: str, successor: OwnedSession | None = None
+) -> IdentityDocument:
+    """List a root as not to be believed any more, whatever it signed and whenever it claims to have.
+
+    Revoking the current root puts `successor` in its place, without the endorsement of the stolen key: every node must
+    then be told to accept the new identity. A rotation under way ends; its next session stays a root, since nodes may
+    know it already.
+
+    Raises:
+        IllegalStepError: The root is unknown or revoked already, the current root has no successor given, or another
+            root has one.
+    """
+    if document.root(session_id) is None or session_id in document.revoked_ids:
+        raise IllegalStepError(f"{session_id} is no root that could be revoked")
+    is_current = session_id == document.current.id
+    if is_current == (successor is None):
+        raise IllegalStepError("a successor is given when, and only when, the current root is revoked")
+    revocation = Revocation(id=session_id, at=now_ms, reason=reason[:_MAX_REASON])
+    changes: dict[str, Any] = {
+        "revoked": (*document.revoked, revocation),
+        "rotation": None,
+        "next": None,
+        "entry": HistoryEntry(
+            at=now_ms,
+            event="revoked",
+            from_id=session_id,
+            to_id=successor.id if successor else None,
+            reason=reason[:_MAX_REASON],
+        ),
+    }
+    if successor is not None:
+        if document.root(successor.id) is not None or not successor.session.is_root:
+            raise IllegalStepError("the successor is no fresh root")
+        changes.update(
+            current=successor,
+            roots=(*document.roots, successor.session),
+            rotated_from=session_id,
+            rotated_at=now_ms,
+        )
+    return _changed(document, now_ms, **changes)
+
+
+def _rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:
+    record = document.rotation
+    if record is None:
+        raise IllegalStepError(f"cannot {step}: there is no rotation under way")
+    if phases and record.phase not in phases:
+        raise IllegalStepError(f"cannot {step}: rotation {record.id} is {record.phase}")
+    return record
+
+
+def _ended(
+    document: IdentityDocument, now_ms: int, event: str, record: RotationRecord, reason: str | None, **changes: Any
+) -> IdentityDocument:
+    entry = HistoryEntry(
+        at=now_ms,
+        event=event,
+        from_id=record.from_id,
+        to_id=record.to_id,
+        reason=None if reason is None else reason[:_MAX_REASON],
+    )
+    return _changed(document, now_ms, entry=entry, rotation=None, **changes)
+
+
+def _changed(
+    document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
+) -> IdentityDocument:
+    history = document.history if entry is None else (*document.history, entry)[-MAX_HISTORY:]
+    return settled(
+        replace(document, generation=document.generation + 1, last_updated=now_ms, history=history, **changes)
+    )
