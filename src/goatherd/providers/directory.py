@@ -1,0 +1,379 @@
+"""One secret as a directory: what is written in which order, so that a crash at any system call leaves old or new.
+
+What it is: the synchronous steps of the file provider. What it is not: asyncio, retries, or our errors for `OSError`
+(`goatherd.providers.file` does these). The layout of ``base/secret_id/``, all 0600 in a directory of 0700::
+
+    manifest.json   labels, versions, the digest of each value, a digest of itself; replaced in one rename
+    7.value         the bytes of version 7; never changed once the manifest names it
+    lock            writers hold flock() on it
+
+Rules:
+- The rename of ``manifest.json`` is the only commit point. A value is on the medium before the manifest names it, and
+  leaves the manifest before it leaves the medium.
+- Readers take no lock: they read the manifest, then the value, and begin anew if the manifest changed in between.
+- A file that the manifest does not name is what a killed writer left; the next writer removes it under the lock.
+- Values without a manifest are damage, not absence: an empty manifest is written before the first value and removed
+  after the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from goatherd.errors import (
+    ProviderConfigurationError,
+    SecretNotFoundError,
+    UnavailableError,
+)
+from goatherd.providers.base import Call, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.manifest import DamagedManifestError, decode, encode
+from goatherd.providers.posix import System
+
+MANIFEST: Final = "manifest.json"
+LOCK: Final = "lock"
+NEW_MANIFEST: Final = "manifest.new"
+VALUE: Final = re.compile(r"([1-9][0-9]{0,17})\.value", re.ASCII)
+
+_MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+_ATTEMPTS = 100
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _above(path: str) -> str:
+    return str(PurePosixPath(path).parent)
+
+
+class LockHeldError(Exception):
+    """Another writer holds the lock, or swapped the directory meanwhile: try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An open directory of a secret: its descriptor, its parent's, and its name there."""
+
+    descriptor: int
+    parent: int
+    name: str
+
+
+class SecretDirectory:
+    """The directory of one secret, for one call.
+
+    Every method may raise `OSError`, and `UnavailableError` for damage; those that write raise `LockHeldError`.
+    """
+
+    def __init__(self, call: Call, base: str, system: System) -> None:
+        self._call = call
+        self._base = base
+        self._system = system
+        self._path = f"{base.rstrip('/')}/{call.secret_id}"
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def read(self, at: Label | VersionId) -> SecretValue:
+        """Return a version with its value."""
+        for _ in range(_ATTEMPTS):
+            with self._opened() as here:
+                raw, ledger = self._load(here)
+                number = ledger.find(self._call, at)
+                entry = ledger.entries[number]
+                try:
+                    value = self._content(here, f"{number}.value", entry.size)
+                except FileNotFoundError:
+                    problem = "its file is missing"
+                else:
+                    if len(value) == entry.size and hashlib.sha256(value).hexdigest() == entry.digest:
+                        return SecretValue(version=ledger.describe(number), value=SecretBytes(value))
+                    problem = "its bytes do not fit the digest in the manifest"
+                # A writer may have destroyed it, or replaced the whole secret, since the manifest was read.
+                if self._load(here)[0] == raw and raw is not None:
+                    raise self._damaged(f"version {number} is damaged: {problem}")
+        raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
+
+    def versions(self) -> list[SecretVersion]:
+        """List the versions, newest first."""
+        with self._opened() as here:
+            _, ledger = self._load(here)
+            ledger.must_exist(self._call)
+            return ledger.newest_first()
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def create(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
+        """Make the secret."""
+        self._make()
+        return self._add(value, now_ms, lambda ledger, entry: ledger.created(self._call, entry, label))
+
+    def write(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
+        """Add a version and move `label` to it."""
+        return self._add(value, now_ms, lambda ledger, entry: ledger.written(self._call, entry, label, expected))
+
+    def label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        """Move `label`."""
+        with self._locked() as here:
+            _, ledger = self._recovered(here)
+            self._replace(here, ledger.labelled(self._call, label, version, expected))
+
+    def destroy(self, version: VersionId) -> None:
+        """Take a value out of the manifest, then unlink its file."""
+        with self._locked() as here:
+            _, ledger = self._recovered(here)
+            changed = ledger.destroyed(self._call, version)
+            if changed is not ledger:
+                self._replace(here, changed)
+                self._clean(here, changed)
+
+    def delete(self) -> None:
+        """Remove the secret: to a reader it is gone in one step, then its files go."""
+        with self._locked() as here:
+            _, ledger = self._recovered(here)
+            ledger.must_exist(self._call)
+            self._replace(here, Ledger())
+            self._clean(here, Ledger())
+            self._system.unlink(MANIFEST, here.descriptor)
+            # Whoever waits for this lock sees that its name is gone and begins anew.
+            self._system.unlink(LOCK, here.descriptor)
+            with contextlib.suppress(OSError):
+                # Not empty: a new secret is being made here already, or somebody else's files are.
+                self._system.remove_directory(here.name, here.parent)
+            self._system.sync(here.parent)
+
+    def _add(self, value: SecretBytes, now_ms: int, change: Callable[[Ledger, Entry], Ledger]) -> SecretVersion:
+        with self._locked() as here:
+            raw, ledger = self._recovered(here)
+            made = ledger.made_by(self._call.request)
+            if made is not None:
+                # The rename was done but its answer was lost: make sure of the medium, and answer.
+                self._system.sync(here.descriptor)
+                return ledger.describe(made)
+            revealed = value.reveal()
+            entry = Entry(
+                created_ms=now_ms,
+                request=self._call.request,
+                digest=hashlib.sha256(revealed).hexdigest(),
+                size=len(revealed),
+            )
+            changed = change(ledger, entry)
+            if raw is None:
+                self._replace(here, ledger)
+            number = ledger.next_number
+            self._write_new(here, f"{number}.value", revealed)
+            try:
+                self._system.sync(here.descriptor)
+                self._replace(here, changed)
+            except OSError:
+                self._forget(here, f"{number}.value")
+                raise
+            return changed.describe(number)
+
+    def _replace(self, here: _Opened, ledger: Ledger) -> None:
+        """Commit."""
+        self._write_new(here, NEW_MANIFEST, encode(ledger))
+        try:
+            self._system.rename(NEW_MANIFEST, MANIFEST, here.descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._system.unlink(NEW_MANIFEST, here.descriptor)
+            raise
+        self._system.sync(here.descriptor)
+
+    def _write_new(self, here: _Opened, name: str, data: bytes) -> None:
+        descriptor = self._system.open_new(name, here.descriptor)
+        try:
+            try:
+                self._system.write(descriptor, data)
+                self._system.sync(descriptor)
+            finally:
+                self._system.close(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._system.unlink(name, here.descriptor)
+            raise
+
+    def _forget(self, here: _Opened, name: str) -> None:
+        """Remove a value whose commit failed, unless the commit is what readers see after all."""
+        with contextlib.suppress(OSError, UnavailableError, ProviderConfigurationError):
+            _, ledger = self._load(here)
+            self._clean(here, ledger, only=name)
+
+    def _recovered(self, here: _Opened) -> tuple[bytes | None, Ledger]:
+        """Return the manifest, after removing what a killed writer left. Needs the lock."""
+        raw, ledger = self._load(here)
+        self._clean(here, ledger)
+        return raw, ledger
+
+    def _clean(self, here: _Opened, ledger: Ledger, *, only: str | None = None) -> None:
+        """Remove the files that `ledger` does not name; others' files are left alone."""
+        live = {f"{number}.value" for number, entry in ledger.entries.items() if not entry.destroyed}
+        removed = False
+        for name in self._system.names(here.descriptor):
+            ours = name == NEW_MANIFEST or VALUE.fullmatch(name) is not None
+            if ours and name not in live and only in (None, name):
+                self._system.unlink(name, here.descriptor)
+                removed = True
+        if removed:
+            self._system.sync(here.descriptor)
+
+    # --- the files ------------------------------------------------------------------------------------------------
+
+    def _load(self, here: _Opened) -> tuple[bytes | None, Ledger]:
+        """Return the manifest's bytes (None where there is none) and what they say."""
+        for _ in range(_ATTEMPTS):
+            try:
+                raw = self._content(here, MANIFEST, _MAX_MANIFEST_BYTES)
+            except FileNotFoundError:
+                if not any(VALUE.fullmatch(name) for name in self._system.names(here.descriptor)):
+                    return None, Ledger()
+                continue  # A creator may have come by between the two looks.
+            try:
+                return raw, decode(raw)
+            except DamagedManifestError as error:
+                raise self._damaged(f"{MANIFEST} is damaged: {error}") from error
+        raise self._damaged(f"{MANIFEST} is missing although values are there")
+
+    def _content(self, here: _Opened, name: str, limit: int) -> bytes:
+        descriptor = self._system.open_read(name, here.descriptor)
+        try:
+            status = self._system.status(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._refused(f"{name} is not a file")
+            self._check_private(status, f"{self._path}/{name}", "600")
+            return self._system.read(descriptor, limit)
+        finally:
+            self._system.close(descriptor)
+
+    # --- the directory and its lock -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[_Opened]:
+        """Open the secret's directory from the base down, checking each step.
+
+        Raises:
+            SecretNotFoundError: It is not there.
+            ProviderConfigurationError: A link stands in the way, or others may look into it.
+        """
+        *above, name = self._call.secret_id.split("/")
+        with contextlib.ExitStack() as stack:
+            try:
+                parent = self._system.open_base(self._base)
+                stack.callback(self._system.close, parent)
+                self._check_parent(parent, self._base)
+                for step, component in enumerate(above):
+                    parent = self._system.open_directory(component, parent)
+                    stack.callback(self._system.close, parent)
+                    self._check_parent(parent, "/".join([self._base.rstrip("/"), *above[: step + 1]]))
+                descriptor = self._system.open_directory(name, parent)
+            except FileNotFoundError:
+                raise self._call.error(SecretNotFoundError, "there is no such secret") from None
+            except NotADirectoryError:
+                raise self._refused("a file or a symbolic link stands where a directory must") from None
+            stack.callback(self._system.close, descriptor)
+            # SECURITY: through a directory that others can enter, others read or replace the key
+            # (tests/unit/providers/test_file_permissions.py).
+            self._check_private(self._system.status(descriptor), self._path, "700")
+            yield _Opened(descriptor, parent, name)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[_Opened]:
+        """Open the directory and hold its lock."""
+        with self._opened() as here:
+            try:
+                lock = self._system.open_lock(LOCK, here.descriptor)
+            except FileNotFoundError:
+                raise LockHeldError from None  # The directory was removed under us.
+            except IsADirectoryError:
+                raise self._refused(f"{LOCK} is not a file") from None
+            try:
+                mine = self._system.status(lock)
+                self._check_private(mine, f"{self._path}/{LOCK}", "600")
+                if not self._system.lock(lock):
+                    raise LockHeldError
+                try:
+                    named = self._system.status_of(LOCK, here.descriptor)
+                except FileNotFoundError:
+                    raise LockHeldError from None
+                if (mine.st_dev, mine.st_ino) != (named.st_dev, named.st_ino):
+                    raise LockHeldError  # We hold the lock of a secret that was deleted meanwhile.
+                yield here
+            finally:
+                self._system.close(lock)
+
+    def _make(self) -> None:
+        """Make the directories that are missing, each 0700 and on the medium before the next."""
+        missing: list[str] = []
+        path = self._base
+        while not os.path.lexists(path):
+            missing.append(path)
+            path = _above(path)
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                self._system.make_base(path)
+            self._sync_base(_above(path))
+        with contextlib.ExitStack() as stack:
+            parent = self._system.open_base(self._base)
+            stack.callback(self._system.close, parent)
+            for component in self._call.secret_id.split("/"):
+                try:
+                    self._system.make_directory(component, parent)
+                except FileExistsError:
+                    pass
+                else:
+                    self._system.sync(parent)
+                try:
+                    parent = self._system.open_directory(component, parent)
+                except FileNotFoundError:
+                    raise LockHeldError from None  # A deleter took it away again.
+                except NotADirectoryError:
+                    raise self._refused("a file or a symbolic link stands where a directory must") from None
+                stack.callback(self._system.close, parent)
+
+    def _sync_base(self, path: str) -> None:
+        descriptor = self._system.open_base(path)
+        try:
+            self._system.sync(descriptor)
+        finally:
+            self._system.close(descriptor)
+
+    def _check_private(self, status: os.stat_result, path: str, mode: str) -> None:
+        if status.st_uid != self._system.user():
+            raise self._refused(
+                f"{path} belongs to user {status.st_uid}, this process runs as {self._system.user()}",
+                hint="Run as its owner, or give it to this user with chown.",
+            )
+        if status.st_mode & _OTHERS:
+            raise self._refused(
+                f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):o})", hint=f"chmod {mode} {path}"
+            )
+
+    def _check_parent(self, descriptor: int, path: str) -> None:
+        """Refuse a directory in which others could put another in place of the secret's."""
+        status = self._system.status(descriptor)
+        if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            raise self._refused(
+                f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o})", hint=f"chmod go-w {path}"
+            )
+        if status.st_uid not in (0, self._system.user()):
+            raise self._refused(
+                f"{path} belongs to user {status.st_uid}", hint="Use a directory of this user's or root's."
+            )
+
+    def _refused(self, message: str, *, hint: str | None = None) -> ProviderConfigurationError:
+        return self._call.error(ProviderConfigurationError, message, hint=hint)
+
+    def _damaged(self, message: str) -> UnavailableError:
+        return self._call.error(
+            UnavailableError,
+            message,
+            hint=f"Restore {self._path} from a backup, or move a label to a version that is whole.",
+            final=True,
+        )

@@ -1,0 +1,216 @@
+"""Secrets as files: the embedded default. No server, no account.
+
+What it is: the file provider's address, its asyncio side and its errors. What it is not: the order of writes and the
+layout, which are `goatherd.providers.directory`. Rules: file system calls run in a thread; a lock is never waited for
+in that thread, but asked for again, so that the deadline and a cancellation always reach the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import PurePosixPath
+from typing import Final, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    UnavailableError,
+)
+from goatherd.providers.base import (
+    MAX_VALUE_BYTES,
+    ORG_FIELD,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+)
+from goatherd.providers.directory import LOCK, MANIFEST, NEW_MANIFEST, VALUE, LockHeldError, SecretDirectory
+from goatherd.providers.posix import SUPPORTED, System
+
+Result = TypeVar("Result")
+
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
+_RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST})
+_LONGEST_PAUSE: Final = 0.02
+_PATIENCE: Final = 1.0
+_RANDOM = secrets.SystemRandom()
+
+
+class FileSecretProvider(SecretProvider):
+    """Keep secrets in a directory of this machine.
+
+    Address: ``file:///srv/keys/root``: the secret ``root`` in the base directory ``/srv/keys``. With ``{org}`` in a
+        component, the base ends before that one: ``file:///srv/keys/{org}/root``. Missing directories are made by
+        `create` only.
+    Credentials: the user that the process runs as.
+    Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; what others could look into
+        or replace is refused, and the error says what to chmod. A reader needs no right to write.
+    Guarantees: compare-and-swap between all processes of the machine, strong reads, every version kept until
+        destroyed, durable once a call has returned. On a local file system: a network file system's locks and renames
+        are not promised.
+    """
+
+    scheme = "file"
+
+    def __init__(
+        self,
+        base: str | PurePosixPath,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        system: System | None = None,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.base = str(base)
+        self._system = system or System()
+        self._guarantees = Guarantees(
+            cas=True, read_consistency=ReadConsistency.STRONG, max_value_bytes=max_value_bytes
+        )
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            raise ConfigurationError(f"not a file address: {uri!r}", hint="Write file:///absolute/path/name.")
+        return cls._at(unquote(parts.path))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from ``{"provider": "file", "secretId": "/srv/keys/root"}``; a region means nothing here.
+
+        With ``"directory": "/srv/keys"`` the secret id is taken as it is.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        """
+        unknown = sorted(set(config) - {"provider", "secretId", "region", "directory"})
+        secret_id, directory = config.get("secretId"), config.get("directory")
+        if unknown:
+            raise ConfigurationError(f"cloudConfig: provider 'file' has no option {unknown[0]!r}")
+        if not isinstance(secret_id, str) or not secret_id:
+            raise ConfigurationError("cloudConfig: secretId must be a text")
+        if directory is None:
+            return cls._at(secret_id)
+        if not isinstance(directory, str) or not directory.startswith("/"):
+            raise ConfigurationError("cloudConfig: directory must be an absolute path")
+        return cls(directory), secret_id
+
+    @classmethod
+    def _at(cls, path: str) -> tuple[Self, str]:
+        components = path.split("/")[1:]
+        if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
+            raise ConfigurationError(
+                f"not an absolute path to a secret: {path!r}",
+                hint="Such as file:///srv/keys/root, without '.', '..', or a slash at the end.",
+            )
+        split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
+        return cls("/" + "/".join(components[:split])), "/".join(components[split:])
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self._guarantees
+
+    def check_secret_id(self, secret_id: str) -> None:
+        super().check_secret_id(secret_id)
+        for component in secret_id.split("/"):
+            if component in _RESERVED or VALUE.fullmatch(component):
+                raise ConfigurationError(f"the file store keeps the name {component!r} for itself")
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        now_ms = self.clock.now_ms()
+        return await self._change(call, lambda secret: secret.create(value, label, now_ms))
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        return await self._do(call, lambda secret: secret.read(at))
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        now_ms = self.clock.now_ms()
+        return await self._change(call, lambda secret: secret.write(value, label, expected, now_ms))
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await self._change(call, lambda secret: secret.label(label, version, expected))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return await self._do(call, lambda secret: secret.versions())
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        """Unlink the version's file. Nothing is overwritten.
+
+        On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable to whoever has the
+        raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
+        """
+        await self._change(call, lambda secret: secret.destroy(version))
+
+    async def _delete(self, call: Call) -> None:
+        await self._change(call, lambda secret: secret.delete())
+
+    async def _change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
+        """Do `work`, asking for the lock again and again while somebody else holds it."""
+        while True:
+            try:
+                return await self._do(call, work)
+            except LockHeldError:
+                call.waits.append(f"another writer holds the lock of {self.base.rstrip('/')}/{call.secret_id}")
+                del call.waits[:-1]
+            # Not the provider's clock: this waits for another process, whose time no test turns.
+            await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
+
+    async def _do(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
+        if not SUPPORTED:
+            raise call.error(ProviderConfigurationError, "the file store needs POSIX locks: not on this system")
+        secret = SecretDirectory(call, self.base, self._system)
+        running = asyncio.get_running_loop().run_in_executor(None, work, secret)
+        try:
+            return await asyncio.shield(running)
+        except OSError as error:
+            raise self._translated(call, error) from error
+        except asyncio.CancelledError:
+            # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
+            running.add_done_callback(_retrieve)
+            await asyncio.wait({running}, timeout=_PATIENCE)
+            raise
+
+    def _translated(self, call: Call, error: OSError) -> ProviderError:
+        reason = f"{error.strerror or type(error).__name__} ({errno.errorcode.get(error.errno or 0, '?')})"
+        if error.errno in _DENIED:
+            hint = (
+                f"Give {self.base} and what is in it to the user that runs this process."
+                if error.errno != errno.EROFS
+                else f"Remount {self.base}."
+            )
+            return call.error(ProviderAccessDeniedError, reason, hint=hint)
+        if error.errno in _FULL:
+            return call.error(UnavailableError, reason, hint=f"Free some space under {self.base}.")
+        if error.errno in _NOT_POSIX:
+            return call.error(
+                ProviderConfigurationError,
+                f"the file system under {self.base} cannot lock files or sync directories: {reason}",
+                hint="Use a local file system.",
+            )
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+            return call.error(ProviderConfigurationError, f"{reason} under {self.base}")
+        return call.error(UnavailableError, reason)
+
+
+def _retrieve(running: asyncio.Future[Result]) -> None:
+    """Take note of the outcome, so that asyncio does not complain that nobody did."""
+    if not running.cancelled():
+        running.exception()
