@@ -309,6 +309,13 @@ class RotationBusyError(RotationError):
 
 
 class NotAdoptedError(RotationError):
-    """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back."""
+    """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back.
+
+    `report` is the run's `goatherd.rotation.Report`.
+    """
 
     code = "rotation.not_adopted"
+
+    def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report

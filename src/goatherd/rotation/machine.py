@@ -67,7 +67,8 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
 
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.PREPARE: (),
-    Step.PUBLISH: (Evidence.HOLDS_INTRODUCTION,),
+    # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
+    Step.PUBLISH: (),
     # SECURITY: hazard 1. A node that signs with B before the others know B loses commits
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
@@ -78,6 +79,12 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.ROLL_BACK: (),
 }
 """What must hold on every listed node before a step. Leaving a rotation needs nobody's consent."""
+
+SETTLED: Final[dict[Phase, frozenset[Evidence]]] = {
+    Phase.PUBLISHED: frozenset({Evidence.HOLDS_INTRODUCTION, Evidence.TRUSTS_NEXT}),
+    Phase.ACTIVATED: frozenset({Evidence.SIGNS_WITH_NEXT}),
+}
+"""What a run that shall stop in a phase waits for before it says that the phase is reached."""
 
 FORWARD: Final[dict[Phase, Step]] = {
     Phase.STEADY: Step.PREPARE,
@@ -237,6 +244,7 @@ class Intent:
         rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it.
         to_phase: Stop when this phase is reached.
         reason: Why to abandon; goes into the document's history.
+        destroyed_ids: Roots of whose private key this run has destroyed a copy, and that are not yet on record for it.
     """
 
     goal: Goal
@@ -246,6 +254,7 @@ class Intent:
     to_id: str | None = None
     to_phase: Phase | None = None
     reason: str = "asked for by the operator"
+    destroyed_ids: frozenset[str] = frozenset()
 
 
 # --- actions -------------------------------------------------------------------------------------------------------
@@ -314,6 +323,14 @@ class Destroy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRetired:
+    """Write into the document's history that no stored version holds this root's private key any more."""
+
+    session_id: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
     """Somebody else's rotation is in progress, or was made while this run began."""
 
@@ -347,7 +364,20 @@ class Done:
     behind: tuple[str, ...] = ()
 
 
-Action = LabelStable | Prepare | Introduce | CrossSign | Advance | Abandon | Wait | Destroy | Busy | Illegal | Done
+Action = (
+    LabelStable
+    | Prepare
+    | Introduce
+    | CrossSign
+    | Advance
+    | Abandon
+    | Wait
+    | Destroy
+    | RecordRetired
+    | Busy
+    | Illegal
+    | Done
+)
 
 
 # --- the decision --------------------------------------------------------------------------------------------------
@@ -406,10 +436,10 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     for node in observation.nodes:
         if node.rejects is not None:
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
-    if intent.to_phase is store.phase:
-        return Done(outcome=Outcome.REACHED)
     step = FORWARD[store.phase]
     lacking = missing(observation, step)
+    if intent.to_phase is store.phase and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
+        return Done(outcome=Outcome.REACHED)
     if not lacking:
         return Advance(step=step, expected=store.version)
     until_ms = deadline_ms(store, policy, intent)
@@ -437,9 +467,7 @@ def _help(observation: Observation, lacking: dict[Evidence, tuple[str, ...]], un
         push = tuple(url for url in lacking[Evidence.HOLDS_INTRODUCTION] if url in reachable)
         if push:
             return Introduce(nodes=push)
-        return Wait(
-            nodes=lacking[Evidence.HOLDS_INTRODUCTION], reason=Evidence.HOLDS_INTRODUCTION, until_ms=until_ms
-        )
+        return Wait(nodes=lacking[Evidence.HOLDS_INTRODUCTION], reason=Evidence.HOLDS_INTRODUCTION, until_ms=until_ms)
     return Wait(nodes=lacking[Evidence.TRUSTS_NEXT], reason=Evidence.TRUSTS_NEXT, until_ms=until_ms)
 
 
@@ -458,12 +486,10 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
         if now_ms > store.current_expires_ms:
-            return Illegal(
-                why=f"root {store.current_id!r} has expired: what it signs now convinces nobody, it can't introduce another"
-            )
+            return Illegal(why=f"root {store.current_id!r} has expired: what it signs now convinces nobody")
         return _label(store) or Prepare(expected=store.version)
     if intent.goal is Goal.RETIRE:
-        return _label(store) or _retire(observation, policy, now_ms)
+        return _label(store) or _retire(observation, policy, intent, now_ms)
     return _label(store) or Done(outcome=Outcome.NOTHING)
 
 
@@ -489,14 +515,17 @@ def _label(store: StoreView) -> LabelStable | None:
     return LabelStable(version=store.version, expected=store.stable)
 
 
-def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
+def _retire(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store = observation.store
+    left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
     for version in observation.versions:
         retired = version.private_ids - {store.current_id}
         kept = version.version in (store.version, store.stable)
         if retired and not kept and now_ms >= version.retired_ms + _ms(policy.grace):
             # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
             return Destroy(version=version.version)
+    for session_id in sorted(intent.destroyed_ids - left - {store.current_id}):
+        return RecordRetired(session_id=session_id, expected=store.version)
     return Done(outcome=Outcome.NOTHING)
 
 

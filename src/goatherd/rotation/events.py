@@ -1,0 +1,99 @@
+"""What a rotation tells while it runs, and at its end.
+
+Data for progress views, logs and reports; ids, times and texts only, never key material. A `Rotator` calls its
+`on_event` with each of these, in the order in which they happen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from goatherd.rotation.machine import Action, NodeView, Outcome, Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEntered:
+    """The store was seen in this phase, for the first time in this run or anew. `at_ms` is when it was seen."""
+
+    phase: Phase
+    generation: int
+    rotation_id: str | None
+    current_id: str
+    next_id: str | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesSeen:
+    """What the nodes were seen to do has changed."""
+
+    nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What comes next; a `goatherd.rotation.machine.Wait` says whom the rotation is waiting for, and until when."""
+
+    action: Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTold:
+    """A node was called.
+
+    `heard` is False where it could not be told: it finds out by itself, or will be seen not to.
+    """
+
+    url: str
+    heard: bool
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConflictMet:
+    """Somebody else wrote first; the rotation looks again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreTroubled:
+    """The store did not answer, or showed a past state; the rotation is patient for a while."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a run ended.
+
+    Attributes:
+        from_id, to_id: The root that signed when it began, and the new one once there was one.
+        current_id: The root that signs now.
+        phase: Where the document stands; anything but steady only where the run was to stop there.
+        reason: Why the rotation was abandoned, if it was.
+        behind: Nodes that were not seen to sign with the current root.
+        destroyed: Versions whose value was destroyed.
+        began_ms, ended_ms: Milliseconds since 1970.
+    """
+
+    outcome: Outcome
+    rotation_id: str | None
+    from_id: str
+    to_id: str | None
+    current_id: str
+    phase: Phase
+    generation: int
+    reason: str | None = None
+    behind: tuple[str, ...] = ()
+    destroyed: tuple[str, ...] = ()
+    began_ms: int
+    ended_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded:
+    """The run is over."""
+
+    report: Report
+
+
+Event = PhaseEntered | NodesSeen | Decided | NodeTold | ConflictMet | StoreTroubled | RunEnded

@@ -1,0 +1,241 @@
+"""What each node trusts, holds and signs with, seen from outside by plain GoatDB means.
+
+What it is: one look at one node, and all nodes looked at side by side. What it is not: it decides nothing and changes
+nothing, except that asking an unmodified server who signs there costs one anonymous session.
+
+How the questions are put so that an unmodified GoatDB 0.5.1 answers them:
+- *Do you trust B?* A ``/batch-sync`` signed by B: 200 or 403.
+- *Do you hold this commit?* The request's Bloom filter claims to hold everything but a few ids. GoatDB answers with
+  whatever that filter lacks: the commit that was asked for, and one in 8192 of all others. So the answer is exact (the
+  filter that the server sends back would be wrong at its error rate) and stays small in front of 50 000 sessions.
+- *Who signs?* ``GET /goatherd/v1/identity`` where there is one. Elsewhere an anonymous session is created and the
+  signature of its commit in ``/sys/sessions`` looked at, seldom.
+
+Rules: no answer, or one that is no answer, is "not known" (None), never "no" and never "yes". Nothing here outlasts
+`Policy.node_timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from goatherd.clock import Clock
+from goatherd.errors import NodeError, NodeRefusedError
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.ids import new_seeds
+from goatherd.rotation.machine import NodeView
+from goatherd.rotation.vouching import Sought, signer_of
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.hashing import murmur3
+from goatherd.wire.messages import VERSION
+
+SESSIONS: Final = "/sys/sessions"
+
+_FILTER_BYTES: Final = 1024
+_SMALL: Final = 1000
+_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+_ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
+
+
+class Node(Protocol):
+    """What a rotation needs of a node; `goatherd.client.NodeClient` is one, the simulated herd has another."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def batch_sync(
+        self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[dict[str, Any]]: ...
+
+    async def push(
+        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+    ) -> dict[str, Any] | None: ...
+
+    async def identity(self) -> dict[str, Any] | None: ...
+
+    async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None: ...
+
+    async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What to ask of every node in one round.
+
+    Attributes:
+        asker: A root that the nodes trust already; asks where `next_root` is refused.
+        next_root: B, or None when there is none.
+        introduction: B's, signed by A.
+        cross_signature: A's, signed by B.
+        signer: Whether it matters who signs; asking an unmodified server costs a session.
+    """
+
+    asker: OwnedSession
+    next_root: OwnedSession | None = None
+    introduction: Sought | None = None
+    cross_signature: Sought | None = None
+    signer: bool = False
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is remembered of one node between two rounds: only how dear a question is, and when it was last put."""
+
+    unmodified: bool = False
+    signer: str | None = None
+    asked_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Sight:
+    """A `NodeView` in the making."""
+
+    reachable: bool = False
+    trusts_next: bool | None = None
+    holds: dict[str, bool] = field(default_factory=dict)
+    signs_with: str | None = None
+    rejects: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+class Observer:
+    """Looks at nodes, all at once, each within its own time limit.
+
+    Args:
+        nodes: The nodes, each with a URL of its own.
+        clock: Signs the requests' time.
+        timeout: Longest time for one look at one node.
+    """
+
+    def __init__(self, nodes: Sequence[Node], *, clock: Clock, timeout: timedelta) -> None:
+        self.nodes: dict[str, Node] = {node.base_url: node for node in nodes}
+        self._clock = clock
+        self._timeout = timeout.total_seconds()
+        self._memory = {url: _Memory() for url in self.nodes}
+
+    async def look(self, question: Question) -> tuple[NodeView, ...]:
+        """Return one view per node, in the order of `nodes`. Never raises for what a node does."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._look(url, question)) for url in self.nodes]
+        return tuple([task.result() for task in tasks])
+
+    async def held(self, url: str, commit_ids: Sequence[str], signer: OwnedSession) -> dict[str, dict[str, Any]]:
+        """Return those of the commits of ``/sys/sessions`` that the node holds, by id; as it sent them, unverified.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+        """
+        message = _message(all_but(commit_ids))
+        (reply,) = await self.nodes[url].batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
+        return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
+
+    async def _look(self, url: str, question: Question) -> NodeView:
+        sight = _Sight()
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._see_identity(url, question, sight))
+                    if question.next_root is not None:
+                        group.create_task(self._see_trust(url, question, question.next_root, sight))
+        except TimeoutError:
+            sight.problems.append(f"no answer within {self._timeout:g} s")
+        introduction, cross = question.introduction, question.cross_signature
+        return NodeView(
+            url=url,
+            reachable=sight.reachable,
+            trusts_next=sight.trusts_next,
+            holds_introduction=None if introduction is None else sight.holds.get(introduction.commit_id),
+            signs_with=sight.signs_with,
+            holds_cross_signature=None if cross is None else sight.holds.get(cross.commit_id),
+            rejects=sight.rejects,
+            problem="; ".join(dict.fromkeys(sight.problems)) or None,
+        )
+
+    async def _see_identity(self, url: str, question: Question, sight: _Sight) -> None:
+        memory = self._memory[url]
+        try:
+            if not memory.unmodified:
+                answer = await self.nodes[url].identity()
+                sight.reachable = True
+                if answer is not None:
+                    signer, refusal = answer.get("signer"), answer.get("refusal")
+                    sight.signs_with = signer if isinstance(signer, str) else None
+                    sight.rejects = refusal if isinstance(refusal, str) and refusal else None
+                    return
+                memory.unmodified = True
+            if question.signer:
+                sight.signs_with = await self._signer_of_a_new_session(url, question.asker, memory)
+                sight.reachable = True
+        except NodeError as error:
+            _note(sight, error)
+
+    async def _see_trust(self, url: str, question: Question, next_root: OwnedSession, sight: _Sight) -> None:
+        sought = [one for one in (question.introduction, question.cross_signature) if one is not None]
+        ids = [one.commit_id for one in sought]
+        try:
+            try:
+                held = await self.held(url, ids, next_root)
+                sight.trusts_next = True
+            except NodeRefusedError as error:
+                if error.status != 403:
+                    raise
+                sight.reachable = True
+                sight.trusts_next = False
+                held = await self.held(url, ids, question.asker)
+        except NodeError as error:
+            _note(sight, error)
+            return
+        sight.reachable = True
+        for one in sought:
+            commit = held.get(one.commit_id)
+            sight.holds[one.commit_id] = commit is not None and one.matches(commit)
+
+    async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
+        """COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3)."""
+        now = self._clock.monotonic()
+        if memory.asked_at is not None and now - memory.asked_at < _ASK_SIGNER_EVERY.total_seconds():
+            return memory.signer
+        memory.asked_at = now
+        node = self.nodes[url]
+        known: Any = _EMPTY
+        try:
+            (before,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, self._clock.now_ms())
+            if isinstance(before.get("s"), int) and before["s"] > _SMALL:
+                # Its own filter, from just before: what it lacks now is new. At this size its error rate is small.
+                known = before.get("f")
+        except NodeRefusedError:
+            pass  # a server that does not trust the asker yet is asked for everything
+        owned, _ = await node.create_session()
+        (reply,) = await node.batch_sync([(SESSIONS, _message(known))], owned, self._clock.now_ms())
+        signers = [signer_of(commit) for commit in _commits(reply) if commit.get("k") == owned.id]
+        if signers:
+            memory.signer = signers[0]
+        return memory.signer
+
+
+def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the filter that claims to hold every commit except these."""
+    (seed,) = new_seeds(1)
+    bits = bytearray(b"\xff" * _FILTER_BYTES)
+    for commit_id in commit_ids:
+        index = murmur3(commit_id, seed) % (8 * _FILTER_BYTES)
+        bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
+    return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
+
+
+def _message(sync_filter: Any) -> dict[str, Any]:
+    return {"ver": VERSION, "f": sync_filter, "s": 0, "c": [], "ad": []}
+
+
+def _commits(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    commits = reply.get("c")
+    return [commit for commit in commits if isinstance(commit, Mapping)] if isinstance(commits, list) else []
+
+
+def _note(sight: _Sight, error: NodeError) -> None:
+    sight.reachable = sight.reachable or isinstance(error, NodeRefusedError)
+    sight.problems.append(str(error))

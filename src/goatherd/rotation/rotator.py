@@ -1,0 +1,497 @@
+"""Does what the machine decides: look at the store and the nodes, ask `decide`, act, and again.
+
+What it is: the loop, and one method for each action. What it is not: it holds no rule of rotation (`machine` does) and
+no state of its own: everything that must survive it is in the identity document, so any process can carry on.
+
+Rules:
+- Every write of the document is a compare-and-swap on the version that was looked at. A conflict is never repeated
+  blindly: look and decide again.
+- Every action can be repeated without harm, and can be cut off before, in the middle and after.
+- After each write the nodes are told at once; one that can't be told looks by itself at its next refresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock, SystemClock, iso
+from goatherd.errors import (
+    ConflictError,
+    GenerationError,
+    IllegalStepError,
+    NodeError,
+    NotAdoptedError,
+    ProviderError,
+    RotationBusyError,
+    SecretNotFoundError,
+    VersionDisabledError,
+)
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import Phase as DocumentPhase
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.ids import new_id
+from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion, VersionId, VersionState
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    Event,
+    NodesSeen,
+    NodeTold,
+    PhaseEntered,
+    Report,
+    RunEnded,
+    StoreTroubled,
+)
+from goatherd.rotation.machine import (
+    Abandon,
+    Action,
+    Advance,
+    Busy,
+    CrossSign,
+    Destroy,
+    Done,
+    Goal,
+    Illegal,
+    Intent,
+    Introduce,
+    LabelStable,
+    NodeView,
+    Observation,
+    Outcome,
+    Phase,
+    Policy,
+    Prepare,
+    RecordRetired,
+    Step,
+    StoreView,
+    VersionView,
+    Wait,
+    decide,
+)
+from goatherd.rotation.observe import SESSIONS, Node, Observer, Question
+from goatherd.rotation.plan import Plan, make_plan
+from goatherd.rotation.vouching import (
+    cross_signature,
+    introduction,
+    sought_cross_signature,
+    sought_introduction,
+)
+
+_MEANT: Final = "asked for by the operator"
+
+
+class Rotator:
+    """Rotates the root of one organization. One object may run any number of times, one run at a time.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it, with no ``{org}`` left.
+        nodes: Every server that holds this identity. One that is missing here is not waited for.
+        org: The organization id, which is part of every signed commit.
+        policy: How patient to be.
+        clock: Tells the time and waits.
+        started_by: Who runs this, for people: ``user@host:pid``.
+        on_event: Called with each event as it happens; must not block and must not raise.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        nodes: Sequence[Node],
+        *,
+        org: str = "localhost",
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        started_by: str = "",
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self._provider = provider
+        self._secret_id = secret_id
+        self._org = org
+        self._clock: Clock = clock or SystemClock()
+        self._started_by = started_by
+        self._on_event = on_event
+        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout)
+        self._highest = 0
+        self._seen: tuple[NodeView, ...] = ()
+        self._phase: Phase | None = None
+
+    # --- what an operator asks for ----------------------------------------------------------------------------------
+
+    async def rotate(self, *, to_phase: Phase | None = None) -> Report:
+        """Replace the root that signs now, and return when every node signs with the new one and it is final.
+
+        Args:
+            to_phase: Stop when this phase is reached; `resume` carries on.
+
+        Raises:
+            RotationBusyError: A rotation is in progress, or another one has won the race to begin; it names who, since
+                when and which phase.
+            NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
+                `report` tells more.
+            IllegalStepError: The root that signs has expired.
+            ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
+        """
+        if to_phase is Phase.STEADY:
+            to_phase = None
+        return await self._asked(Goal.ROTATE, to_phase=to_phase)
+
+    async def resume(self, *, to_phase: Phase | None = None) -> Report:
+        """Carry on the rotation in progress, whoever began it; mend what a crash has left.
+
+        Raises:
+            As `rotate`, but for `RotationBusyError`.
+        """
+        return await self._asked(Goal.RESUME, to_phase=to_phase)
+
+    async def abandon(self, reason: str = _MEANT) -> Report:
+        """Leave the rotation in progress: cancel it where B has not signed yet, else roll back to A.
+
+        Afterwards A signs, and B stays trusted. Nodes that could not be seen to sign with A are in the report.
+
+        Raises:
+            IllegalStepError: A has expired or is revoked, so that only going on is left.
+            ProviderError: The store did not take part, or no longer holds A's private key.
+        """
+        return await self._asked(Goal.ABANDON, reason=reason)
+
+    async def retire(self) -> Report:
+        """Destroy the stored versions that hold private keys retired for longer than the grace period.
+
+        Raises:
+            IllegalStepError: A rotation is in progress.
+            ProviderError: The store did not take part, or cannot destroy a version.
+        """
+        return await self._asked(Goal.RETIRE)
+
+    async def plan(self) -> Plan:
+        """Return what `rotate`, or `resume` where a rotation is in progress, would do. Writes nothing, anywhere.
+
+        Raises:
+            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+        """
+        document, version = await self._read()
+        store = await self._store_view(document, version)
+        # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
+        nodes = await self._observer.look(self._question(document, signer=False))
+        return make_plan(Observation(store=store, nodes=nodes), self.policy, self._clock.now_ms())
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _asked(self, goal: Goal, *, to_phase: Phase | None = None, reason: str = _MEANT) -> Report:
+        self._phase, self._seen = None, ()
+        document, _ = await self._read()
+        intent = Intent(
+            goal=goal, began_ms=self._clock.now_ms(), from_id=document.current.id, to_phase=to_phase, reason=reason
+        )
+        record = document.rotation
+        if record is not None and goal in (Goal.RESUME, Goal.ABANDON):
+            intent = replace(intent, rotation_id=record.id, from_id=record.from_id, to_id=record.to_id)
+        return await self._run(intent)
+
+    async def _run(self, intent: Intent) -> Report:
+        poll = self.policy.poll_min
+        troubled_since: float | None = None
+        destroyed: list[str] = []
+        candidate = new_id()
+        while True:
+            try:
+                observation, document = await self._observe(intent)
+                record = document.rotation
+                if intent.rotation_id is None and record is not None and record.id == candidate:
+                    # The write of `Prepare` is seen in the store, whether its answer was lost or not.
+                    intent = replace(intent, rotation_id=record.id, to_id=record.to_id)
+                action = decide(observation, self.policy, intent, self._clock.now_ms())
+                self._emit(Decided(action=action))
+                if isinstance(action, Done):
+                    return self._end(action, document, intent, tuple(destroyed))
+                if isinstance(action, Busy | Illegal):
+                    raise _refusal(action)
+                if isinstance(action, Wait):
+                    await self._tell(document, action.nodes)
+                    poll = await self._pause(poll, action.until_ms)
+                    continue
+                await self._act(action, document, candidate)
+                if isinstance(action, Destroy):
+                    destroyed.append(action.version)
+                    gone = _private_ids(observation, action.version) & {root.id for root in document.roots}
+                    intent = replace(intent, destroyed_ids=intent.destroyed_ids | gone - document.retired_ids)
+                elif isinstance(action, RecordRetired):
+                    intent = replace(intent, destroyed_ids=intent.destroyed_ids - {action.session_id})
+                if isinstance(action, Introduce | CrossSign):
+                    # The next look may well see it; but pushing that does not help must not spin.
+                    poll = await self._pause(poll, None)
+                else:
+                    poll = self.policy.poll_min
+                troubled_since = None
+            except ConflictError:
+                self._emit(ConflictMet())
+                poll = await self._pause(poll, None)
+            except (ProviderError, GenerationError) as error:
+                if not (error.retryable or isinstance(error, GenerationError)):
+                    raise
+                now = self._clock.monotonic()
+                troubled_since = now if troubled_since is None else troubled_since
+                if now - troubled_since >= self.policy.store_patience.total_seconds():
+                    raise
+                self._emit(StoreTroubled(error=str(error)))
+                poll = await self._pause(poll, None)
+
+    async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
+        document, version = await self._read()
+        store = await self._store_view(document, version)
+        versions: tuple[VersionView, ...] = ()
+        if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
+            versions = await self._version_views(document)
+        nodes: tuple[NodeView, ...] = ()
+        signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
+        if signer or store.phase is not Phase.STEADY:
+            nodes = await self._observer.look(self._question(document, signer=signer))
+        self._note(store, nodes, document)
+        return Observation(store=store, nodes=nodes, versions=versions), document
+
+    async def _act(self, action: Action, document: IdentityDocument, candidate: str) -> None:
+        now_ms = self._clock.now_ms()
+        match action:
+            case LabelStable(version=version, expected=expected):
+                await self._provider.label(self._secret_id, STABLE, version, expected=expected)
+            case Prepare(expected=expected):
+                successor = OwnedSession.generate(
+                    session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+                )
+                prepared = transitions.prepare(
+                    document,
+                    successor,
+                    now_ms=now_ms,
+                    rotation_id=candidate,
+                    started_by=self._started_by,
+                    stable_version=expected,
+                )
+                await self._write(prepared, expected)
+            case Introduce(nodes=urls):
+                commit = introduction(document, org=self._org)
+                await self._on_each(urls, lambda node: node.push(SESSIONS, [commit], document.current, now_ms))
+            case CrossSign(node=url):
+                commit = cross_signature(document, org=self._org)
+                await self._on_each((url,), lambda node: node.push(SESSIONS, [commit], document.current, now_ms))
+            case Advance(step=step, expected=expected):
+                await self._write(_advanced(document, step, now_ms), expected)
+            case Abandon(step=step, expected=expected, reason=reason):
+                await self._write(await self._abandoned(document, step, reason), expected)
+            case Destroy(version=version):
+                await self._provider.destroy(self._secret_id, version)
+            case RecordRetired(session_id=session_id, expected=expected):
+                await self._write(transitions.retire(document, session_id, now_ms), expected)
+            case _:  # pragma: no cover - the loop handles the others
+                raise AssertionError(f"not an action to do: {action}")
+
+    async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
+        if step is Step.CANCEL:
+            return transitions.cancel(document, self._clock.now_ms(), reason=reason)
+        record = document.rotation
+        assert record is not None
+        assert record.stable_version is not None
+        found = await self._provider.read(self._secret_id, VersionId(record.stable_version))
+        stable = decode_document(found.value.reveal())
+        return transitions.roll_back(document, stable, self._clock.now_ms(), reason=reason)
+
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+        found = await self._provider.read(self._secret_id, CURRENT)
+        document = decode_document(found.value.reveal())
+        if document.generation < self._highest:
+            # A replica that lags. To decide on it would be to decide on the past.
+            raise GenerationError(
+                f"the store shows generation {document.generation} after it has shown {self._highest}",
+                hint="Its replicas disagree, or somebody wrote an old value back.",
+            )
+        self._highest = document.generation
+        return document, found.version
+
+    async def _write(self, document: IdentityDocument, expected: str) -> None:
+        await self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
+        self._highest = max(self._highest, document.generation)
+        await self._tell(document, tuple(self._observer.nodes))
+
+    async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:
+        record = document.rotation
+        stable: str | None = None
+        if record is None:
+            if STABLE in version.labels:
+                stable = version.id
+            else:
+                listed = await self._provider.versions(self._secret_id)
+                stable = next((one.id for one in listed if STABLE in one.labels), None)
+        view = StoreView(
+            version=version.id,
+            stable=stable,
+            generation=document.generation,
+            phase=Phase.STEADY,
+            phase_since_ms=document.last_updated or version.created_ms,
+            current_id=document.current.id,
+            current_expires_ms=document.current.session.expiration_ms,
+        )
+        if record is None:
+            return view
+        return replace(
+            view,
+            phase=Phase(record.phase),
+            phase_since_ms=record.phase_at,
+            rotation_id=record.id,
+            from_id=record.from_id,
+            to_id=record.to_id,
+            started_by=record.started_by,
+            started_at=iso(record.started_at),
+            rollback_version=record.stable_version,
+        )
+
+    async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
+        views = []
+        for version in await self._provider.versions(self._secret_id):
+            if version.state is not VersionState.ENABLED:
+                continue
+            try:
+                found = await self._provider.read(self._secret_id, version.id)
+            except (VersionDisabledError, SecretNotFoundError):
+                continue
+            held = decode_document(found.value.reveal())
+            private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
+            retired_ms = max(
+                [version.created_ms, *(_retired_ms(document, key) for key in private - {document.current.id})]
+            )
+            views.append(
+                VersionView(
+                    version=version.id, created_ms=version.created_ms, private_ids=private, retired_ms=retired_ms
+                )
+            )
+        return tuple(views)
+
+    # --- the nodes --------------------------------------------------------------------------------------------------
+
+    def _question(self, document: IdentityDocument, *, signer: bool) -> Question:
+        record = document.rotation
+        if record is None:
+            return Question(asker=document.current, signer=signer)
+        early = document.next is not None
+        return Question(
+            asker=document.current,
+            next_root=document.next if early else document.current,
+            introduction=sought_introduction(document) if early else None,
+            cross_signature=None if early else sought_cross_signature(document),
+            signer=signer,
+        )
+
+    async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+        async def tell(node: Node) -> None:
+            answer = await node.refresh(document.current, self._clock.now_ms())
+            self._emit(NodeTold(url=node.base_url, heard=answer is not None))
+
+        await self._on_each(urls, tell)
+
+    async def _on_each(self, urls: Sequence[str], call: Callable[[Node], Awaitable[object]]) -> None:
+        """Call all of them side by side; what a node does not do will be seen at the next look."""
+
+        async def one(url: str) -> None:
+            try:
+                async with asyncio.timeout(self.policy.node_timeout.total_seconds()):
+                    await call(self._observer.nodes[url])
+            except (NodeError, TimeoutError) as error:
+                self._emit(NodeTold(url=url, heard=False, problem=str(error)))
+
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(one(url))
+
+    async def _pause(self, poll: timedelta, until_ms: int | None) -> timedelta:
+        left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._clock.now_ms()))
+        await self._clock.sleep(min(poll, left))
+        return min(poll * 2, self.policy.poll_max)
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def _note(self, store: StoreView, nodes: tuple[NodeView, ...], document: IdentityDocument) -> None:
+        if store.phase is not self._phase:
+            self._phase = store.phase
+            self._emit(
+                PhaseEntered(
+                    phase=store.phase,
+                    generation=store.generation,
+                    rotation_id=store.rotation_id,
+                    current_id=store.current_id,
+                    next_id=document.next.id if document.next is not None else None,
+                    at_ms=self._clock.now_ms(),
+                )
+            )
+        if nodes != self._seen:
+            self._seen = nodes
+            self._emit(NodesSeen(nodes=nodes))
+
+    def _end(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
+        last = document.history[-1] if document.history else None
+        abandoned = action.outcome is Outcome.ABANDONED
+        report = Report(
+            outcome=action.outcome,
+            rotation_id=intent.rotation_id,
+            from_id=intent.from_id,
+            to_id=intent.to_id,
+            current_id=document.current.id,
+            phase=Phase(document.phase or Phase.STEADY),
+            generation=document.generation,
+            reason=last.reason if abandoned and last is not None else None,
+            behind=action.behind,
+            destroyed=destroyed,
+            began_ms=intent.began_ms,
+            ended_ms=self._clock.now_ms(),
+        )
+        self._emit(RunEnded(report=report))
+        if abandoned and intent.goal is not Goal.ABANDON:
+            raise NotAdoptedError(f"the rotation was abandoned: {report.reason}", report=report)
+        return report
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDocument:
+    if step is Step.ACTIVATE:
+        return transitions.activate(document, now_ms)
+    if step is Step.FINALIZE:
+        return transitions.finalize(document, now_ms)
+    return transitions.with_phase(document, _RECORDED[step], now_ms)
+
+
+_RECORDED: Final = {Step.PUBLISH: DocumentPhase.PUBLISHED, Step.VERIFY: DocumentPhase.VERIFIED}
+
+
+def _private_ids(observation: Observation, version: str) -> frozenset[str]:
+    return next((one.private_ids for one in observation.versions if one.version == version), frozenset())
+
+
+def _retired_ms(document: IdentityDocument, session_id: str) -> int:
+    """Return since when a root has not signed: by the history, else the latest time that the document can mean."""
+    times = [entry.at for entry in document.history if session_id in (entry.from_id, entry.to_id)]
+    if times:
+        return max(times)
+    return max(document.rotated_at or 0, 0 if document.root(session_id) is None else document.last_updated or 0)
+
+
+def _refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
+    if isinstance(action, Illegal):
+        return IllegalStepError(action.why)
+    if action.rotation_id is None:
+        return RotationBusyError(
+            "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."
+        )
+    who = action.started_by or "somebody who gave no name"
+    return RotationBusyError(
+        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}"
+    )

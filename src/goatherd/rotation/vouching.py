@@ -1,0 +1,157 @@
+"""The commits of ``/sys/sessions`` by which one root introduces another.
+
+Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that whoever
+carries a rotation on makes the very same commit again, and pushing it twice is pushing it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.errors import InvalidSignatureError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
+from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
+from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
+from goatherd.wire.commit import new_commit
+
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """A commit of ``/sys/sessions`` to look for: its id, whose session it introduces, and who must have signed it."""
+
+    commit_id: str
+    session_id: str
+    signer_id: str
+
+    def matches(self, commit: Mapping[str, Any]) -> bool:
+        """Whether this is that commit, not another one under the same id (formats T13)."""
+        return (
+            commit.get("id") == self.commit_id
+            and commit.get("k") == self.session_id
+            and signer_of(commit) == self.signer_id
+        )
+
+
+def introduction_id(session_id: str) -> str:
+    """Return the id of the commit that introduces this root to its cluster."""
+    return _derived_id("introduction", session_id)
+
+
+def sought_introduction(document: IdentityDocument) -> Sought | None:
+    """Return what to look for to see that B was introduced, or None when no rotation is under way."""
+    record = document.rotation
+    if record is None:
+        return None
+    return Sought(commit_id=introduction_id(record.to_id), session_id=record.to_id, signer_id=record.from_id)
+
+
+def sought_cross_signature(document: IdentityDocument) -> Sought | None:
+    """Return what to look for to see that A was introduced by B, or None when no rotation is under way."""
+    record = document.rotation
+    if record is None:
+        return None
+    return Sought(
+        commit_id=_derived_id("cross-signature", record.id), session_id=record.from_id, signer_id=record.to_id
+    )
+
+
+def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces the next root, signed by the current one.
+
+    Args:
+        document: A prepared or published document.
+        org: The organization that the nodes' data belongs to; it is part of what is signed.
+    """
+    record, successor = document.rotation, document.next
+    assert record is not None
+    assert successor is not None
+    return session_commit(
+        successor.session,
+        signer=document.current,
+        commit_id=introduction_id(record.to_id),
+        ts=record.started_at,
+        org=org,
+    )
+
+
+def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces the earlier root, signed by the current one.
+
+    Where the earlier root was itself introduced by a rotation, the commit follows that introduction; else it is the
+    first of its key.
+
+    Args:
+        document: An activated or verified document.
+        org: See `introduction`.
+    """
+    record, sought = document.rotation, sought_cross_signature(document)
+    assert record is not None
+    assert sought is not None
+    earlier = document.root(record.from_id)
+    assert earlier is not None
+    assert document.rotated_at is not None
+    introduced = any(endorsement.of == earlier.id for endorsement in document.endorsements)
+    return session_commit(
+        earlier,
+        signer=document.current,
+        commit_id=sought.commit_id,
+        ts=document.rotated_at,
+        org=org,
+        parents=(introduction_id(earlier.id),) if introduced else (),
+    )
+
+
+def session_commit(
+    session: Session, *, signer: OwnedSession, commit_id: str, ts: int, org: str, parents: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return a signed commit of ``/sys/sessions`` that says who a session is (formats 2.4 and 6).
+
+    Args:
+        session: The session to introduce; only its public half is written.
+        signer: The root that vouches for it, and the commit's author.
+        commit_id: 24 characters of a-z and 0-9.
+        ts: Milliseconds since 1970; the time of the signature too.
+        org: See `introduction`.
+        parents: Ids of the commits that this one follows.
+    """
+    draft = new_commit(
+        commit_id=commit_id,
+        key=session.id,
+        session_id=signer.id,
+        ts=ts,
+        org=org,
+        data=session_fields(session),
+        schema_marker=SESSIONS_SCHEMA,
+        connection=_derived_id("connection", signer.id),
+        parents=parents,
+        # COMPAT: GoatDB's commits always carry one; nothing is recorded in it, as for any first or second of a key.
+        ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
+    )
+    return sign_commit(signer, draft, now_ms=ts).to_json()
+
+
+def signer_of(commit: Mapping[str, Any]) -> str | None:
+    """Return the id in a commit's signature envelope; nothing is verified."""
+    signature = commit.get("sig")
+    if not isinstance(signature, str):
+        return None
+    try:
+        return parse_signature(signature).session_id
+    except InvalidSignatureError:
+        return None
+
+
+def _derived_id(kind: str, text: str) -> str:
+    """Return an id in GoatDB's form that depends on `kind` and `text` only."""
+    number = int.from_bytes(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
+    letters = []
+    for _ in range(24):
+        number, digit = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[digit])
+    return "".join(letters)
