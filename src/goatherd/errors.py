@@ -289,6 +289,18 @@ class StorageError(GoatherdError):
     code = "node.storage"
 
 
+class ItemExistsError(GoatherdError):
+    """An item was to be created where one is."""
+
+    code = "node.item_exists"
+
+
+class ItemNotFoundError(GoatherdError):
+    """An item was to be changed where none is, or only a deleted one."""
+
+    code = "node.item_not_found"
+
+
 class RotationError(GoatherdError):
     """A rotation cannot go on as asked."""
 

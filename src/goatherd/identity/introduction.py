@@ -46,7 +46,7 @@ def session_from_commit(commit: Commit) -> Session:
         raise DecodeError(f"commit {commit.id!r}: publicKey is not JSON") from None
     if not isinstance(jwk, Mapping) or "d" in jwk:
         raise DecodeError(f"commit {commit.id!r}: publicKey is not a public JWK")
-    members = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
+    members: dict[str, Any] = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
     session = Session.from_json({**members, "publicKey": jwk})
     if session.id != commit.key:
         raise DecodeError(f"commit {commit.id!r}: its key is not the id of its session")

@@ -1,0 +1,354 @@
+"""The commits of one repository: graph, leaves, heads, items (formats 11). Pure over a `goatherd.node.storage.Log`.
+
+It believes what it is given: verification and authorization come before (`goatherd.node.engine`), and the log holds
+only what passed them. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the
+first stays (GoatDB's rule, here per repository and only for verified ones, T39).
+
+Reading picks the head by GoatDB's order (11.4). Leaves are not merged here, except births: see
+`goatherd.node.births`. A real peer or client merges the rest, and its merge commit is a commit like any other.
+
+COMPAT: a delta that does not fit its base, or one of rich text, which cannot be read yet, is *corrupted*: its key reads
+as its newest commit that is not, and `Item.fallback` says so. Chains of deltas are followed by loops, never by
+recursion, and one that comes back to itself is unreadable (T37).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
+from goatherd.node.storage import Log
+from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
+from goatherd.wire.commit import Commit, apply_edit, new_commit
+from goatherd.wire.encoding import unit_key
+from goatherd.wire.item import decode_data, encode_data, normalize_data
+from goatherd.wire.paths import check_item_path, check_repository_path
+from goatherd.wire.schema import BUILTIN, Registry
+
+MAX_CHAIN = 256
+"""Deltas on deltas that a reader follows; GoatDB itself never writes more than one on a full commit."""
+
+Seeds = Callable[[int], Sequence[int]]
+"""Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """What a key holds.
+
+    Attributes:
+        key: The item's key.
+        schema: The schema marker, such as ``note/1``.
+        data: The encoded fields (dates in seconds). Not to be changed.
+        commit: The commit that the value comes from.
+        head: The commit that is the head; the same one unless `fallback`.
+    """
+
+    key: str
+    schema: str
+    data: Mapping[str, Any]
+    commit: Commit
+    head: Commit
+
+    @property
+    def deleted(self) -> bool:
+        return bool(self.data.get("isDeleted"))
+
+    @property
+    def fallback(self) -> bool:
+        """Whether the head itself is corrupted or unreadable, and this is an older value."""
+        return self.commit.id != self.head.id
+
+
+class Repository:
+    """One repository.
+
+    Args:
+        path: ``/type/id``.
+        log: Where it rests.
+        org: The organization's id.
+        connection: This process's connection id; its own leaves come first (11.4).
+        own_session: Tells the id of the session that signs here now.
+        registry: The schemas that are known.
+
+    Attributes:
+        version: Rises with every commit added; a cache made at one version is stale at the next.
+        undecodable: Records of the log that are no commits. They stay in the log (T48).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        log: Log,
+        *,
+        org: str,
+        connection: str,
+        own_session: Callable[[], str],
+        registry: Registry = BUILTIN,
+    ) -> None:
+        kind, name = check_repository_path(path)
+        self.path = f"/{kind}/{name}"
+        self.log = log
+        self.org = org
+        self.connection = connection
+        self.registry = registry
+        self.version = 0
+        self.undecodable = 0
+        self._own_session = own_session
+        self._commits: dict[str, Commit] = {}
+        self._by_key: dict[str, list[Commit]] = {}
+        self._with_child: set[str] = set()
+
+    def load(self) -> None:
+        """Read the log. No signature is checked: what is in it was checked on its way in.
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        for record in self.log.records():
+            try:
+                commit = Commit.from_json(record, org=self.org, registry=self.registry)
+            except DecodeError:
+                self.undecodable += 1
+                continue
+            if commit.id not in self._commits and not self.closes_a_cycle(commit):
+                self._index(commit)
+
+    # --- adding ------------------------------------------------------------------------------------------------------
+
+    def add(self, commit: Commit) -> bool:
+        """Take a verified commit and hand it to the log; durable after the log's next flush.
+
+        Returns:
+            False when a commit of this id is there already, or it would close a cycle of deltas.
+        """
+        if commit.id in self._commits or self.closes_a_cycle(commit):
+            return False
+        self._index(commit)
+        self.log.append(commit.to_json())
+        return True
+
+    def _index(self, commit: Commit) -> None:
+        self._commits[commit.id] = commit
+        self._by_key.setdefault(commit.key, []).append(commit)
+        self._with_child.update(commit.parents)
+        self.version += 1
+
+    def closes_a_cycle(self, commit: Commit) -> bool:
+        """Whether following the bases from `commit` comes back to it, or takes more than `MAX_CHAIN` steps (T37)."""
+        base = commit.base
+        for _ in range(MAX_CHAIN):
+            if base is None:
+                return False
+            if base == commit.id:
+                return True
+            known = self._commits.get(base)
+            if known is None:
+                return False
+            base = known.base
+        return True
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._commits)
+
+    def __contains__(self, commit_id: str) -> bool:
+        return commit_id in self._commits
+
+    def __iter__(self) -> Iterator[Commit]:
+        """All commits in the order of their arrival."""
+        return iter(self._commits.values())
+
+    def get(self, commit_id: str) -> Commit | None:
+        """Return a commit by its id."""
+        return self._commits.get(commit_id)
+
+    def keys(self) -> list[str]:
+        """Return the keys, in the order in which they first came."""
+        return list(self._by_key)
+
+    def commits_of(self, key: str) -> list[Commit]:
+        """Return the commits of a key in descending order: later first, then larger id first (11.4)."""
+        return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
+
+    def namespace_of(self, key: str) -> str | None:
+        """Return the namespace of a key's first full commit here."""
+        for commit in self._by_key.get(key, ()):
+            if not commit.is_delta:
+                return commit.namespace
+        return None
+
+    def has_child(self, commit_id: str) -> bool:
+        """Whether a known commit, of any key, lists this id as a parent."""
+        return commit_id in self._with_child
+
+    def readable(self, commit: Commit) -> bool:
+        """Whether the commit is full, or a delta whose chain of bases ends in a full commit that is here."""
+        return self._chain(commit) is not None
+
+    def leaves(self, key: str) -> list[Commit]:
+        """Return the readable commits of a key that nothing lists as a parent, in descending order."""
+        return [
+            commit for commit in self.commits_of(key) if commit.id not in self._with_child and self.readable(commit)
+        ]
+
+    def head(self, key: str) -> Commit | None:
+        """Return the commit that stands for a key (11.4), or None when nothing readable is there."""
+        leaves = self.leaves(key)
+        if len(leaves) == 1:
+            return leaves[0]
+        candidates = leaves or [commit for commit in self.commits_of(key) if self.readable(commit)]
+        if not candidates:
+            return None
+        own = self._own_session()
+        return (
+            next((commit for commit in candidates if commit.connection == self.connection), None)
+            or next((commit for commit in candidates if commit.session == own), None)
+            or candidates[0]
+        )
+
+    def item(self, key: str) -> Item | None:
+        """Return what a key holds, a deleted item included; None when there is nothing to read."""
+        head = self.head(key)
+        if head is None:
+            return None
+        for commit in [head, *self.commits_of(key)]:
+            record = self.record(commit)
+            if record is not None:
+                return Item(key=key, schema=str(record["s"]), data=record["d"], commit=commit, head=head)
+        return None
+
+    def record(self, commit: Commit) -> Mapping[str, Any] | None:
+        """Return the record that a commit stands for; None when it is corrupted or unreadable (11.3)."""
+        chain = self._chain(commit)
+        if chain is None:
+            return None
+        record: Mapping[str, Any] | None = chain.pop().record
+        try:
+            while chain and record is not None:
+                record = apply_edit(record, chain.pop().edit or {}, self.registry)
+        except DecodeError:
+            return None
+        return record
+
+    def _chain(self, commit: Commit) -> list[Commit] | None:
+        """Return the commit, its base, and so on to a full commit; None when that is not here or there is no end."""
+        chain = [commit]
+        while chain[-1].base is not None:
+            base = self._commits.get(chain[-1].base)
+            if base is None or len(chain) > MAX_CHAIN:
+                return None
+            chain.append(base)
+        return chain
+
+    # --- filters -----------------------------------------------------------------------------------------------------
+
+    def missing_for(self, held: BloomFilter, commits: Iterable[Commit] | None = None) -> list[Commit]:
+        """Return the commits, in order of arrival, whose ids a peer's filter lacks.
+
+        Args:
+            held: What the peer says it has.
+            commits: The commits to look at; None for all.
+        """
+        return [commit for commit in (self if commits is None else commits) if commit.id not in held]
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def build_create(
+        self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
+    ) -> Commit:
+        """Build the unsigned commit that creates an item, or brings a deleted one back.
+
+        Args:
+            key: The item's key.
+            schema: The schema marker. One that the registry knows is validated, any other is taken as it is.
+            data: The encoded fields.
+            commit_id: A fresh id.
+            session_id: The session that will sign.
+            ts: The time in milliseconds.
+            seeds: Where the filter's seeds come from.
+
+        Raises:
+            ItemExistsError: There is an item that is not deleted.
+            PathError, EncodeError, DecodeError: The key or the data are not allowed.
+        """
+        item = self.item(key)
+        if item is not None and not item.deleted:
+            raise ItemExistsError(f"{self.path}/{key} exists")
+        return self._build(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+
+    def build_set(
+        self, key: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
+    ) -> Commit:
+        """Build the unsigned commit that replaces an item's fields; arguments as `build_create`.
+
+        Raises:
+            ItemNotFoundError: There is no item, or it is deleted.
+            PathError, EncodeError, DecodeError: The data are not allowed.
+        """
+        item = self._existing(key)
+        return self._build(key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+
+    def build_delete(self, key: str, *, commit_id: str, session_id: str, ts: int, seeds: Seeds) -> Commit:
+        """Build the unsigned commit that deletes an item: the same fields with ``isDeleted``.
+
+        Raises:
+            ItemNotFoundError: There is no item, or it is deleted.
+        """
+        item = self._existing(key)
+        data = {**item.data, "isDeleted": True}
+        return self._build(key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+
+    def _existing(self, key: str) -> Item:
+        item = self.item(key)
+        if item is None or item.deleted:
+            raise ItemNotFoundError(f"{self.path}/{key} does not exist")
+        return item
+
+    def _build(
+        self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
+    ) -> Commit:
+        check_item_path(self.path, key)
+        head = self.head(key)
+        ancestors_filter, count = self.ancestors(key, seeds)
+        return new_commit(
+            commit_id=commit_id,
+            key=key,
+            session_id=session_id,
+            ts=ts,
+            org=self.org,
+            parents=() if head is None else (head.id,),
+            data=self._checked(schema, data),
+            schema_marker=schema,
+            connection=self.connection,
+            ancestors_filter=ancestors_filter,
+            ancestors_count=count,
+            registry=self.registry,
+        )
+
+    def ancestors(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
+        """Return the ancestors filter of the key's next commit, and how many it holds (11.5)."""
+        ancestors = [commit.id for commit in self._by_key.get(key, ()) if commit.id in self._with_child]
+        size = max(1, len(ancestors))
+        ancestors_filter = BloomFilter.for_size(size, DEFAULT_FPR, seeds(seed_count(size, DEFAULT_FPR)))
+        for commit_id in ancestors:
+            ancestors_filter.add(commit_id)
+        return ancestors_filter, len(ancestors)
+
+    def _checked(self, marker: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        schema = self.registry.from_marker(marker)
+        if schema is None or schema.ns is None:
+            return dict(data)
+        values = decode_data(dict(data), schema)
+        unknown = data.keys() - schema.by_name.keys()
+        problem = f"Unknown field {min(unknown)}" if unknown else schema.problem(normalize_data(values, schema))
+        if problem is not None:
+            raise EncodeError(f"{self.path}: {problem}")
+        return encode_data(normalize_data(values, schema), schema)
+
+
+def _order(commit: Commit) -> tuple[float, bytes]:
+    return commit.ts, unit_key(commit.id)
