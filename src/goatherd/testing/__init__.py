@@ -1,0 +1,8 @@
+"""For authors of plugins and for our own tests. Nothing outside this package imports it.
+
+- `contract`: what every secret provider must do, as checks that anybody can run over their own:
+  ``python -m goatherd.testing.contract URI``, or a pytest class that derives from `contract.ProviderContract`.
+- `provider_checks`: these checks, one function each.
+- `vectors`: checks a directory of vector files that GoatDB produced: ``python -m goatherd.testing.vectors DIR``.
+- `herd`: simulated GoatDB nodes, for rotations without a network.
+"""

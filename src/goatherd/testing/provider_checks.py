@@ -1,0 +1,555 @@
+"""What every secret provider must do, one function each, whose name is the sentence that it proves.
+
+What it is: `CHECKS`. What it is not: a way to run them (`goatherd.testing.contract`), or a test of a platform. Rules: a
+check uses the public algebra of `goatherd.providers.base` (one wraps the private `_write`, to lose its answer) on
+secrets of its own; what a provider declares not to do (`Guarantees`) is skipped with the reason, never passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from goatherd.errors import (
+    ConflictError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.base import (
+    CURRENT,
+    STABLE,
+    Call,
+    Label,
+    ReadConsistency,
+    SecretBytes,
+    SecretProvider,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+
+Result = TypeVar("Result")
+Factory = Callable[[], SecretProvider]
+
+NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
+
+
+class ContractViolationError(AssertionError):
+    """The provider does not do what every provider must."""
+
+
+class SkippedError(Exception):
+    """The provider declares that it does not promise this."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A provider under test, and what a check needs besides.
+
+    Attributes:
+        factory: Makes a provider that is not entered yet; each call one more client of the same store.
+        provider: One that is entered.
+        prefix: What the names of the secrets made here begin with.
+        rounds: How often a race is run.
+        settle: How long a store without strong reads may take to show a write.
+        made: The names given out, to be removed at the end.
+    """
+
+    factory: Factory
+    provider: SecretProvider
+    prefix: str
+    rounds: int
+    settle: timedelta
+    made: list[str] = field(default_factory=list)
+
+    def new_id(self) -> str:
+        """Return the name of a secret that does not exist."""
+        name = f"{self.prefix}{secrets.token_hex(6)}"
+        self.made.append(name)
+        return name
+
+    async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
+        """Return the value at a label once it leads to `version`: at once where reads are strong."""
+        patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
+        end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
+        while True:
+            found = await self.provider.read(secret_id, at)
+            if found.version.id == version or time.monotonic() >= end:
+                must(found.version.id == version, f"{at!r} leads to {found.version.id!r} after {version!r} was written")
+                must(at in found.version.labels, f"a version read by {at!r} does not list that label")
+                return found.value.reveal()
+            await asyncio.sleep(0.2)
+
+    async def picture(self, secret_id: str) -> dict[str, str]:
+        """Return which version holds which label."""
+        return {label: v.id for v in await self.provider.versions(secret_id) for label in v.labels}
+
+
+Check = Callable[[Subject], Awaitable[None]]
+
+
+def must(condition: bool, text: str) -> None:
+    """Raise `ContractViolationError` with `text` unless `condition` holds."""
+    if not condition:
+        raise ContractViolationError(text)
+
+
+async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[object]) -> ProviderError:
+    """Await something that must fail with exactly this error, well formed; return it."""
+    try:
+        await doing
+    except ProviderError as error:
+        must(type(error) is kind, f"{kind.__name__} was due, {type(error).__name__} came: {error}")
+        must(error.provider == subject.provider.scheme, f"the error does not name the provider: {error}")
+        must(repr(error.secret_id) in str(error), f"the error does not name the secret: {error}")
+        must(hasattr(SecretProvider, error.operation), f"the error names no operation of a provider: {error}")
+        return error
+    except Exception as error:
+        raise ContractViolationError(f"{kind.__name__} was due, {type(error).__name__} came") from error
+    raise ContractViolationError(f"{kind.__name__} was due, nothing was raised")
+
+
+async def a_new_secret_reads_back(it: Subject) -> None:
+    """Create, then read by the label and by the id."""
+    name, before = it.new_id(), time.time_ns() // 1_000_000
+    made = await it.provider.create(name, b"first")
+    must(isinstance(made.id, VersionId), "create does not return a VersionId")
+    must(made.labels == {CURRENT} and made.state is VersionState.ENABLED, f"create returned {made}")
+    must(abs(made.created_ms - before) < 600_000, "created_ms is not milliseconds since 1970, about now")
+    must(await it.seen(name, made.id) == b"first", "another value came back")
+    by_id = await it.provider.read(name, made.id)
+    must(by_id.value == SecretBytes(b"first") and by_id.version.id == made.id, "read by id returned something else")
+    must([v.id for v in await it.provider.versions(name)] == [made.id], "versions does not list exactly the first")
+
+
+async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
+    """Nobody holds the other labels then."""
+    name = it.new_id()
+    made = await it.provider.create(name, b"first", "candidate")
+    await it.seen(name, made.id, Label("candidate"))
+    await refused(SecretNotFoundError, it, it.provider.read(name, CURRENT))
+
+
+async def creating_twice_is_refused_and_changes_nothing(it: Subject) -> None:
+    """An identity is never overwritten by a creation."""
+    name = it.new_id()
+    made = await it.provider.create(name, b"first")
+    await refused(SecretExistsError, it, it.provider.create(name, b"second"))
+    await refused(SecretExistsError, it, it.provider.create(name, b"first", "other"))
+    must(await it.seen(name, made.id) == b"first", "the refused creation changed the value")
+    must(await it.picture(name) == {CURRENT: made.id}, "the refused creation moved a label")
+
+
+async def what_is_not_there_is_not_found(it: Subject) -> None:
+    """The same error for a missing secret, label and version, in every operation."""
+    p, name = it.provider, it.new_id()
+    for begin in (
+        lambda: p.read(name),
+        lambda: p.read(name, VersionId("1")),
+        lambda: p.write(name, b"x", expected=None),
+        lambda: p.label(name, STABLE, "1", expected=None),
+        lambda: p.versions(name),
+        lambda: p.delete(name),
+    ):
+        await refused(SecretNotFoundError, it, begin())
+    made = await p.create(name, b"first")
+    await refused(SecretNotFoundError, it, p.read(name, STABLE))
+    for text in NOT_VERSIONS:
+        await refused(SecretNotFoundError, it, p.read(name, VersionId(text)))
+        await refused(SecretNotFoundError, it, p.label(name, STABLE, text, expected=None))
+    must(await it.picture(name) == {CURRENT: made.id}, "an unknown version got a label")
+
+
+async def a_write_moves_its_label_and_keeps_the_old_version(it: Subject) -> None:
+    """The old version stays readable by its id."""
+    name = it.new_id()
+    first = await it.provider.create(name, b"first")
+    second = await it.provider.write(name, b"second", expected=first.id)
+    must(second.id != first.id and second.labels == {CURRENT}, f"write returned {second}")
+    must(await it.seen(name, second.id) == b"second", "the label leads to another value")
+    old = await it.provider.read(name, first.id)
+    must(old.value == SecretBytes(b"first") and not old.version.labels, "the old version changed or kept its label")
+
+
+async def a_conflicting_write_changes_nothing(it: Subject) -> None:
+    """Whoever expects an older holder loses, and no reader sees that he tried."""
+    name = it.new_id()
+    first = await it.provider.create(name, b"first")
+    second = await it.provider.write(name, b"second", expected=first.id)
+    for expected in (first.id, None, "no-such-version", "current"):
+        await refused(ConflictError, it, it.provider.write(name, b"lost", expected=expected))
+    must(await it.seen(name, second.id) == b"second", "a lost write changed what readers see")
+    must(await it.picture(name) == {CURRENT: second.id}, "a lost write moved a label")
+
+
+async def expecting_nobody_works_once(it: Subject) -> None:
+    """``expected=None`` means that nobody holds the label."""
+    name = it.new_id()
+    first = await it.provider.create(name, b"first")
+    other = await it.provider.write(name, b"other", label="candidate", expected=None)
+    must(await it.picture(name) == {CURRENT: first.id, "candidate": other.id}, "the labels are not as written")
+    await refused(ConflictError, it, it.provider.write(name, b"lost", label="candidate", expected=None))
+    await refused(ConflictError, it, it.provider.label(name, "candidate", first.id, expected=None))
+    must(await it.seen(name, first.id) == b"first", "another label's write changed this one")
+
+
+async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
+    """Forward, back, onto itself; never on a wrong expectation."""
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    second = await p.write(name, b"second", expected=first.id)
+    await p.label(name, STABLE, first.id, expected=None)
+    must(await it.picture(name) == {CURRENT: second.id, STABLE: first.id}, "the label was not set")
+    await refused(ConflictError, it, p.label(name, STABLE, second.id, expected=second.id))
+    await p.label(name, STABLE, second.id, expected=first.id)
+    await p.label(name, STABLE, second.id, expected=second.id)
+    must(await it.picture(name) == {CURRENT: second.id, STABLE: second.id}, "one version cannot hold two labels")
+    await p.label(name, CURRENT, first.id, expected=second.id)
+    must(await it.seen(name, first.id) == b"first", "the label did not move back")
+
+
+async def eleven_versions_list_newest_first(it: Subject) -> None:
+    """Ids compared as text would put 9 before 10."""
+    name = it.new_id()
+    made = [await it.provider.create(name, b"value 1")]
+    for number in range(2, 12):
+        made.append(await it.provider.write(name, b"value %d" % number, expected=made[-1].id))
+    listed = await it.provider.versions(name)
+    history = it.provider.guarantees.history
+    kept = made if history is None else made[-(history + 1) :]
+    must([v.id for v in listed][: len(kept)] == [v.id for v in reversed(kept)], "the order is not newest first")
+    must(len({v.id for v in listed}) == len(listed), "an id is listed twice")
+    must([v.id for v in listed if v.labels] == [made[-1].id], "the label is not on the newest alone")
+    for number, version in enumerate(made, 1):
+        if version in kept:
+            found = await it.provider.read(name, version.id)
+            must(found.value.reveal() == b"value %d" % number, f"{version.id!r} holds another version's value")
+
+
+async def a_version_read_by_id_never_changes(it: Subject) -> None:
+    """Neither by writes nor by labels."""
+    name = it.new_id()
+    first = await it.provider.create(name, b"first")
+    second = await it.provider.write(name, b"second", expected=first.id)
+    await it.provider.label(name, CURRENT, first.id, expected=second.id)
+    third = await it.provider.write(name, b"third", expected=first.id)
+    for version, value in ((first, b"first"), (second, b"second"), (third, b"third")):
+        found = await it.provider.read(name, version.id)
+        must(found.value.reveal() == value, "a version's value changed")
+        must(found.version.created_ms == version.created_ms, "a version's time changed")
+
+
+async def any_bytes_come_back_as_they_were(it: Subject) -> None:
+    """Binary, text, line ends, zero bytes, a byte order mark."""
+    samples = (bytes(range(256)), "Zürich 羊 \U0001f410".encode(), b"\x00", b"\xef\xbb\xbf{}\r\n", b" \n", b"x" * 5000)
+    name = it.new_id()
+    version = await it.provider.create(name, samples[0])
+    must(await it.seen(name, version.id) == samples[0], "binary bytes changed")
+    for sample in samples[1:]:
+        version = await it.provider.write(name, SecretBytes(sample), expected=version.id)
+        must(await it.seen(name, version.id) == sample, f"{len(sample)} bytes changed")
+
+
+async def sizes_are_limited_on_the_byte(it: Subject) -> None:
+    """The longest value fits, one byte more and no byte at all do not; a refusal changes nothing."""
+    limit, name = it.provider.guarantees.max_value_bytes, it.new_id()
+    await refused(SecretTooLargeError, it, it.provider.create(name, b"x" * (limit + 1)))
+    await refused(ProviderConfigurationError, it, it.provider.create(name, b""))
+    await refused(SecretNotFoundError, it, it.provider.read(name))
+    longest = secrets.token_bytes(limit)
+    version = await it.provider.create(name, longest)
+    must(await it.seen(name, version.id) == longest, "the longest value changed")
+    await refused(SecretTooLargeError, it, it.provider.write(name, longest + b"x", expected=version.id))
+    must(await it.picture(name) == {CURRENT: version.id}, "a refused write moved a label")
+
+
+async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
+    """Secret ids and labels are checked before the store is asked."""
+    p = it.provider
+    for name in ("", "..", "a/../b", "a//b", "/a", "a/", "a\x00b", "a\nb", "{org}/root", "x" * 600):
+        await refused(ProviderConfigurationError, it, p.read(name))
+        await refused(ProviderConfigurationError, it, p.create(name, b"x"))
+    name = it.new_id()
+    first = await p.create(name, b"first")
+    for label in ("", "latest", "new", "1st", "a b", "x" * 64, "ä"):
+        await refused(ProviderConfigurationError, it, p.read(name, Label(label)))
+        await refused(ProviderConfigurationError, it, p.label(name, label, first.id, expected=None))
+
+
+async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
+    """Its value can't be read, and it can't be labelled; the others are untouched."""
+    _needs(it, it.provider.guarantees.destroys, "declares destroys=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    second = await p.write(name, b"second", expected=first.id)
+    await p.destroy(name, first.id)
+    await refused(VersionDisabledError, it, p.read(name, first.id))
+    await refused(VersionDisabledError, it, p.label(name, STABLE, first.id, expected=None))
+    await p.destroy(name, first.id)
+    states = {v.id: v.state for v in await p.versions(name)}
+    must(states.get(first.id, VersionState.DESTROYED) is VersionState.DESTROYED, "it is listed as if it were there")
+    must(await it.seen(name, second.id) == b"second", "another version was harmed")
+    third = await p.write(name, b"third", expected=second.id)
+    must(third.id not in (first.id, second.id), "an id was given twice")
+    for text in NOT_VERSIONS:
+        await refused(SecretNotFoundError, it, p.destroy(name, text))
+
+
+async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
+    """Whatever readers may be led to stays."""
+    _needs(it, it.provider.guarantees.destroys, "declares destroys=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    await p.label(name, STABLE, first.id, expected=None)
+    second = await p.write(name, b"second", expected=first.id)
+    for version in (first, second):
+        await refused(ConflictError, it, p.destroy(name, version.id))
+    must(await it.seen(name, first.id, STABLE) == b"first", "a refused destruction did harm")
+
+
+async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
+    """With nothing left of the old one."""
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"old")
+    await p.write(name, b"older", expected=first.id)
+    await p.label(name, STABLE, first.id, expected=None)
+    await p.delete(name)
+    await refused(SecretNotFoundError, it, p.read(name))
+    await refused(SecretNotFoundError, it, p.delete(name))
+    again = await p.create(name, b"new")
+    must(await it.seen(name, again.id) == b"new", "the new secret holds another value")
+    must(await it.picture(name) == {CURRENT: again.id}, "labels of the deleted secret came back")
+
+
+async def of_two_writers_exactly_one_wins(it: Subject) -> None:
+    """Round after round, from two clients; the loser is told, and the winner's value is what is read."""
+    _needs(it, it.provider.guarantees.cas, "declares cas=False")
+    name = it.new_id()
+    holder = await it.provider.create(name, b"start")
+    async with it.factory() as other:
+        for number in range(it.rounds):
+            values = (b"left %d" % number, b"right %d" % number)
+            done = await asyncio.gather(
+                it.provider.write(name, values[0], expected=holder.id),
+                other.write(name, values[1], expected=holder.id),
+                return_exceptions=True,
+            )
+            holder = _winner(done)
+            must(await it.seen(name, holder.id) in values, "a value that nobody wrote")
+            won = values[[isinstance(each, SecretVersion) for each in done].index(True)]
+            must(await it.seen(name, holder.id) == won, "the loser's value is read")
+
+
+async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
+    """The same for labels."""
+    _needs(it, it.provider.guarantees.cas, "declares cas=False")
+    name = it.new_id()
+    versions = [await it.provider.create(name, b"0")]
+    for number in range(1, 4):
+        versions.append(await it.provider.write(name, b"%d" % number, expected=versions[-1].id))
+    expected: str | None = None
+    for _ in range(max(1, it.rounds // 10)):
+        movers = [version for version in versions if version.id != expected]
+        done = await asyncio.gather(
+            *(it.provider.label(name, STABLE, version.id, expected=expected) for version in movers),
+            return_exceptions=True,
+        )
+        winners = [version for version, each in zip(movers, done, strict=True) if each is None]
+        _only_conflicts(each for each in done if each is not None)
+        must(len(winners) == 1, f"{len(winners)} movers won")
+        expected = winners[0].id
+        must((await it.picture(name))[STABLE] == expected, "the label is not where the winner put it")
+
+
+async def of_many_creators_exactly_one_wins(it: Subject) -> None:
+    """And the others did not touch what he made."""
+    for _ in range(max(1, it.rounds // 10)):
+        name = it.new_id()
+        done = await asyncio.gather(
+            *(it.provider.create(name, b"%d" % number) for number in range(4)), return_exceptions=True
+        )
+        for each in done:
+            must(isinstance(each, SecretVersion | SecretExistsError), f"a creator got {type(each).__name__}")
+        winners = [number for number, each in enumerate(done) if isinstance(each, SecretVersion)]
+        must(len(winners) == 1, f"{len(winners)} creators won")
+        found = await it.provider.read(name)
+        must(found.value.reveal() == b"%d" % winners[0], "a loser's value is read")
+
+
+async def a_reader_sees_old_or_new_and_never_goes_back(it: Subject) -> None:
+    """While a writer writes: whole values only; with strong reads, none older than one seen before."""
+    name, done = it.new_id(), asyncio.Event()
+    holder = await it.provider.create(name, _sealed(0))
+    strong = it.provider.guarantees.read_consistency is ReadConsistency.STRONG
+
+    async def read() -> None:
+        newest = 0
+        async with it.factory() as client:
+            while not done.is_set():
+                number = _unsealed((await client.read(name)).value.reveal())
+                must(number >= newest or not strong, f"{number} was read after {newest}")
+                newest = number
+                await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(read())
+        try:
+            for number in range(1, it.rounds + 1):
+                holder = await it.provider.write(name, _sealed(number), expected=holder.id)
+        finally:
+            done.set()
+    must(_unsealed(await it.seen(name, holder.id)) == it.rounds, "the last write is not what is read")
+
+
+async def nothing_shows_a_value(it: Subject) -> None:
+    """Not what is returned, not what is raised, not the chain behind it."""
+    p, name, secret = it.provider, it.new_id(), f"S3CRET-{secrets.token_hex(8)}"
+    value, shown = secret.encode(), []
+    first = await p.create(name, value)
+    shown.append(repr(first) + repr(await p.read(name)) + f"{await p.read(name)}" + repr(await p.versions(name)))
+    limit = p.guarantees.max_value_bytes
+    too_long = value * (limit // len(value) + 1)
+    attempts: tuple[tuple[type[ProviderError], Callable[[], Awaitable[object]]], ...] = (
+        (SecretExistsError, lambda: p.create(name, value)),
+        (ConflictError, lambda: p.write(name, value, expected=None)),
+        (SecretTooLargeError, lambda: p.write(name, too_long, expected=first.id)),
+        (SecretNotFoundError, lambda: p.write(f"{name}-not", value, expected=None)),
+    )
+    for kind, begin in attempts:
+        error: BaseException | None = await refused(kind, it, begin())
+        while error is not None:
+            shown.append(repr(error) + "".join(traceback.format_exception(error)) + repr(vars(error)))
+            error = error.__cause__ or error.__context__
+    must(not any(secret in text or value.hex() in text for text in shown), "a value shows")
+
+
+async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
+    """Cancelled at any point, a write has happened or not, and the next one works."""
+    name = it.new_id()
+    holder = await it.provider.create(name, _sealed(0))
+    for number in range(1, min(it.rounds, 40) + 1):
+        task = asyncio.ensure_future(it.provider.write(name, _sealed(number), expected=holder.id))
+        for _ in range(number % 8):
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.0002 * (number % 5))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        found = await it.provider.read(name)
+        value = _unsealed(found.value.reveal())
+        must(value in (number, number - 1), f"{value} is read after a cancelled write of {number}")
+        must((value == number - 1) == (found.version.id == holder.id), "a version's value changed")
+        holder = await it.provider.write(name, _sealed(number), expected=found.version.id)
+
+
+async def a_lost_answer_is_not_a_lost_race(it: Subject) -> None:
+    """The store did the write but its answer was lost: the retry finds it done, once."""
+    name = it.new_id()
+    first = await it.provider.create(name, b"first")
+    async with it.factory() as unlucky:
+        whole, lost = unlucky._write, list[SecretVersion]()
+
+        async def lossy(call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+            version = await whole(call, value, label, expected)
+            if not lost:
+                lost.append(version)
+                raise call.error(UnavailableError, "the answer was lost")
+            return version
+
+        unlucky._write = lossy  # type: ignore[method-assign]
+        second = await unlucky.write(name, b"second", expected=first.id)
+    must(second.id == lost[0].id, "the retry wrote another version")
+    must(len(await it.provider.versions(name)) == 2, "the retry left one more version")
+    must(await it.seen(name, second.id) == b"second", "another value is read")
+
+
+async def what_is_declared_is_true(it: Subject) -> None:
+    """A second client sees what the first wrote, and the numbers make sense."""
+    promised, name = it.provider.guarantees, it.new_id()
+    must(1024 <= promised.max_value_bytes <= 1 << 30, "max_value_bytes is not a number of bytes")
+    must(promised.history is None or promised.history >= 1, "history keeps no version to go back to")
+    made = await it.provider.create(name, b"first")
+    async with it.factory() as other:
+        must(other.guarantees == promised, "two clients of one store declare different things")
+        end = time.monotonic() + it.settle.total_seconds()
+        while True:
+            try:
+                found = await other.read(name)
+            except SecretNotFoundError:
+                late = promised.read_consistency is ReadConsistency.STRONG or time.monotonic() >= end
+                must(not late, "a second client does not see the secret")
+                await asyncio.sleep(0.2)
+            else:
+                must(found.version.id == made.id, "a second client sees another version")
+                return
+
+
+CHECKS: Final[tuple[Check, ...]] = (
+    a_new_secret_reads_back,
+    a_label_can_be_chosen_at_creation,
+    creating_twice_is_refused_and_changes_nothing,
+    what_is_not_there_is_not_found,
+    a_write_moves_its_label_and_keeps_the_old_version,
+    a_conflicting_write_changes_nothing,
+    expecting_nobody_works_once,
+    a_label_moves_by_compare_and_swap,
+    eleven_versions_list_newest_first,
+    a_version_read_by_id_never_changes,
+    any_bytes_come_back_as_they_were,
+    sizes_are_limited_on_the_byte,
+    names_that_lead_elsewhere_are_refused,
+    a_destroyed_version_is_gone_for_good,
+    a_labelled_version_cannot_be_destroyed,
+    a_deleted_secret_is_gone_and_can_be_made_again,
+    of_two_writers_exactly_one_wins,
+    of_many_label_movers_exactly_one_wins,
+    of_many_creators_exactly_one_wins,
+    a_reader_sees_old_or_new_and_never_goes_back,
+    nothing_shows_a_value,
+    a_cancelled_write_leaves_old_or_new,
+    a_lost_answer_is_not_a_lost_race,
+    what_is_declared_is_true,
+)
+
+
+def _needs(it: Subject, condition: bool, reason: str) -> None:
+    if not condition:
+        raise SkippedError(f"{it.provider.scheme} {reason}")
+
+
+def _winner(done: Iterable[SecretVersion | BaseException]) -> SecretVersion:
+    outcomes = list(done)
+    winners = [each for each in outcomes if isinstance(each, SecretVersion)]
+    _only_conflicts(each for each in outcomes if isinstance(each, BaseException))
+    must(len(winners) == 1, f"{len(winners)} writers won")
+    return winners[0]
+
+
+def _only_conflicts(errors: Iterable[BaseException | None]) -> None:
+    for error in errors:
+        must(isinstance(error, ConflictError), f"a loser got {type(error).__name__}, not ConflictError")
+
+
+def _sealed(number: int) -> bytes:
+    """Return a value of varying length in which any mixture shows."""
+    body = b"%d:" % number + b"%d," % number * (number * 37 % 1500)
+    return hashlib.sha256(body).digest() + body
+
+
+def _unsealed(value: bytes) -> int:
+    must(hashlib.sha256(value[32:]).digest() == value[:32], "a torn value was read")
+    return int(value[32:].partition(b":")[0])
