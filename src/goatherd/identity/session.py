@@ -202,7 +202,7 @@ def parse_signature(text: str) -> SignatureEnvelope:
         envelope = parse_json(base32_decode(text))
         if type(envelope) is not dict:
             raise InvalidSignatureError("the signature string holds no JSON object")
-        signature = base32_decode(envelope.get("s"))
+        signature = base32_decode(str(envelope.get("s", "?")))
     except DecodeError:
         raise InvalidSignatureError("the signature string is malformed") from None
     session_id = envelope.get("i")

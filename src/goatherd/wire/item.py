@@ -104,13 +104,18 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
             raise EncodeError(f"the schema {schema.marker} has no field {name!r}")
         if value is UNDEFINED:
             continue
-        encoded = _encode_field(value, field.type)
+        encoded = encode_field(value, field.type)
         flat = flat and type(encoded) is not dict and type(encoded) is not list
         fields[name] = encoded
-    return fields if flat else _as_json(encode_cyclical(fields))
+    return fields if flat else as_json(encode_cyclical(fields))
 
 
-def _encode_field(value: Any, kind: str) -> Any:
+def encode_field(value: Any, kind: str) -> Any:
+    """Return a field's value after one encoder level; a Map's values are not converted yet (formats 5.1).
+
+    Raises:
+        EncodeError: A value that GoatDB cannot write in such a field.
+    """
     if kind == "date":
         if isinstance(value, JSDate):
             seconds = value.seconds
@@ -125,12 +130,31 @@ def _encode_field(value: Any, kind: str) -> Any:
     return encode_cyclical(value)
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return the value as a reader will get it: what a level left unconverted takes the form of its JSON text."""
     try:
         return value if is_native(value) else parse_json(to_json(value))
     except RecursionError:
         raise EncodeError("nested too deeply") from None
+
+
+def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
+    """Return data and schema after GoatDB's upgrade (formats 9.4), normalized. A lower target changes no schema.
+
+    Raises:
+        EncodeError: A version on the way is not registered, or the result cannot be normalized.
+    """
+    upgraded = dict(data)
+    version = schema.version
+    while version < target.version:
+        version += 1
+        step = registry.get(target.ns, version)
+        if step is None:
+            raise EncodeError(f"{target.ns}/{version} is not registered")
+        if step.upgrade is not None:
+            upgraded = step.upgrade(upgraded)
+        schema = step
+    return normalize_data(upgraded, schema), schema
 
 
 def normalize_data(data: Data, schema: Schema) -> Data:
@@ -270,7 +294,7 @@ def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
             if field.type == "date":
                 if kind is not int and kind is not float:
                     return None
-                value = _encode_field(date_from_json(value), "date")
+                value = encode_field(date_from_json(value), "date")
             elif field.type not in _VERBATIM_TYPES:
                 return None
             data[field.name] = value
@@ -309,7 +333,7 @@ def _canonical_change(wrapped: Any) -> dict[str, Any]:
     if kind == "rt":
         encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
         if "values" in change:
-            encoded["values"] = _as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
+            encoded["values"] = as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
         return {"changeType": "rt", **encoded}
     if kind != "fd":
         raise DecodeError(f"unknown change type {kind!r:.100}")
@@ -320,7 +344,7 @@ def _canonical_change(wrapped: Any) -> dict[str, Any]:
     if "value" in change:
         value = _decode_field(change["value"], value_type, Decoder())
         try:
-            encoded["value"] = _as_json(encode_plain(_encode_field(value, value_type)))
+            encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
         except EncodeError as error:
             raise DecodeError(str(error)) from error
     return encoded
@@ -349,7 +373,7 @@ def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Re
     checksum = data_checksum(data, schema)
     if checksum != edit.get("dc"):
         raise DecodeError("the patched item does not have the edit's target checksum")
-    encoded = _as_json(encode_cyclical(data)) if schema is None else encode_data(data, schema)
+    encoded = as_json(encode_cyclical(data)) if schema is None else encode_data(data, schema)
     return {"s": marker, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
 
 
