@@ -1,0 +1,347 @@
+"""What every source of settings shares: the identity in use, who is told of another, one refresh at a time, failures.
+
+What it is not: it reads and writes nothing. Rules: what is refused leaves the identity in use as it is and shows in
+`Settings.status`; between an answer and the swap that it causes nothing is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, runtime_checkable
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import GoatherdError, IdentityError, SettingsError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.telemetry import Event, event_text
+
+_log = logging.getLogger("goatherd.settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DBSettings:
+    """What a server starts from, or goes on with.
+
+    Attributes:
+        current: The session that the server signs with.
+        roots: The document's roots, public halves.
+        trusted: User sessions that the source holds; always empty for a store.
+        document: The identity document.
+        loaded_at_ms: When it was taken over, in milliseconds since 1970.
+        source: Where it came from, for people.
+        notes: What was changed in reading it, or is worth knowing.
+    """
+
+    current: OwnedSession
+    roots: tuple[Session, ...]
+    trusted: tuple[Session, ...] = field(default=(), repr=False)
+    document: IdentityDocument
+    loaded_at_ms: int
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why what the source holds is not in use.
+
+    Attributes:
+        code: The error's stable code.
+        message: Without key material.
+        hint: What to do next.
+        at_ms: When, in milliseconds since 1970.
+        version: The store's version id, where it was read.
+    """
+
+    code: str
+    message: str
+    hint: str
+    at_ms: int
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsStatus:
+    """How fresh the identity in use is.
+
+    Attributes:
+        source: Where it comes from, for people.
+        generation: Of the identity in use; None before the first load.
+        version: The store's id of the version in use.
+        last_success_ms: When the source last gave an answer that could be used, in milliseconds since 1970.
+        age: Time since then.
+        failures: How many refreshes in a row have failed or were refused.
+        last_refusal: The last failure; it stays after a recovery, for the record.
+    """
+
+    source: str
+    generation: int | None
+    version: str | None
+    last_success_ms: int | None
+    age: timedelta | None
+    failures: int
+    last_refusal: Refusal | None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether the identity in use is not what the source holds, as far as can be known."""
+        return self.failures > 0
+
+
+Subscriber = Callable[[DBSettings], None]
+
+
+@runtime_checkable
+class DBSettingsProvider(Protocol):
+    """Gives a server its settings. An async context manager; `load` before anything else."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def settings(self) -> DBSettings:
+        """What is in use. Raises `SettingsError` before the first `load`."""
+        ...
+
+    @property
+    def status(self) -> SettingsStatus:
+        """How fresh that is."""
+        ...
+
+    async def load(self) -> DBSettings:
+        """Read the settings for the first time and return them; later, `refresh` and return what is in use."""
+        ...
+
+    async def refresh(self) -> bool:
+        """Look at the source now, and return whether another identity is in use than before. Never raises for it."""
+        ...
+
+    async def update(
+        self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
+    ) -> bool:
+        """Hand over a changed identity, or sessions that became known, and return whether the identity was written."""
+        ...
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Have `callback` called with every new settings; return what ends that."""
+        ...
+
+    def for_org(self, org: str) -> DBSettingsProvider:
+        """Return the provider for one organization's identity."""
+        ...
+
+
+REFUSED_HINT: Final = (
+    "It was left as it is, and no new identity is made. Restore it from a backup or an earlier version."
+)
+
+
+class Settings(ABC):
+    """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures."""
+
+    def __init__(self, *, source: str, clock: Clock | None) -> None:
+        self._source = source
+        self._clock: Clock = clock or SystemClock()
+        self._settings: DBSettings | None = None
+        self._version: str | None = None
+        self._last_success_ms: int | None = None
+        self._failures = 0
+        self._last_refusal: Refusal | None = None
+        self._subscribers: dict[object, Subscriber] = {}
+        self._active: asyncio.Task[bool] | None = None
+        self._queued: asyncio.Task[bool] | None = None
+        self._refused_version: str | None = None
+        self._entered = 0
+
+    async def __aenter__(self) -> Self:
+        self._entered += 1
+        if self._entered == 1:
+            try:
+                await self._open()
+            except BaseException:
+                self._entered = 0
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
+        try:
+            await cancelled(self._queued, self._active)
+        finally:
+            self._queued = self._active = None
+            await self._close()
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Open what is owned."""
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close it."""
+
+    @property
+    def settings(self) -> DBSettings:
+        """What is in use.
+
+        Raises:
+            SettingsError: Nothing has been loaded yet.
+        """
+        if self._settings is None:
+            raise SettingsError(f"{self._source} has not been loaded", hint="Call load() first.")
+        return self._settings
+
+    @property
+    def status(self) -> SettingsStatus:
+        """How fresh that is."""
+        age = None
+        if self._last_success_ms is not None:
+            age = timedelta(milliseconds=max(0, self._clock.now_ms() - self._last_success_ms))
+        return SettingsStatus(
+            source=self._source,
+            generation=self._settings.document.generation if self._settings else None,
+            version=self._version,
+            last_success_ms=self._last_success_ms,
+            age=age,
+            failures=self._failures,
+            last_refusal=self._last_refusal,
+        )
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Have `callback` called, on the event loop, with every new settings; return what ends that."""
+        token = object()
+        self._subscribers[token] = callback
+        return lambda: self._subscribers.pop(token, None) and None
+
+    async def load(self) -> DBSettings:
+        """Read the settings for the first time; later, `refresh` and return what is in use.
+
+        Raises:
+            SettingsError: The file is missing or cannot be read.
+            ProviderError: The store cannot be read; there is no such secret, for one.
+            IdentityError: What is there is not to be used. No new identity is ever made in its place.
+        """
+        if self._settings is not None:
+            await self.refresh()
+            return self._settings
+        failure: IdentityError
+        try:
+            settings = await self._read_first()
+        except IdentityError as error:
+            failure = error
+        else:
+            if self._settings is None:
+                self._take(settings, Event.SETTINGS_LOADED)
+            return self.settings
+        raise type(failure)(f"{self._source}: {failure}", hint=failure.hint or REFUSED_HINT)
+
+    async def refresh(self) -> bool:
+        """Look at the source now.
+
+        Calls during a look share the next one, since that one under way may have begun before there was news.
+
+        Returns:
+            Whether another identity is in use than before. A refusal or a failure is False; `status` tells it.
+
+        Raises:
+            SettingsError: Nothing has been loaded yet.
+        """
+        _ = self.settings
+        if self._queued is not None and not self._queued.done():
+            task = self._queued
+        elif self._active is not None and not self._active.done():
+            task = self._queued = asyncio.create_task(self._look(self._active), name=f"refresh {self._source} again")
+        else:
+            task = self._active = asyncio.create_task(self._look(None), name=f"refresh {self._source}")
+        # One caller that goes away must not take the answer from the others.
+        return await asyncio.shield(task)
+
+    async def _look(self, before: asyncio.Task[bool] | None) -> bool:
+        if before is not None:
+            await asyncio.wait({before})
+            self._active, self._queued = self._queued, None
+        try:
+            found = await self._read_again()
+        except GoatherdError as error:
+            self._refused(error)
+            return False
+        if found is None:
+            self._succeeded()
+            return False
+        self._take(found, Event.SETTINGS_CHANGED)
+        return True
+
+    @abstractmethod
+    async def _read_first(self) -> DBSettings:
+        """Return the settings, or raise."""
+
+    @abstractmethod
+    async def _read_again(self) -> DBSettings | None:
+        """Return new settings, or None where nothing has changed, or raise to refuse."""
+
+    def _take(self, settings: DBSettings, event: Event) -> None:
+        self._settings = settings
+        self._succeeded()
+        document = settings.document
+        _log.info(
+            event_text(
+                event,
+                source=self._source,
+                version=self._version,
+                generation=document.generation,
+                current=document.current.id,
+                phase=document.phase or "steady",
+            )
+        )
+        if event is not Event.SETTINGS_LOADED:
+            self._tell(settings)
+
+    def _tell(self, settings: DBSettings) -> None:
+        for callback in list(self._subscribers.values()):
+            try:
+                callback(settings)
+            except Exception:  # noqa: BLE001 - one that fails must not keep the others on the old key
+                _log.exception(event_text(Event.SETTINGS_SUBSCRIBER_FAILED, source=self._source))
+
+    def _succeeded(self) -> None:
+        if self._failures:
+            _log.warning(event_text(Event.SETTINGS_RECOVERED, source=self._source, failures=self._failures))
+        self._failures = 0
+        self._last_success_ms = self._clock.now_ms()
+
+    def _refused(self, error: GoatherdError) -> None:
+        self._failures += 1
+        last = self._last_refusal
+        self._last_refusal = Refusal(
+            code=error.code,
+            message=str(error),
+            hint=error.hint,
+            at_ms=self._clock.now_ms(),
+            version=self._refused_version if isinstance(error, IdentityError) else None,
+        )
+        event = Event.SETTINGS_REFUSED if isinstance(error, IdentityError) else Event.SETTINGS_UNREACHABLE
+        is_news = self._failures == 1 or last is None or last.code != error.code
+        _log.log(
+            logging.ERROR if is_news else logging.DEBUG,
+            event_text(event, source=self._source, code=error.code, failures=self._failures, message=error),
+        )
+
+
+async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
+    running = [task for task in tasks if task is not None and not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)

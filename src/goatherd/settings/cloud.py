@@ -1,0 +1,231 @@
+"""Settings from a secret store, kept fresh.
+
+What it is not: it decides nothing about rotation, and keeps no user session in the store. Rules: one read of the store
+for each refresh, none for a request; a version that was looked at is not parsed again; no write unless the server
+identity itself changed; no lock is held while the store is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    GenerationError,
+    IdentityError,
+    SuccessionError,
+    UnavailableError,
+)
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.session import Session
+from goatherd.identity.succession import verify_successor
+from goatherd.providers.base import CURRENT, ORG_FIELD, SecretProvider, SecretValue, secret_id_for
+from goatherd.settings.base import DBSettings, Settings, cancelled
+from goatherd.telemetry import Event, event_text
+
+REFRESH_INTERVAL: Final = timedelta(seconds=30)
+
+_log = logging.getLogger("goatherd.settings")
+_RANDOM = secrets.SystemRandom()
+
+
+class CloudSecretSettings(Settings):
+    """Settings from a secret store, kept fresh while entered.
+
+    An identity is taken over when it is whole, its generation does not go back, and it follows from the one in use;
+    otherwise the one in use stays. The first one is taken on the store's word, unless `known` says what was in use
+    before.
+
+    Args:
+        provider: The store; entered and left together with this.
+        secret_id: The secret; ``{org}`` in it is replaced by `for_org`.
+        refresh_interval: How often the store is read while entered.
+        jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
+        clock: The time.
+        accept_identity: Take over one identity without succession, once. The operator says so.
+        known: The identity that this node used before, if that is known.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        *,
+        refresh_interval: timedelta = REFRESH_INTERVAL,
+        jitter: float = 0.2,
+        clock: Clock | None = None,
+        accept_identity: bool = False,
+        known: IdentityDocument | None = None,
+    ) -> None:
+        if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
+            raise ConfigurationError("a refresh interval is longer than nothing, and its jitter from 0 to 1")
+        super().__init__(source=f"{provider.scheme} secret {secret_id}", clock=clock)
+        self._provider = provider
+        self._secret_id = secret_id
+        self._refresh_interval = refresh_interval
+        self._jitter = jitter
+        self._is_next_accepted = accept_identity
+        self._known = known
+        self._refused_error: IdentityError | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    def for_org(self, org: str) -> CloudSecretSettings:
+        """Return the settings of one organization; itself where the secret id holds no ``{org}``.
+
+        Raises:
+            ConfigurationError: The organization's id cannot stand in a secret id.
+        """
+        if ORG_FIELD not in self._secret_id:
+            return self
+        return CloudSecretSettings(
+            self._provider,
+            secret_id_for(self._secret_id, org),
+            refresh_interval=self._refresh_interval,
+            jitter=self._jitter,
+            clock=self._clock,
+            accept_identity=self._is_next_accepted,
+            known=self._known,
+        )
+
+    def accept_next(self) -> None:
+        """Take over the next identity that has no succession, once. The operator says so."""
+        self._is_next_accepted = True
+        self._refused_version = None
+
+    async def _open(self) -> None:
+        await self._provider.__aenter__()
+        self._loop = asyncio.create_task(self._keep_fresh(), name=f"keep {self._source} fresh")
+
+    async def _close(self) -> None:
+        try:
+            await cancelled(self._loop)
+        finally:
+            self._loop = None
+            await self._provider.__aexit__(None, None, None)
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            # Spread, so that a cluster that was started at once does not ask at once for ever.
+            spread = _RANDOM.uniform(1 - self._jitter, 1 + self._jitter)
+            await self._clock.sleep(self._refresh_interval * spread)
+            if self._settings is None:
+                continue
+            try:
+                await self.refresh()
+            except Exception:  # noqa: BLE001 - without the loop, a node keeps an old key for ever
+                _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
+
+    async def _read_first(self) -> DBSettings:
+        found = await self._provider.read(self._secret_id, CURRENT)
+        document = decode_document(found.value.reveal())
+        if self._known is not None:
+            self._verify(document, self._known)
+        if self._settings is None:
+            self._version = str(found.version.id)
+        return self._settings_from(document)
+
+    async def _read_again(self) -> DBSettings | None:
+        while True:
+            before = self._version
+            found = await self._provider.read(self._secret_id, CURRENT)
+            # A write of ours that ended meanwhile: what was read may be older than what is in use.
+            if self._version == before:
+                break
+        version = str(found.version.id)
+        if version == self._version:
+            self._refused_version = None
+            return None
+        if version == self._refused_version and self._refused_error is not None:
+            raise self._refused_error.with_traceback(None)
+        try:
+            return self._examined(found)
+        except IdentityError as error:
+            self._refused_version, self._refused_error = version, error
+            raise
+
+    def _examined(self, found: SecretValue) -> DBSettings | None:
+        document = decode_document(found.value.reveal())
+        seen = self.settings.document
+        self._verify(document, seen)
+        self._version, self._refused_version = str(found.version.id), None
+        if encode_document(document) == encode_document(seen):
+            return None
+        return self._settings_from(document)
+
+    def _verify(self, document: IdentityDocument, seen: IdentityDocument) -> None:
+        # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
+        # (tests/unit/settings/test_cloud_settings.py).
+        try:
+            verify_successor(document, seen)
+        except SuccessionError:
+            if not self._is_next_accepted:
+                raise
+            self._is_next_accepted = False
+            _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
+
+    def _settings_from(self, document: IdentityDocument) -> DBSettings:
+        return DBSettings(
+            current=document.current,
+            roots=document.roots,
+            document=document,
+            loaded_at_ms=self._clock.now_ms(),
+            source=self._source,
+        )
+
+    async def update(
+        self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
+    ) -> bool:
+        """Write a changed server identity, by compare-and-swap; user sessions are not for the store and cause nothing.
+
+        Args:
+            document: The identity; None, or the one in use, writes nothing.
+            trusted_sessions: Not looked at: they live in ``/sys/sessions``.
+
+        Returns:
+            Whether the identity was written.
+
+        Raises:
+            GenerationError: It is not the next generation of the one in use.
+            SuccessionError: Nodes would refuse it.
+            ConflictError: Somebody else wrote first; what he wrote has been looked at, as by `refresh`.
+            ProviderError: It could not be written, or it is unknown whether it was.
+        """
+        del trusted_sessions
+        if document is None:
+            return False
+        raw, seen = encode_document(document), self.settings.document
+        if raw == encode_document(seen):
+            return False
+        if document.generation != seen.generation + 1:
+            raise GenerationError(f"generation {document.generation} does not come next after {seen.generation}")
+        self._verify(document, seen)
+        failure: ConflictError | UnavailableError
+        try:
+            version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=self._version)
+        except (ConflictError, UnavailableError) as error:
+            failure = error
+        else:
+            self._wrote(document, str(version.id))
+            return True
+        # An answer may have got lost after the write was done, and then another attempt finds a conflict.
+        found = await self._provider.read(self._secret_id, CURRENT)
+        if found.value.reveal() == raw:
+            self._wrote(document, str(found.version.id))
+            return True
+        if isinstance(failure, ConflictError):
+            await self.refresh()
+        raise failure
+
+    def _wrote(self, document: IdentityDocument, version: str) -> None:
+        _log.info(event_text(Event.SETTINGS_WRITTEN, source=self._source, generation=document.generation))
+        # A refresh may have seen this version, or one after it, before the answer to the write was here.
+        if self.settings.document.generation < document.generation:
+            self._version, self._refused_version = version, None
+            self._take(self._settings_from(document), Event.SETTINGS_CHANGED)

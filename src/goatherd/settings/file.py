@@ -1,0 +1,217 @@
+"""Settings from GoatDB's own ``settings.json``, user sessions included.
+
+What it is not: GoatDB's loader: "unreadable" is never "absent", and neither becomes a new identity (T8). Rules: the
+file is replaced in one step or left as it is; `FileSettings.create` alone makes one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.errors import GoatherdError
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.session import Session
+from goatherd.identity.settings_text import from_settings, to_settings, to_settings_keeping
+from goatherd.identity.succession import check_generation, verify_succession, verify_successor
+from goatherd.providers.base import ORG_FIELD, secret_id_for
+from goatherd.settings.base import DBSettings, Settings, cancelled
+from goatherd.settings.storage import create_file, read_file, replace_file
+from goatherd.telemetry import Event
+
+WRITE_DELAY: Final = timedelta(seconds=1)
+SETTINGS_NAME: Final = "settings.json"
+
+
+class FileSettings(Settings):
+    """Settings from GoatDB's own ``settings.json``, user sessions included. For one server on one machine.
+
+    The file is replaced in one step, mode 0600. User sessions that become known are written together, a moment later
+    and at the latest on leaving, so that ten thousand of them are not ten thousand files.
+
+    Args:
+        path: The file, or the directory that holds ``settings.json``; ``{org}`` in it is replaced by `for_org`, and a
+            directory without it is taken for a server's, with one subdirectory for each organization.
+        write_delay: How long to wait for more sessions before writing.
+        clock: The time.
+    """
+
+    def __init__(self, path: Path | str, *, write_delay: timedelta = WRITE_DELAY, clock: Clock | None = None) -> None:
+        given = Path(path)
+        self.path = given if given.suffix == ".json" else given / SETTINGS_NAME
+        super().__init__(source=f"file {self.path}", clock=clock)
+        self._given = given
+        self._write_delay = write_delay
+        self._trusted: dict[str, Session] = {}
+        self._is_trusted_stale = False
+        self._is_dirty = False
+        self._writing = asyncio.Lock()
+        self._written: bytes | None = None
+        self._later: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def create(cls, path: Path | str, document: IdentityDocument, *, clock: Clock | None = None) -> FileSettings:
+        """Write a first ``settings.json``. The only way in which this class makes one.
+
+        Raises:
+            IdentityExistsError: The file is there already; it was not touched.
+            SettingsError: It cannot be written.
+        """
+        created = cls(path, clock=clock)
+        await asyncio.to_thread(create_file, created.path, _file_text(document, ()))
+        return created
+
+    def for_org(self, org: str) -> FileSettings:
+        """Return the settings of one organization.
+
+        Raises:
+            ConfigurationError: The organization's id cannot stand in a path.
+        """
+        text = str(self._given)
+        if ORG_FIELD not in text:
+            if self._given.suffix == ".json":
+                return self
+            text = str(self._given / ORG_FIELD)
+        return FileSettings(secret_id_for(text, org), write_delay=self._write_delay, clock=self._clock)
+
+    @property
+    def settings(self) -> DBSettings:
+        """What is in use, the sessions that became known included.
+
+        Raises:
+            SettingsError: Nothing has been loaded yet.
+        """
+        settings = super().settings
+        if self._is_trusted_stale:
+            settings = self._settings = replace(settings, trusted=tuple(self._trusted.values()))
+            self._is_trusted_stale = False
+        return settings
+
+    async def _open(self) -> None:
+        pass
+
+    async def _close(self) -> None:
+        later, self._later = self._later, None
+        await cancelled(later)
+        if self._is_dirty:
+            await self.flush()
+
+    async def _read_first(self) -> DBSettings:
+        raw = await asyncio.to_thread(read_file, self.path)
+        settings = self._read(raw)
+        if self._settings is None:
+            self._written = raw
+            self._trusted = {session.id: session for session in settings.trusted}
+        return settings
+
+    async def _read_again(self) -> DBSettings | None:
+        async with self._writing:
+            raw = await asyncio.to_thread(read_file, self.path)
+            if raw == self._written:
+                return None
+            found, seen = self._read(raw), self.settings.document
+            # GoatDB's own form has no generations.
+            if found.document.generation > 1 or seen.generation > 1:
+                check_generation(found.document, seen)
+            verify_succession(found.document, [root for root in seen.roots if root.id not in seen.revoked_ids])
+            self._written = raw
+            self._trusted |= {session.id: session for session in found.trusted}
+            return replace(found, trusted=tuple(self._trusted.values()))
+
+    def _read(self, raw: bytes) -> DBSettings:
+        now_ms = self._clock.now_ms()
+        document, trusted, notes = from_settings(raw, now_ms)
+        return DBSettings(
+            current=document.current,
+            roots=document.roots,
+            trusted=trusted,
+            document=document,
+            loaded_at_ms=now_ms,
+            source=self._source,
+            notes=tuple(notes),
+        )
+
+    async def update(
+        self, *, document: IdentityDocument | None = None, trusted_sessions: Iterable[Session] = ()
+    ) -> bool:
+        """Write a changed server identity at once, and sessions that became known a moment later.
+
+        Args:
+            document: The identity; None, or the one in use, changes nothing.
+            trusted_sessions: Sessions to add, or to replace by id. Roots among them are left out: they belong in the
+                document.
+
+        Returns:
+            Whether the identity was written.
+
+        Raises:
+            GenerationError, SuccessionError: It does not follow from the one in use.
+            SettingsError: The file cannot be written.
+        """
+        in_use = super().settings.document
+        news = {session.id: session for session in trusted_sessions if not session.is_root}
+        if any(self._trusted.get(session_id) != session for session_id, session in news.items()):
+            self._trusted |= news
+            self._is_trusted_stale = self._is_dirty = True
+            if self._later is None or self._later.done():
+                self._later = asyncio.create_task(self._write_later(), name=f"write {self._source}")
+        if document is None or encode_document(document) == encode_document(in_use):
+            return False
+        verify_successor(document, in_use)
+        async with self._writing:
+            await self._write(document)
+            settings = replace(
+                self.settings,
+                current=document.current,
+                roots=document.roots,
+                document=document,
+                loaded_at_ms=self._clock.now_ms(),
+            )
+            self._take(settings, Event.SETTINGS_CHANGED)
+        return True
+
+    async def flush(self) -> None:
+        """Write now what waits to be written.
+
+        Raises:
+            SettingsError: The file cannot be written.
+        """
+        async with self._writing:
+            await self._write(self.settings.document)
+
+    async def _write_later(self) -> None:
+        while self._is_dirty:
+            await self._clock.sleep(self._write_delay)
+            try:
+                await self.flush()
+            except GoatherdError as error:
+                self._refused(error)
+
+    async def _write(self, document: IdentityDocument) -> None:
+        raw = _file_text(document, self._trusted.values())
+        self._is_dirty = False
+        if raw == self._written:
+            return
+        # Not cut short by a cancellation: what is on the disk and what is remembered of it must agree.
+        writing = asyncio.ensure_future(asyncio.to_thread(replace_file, self.path, raw))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+        finally:
+            if writing.done() and not writing.cancelled() and writing.exception() is None:
+                self._written = raw
+            else:
+                self._is_dirty = True
+
+
+def _file_text(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
+    """Write GoatDB's form, or the whole document where that form would lose something."""
+    has_more = document.generation > 1 or document.extra or document.endorsements or document.revoked
+    return to_settings_keeping(document, trusted) if has_more or document.history else to_settings(document, trusted)

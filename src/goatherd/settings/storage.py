@@ -1,0 +1,81 @@
+"""One file that holds a private key: read whole, made once, replaced in one step.
+
+What it is not: it does not know what is in the file. Rules: mode 0600 from the first moment; a reader sees the old file
+or the new one; a crash at any call leaves one of them whole, and at most a file named like ``.settings.json.….new``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from goatherd.errors import IdentityExistsError, SettingsError
+
+
+def read_file(path: Path) -> bytes:
+    """Return the file's bytes.
+
+    Raises:
+        SettingsError: It is missing, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SettingsError(
+            f"there is no {path}",
+            hint="No identity is made up in its place. Make one with `goatherd init`, or bring one with"
+            " `goatherd migrate`.",
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
+
+
+def create_file(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet.
+
+    Raises:
+        IdentityExistsError: It exists; it was not touched.
+        SettingsError: It cannot be written.
+    """
+    try:
+        _put(path, data, os.link)
+    except FileExistsError:
+        raise IdentityExistsError(f"{path} exists already", hint="It was left as it is.") from None
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace the file, or make it.
+
+    Raises:
+        SettingsError: It cannot be written; the old one is as it was.
+    """
+    _put(path, data, os.replace)
+
+
+def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(new, path)
+        finally:
+            # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
+            with contextlib.suppress(FileNotFoundError):
+                new.unlink()
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
