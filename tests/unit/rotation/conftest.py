@@ -1,0 +1,70 @@
+"""A store, a clock and a herd, and what must be true of them at the end of every test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.events import Event
+from goatherd.testing.herd import FakeClock, Herd
+
+POLICY = Policy(adoption=timedelta(seconds=60), settle=timedelta(seconds=60), node_timeout=timedelta(seconds=2))
+
+MakeHerd = Callable[..., Awaitable[Herd]]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def make_herd(clock: FakeClock) -> AsyncIterator[MakeHerd]:
+    async with MemorySecretProvider(clock=clock) as provider:
+
+        async def make(*, nodes: int = 3, clients: int = 2, **options: Any) -> Herd:
+            herd = await Herd.start(provider, clock=clock, nodes=nodes, **options)
+            await herd.add_clients(clients)
+            return herd
+
+        yield make
+
+
+def rotator_for(herd: Herd, *, policy: Policy = POLICY, events: list[Event] | None = None, **options: Any) -> Rotator:
+    return Rotator(
+        options.pop("provider", herd.provider),
+        herd.secret_id,
+        options.pop("nodes", herd.nodes),
+        policy=policy,
+        clock=herd.clock,
+        started_by=options.pop("started_by", "alice@host-1:4711"),
+        on_event=None if events is None else events.append,
+    )
+
+
+async def document_of(herd: Herd) -> IdentityDocument:
+    found = await herd.provider.read(herd.secret_id, CURRENT)
+    return decode_document(found.value.reveal())
+
+
+async def check_steady(herd: Herd) -> IdentityDocument:
+    """Check the invariants of a herd at rest."""
+    document = await document_of(herd)
+    assert document.rotation is None
+    assert document.next is None
+    current = await herd.provider.read(herd.secret_id, CURRENT)
+    stable = await herd.provider.read(herd.secret_id, STABLE)
+    assert stable.version.id == current.version.id
+    await herd.settle()
+    alive = [node for node in herd.nodes if not node.faults.cut_off and not node.unmodified]
+    assert {node.pool.current.id for node in alive} == {document.current.id}
+    assert herd.lost() == []
+    assert herd.unverifiable() == []
+    return document
