@@ -7,7 +7,7 @@ left out or wrote in another order is gone by then. Contents of a schema that th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from goatherd.errors import DecodeError
@@ -123,7 +123,7 @@ class Commit:
         if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
             raise DecodeError("a commit has texts id, k and s")
         parents = get("p") or ()
-        if parents and (type(parents) is not list or not all([type(parent) is str for parent in parents])):
+        if parents and (type(parents) is not list or not all(type(parent) is str for parent in parents)):
             raise DecodeError(f"commit {commit_id!r:.100}: p is no array of ids")
         raw_filter = get("af")
         connection = get("cid")
@@ -212,7 +212,23 @@ class Commit:
 
     def with_signature(self, signature: str) -> Commit:
         """Return the commit with its signature string."""
-        return replace(self, signature=signature)
+        return Commit(
+            id=self.id,
+            key=self.key,
+            session=self.session,
+            ts=self.ts,
+            version=self.version,
+            org=self.org,
+            connection=self.connection,
+            contents=self.contents,
+            parents=self.parents,
+            ancestors_filter=self.ancestors_filter,
+            ancestors_count=self.ancestors_count,
+            merge_base=self.merge_base,
+            merge_leader=self.merge_leader,
+            revert=self.revert,
+            signature=signature,
+        )
 
 
 def new_commit(

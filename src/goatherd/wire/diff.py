@@ -16,8 +16,10 @@ from goatherd.wire.schema import Data, Schema
 
 
 def changed_fields(old: Data, new: Data, schema: Schema) -> list[str]:
-    """Return the fields that differ by GoatDB's field equality, in the schema's order."""
-    return [name for name in schema.by_name if not _field_equal(old.get(name, UNDEFINED), new.get(name, UNDEFINED))]
+    """Return the fields that differ by GoatDB's field equality: removed ones first, then in the order of `new`."""
+    known = [name for name in (*old, *new) if name in schema.by_name]
+    names = [name for name in known if name not in new] + [name for name in new if name in schema.by_name]
+    return [name for name in names if not _field_equal(old.get(name, UNDEFINED), new.get(name, UNDEFINED))]
 
 
 def diff_data(old: Data, new: Data, schema: Schema) -> dict[str, list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ Date, a Set and a Map are the classes below. What turns Dates and Sets into mark
 
 from __future__ import annotations
 
-import base64
+import functools
 import json
 import math
 import re
@@ -60,7 +60,7 @@ class JSDate:
 
 
 class JSSet:
-    """A JavaScript Set: insertion order, primitives by value (NaN is NaN, 0 is -0, 1 is not "1"), objects by identity."""
+    """A JavaScript Set, in insertion order: primitives by value (0 is -0, 1 is not "1"), objects by identity."""
 
     __slots__ = ("_items",)
 
@@ -232,7 +232,7 @@ def _stable_object(value: Any) -> str:
         return "{" + ",".join([f'"{i}":{stable_member(value[i])}' for i in order]) + "}"
     if value is None:
         raise EncodeError("null cannot be signed: GoatDB's stable serialization throws on it")
-    if isinstance(value, JSDate | JSSet | Undefined | bool | int | float):
+    if isinstance(value, JSDate | JSSet | bool | int | float):
         return "{}"
     raise EncodeError(f"a {type(value).__name__} cannot be signed")
 
@@ -449,12 +449,38 @@ def _as_doubles(value: Any) -> Any:
 
 _B32_DIGITS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHIJKLMNOPQRSTUV")
 _B32_TEXT = re.compile("[A-Z2-7]*")
+_B32_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567" + bytes(224)
+_B32_PADDING = {1: 1, 2: 3, 3: 4, 4: 6}
 _B32_BAD_TAILS = frozenset({1, 3, 6})
 
 
 def base32_encode(raw: bytes) -> str:
     """Return GoatDB's base32: lower case, only the first ``=`` of the padding replaced by ``_`` (formats 4.1)."""
-    return base64.b32encode(raw).decode("ascii").replace("=", "_", 1).lower()
+    if not raw:
+        return ""
+    padding = -len(raw) % 5
+    count = (len(raw) + padding) * 8 // 5
+    spread = int.from_bytes(raw + bytes(padding), "big")
+    for shift, low, high in _b32_masks(count):
+        spread = spread & low | (spread & high) << shift
+    text = spread.to_bytes(count, "big").translate(_B32_ALPHABET).decode("ascii")
+    return text[: -_B32_PADDING[padding]] + "_======"[: _B32_PADDING[padding]] if padding else text
+
+
+@functools.lru_cache(maxsize=64)
+def _b32_masks(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the steps that spread `count` groups of 5 bits over as many bytes, by halves of halves."""
+    half = 1 << max(0, (count - 1).bit_length() - 1)
+    blocks, steps = 1, []
+    while half:
+        low = high = 0
+        for block in range(blocks):
+            low |= ((1 << 5 * half) - 1) << 16 * half * block
+            high |= ((1 << 5 * half) - 1) << 16 * half * block + 5 * half
+        steps.append((3 * half, low, high))
+        half //= 2
+        blocks *= 2
+    return tuple(steps)
 
 
 def base32_decode(text: str) -> bytes:
@@ -478,7 +504,10 @@ def base32_decode(text: str) -> bytes:
 # --- dates --------------------------------------------------------------------------------------------------------
 
 _FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
-JS_SPACE = "\t\n\v\f\r \xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+JS_SPACE = (
+    "\t\n\v\f\r \xa0\u1680"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
 
 
 def seconds_from_ms(ms: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import mmh3
 
 from goatherd.errors import EncodeError
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSSet, number_text, unit_key, units
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, number_text, unit_key, units
 
 DEFAULT_SEED = 3172939476544195
 _MASK = 0xFFFFFFFF
@@ -83,6 +83,9 @@ def value_text(value: Any, seed: int = DEFAULT_SEED) -> str:
         return text_hash("".join([value_text(item, seed) for item in value]), seed)
     if isinstance(value, JSSet):
         return text_hash("".join(sorted([value_hash(item, seed) for item in value])), seed)
+    if isinstance(value, JSMap):
+        # COMPAT: a Map is hashed with the default seed whatever the caller's.
+        return text_hash(members_text(value))
     if isinstance(value, dict):
         return text_hash(members_text(value, seed), seed)
     raise EncodeError(f"a {kind.__name__} has no checksum")

@@ -367,14 +367,15 @@ def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Reg
 def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry) -> Record:
     if record.get("cs") != edit.get("sc"):
         raise DecodeError("the edit's source checksum is not its base's")
-    marker = str(record.get("s"))
+    marker = str(edit.get("s", record.get("s")))
     schema = registry.from_marker(marker)
     data = patch_data(record_data(record, registry), edit.get("c"), schema)
     checksum = data_checksum(data, schema)
     if checksum != edit.get("dc"):
         raise DecodeError("the patched item does not have the edit's target checksum")
     encoded = as_json(encode_cyclical(data)) if schema is None else encode_data(data, schema)
-    return {"s": marker, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
+    written = marker if schema is None else schema.marker
+    return {"s": written, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
 
 
 def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:

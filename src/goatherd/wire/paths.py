@@ -42,7 +42,7 @@ def path_part(path: str, index: int) -> str | None:
 def normalize_path(path: str) -> str:
     """Return GoatDB's normal form; undefined parts print as the word (COMPAT)."""
     if path.startswith("/"):
-        return path[:-1] if path.endswith("/") else path
+        return path.removesuffix("/")
     parts = [path_part(path, index) for index in range(4)]
     kind, repository = ("undefined" if part is None else part for part in parts[:2])
     return f"/{kind}/{repository}/{parts[2] or ''}" + (f"/{parts[3]}" if parts[3] else "")
@@ -59,7 +59,7 @@ def repository_id(path: str) -> str:
     if kind is None or repository is None:
         raise PathError(f"not a repository path: {path!r}")
     joined = f"/{kind}/{repository}"
-    return joined[:-1] if joined.endswith("/") else joined
+    return joined.removesuffix("/")
 
 
 def log_file(repository: str) -> str:

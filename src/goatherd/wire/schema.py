@@ -79,8 +79,6 @@ class Schema:
             known = self.by_name.get(name)
             if known is None:
                 return f"Unknown field {name}"
-            if value is UNDEFINED:
-                continue
             if not _has_type(value, known.type):
                 return f'Invalid value for field "{name}". Expected {known.type}'
             if known.validate is not None and not known.validate(value):

@@ -52,7 +52,7 @@ def _settings(text: str, sessions: dict[str, Session]) -> None:
     equal("settings text", text, to_pretty_json(settings))
     current = OwnedSession.from_json(settings["currentSession"])
     equal("current session is known", True, current.id in sessions)
-    equal("current session's key", sessions[current.id].public_key.raw, current.session.public_key.raw)
+    equal("current session's key", sessions[current.id].public_key.raw.hex(), current.session.public_key.raw.hex())
 
 
 class _Reader:

@@ -146,4 +146,4 @@ def main(arguments: list[str]) -> int:
 
 
 def _write(line: str, stream: Any = None) -> None:
-    print(line, file=stream or sys.stdout)  # noqa: T201 - this is a command
+    print(line, file=stream or sys.stdout)

@@ -102,7 +102,9 @@ def equal(what: str, expected: Any, got: Any) -> None:
 def same_text(what: str, expected: str, got: str) -> None:
     """Fail the case unless both texts are equal; what is shown begins shortly before the first difference."""
     if expected != got:
-        at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got))
+        )
         start = max(0, at - 40)
         mismatch(f"{what}, from character {start}", expected[start:], got[start:])
 

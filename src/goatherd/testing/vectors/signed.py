@@ -72,7 +72,7 @@ class _Recorded:
         self.public_key = session.public_key
         self._signature = signature
 
-    def sign(self, data: bytes) -> bytes:
+    def sign(self, _data: bytes, /) -> bytes:
         return self._signature
 
 
@@ -105,9 +105,7 @@ def sessions(document: Document, sheet: Sheet) -> None:
 def _reencoded(encoded: dict[str, Any], *, public: bool = False) -> dict[str, Any]:
     """Decode a session and encode it again, in the member order it came in, unknown members kept (formats 2.2)."""
     ours = _public_or_owned(encoded, public=public)
-    return {
-        name: ours.get(name, value) for name, value in encoded.items() if not (public and name == "privateKey")
-    }
+    return {name: ours.get(name, value) for name, value in encoded.items() if not (public and name == "privateKey")}
 
 
 def _public_or_owned(encoded: dict[str, Any], *, public: bool) -> dict[str, Any]:
@@ -224,7 +222,11 @@ def _commit(c: Case, pool: list[Session], registry: Registry, org: str) -> None:
         _texts(c, raw, commit, signer)
         if "base_item" in c:
             _delta(c, commit, registry)
-    equal("accepted", False if "throws" in c else c["expect"], commit is not None and accepts(lambda: verify_commit(signer, commit)))
+    equal(
+        "accepted",
+        False if "throws" in c else c["expect"],
+        commit is not None and accepts(lambda: verify_commit(signer, commit)),
+    )
     in_pool = commit is not None and _pool_accepts(commit, pool)
     equal("accepted by the pool", False if "pool_throws" in c else c["pool_expect"], in_pool)
     if commit is not None and "add_session" in c:
@@ -288,4 +290,3 @@ def _add_session(c: Case, commit: Commit, root: Session) -> None:
     data = commit.data or {}
     introduced = added and data.get("owner") == "root" and data.get("id") != root.id
     equal("roots_after", c["roots_after"], 2 if introduced else 1)
-

@@ -1,4 +1,4 @@
-"""GoatDB's own log handle, repair included (formats 10): what the vectors record, and what Goatherd does not do (T5)."""
+"""GoatDB's own log handle with its repair (formats 10): what the vectors record and Goatherd does not do (T5)."""
 
 from __future__ import annotations
 
