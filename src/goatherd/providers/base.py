@@ -212,7 +212,7 @@ def secret_id_for(template: str, org: str) -> str:
         ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
     """
     # SECURITY: an organization named `../other` must not reach another secret
-    # (tests/unit/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
+    # (tests/unit/providers/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
     if not _COMPONENT.fullmatch(org) or org.strip(".") == "":
         raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
     return template.replace(ORG_FIELD, org)
@@ -464,7 +464,7 @@ class SecretProvider(ABC):
         Raises:
             ConfigurationError: It is not components of ``[A-Za-z0-9._-]`` between slashes, none of them dots only.
         """
-        # SECURITY: no component can lead out of the store's place for us (tests/unit/test_provider_base.py).
+        # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_provider_base.py).
         if ORG_FIELD in secret_id:
             raise ConfigurationError(
                 f"the secret id still holds {ORG_FIELD}: name an organization",
@@ -545,7 +545,7 @@ async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> R
         raise call.error(UnavailableError, "the store did not answer in time") from None
     except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
         # SECURITY: the text of a stranger's exception may quote the value, so neither it nor the chain is shown
-        # (tests/unit/test_provider_base.py::test_a_stranger_exception_is_named_but_not_quoted).
+        # (tests/unit/providers/test_provider_base.py::test_a_stranger_exception_is_named_but_not_quoted).
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         raise call.error(

@@ -34,7 +34,7 @@ class SecretBytes:
         """The length in bytes."""
         return len(self._value)
 
-    # SECURITY: tests/unit/test_secret_bytes.py tries every way out that Python offers.
+    # SECURITY: tests/unit/providers/test_secret_bytes.py tries every way out that Python offers.
     def __repr__(self) -> str:
         return "SecretBytes(<hidden>)"
 

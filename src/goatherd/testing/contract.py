@@ -1,8 +1,8 @@
 """Runs what every secret provider must do over any of them.
 
 What it is: three ways to run `goatherd.testing.provider_checks`: `check_provider` in a program, `ProviderContract`
-under pytest, and ``python -m goatherd.testing.contract URI``. Rules: what a check made is removed; a failing check does not
-stop the others; pytest is imported only where pytest runs.
+under pytest, and ``python -m goatherd.testing.contract URI``. Rules: what a check made is
+removed; a failing check does not stop the others; pytest is imported only where pytest runs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,184 @@
+"""The contract suite fails for providers that break it: each mistake below is caught by the check named beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
+from goatherd.providers.base import (
+    Call,
+    Guarantees,
+    Label,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+)
+from goatherd.providers.ledger import Ledger
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.testing.contract import check_provider
+
+
+class SortsAsText(MemorySecretProvider):
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return sorted(await super()._versions(call), key=lambda version: version.id, reverse=True)
+
+
+class LastWriterWins(MemorySecretProvider):
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        holder = self._ledger(call).labels.get(label)
+        return await super()._write(call, value, label, None if holder is None else VersionId(holder))
+
+
+class LastMoverWins(MemorySecretProvider):
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        holder = self._ledger(call).labels.get(label)
+        await super()._label(call, label, version, None if holder is None else VersionId(holder))
+
+
+class Overwrites(MemorySecretProvider):
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        self._store.ledgers.pop(call.secret_id, None)
+        return await super()._create(call, value, label)
+
+
+class QuotesTheValue(MemorySecretProvider):
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        try:
+            return await super()._write(call, value, label, expected)
+        except ConflictError as error:
+            raise call.error(ConflictError, f"could not write {value.reveal()!r}") from error
+
+
+class QuotesTheValueInTheCause(MemorySecretProvider):
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        try:
+            return await super()._write(call, value, label, expected)
+        except ConflictError:
+            raise call.error(ConflictError, "lost") from ValueError(value.reveal())
+
+
+class LetsItsOwnErrorsOut(MemorySecretProvider):
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        ledger = self._store.ledgers[call.secret_id]
+        number = ledger.labels[at] if isinstance(at, Label) else int(at)
+        return SecretValue(version=ledger.describe(number), value=self._store.values[call.secret_id, number])
+
+
+class TakesDestroyedForMissing(MemorySecretProvider):
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        try:
+            return await super()._read(call, at)
+        except VersionDisabledError as error:
+            raise call.error(SecretNotFoundError, "no such version") from error
+
+
+class DestroysWhatIsLabelled(MemorySecretProvider):
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        ledger = self._ledger(call)
+        self._store.ledgers[call.secret_id] = replace(
+            replace(ledger, labels={}).destroyed(call, version), labels=ledger.labels
+        )
+
+
+class ForgetsItsRequest(MemorySecretProvider):
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
+
+
+class StripsBytes(MemorySecretProvider):
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return await super()._write(call, SecretBytes(value.reveal().rstrip()), label, expected)
+
+
+class KeepsLabelsOfTheDeleted(MemorySecretProvider):
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        made = await super()._create(call, value, label)
+        ledger = self._ledger(call)
+        self._store.ledgers[call.secret_id] = replace(ledger, labels={**ledger.labels, Label("stable"): 1})
+        return made
+
+
+class ReusesIds(MemorySecretProvider):
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        await super()._destroy(call, version)
+        ledger = self._ledger(call)
+        left = {number: entry for number, entry in ledger.entries.items() if not entry.destroyed}
+        self._store.ledgers[call.secret_id] = Ledger(entries=left, labels=ledger.labels)
+
+
+class PromisesTooMuch(MemorySecretProvider):
+    """Says that reads are strong, but each client has a store of its own."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(None)
+
+
+class TakesTooMuch(MemorySecretProvider):
+    @property
+    def guarantees(self) -> Guarantees:
+        return replace(super().guarantees, max_value_bytes=MAX_OF_THE_STORE + 1)
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return await super()._create(call, SecretBytes(value.reveal()[:MAX_OF_THE_STORE]), label)
+
+
+MAX_OF_THE_STORE = 65536
+
+MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
+    (SortsAsText, "eleven_versions_list_newest_first"),
+    (LastWriterWins, "a_conflicting_write_changes_nothing"),
+    (LastWriterWins, "of_two_writers_exactly_one_wins"),
+    (LastMoverWins, "a_label_moves_by_compare_and_swap"),
+    (LastMoverWins, "of_many_label_movers_exactly_one_wins"),
+    (Overwrites, "creating_twice_is_refused_and_changes_nothing"),
+    (Overwrites, "of_many_creators_exactly_one_wins"),
+    (QuotesTheValue, "nothing_shows_a_value"),
+    (QuotesTheValueInTheCause, "nothing_shows_a_value"),
+    (LetsItsOwnErrorsOut, "what_is_not_there_is_not_found"),
+    (TakesDestroyedForMissing, "a_destroyed_version_is_gone_for_good"),
+    (DestroysWhatIsLabelled, "a_labelled_version_cannot_be_destroyed"),
+    (ForgetsItsRequest, "a_lost_answer_is_not_a_lost_race"),
+    (StripsBytes, "any_bytes_come_back_as_they_were"),
+    (KeepsLabelsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
+    (ReusesIds, "a_destroyed_version_is_gone_for_good"),
+    (PromisesTooMuch, "what_is_declared_is_true"),
+    (TakesTooMuch, "sizes_are_limited_on_the_byte"),
+]
+
+
+@pytest.mark.parametrize(("broken", "check"), MISTAKES, ids=lambda each: getattr(each, "__name__", each))
+async def test_a_broken_provider_fails_the_check_that_is_for_it(broken: type[MemorySecretProvider], check: str):
+    store = MemoryStore()
+
+    def factory() -> SecretProvider:
+        provider = broken(store)
+        provider.retry = RetryPolicy(base=timedelta(0))
+        return provider
+
+    report = await check_provider(factory, rounds=20, settle=timedelta(0))
+    assert check in [failure.check for failure in report.failures]
+
+
+async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_not_passed():
+    class Weak(MemorySecretProvider):
+        @property
+        def guarantees(self) -> Guarantees:
+            return replace(super().guarantees, cas=False, destroys=False)
+
+    store = MemoryStore()
+    report = await check_provider(lambda: Weak(store), rounds=5, settle=timedelta(0))
+    skipped = {outcome.check: outcome.skipped for outcome in report.outcomes if outcome.skipped}
+    assert report.passed
+    assert skipped == {
+        "a_destroyed_version_is_gone_for_good": "memory declares destroys=False",
+        "a_labelled_version_cannot_be_destroyed": "memory declares destroys=False",
+        "of_two_writers_exactly_one_wins": "memory declares cas=False",
+        "of_many_label_movers_exactly_one_wins": "memory declares cas=False",
+    }
