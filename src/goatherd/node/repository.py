@@ -1,4 +1,4 @@
-"""The commits of one repository: graph, leaves, heads, items (formats 11). Pure over a `goatherd.node.storage.Log`.
+"""The commits of one repository: graph, leaves, heads, items (formats 11). Pure over a `Log`.
 
 It believes what it is given: verification and authorization come before (`goatherd.node.engine`), and the log holds
 only what passed them. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the
@@ -14,12 +14,11 @@ recursion, and one that comes back to itself is unreadable (T37).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
-from goatherd.node.storage import Log
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, apply_edit, new_commit
 from goatherd.wire.encoding import unit_key
@@ -32,6 +31,49 @@ MAX_CHAIN = 256
 
 Seeds = Callable[[int], Sequence[int]]
 """Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
+
+
+class Log(Protocol):
+    """Where a repository rests: an append-only list of JSON objects (`goatherd.node.storage`)."""
+
+    @property
+    def damaged(self) -> int:
+        """How many lines could not be read; they are kept where they are."""
+        ...
+
+    @property
+    def unflushed(self) -> int:
+        """How many appended records no flush has made durable yet."""
+        ...
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """Read every good record, in order. Duplicates are possible (T47).
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        ...
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Take a record for the next `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Make everything appended so far durable.
+
+        Raises:
+            StorageError: It could not be written; the records are kept for the next flush.
+        """
+        ...
+
+
+class Authorship(TypedDict):
+    """What a new commit needs besides its contents: a fresh id, the session that will sign, the time, the seeds."""
+
+    commit_id: str
+    session_id: str
+    ts: int
+    seeds: Seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +116,7 @@ class Repository:
         registry: The schemas that are known.
 
     Attributes:
+        ids: The ids of all commits in order of arrival. Only ever grows.
         version: Rises with every commit added; a cache made at one version is stale at the next.
         undecodable: Records of the log that are no commits. They stay in the log (T48).
     """
@@ -94,12 +137,14 @@ class Repository:
         self.org = org
         self.connection = connection
         self.registry = registry
+        self.ids: list[str] = []
         self.version = 0
         self.undecodable = 0
         self._own_session = own_session
         self._commits: dict[str, Commit] = {}
         self._by_key: dict[str, list[Commit]] = {}
         self._with_child: set[str] = set()
+        self._bases: set[str] = set()
 
     def load(self) -> None:
         """Read the log. No signature is checked: what is in it was checked on its way in.
@@ -132,8 +177,11 @@ class Repository:
 
     def _index(self, commit: Commit) -> None:
         self._commits[commit.id] = commit
+        self.ids.append(commit.id)
         self._by_key.setdefault(commit.key, []).append(commit)
         self._with_child.update(commit.parents)
+        if commit.base is not None:
+            self._bases.add(commit.base)
         self.version += 1
 
     def closes_a_cycle(self, commit: Commit) -> bool:
@@ -166,7 +214,7 @@ class Repository:
         """Return a commit by its id."""
         return self._commits.get(commit_id)
 
-    def keys(self) -> list[str]:
+    def item_keys(self) -> list[str]:
         """Return the keys, in the order in which they first came."""
         return list(self._by_key)
 
@@ -184,6 +232,10 @@ class Repository:
     def has_child(self, commit_id: str) -> bool:
         """Whether a known commit, of any key, lists this id as a parent."""
         return commit_id in self._with_child
+
+    def is_base(self, commit_id: str) -> bool:
+        """Whether a known delta builds on this id."""
+        return commit_id in self._bases
 
     def readable(self, commit: Commit) -> bool:
         """Whether the commit is full, or a delta whose chain of bases ends in a full commit that is here."""
@@ -243,17 +295,6 @@ class Repository:
                 return None
             chain.append(base)
         return chain
-
-    # --- filters -----------------------------------------------------------------------------------------------------
-
-    def missing_for(self, held: BloomFilter, commits: Iterable[Commit] | None = None) -> list[Commit]:
-        """Return the commits, in order of arrival, whose ids a peer's filter lacks.
-
-        Args:
-            held: What the peer says it has.
-            commits: The commits to look at; None for all.
-        """
-        return [commit for commit in (self if commits is None else commits) if commit.id not in held]
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Where commits rest: a GoatDB log file per repository, or memory.
 
-A `Log` hands out what it holds once, at opening, and takes records to append. It knows JSON, not commits. Appending is
+A log (`goatherd.node.repository.Log`) hands out what it holds and takes records to append. It knows JSON, not commits.
+Appending is
 cheap and touches no disk; `flush` writes everything appended so far in one write and one fsync, so one flush serves
 every request that waits for it (group commit). The bytes are GoatDB's (formats 10).
 
@@ -23,7 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakValueDictionary
 
 from goatherd.errors import DecodeError, PathError, StorageError
 from goatherd.wire.encoding import parse_json, to_json_bytes
@@ -33,40 +35,6 @@ from goatherd.wire.paths import check_repository_path
 LOCK_NAME = ".goatherd.lock"
 
 _SUFFIX = ".jsonl"
-
-
-class Log(Protocol):
-    """An append-only list of JSON objects."""
-
-    @property
-    def damaged(self) -> int:
-        """How many lines could not be read; they are kept where they are."""
-        ...
-
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        """Read every good record, in order. Duplicates are possible (T47).
-
-        Raises:
-            StorageError: The log cannot be read.
-        """
-        ...
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Take a record for the next `flush`."""
-        ...
-
-    @property
-    def unflushed(self) -> int:
-        """How many appended records no flush has made durable yet."""
-        ...
-
-    def flush(self) -> None:
-        """Make everything appended so far durable.
-
-        Raises:
-            StorageError: It could not be written; the records are kept for the next flush.
-        """
-        ...
 
 
 class MemoryLog:
@@ -129,7 +97,6 @@ class FileLog:
         self._taken = 0
         self._pending_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        self._size: int | None = None
         self.damaged = 0
 
     def records(self) -> list[Mapping[str, Any]]:
@@ -137,7 +104,6 @@ class FileLog:
             try:
                 data = self._file.read_bytes()
             except FileNotFoundError:
-                self._size = 0
                 return []
             except OSError as error:
                 raise StorageError(f"{self._file}: {error.strerror}") from error
@@ -145,7 +111,6 @@ class FileLog:
             self.damaged = scan.damaged
             if scan.torn:
                 self._cut(scan.good_end)
-            self._size = scan.good_end
             return scan.records
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -192,7 +157,6 @@ class FileLog:
                 with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, start)
                 raise
-            self._size = start + len(data)
         finally:
             os.close(descriptor)
         if fresh:
@@ -219,7 +183,7 @@ class LogDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
-        self._logs: dict[str, FileLog] = {}
+        self._logs: WeakValueDictionary[str, FileLog] = WeakValueDictionary()
         self._guard = threading.Lock()
 
     def __enter__(self) -> LogDirectory:
@@ -272,7 +236,7 @@ class LogDirectory:
             self._logs.clear()
 
     def open(self, repository: str) -> FileLog:
-        """Return the log of a repository; the same object every time. Creates nothing.
+        """Return the log of a repository; the same object for as long as somebody holds it. Creates nothing.
 
         Raises:
             PathError: Not a path that this server opens.
@@ -285,14 +249,10 @@ class LogDirectory:
         if self._lock is None:
             raise StorageError(f"{self.path} is not open")
         with self._guard:
-            return self._logs.setdefault(f"/{kind}/{name}", FileLog(self.path / kind / f"{name}{_SUFFIX}"))
-
-    def forget(self, repository: str) -> None:
-        """Drop the log of a repository that nothing was ever written to."""
-        with self._guard:
-            log = self._logs.get(repository)
-            if log is not None and not log.unflushed:
-                del self._logs[repository]
+            log = self._logs.get(f"/{kind}/{name}")
+            if log is None:
+                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{_SUFFIX}")
+            return log
 
     def repositories(self) -> list[str]:
         """Return the paths of the repositories that have a file, sorted."""

@@ -1,0 +1,103 @@
+"""The one merge that a first cut cannot do without: several births of one key. Pure.
+
+Two clients that create the same key offline make two commits without parents. A real GoatDB server, or client, that has
+to merge them ends its process (T7); one that is handed both together with a commit that has both as parents lives
+(protocol 6.7). So a server of ours makes that commit as soon as it holds such leaves, before it answers anybody.
+
+The value is what GoatDB's own rule for births gives (11.8): the fields of all, where the later one wins; sets and maps
+are united. The commit is made from its parents alone, time, ids and seeds included, so that all servers that sign with
+the same root make the same one. Other leaves have a common ancestor, real peers merge them well, and reading picks the
+head; they are left to the full server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from goatherd.errors import DecodeError, EncodeError
+from goatherd.node.repository import Repository
+from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
+from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.encoding import to_json
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_ID_LENGTH = 24
+
+
+def unmerged_births(repository: Repository, key: str) -> list[Commit]:
+    """Return the leaves of a key that would kill a real GoatDB that merges them, oldest first; none if they would not.
+
+    That is the case when there are several and not one commit of the key is known to be a parent (11.7 step 3).
+    """
+    leaves = repository.leaves(key)
+    if len(leaves) < 2 or any(repository.has_child(commit.id) for commit in repository.commits_of(key)):
+        return []
+    return leaves[::-1]
+
+
+def merge_births(births: Sequence[Commit], repository: Repository, session_id: str) -> Commit | None:
+    """Build the unsigned commit that has all the births as parents; None when their contents cannot be merged.
+
+    Args:
+        births: Oldest first, as `unmerged_births` gives them.
+        repository: Where they are.
+        session_id: The session that will sign, and counts as the merge's leader.
+    """
+    records = [record for record in map(repository.record, births) if record is not None]
+    if not records:
+        return None
+    marker = str(records[0]["s"])
+    data: dict[str, Any] = {}
+    for record in records:
+        if record["s"] == marker:
+            for name, value in record["d"].items():
+                data[name] = _unite(data.get(name), value)
+    digest = hashlib.sha512("\n".join([session_id, *[commit.id for commit in births]]).encode()).digest()
+    commit_id = _identifier(digest[:24])
+    count = seed_count(1, DEFAULT_FPR)
+    seeds = tuple([int.from_bytes(digest[24 + 6 * i : 30 + 6 * i], "big") for i in range(count)])
+    try:
+        return new_commit(
+            commit_id=commit_id,
+            key=births[0].key,
+            session_id=session_id,
+            ts=int(births[-1].ts) + 1,
+            org=repository.org,
+            parents=[commit.id for commit in births],
+            data=data,
+            schema_marker=marker,
+            connection=commit_id,
+            ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, seeds),
+            merge_leader=session_id,
+            registry=repository.registry,
+        )
+    except (DecodeError, EncodeError):
+        return None
+
+
+def _unite(known: Any, new: Any) -> Any:
+    """Return what two births make of one encoded field, the later one being `new`."""
+    if not isinstance(known, Mapping) or not isinstance(new, Mapping) or _is_rich_text(known) or _is_rich_text(new):
+        return new
+    if known.get("__t") == "S" and new.get("__t") == "S":
+        elements = {to_json(element): element for element in [*known["__v"], *new["__v"]]}
+        return {"__t": "S", "__v": list(elements.values())}
+    if "__t" in known or "__t" in new:
+        return new
+    return {**known, **new}
+
+
+def _is_rich_text(value: Mapping[str, Any]) -> bool:
+    root = value.get("root")
+    return isinstance(root, Mapping) and isinstance(root.get("children"), list)
+
+
+def _identifier(digest: bytes) -> str:
+    number = int.from_bytes(digest, "big")
+    letters = []
+    for _ in range(_ID_LENGTH):
+        number, index = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[index])
+    return "".join(letters)

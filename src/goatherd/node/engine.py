@@ -1,0 +1,631 @@
+"""What a GoatDB server answers: sync and sessions of one organization. Pure: bytes in, a `Response` out.
+
+It does no I/O, reads no clock and rolls no dice. Only this module maps errors to HTTP statuses.
+
+How a server drives it
+    An `Engine` lives on the event loop's thread. `load` (blocking, once, before serving) opens ``/sys/sessions`` and
+    ``/sys/users``. The three methods that may take long are generators (`Steps`). Each `Step` that one yields is work
+    for a thread, `step.run()`, and what it returns is sent back; everything between two steps runs where the generator
+    is advanced, and nothing else of the engine runs in other threads::
+
+        response = await drive(engine.batch_sync(header, body, now_ms), run)     # run: async, a Step -> its result
+        response = drive_inline(engine.batch_sync(header, body, now_ms))         # tests, tools
+
+        async def run(step):
+            return await loop.run_in_executor(workers, step.run, verify_pool)    # verify_pool: another executor or None
+
+    Several requests may be under way at once; each looks again after every step. The generator goes on to its end even
+    if the client has gone (COMPAT), so do not cancel it half-way: shield it.
+
+    After the end: make `response.flush` durable (``engine.flush_log(path).flush()`` in a thread) *before* answering,
+    then tell the peers about `response.poke`. `response.settle` asks for GoatDB's one second of patience after a new
+    session. `engine.ingest` does the same for commits pulled from a peer.
+
+Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others, and within
+``/sys/sessions`` whatever was refused for an unknown signer is tried again after something was learnt, until nothing
+changes. So a batch in any order works (GoatDB drops what comes too early). Replies keep the order of the request.
+
+Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibility.md
+    D1  a malformed batch, element or path is 400 and nothing of it takes effect (there: 500, or the process dies)
+    D2  a malformed signature header is 403 (there: 500)
+    D3  a login token is no request signature (there: it is)
+    D4  a commit's claimed session must be its signer (T2), and its own time must not be later than that session's
+        expiration; a signature without a time counts for nothing (T9)
+    D5  a signature counts for its three minutes and no longer, whoever used it before (T10)
+    D6  session commits: only from a root, only the session in the commit itself under its own id (T17); everything
+        else in /sys/sessions is refused, not stored
+    D7  a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
+    D8  /sys/* and /user/<id> are closed to others unless the application's rules open them (T13)
+    D9  limits (`goatherd.node.admission.Limits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
+    D10 commits from more than a day ahead are refused (T40)
+    D11 commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
+        they kill the servers and clients that merge or read them (T37)
+    D12 commits of schemas that are not registered are stored and passed on (there: skipped)
+    D13 an answer holds at most `Limits.reply_commits` commits per element; the rest follows in later rounds
+    D14 the answer waits for the disk (there: a crash may lose acknowledged commits)
+    D15 repositories are opened only for well-formed paths, and a file appears with the first commit (T49)
+    D16 invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
+    D17 births of one key are merged before anybody is answered (`goatherd.node.births`); other leaves are not merged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    AccessDeniedError,
+    DecodeError,
+    GoatherdError,
+    PathError,
+    UnknownSignerError,
+    VerificationError,
+)
+from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
+from goatherd.identity.session import SESSION_LIFETIME, Session, sign_commit
+from goatherd.node.admission import Limits, check_against, decode_commit
+from goatherd.node.births import merge_births, unmerged_births
+from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
+from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
+from goatherd.node.views import BIG_VIEW, Views
+from goatherd.trust import TrustPool
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.messages import VERSION, SyncMessage, decode_request_element, encode_reply
+from goatherd.wire.paths import check_repository_path, repository_id
+from goatherd.wire.schema import BUILTIN, Registry
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+R = TypeVar("R")
+
+JSON_TYPE = "application/json"
+TEXT_TYPE = "text/plain;charset=UTF-8"
+
+_BIG_BODY = 64 * 1024
+_FEW_COMMITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Work for a thread. It touches nothing that changes meanwhile."""
+
+    work: Callable[[Executor | None], Any]
+
+    def run(self, executor: Executor | None = None) -> Any:
+        """Do it; `executor` (never the one whose thread this occupies) spreads signatures over threads."""
+        return self.work(executor)
+
+
+Steps = Generator[Step, Any, R]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """An answer and what has to happen around it.
+
+    Attributes:
+        status: HTTP status.
+        body: The body, possibly empty.
+        content_type: None for an empty body.
+        cors: Whether CORS headers go with it (not with a refusal of the signature).
+        flush: Repositories whose log must be made durable before this is sent.
+        poke: Repositories that have news for the peers.
+        settle: Whether to wait for the replicas before this is sent.
+        refused: Commits that were not accepted, and why; for logs and metrics only.
+    """
+
+    status: int
+    body: bytes = b""
+    content_type: str | None = None
+    cors: bool = True
+    flush: frozenset[str] = frozenset()
+    poke: frozenset[str] = frozenset()
+    settle: bool = False
+    refused: tuple[tuple[str, GoatherdError], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Ingested:
+    """What became of commits.
+
+    Attributes:
+        accepted: Those that are new and stored.
+        refused: Id and reason of those that were not; an undecodable one has the id ``""``.
+    """
+
+    accepted: list[Commit] = field(default_factory=list)
+    refused: list[tuple[str, GoatherdError]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Element:
+    """One element of a batch."""
+
+    given_path: str
+    path: str
+    message: SyncMessage
+    brought: int = 0
+
+
+def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
+    """Run everything in this thread."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(step.run(executor))
+    except StopIteration as done:
+        result: R = done.value
+        return result
+
+
+async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:
+    """Advance here, and have the steps done by `run`. An error of a step is raised inside the generator."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await run(step)
+            except GoatherdError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as done:
+        answer: R = done.value
+        return answer
+
+
+class Engine:
+    """One organization.
+
+    Args:
+        org: The organization's id.
+        pool: Whom it trusts. Shared with whoever swaps the identity.
+        open_log: Gives the log of a repository. Called in steps' threads too, so it must be thread-safe, and give one
+            object per repository (`goatherd.node.storage.LogDirectory.open`).
+        new_id: Gives fresh ids.
+        new_seeds: Gives fresh filter seeds.
+        registry: The schemas that are known beyond GoatDB's own.
+        rules: The application's rules, in order.
+        limits: What one request may ask for.
+    """
+
+    def __init__(
+        self,
+        *,
+        org: str,
+        pool: TrustPool,
+        open_log: Callable[[str], Log],
+        new_id: Callable[[], str],
+        new_seeds: Seeds,
+        registry: Registry = BUILTIN,
+        rules: Sequence[Rule] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        self.org = org
+        self.pool = pool
+        self.connection = new_id()
+        self.registry = registry
+        self.rulebook = Rulebook(rules)
+        self.limits = limits or Limits()
+        self._open_log = open_log
+        self._new_id = new_id
+        self._new_seeds = new_seeds
+        self._repositories: dict[str, Repository] = {}
+        self._in_use: dict[str, int] = {}
+        self._views = Views(self.rulebook, self.limits, pool, new_seeds)
+
+    # --- repositories ------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Open ``/sys/sessions`` and ``/sys/users`` and index the sessions. Blocks; call it before serving.
+
+        Raises:
+            StorageError: A log cannot be read.
+        """
+        self.pool.offer_session_commits(self.repository(SESSIONS_PATH))
+        self.repository(USERS_PATH)
+
+    @property
+    def repositories(self) -> Mapping[str, Repository]:
+        """The open repositories by path."""
+        return self._repositories
+
+    def repository(self, path: str) -> Repository:
+        """Return a repository, opening it (and blocking) if need be; it stays open.
+
+        Raises:
+            PathError: Not a path that this server opens.
+            StorageError: Its log cannot be read.
+        """
+        found = self._repositories.get(path)
+        if found is None:
+            read = self._read(path)
+            found = self._register(read.path, read)
+        self._in_use.setdefault(found.path, 1)
+        return found
+
+    def opening(self, path: str) -> Steps[Repository]:
+        """As `repository`, with the reading in a step."""
+        kind, name = check_repository_path(path)
+        if f"/{kind}/{name}" not in self._repositories:
+            read = yield Step(lambda _: self._read(path))
+            self._register(f"/{kind}/{name}", read)
+        return self.repository(f"/{kind}/{name}")
+
+    def flush_log(self, path: str) -> Log:
+        """Return the log to flush for a path in `Response.flush`."""
+        return self._repositories[path].log
+
+    def _read(self, path: str) -> Repository:
+        repository = Repository(
+            path,
+            self._open_log(path),
+            org=self.org,
+            connection=self.connection,
+            own_session=lambda: self.pool.current.id,
+            registry=self.registry,
+        )
+        repository.load()
+        return repository
+
+    def _register(self, path: str, read: Repository) -> Repository:
+        """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
+        repository = self._repositories.setdefault(path, read)
+        if repository is read:
+            self._merge_births(repository, repository.item_keys())
+        return repository
+
+    def _hold(self, path: str) -> Steps[None]:
+        """Open for one request; `_release` closes again what stayed empty, so that asking costs nothing that stays."""
+        if path not in self._repositories:
+            read = yield Step(lambda _: self._read(path))
+            self._register(path, read)
+        self._in_use[path] = self._in_use.get(path, 0) + 1
+
+    def _release(self, path: str) -> None:
+        left = self._in_use[path] = self._in_use[path] - 1
+        if not left and not len(self._repositories[path]):
+            del self._in_use[path], self._repositories[path]
+            self._views.forget(path)
+
+    # --- POST /auth/session ------------------------------------------------------------------------------------------
+
+    def create_session(self, body: bytes, now_ms: int) -> Response:
+        """Answer ``POST /auth/session``: an anonymous session for the caller's key, introduced by the current root."""
+        root = self.pool.current
+        if not root.session.is_root or root.session.is_expired(now_ms):
+            return Response(status=503)
+        try:
+            public_key = _public_key(body)
+        except DecodeError as error:
+            return Response(status=400, body=to_json_bytes({"error": str(error)}), content_type=TEXT_TYPE)
+        session = Session(
+            id=self._new_id(),
+            public_key=public_key,
+            owner=None,
+            expiration_ms=now_ms + int(SESSION_LIFETIME.total_seconds() * 1000),
+        )
+        self.introduce(session, now_ms)
+        encoded = session.to_json()
+        # SECURITY: public halves only, T1 (tests/unit/test_upstream_traps.py).
+        roots = [each.to_json() for each in self.pool.public_roots(now_ms)]
+        answer = {
+            "session": {name: encoded[name] for name in ("publicKey", "id", "expiration")},
+            "roots": roots,
+        }
+        changed = frozenset({SESSIONS_PATH})
+        return Response(
+            status=200, body=to_json_bytes(answer), content_type=JSON_TYPE, flush=changed, poke=changed, settle=True
+        )
+
+    def introduce(self, session: Session, now_ms: int) -> Commit:
+        """Store the session commit that introduces `session`, signed by the current root, and trust it.
+
+        An item that is there already gets a new version. Flush ``/sys/sessions`` afterwards.
+        """
+        repository = self.repository(SESSIONS_PATH)
+        head = repository.head(session.id)
+        ancestors_filter, count = repository.ancestors(session.id, self._new_seeds)
+        commit = new_commit(
+            commit_id=self._new_id(),
+            key=session.id,
+            session_id=self.pool.current.id,
+            ts=now_ms,
+            org=self.org,
+            parents=() if head is None else (head.id,),
+            data=session_fields(session),
+            schema_marker=SESSIONS_SCHEMA,
+            connection=self.connection,
+            ancestors_filter=ancestors_filter,
+            ancestors_count=count,
+        )
+        return self._store_own(repository, commit, now_ms)
+
+    # --- POST /batch-sync --------------------------------------------------------------------------------------------
+
+    def batch_sync(self, header: str | None, body: bytes, now_ms: int) -> Steps[Response]:
+        """Answer ``POST /batch-sync``.
+
+        Args:
+            header: The value of ``x-goat-sig``.
+            body: The request's body.
+            now_ms: The server's clock.
+        """
+        try:
+            raw = (yield Step(lambda _: parse_json(body))) if len(body) > _BIG_BODY else parse_json(body)
+        except DecodeError:
+            return Response(status=400)
+        if not isinstance(raw, list) or not header or len(raw) > self.limits.elements:
+            return Response(status=400)
+        try:
+            requester = self.authenticate(header, now_ms)
+        except VerificationError:
+            return Response(status=403, cors=False)
+        try:
+            elements = [self._element(each) for each in raw]
+        except (DecodeError, PathError):
+            return Response(status=400)
+        held: list[str] = []
+        try:
+            for path in dict.fromkeys(element.path for element in elements):
+                yield from self._hold(path)
+                held.append(path)
+            done = Ingested()
+            for batch in _stages(elements):
+                yield from self._ingest(batch, now_ms, done)
+            answer = yield from self._replies(elements, requester, now_ms)
+        finally:
+            for path in held:
+                self._release(path)
+        changed = frozenset(element.path for element in elements if element.brought)
+        return Response(
+            status=200,
+            body=answer,
+            content_type=TEXT_TYPE,
+            flush=changed,
+            poke=changed,
+            refused=tuple(done.refused),
+        )
+
+    def authenticate(self, header: str, now_ms: int) -> Session:
+        """Return who signed a request.
+
+        Raises:
+            VerificationError: The signature is not good, or its session's user does not exist any more.
+        """
+        session = self.pool.verify_request(header, now_ms)
+        if session.owner is not None and not session.is_root:
+            user = self.repository(USERS_PATH).item(session.owner)
+            if user is None or user.deleted:
+                raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
+        return session
+
+    def ingest(self, path: str, commits: Sequence[Any], now_ms: int) -> Steps[Ingested]:
+        """Verify and store commits that a peer sent, exactly as if they had been pushed. Flush `path` afterwards.
+
+        Raises:
+            PathError: Not a repository path.
+            StorageError: The repository cannot be opened.
+        """
+        repository = yield from self.opening(path)
+        message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=commits)
+        done = Ingested()
+        yield from self._ingest([_Element(path, repository.path, message)], now_ms, done)
+        return done
+
+    def _element(self, raw: Any) -> _Element:
+        given_path, message = decode_request_element(raw)
+        kind, name = check_repository_path(repository_id(given_path))
+        if len(kind) > 100 or len(name) > 100:
+            raise PathError("a repository's names have at most 100 characters")
+        held = message.filter
+        if len(held.seeds) > self.limits.seeds or len(held.bits) > self.limits.filter_bytes:
+            raise DecodeError("a filter of this size is not believable")
+        return _Element(given_path, f"/{kind}/{name}", message)
+
+    # --- taking in ---------------------------------------------------------------------------------------------------
+
+    def _ingest(self, elements: Sequence[_Element], now_ms: int, done: Ingested) -> Steps[None]:
+        """Decode, verify and store what some elements brought."""
+        candidates: list[tuple[_Element, Commit]] = []
+        stored: set[str] = set()
+        for element in elements:
+            if not element.message.commits:
+                continue
+            repository = self._repositories[element.path]
+            fresh = [raw for raw in element.message.commits if not _is_known(raw, repository)]
+            decode = partial(self._decode, fresh, repository, now_ms)
+            if len(fresh) > _FEW_COMMITS:
+                results = yield Step(lambda _, decode=decode: decode())  # type: ignore[misc]
+            else:
+                results = decode()
+            for decoded in results:
+                if isinstance(decoded, Commit):
+                    candidates.append((element, decoded))
+                else:
+                    done.refused.append(("", decoded))
+        while candidates:
+            verification = self.pool.prepare([commit for _, commit in candidates])
+            yield Step(verification.run)
+            verdicts = self.pool.conclude(verification)
+            early: list[tuple[_Element, Commit]] = []
+            learnt = False
+            for (element, commit), verdict in zip(candidates, verdicts, strict=True):
+                if isinstance(verdict, UnknownSignerError):
+                    early.append((element, commit))
+                    continue
+                error = verdict or self._store(element.path, commit)
+                if error is not None:
+                    done.refused.append((commit.id, error))
+                elif commit.id not in stored:
+                    stored.add(commit.id)
+                    element.brought += 1
+                    done.accepted.append(commit)
+                    learnt = learnt or element.path == SESSIONS_PATH
+            candidates = early if learnt else []
+            if not learnt:
+                done.refused += [
+                    (commit.id, UnknownSignerError(f"session {commit.session!r} is not known")) for _, commit in early
+                ]
+        for element in elements:
+            if element.brought:
+                keys = {commit.key for commit in done.accepted}
+                self._merge_births(self._repositories[element.path], keys)
+
+    def _decode(self, raws: Sequence[Any], repository: Repository, now_ms: int) -> list[Commit | DecodeError]:
+        """Decode commits one by one; of two with one id both go on, the first may be a forgery (T39)."""
+        decoded: list[Commit | DecodeError] = []
+        for raw in raws:
+            try:
+                decoded.append(decode_commit(raw, repository, self.limits, now_ms))
+            except DecodeError as error:
+                decoded.append(error)
+        return decoded
+
+    def _store(self, path: str, commit: Commit) -> GoatherdError | None:
+        """Authorize a verified commit by its signer and store it, or return why not."""
+        repository = self._repositories[path]
+        try:
+            author = self.pool.session(commit.session)
+            check_against(commit, repository)
+        except (VerificationError, DecodeError) as error:
+            return error
+        access = Access(repository=path, key=commit.key, session=author, operation="write")
+        if author.id != self.pool.current.id and not self.rulebook.allows(access):
+            return AccessDeniedError(f"session {author.id!r} may not write {path}/{commit.key}")
+        if repository.add(commit) and path == SESSIONS_PATH:
+            self.pool.add_verified_session_commit_unsafe(commit)
+        return None
+
+    def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
+        signed = sign_commit(self.pool.current, commit, now_ms=now_ms)
+        repository.add(signed)
+        if repository.path == SESSIONS_PATH:
+            self.pool.add_verified_session_commit_unsafe(signed)
+        return signed
+
+    def _merge_births(self, repository: Repository, keys: Iterable[str]) -> None:
+        """Merge births that would end a real peer's process, before anybody is told about them."""
+        for key in keys:
+            births = unmerged_births(repository, key)
+            merge = merge_births(births, repository, self.pool.current.id) if births else None
+            if merge is None:
+                continue
+            if merge.id in repository:
+                merge = replace(merge, id=self._new_id())
+            if merge.ts <= self.pool.current.session.expiration_ms:
+                self._store_own(repository, merge, int(merge.ts))
+
+    # --- answering ---------------------------------------------------------------------------------------------------
+
+    def _replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> Steps[bytes]:
+        """Build the body of the answer, in the order of the request."""
+        replies: list[tuple[str, SyncMessage]] = []
+        heavy = 0
+        for element in elements:
+            view = self._views.of(self._repositories[element.path], requester)
+            work = partial(self._views.reply, view, element.message, element.brought > 0, now_ms)
+            if len(view.commits) > BIG_VIEW:
+                message = yield Step(lambda _, work=work: work())  # type: ignore[misc]
+            else:
+                message = work()
+            heavy += len(message.commits)
+            replies.append((element.given_path, message))
+        if heavy <= BIG_VIEW:
+            return _encode(replies)
+        body: bytes = yield Step(lambda _: _encode(replies))
+        return body
+
+    # --- reading and writing from Python -----------------------------------------------------------------------------
+
+    def get(self, path: str, key: str) -> Item | None:
+        """Return an item, None where there is none or only a deleted one."""
+        item = self.repository(path).item(key)
+        return None if item is None or item.deleted else item
+
+    def create(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        """Create an item, signed by the current root. Flush `path` afterwards.
+
+        Raises:
+            ItemExistsError: There is one.
+            PathError, DecodeError, EncodeError: The path, key or data are not allowed.
+        """
+        repository = self.repository(path)
+        commit = repository.build_create(key, schema, data, **self._authorship(now_ms))
+        return self._store_own(repository, commit, now_ms)
+
+    def set(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        """Replace an item's fields, signed by the current root. Flush `path` afterwards.
+
+        Raises:
+            ItemNotFoundError: There is none.
+            PathError, DecodeError, EncodeError: The data are not allowed.
+        """
+        repository = self.repository(path)
+        return self._store_own(repository, repository.build_set(key, data, **self._authorship(now_ms)), now_ms)
+
+    def delete(self, path: str, key: str, now_ms: int) -> Commit:
+        """Delete an item, signed by the current root. Flush `path` afterwards.
+
+        Raises:
+            ItemNotFoundError: There is none.
+        """
+        repository = self.repository(path)
+        return self._store_own(repository, repository.build_delete(key, **self._authorship(now_ms)), now_ms)
+
+    def _authorship(self, now_ms: int) -> Authorship:
+        return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)
+
+
+def _encode(replies: Sequence[tuple[str, SyncMessage]]) -> bytes:
+    encoded = [
+        (path, replace(message, commits=[commit.to_json() for commit in message.commits])) for path, message in replies
+    ]
+    return encode_reply(encoded)
+
+
+def _is_known(raw: Any, repository: Repository) -> bool:
+    commit_id = raw.get("id") if isinstance(raw, dict) else None
+    return isinstance(commit_id, str) and commit_id in repository
+
+
+def _stages(elements: Sequence[_Element]) -> list[list[_Element]]:
+    """Return the elements in the order in which they are taken in; the others in one go, so that they share threads."""
+    sessions = [element for element in elements if element.path == SESSIONS_PATH]
+    users = [element for element in elements if element.path == USERS_PATH]
+    others = [element for element in elements if element.path not in (SESSIONS_PATH, USERS_PATH)]
+    return [stage for stage in (sessions, users, others) if stage]
+
+
+def _public_key(body: bytes) -> PublicKey:
+    """Read the body of ``POST /auth/session``; the error's text is the one that GoatDB answers with."""
+    try:
+        request = parse_json(body)
+    except DecodeError:
+        raise DecodeError("InvalidPublicKey") from None
+    if request is None:
+        raise DecodeError("InvalidPublicKey")
+    if not isinstance(request, dict) or "publicKey" not in request:
+        raise DecodeError("MissingPublicKey")
+    jwk = request["publicKey"]
+    if jwk is not None and not isinstance(jwk, dict | list):
+        raise DecodeError("MissingPublicKey")
+    if (
+        not isinstance(jwk, dict)
+        or "d" in jwk
+        or jwk.get("ext") is False
+        or jwk.get("key_ops", ["verify"]) != ["verify"]
+    ):
+        raise DecodeError("InvalidPublicKey")
+    try:
+        key = PublicKey.from_jwk(jwk)
+        key.check()
+    except DecodeError:
+        raise DecodeError("InvalidPublicKey") from None
+    return key

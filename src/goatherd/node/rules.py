@@ -1,0 +1,117 @@
+"""Who may read and write what (protocol 9). Pure.
+
+For a repository, the first of these that speaks about it decides, and none means everything is allowed:
+
+1. enforced: ``/sys/sessions`` may only be read; ``/sys/stats`` is closed;
+2. the application's rules, in order: a text is the repository's path, a pattern is searched in it;
+3. defaults: ``/sys/*`` is for roots only, ``/user/<id>`` for its owner only. (COMPAT: GoatDB has these two as well but
+   never applies them, T13. An application that wants signed-in users to read ``/sys/users`` says so by a rule.)
+
+Roots, and the session that signs here, may do everything. A commit is judged by the session that signed it, a read by
+the session that asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from goatherd.identity.session import Session
+
+SESSIONS_PATH = "/sys/sessions"
+USERS_PATH = "/sys/users"
+STATS_PATH = "/sys/stats"
+
+Operation = Literal["read", "write"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """One question to a rule.
+
+    Attributes:
+        repository: The repository's path.
+        key: The item's key.
+        session: Who asks, or who signed the commit.
+        operation: ``read`` or ``write``.
+    """
+
+    repository: str
+    key: str
+    session: Session
+    operation: Operation
+
+
+Allow = Callable[[Access], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """An application's rule.
+
+    Attributes:
+        repository: A repository's path, or a pattern that is searched in it.
+        allow: Answers whether an access is allowed. Asked once per key and owner between two changes of a repository,
+            for reading, so it must depend on nothing but the access and the repositories.
+    """
+
+    repository: str | re.Pattern[str]
+    allow: Allow
+
+    def matches(self, path: str) -> bool:
+        if isinstance(self.repository, str):
+            return self.repository == path
+        return self.repository.search(path) is not None
+
+
+class Rulebook:
+    """The rules of one organization."""
+
+    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+        self._rules = tuple(rules)
+
+    def rule_for(self, path: str) -> Allow | None:
+        """Return the rule that decides about a repository; None when everything is allowed."""
+        if path == SESSIONS_PATH:
+            return _read_only
+        if path == STATS_PATH:
+            return _nothing
+        for rule in self._rules:
+            if rule.matches(path):
+                return rule.allow
+        # SECURITY: T13, tests/unit/test_upstream_traps.py.
+        if path.startswith("/sys/"):
+            return _nothing
+        if path.startswith("/user/"):
+            return _owner_only
+        return None
+
+    def allows(self, access: Access) -> bool:
+        """Whether an access is allowed. A rule that raises allows nothing."""
+        if access.session.is_root:
+            return True
+        rule = self.rule_for(access.repository)
+        return rule is None or ask(rule, access)
+
+
+def ask(rule: Allow, access: Access) -> bool:
+    """Return a rule's answer; one that raises allows nothing, and stops nobody else."""
+    try:
+        return bool(rule(access))
+    except Exception:  # noqa: BLE001 - application code
+        return False
+
+
+def _read_only(access: Access) -> bool:
+    return access.operation == "read"
+
+
+def _nothing(access: Access) -> bool:  # noqa: ARG001 - the shape of a rule
+    return False
+
+
+def _owner_only(access: Access) -> bool:
+    owner = access.session.owner
+    return owner is not None and access.repository == f"/user/{owner}"

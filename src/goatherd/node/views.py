@@ -1,0 +1,125 @@
+"""What one session may see of a repository, and the answer to its sync message (protocol 4, 5 step 6, 9). Pure.
+
+A view is made once per owner and change of the repository. `Views.of` and `Views.forget` belong to the event loop's
+thread; `Views.reply` uses only the view that it is given and may run in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from goatherd.identity.session import Session
+from goatherd.node.admission import Limits
+from goatherd.node.repository import Repository, Seeds
+from goatherd.node.rules import Access, Rulebook, ask
+from goatherd.trust import TrustPool
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.commit import Commit
+from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
+
+BIG_VIEW = 200
+"""Commits from which on a view's answer is work for a thread."""
+
+_CYCLES = 3
+_FILTER_LIFE_MS = 1000
+_MOST = 64
+
+
+@dataclass(slots=True)
+class View:
+    """The commits that one owner may see at one version of a repository, and the filters over them."""
+
+    version: int
+    commits: Sequence[Commit]
+    filters: dict[tuple[int, float], tuple[int, BloomFilter]] = field(default_factory=dict)
+
+
+class Views:
+    """The views of one organization's repositories."""
+
+    def __init__(self, rulebook: Rulebook, limits: Limits, pool: TrustPool, new_seeds: Seeds) -> None:
+        self._rulebook = rulebook
+        self._limits = limits
+        self._pool = pool
+        self._new_seeds = new_seeds
+        self._views: dict[str, dict[str | None, View]] = {}
+
+    def forget(self, path: str) -> None:
+        """Drop the views of a repository that is closed."""
+        self._views.pop(path, None)
+
+    def of(self, repository: Repository, requester: Session) -> View:
+        """Return what a session may see; all sessions of one owner see the same (COMPAT)."""
+        rule = self._rulebook.rule_for(repository.path)
+        everything = rule is None or requester.is_root or requester.id == self._pool.current.id
+        name = None if everything else f"@{requester.owner or ''}"
+        views = self._views.setdefault(repository.path, {})
+        view = views.get(name)
+        if view is not None and view.version == repository.version:
+            return view
+        commits = list(repository)
+        if rule is not None and not everything:
+            allowed = {
+                key: ask(rule, Access(repository=repository.path, key=key, session=requester, operation="read"))
+                for key in repository.item_keys()
+            }
+            commits = [commit for commit in commits if allowed[commit.key]]
+        if len(views) > _MOST:
+            views.clear()
+        view = views[name] = View(version=repository.version, commits=commits)
+        return view
+
+    def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int) -> SyncMessage:
+        """Build the answer to one sync message.
+
+        Args:
+            view: What the asking session may see.
+            asked: Its message.
+            brought: Whether a commit of it was new and kept.
+            now_ms: The server's clock.
+        """
+        count = len(view.commits)
+        # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine.py).
+        peer = int(min(max(asked.size, 0), count + len(asked.commits) + self._limits.spare_size))
+        size, fpr = filter_parameters(count, peer, 1 if brought else _CYCLES)
+        if asked.version < VERSION:
+            # COMPAT: an older build gets a count and nothing else.
+            seeds = self._new_seeds(seed_count(size, fpr))
+            return SyncMessage(version=VERSION, filter=BloomFilter.for_size(size, fpr, seeds), size=count)
+        return SyncMessage(
+            version=VERSION,
+            filter=self._filter(view, size, fpr, now_ms),
+            size=count,
+            commits=self._missing(view.commits, asked.filter),
+        )
+
+    def _filter(self, view: View, size: int, fpr: float, now_ms: int) -> BloomFilter:
+        """Return a filter over a view; over a big one the same for up to a second.
+
+        Fresh seeds are what makes rounds converge, but a second is one or two rounds, and building a filter over 50 000
+        commits takes a third of one.
+        """
+        made_ms, known = view.filters.get((size, fpr), (0, None))
+        if known is not None and abs(now_ms - made_ms) < _FILTER_LIFE_MS:
+            return known
+        made = BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
+        for commit in view.commits:
+            made.add(commit.id)
+        if len(view.commits) > BIG_VIEW:
+            if len(view.filters) > _MOST:
+                view.filters.clear()
+            view.filters[size, fpr] = (now_ms, made)
+        return made
+
+    def _missing(self, commits: Sequence[Commit], held: BloomFilter) -> list[Commit]:
+        """Return what a peer lacks, capped; never a birth without the merge that makes it harmless."""
+        missing = [commit for commit in commits if commit.id not in held]
+        chosen = missing[: self._limits.reply_commits]
+        ids = {commit.id for commit in chosen}
+        for commit in commits:
+            if len(commit.parents) > 1 and commit.id not in ids and not ids.isdisjoint(commit.parents):
+                # Beyond the cap, or the filter claims it by chance: sending it again costs nothing.
+                chosen.append(commit)
+                ids.add(commit.id)
+        return chosen
