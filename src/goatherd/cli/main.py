@@ -120,7 +120,7 @@ def cli() -> None:
     """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
 
 
-def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., None]], click.Command]:
+def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a function into a command with the options that every command has.
 
     The function gets an `App` first, then those of its own options that are not fields of `Options`.
@@ -131,12 +131,12 @@ def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., Non
     """
     attributes = {key.attribute for key in keys()}
 
-    def decorate(function: Callable[..., None]) -> click.Command:
-        def entry(**given: Any) -> None:
+    def decorate(function: Callable[..., int | None]) -> click.Command:
+        def entry(**given: Any) -> int | None:
             as_json, debug, file = given.pop("as_json"), given.pop("debug"), given.pop("config_file")
             flags = {name: given.pop(name) for name in list(given) if name in attributes}
             options = load_options(flags, os.environ, directory=Path.cwd(), file=file)
-            function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
+            return function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
 
         entry.__doc__ = function.__doc__
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., Non
                 click.option("--node", "nodes", multiple=True, metavar="URL", help="A server; give one for each."),
                 click.option("--timeout", metavar="TIME", help="Patience with one answer, such as 5s."),
             ]
-        wrapped: Callable[..., None] = entry
+        wrapped: Callable[..., int | None] = entry
         for option in reversed(shared):
             wrapped = option(wrapped)
         # click applies decorators from the bottom up: put the command's own options before the shared ones.

@@ -21,7 +21,8 @@ from typing import TextIO
 from goatherd.errors import GoatherdError
 
 # A P-384 scalar is 64 characters of base64url, 96 of hex or up to 116 digits; a GoatDB signature is far longer.
-_KEY_MATERIAL = re.compile(r"[A-Za-z0-9_+=-]{56,}")
+# Exactly 64 hexadecimal digits are a SHA-256, which is no secret.
+_KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")
 
 
 def scrub(text: str) -> str:
@@ -58,6 +59,10 @@ class Output:
             return
         for line in lines:
             self._line(self.stdout, line)
+
+    def line(self, text: str) -> None:
+        """Write one line of result at once: for what comes before the end, such as a server's address."""
+        self._line(self.stdout, text)
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         """Return aligned lines under `heads`; plain text, so that `result` can write them anywhere."""

@@ -1,0 +1,309 @@
+"""What ``goatherd status`` sees of the nodes, and the checks of ``goatherd doctor``.
+
+What it is not: it changes nothing, but that the attacker's question makes one anonymous session on each node. Rules: a
+check that could not be made is not a check that passed; texts hold ids and times, never key material.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import httpx2
+
+from goatherd.cli.store import Store, open_store
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock, iso
+from goatherd.config import Options, format_duration
+from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, VersionDisabledError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
+from goatherd.providers.base import CURRENT, STABLE, SecretVersion, VersionState
+
+OK: Final = "ok"
+WARNING: Final = "warn"
+FAILED: Final = "FAIL"
+
+SKEW_WARNING: Final = timedelta(seconds=30)
+SKEW_LIMIT: Final = timedelta(minutes=3)
+"""COMPAT: a request signed further away than this is refused (protocol 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """What one node was seen to do. None: not known.
+
+    Attributes:
+        is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
+        trusts_current: Whether it answers a request signed by the store's current root.
+        view_age: How old its view of the store is.
+    """
+
+    url: str
+    is_unmodified: bool = False
+    trusts_current: bool | None = None
+    signs_with: str | None = None
+    generation: int | None = None
+    phase: str | None = None
+    view_age: timedelta | None = None
+    is_degraded: bool | None = None
+    roots: tuple[str, ...] = ()
+    problem: str | None = None
+
+    def is_in_step(self, current_id: str) -> bool:
+        """Whether it trusts the current root and, as far as it tells, signs with it."""
+        return self.trusts_current is True and (self.is_unmodified or self.signs_with == current_id)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "url": self.url,
+            "unmodified": self.is_unmodified,
+            "trustsCurrent": self.trusts_current,
+            "signsWith": self.signs_with,
+            "generation": self.generation,
+            "phase": self.phase,
+            "viewAge": None if self.view_age is None else format_duration(self.view_age),
+            "degraded": self.is_degraded,
+            "roots": list(self.roots),
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at. `level` is ``ok``, ``warn`` or ``FAIL``."""
+
+    name: str
+    level: str
+    text: str
+    hint: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as data."""
+        return asdict(self) | {"level": self.level.lower()}
+
+
+async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
+    """Ask every node of the options, side by side."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(NodeClient(url, timeout=options.timeout)) for url in options.nodes]
+        return list(await asyncio.gather(*(_look_at(client, document) for client in clients)))
+
+
+async def _look_at(client: NodeClient, document: IdentityDocument) -> NodeState:
+    url = client.base_url
+    try:
+        trusts = await client.answers(document.current)
+        answer = await client.identity()
+    except NodeError as error:
+        return NodeState(url=url, problem=str(error))
+    if answer is None:
+        return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
+    return _state(url, trusts, answer)
+
+
+def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
+    generation, age = answer.get("generation"), answer.get("viewAgeMs")
+    phase, roots = answer.get("phase"), answer.get("roots")
+    refusal = answer.get("refusal")
+    return NodeState(
+        url=url,
+        trusts_current=trusts,
+        signs_with=answer["signer"],
+        generation=generation if isinstance(generation, int) else None,
+        phase=phase if isinstance(phase, str) else None,
+        view_age=timedelta(milliseconds=int(age)) if isinstance(age, int | float) else None,
+        is_degraded=bool(answer.get("degraded")),
+        roots=tuple(str(root) for root in roots) if isinstance(roots, list) else (),
+        problem=f"refuses the store's identity: {refusal}" if isinstance(refusal, str) and refusal else None,
+    )
+
+
+async def examine(options: Options) -> list[Check]:
+    """Make every check and return what came of each; a store that cannot be read is a failed check, not an error.
+
+    Raises:
+        ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be had.
+    """
+    checks: list[Check] = []
+    document = None
+    async with AsyncExitStack() as stack:
+        try:
+            store = await stack.enter_async_context(open_store(options))
+            version, document = await store.read()
+        except GoatherdError as error:
+            if error.code.startswith(("configuration", "plugin")):
+                raise
+            name = "identity" if error.code.startswith("identity") else "store"
+            checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
+        else:
+            checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
+            checks += await _store_checks(store, version, document, options)
+            checks += _identity_checks(document, options)
+    for found in await asyncio.gather(*(_node_checks(url, document, options) for url in options.nodes)):
+        checks += found
+    if not options.nodes:
+        checks.append(
+            Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
+        )
+    return checks
+
+
+async def _store_checks(
+    store: Store, version: SecretVersion, document: IdentityDocument, options: Options
+) -> list[Check]:
+    checks = []
+    guarantees = store.provider.guarantees
+    if guarantees.cas:
+        checks.append(Check(name="store writes", level=OK, text="of two writers at once exactly one wins"))
+    else:
+        checks.append(
+            Check(
+                name="store writes",
+                level=WARNING,
+                text=f"{store.provider.scheme} cannot make sure that of two writers at once exactly one wins",
+                hint="Let one operator at a time rotate.",
+            )
+        )
+    if not guarantees.durable:
+        checks.append(Check(name="store durability", level=FAILED, text="the identity is lost when this process ends"))
+    versions = await store.versions()
+    labels = {label: one for one in versions for label in one.labels}
+    if labels[CURRENT].id != version.id:
+        checks.append(Check(name="label current", level=WARNING, text="it moved while this looked"))
+    checks.append(await _stable_check(store, labels.get(STABLE), document))
+    now_ms = SystemClock().now_ms()
+    grace_ms = int(options.rotation_grace.total_seconds() * 1000)
+    old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
+    overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
+    if overdue and document.rotation is None:
+        text = f"{len(overdue)} unlabelled versions are older than {format_duration(options.rotation_grace)}"
+        hint = "Private keys that were replaced may lie in them: `goatherd retire`."
+        checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
+    else:
+        checks.append(Check(name="old versions", level=OK, text=f"{len(versions)} versions, none overdue"))
+    return checks
+
+
+async def _stable_check(store: Store, stable: SecretVersion | None, document: IdentityDocument) -> Check:
+    name = "label stable"
+    if stable is None:
+        if document.rotation is None:
+            return Check(name=name, level=OK, text="not set: nothing has been rotated yet")
+        text = "not set, though a rotation is under way"
+        return Check(name=name, level=FAILED, text=text, hint="Going back needs it: `goatherd rotate --resume`.")
+    try:
+        _, there = await store.read(stable.id)
+    except VersionDisabledError:
+        text = f"version {stable.id} cannot be read any more"
+        return Check(name=name, level=FAILED, text=text, hint="There is nothing to roll back to.")
+    except GoatherdError as error:
+        return Check(name=name, level=FAILED, text=f"version {stable.id}: {error}", hint=error.hint)
+    if document.rotation is None and there.current.id != document.current.id:
+        text = f"version {stable.id} is of root {there.current.id}, but {document.current.id} signs"
+        return Check(name=name, level=WARNING, text=text, hint="`goatherd rotate --resume` mends the label.")
+    return Check(name=name, level=OK, text=f"version {stable.id}, root {there.current.id}")
+
+
+def _identity_checks(document: IdentityDocument, options: Options) -> list[Check]:
+    now_ms = SystemClock().now_ms()
+    text = f"whole, generation {document.generation}, {len(document.roots)} roots"
+    checks = [Check(name="identity", level=OK, text=text)]
+    left = days_left(document, now_ms)
+    for remark in notes(document, now_ms):
+        level = FAILED if left < 0 else WARNING
+        hint = "`goatherd rotate`." if 0 <= left < SHORT_LIFE.days else ""
+        checks.append(Check(name="identity", level=level, text=remark, hint=hint))
+    if left >= SHORT_LIFE.days:
+        checks.append(Check(name="expiration", level=OK, text=f"{left:.0f} days left"))
+    record = document.rotation
+    if record is not None:
+        since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
+        overdue = since > options.rotation_adoption
+        text = (
+            f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
+        )
+        hint = "Nobody seems to drive it: `goatherd rotate --resume`, or --rollback." if overdue else ""
+        checks.append(Check(name="rotation", level=WARNING if overdue else OK, text=text, hint=hint))
+    return checks
+
+
+async def _node_checks(url: str, document: IdentityDocument | None, options: Options) -> list[Check]:
+    async with NodeClient(url, timeout=options.timeout) as client:
+        try:
+            checks = [await _leak_check(client)]
+        except NodeRefusedError as error:
+            checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
+        except NodeError as error:
+            return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
+        checks.append(await _clock_check(url, options.timeout))
+        if document is not None:
+            checks.append(_step_check(await _look_at(client, document), document, options))
+    return checks
+
+
+async def _leak_check(client: NodeClient) -> Check:
+    """Ask what an attacker would ask (formats T1)."""
+    url = client.base_url
+    new = await client.new_session()
+    if not new.leaked:
+        return Check(name="attacker's question", level=OK, text=f"{url} keeps its private key to itself")
+    return Check(
+        name="attacker's question",
+        level=FAILED,
+        text=f"{url} GIVES THE PRIVATE KEY OF ROOT {' '.join(new.leaked)} TO ANYBODY WHO ASKS",
+        hint="That key is burnt: take the server off the network and replace its root, with a new identity.",
+    )
+
+
+async def _clock_check(url: str, timeout: timedelta) -> Check:
+    clock = SystemClock()
+    name = "clock"
+    try:
+        async with httpx2.AsyncClient(timeout=timeout.total_seconds()) as http:
+            before = clock.now_ms()
+            response = await http.get(f"{url}/healthy")
+            after = clock.now_ms()
+        told = parsedate_to_datetime(response.headers["date"]).timestamp() * 1000
+    except (httpx2.HTTPError, KeyError, TypeError, ValueError):
+        return Check(name=name, level=WARNING, text=f"{url} does not tell its time")
+    # The header has whole seconds, so the answer may be up to one older than it looks.
+    skew_ms = max(0.0, told - after, before - (told + 1000))
+    skew = timedelta(milliseconds=round(skew_ms))
+    text = f"{url} differs by {format_duration(skew)}" if skew else f"{url} agrees with this one to the second"
+    hint = f"Requests are refused beyond {format_duration(SKEW_LIMIT)}. Set both clocks by NTP."
+    if skew > SKEW_LIMIT:
+        return Check(name=name, level=FAILED, text=text, hint=hint)
+    if skew > SKEW_WARNING:
+        return Check(name=name, level=WARNING, text=text, hint=hint)
+    return Check(name=name, level=OK, text=text)
+
+
+def _step_check(node: NodeState, document: IdentityDocument, options: Options) -> Check:
+    name, url = "node", node.url
+    current = document.current.id
+    if node.problem is not None:
+        return Check(name=name, level=FAILED, text=f"{url} {node.problem}")
+    if not node.trusts_current:
+        hint = "Does it start from this store? Its clock may be wrong, too."
+        return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
+    if node.is_unmodified:
+        return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
+    if node.signs_with != current:
+        text = f"{url} signs with {node.signs_with}, not with {current}"
+        return Check(name=name, level=FAILED, text=text, hint="Can it read the store? It looks at every refresh.")
+    stale = node.view_age is not None and node.view_age > 3 * options.settings_refresh_interval
+    if node.is_degraded or stale:
+        age = "unknown" if node.view_age is None else format_duration(node.view_age)
+        text = f"{url} has not seen the store for a while; its view is of age {age}"
+        return Check(name=name, level=WARNING, text=text, hint="Can it read the store?")
+    if node.generation != document.generation:
+        text = f"{url} is at generation {node.generation}, the store at {document.generation}"
+        return Check(name=name, level=WARNING, text=text, hint="It looks again at its next refresh.")
+    return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}")

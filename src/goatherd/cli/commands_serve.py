@@ -1,0 +1,155 @@
+"""The commands that run servers: serve, demo."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.store import place
+from goatherd.config import Options
+from goatherd.errors import ConfigurationError, MissingExtraError, NodeError
+
+if TYPE_CHECKING:
+    from goatherd.node.server import Server
+    from goatherd.settings import CloudSecretSettings, FileSettings
+
+NODE_LIBRARIES = ("uvicorn", "httptools")
+
+
+@command(
+    example="goatherd serve --data /srv/goatdb --port 8080 --provider file:///srv/keys/root --peer http://10.0.0.2:8080\n"
+    "goatherd serve --data /srv/goatdb --settings /srv/goatdb/localhost/settings.json"
+)
+@click.option("--data", "serve_data", type=click.Path(path_type=Path, file_okay=False), help="The data directory.")
+@click.option("--host", "serve_host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 unless told.")
+@click.option("--port", "serve_port", metavar="N", help="The port; 8080 unless told, 0 takes a free one.")
+@click.option("--peer", "serve_peers", multiple=True, metavar="URL", help="Another server of the cluster; give each.")
+@click.option(
+    "--settings",
+    "serve_settings",
+    type=click.Path(path_type=Path),
+    help="A GoatDB settings.json to start from, in place of a store.",
+)
+@click.option("--refresh-interval", "settings_refresh_interval", metavar="TIME", help="How often the store is read.")
+@click.option(
+    "--accept-identity",
+    is_flag=True,
+    help="While this runs, follow the store once to an identity that no trusted root has endorsed.",
+)
+@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
+def serve(app: App, accept_identity: bool, log_level: str) -> None:
+    """Run a GoatDB server that takes its identity from a store.
+
+    Writes one line once it answers requests. SIGTERM or Ctrl-C make it stop gracefully: it accepts no more, finishes
+    what runs, flushes and closes; a second one hurries it. It never invents an identity.
+    """
+    require_node_extra()
+    from goatherd.node.server import serve as serve_forever
+
+    options = app.options
+    if options.serve_data is None:
+        raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    server = make_server(options, accept_identity=accept_identity)
+
+    def started(url: str) -> None:
+        database = server.database()
+        signer = database.pool.current.id
+        data = {"ready": True, "url": url, "org": options.org, "signer": signer}
+        text = f"ready at {url}: organization {options.org}, root {signer} signs"
+        app.out.line(json.dumps(data) if app.out.as_json else text)
+
+    try:
+        _run(
+            serve_forever(
+                server,
+                options.serve_host,
+                options.serve_port,
+                started=started,
+                grace=options.serve_shutdown_timeout,
+            )
+        )
+    except OSError as error:
+        address = f"{options.serve_host}:{options.serve_port}"
+        hint = "Is another server running there? --port 0 takes a free port."
+        raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
+
+
+def require_node_extra() -> None:
+    """Make sure that the libraries of the extra ``node`` are installed.
+
+    Raises:
+        MissingExtraError: They are not; the hint is the install command.
+    """
+    missing = [name for name in NODE_LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"serving needs libraries that are not installed: {', '.join(missing)}",
+            hint="Install them: pip install 'goatherd[node]'",
+        )
+
+
+def make_server(options: Options, *, accept_identity: bool = False) -> Server:
+    """Return the server that the options describe, not started."""
+    from goatherd.node.server import Server
+
+    assert options.serve_data is not None
+    settings = make_settings(options, accept_identity=accept_identity)
+    return Server(options.serve_data, settings, org_id=options.org, peers=options.serve_peers)
+
+
+def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:
+    """Return the settings provider that the options describe: a settings.json where one is named, else the store.
+
+    Raises:
+        ConfigurationError: Both are named on the command line, or neither anywhere.
+    """
+    from goatherd.settings import CloudSecretSettings, FileSettings
+
+    if options.serve_settings is not None and options.origin.get("provider") == "flag":
+        if options.origin.get("serve.settings") == "flag":
+            raise ConfigurationError("--settings and --provider exclude one another")
+    elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
+        path = options.serve_settings or options.serve_data
+        assert path is not None
+        return FileSettings(path)
+    provider, secret_id = place(options)
+    interval: timedelta = options.settings_refresh_interval
+    return CloudSecretSettings(provider, secret_id, refresh_interval=interval, accept_identity=accept_identity)
+
+
+def _run(serving: object) -> None:
+    """Run in uvloop where it is installed."""
+    assert asyncio.iscoroutine(serving)
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)
+
+
+@command(example="goatherd demo\ngoatherd demo --json")
+def demo(app: App) -> int:
+    """Three servers, one identity, two rotations under traffic.
+
+    Everything happens in a temporary directory and on loopback addresses, in under a minute. Ends with 11 if a request
+    was refused or a commit was lost.
+    """
+    require_node_extra()
+    from goatherd.cli.demo import run_demo
+
+    report = asyncio.run(run_demo(app.out))
+    app.out.result(report.data(), report.lines(app.out))
+    return 0 if report.passed else EXIT_FINDINGS

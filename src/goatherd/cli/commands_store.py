@@ -1,0 +1,212 @@
+"""The commands that touch the store only: init, migrate, export, show, versions."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from goatherd.cli.main import App, command
+from goatherd.cli.output import Output
+from goatherd.cli.store import Store, open_store
+from goatherd.clock import SystemClock, iso
+from goatherd.config import format_duration
+from goatherd.errors import IdentityExistsError, SecretExistsError
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.redaction import redacted
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_text import to_settings
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id
+from goatherd.providers.base import CURRENT, SecretBytes
+from goatherd.settings.storage import create_file, read_file, replace_file
+
+
+@command(example="goatherd init --provider file:///srv/keys/root")
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the root is valid, such as 180d.")
+def init(app: App) -> None:
+    """Create an identity in a store that has none.
+
+    Makes a root session with a fresh key and writes the first identity document. A store that holds an identity
+    already is an error and stays as it is.
+    """
+    asyncio.run(_init(app))
+
+
+async def _init(app: App) -> None:
+    now_ms = SystemClock().now_ms()
+    async with open_store(app.options) as store:
+        root = OwnedSession.generate(
+            session_id=new_id(), owner="root", now_ms=now_ms, lifetime=app.options.rotation_lifetime
+        )
+        document = create(root, now_ms)
+        try:
+            version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
+        except SecretExistsError as error:
+            raise IdentityExistsError(
+                f"{store.name} holds an identity already; nothing was changed",
+                hint="`goatherd show` shows it; `goatherd rotate` replaces its key.",
+            ) from error
+    data = {"store": store.name, "version": version.id, "created": True, **redacted(document)}
+    app.out.result(
+        data,
+        [
+            f"created root {document.current.id} in {store.name} (version {version.id})",
+            f"valid for {format_duration(app.options.rotation_lifetime)}, until {iso(root.session.expiration_ms)}",
+        ],
+    )
+
+
+@command(
+    example="goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root\n"
+    "goatherd migrate /srv/goatdb/localhost/settings.json --provider file:///srv/keys/root --dry-run"
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@click.option(
+    "--write-sessions/--no-write-sessions",
+    default=True,
+    show_default=True,
+    help="Write sessions that only settings.json knows into the server's /sys/sessions log.",
+)
+def migrate(app: App, source: Path, dry_run: bool, write_sessions: bool) -> None:
+    """Bring a GoatDB server's identity into a store.
+
+    SOURCE is a settings.json, the data directory of one organization, or a data directory with one subdirectory for
+    each organization. The key pair is checked, private keys are taken out of the roots, and every trusted user session
+    is looked for in that server's /sys/sessions log, where it belongs. Stop the server first. Running it again is
+    harmless: an identity that is there already is left as it is, another one is an error.
+    """
+    from goatherd.cli.migration import migrate_all
+
+    outcomes = asyncio.run(migrate_all(app.options, source, dry_run=dry_run, write_sessions=write_sessions))
+    lines = [line for outcome in outcomes for line in outcome.lines()]
+    app.out.result({"dryRun": dry_run, "organizations": [outcome.to_json() for outcome in outcomes]}, lines)
+
+
+@command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="That server's data directory: the sessions of its /sys/sessions log become `trustedSessions`.",
+)
+@click.option("--replace", is_flag=True, help="Overwrite FILE, and the key in it.")
+@click.option("--unsafe-short-life", is_flag=True, help="Write a root with less than 15 days left all the same.")
+def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
+    """Write the identity as a GoatDB settings.json.
+
+    FILE is written whole or not at all, readable by its owner only. It holds what a GoatDB server reads and nothing
+    else: never the next key of a rotation. A root with less than 15 days left is refused, because a GoatDB server would
+    extend it by itself and then give its private key to anybody who asks.
+    """
+    asyncio.run(_export(app, file, data, replace=replace, unsafe_short_life=unsafe_short_life))
+
+
+async def _export(app: App, file: Path, data: Path | None, *, replace: bool, unsafe_short_life: bool) -> None:
+    async with open_store(app.options) as store:
+        version, document = await store.read()
+    sessions: tuple[Session, ...] = ()
+    if data is not None:
+        from goatherd.cli.migration import verified_sessions
+
+        sessions = verified_sessions(data, document, store.org)
+    text = to_settings(document, sessions, now_ms=None if unsafe_short_life else SystemClock().now_ms())
+    write_settings(file, text, replace=replace)
+    shape = {
+        "file": str(file),
+        "version": version.id,
+        "current": document.current.id,
+        "roots": len(document.roots),
+        "trustedSessions": len(sessions),
+    }
+    app.out.result(
+        shape,
+        [f"wrote {file}: root {document.current.id}, {len(document.roots)} roots, {len(sessions)} user sessions"],
+    )
+
+
+def write_settings(file: Path, text: bytes, *, replace: bool) -> None:
+    """Write a file that holds a key: mode 0600, whole or not at all. The same content again is no change.
+
+    Raises:
+        IdentityExistsError: There is another file, and `replace` is False.
+    """
+    if replace:
+        replace_file(file, text)
+        return
+    try:
+        create_file(file, text)
+    except IdentityExistsError as error:
+        if read_file(file) == text:
+            return
+        error.hint = "It was not touched. --replace overwrites it, and the key in it."
+        raise
+
+
+@command(example="goatherd show --provider file:///srv/keys/root\ngoatherd show --at stable --json")
+@click.option("--at", metavar="LABEL|VERSION", help="Another version than the current one.")
+def show(app: App, at: str | None) -> None:
+    """Show the identity, without its keys."""
+    asyncio.run(_show(app, at))
+
+
+async def _show(app: App, at: str | None) -> None:
+    async with open_store(app.options) as store:
+        version, document = await store.read(await store.find(at) if at else CURRENT)
+    data = {"store": store.name, "storeVersion": version.id, "labels": sorted(version.labels), **redacted(document)}
+    app.out.result(data, describe(app.out, store, version.id, document))
+
+
+def describe(out: Output, store: Store, version: str, document: IdentityDocument) -> list[str]:
+    """Return what people are shown of an identity: ids, fingerprints and times."""
+    shown = redacted(document)
+    lines = [
+        f"store       {store.name}, version {version}",
+        f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
+        f"phase       {shown['phase']}",
+    ]
+    if document.rotation is not None:
+        record = document.rotation
+        lines.append(f"rotation    {record.id}: {record.from_id} -> {record.to_id}")
+        lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
+    if document.rotated_from is not None:
+        lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
+    rows = []
+    for root in shown["roots"]:
+        state = "signs" if root["id"] == document.current.id else "trusted"
+        if document.next is not None and root["id"] == document.next.id:
+            state = "next"
+        if root["revoked"]:
+            state = "REVOKED"
+        rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
+    return [*lines, "", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
+
+
+@command(example="goatherd versions --provider file:///srv/keys/root")
+def versions(app: App) -> None:
+    """List the stored versions and their labels, newest first. No value is read."""
+    asyncio.run(_versions(app))
+
+
+async def _versions(app: App) -> None:
+    async with open_store(app.options) as store:
+        found = await store.versions()
+    data = {
+        "store": store.name,
+        "versions": [
+            {
+                "id": version.id,
+                "created": iso(version.created_ms),
+                "labels": sorted(version.labels),
+                "state": version.state.value,
+            }
+            for version in found
+        ],
+    }
+    rows = [
+        (version.id, iso(version.created_ms), version.state.value, " ".join(sorted(version.labels)))
+        for version in found
+    ]
+    app.out.result(data, app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows))

@@ -1,0 +1,436 @@
+"""From a GoatDB server's files into a store: the work of ``goatherd migrate``.
+
+What it is: reads settings.json and the ``/sys/sessions`` log of one or several organizations, puts each identity into
+the store, and sees to it that every trusted user session stands in that server's log, where it belongs. What it is not:
+it never changes settings.json, and it stops no server.
+Rules: the store is written by `create` only, so an identity that is there is never overwritten; a log that a process
+holds open is not touched; running it twice is running it once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from goatherd.cli.store import open_store, place
+from goatherd.clock import SystemClock
+from goatherd.config import Options
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    IdentityExistsError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SettingsError,
+    StorageError,
+    UnknownSignerError,
+    VerificationError,
+)
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.session import Session
+from goatherd.identity.settings_text import from_settings
+from goatherd.ids import new_id
+from goatherd.node.storage import LogDirectory
+from goatherd.providers.base import ORG_FIELD, SecretBytes
+from goatherd.rotation.vouching import session_commit
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.log import scan
+
+SETTINGS_NAME = "settings.json"
+SESSIONS = "/sys/sessions"
+SESSIONS_LOG = Path("sys/sessions.jsonl")
+DEFAULT_ORG = "localhost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One organization's files. `data` is None when only a settings.json outside a data directory was given."""
+
+    settings: Path
+    data: Path | None
+    org: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLog:
+    """What a ``/sys/sessions`` log was found to hold.
+
+    Attributes:
+        pool: The sessions that a trusted root introduced there.
+        latest: For each session id, the id of its last commit.
+        problems: What could not be believed, for people.
+    """
+
+    pool: TrustPool
+    latest: dict[str, str]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What was done for one organization.
+
+    Attributes:
+        is_new: Whether the identity was put into the store; False when it was there already.
+        in_log: How many trusted user sessions the server's log already introduces.
+        written: Ids of sessions that were written into the log.
+        missing: Ids of trusted sessions that the log does not introduce.
+        notes: What was changed or should be known.
+    """
+
+    org: str
+    store: str
+    current_id: str
+    is_new: bool
+    in_log: int
+    written: tuple[str, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+    dry_run: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Return the outcome as data."""
+        return {
+            "org": self.org,
+            "store": self.store,
+            "current": self.current_id,
+            "migrated": self.is_new,
+            "alreadyThere": not self.is_new,
+            "sessionsInLog": self.in_log,
+            "sessionsWritten": list(self.written),
+            "sessionsMissing": list(self.missing),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the outcome for people."""
+        would = "would have been put" if self.dry_run else "is now"
+        found = [
+            f"{self.org}: root {self.current_id} {would} in {self.store}"
+            if self.is_new
+            else f"{self.org}: already migrated: root {self.current_id} is in {self.store}"
+        ]
+        found += [f"  {note}" for note in self.notes]
+        if self.in_log:
+            found.append(f"  {self.in_log} trusted user sessions stand in the server's /sys/sessions log already")
+        if self.written:
+            would = "would be" if self.dry_run else "were"
+            found.append(f"  {len(self.written)} {would} written there: {' '.join(self.written)}")
+        if self.missing:
+            found.append(f"  {len(self.missing)} stand in no log: {' '.join(self.missing)}")
+        return found
+
+
+async def migrate_all(options: Options, source: Path, *, dry_run: bool, write_sessions: bool) -> list[Outcome]:
+    """Migrate every organization that `source` holds.
+
+    Everything is read and checked before anything is written.
+
+    Raises:
+        ConfigurationError: `source` holds no settings.json, or several organizations would share one secret.
+        MalformedIdentityError, KeyMismatchError: A settings.json cannot be believed; nothing was written.
+        IdentityExistsError: The store holds another identity.
+        StorageError: A log is held open by a running server, or damaged.
+    """
+    now_ms = SystemClock().now_ms()
+    sources = find_sources(source, options)
+    _, template = place(options)
+    if len(sources) > 1 and ORG_FIELD not in template:
+        orgs = ", ".join(one.org for one in sources)
+        raise ConfigurationError(
+            f"{source} holds several organizations ({orgs}), and each has an identity of its own",
+            hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
+        )
+    read = [(one, *_read_settings(one, now_ms)) for one in sources]
+    return [
+        await _migrate(options, one, document, users, notes, dry_run=dry_run, write_sessions=write_sessions)
+        for one, document, users, notes in read
+    ]
+
+
+def find_sources(source: Path, options: Options) -> list[Source]:
+    """Return the organizations that a path holds, sorted by name.
+
+    Raises:
+        ConfigurationError: It holds none.
+    """
+    given = options.org if "org" in options.origin else None
+    if source.is_file():
+        return [_source(source, given)]
+    if (source / SETTINGS_NAME).is_file():
+        return [_source(source / SETTINGS_NAME, given)]
+    if source.is_dir():
+        found = sorted(path for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file())
+        found = [path for path in found if given is None or path.parent.name == given]
+        if found:
+            return [Source(settings=path, data=path.parent, org=path.parent.name) for path in found]
+    raise ConfigurationError(
+        f"there is no {SETTINGS_NAME} in {source}, nor in a directory of it",
+        hint="Name the data directory of a GoatDB server, or a settings.json.",
+    )
+
+
+def _source(settings: Path, given: str | None) -> Source:
+    directory = settings.resolve().parent
+    data = directory if (directory / "sys").is_dir() else None
+    if given is not None or data is None:
+        return Source(settings=settings, data=data, org=given or DEFAULT_ORG)
+    # The organization is part of what is signed, so the log itself tells it from the other candidate.
+    commits = read_commits(data / SESSIONS_LOG, directory.name)
+    if (
+        commits
+        and not _is_signed_for(settings, commits)
+        and _is_signed_for(settings, read_commits(data / SESSIONS_LOG, DEFAULT_ORG))
+    ):
+        return Source(settings=settings, data=data, org=DEFAULT_ORG)
+    return Source(settings=settings, data=data, org=directory.name)
+
+
+def _is_signed_for(settings: Path, commits: Iterable[Commit]) -> bool:
+    document, _, _ = from_settings(_read_bytes(settings), 0)
+    roots = {root.id: root for root in document.roots}
+    pool = TrustPool(org=DEFAULT_ORG, current=document.current, roots=document.roots)
+    for commit in commits:
+        if commit.session in roots:
+            try:
+                pool.verify_commit(commit)
+            except VerificationError:
+                continue
+            return True
+    return False
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_settings(source: Source, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
+    return from_settings(_read_bytes(source.settings), now_ms)
+
+
+def read_commits(path: Path, org: str) -> list[Commit]:
+    """Return the commits of a log, those that cannot be decoded left out; none where there is no log.
+
+    Raises:
+        StorageError: Good records stand behind a damaged one.
+    """
+    try:
+        found = scan(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    if found.records_after_damage:
+        raise StorageError(
+            f"{path}: {found.damage}, and {found.records_after_damage} good records stand behind it",
+            hint="Mend or restore the file first; GoatDB would cut all of them off at its next start.",
+        )
+    commits = []
+    for record in found.records:
+        try:
+            commits.append(Commit.from_json(record, org=org))
+        except DecodeError:
+            continue
+    return commits
+
+
+def read_session_log(data: Path, document: IdentityDocument, org: str) -> SessionLog:
+    """Read and verify a server's ``/sys/sessions`` log against the roots of an identity."""
+    commits = read_commits(data / SESSIONS_LOG, org)
+    pool = TrustPool(org=org, current=document.current, roots=document.roots, revoked=document.revoked_ids)
+    pool.offer_session_commits(commits)
+    latest = {commit.key: commit.id for commit in commits}
+    problems = []
+    for session_id in latest:
+        try:
+            pool.session(session_id)
+        except VerificationError as error:
+            problems.append(f"session {session_id} of the log is not believed: {error}")
+    return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
+
+
+def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple[Session, ...]:
+    """Return the user sessions that a server's log introduces, each vouched for by a root of the identity.
+
+    Raises:
+        ConfigurationError: `data` has no ``/sys/sessions`` log.
+    """
+    if not (data / SESSIONS_LOG).is_file():
+        raise ConfigurationError(f"{data} has no {SESSIONS_LOG}", hint="Name the data directory of one organization.")
+    log = read_session_log(data, document, org)
+    found = []
+    for session_id in log.latest:
+        try:
+            session = log.pool.session(session_id)
+        except VerificationError:
+            continue
+        if not session.is_root:
+            found.append(session)
+    return tuple(found)
+
+
+def _lacking(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], int]:
+    """Return the trusted sessions whose log entry is missing or says less than settings.json; and how many are fine."""
+    lacking, fine = [], 0
+    for user in users:
+        try:
+            known = log.pool.session(user.id)
+        except UnknownSignerError:
+            lacking.append(user)
+            continue
+        if known.public_key != user.public_key:
+            raise SettingsError(
+                f"session {user.id!r} has one key in settings.json and another in the log",
+                hint="One of them is forged. Find out which before anything trusts this server again.",
+            )
+        says_more = user.expiration_ms > known.expiration_ms or (known.owner is None and user.owner is not None)
+        if says_more:
+            lacking.append(user)
+        else:
+            fine += 1
+    return lacking, fine
+
+
+async def _migrate(
+    options: Options,
+    source: Source,
+    document: IdentityDocument,
+    users: tuple[Session, ...],
+    notes: list[str],
+    *,
+    dry_run: bool,
+    write_sessions: bool,
+) -> Outcome:
+    notes = list(notes)
+    async with open_store(options, org=source.org) as store:
+        try:
+            _, present = await store.read()
+        except SecretNotFoundError:
+            present = None
+        if present is not None:
+            _same_identity(present, document, store.name)
+        identity = present or document
+        with _sessions_of(source, users, identity, writes=write_sessions and not dry_run) as sessions:
+            if present is None and not dry_run:
+                try:
+                    await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
+                except SecretExistsError as error:
+                    raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
+            if write_sessions and not dry_run:
+                sessions.write(identity, source.org)
+    notes += sessions.problems
+    if present is None and not dry_run:
+        notes.append(f"{source.settings} still holds the private key: remove it once the server starts from the store")
+    lacking = tuple(session.id for session in sessions.lacking)
+    writes = write_sessions and source.data is not None
+    return Outcome(
+        org=source.org,
+        store=store.name,
+        current_id=identity.current.id,
+        is_new=present is None,
+        in_log=sessions.fine,
+        written=lacking if writes else (),
+        missing=() if writes else lacking,
+        notes=tuple(notes),
+        dry_run=dry_run,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sessions:
+    """The trusted sessions of a settings.json against the log: which it lacks, how many are fine, and the log."""
+
+    lacking: list[Session]
+    fine: int
+    latest: dict[str, str]
+    problems: tuple[str, ...]
+    directory: LogDirectory | None
+
+    def write(self, identity: IdentityDocument, org: str) -> None:
+        """Append a session commit, signed by the current root, for each session that the log lacks."""
+        if self.directory is None or not self.lacking:
+            return
+        now_ms = SystemClock().now_ms()
+        log = self.directory.open(SESSIONS)
+        log.records()  # cuts a torn last line off, so that nothing is appended to it
+        for session in self.lacking:
+            known = self.latest.get(session.id)
+            log.append(
+                session_commit(
+                    session,
+                    signer=identity.current,
+                    commit_id=new_id(),
+                    ts=now_ms,
+                    org=org,
+                    parents=(known,) if known else (),
+                )
+            )
+        log.flush()
+
+
+@contextmanager
+def _sessions_of(
+    source: Source, users: tuple[Session, ...], identity: IdentityDocument, *, writes: bool
+) -> Iterator[_Sessions]:
+    """Compare settings.json with the log; with `writes` while holding the data directory against a server."""
+    if source.data is None:
+        problems = (
+            ("no data directory was given, so nobody looked for the trusted sessions in its log",) if users else ()
+        )
+        yield _Sessions(lacking=list(users), fine=0, latest={}, problems=problems, directory=None)
+        return
+    with ExitStack() as stack:
+        directory = None
+        if writes:
+            refuse_running(source.data)
+            directory = stack.enter_context(LogDirectory(source.data))
+        log = read_session_log(source.data, identity, source.org)
+        lacking, fine = _lacking(log, users)
+        yield _Sessions(lacking=lacking, fine=fine, latest=log.latest, problems=log.problems, directory=directory)
+
+
+def _same_identity(present: IdentityDocument, document: IdentityDocument, name: str) -> None:
+    """Accept a store that holds this identity, rotated since or not.
+
+    Raises:
+        IdentityExistsError: It holds another one.
+    """
+    mine = document.current.session
+    kept = present.root(mine.id)
+    if kept is None or kept.public_key != mine.public_key:
+        raise IdentityExistsError(
+            f"{name} holds another identity (root {present.current.id}), not that of root {mine.id}; it was kept",
+            hint="Name another secret; each cluster, and each organization, has its own.",
+        )
+
+
+def refuse_running(data: Path) -> None:
+    """Refuse a data directory that a process has open.
+
+    GoatDB takes no lock, so where ``/proc`` is, the open files of all processes that can be seen are looked at. A
+    Goatherd server is told by its lock.
+
+    Raises:
+        StorageError: A process holds a file of the directory open.
+    """
+    directory = str(data.resolve()) + os.sep
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        try:
+            opened = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        held = next((target for target in opened if target.startswith(directory)), None)
+        if held is not None:
+            raise StorageError(
+                f"process {process.name} holds {held} open; nothing was changed",
+                hint="Stop the server, and run this again.",
+            )

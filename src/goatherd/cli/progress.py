@@ -1,0 +1,135 @@
+"""A rotation while it runs: a view that is written over on a terminal, plain lines elsewhere.
+
+What it is not: it decides nothing; it is told events and shows them. Rules: every line holds ids, times and addresses
+only; a phase is told once, a wait when its reason or its nodes change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from goatherd.cli.output import Output
+from goatherd.clock import iso
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    Event,
+    NodesSeen,
+    NodeTold,
+    PhaseEntered,
+    RunEnded,
+    StoreTroubled,
+)
+from goatherd.rotation.machine import NodeView, Phase, Wait
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+_PATH = (Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED, Phase.STEADY)
+_MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
+
+
+class Progress:
+    """Shows the events of one run. A context manager; `told` is a rotator's `on_event`."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._live: Live | None = None
+        self._nodes: tuple[NodeView, ...] = ()
+        self._phase: PhaseEntered | None = None
+        self._wait = ""
+        self._trouble = ""
+        self._told: set[tuple[str, str | None]] = set()
+
+    def __enter__(self) -> Self:
+        if self._out.is_live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(self._view(), console=Console(file=self._out.stderr), transient=True, auto_refresh=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+            self._live = None
+
+    def told(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, PhaseEntered):
+            self._phase, self._wait, self._trouble = event, "", ""
+            data: dict[str, object] = {
+                "phase": event.phase.value,
+                "generation": event.generation,
+                "rotation": event.rotation_id,
+                "current": event.current_id,
+                "next": event.next_id,
+                "at": iso(event.at_ms),
+            }
+            to = f", next is {event.next_id}" if event.next_id else ""
+            self._line(
+                "phase", data, f"{event.phase.value}: generation {event.generation}, {event.current_id} signs{to}"
+            )
+        elif isinstance(event, NodesSeen):
+            self._nodes = event.nodes
+        elif isinstance(event, Decided):
+            if isinstance(event.action, Wait):
+                wait = f"waiting until {iso(event.action.until_ms)} for {', '.join(event.action.nodes)}"
+                wait += f": {event.action.reason}"
+                if wait != self._wait:
+                    self._wait = wait
+                    data = {
+                        "nodes": list(event.action.nodes),
+                        "reason": str(event.action.reason),
+                        "until": iso(event.action.until_ms),
+                    }
+                    self._line("wait", data, wait)
+        elif isinstance(event, NodeTold):
+            if not event.heard and (event.url, event.problem) not in self._told:
+                self._told.add((event.url, event.problem))
+                data = {"node": event.url, "problem": event.problem}
+                why = event.problem or "it is not one of ours and will see for itself"
+                self._line("node", data, f"{event.url} could not be told: {why}")
+        elif isinstance(event, ConflictMet):
+            self._line("conflict", {}, "somebody else wrote first; looking again")
+        elif isinstance(event, StoreTroubled):
+            if event.error != self._trouble:
+                self._trouble = event.error
+                self._line("store", {"problem": event.error}, f"the store: {event.error}; trying again")
+        elif isinstance(event, RunEnded):
+            self._wait = ""
+        if self._live is not None:
+            self._live.update(self._view(), refresh=True)
+
+    def _line(self, name: str, data: Mapping[str, object], text: str) -> None:
+        if self._live is None:
+            self._out.event(name, data, text)
+        elif name == "phase":
+            self._live.console.print(text, markup=False, highlight=False)
+
+    def _view(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        for head in ("node", "knows next", "trusts next", "signs with", "knows earlier", ""):
+            table.add_column(head)
+        for node in self._nodes:
+            table.add_row(
+                node.url,
+                _MARKS[node.holds_introduction],
+                _MARKS[node.trusts_next],
+                node.signs_with or "-",
+                _MARKS[node.holds_cross_signature],
+                node.problem or node.rejects or "",
+            )
+        phase = self._phase.phase if self._phase else Phase.STEADY
+        steps = Text(" > ").join([Text(step.value, style="bold" if step is phase else "dim") for step in _PATH])
+        return Group(steps, table, Text(self._wait or self._trouble, style="dim"))
