@@ -31,6 +31,8 @@ def unmerged_births(repository: Repository, key: str) -> list[Commit]:
 
     That is the case when there are several and not one commit of the key is known to be a parent (11.7 step 3).
     """
+    if repository.count_of(key) < 2:
+        return []
     leaves = repository.leaves(key)
     if len(leaves) < 2 or any(repository.has_child(commit.id) for commit in repository.commits_of(key)):
         return []

@@ -4,9 +4,10 @@ It does no I/O, reads no clock and rolls no dice. Only this module maps errors t
 
 How a server drives it
     An `Engine` lives on the event loop's thread. `load` (blocking, once, before serving) opens ``/sys/sessions`` and
-    ``/sys/users``. The three methods that may take long are generators (`Steps`). Each `Step` that one yields is work
-    for a thread, `step.run()`, and what it returns is sent back; everything between two steps runs where the generator
-    is advanced, and nothing else of the engine runs in other threads::
+    ``/sys/users``. `create_session` answers at once. `batch_sync`, `ingest` and `opening` may take long and are
+    generators (`goatherd.node.steps`). Each `Step` that one yields is work for a thread, `step.run()`, and what it
+    returns is sent back; everything between two steps runs where the generator is advanced, and nothing else of the
+    engine runs in other threads::
 
         response = await drive(engine.batch_sync(header, body, now_ms), run)     # run: async, a Step -> its result
         response = drive_inline(engine.batch_sync(header, body, now_ms))         # tests, tools
@@ -50,10 +51,10 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.errors import (
@@ -70,6 +71,7 @@ from goatherd.node.admission import Limits, check_against, decode_commit
 from goatherd.node.births import merge_births, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
+from goatherd.node.steps import Step, Steps, drive, drive_inline
 from goatherd.node.views import BIG_VIEW, Views
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
@@ -79,30 +81,13 @@ from goatherd.wire.messages import VERSION, SyncMessage, decode_request_element,
 from goatherd.wire.paths import check_repository_path, repository_id
 from goatherd.wire.schema import BUILTIN, Registry
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
-R = TypeVar("R")
+__all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_inline"]
 
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
 
 _BIG_BODY = 64 * 1024
 _FEW_COMMITS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Work for a thread. It touches nothing that changes meanwhile."""
-
-    work: Callable[[Executor | None], Any]
-
-    def run(self, executor: Executor | None = None) -> Any:
-        """Do it; `executor` (never the one whose thread this occupies) spreads signatures over threads."""
-        return self.work(executor)
-
-
-Steps = Generator[Step, Any, R]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,33 +138,6 @@ class _Element:
     brought: int = 0
 
 
-def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
-    """Run everything in this thread."""
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(step.run(executor))
-    except StopIteration as done:
-        result: R = done.value
-        return result
-
-
-async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:
-    """Advance here, and have the steps done by `run`. An error of a step is raised inside the generator."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                result = await run(step)
-            except GoatherdError as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(result)
-    except StopIteration as done:
-        answer: R = done.value
-        return answer
-
-
 class Engine:
     """One organization.
 
@@ -218,6 +176,7 @@ class Engine:
         self._new_seeds = new_seeds
         self._repositories: dict[str, Repository] = {}
         self._in_use: dict[str, int] = {}
+        self._pinned: set[str] = set()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
 
     # --- repositories ------------------------------------------------------------------------------------------------
@@ -228,7 +187,9 @@ class Engine:
         Raises:
             StorageError: A log cannot be read.
         """
-        self.pool.offer_session_commits(self.repository(SESSIONS_PATH))
+        sessions = self.repository(SESSIONS_PATH)
+        self.pool.offer_session_commits(sessions)
+        self._merge_births(sessions, sessions.item_keys(), check=True)
         self.repository(USERS_PATH)
 
     @property
@@ -247,7 +208,7 @@ class Engine:
         if found is None:
             read = self._read(path)
             found = self._register(read.path, read)
-        self._in_use.setdefault(found.path, 1)
+        self._pinned.add(found.path)
         return found
 
     def opening(self, path: str) -> Steps[Repository]:
@@ -277,8 +238,8 @@ class Engine:
     def _register(self, path: str, read: Repository) -> Repository:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
-        if repository is read:
-            self._merge_births(repository, repository.item_keys())
+        if repository is read and path != SESSIONS_PATH:
+            self._merge_births(repository, repository.item_keys(), check=True)
         return repository
 
     def _hold(self, path: str) -> Steps[None]:
@@ -290,8 +251,11 @@ class Engine:
 
     def _release(self, path: str) -> None:
         left = self._in_use[path] = self._in_use[path] - 1
-        if not left and not len(self._repositories[path]):
-            del self._in_use[path], self._repositories[path]
+        if left:
+            return
+        del self._in_use[path]
+        if path not in self._pinned and not len(self._repositories[path]):
+            del self._repositories[path]
             self._views.forget(path)
 
     # --- POST /auth/session ------------------------------------------------------------------------------------------
@@ -476,7 +440,7 @@ class Engine:
         for element in elements:
             if element.brought:
                 keys = {commit.key for commit in done.accepted}
-                self._merge_births(self._repositories[element.path], keys)
+                self._merge_births(self._repositories[element.path], keys, check=element.path == SESSIONS_PATH)
 
     def _decode(self, raws: Sequence[Any], repository: Repository, now_ms: int) -> list[Commit | DecodeError]:
         """Decode commits one by one; of two with one id both go on, the first may be a forgery (T39)."""
@@ -510,17 +474,33 @@ class Engine:
             self.pool.add_verified_session_commit_unsafe(signed)
         return signed
 
-    def _merge_births(self, repository: Repository, keys: Iterable[str]) -> None:
-        """Merge births that would end a real peer's process, before anybody is told about them."""
+    def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> None:
+        """Merge births that would end a real peer's process, before anybody is told about them.
+
+        Args:
+            repository: Where.
+            keys: The keys to look at.
+            check: Whether the births must be verified first, since the root's signature will stand under them.
+        """
         for key in keys:
             births = unmerged_births(repository, key)
-            merge = merge_births(births, repository, self.pool.current.id) if births else None
-            if merge is None:
+            if not births or (check and not self._vouched(repository.path, births)):
+                continue
+            merge = merge_births(births, repository, self.pool.current.id)
+            if merge is None or merge.ts > self.pool.current.session.expiration_ms:
                 continue
             if merge.id in repository:
                 merge = replace(merge, id=self._new_id())
-            if merge.ts <= self.pool.current.session.expiration_ms:
-                self._store_own(repository, merge, int(merge.ts))
+            self._store_own(repository, merge, int(merge.ts))
+
+    def _vouched(self, path: str, commits: Sequence[Commit]) -> bool:
+        """Whether all commits verify now; in ``/sys/sessions``, by a root.
+
+        SECURITY: what a GoatDB server let into its log must not get our root's signature (T3, test_upstream_traps.py).
+        """
+        if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
+            return False
+        return not any(self.pool.verify_commits(commits))
 
     # --- answering ---------------------------------------------------------------------------------------------------
 

@@ -222,6 +222,10 @@ class Repository:
         """Return the commits of a key in descending order: later first, then larger id first (11.4)."""
         return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
 
+    def count_of(self, key: str) -> int:
+        """Return how many commits a key has."""
+        return len(self._by_key.get(key, ()))
+
     def namespace_of(self, key: str) -> str | None:
         """Return the namespace of a key's first full commit here."""
         for commit in self._by_key.get(key, ()):

@@ -88,6 +88,11 @@ class Rulebook:
             return _owner_only
         return None
 
+    def all_may_read(self, path: str) -> bool:
+        """Whether everybody may read everything in a repository, without asking key by key."""
+        rule = self.rule_for(path)
+        return rule is None or rule is _read_only
+
     def allows(self, access: Access) -> bool:
         """Whether an access is allowed. A rule that raises allows nothing."""
         if access.session.is_root:

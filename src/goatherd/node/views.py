@@ -23,7 +23,17 @@ BIG_VIEW = 200
 
 _CYCLES = 3
 _FILTER_LIFE_MS = 1000
+_COMMITS_PER_MS = 10
 _MOST = 64
+
+
+@dataclass(slots=True)
+class _Filter:
+    """A filter over the first `count` commits of a view."""
+
+    made_ms: int
+    count: int
+    bloom: BloomFilter
 
 
 @dataclass(slots=True)
@@ -32,7 +42,7 @@ class View:
 
     version: int
     commits: Sequence[Commit]
-    filters: dict[tuple[int, float], tuple[int, BloomFilter]] = field(default_factory=dict)
+    filters: dict[tuple[int, int], _Filter] = field(default_factory=dict)
 
 
 class Views:
@@ -52,7 +62,9 @@ class Views:
     def of(self, repository: Repository, requester: Session) -> View:
         """Return what a session may see; all sessions of one owner see the same (COMPAT)."""
         rule = self._rulebook.rule_for(repository.path)
-        everything = rule is None or requester.is_root or requester.id == self._pool.current.id
+        everything = (
+            self._rulebook.all_may_read(repository.path) or requester.is_root or requester.id == self._pool.current.id
+        )
         name = None if everything else f"@{requester.owner or ''}"
         views = self._views.setdefault(repository.path, {})
         view = views.get(name)
@@ -67,7 +79,8 @@ class Views:
             commits = [commit for commit in commits if allowed[commit.key]]
         if len(views) > _MOST:
             views.clear()
-        view = views[name] = View(version=repository.version, commits=commits)
+        filters = view.filters if view is not None and everything else {}
+        view = views[name] = View(version=repository.version, commits=commits, filters=filters)
         return view
 
     def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int) -> SyncMessage:
@@ -82,35 +95,46 @@ class Views:
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine.py).
         peer = int(min(max(asked.size, 0), count + len(asked.commits) + self._limits.spare_size))
-        size, fpr = filter_parameters(count, peer, 1 if brought else _CYCLES)
+        cycles = 1 if brought else _CYCLES
         if asked.version < VERSION:
             # COMPAT: an older build gets a count and nothing else.
-            seeds = self._new_seeds(seed_count(size, fpr))
-            return SyncMessage(version=VERSION, filter=BloomFilter.for_size(size, fpr, seeds), size=count)
+            return SyncMessage(version=VERSION, filter=self._empty(max(count, peer), cycles), size=count)
         return SyncMessage(
             version=VERSION,
-            filter=self._filter(view, size, fpr, now_ms),
+            filter=self._filter(view, max(count, peer), cycles, now_ms),
             size=count,
             commits=self._missing(view.commits, asked.filter),
         )
 
-    def _filter(self, view: View, size: int, fpr: float, now_ms: int) -> BloomFilter:
-        """Return a filter over a view; over a big one the same for up to a second.
+    def _empty(self, size: int, cycles: int) -> BloomFilter:
+        size, fpr = filter_parameters(size, size, cycles)
+        return BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
+
+    def _filter(self, view: View, size: int, cycles: int, now_ms: int) -> BloomFilter:
+        """Return a filter over a view; over a big one the same for a second or more, new commits put in.
 
         Fresh seeds are what makes rounds converge, but a second is one or two rounds, and building a filter over 50 000
         commits takes a third of one.
         """
-        made_ms, known = view.filters.get((size, fpr), (0, None))
-        if known is not None and abs(now_ms - made_ms) < _FILTER_LIFE_MS:
-            return known
-        made = BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
-        for commit in view.commits:
-            made.add(commit.id)
-        if len(view.commits) > BIG_VIEW:
-            if len(view.filters) > _MOST:
-                view.filters.clear()
-            view.filters[size, fpr] = (now_ms, made)
-        return made
+        if len(view.commits) <= BIG_VIEW:
+            made = self._empty(size, cycles)
+            for commit in view.commits:
+                made.add(commit.id)
+            return made
+        grain = 1 << max(0, size.bit_length() - 4)
+        size = -(-size // grain) * grain
+        life = max(_FILTER_LIFE_MS, len(view.commits) // _COMMITS_PER_MS)
+        known = view.filters.get((size, cycles))
+        if known is None or not 0 <= now_ms - known.made_ms < life:
+            known = _Filter(now_ms, 0, self._empty(size, cycles))
+        for commit in view.commits[known.count :]:
+            known.bloom.add(commit.id)
+        known.count = max(known.count, len(view.commits))
+        # Another thread may be at the same: it must not see a filter that is not full yet.
+        if len(view.filters) > _MOST:
+            view.filters.clear()
+        view.filters[size, cycles] = known
+        return known.bloom
 
     def _missing(self, commits: Sequence[Commit], held: BloomFilter) -> list[Commit]:
         """Return what a peer lacks, capped; never a birth without the merge that makes it harmless."""
