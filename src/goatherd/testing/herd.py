@@ -299,10 +299,18 @@ class HerdNode:
 
 
 class HerdClient:
-    """A GoatDB client with writes of its own; each of its requests goes to some node, as behind a load balancer."""
+    """A GoatDB client with writes of its own.
 
-    def __init__(self, herd: Herd, owned: OwnedSession, number: int) -> None:
+    Attributes:
+        home: The node that all its requests go to; None for any, as behind a load balancer.
+        refused: How many of its requests were refused.
+        written: Its notes, as it signed them.
+        connected: Switch it off to let it be offline.
+    """
+
+    def __init__(self, herd: Herd, owned: OwnedSession, number: int, home: HerdNode | None) -> None:
         self.owned = owned
+        self.home = home
         self.refused = 0
         self.written: list[Commit] = []
         self.connected = True
@@ -324,8 +332,9 @@ class HerdClient:
         )
         self.written.append(sign_commit(self.owned, draft, now_ms=self._herd.clock.now_ms()))
 
-    async def sync(self, node: HerdNode) -> None:
+    async def sync(self) -> None:
         """Offer one node what it lacks."""
+        node = self.home or self._herd.random.choice(self._herd.nodes)
         offered = self._sender.offers("the cluster", DATA, self.written)
         message = self._herd.message({commit.id: commit for commit in self.written}, offered)
         try:
@@ -384,11 +393,11 @@ class Herd:
         await provider.create(cls.secret_id, encode_document(document))
         return cls(provider, document, clock=clock, **options)
 
-    async def add_clients(self, count: int, *, at: HerdNode | None = None) -> None:
+    async def add_clients(self, count: int, *, at: HerdNode | None = None, home: HerdNode | None = None) -> None:
         """Let `count` clients get a session, each at some node or at `at`, and let the sessions spread."""
-        for number in range(count):
+        for _ in range(count):
             owned, _ = await (at or self.random.choice(self.nodes)).create_session()
-            self.clients.append(HerdClient(self, owned, len(self.clients) + number))
+            self.clients.append(HerdClient(self, owned, len(self.clients), home))
         await self.spread()
 
     async def step(self) -> None:
@@ -399,7 +408,7 @@ class Herd:
         for client in self.clients:
             if client.connected:
                 client.write()
-                await client.sync(self.random.choice(self.nodes))
+                await client.sync()
 
     async def spread(self) -> None:
         """Let every node sync once with every other."""
@@ -417,7 +426,7 @@ class Herd:
             await self.spread()
             for client in self.clients:
                 if client.connected:
-                    await client.sync(self.random.choice(self.nodes))
+                    await client.sync()
 
     @property
     def refused(self) -> int:
@@ -430,10 +439,19 @@ class Herd:
         alive = [node for node in self.nodes if not node.faults.cut_off]
         return [commit_id for commit_id in written if not all(node.holds(DATA, commit_id) for node in alive)]
 
-    def unverifiable(self) -> list[str]:
-        """Return the ids of commits that some node holds and that some reachable node would refuse today."""
+    def unverifiable(self, *paths: str) -> list[str]:
+        """Return the ids of commits that some node holds and that some reachable node would refuse today.
+
+        Args:
+            paths: The repositories to look at; all by default.
+        """
         alive = [node for node in self.nodes if not node.faults.cut_off]
-        held = {commit.id: commit for node in self.nodes for path in (DATA, SESSIONS) for commit in node.commits(path)}
+        held = {
+            commit.id: commit
+            for node in self.nodes
+            for path in paths or (DATA, SESSIONS)
+            for commit in node.commits(path)
+        }
         return [commit.id for commit in held.values() if not all(_verifies(node.pool, commit) for node in alive)]
 
     def new_client_pool(self, roots: Iterable[Session]) -> TrustPool:

@@ -1,0 +1,225 @@
+"""A rotation that is killed before or after every effect, cancelled at every call, or whose store fails then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from goatherd.errors import NotAdoptedError, UnavailableError
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import VersionState
+from goatherd.rotation import Outcome, Phase, Rotator
+from goatherd.testing.herd import Herd
+
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+
+EFFECTS = {"write", "label", "destroy", "push", "refresh", "create_session"}
+CALLS = EFFECTS | {"read", "versions", "batch_sync", "identity"}
+
+
+class KilledError(BaseException):
+    """The process is gone."""
+
+
+class Trap:
+    """Counts calls of chosen methods through the wrappers that it makes; at the chosen one it springs."""
+
+    def __init__(self, methods: set[str], at: int, spring: Callable[[], Any], *, after: bool) -> None:
+        self.methods = methods
+        self.at = at
+        self.spring = spring
+        self.after = after
+        self.count = 0
+        self.sprung: str | None = None
+
+    def wrap(self, target: object) -> Any:
+        return _Wrapped(target, self)
+
+
+class _Wrapped:
+    def __init__(self, target: object, trap: Trap) -> None:
+        self._target = target
+        self._trap = trap
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._target, name)
+        if name not in self._trap.methods:
+            return attribute
+
+        async def call(*args: Any, **options: Any) -> Any:
+            trap = self._trap
+            if trap.sprung is not None and trap.spring is kill:
+                raise KilledError  # a process that is gone does nothing more, in no task
+            mine = trap.count == trap.at
+            trap.count += 1
+            if mine and not trap.after:
+                trap.sprung = name
+                await trap.spring()
+            result = await attribute(*args, **options)
+            if mine and trap.after:
+                trap.sprung = name
+                await trap.spring()
+            return result
+
+        return call
+
+
+async def kill() -> None:
+    raise KilledError
+
+
+def trapped(herd: Herd, trap: Trap) -> Rotator:
+    return rotator_for(herd, provider=trap.wrap(herd.provider), nodes=[trap.wrap(node) for node in herd.nodes])
+
+
+async def finish(herd: Herd) -> None:
+    """What the next operator does: carry on what there is; rotate if there was nothing."""
+    report = await rotator_for(herd, started_by="carol@host-2:1").resume()
+    if report.outcome is Outcome.NOTHING and report.current_id == "root-a":
+        report = await rotator_for(herd, started_by="carol@host-2:1").rotate()
+    document = await check_steady(herd)
+    assert document.current.id != "root-a"
+    assert document.rotated_from == "root-a"
+    assert herd.refused == 0
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    await rotator_for(herd).retire()
+    for version in await herd.provider.versions(herd.secret_id):
+        if version.state is VersionState.ENABLED:
+            held = decode_document((await herd.provider.read(herd.secret_id, version.id)).value.reveal())
+            assert held.current.id == document.current.id, "an orphan holds another private key"
+            assert held.next is None
+
+
+async def at_every_call(make_herd: MakeHerd, methods: set[str], *, after: bool, spring: Any) -> int:
+    at = 0
+    while True:
+        herd = await make_herd(nodes=2, clients=1)
+        trap = Trap(methods, at, spring, after=after)
+        try:
+            await trapped(herd, trap).rotate()
+        except (KilledError, BaseExceptionGroup):
+            assert trap.sprung is not None
+        else:
+            if trap.sprung is None:
+                return at
+        await finish(herd)
+        await herd.provider.delete(herd.secret_id)
+        at += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_killed_at_every_effect_the_next_process_brings_it_to_steady(make_herd: MakeHerd, after: bool) -> None:
+    assert await at_every_call(make_herd, EFFECTS, after=after, spring=kill) >= 20
+
+
+@pytest.mark.slow
+async def test_cancelled_at_every_call_the_next_process_brings_it_to_steady(make_herd: MakeHerd) -> None:
+    at = 0
+    while True:
+        herd = await make_herd(nodes=2, clients=1)
+        running: list[asyncio.Task[Any]] = []
+
+        async def cancel(running: list[asyncio.Task[Any]] = running) -> None:
+            running[0].cancel()
+            await asyncio.sleep(0)
+
+        trap = Trap(CALLS, at, cancel, after=at % 2 == 0)
+        running.append(asyncio.create_task(trapped(herd, trap).rotate()))
+        await asyncio.wait(running)
+        if trap.sprung is None:
+            assert running[0].result().outcome is Outcome.ROTATED
+            break
+        assert running[0].cancelled()
+        await finish(herd)
+        await herd.provider.delete(herd.secret_id)
+        at += 1
+    assert at > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["asked in vain", "answer lost"])
+async def test_a_store_that_fails_once_at_any_call_is_asked_again(make_herd: MakeHerd, after: bool) -> None:
+    at = 0
+    while True:
+        herd = await make_herd(nodes=2, clients=1)
+
+        async def fail() -> None:
+            raise UnavailableError("no answer", provider="memory", secret_id=Herd.secret_id, operation="any")
+
+        # The first read is the operator's own question: it fails in his face, and nothing has begun.
+        trap = Trap({"write", "label", "read", "versions"}, at + 1, fail, after=after)
+        report = await rotator_for(herd, provider=trap.wrap(herd.provider)).rotate()
+        assert report.outcome is Outcome.ROTATED
+        document = await check_steady(herd)
+        assert len(document.roots) == 2, "a repeated step made a second candidate"
+        if trap.sprung is None:
+            break
+        await herd.provider.delete(herd.secret_id)
+        at += 1
+    assert at > 10
+
+
+async def test_a_store_that_stays_away_ends_the_run_and_changes_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=1)
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+
+    class Away:
+        async def read(self, *args: Any, **options: Any) -> Any:
+            if self.calls:
+                raise UnavailableError("no answer", provider="memory", secret_id=herd.secret_id, operation="read")
+            self.calls += 1
+            return await herd.provider.read(*args, **options)
+
+        calls = 0
+
+    began = herd.clock.now_ms()
+    with pytest.raises(UnavailableError):
+        await rotator_for(herd, provider=Away()).resume()
+    assert herd.clock.now_ms() - began >= POLICY.store_patience / timedelta(milliseconds=1)
+    assert (await document_of(herd)).phase == Phase.PUBLISHED
+
+
+async def test_a_stale_replica_is_not_believed(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=1)
+    first = await herd.provider.read(herd.secret_id)
+
+    class Lagging:
+        """Every second read shows the past."""
+
+        calls = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(herd.provider, name)
+
+        async def read(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return first if self.calls % 2 else await herd.provider.read(*args, **options)
+
+    report = await rotator_for(herd, provider=Lagging()).rotate()
+    assert report.outcome is Outcome.ROTATED
+    await check_steady(herd)
+
+
+async def test_a_node_that_hangs_is_a_node_that_does_not_answer(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=1)
+
+    class Hanging:
+        base_url = herd.nodes[2].base_url
+
+        def __getattr__(self, name: str) -> Any:
+            async def hang(*args: Any, **options: Any) -> Any:
+                await asyncio.Event().wait()
+
+            return hang
+
+    policy = replace(POLICY, node_timeout=timedelta(milliseconds=10), adoption=timedelta(seconds=3))
+    rotator = rotator_for(herd, nodes=[*herd.nodes[:2], Hanging()], policy=policy)
+    with pytest.raises(NotAdoptedError, match="node-2"):
+        await rotator.rotate()
+    await check_steady(herd)
