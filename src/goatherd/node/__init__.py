@@ -1,0 +1,19 @@
+"""A GoatDB server of our own.
+
+* `storage`: where commits rest, on disk or in memory
+* `repository`: the commits of one repository: graph, leaves, heads, items; `births`: two first commits of one key
+* `rules`, `admission`: who may read and write what, and what a commit must look like
+* `views`: what one requester may see of a repository
+* `engine`: what a request means; pure
+* `database`: one organization alive: identity, engine, threads, disk, peers
+* `peer`: keeps a database in step with another server
+* `server`: the HTTP face and the process
+
+Start with `Server`, and `serve` or `Listener` to put it on a socket.
+"""
+
+from goatherd.node.database import Database, DatabaseRepository
+from goatherd.node.peer import PeerStatus
+from goatherd.node.server import Listener, Server, run, serve
+
+__all__ = ["Database", "DatabaseRepository", "Listener", "PeerStatus", "Server", "run", "serve"]

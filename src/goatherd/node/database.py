@@ -1,0 +1,649 @@
+"""One organization, alive: its identity, trust pool, engine, data directory and peers.
+
+Not HTTP (`goatherd.node.server`) and not the decisions (`goatherd.node.engine`, which is pure): this module gives the
+engine time, ids, threads and a disk, and does what its responses ask for.
+
+Rules:
+
+* The event loop's thread owns engine and pool. Threads get only a step to run, a log to flush.
+* Nothing is told to anybody before it is on the disk: not only is a push answered after its commits were flushed, no
+  answer that could show them to somebody else leaves before that either (GoatDB does not wait at all, T50). Flushes
+  are shared by all who wait (group commit).
+* A request that has begun is finished, whether its client is still there or not.
+* A new identity is in force from the next signature on; nothing is restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from goatherd.client import NodeClient
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import GoatherdError, InvalidSignatureError, SettingsError, VerificationError
+from goatherd.identity.session import OwnedSession
+from goatherd.ids import new_id as random_id
+from goatherd.ids import new_seeds
+from goatherd.node.engine import Engine, Response, Step, Steps, drive
+from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
+from goatherd.node.repository import Item, Log, Repository
+from goatherd.node.rules import SESSIONS_PATH, Rule
+from goatherd.node.storage import LogDirectory
+from goatherd.settings import DBSettings, DBSettingsProvider
+from goatherd.trust import TrustPool
+from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.paths import check_repository_path
+from goatherd.wire.schema import BUILTIN, Registry
+
+__all__ = ["Database", "DatabaseRepository"]
+
+_log = logging.getLogger("goatherd.node")
+
+R = TypeVar("R")
+
+SETTLE: Final = timedelta(seconds=1)
+PEER_TIMEOUT: Final = timedelta(seconds=30)
+PENDING_BATCH: Final = 64
+DEFERRED_COMMITS: Final = 10_000
+DEFERRED_BYTES: Final = 64 * 1024 * 1024
+
+_JSON: Final = "application/json"
+
+
+class _TrackedLog:
+    """A log that says when something was appended."""
+
+    __slots__ = ("_log", "_on_append")
+
+    def __init__(self, log: Log, on_append: Callable[[Log], None]) -> None:
+        self._log = log
+        self._on_append = on_append
+
+    @property
+    def damaged(self) -> int:
+        return self._log.damaged
+
+    @property
+    def unflushed(self) -> int:
+        return self._log.unflushed
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        return self._log.records()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._log.append(record)
+        self._on_append(self._log)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+
+class _Disk:
+    """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins."""
+
+    def __init__(self) -> None:
+        self._dirty: dict[Log, None] = {}
+        self._flushing: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
+
+    def touch(self, log: Log) -> None:
+        """Note that a log has something to write. Called on the event loop's thread."""
+        self._dirty[log] = None
+
+    async def durable(self) -> None:
+        """Wait until everything appended so far, by whomever, is on the disk.
+
+        Raises:
+            StorageError: It could not be written; the next flush tries again.
+        """
+        running = self._flushing is not None and not self._flushing.done()
+        if self._dirty:
+            if not running:
+                self._flushing = asyncio.create_task(self._flush(None))
+                await asyncio.shield(self._flushing)
+                return
+            if self._next is None:
+                self._next = asyncio.create_task(self._flush(self._flushing))
+            await asyncio.shield(self._next)
+        elif running and self._flushing is not None:
+            await asyncio.shield(self._flushing)
+
+    async def _flush(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+            self._flushing, self._next = self._next, None
+        logs, self._dirty = list(self._dirty), {}
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _flush_all, logs)
+        except BaseException:
+            self._dirty = {**dict.fromkeys(logs), **self._dirty}
+            raise
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def _flush_all(logs: Sequence[Log]) -> None:
+    failure: GoatherdError | None = None
+    for log in logs:
+        try:
+            log.flush()
+        except GoatherdError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+class _Deferred:
+    """Commits that peers sent and that could not be believed yet, within bounds; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._commits: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._commits)
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        return fingerprint in self._commits
+
+    def add(self, fingerprint: bytes, path: str, commit: Any) -> None:
+        if fingerprint in self._commits:
+            return
+        self._commits[fingerprint] = (path, commit)
+        self._bytes += len(fingerprint)
+        while len(self._commits) > DEFERRED_COMMITS or self._bytes > DEFERRED_BYTES:
+            dropped, _ = self._commits.popitem(last=False)
+            self._bytes -= len(dropped)
+
+    def take_all(self) -> dict[str, list[Any]]:
+        """Return everything by repository, ``/sys/sessions`` first, and forget it."""
+        by_path: dict[str, list[Any]] = {}
+        for path, commit in self._commits.values():
+            by_path.setdefault(path, []).append(commit)
+        self._commits.clear()
+        self._bytes = 0
+        return dict(sorted(by_path.items(), key=lambda pair: pair[0] not in FIRST_PATHS))
+
+
+@dataclass(frozen=True, slots=True)
+class _RepositoryView:
+    """A repository as its peers see it."""
+
+    repository: Repository
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.repository.ids
+
+    def commit_json(self, commit_id: str) -> Mapping[str, Any]:
+        commit = self.repository.get(commit_id)
+        if commit is None:
+            raise KeyError(commit_id)
+        return commit.to_json()
+
+
+class DatabaseRepository:
+    """Reads and writes items of one repository, signed by the current root. Writes return when they are on the disk.
+
+    Values are GoatDB's encoded fields: JSON, dates in seconds; an aware `datetime` is turned into that.
+    """
+
+    def __init__(self, database: Database, path: str) -> None:
+        kind, name = check_repository_path(path)
+        self._database = database
+        self.path = f"/{kind}/{name}"
+
+    async def get(self, key: str) -> Item | None:
+        """Return an item; None where there is none or it is deleted.
+
+        Raises:
+            StorageError: The repository cannot be read.
+        """
+        engine = await self._open()
+        return engine.get(self.path, key)
+
+    async def keys(self) -> list[str]:
+        """Return the keys of the items that are not deleted.
+
+        Raises:
+            StorageError: The repository cannot be read.
+        """
+        engine = await self._open()
+        return [key for key in engine.repository(self.path).item_keys() if engine.get(self.path, key) is not None]
+
+    async def create(self, key: str, schema: str, data: Mapping[str, Any]) -> Item:
+        """Create an item.
+
+        Args:
+            key: Of a-z, 0-9, ``-`` and ``_``.
+            schema: The schema marker, such as ``note/1``; one that is not registered is stored all the same.
+            data: The fields.
+
+        Raises:
+            ItemExistsError: There is one.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed.
+            StorageError: It could not be written.
+        """
+        engine = await self._open()
+        engine.create(self.path, key, schema, _fields(data), self._database.now_ms())
+        return await self._written(key)
+
+    async def set(self, key: str, data: Mapping[str, Any]) -> Item:
+        """Replace an item's fields.
+
+        Raises:
+            ItemNotFoundError: There is none.
+            DecodeError, EncodeError: The data are not allowed.
+            StorageError: It could not be written.
+        """
+        engine = await self._open()
+        engine.set(self.path, key, _fields(data), self._database.now_ms())
+        return await self._written(key)
+
+    async def delete(self, key: str) -> None:
+        """Delete an item.
+
+        Raises:
+            ItemNotFoundError: There is none.
+            StorageError: It could not be written.
+        """
+        engine = await self._open()
+        engine.delete(self.path, key, self._database.now_ms())
+        await self._database.publish(self.path)
+
+    async def _open(self) -> Engine:
+        return await self._database.open_repository(self.path)
+
+    async def _written(self, key: str) -> Item:
+        await self._database.publish(self.path)
+        item = (await self._open()).get(self.path, key)
+        if item is None:
+            raise KeyError(key)  # somebody deleted it in the meantime
+        return item
+
+
+class Database:
+    """One organization's database. `open` before, `aclose` after; everything on one event loop.
+
+    Args:
+        org: The organization's id.
+        directory: Its data directory, locked while open.
+        settings: Its identity; entered and left here.
+        workers: Threads for the engine's steps.
+        verifiers: Threads among which a step spreads signatures; not the same ones.
+        clock: The time.
+        registry: The schemas that are known beyond GoatDB's own.
+        rules: The application's access rules, in order.
+        peers: URLs of the other servers.
+        debug: Do not wait for replicas after a new session.
+        new_id: Where fresh ids come from.
+    """
+
+    def __init__(
+        self,
+        *,
+        org: str,
+        directory: Path,
+        settings: DBSettingsProvider,
+        workers: Executor,
+        verifiers: Executor | None = None,
+        clock: Clock | None = None,
+        registry: Registry = BUILTIN,
+        rules: Sequence[Rule] = (),
+        peers: Sequence[str] = (),
+        debug: bool = False,
+        new_id: Callable[[], str] = random_id,
+    ) -> None:
+        self.org = org
+        self._directory = LogDirectory(directory)
+        self._settings = settings
+        self._workers = workers
+        self._verifiers = verifiers
+        self._clock: Clock = clock or SystemClock()
+        self._registry = registry
+        self._rules = tuple(rules)
+        self._peer_urls = tuple(peers)
+        self._debug = debug
+        self._new_id = new_id
+        self._engine: Engine | None = None
+        self._disk = _Disk()
+        self._deferred = _Deferred()
+        self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
+        self._peers: list[Peer] = []
+        self._running: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._trust_changed = asyncio.Event()
+        self._stack = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Load the identity, lock and open the data, start the peers.
+
+        Raises:
+            SettingsError, ProviderError, IdentityError: There is no identity to start from. None is invented.
+            StorageError: The data directory is in use or cannot be read.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _open(self) -> None:
+        self._stack.callback(self._disk.close)
+        await self._stack.enter_async_context(self._settings)
+        settings = await self._settings.load()
+        await asyncio.to_thread(self._directory.acquire)
+        self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
+        document = settings.document
+        pool = TrustPool(
+            org=self.org,
+            current=settings.current,
+            roots=settings.roots,
+            trusted=settings.trusted,
+            revoked=[revocation.id for revocation in document.revoked],
+        )
+        engine = Engine(
+            org=self.org,
+            pool=pool,
+            open_log=lambda path: _TrackedLog(self._directory.open(path), self._disk.touch),
+            new_id=self._new_id,
+            new_seeds=new_seeds,
+            registry=self._registry,
+            rules=self._rules,
+        )
+        await asyncio.to_thread(engine.load)
+        self._engine = engine
+        self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repositories)))
+        self._stack.callback(self._settings.subscribe(self._swap))
+        self._spawn(self._verify_sessions(), "verify sessions")
+        self._spawn(self._retry_deferred(), "retry deferred commits")
+        for url in self._peer_urls:
+            client = await self._stack.enter_async_context(NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock))
+            peer = Peer(self, client, self._clock)
+            self._peers.append(peer)
+            self._spawn(peer.run(), f"peer {url}")
+
+    async def aclose(self) -> None:
+        """Finish what runs, stop the peers, flush and close.
+
+        Raises:
+            StorageError: Something could not be written.
+        """
+        while self._running:
+            await asyncio.wait(self._running)
+        background = list(self._background)
+        for task in background:
+            task.cancel()
+        if background:
+            await asyncio.wait(background)
+        while self._running:  # what a peer had begun to take in
+            await asyncio.wait(self._running)
+        self._peers.clear()
+        await self._stack.aclose()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"{self.org}: {name}")
+        self._background.add(task)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%s ended: %r", task.get_name(), error, exc_info=error)
+
+    # --- what others need of it -------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            SettingsError: The database is not open.
+        """
+        if self._engine is None:
+            raise SettingsError(f"the database of {self.org!r} is not open")
+        return self._engine
+
+    @property
+    def pool(self) -> TrustPool:
+        """Whom this database trusts."""
+        return self.engine.pool
+
+    @property
+    def peers(self) -> list[PeerStatus]:
+        """How things stand with each peer."""
+        return [peer.status for peer in self._peers]
+
+    @property
+    def deferred_count(self) -> int:
+        """How many commits of peers wait for somebody to vouch for their signers."""
+        return len(self._deferred)
+
+    def now_ms(self) -> int:
+        """Return the time, in milliseconds since 1970."""
+        return self._clock.now_ms()
+
+    def repository(self, path: str) -> DatabaseRepository:
+        """Return a repository to read and write items of.
+
+        Raises:
+            PathError: Not a path that this server opens.
+        """
+        return DatabaseRepository(self, path)
+
+    async def open_repository(self, path: str) -> Engine:
+        """Open a repository, reading its log in a thread, and return the engine."""
+        await self._drive(self.engine.opening(path))
+        return self.engine
+
+    async def publish(self, path: str) -> None:
+        """Make what was written durable, then tell the peers.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        await self._disk.durable()
+        if path == SESSIONS_PATH:
+            self._trust_changed.set()
+        self._poke(path)
+
+    async def wait_for_peers(self, path: str, timeout: timedelta) -> bool:
+        """Push a repository to every peer that answers; return whether each did within `timeout`."""
+        if not self._peers:
+            return True
+        watchers = {peer.settled(path) for peer in self._peers}
+        done, late = await asyncio.wait(watchers, timeout=timeout.total_seconds())
+        for watcher in late:
+            watcher.cancel()
+        return not late and all(watcher.result() for watcher in done)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def answer_sync(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /batch-sync``."""
+        return await self._finish(self._answer_sync(body, header))
+
+    async def _answer_sync(self, body: bytes, header: str | None) -> Response:
+        response = await self._drive(self.engine.batch_sync(header, body, self.now_ms()))
+        return await self._settle(response)
+
+    async def answer_session(self, body: bytes) -> Response:
+        """Answer ``POST /auth/session``."""
+        return await self._finish(self._answer_session(body))
+
+    async def _answer_session(self, body: bytes) -> Response:
+        return await self._settle(self.engine.create_session(body, self.now_ms()))
+
+    async def answer_refresh(self, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/refresh``: look at the settings now, if a root asks."""
+        try:
+            session = self.pool.verify_request(header or "", self.now_ms())
+        except VerificationError:
+            return Response(status=403)
+        if not session.is_root:
+            return Response(status=403)
+        changed = await self._finish(self._settings.refresh())
+        body = {"generation": self._settings.settings.document.generation, "changed": changed}
+        return Response(status=200, body=to_json_bytes(body), content_type=_JSON)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.
+
+        SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
+        """
+        document, status, pool = self._settings.settings.document, self._settings.status, self.pool
+        age = status.age
+        return {
+            "org": self.org,
+            "signer": pool.current.id,
+            "roots": list(pool.root_ids),
+            "documentRoots": list(pool.document_root_ids),
+            "revoked": sorted(pool.revoked),
+            "generation": document.generation,
+            "phase": str(document.phase or "steady"),
+            "rotation": document.rotation.id if document.rotation is not None else None,
+            "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
+            "degraded": status.is_degraded,
+            "known": pool.known_count,
+            "pending": pool.pending_count,
+        }
+
+    async def _settle(self, response: Response) -> Response:
+        """Do what a response asks for before it is sent."""
+        for commit_id, error in response.refused:
+            _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
+        # Not only what this request wrote: its answer may show what another one has only just stored.
+        await self._disk.durable()
+        if SESSIONS_PATH in response.poke:
+            self._trust_changed.set()
+        for path in response.poke:
+            self._poke(path)
+        if response.settle and not self._debug:
+            # COMPAT: GoatDB sleeps a second here, so that replicas know the session before its client asks them.
+            await self.wait_for_peers(SESSIONS_PATH, SETTLE)
+        return response
+
+    async def _finish(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run to the end even if the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _drive(self, steps: Steps[R]) -> R:
+        return await drive(steps, self._run_step)
+
+    async def _run_step(self, step: Step) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, step.run, self._verifiers)
+
+    # --- identity ---------------------------------------------------------------------------------------------------
+
+    def _swap(self, settings: DBSettings) -> None:
+        before = self.pool.current.id
+        self.pool.swap(settings.document)
+        if self.pool.current.id != before:
+            _log.info("%s signs with %s from now on, before with %s", self.org, self.pool.current.id, before)
+        self._trust_changed.set()
+        for peer in self._peers:
+            peer.hurry()
+
+    async def _verify_sessions(self) -> None:
+        """Verify, in the background, the session commits that nobody has needed yet."""
+        loop = asyncio.get_running_loop()
+        before = -1
+        while self.pool.pending_count != before:
+            before = self.pool.pending_count
+            verification = self.pool.prepare_pending(PENDING_BATCH)
+            await loop.run_in_executor(self._workers, verification.run)
+            self.pool.conclude(verification)
+
+    # --- peers ------------------------------------------------------------------------------------------------------
+
+    def signer(self) -> OwnedSession:
+        """Return the session that signs requests to peers, now."""
+        return self.pool.current
+
+    def paths(self) -> Sequence[str]:
+        """Return the repositories to keep in step, in the order that matters."""
+        return list(self._paths)
+
+    async def view(self, path: str) -> _RepositoryView:
+        """Open a repository for a peer."""
+        return _RepositoryView((await self.open_repository(path)).repository(path))
+
+    async def take(self, path: str, commits: Sequence[Any]) -> int:
+        """Verify and store what a peer sent; return how many commits were new.
+
+        What cannot be believed yet is kept, within bounds, and tried again when the trusted sessions change.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        return await self._finish(self._take(path, commits))
+
+    async def _take(self, path: str, commits: Sequence[Any]) -> int:
+        fresh = {fingerprint: raw for raw in commits if (fingerprint := _fingerprint(path, raw)) not in self._deferred}
+        if not fresh:
+            return 0
+        done = await self._drive(self.engine.ingest(path, list(fresh.values()), self.now_ms()))
+        early = {
+            commit_id
+            for commit_id, error in done.refused
+            if isinstance(error, VerificationError) and not isinstance(error, InvalidSignatureError)
+        }
+        if early:
+            for fingerprint, raw in fresh.items():
+                if raw["id"] in early:
+                    self._deferred.add(fingerprint, path, raw)
+        await self._disk.durable()
+        if done.accepted:
+            if path == SESSIONS_PATH:
+                self._trust_changed.set()
+            self._poke(path)
+        return len(done.accepted)
+
+    def _poke(self, path: str) -> None:
+        self._paths[path] = None
+        for peer in self._peers:
+            peer.poke(path)
+
+    async def _retry_deferred(self) -> None:
+        """Whenever somebody new is trusted, look again at what could not be believed before."""
+        while True:
+            await self._trust_changed.wait()
+            self._trust_changed.clear()
+            for path, commits in self._deferred.take_all().items():
+                with suppress(GoatherdError):
+                    await self.take(path, commits)
+
+
+def _fingerprint(path: str, raw: Any) -> bytes:
+    """Return a text that is the same only for the same commit of the same repository; no id is trusted to be that."""
+    try:
+        return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # a lone surrogate
+        return path.encode() + b"\0" + to_json_bytes(raw)
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _field(value) for name, value in data.items()}
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise TypeError("a date without a time zone means nothing")
+        return value.astimezone(UTC).timestamp()
+    return value

@@ -1,0 +1,490 @@
+"""The HTTP face of a node: GoatDB's endpoints and Goatherd's two, as an ASGI application and as a process.
+
+Not the logic: what a request means is decided by `goatherd.node.database` and `goatherd.node.engine`. This module
+finds the organization, dispatches (protocol 2.1), maps errors to statuses, and starts and stops.
+
+Rules:
+
+* Paths are compared in lower case, the query is ignored, a trailing slash counts. Everything that an endpoint answers
+  carries CORS headers, its 400s and 404s too; what a refused signature or a failure ends (403, 500, 503) carries none.
+* One organization, one `Database`. Concurrent first requests share one opening; one that fails is a 500 for those who
+  waited for it and is tried again by the next request.
+* A plain ASGI callable: GoatDB's dispatch (any ``OPTIONS``, lower-cased paths) is not a router's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import GoatherdError
+from goatherd.ids import new_id
+from goatherd.node.database import Database
+from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
+from goatherd.node.rules import Rule
+from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.schema import BUILTIN, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from goatherd.settings import DBSettingsProvider
+
+__all__ = ["Listener", "Server", "run", "serve"]
+
+_log = logging.getLogger("goatherd.node")
+
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+DEFAULT_ORG: Final = "localhost"
+GRACE: Final = timedelta(seconds=10)
+
+# SECURITY: an organization's id becomes a directory (T49, tests/unit/node/test_server.py).
+_ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_NO_STORE: Final = (b"cache-control", b"no-store")
+
+
+@runtime_checkable
+class SettingsFactory(Protocol):
+    """Gives each organization its settings provider; every `DBSettingsProvider` does."""
+
+    def for_org(self, org: str) -> DBSettingsProvider: ...
+
+
+class BodyTooLargeError(Exception):
+    """The request's body exceeds the server's limit."""
+
+
+class DisconnectedError(Exception):
+    """The client went away before its request was complete."""
+
+
+class Server:
+    """A GoatDB server: organizations, each with its database, behind one ASGI application.
+
+    Use as an async context manager; `app` may be called only inside. With a constant organization its database is
+    opened on entering, so that an identity that cannot be loaded is an error at once.
+
+    Args:
+        path: The data directory; an organization has ``<path>/<org>/``.
+        settings: A settings provider (its ``for_org`` is asked), or a function from organization id to one. The server
+            enters and leaves what it gets.
+        org_id: The organization of every request, unless `resolve_domain` is given.
+        base_url: The public URL for CORS: a text, or a function of the organization's id. ``Listener`` fills in
+            ``http://localhost:<port>`` when there is none.
+        resolve_domain: Organization id of a request's full URL; an empty one is answered with 404.
+        peers: URLs of the other servers of this cluster. One's own URL among them is harmless.
+        clock: The time.
+        registry: The schemas that are known beyond GoatDB's own.
+        rules: The application's access rules, in order.
+        debug: As GoatDB's debug build: no waiting for replicas in ``/auth/session``.
+        threads: Threads for verification; one per core by default.
+        max_body_bytes: Larger requests are answered with 413.
+        new_id: Where fresh ids come from.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: SettingsFactory | Callable[[str], DBSettingsProvider],
+        *,
+        org_id: str = DEFAULT_ORG,
+        base_url: str | Callable[[str], str] | None = None,
+        resolve_domain: Callable[[str], str] | None = None,
+        peers: Iterable[str] = (),
+        clock: Clock | None = None,
+        registry: Registry = BUILTIN,
+        rules: Sequence[Rule] = (),
+        debug: bool = False,
+        threads: int | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        new_id: Callable[[], str] = new_id,
+    ) -> None:
+        self.path = Path(path)
+        self.org_id = org_id
+        self.base_url = base_url
+        self.peers = tuple(dict.fromkeys(url.rstrip("/") for url in peers))
+        self.stopping = False
+        self._settings = settings
+        self._resolve_domain = resolve_domain
+        self._clock: Clock = clock or SystemClock()
+        self._registry = registry
+        self._rules = tuple(rules)
+        self._debug = debug
+        self._threads = threads or os.cpu_count() or 1
+        self._max_body_bytes = max_body_bytes
+        self._new_id = new_id
+        self._databases: dict[str, Database] = {}
+        self._opening: dict[str, asyncio.Task[Database]] = {}
+        self._stack = AsyncExitStack()
+        self._verifiers: ThreadPoolExecutor | None = None
+        self._workers: ThreadPoolExecutor | None = None
+        self._running = 0
+        self._idle = asyncio.Event()
+
+    async def __aenter__(self) -> Server:
+        self._verifiers = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-verify")
+        self._stack.callback(self._verifiers.shutdown)
+        self._workers = ThreadPoolExecutor(self._threads + 2, thread_name_prefix="goatherd-work")
+        self._stack.callback(self._workers.shutdown)
+        self.stopping = False
+        try:
+            if self._resolve_domain is None:
+                await self._database(self.org_id)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stopping = True
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
+        for task in list(self._opening.values()):
+            with suppress(Exception):
+                await task
+        databases, self._databases = self._databases, {}
+        try:
+            for database in databases.values():
+                await database.aclose()
+        finally:
+            await self._stack.aclose()
+
+    def database(self, org: str | None = None) -> Database:
+        """Return an organization's open database, the only one's by default.
+
+        Raises:
+            KeyError: It is not open; `open_database` opens it.
+        """
+        return self._databases[self.org_id if org is None else org]
+
+    async def open_database(self, org: str) -> Database:
+        """Return an organization's database, opening it if that has not happened yet.
+
+        Raises:
+            GoatherdError: It cannot be opened.
+            ValueError: The id is none.
+        """
+        return await self._database(org)
+
+    async def _database(self, org: str) -> Database:
+        database = self._databases.get(org)
+        if database is not None:
+            return database
+        if _ORG_ID.fullmatch(org) is None:
+            raise ValueError(f"not an organization id: {org!r:.100}")
+        task = self._opening.get(org)
+        if task is None:
+            task = self._opening[org] = asyncio.create_task(self._open(org), name=f"open {org}")
+            task.add_done_callback(lambda _: self._opening.pop(org, None))
+        # One waiter that goes away must not take the opening from the others.
+        return await asyncio.shield(task)
+
+    async def _open(self, org: str) -> Database:
+        if self._workers is None:
+            raise RuntimeError("the server has not been entered")
+        database = Database(
+            org=org,
+            directory=self.path / org,
+            settings=self._settings_of(org),
+            clock=self._clock,
+            registry=self._registry,
+            rules=self._rules,
+            workers=self._workers,
+            verifiers=self._verifiers,
+            peers=self.peers,
+            debug=self._debug,
+            new_id=self._new_id,
+        )
+        await database.open()
+        self._databases[org] = database
+        return database
+
+    def _settings_of(self, org: str) -> DBSettingsProvider:
+        if isinstance(self._settings, SettingsFactory):
+            return self._settings.for_org(org)
+        return self._settings(org)
+
+    # --- ASGI -------------------------------------------------------------------------------------------------------
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application. Lifespan events are not used: the server is entered by whoever runs it."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await receive()
+                await send({"type": "websocket.close", "code": 1000})
+            return
+        self._running += 1
+        try:
+            status, headers, body = await self._answer(scope, receive)
+        except DisconnectedError:
+            return
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        method: str = scope["method"]
+        path: str = scope["path"].lower()
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if host.lower() == "awsalb" and path == "/healthy":
+            return 200, [], b""
+        if self.stopping:
+            return 503, [], b""
+        try:
+            org = self._organization(scope, host)
+            if not org:
+                return 404, [], b""
+            database = self._databases.get(org) or await self._database(org)
+            answer = await self._dispatch(database, method, path, headers, receive)
+        except DisconnectedError:
+            raise
+        except BodyTooLargeError:
+            answer = Response(status=413)
+        except GoatherdError as error:
+            _log.error("%s %s: %s: %s", method, path[:200], error.code, error)
+            return 500, [(b"content-type", TEXT_TYPE.encode())], b"Internal Server Error"
+        except Exception:  # noqa: BLE001 - one request's failure is a 500, whatever it is
+            _log.exception("%s %s failed", method, path[:200])
+            return 500, [], b""
+        fields: Headers = []
+        if answer.content_type is not None:
+            fields.append((b"content-type", answer.content_type.encode()))
+        if method == "GET" and answer.body:
+            fields.append(_NO_STORE)
+        if answer.cors:
+            fields += self._cors(org, method)
+        return answer.status, fields, answer.body
+
+    def _organization(self, scope: Scope, host: str) -> str:
+        if self._resolve_domain is None:
+            return self.org_id
+        query = scope.get("query_string", b"").decode("latin-1")
+        return self._resolve_domain(f"{scope['scheme']}://{host}{scope['path']}{'?' + query if query else ''}")
+
+    def _cors(self, org: str, method: str) -> Headers:
+        base = self.base_url(org) if callable(self.base_url) else self.base_url
+        return [
+            (b"access-control-allow-origin", (base or f"http://{DEFAULT_ORG}").encode("latin-1")),
+            (b"access-control-allow-methods", method.encode("latin-1")),
+            (b"access-control-allow-headers", b"*"),
+        ]
+
+    async def _dispatch(
+        self, database: Database, method: str, path: str, headers: Mapping[bytes, str], receive: Receive
+    ) -> Response:
+        if method == "POST":
+            if path == "/batch-sync":
+                return await database.answer_sync(await self._body(headers, receive), headers.get(b"x-goat-sig"))
+            if path == "/auth/session":
+                return await database.answer_session(await self._body(headers, receive))
+            if path == "/goatherd/v1/refresh":
+                return await database.answer_refresh(headers.get(b"x-goat-sig"))
+        elif method == "GET":
+            if path == "/healthy":
+                return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
+            if path == "/goatherd/v1/identity":
+                return Response(status=200, body=to_json_bytes(database.identity()), content_type=JSON_TYPE)
+        elif method == "PATCH" and path == "/auth/session":
+            return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
+        elif method == "OPTIONS":
+            return Response(status=200)
+        return Response(status=404)
+
+    async def _body(self, headers: Mapping[bytes, str], receive: Receive) -> bytes:
+        length = headers.get(b"content-length", "")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            raise BodyTooLargeError
+        event = await receive()
+        if event["type"] == "http.request" and not event.get("more_body"):
+            body: bytes = event.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                raise BodyTooLargeError
+            return body
+        parts = bytearray()
+        while True:
+            if event["type"] == "http.disconnect":
+                raise DisconnectedError
+            parts += event.get("body", b"")
+            if len(parts) > self._max_body_bytes:
+                raise BodyTooLargeError
+            if not event.get("more_body"):
+                return bytes(parts)
+            event = await receive()
+
+
+# --- process --------------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A server on a socket: an async context manager around a `Server` that has been entered.
+
+    Leaving it stops accepting, answers what is running and closes the connections.
+
+    Args:
+        server: The server to expose.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        grace: How long running requests may take before they are cut off.
+
+    Attributes:
+        url: ``http://<host>:<port>``, once entered.
+    """
+
+    def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
+        self._server = server
+        self._host = host
+        self._port = port
+        self._grace = grace
+        self._task: asyncio.Task[None] | None = None
+        self._uvicorn: Any = None
+        self.url = ""
+
+    async def __aenter__(self) -> Listener:
+        import uvicorn
+
+        class _Uvicorn(uvicorn.Server):
+            """uvicorn without its own signal handling, which ends the process before anything can be flushed."""
+
+            @contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                ready.set()
+
+        ready = asyncio.Event()
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self._host, self._port))
+        except BaseException:
+            sock.close()
+            raise
+        port = sock.getsockname()[1]
+        self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
+        if self._server.base_url is None:
+            self._server.base_url = f"http://{DEFAULT_ORG}:{port}"
+        config = uvicorn.Config(
+            self._server.app,
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            ws="none",
+            backlog=2048,
+            timeout_graceful_shutdown=max(1, round(self._grace.total_seconds())),
+        )
+        self._uvicorn = _Uvicorn(config)
+        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[sock]), name=f"listen {self.url}")
+        waiter = asyncio.create_task(ready.wait())
+        await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        if self._task.done():
+            await self._task
+            raise OSError(f"cannot listen on {self.url}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._uvicorn.should_exit = True
+            await self._task
+
+    def hurry(self) -> None:
+        """Do not wait for running requests any longer."""
+        self._uvicorn.force_exit = True
+
+
+async def serve(
+    server: Server,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    started: Callable[[str], None] | None = None,
+    grace: timedelta = GRACE,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then stop accepting, finish what runs, flush and close. A second signal hurries.
+
+    Args:
+        server: Not entered yet.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        started: Told the URL once requests are answered.
+        grace: How long running requests may take at the end.
+
+    Raises:
+        GoatherdError: The identity or the data cannot be loaded.
+        OSError: The address cannot be bound.
+    """
+    async with _stop_signal() as (stop, on_more), server, Listener(server, host, port, grace=grace) as listener:
+        on_more.append(listener.hurry)
+        if started is not None:
+            started(listener.url)
+        await stop.wait()
+        server.stopping = True
+
+
+@asynccontextmanager
+async def _stop_signal() -> AsyncIterator[tuple[asyncio.Event, list[Callable[[], None]]]]:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    on_more: list[Callable[[], None]] = []
+
+    def on_signal() -> None:
+        if stop.is_set():
+            for action in on_more:
+                action()
+        stop.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop, on_more
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def run(
+    server: Server, host: str = "127.0.0.1", port: int = 8080, *, started: Callable[[str], None] | None = None
+) -> None:
+    """As `serve`, in an event loop of its own: uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        asyncio.run(serve(server, host, port, started=started))
+    else:
+        uvloop.run(serve(server, host, port, started=started))
