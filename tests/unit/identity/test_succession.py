@@ -1,0 +1,163 @@
+"""Endorsements, who may follow whom, and generations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from goatherd.errors import GenerationError, SuccessionError
+from goatherd.identity import (
+    Endorsement,
+    Phase,
+    cancel,
+    check_generation,
+    create,
+    endorse,
+    revoke,
+    roll_back,
+    verify_endorsement,
+    verify_succession,
+    verify_successor,
+    with_phase,
+)
+from goatherd.identity.session import OwnedSession, sign_data
+
+from .make import DAY, NOW, activated, first, owned, prepared, published, rotated
+
+A, B, C = owned("a"), owned("b"), owned("c")
+
+
+def test_an_endorsement_verifies_with_the_endorsing_key() -> None:
+    verify_endorsement(endorse(A, B.session, NOW), by=A.session, of=B.session)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(B.session, public_key=C.session.public_key),
+        replace(B.session, owner="u-1"),
+        replace(B.session, owner=None),
+        replace(B.session, expiration_ms=B.session.expiration_ms + 1),
+        replace(B.session, id="c"),
+    ],
+    ids=["key", "owner", "no owner", "expiration", "id"],
+)
+def test_an_endorsement_covers_every_member_of_the_session(other: object) -> None:
+    endorsement = endorse(A, B.session, NOW)
+    with pytest.raises(SuccessionError):
+        verify_endorsement(endorsement, by=A.session, of=other)  # type: ignore[arg-type]
+
+
+def test_an_endorsement_by_another_key_under_the_same_id_does_not_verify() -> None:
+    impostor = OwnedSession(session=replace(C.session, id=A.id), signer=C.signer)
+    endorsement = endorse(impostor, B.session, NOW)
+    with pytest.raises(SuccessionError, match="does not verify"):
+        verify_endorsement(endorsement, by=A.session, of=B.session)
+
+
+def test_an_endorsement_made_after_the_root_expired_does_not_verify() -> None:
+    with pytest.raises(SuccessionError, match="does not verify"):
+        verify_endorsement(endorse(A, B.session, NOW + 40 * DAY), by=A.session, of=B.session)
+
+
+def test_a_signature_made_for_another_purpose_is_no_endorsement() -> None:
+    session = B.session.to_json()
+    for external, embedded in (
+        (session, None),
+        ({"session": session}, None),
+        ({"goatherd": "other/1", "session": session}, None),
+        (None, {"goatherd": "endorsement/1", "session": session}),
+        ({"goatherd": "endorsement/1", "session": session}, {"id": "x"}),
+    ):
+        signature = sign_data(A, now_ms=NOW, external=external, embedded=embedded)
+        with pytest.raises(SuccessionError):
+            verify_endorsement(Endorsement(by=A.id, of=B.id, signature=signature), by=A.session, of=B.session)
+
+
+def test_a_root_cannot_endorse_itself() -> None:
+    with pytest.raises(SuccessionError, match="itself"):
+        verify_endorsement(endorse(A, A.session, NOW), by=A.session, of=A.session)
+
+
+def test_the_steps_of_a_rotation_follow_from_one_another() -> None:
+    steps = [first(), prepared(), published(), activated(), with_phase(activated(), Phase.VERIFIED, NOW), rotated()]
+    for seen, new in zip(steps, steps[1:], strict=False):
+        verify_successor(new, seen)
+
+
+def test_a_chain_over_several_rotations_is_followed_by_who_missed_them() -> None:
+    latest = rotated(rotated(rotated(), "c"), "d")
+    verify_succession(latest, [A.session])
+    verify_successor(latest, first())
+
+
+def test_a_document_of_strangers_is_refused() -> None:
+    with pytest.raises(SuccessionError, match="no chain"):
+        verify_succession(create(C, NOW), [A.session, B.session])
+    with pytest.raises(SuccessionError, match="no chain"):
+        verify_succession(first(), [])
+
+
+def test_a_rollback_follows_since_the_earlier_root_is_trusted() -> None:
+    rolled_back = roll_back(activated(), first(), NOW, reason="test")
+    verify_successor(rolled_back, activated())
+    verify_succession(rolled_back, [A.session])
+
+
+def test_a_cancelled_rotation_follows() -> None:
+    verify_successor(cancel(prepared(), NOW, reason="test"), prepared())
+    verify_successor(cancel(published(), NOW, reason="test"), published())
+
+
+def test_a_root_slipped_in_beside_the_real_ones_is_refused() -> None:
+    slipped = replace(first(), generation=2, roots=(*first().roots, C.session))
+    slipped.check()
+    with pytest.raises(SuccessionError, match=f"to root {C.id}"):
+        verify_succession(slipped, [A.session])
+
+
+def test_a_trusted_id_with_another_key_is_refused() -> None:
+    impostor = OwnedSession(session=replace(C.session, id=A.id), signer=C.signer)
+    with pytest.raises(SuccessionError, match="another key"):
+        verify_succession(create(impostor, NOW), [A.session])
+
+
+def test_the_word_of_a_revoked_root_counts_no_more() -> None:
+    thief = activated(first(), "c")
+    with_revocation = replace(
+        thief, generation=thief.generation + 1, revoked=revoke(rotated(), A.id, NOW, reason="stolen").revoked
+    )
+    with pytest.raises(SuccessionError, match="no chain"):
+        verify_succession(with_revocation, [A.session])
+
+
+def test_a_replacement_in_an_emergency_needs_the_operators_word() -> None:
+    replaced = revoke(first(), A.id, NOW, reason="stolen", successor=C)
+    with pytest.raises(SuccessionError, match="no chain"):
+        verify_successor(replaced, first())
+
+
+def test_a_revocation_cannot_be_forgotten() -> None:
+    seen = revoke(rotated(), A.id, NOW, reason="stolen")
+    new = replace(seen, generation=seen.generation + 1, revoked=())
+    with pytest.raises(SuccessionError, match="revocation"):
+        verify_successor(new, seen)
+
+
+def test_a_revoked_root_cannot_come_back_as_the_current_one() -> None:
+    seen = revoke(rotated(), A.id, NOW, reason="stolen")
+    again = replace(first(), generation=99)
+    with pytest.raises(SuccessionError):
+        verify_successor(again, seen)
+    with pytest.raises(SuccessionError, match="is revoked"):
+        verify_succession(replace(seen, current=A), [A.session, B.session])
+
+
+def test_a_generation_never_goes_back_and_is_not_written_twice() -> None:
+    check_generation(prepared(), first())
+    check_generation(first(), first())
+    with pytest.raises(GenerationError, match="went back from 2 to 1"):
+        check_generation(first(), prepared())
+    with pytest.raises(GenerationError, match="other contents"):
+        check_generation(prepared(name="c"), prepared(name="b"))

@@ -1,0 +1,188 @@
+"""The steps of a rotation as functions on the document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from goatherd.errors import IllegalStepError
+from goatherd.identity import (
+    IdentityDocument,
+    OwnedSession,
+    Phase,
+    activate,
+    cancel,
+    create,
+    decode_document,
+    encode_document,
+    finalize,
+    prepare,
+    retire,
+    revoke,
+    roll_back,
+    verified,
+    with_phase,
+)
+from goatherd.identity.transitions import MAX_ENDORSEMENTS, MAX_HISTORY
+
+from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
+
+A, B, C = owned("a"), owned("b"), owned("c")
+LATER = NOW + 1000
+
+STEPS: dict[str, Callable[[IdentityDocument], IdentityDocument]] = {
+    "prepare": lambda d: prepare(d, C, now_ms=LATER, rotation_id="r", started_by="bob", stable_version=None),
+    "publish": lambda d: with_phase(d, Phase.PUBLISHED, LATER),
+    "activate": lambda d: activate(d, LATER),
+    "verify": lambda d: verified(d, LATER),
+    "finalize": lambda d: finalize(d, LATER),
+    "cancel": lambda d: cancel(d, LATER, reason="why"),
+    "roll back": lambda d: roll_back(d, first(), LATER, reason="why"),
+    "retire": lambda d: retire(d, A.id if d.current.id == B.id else B.id, LATER),
+}
+PHASES: dict[str, tuple[Callable[[], IdentityDocument], set[str]]] = {
+    "steady": (first, {"prepare"}),
+    "prepared": (prepared, {"publish", "cancel"}),
+    "published": (published, {"activate", "cancel"}),
+    "activated": (activated, {"verify", "roll back"}),
+    "verified": (lambda: verified(activated(), NOW), {"finalize", "roll back"}),
+    "rotated": (rotated, {"prepare", "retire"}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_step_is_taken_where_it_follows_and_refused_everywhere_else(phase: str, step: str) -> None:
+    make, legal = PHASES[phase]
+    before = make()
+    if step not in legal:
+        with pytest.raises(IllegalStepError):
+            STEPS[step](before)
+        return
+    after = STEPS[step](before)
+    assert after.generation == before.generation + 1
+    assert after.last_updated == LATER
+    assert decode_document(encode_document(after)) == after
+
+
+def test_prepare_adds_an_endorsed_root_and_leaves_signing_alone() -> None:
+    document = prepared()
+    assert document.current == A
+    assert document.next == B
+    assert document.roots == (A.session, B.session)
+    assert [(item.by, item.of) for item in document.endorsements] == [(A.id, B.id)]
+    assert document.rotation is not None
+    assert (document.rotation.from_id, document.rotation.to_id) == (A.id, B.id)
+    assert (document.rotation.started_at, document.rotation.stable_version) == (NOW, "7")
+    assert document.phase is Phase.PREPARED
+
+
+@pytest.mark.parametrize(
+    "successor", [A, owned("u", owner="u-1"), owned("u", owner=None)], ids=["known", "user", "none"]
+)
+def test_prepare_takes_a_fresh_root_only(successor: OwnedSession) -> None:
+    with pytest.raises(IllegalStepError):
+        prepare(first(), successor, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+
+
+def test_an_expired_root_cannot_begin_a_rotation() -> None:
+    with pytest.raises(IllegalStepError, match="expired"):
+        prepare(first(), B, now_ms=NOW + 31 * DAY, rotation_id="r", started_by="x", stable_version=None)
+
+
+def test_activation_moves_signing_and_the_earlier_key_is_gone() -> None:
+    document = activated()
+    assert (document.current, document.next) == (B, None)
+    assert (document.rotated_from, document.rotated_at) == (A.id, NOW)
+    assert document.roots == (A.session, B.session)
+    assert not shows_key(encode_document(document).decode(), A)
+
+
+def test_an_expired_successor_is_not_activated() -> None:
+    with pytest.raises(IllegalStepError, match="expired"):
+        activate(published(), NOW + 31 * DAY)
+
+
+def test_finalize_keeps_who_signed_before_and_tells_it_in_the_history() -> None:
+    document = rotated()
+    assert document.rotation is None
+    assert (document.rotated_from, document.rotated_at) == (A.id, NOW)
+    assert [(entry.event, entry.from_id, entry.to_id) for entry in document.history] == [("rotated", A.id, B.id)]
+
+
+def test_cancelling_before_publication_leaves_no_trace_of_the_successor() -> None:
+    document = cancel(prepared(), LATER, reason="changed my mind")
+    assert document.roots == (A.session,)
+    assert document.endorsements == ()
+    assert document.history[-1].reason == "changed my mind"
+    assert not shows_key(encode_document(document).decode(), B)
+
+
+def test_cancelling_after_publication_keeps_the_successors_public_key() -> None:
+    document = cancel(published(), LATER, reason="node-2 is away")
+    assert document.roots == (A.session, B.session)
+    assert document.current == A
+    assert not shows_key(encode_document(document).decode(), B)
+
+
+def test_rolling_back_restores_the_signer_and_keeps_the_new_roots_public_key() -> None:
+    document = roll_back(activated(), first(), LATER, reason="node-2 does not sign")
+    assert document.current == A
+    assert document.current.signer.public_key == A.session.public_key
+    assert document.roots == (A.session, B.session)
+    assert (document.rotated_from, document.rotated_at) == (B.id, LATER)
+    assert document.history[-1].event == "rolled-back"
+    assert document.generation == activated().generation + 1
+    assert not shows_key(encode_document(document).decode(), B)
+
+
+@pytest.mark.parametrize(
+    "stable", [create(C, NOW), create(OwnedSession(session=replace(C.session, id=A.id), signer=C.signer), NOW)]
+)
+def test_rolling_back_to_anything_but_the_earlier_root_is_refused(stable: IdentityDocument) -> None:
+    with pytest.raises(IllegalStepError, match="does not hold"):
+        roll_back(activated(), stable, LATER, reason="x")
+
+
+def test_rolling_back_to_an_expired_root_is_refused() -> None:
+    with pytest.raises(IllegalStepError, match="expired"):
+        roll_back(activated(), first(), NOW + 31 * DAY, reason="x")
+
+
+def test_a_root_is_retired_once_and_stays_as_a_public_key() -> None:
+    document = retire(rotated(), A.id, LATER)
+    assert document.retired_ids == {A.id}
+    assert A.session in document.roots
+    for session_id in (A.id, B.id, "stranger"):
+        with pytest.raises(IllegalStepError):
+            retire(document, session_id, LATER)
+
+
+def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() -> None:
+    document = revoke(published(), A.id, LATER, reason="stolen", successor=C)
+    assert document.current == C
+    assert document.revoked_ids == {A.id}
+    assert document.rotation is None
+    assert C.id not in {item.of for item in document.endorsements}
+    assert not shows_key(encode_document(document).decode(), A, B)
+
+
+@pytest.mark.parametrize(
+    ("session_id", "successor"),
+    [(A.id, None), ("stranger", None), (B.id, C), (A.id, B), (A.id, owned("u", owner=None))],
+)
+def test_a_revocation_that_makes_no_sense_is_refused(session_id: str, successor: OwnedSession | None) -> None:
+    with pytest.raises(IllegalStepError):
+        revoke(published(), session_id, LATER, reason="x", successor=successor)
+
+
+def test_endorsements_and_history_stay_bounded_over_many_rotations() -> None:
+    document = first()
+    for number in range(MAX_HISTORY + 2):
+        document = rotated(document, f"r{number}")
+    assert len(document.endorsements) == MAX_ENDORSEMENTS
+    assert len(document.history) == MAX_HISTORY
+    assert len(document.roots) == MAX_HISTORY + 3
+    assert document.history[-1].to_id == document.current.id
