@@ -125,6 +125,12 @@ class BloomFilter:
         """Encode as ``{"d": base64, "s": [seeds]}``."""
         return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
 
+    def stable_text(self) -> str:
+        """Return `to_json` in the form that is signed (formats 3)."""
+        order = range(len(self.seeds)) if len(self.seeds) <= 10 else sorted(range(len(self.seeds)), key=str)
+        seeds = ",".join([f'"{index}":{self.seeds[index]}' for index in order])
+        return f'{{"d":"{binascii.b2a_base64(self.bits)[:-1].decode("ascii")}","s":{{{seeds}}}}}'
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BloomFilter) and self.bits == other.bits and self.seeds == other.seeds
 

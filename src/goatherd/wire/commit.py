@@ -189,26 +189,34 @@ class Commit:
         Raises:
             EncodeError: A null inside the contents.
         """
-        q = json_string
-        parts = []
+        # Ids as GoatDB makes them need no escaping; one test for all of them.
+        ids = f"{self.id}{self.key}{self.session}{self.org}{self.connection}{signer_id}{''.join(self.parents)}"
+        q = _quoted if ids.isalnum() and ids.isascii() else json_string
+        before = after = ""
         if self.ancestors_count:
-            parts.append(f'"ac":{json_number(self.ancestors_count)}')
+            before = f'"ac":{self.ancestors_count},'
         if self.ancestors_filter is not None:
-            af = self.ancestors_filter.to_json()
-            parts.append(f'"af":{{"d":"{af["d"]}","s":{stable_member(af["s"])}}}')
-        parts.append(f'"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)}')
-        parts.append(f'"k":{q(self.key)}')
-        if self.merge_base:
-            parts.append(f'"mb":{q(self.merge_base)}')
-        if self.merge_leader:
-            parts.append(f'"ml":{q(self.merge_leader)}')
-        parts.append(f'"org":{q(self.org)}')
+            before += f'"af":{self.ancestors_filter.stable_text()},'
+        if self.merge_base or self.merge_leader:
+            before_org, after = self._merge_texts()
+        else:
+            before_org = ""
         if self.parents:
-            parts.append(f'"p":{stable_member(self.parents)}')
-        if self.merge_leader and self.revert:
-            parts.append(f'"revert":{q(self.merge_leader)}')
-        parts.append(f'"s":{q(self.session)},"ts":{json_number(self.ts)},"ver":{json_number(self.version)}')
-        return f'{{"extData":{{{",".join(parts)}}},"sessionId":{q(signer_id)}}}'
+            parents = [q(parent) for parent in self.parents]
+            after = f'"p":{{"0":{parents[0]}}},{after}' if len(parents) == 1 else f'"p":{_indexed(parents)},{after}'
+        return (
+            f'{{"extData":{{{before}"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)},'
+            f'"k":{q(self.key)},{before_org}"org":{q(self.org)},{after}"s":{q(self.session)},'
+            f'"ts":{self.ts if type(self.ts) is int else json_number(self.ts)},"ver":{self.version}}},"sessionId":{q(signer_id)}}}'
+        )
+
+    def _merge_texts(self) -> tuple[str, str]:
+        """Return what stands before ``org`` and before ``s`` in the signed text of a merge."""
+        before_org = f'"mb":{json_string(self.merge_base)},' if self.merge_base else ""
+        if not self.merge_leader:
+            return before_org, ""
+        leader = json_string(self.merge_leader)
+        return f'{before_org}"ml":{leader},', f'"revert":{leader},' if self.revert else ""
 
     def with_signature(self, signature: str) -> Commit:
         """Return the commit with its signature string."""
@@ -279,6 +287,16 @@ def new_commit(
     )
 
 
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _indexed(texts: list[str]) -> str:
+    """Return an array of ready texts in the stable form: an object with its keys sorted as text."""
+    order = sorted(range(len(texts)), key=str)
+    return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
+
+
 def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit has contents")
@@ -294,10 +312,10 @@ def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any
 
 def _contents_text(contents: Mapping[str, Any]) -> str:
     record = contents.get("r")
-    if record is None or len(record) != 4 or record.get("n") is not True:
+    if record is None or len(record) != 4 or record.get("n") is not True or not isinstance(record["cs"], str):
         return stable_member(contents)
     return (
-        f'{{"r":{{"cs":{stable_member(record["cs"])},"d":{stable_member(record["d"])},'
+        f'{{"r":{{"cs":{json_string(record["cs"])},"d":{stable_member(record["d"])},'
         f'"n":true,"s":{json_string(record["s"])}}}}}'
     )
 
@@ -312,7 +330,7 @@ def _number(value: Any, member: str) -> float:
 
 def _integer(value: Any, member: str) -> int:
     number = _number(value, member)
-    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+    if not abs(number) <= 2**53 or number != int(number):
         raise DecodeError(f"a commit's {member} is an integer")
     return int(number)
 
