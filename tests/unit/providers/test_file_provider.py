@@ -1,0 +1,542 @@
+"""The file provider: addresses, permissions, damage, and what the operating system may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd._plugins import open_provider, provider_from_config
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretExistsError,
+    SecretNotFoundError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.base import CURRENT, RetryPolicy, VersionId
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.posix import System
+
+IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))
+
+
+def at(directory: Path, **options) -> FileSecretProvider:
+    return FileSecretProvider(str(directory), retry=IMPATIENT, **options)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    directory = tmp_path / "keys"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+@pytest.fixture
+async def store(keys: Path) -> FileSecretProvider:
+    """A store whose secret `root` has two versions, `current` on the second, `stable` on the first."""
+    provider = at(keys)
+    await provider.create("root", b"first")
+    await provider.label("root", "stable", "1", expected=None)
+    await provider.write("root", b"second", expected="1")
+    return provider
+
+
+def chmod(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def picture(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "base", "secret_id"),
+    [
+        ("file:///srv/keys/root", "/srv/keys", "root"),
+        ("file:///srv/keys/{org}/root", "/srv/keys", "{org}/root"),
+        ("file:///srv/keys/{org}", "/srv/keys", "{org}"),
+        ("file:///srv/goat-{org}/a/root", "/srv", "goat-{org}/a/root"),
+        ("file://localhost/srv/keys/root", "/srv/keys", "root"),
+        ("file:///srv/my%20keys/root", "/srv/my keys", "root"),
+        ("file:///root", "/", "root"),
+    ],
+)
+def test_the_base_ends_before_the_last_component_or_the_one_with_the_organization(uri: str, base: str, secret_id: str):
+    provider, found = open_provider(uri)
+    assert isinstance(provider, FileSecretProvider)
+    assert (provider.base, found) == (base, secret_id)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file://",
+        "file:///",
+        "file:///srv/keys/",
+        "file://srv/keys/root",
+        "file:///srv//root",
+        "file:///srv/../root",
+        "file:///srv/./root",
+        "file:///srv/%2e%2e/root",
+        "file:///srv/root?mode=1",
+        "file:///srv/root#x",
+    ],
+)
+def test_what_is_no_absolute_path_to_a_secret_is_refused(uri: str):
+    with pytest.raises(ConfigurationError):
+        open_provider(uri)
+
+
+def test_goatdb_s_configuration_shape_names_a_file_store():
+    provider, secret_id = provider_from_config(
+        {"provider": "file", "secretId": "/srv/keys/root", "region": "eu-west-1"}
+    )
+    assert isinstance(provider, FileSecretProvider)
+    assert (provider.base, secret_id) == ("/srv/keys", "root")
+    provider, secret_id = provider_from_config({"provider": "file", "secretId": "{org}/root", "directory": "/srv/keys"})
+    assert isinstance(provider, FileSecretProvider)
+    assert (provider.base, secret_id) == ("/srv/keys", "{org}/root")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"secretId": "root"},
+        {},
+        {"secretId": 5},
+        {"secretId": "/a/b", "profile": "x"},
+        {"secretId": "root", "directory": "keys"},
+        {"secretId": "root", "directory": 5},
+    ],
+)
+def test_a_configuration_without_a_place_or_with_a_strange_option_is_refused(config: dict[str, object]):
+    with pytest.raises(ConfigurationError):
+        provider_from_config({"provider": "file", **config})
+
+
+@pytest.mark.parametrize("secret_id", ["lock", "manifest.json", "manifest.new", "7.value", "a/lock", "../keys", "."])
+async def test_names_that_the_layout_needs_are_not_secrets(keys: Path, secret_id: str):
+    with pytest.raises(ProviderConfigurationError):
+        await at(keys).create(secret_id, b"x")
+    assert picture(keys) == {}
+
+
+async def test_a_secret_lives_beside_and_below_others(keys: Path):
+    provider = at(keys)
+    for secret_id in ("root", "acme/root", "acme/deep/root"):
+        await provider.create(secret_id, secret_id.encode())
+    await provider.delete("acme/root")
+    assert (await provider.read("acme/deep/root")).value.reveal() == b"acme/deep/root"
+    assert (await provider.read("root")).value.reveal() == b"root"
+    with pytest.raises(SecretNotFoundError):
+        await provider.read("acme")
+
+
+# --- permissions ------------------------------------------------------------------------------------------------------
+
+
+async def test_everything_made_is_for_the_owner_alone_whatever_the_umask(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        provider = at(tmp_path / "new" / "keys")
+        await provider.create("acme/root", b"first")
+        await provider.write("acme/root", b"second", expected="1")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made if path.is_file()} == {0o600}
+    assert len(made) == 8
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o710, 0o705, 0o770, 0o701, 0o720])
+async def test_a_secret_s_directory_that_others_can_enter_is_refused_with_the_chmod(
+    store: FileSecretProvider, keys: Path, mode: int
+):
+    (keys / "root").chmod(mode)
+    for begin in (
+        lambda: store.read("root"),
+        lambda: store.versions("root"),
+        lambda: store.write("root", b"x", expected="2"),
+        lambda: store.create("root", b"x"),
+        lambda: store.delete("root"),
+    ):
+        with pytest.raises(ProviderConfigurationError, match=f"open to others \\(mode {mode:o}\\)") as caught:
+            await begin()
+        assert caught.value.hint == f"chmod 700 {keys}/root"
+    (keys / "root").chmod(0o700)
+    assert (await store.read("root")).value.reveal() == b"second"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "2.value", "lock"])
+async def test_a_file_that_others_can_read_is_refused_with_the_chmod(store: FileSecretProvider, keys: Path, name: str):
+    (keys / "root" / name).chmod(0o640)
+    with pytest.raises(ProviderConfigurationError, match="open to others") as caught:
+        await (store.write("root", b"x", expected="2") if name == "lock" else store.read("root"))
+    assert caught.value.hint == f"chmod 600 {keys}/root/{name}"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+async def test_a_base_in_which_others_could_swap_the_directory_is_refused(
+    store: FileSecretProvider, keys: Path, mode: int
+):
+    chmod(keys, mode)
+    with pytest.raises(ProviderConfigurationError, match="can be written by others") as caught:
+        await store.read("root")
+    assert caught.value.hint == f"chmod go-w {keys}"
+    chmod(keys, 0o1777)
+    assert (await store.read("root")).value.reveal() == b"second"
+    chmod(keys, 0o755)
+    assert (await store.read("root")).value.reveal() == b"second"
+
+
+async def test_what_belongs_to_another_user_is_refused(store: FileSecretProvider, keys: Path):
+    class AsAnother(System):
+        def user(self) -> int:
+            return os.geteuid() + 1000
+
+    with pytest.raises(ProviderConfigurationError, match=f"belongs to user {os.geteuid()}"):
+        await at(keys, system=AsAnother()).read("root")
+
+
+# --- links and strange things -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "2.value", "lock", "manifest.new"])
+async def test_a_symbolic_link_in_place_of_a_file_is_not_followed(
+    store: FileSecretProvider, keys: Path, tmp_path: Path, name: str
+):
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"precious")
+    target.chmod(0o600)
+    link = keys / "root" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    if name in ("manifest.json", "2.value"):
+        with pytest.raises(ProviderConfigurationError):
+            await store.read("root")
+    if name == "manifest.new":
+        await store.write("root", b"third", expected="2")
+        assert not link.is_symlink()
+    elif name != "2.value":
+        with pytest.raises(ProviderConfigurationError):
+            await store.write("root", b"third", expected="2")
+    assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("secret_id", ["root", "acme/root"])
+async def test_a_symbolic_link_in_place_of_a_directory_is_refused(keys: Path, tmp_path: Path, secret_id: str):
+    other = at(tmp_path / "other")
+    await other.create(secret_id, b"planted")
+    first = secret_id.split("/")[0]
+    (keys / first).symlink_to(tmp_path / "other" / first)
+    for begin in (lambda: at(keys).read(secret_id), lambda: at(keys).create(secret_id, b"x")):
+        with pytest.raises(ProviderConfigurationError, match="symbolic link"):
+            await begin()
+    assert (await other.read(secret_id)).value.reveal() == b"planted"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "2.value"])
+async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: FileSecretProvider, keys: Path, name: str):
+    (keys / "root" / name).unlink()
+    os.mkfifo(keys / "root" / name, 0o600)
+    with pytest.raises(ProviderConfigurationError, match="is not a file"):
+        await asyncio.wait_for(store.read("root"), 5)
+
+
+async def test_files_that_are_not_ours_are_left_alone(store: FileSecretProvider, keys: Path):
+    (keys / "root" / "README").write_text("the operator's")
+    (keys / "root" / "9.value.bak").write_text("the operator's too")
+    await store.write("root", b"third", expected="2")
+    await store.delete("root")
+    assert names(keys / "root") == ["9.value.bak", "README"]
+    await store.create("root", b"again")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def flip(raw: bytes, at_byte: int) -> bytes:
+    return raw[:at_byte] + bytes([raw[at_byte] ^ 1]) + raw[at_byte + 1 :]
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "a flipped bit in the value": lambda d: (d / "2.value").write_bytes(flip(b"second", 3)) and None,
+    "a truncated value": lambda d: (d / "2.value").write_bytes(b"seco") and None,
+    "a value with more at its end": lambda d: (d / "2.value").write_bytes(b"second!") and None,
+    "an empty value": lambda d: (d / "2.value").write_bytes(b"") and None,
+    "a missing value": lambda d: (d / "2.value").unlink(),
+    "another version's value": lambda d: (d / "2.value").write_bytes(b"first") and None,
+    "a missing manifest": lambda d: (d / "manifest.json").unlink(),
+    "an empty manifest": lambda d: (d / "manifest.json").write_bytes(b"") and None,
+    "a manifest that is a list": lambda d: (d / "manifest.json").write_bytes(b"[]\n") and None,
+    "a manifest of a later format": lambda d: (
+        (d / "manifest.json").write_bytes((d / "manifest.json").read_bytes().replace(b"secret/1", b"secret/2")) and None
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+async def test_damage_is_called_damage_and_never_absence_and_gives_no_value(
+    store: FileSecretProvider, keys: Path, damage: Callable[[Path], None]
+):
+    damage(keys / "root")
+    before = picture(keys)
+    with pytest.raises(UnavailableError, match=r"damaged|missing although") as caught:
+        await store.read("root")
+    assert not caught.value.retryable
+    assert "second" not in str(caught.value)
+    with pytest.raises((UnavailableError, SecretExistsError)):
+        await store.create("root", b"invented")
+    assert picture(keys) == before, "nothing was repaired, overwritten or invented"
+
+
+async def test_any_change_of_any_byte_of_the_manifest_is_noticed(store: FileSecretProvider, keys: Path):
+    manifest = keys / "root" / "manifest.json"
+    good = manifest.read_bytes()
+    for position in range(len(good)):
+        manifest.write_bytes(flip(good, position))
+        with pytest.raises(UnavailableError, match="damaged"):
+            await store.read("root")
+    for length in range(len(good)):
+        manifest.write_bytes(good[:length])
+        with pytest.raises(UnavailableError, match="damaged"):
+            await store.read("root")
+    manifest.write_bytes(good)
+    assert (await store.read("root")).value.reveal() == b"second"
+
+
+async def test_an_operator_can_go_back_to_a_whole_version_when_one_is_damaged(store: FileSecretProvider, keys: Path):
+    (keys / "root" / "2.value").write_bytes(b"broken")
+    assert (await store.read("root", VersionId("1"))).value.reveal() == b"first"
+    await store.label("root", "current", "1", expected="2")
+    assert (await store.read("root")).value.reveal() == b"first"
+
+
+async def test_a_manifest_with_a_fitting_digest_but_a_label_to_nowhere_is_damaged(
+    store: FileSecretProvider, keys: Path
+):
+    manifest = keys / "root" / "manifest.json"
+    document = json.loads(manifest.read_bytes())
+    document["labels"]["current"] = 9
+    manifest.write_text(json.dumps(document, indent=1) + "\n")
+    with pytest.raises(UnavailableError, match="a label points at no version"):
+        await store.read("root")
+
+
+# --- what the operating system may answer -----------------------------------------------------------------------------
+
+
+class FailingSystem(System):
+    """Lets the k-th system call, and all of the same kind after it, fail."""
+
+    def __init__(self, number: int, code: int) -> None:
+        self.left = number
+        self.code = code
+        self.failed: object = None
+
+    def call(self, operation, *args, **kwargs):
+        self.left -= 1
+        if self.left == 0:
+            self.failed = operation
+        if self.left <= 0 and operation is self.failed and operation is not os.close:
+            raise OSError(self.code, os.strerror(self.code))
+        return operation(*args, **kwargs)
+
+
+CODES = {
+    errno.ENOSPC: UnavailableError,
+    errno.EDQUOT: UnavailableError,
+    errno.EIO: UnavailableError,
+    errno.EROFS: ProviderAccessDeniedError,
+    errno.EACCES: ProviderAccessDeniedError,
+}
+
+
+@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+async def test_whichever_call_fails_the_error_is_ours_and_old_or_new_is_what_is_read(tmp_path: Path, code: int):
+    failures = 0
+    for number in range(1, 200):
+        directory = tmp_path / f"{number}"
+        good = at(directory)
+        await good.create("root", b"old")
+        system = FailingSystem(number, code)
+        (outcome,) = await asyncio.gather(
+            at(directory, system=system).write("root", b"new", expected="1"), return_exceptions=True
+        )
+        if isinstance(outcome, BaseException):
+            failures += 1
+            assert type(outcome) is CODES[code], outcome
+            assert (await good.read("root")).value.reveal() in (b"old", b"new")
+        else:
+            assert (await good.read("root")).value.reveal() == b"new"
+        if system.failed is None:
+            break
+        # Whatever it was has passed: the next writer works and leaves nothing of the failed one.
+        holder = (await good.read("root")).version.id
+        await good.write("root", b"after", expected=holder)
+        manifest = json.loads((directory / "root" / "manifest.json").read_bytes())
+        values = [f"{version}.value" for version in manifest["versions"]]
+        assert names(directory / "root") == sorted([*values, "lock", "manifest.json"])
+    else:
+        pytest.fail("the writer needs more system calls than this test allows for")
+    assert failures > 10
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
+async def test_a_full_or_read_only_disk_changes_nothing_and_leaves_nothing(
+    store: FileSecretProvider, keys: Path, code: int
+):
+    class Full(System):
+        def call(self, operation, *args, **kwargs):
+            creating = operation is os.open and args[1] & os.O_EXCL
+            if (operation is os.write and code == errno.ENOSPC) or (creating and code == errno.EROFS):
+                raise OSError(code, os.strerror(code))
+            return operation(*args, **kwargs)
+
+    before = picture(keys)
+    with pytest.raises(CODES[code]) as caught:
+        await at(keys, system=Full()).write("root", b"third", expected="2")
+    assert caught.value.hint
+    with pytest.raises(CODES[code]):
+        await at(keys, system=Full()).label("root", "stable", "2", expected="1")
+    assert picture(keys) == before
+    assert (await store.read("root")).value.reveal() == b"second"
+
+
+async def test_a_write_cut_short_by_the_system_is_carried_on(keys: Path):
+    class Short(System):
+        def call(self, operation, *args, **kwargs):
+            if operation is os.write:
+                return os.write(args[0], args[1][:7])
+            return operation(*args, **kwargs)
+
+    value = bytes(range(256)) * 4
+    await at(keys, system=Short()).create("root", value)
+    assert (await at(keys).read("root")).value.reveal() == value
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+async def test_a_file_system_without_locks_is_refused_clearly(keys: Path, code: int):
+    class NoLocks(System):
+        def call(self, operation, *args, **kwargs):
+            if operation is fcntl.flock:
+                raise OSError(code, os.strerror(code))
+            return operation(*args, **kwargs)
+
+    with pytest.raises(ProviderConfigurationError, match="cannot lock files") as caught:
+        await at(keys, system=NoLocks()).create("root", b"x")
+    assert "local file system" in caught.value.hint
+
+
+async def test_a_system_without_posix_locks_is_told_so(keys: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("goatherd.providers.file.SUPPORTED", False)
+    with pytest.raises(ProviderConfigurationError, match="POSIX"):
+        await at(keys).read("root")
+
+
+async def test_reading_needs_no_lock_and_no_right_to_write(store: FileSecretProvider, keys: Path):
+    class ReadOnly(System):
+        def call(self, operation, *args, **kwargs):
+            if operation is os.open:
+                assert not args[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            assert operation in (os.open, os.close, os.read, os.fstat, os.listdir)
+            return operation(*args, **kwargs)
+
+    reader = at(keys, system=ReadOnly())
+    assert (await reader.read("root")).value.reveal() == b"second"
+    assert [version.id for version in await reader.versions("root")] == ["2", "1"]
+
+
+async def test_waiting_for_a_held_lock_ends_at_the_deadline_and_does_not_stop_the_loop(
+    store: FileSecretProvider, keys: Path
+):
+    impatient = at(keys, timeout=timedelta(milliseconds=200))
+    descriptor = os.open(keys / "root" / "lock", os.O_RDWR)
+    ticks = 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        waiting = asyncio.ensure_future(impatient.write("root", b"third", expected="2"))
+        while not waiting.done():
+            await asyncio.sleep(0.005)
+            ticks += 1
+        with pytest.raises(UnavailableError, match="another writer holds the lock"):
+            await waiting
+        assert (await impatient.read("root")).value.reveal() == b"second", "readers do not wait for writers"
+    finally:
+        os.close(descriptor)
+    assert ticks > 10
+    assert (await impatient.write("root", b"third", expected="2")).id == "3"
+
+
+# --- labels, versions, destruction ------------------------------------------------------------------------------------
+
+
+async def test_a_destroyed_value_is_unlinked_and_its_version_stays_listed(store: FileSecretProvider, keys: Path):
+    await store.label("root", "stable", "2", expected="1")
+    await store.destroy("root", "1")
+    assert not (keys / "root" / "1.value").exists()
+    assert b"first" not in b"".join(picture(keys).values())
+    with pytest.raises(VersionDisabledError):
+        await store.read("root", VersionId("1"))
+
+
+async def test_a_deleted_secret_leaves_no_directory(store: FileSecretProvider, keys: Path):
+    await store.delete("root")
+    assert names(keys) == []
+
+
+async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_write_into_the_void(
+    store: FileSecretProvider, keys: Path
+):
+    """The lock file that it opened is gone; it must look again instead of trusting the old one."""
+
+    class DeletedBetween(System):
+        done = False
+
+        def lock(self, descriptor: int) -> bool:
+            if not self.done:
+                self.done = True
+                asyncio.run(at(keys).delete("root"))
+                asyncio.run(at(keys).create("root", b"another"))
+            return super().lock(descriptor)
+
+    with pytest.raises(ConflictError):
+        await at(keys, system=DeletedBetween()).write("root", b"third", expected="2")
+    assert (await store.read("root")).value.reveal() == b"another"
+
+
+async def test_a_reader_that_was_overtaken_by_a_new_secret_of_the_same_name_reads_the_new_one(
+    store: FileSecretProvider, keys: Path
+):
+    class ReplacedBetween(System):
+        done = False
+
+        def open_read(self, name: str, directory: int) -> int:
+            if name.endswith(".value") and not self.done:
+                self.done = True
+                asyncio.run(at(keys).delete("root"))
+                asyncio.run(at(keys).create("root", b"another"))
+            return super().open_read(name, directory)
+
+    found = await at(keys, system=ReplacedBetween()).read("root", CURRENT)
+    assert found.value.reveal() == b"another"

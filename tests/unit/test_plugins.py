@@ -1,0 +1,171 @@
+"""Plugins: found by scheme, loaded one at a time, and refused with a reason that helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from goatherd import _plugins
+from goatherd._plugins import check_providers, open_provider, provider_from_config, provider_schemes
+from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError
+from goatherd.providers.memory import MemorySecretProvider
+
+
+class Distribution:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.version = "9.9"
+
+
+def point(name: str, value: str, distribution: str = "stranger") -> EntryPoint:
+    made = EntryPoint(name=name, value=value, group="goatherd.providers")
+    vars(made)["dist"] = Distribution(distribution)
+    return made
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    """The entry points that are installed, for the test to change."""
+    points: list[EntryPoint] = []
+    monkeypatch.setattr(_plugins, "entry_points", lambda group: points)
+    return points
+
+
+MEMORY = "goatherd.providers.memory:MemorySecretProvider"
+
+
+def test_the_embedded_providers_are_entry_points_like_any_other():
+    assert {"file", "memory"} <= set(provider_schemes())
+    provider, secret_id = open_provider("memory:///somewhere/acme/root")
+    assert isinstance(provider, MemorySecretProvider)
+    assert secret_id == "acme/root"
+
+
+async def test_providers_of_one_memory_name_share_a_store_and_others_do_not():
+    first, secret_id = open_provider("memory:///test-plugins-a/root")
+    await first.create(secret_id, b"value")
+    again, _ = open_provider("MEMORY:///test-plugins-a/root")
+    assert (await again.read(secret_id)).value.reveal() == b"value"
+    other, _ = open_provider("memory:///test-plugins-b/root")
+    assert await other.create(secret_id, b"another")
+
+
+@pytest.mark.parametrize(
+    "uri", ["memory:///", "memory:///name", "memory://host/name/x", "memory:///n/s?x", "memory:///n/"]
+)
+def test_a_memory_address_is_a_name_and_a_secret(uri: str):
+    with pytest.raises(ConfigurationError, match="memory"):
+        open_provider(uri)
+
+
+@pytest.mark.parametrize("uri", ["", "root", "/srv/keys/root", "file:/srv/keys/root", "://x", "1x://y", "a b://c"])
+def test_what_is_no_uri_is_refused_with_an_example_and_the_known_schemes(uri: str):
+    with pytest.raises(ConfigurationError, match="file:///srv/keys/root") as caught:
+        open_provider(uri)
+    assert "memory" in caught.value.hint
+
+
+def test_an_unknown_scheme_is_answered_with_the_known_ones(installed: list[EntryPoint]):
+    installed += [point("zeta", MEMORY), point("alpha", MEMORY)]
+    with pytest.raises(PluginNotFoundError, match="no provider for the scheme 's3'; known schemes: alpha, zeta"):
+        open_provider("s3://bucket/key")
+
+
+@pytest.mark.parametrize(
+    "uri", ["aws://eu-west-1/x", "gcp://project/x", "azure://vault/x", "vault://host/m/x", "k8s://ns/x"]
+)
+def test_a_platform_whose_plugin_is_yet_to_come_is_said_to_be_so(uri: str, installed: list[EntryPoint]):
+    installed.append(point("file", "goatherd.providers.file:FileSecretProvider"))
+    with pytest.raises(PluginNotFoundError, match="is not in this version; known schemes: file"):
+        open_provider(uri)
+
+
+def test_a_later_plugin_for_such_a_platform_is_used(installed: list[EntryPoint]):
+    installed.append(point("aws", MEMORY))
+    assert isinstance(open_provider("aws:///name/secret")[0], MemorySecretProvider) is True
+
+
+def test_nothing_installed_is_told_apart_from_an_unknown_scheme(installed: list[EntryPoint]):
+    with pytest.raises(PluginNotFoundError, match="goatherd itself is not installed"):
+        open_provider("file:///srv/keys/root")
+
+
+def test_a_password_in_an_address_is_refused_and_not_quoted():
+    with pytest.raises(ConfigurationError) as caught:
+        open_provider("memory://user:hunter2@host/name/secret")
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_scheme_claimed_twice_is_refused_with_both_names(installed: list[EntryPoint]):
+    installed += [point("x", MEMORY, "one"), point("x", "other:Provider", "two")]
+    with pytest.raises(ConfigurationError, match=r"claimed twice: by one \(.*\) and two \(other:Provider\)"):
+        open_provider("x:///a/b")
+
+
+def test_one_distribution_found_twice_on_the_path_is_one(installed: list[EntryPoint]):
+    installed += [point("x", MEMORY, "one"), point("x", MEMORY, "one")]
+    assert open_provider("x:///a/b")[1] == "b"
+    assert len(check_providers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("distribution", "command"), [("goatherd", "pip install 'goatherd[aws]'"), ("stranger", "pip install stranger")]
+)
+def test_a_missing_library_is_answered_with_the_install_command(
+    installed: list[EntryPoint], distribution: str, command: str
+):
+    installed.append(point("aws", "no_such_library_at_all.provider:Provider", distribution))
+    with pytest.raises(MissingExtraError, match="no_such_library_at_all") as caught:
+        open_provider("aws://eu-west-1/x")
+    assert command in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["goatherd.providers.memory:NoSuchClass", "goatherd.providers.base:check_label", "goatherd.errors:ConflictError"],
+)
+def test_a_plugin_that_is_no_provider_is_refused_with_its_maker(installed: list[EntryPoint], value: str):
+    installed.append(point("x", value))
+    with pytest.raises(ConfigurationError, match="of stranger is"):
+        open_provider("x:///a/b")
+
+
+def test_one_broken_plugin_does_not_hide_the_others(installed: list[EntryPoint]):
+    installed += [point("z", MEMORY), point("a", "no_such_library_at_all:P"), point("m", "goatherd.errors:Nothing")]
+    found = check_providers()
+    assert [(each.scheme, each.version, type(each.problem)) for each in found] == [
+        ("a", "9.9", MissingExtraError),
+        ("m", "9.9", ConfigurationError),
+        ("z", "9.9", type(None)),
+    ]
+
+
+def test_goatdb_s_configuration_shape_chooses_the_plugin():
+    provider, secret_id = provider_from_config({"provider": "memory", "secretId": "name/secret", "region": "anywhere"})
+    assert isinstance(provider, MemorySecretProvider)
+    assert secret_id == "secret"
+
+
+@pytest.mark.parametrize("name", ["s3", "aws", "kubernetes", None, 5, "", "Not A Name"])
+def test_a_configuration_with_an_unknown_provider_is_a_configuration_error(name: object):
+    with pytest.raises(ConfigurationError, match="cloudConfig"):
+        provider_from_config({"provider": name, "secretId": "x"})
+
+
+def test_goatdb_s_name_for_kubernetes_is_its_scheme(installed: list[EntryPoint]):
+    installed.append(point("k8s", MEMORY))
+    assert provider_from_config({"provider": "kubernetes", "secretId": "ns/name"})[1] == "name"
+
+
+def test_opening_one_scheme_imports_no_other_provider():
+    program = (
+        "import sys; from goatherd._plugins import open_provider, provider_schemes; provider_schemes();"
+        "assert not [m for m in sys.modules if m.startswith('goatherd.providers')];"
+        "open_provider('memory:///n/s');"
+        "assert 'goatherd.providers.memory' in sys.modules;"
+        "assert 'goatherd.providers.file' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
