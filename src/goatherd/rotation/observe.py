@@ -24,7 +24,7 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
-from goatherd.errors import NodeError, NodeRefusedError
+from goatherd.errors import GenerationError, NodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import NodeView
@@ -35,6 +35,7 @@ from goatherd.wire.messages import VERSION
 
 SESSIONS: Final = "/sys/sessions"
 
+_REFUSED: Final = "identity."
 _FILTER_BYTES: Final = 1024
 _SMALL: Final = 1000
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
@@ -162,9 +163,9 @@ class Observer:
                 answer = await self.nodes[url].identity()
                 sight.reachable = True
                 if answer is not None:
-                    signer, refusal = answer.get("signer"), answer.get("refusal")
+                    signer = answer.get("signer")
                     sight.signs_with = signer if isinstance(signer, str) else None
-                    sight.rejects = refusal if isinstance(refusal, str) and refusal else None
+                    sight.rejects = _rejection(answer)
                     return
                 memory.unmodified = True
             if question.signer:
@@ -225,6 +226,20 @@ def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
         index = murmur3(commit_id, seed) % (8 * _FILTER_BYTES)
         bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
     return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
+
+
+def _rejection(identity: Mapping[str, Any]) -> str | None:
+    """Return why a node will not take what the store holds, if it says so now.
+
+    Not a refusal: a store that it cannot reach, and a replica of it that lags. Both pass, or the deadline does.
+    """
+    refusal = identity.get("refusal")
+    if identity.get("degraded") is not True or not isinstance(refusal, Mapping):
+        return None
+    code = refusal.get("code")
+    if not isinstance(code, str) or not code.startswith(_REFUSED) or code == GenerationError.code:
+        return None
+    return code
 
 
 def _message(sync_filter: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from goatherd.errors import (
     NodeRefusedError,
     NodeUnreachableError,
     ProviderError,
+    SuccessionError,
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -158,7 +159,8 @@ class HerdNode:
             "signer": self.pool.current.id,
             "roots": list(self.pool.root_ids),
             "generation": self.document.generation,
-            "refusal": self.refusal,
+            "degraded": self.refusal is not None,
+            "refusal": None if self.refusal is None else {"code": self.refusal},
         }
 
     async def refresh(
@@ -199,7 +201,7 @@ class HerdNode:
         if document.generation <= self.document.generation:
             return
         if self.faults.refuses_documents:
-            self.refusal = "told to by the test"
+            self.refusal = SuccessionError.code
             return
         self.document = document
         self.pool.swap(document)

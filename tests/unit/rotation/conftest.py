@@ -15,7 +15,7 @@ from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.events import Event
 from goatherd.testing.herd import FakeClock, Herd
 
-POLICY = Policy(adoption=timedelta(seconds=60), settle=timedelta(seconds=60), node_timeout=timedelta(seconds=2))
+POLICY = Policy(adoption=timedelta(seconds=25), settle=timedelta(seconds=25), node_timeout=timedelta(seconds=2))
 
 MakeHerd = Callable[..., Awaitable[Herd]]
 

@@ -1,0 +1,158 @@
+"""What can be seen of a node from outside, and that what cannot be seen is never taken for yes or no."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from goatherd.errors import NodeRefusedError, NodeUnreachableError
+from goatherd.identity.session import OwnedSession
+from goatherd.rotation.machine import NodeView
+from goatherd.rotation.observe import SESSIONS, Observer, Question, all_but
+from goatherd.rotation.vouching import Sought, introduction_id, session_commit
+from goatherd.testing.herd import FakeClock, Herd, HerdNode
+from goatherd.wire.bloom import BloomFilter
+
+from .conftest import MakeHerd
+
+
+def observer_of(herd: Herd, *nodes: Any) -> Observer:
+    return Observer(nodes or herd.nodes, clock=herd.clock, timeout=timedelta(seconds=2))
+
+
+def new_root(herd: Herd) -> OwnedSession:
+    return OwnedSession.generate(session_id="root-b", owner="root", now_ms=herd.clock.now_ms())
+
+
+def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
+    sought = Sought(commit_id=introduction_id(b.id), session_id=b.id, signer_id="root-a")
+    asker = herd.nodes[0].document.current
+    return replace(Question(asker=asker, next_root=b, introduction=sought), **changes)
+
+
+async def introduce(herd: Herd, b: OwnedSession, node: HerdNode, **changes: Any) -> None:
+    a = herd.nodes[0].document.current
+    options = {"signer": a, "commit_id": introduction_id(b.id), "ts": herd.clock.now_ms(), "org": "localhost"}
+    await node.push(SESSIONS, [session_commit(b.session, **{**options, **changes})], a)
+
+
+async def test_a_node_trusts_b_when_it_answers_b_and_holds_what_it_sends_back(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2)
+    b = new_root(herd)
+    await introduce(herd, b, herd.nodes[1])
+    without, with_b = await observer_of(herd).look(question(herd, b))
+    assert (without.reachable, without.trusts_next, without.holds_introduction) == (True, False, False)
+    assert (with_b.reachable, with_b.trusts_next, with_b.holds_introduction) == (True, True, True)
+    assert with_b.signs_with == "root-a"
+    assert with_b.problem is None
+
+
+async def test_another_commit_under_the_same_id_is_not_the_introduction(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1)
+    b, other = new_root(herd), OwnedSession.generate(session_id="other", owner=None, now_ms=herd.clock.now_ms())
+    await introduce(herd, other, herd.nodes[0], commit_id=introduction_id(b.id))
+    assert herd.nodes[0].holds(SESSIONS, introduction_id(b.id))
+    (view,) = await observer_of(herd).look(question(herd, b))
+    assert view.holds_introduction is False
+
+
+@pytest.mark.parametrize(
+    ("error", "reachable"),
+    [(NodeUnreachableError("gone"), False), (NodeRefusedError("broken", status=500), True)],
+    ids=["unreachable", "status 500"],
+)
+async def test_no_answer_is_neither_yes_nor_no(make_herd: MakeHerd, error: Exception, reachable: bool) -> None:
+    herd = await make_herd(nodes=1)
+
+    class Failing:
+        base_url = "http://failing"
+
+        def __getattr__(self, name: str) -> Any:
+            async def fail(*args: Any, **options: Any) -> Any:
+                raise error
+
+            return fail
+
+    (view,) = await observer_of(herd, Failing()).look(question(herd, new_root(herd)))
+    assert view == NodeView(url="http://failing", reachable=reachable, problem=str(error))
+
+
+def test_the_filter_lacks_what_is_asked_for_and_almost_nothing_else() -> None:
+    ids = [f"commit-{number}" for number in range(50_000)]
+    lacking = BloomFilter.from_json(all_but(ids[:2])["__v"])
+    returned = [commit_id for commit_id in ids if commit_id not in lacking]
+    assert set(ids[:2]) <= set(returned)
+    assert len(returned) < 100
+
+
+@pytest.mark.parametrize("sessions", [2, 1005])
+async def test_an_unmodified_server_shows_its_signer_by_the_session_that_it_makes(
+    make_herd: MakeHerd, sessions: int
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = herd.nodes[0]
+    commit = None
+    for _ in range(sessions):  # the log grows; what is in it does not matter here
+        await node.create_session() if commit is None else None
+        commit = commit or node.commits(SESSIONS)[0]
+        node._logs[SESSIONS][herd.new_id()] = replace(commit, id=herd.new_id())
+    observer = observer_of(herd)
+    seen = set()
+    for _ in range(3):  # at this size the server's own filter may hide the commit once in a hundred times
+        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        seen.add(view.signs_with)
+        herd.clock.turn(timedelta(seconds=6))
+    assert "root-a" in seen
+    assert seen <= {"root-a", None}
+    assert node.asked["identity"] == 1
+
+
+async def test_who_signs_is_not_asked_of_an_unmodified_server_unless_it_matters_nor_often(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, observer = herd.nodes[0], observer_of(herd)
+    (view,) = await observer.look(Question(asker=node.document.current))
+    assert view.signs_with is None
+    assert node.asked["create_session"] == 0
+    for _ in range(10):
+        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        assert view.signs_with == "root-a"
+    assert node.asked["create_session"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "rejects"),
+    [
+        ({"degraded": True, "refusal": {"code": "identity.broken_succession"}}, "identity.broken_succession"),
+        ({"degraded": False, "refusal": {"code": "identity.broken_succession"}}, None),
+        ({"degraded": True, "refusal": {"code": "provider.unavailable"}}, None),
+        ({"degraded": True, "refusal": {"code": "identity.generation_went_back"}}, None),
+        ({"degraded": True, "refusal": "text"}, None),
+        ({"degraded": True}, None),
+    ],
+)
+async def test_a_node_rejects_a_document_only_when_it_says_so_now(
+    make_herd: MakeHerd, answer: Mapping[str, Any], rejects: str | None
+) -> None:
+    herd = await make_herd(nodes=1)
+
+    class Saying:
+        base_url = "http://saying"
+
+        async def identity(self) -> dict[str, Any]:
+            return {"signer": "root-a", **answer}
+
+    (view,) = await observer_of(herd, Saying()).look(Question(asker=herd.nodes[0].document.current))
+    assert view.rejects == rejects
+
+
+async def test_a_clock_that_nobody_turns_stands_still(clock: FakeClock) -> None:
+    before = clock.now_ms()
+    await clock.sleep(timedelta(seconds=2))
+    assert clock.now_ms() - before == 2000
+    assert clock.monotonic() == pytest.approx(2)
