@@ -525,6 +525,29 @@ async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_wr
     assert (await store.read("root")).value.reveal() == b"another"
 
 
+async def test_the_lock_of_a_deleted_secret_is_no_lock_on_the_one_made_in_its_place(
+    store: FileSecretProvider, keys: Path
+):
+    (keys / "root" / "README").write_text("keeps the directory")
+    held: list[int] = []
+
+    class ReplacedBetween(System):
+        def lock(self, descriptor: int) -> bool:
+            if not held:
+                asyncio.run(at(keys).delete("root"))
+                asyncio.run(at(keys).create("root", b"another"))
+                held.append(os.open(keys / "root" / "lock", os.O_RDWR))
+                fcntl.flock(held[0], fcntl.LOCK_EX)
+            return super().lock(descriptor)
+
+    with pytest.raises(UnavailableError, match="another writer holds the lock"):
+        await at(keys, system=ReplacedBetween(), timeout=timedelta(milliseconds=200)).write(
+            "root", b"third", expected="1"
+        )
+    os.close(held[0])
+    assert (await store.read("root")).value.reveal() == b"another"
+
+
 async def test_a_reader_that_was_overtaken_by_a_new_secret_of_the_same_name_reads_the_new_one(
     store: FileSecretProvider, keys: Path
 ):
