@@ -186,7 +186,10 @@ def describe(out: Output, store: Store, version: str, document: IdentityDocument
 
 @command(example="goatherd versions --provider file:///srv/keys/root")
 def versions(app: App) -> None:
-    """List the stored versions and their labels, newest first. No value is read."""
+    """List the stored versions and their labels.
+
+    The newest first. No value is read.
+    """
     asyncio.run(_versions(app))
 
 

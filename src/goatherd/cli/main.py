@@ -187,8 +187,9 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         out.failure("interrupted", "interrupted", "")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`goatherd versions | head`): nothing more to say, and nobody to say it to.
+    except (BrokenPipeError, SystemExit):
+        # The reader has gone (`goatherd versions | head`), which click tells by SystemExit: nothing more to say, and
+        # nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseExceptionGroup as group:

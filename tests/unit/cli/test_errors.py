@@ -1,0 +1,161 @@
+"""How a command ends when something is wrong: exit code, message, hint; and never a traceback unasked."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import goatherd.errors
+from goatherd.cli import main
+from goatherd.cli.main import EXIT_CODES, run
+from goatherd.cli.output import scrub
+from goatherd.errors import GoatherdError, NodeError, ProviderError
+from goatherd.identity.session import OwnedSession
+
+from .conftest import Goatherd
+
+KEY = OwnedSession.generate(session_id="s", owner="root", now_ms=0).to_secret_json()["privateKey"]["d"]
+
+
+def families() -> set[str]:
+    kinds = [
+        kind for _, kind in inspect.getmembers(goatherd.errors, inspect.isclass) if issubclass(kind, GoatherdError)
+    ]
+    return {kind.code.partition(".")[0] for kind in kinds if kind is not GoatherdError}
+
+
+def test_every_family_of_errors_has_an_exit_code() -> None:
+    assert families() == set(EXIT_CODES)
+
+
+def test_the_exit_codes_of_the_families_differ_from_each_other_and_from_success() -> None:
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert 0 not in EXIT_CODES.values()
+
+
+def test_an_error_is_told_on_standard_error_with_its_code_and_a_hint(goatherd: Goatherd) -> None:
+    result = goatherd("show")
+    assert result.code == EXIT_CODES["configuration"]
+    assert result.out == ""
+    assert result.err.startswith("error: no store is named [configuration.invalid]\nhint: Give --provider URI")
+
+
+def test_with_json_an_error_is_one_document_on_standard_output(goatherd: Goatherd) -> None:
+    result = goatherd("show", "--json")
+    assert result.code == EXIT_CODES["configuration"]
+    assert result.err == ""
+    assert result.json["error"]["code"] == "configuration.invalid"
+    assert result.json["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["rotate", "--plan", "--resume"], ["show", "--nonsense"], ["export"]]
+)
+def test_a_wrong_command_line_ends_with_2_as_text_and_as_json(goatherd: Goatherd, arguments: list[str]) -> None:
+    result = goatherd(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    as_json = goatherd(*arguments, "--json")
+    assert as_json.code == 2
+    assert as_json.json["error"]["code"] == "usage"
+
+
+def test_a_mistyped_command_gets_the_nearest_one(goatherd: Goatherd) -> None:
+    assert "Did you mean 'rotate'?" in goatherd("rotat").err
+
+
+def test_a_scheme_that_no_plugin_has_is_a_plugin_error(goatherd: Goatherd) -> None:
+    assert goatherd("show", "--provider", "nowhere:///x").code == EXIT_CODES["plugin"]
+
+
+def test_a_secret_that_is_not_there_gets_the_way_to_make_one(goatherd: Goatherd, store: str) -> None:
+    result = goatherd("show", "--provider", store)
+    assert result.code == EXIT_CODES["provider"]
+    assert "goatherd init" in result.err
+
+
+def test_a_bug_is_told_without_a_traceback_and_without_keys(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"this is {KEY}")
+
+    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    result = goatherd("show", "--provider", store)
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert "<hidden>" in result.err
+    assert KEY not in result.err + result.out
+    debug = goatherd("show", "--provider", store, "--debug")
+    assert "Traceback" in debug.err
+    assert KEY not in debug.err + debug.out
+    as_json = goatherd("show", "--provider", store, "--json")
+    assert as_json.json["error"]["code"] == "internal"
+    assert KEY not in as_json.out
+
+
+def test_of_several_errors_at_once_ours_is_told(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BaseExceptionGroup("", [ValueError("x"), ExceptionGroup("", [NodeError("that one")])])
+
+    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    result = goatherd("show", "--provider", "file:///x/y")
+    assert result.code == EXIT_CODES["node"]
+    assert "that one" in result.err
+
+
+def test_an_interruption_ends_with_130(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("goatherd.cli.commands_store.open_store", interrupt)
+    result = goatherd("show", "--provider", "file:///x/y")
+    assert result.code == 130
+    assert result.err.endswith("error: interrupted [interrupted]\n")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    script = "from goatherd.cli.main import run; import sys; sys.exit(run(['--help']))"
+    command = f'"{sys.executable}" -c "{script}" | true; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", [KEY, f'"d":"{KEY}"', "z" * 64, "0123456789abcdef" * 6, "1" * 115])
+def test_whatever_may_be_a_key_is_hidden(text: str) -> None:
+    assert KEY not in scrub(text)
+    assert "<hidden>" in scrub(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["file:///a/long/path/" + "x/" * 40, "id abcdefghijklmnopqrstuvwx", "0123456789abcdef" * 4]
+)
+def test_paths_ids_and_sha256_sums_are_shown(text: str) -> None:
+    assert scrub(text) == text
+
+
+def test_errors_of_providers_name_provider_secret_and_operation(goatherd: Goatherd, store: str) -> None:
+    result = goatherd("versions", "--provider", store, "--json")
+    assert result.json["error"]["code"] == "provider.not_found"
+    for word in ("file", "versions", "root"):
+        assert word in result.json["error"]["message"]
+
+
+def test_the_flag_json_is_seen_even_where_the_command_line_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "--json", "--nonsense"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
+
+
+def test_behind_two_dashes_json_is_a_name_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "--", "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
+    assert main.exit_code(ProviderError("x", provider="p", secret_id="s", operation="o")) == EXIT_CODES["provider"]
+    assert main.exit_code(GoatherdError("x")) == 1

@@ -1,0 +1,298 @@
+"""migrate: from files that GoatDB 0.5.1 wrote itself into a store, nothing lost, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES
+from goatherd.cli.migration import read_commits, verified_sessions
+from goatherd.identity.document import decode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_text import from_settings
+from goatherd.node.storage import LogDirectory
+from goatherd.trust import TrustPool
+
+from .conftest import Goatherd
+
+VECTORS = Path(__file__).parents[2] / "vectors"
+DESCRIPTION: dict[str, Any] = json.loads((VECTORS / "jsonl/description.json").read_text())
+NOW_MS = 1_795_000_000_000
+NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory as GoatDB 0.5.1 left it, with two organizations' worth of room."""
+    top = tmp_path / "goatdb"
+    for repository in DESCRIPTION["repositories"]:
+        target = top / "localhost" / repository["path_in_data_dir"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(VECTORS / repository["file"], target)
+    (top / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
+    return top
+
+
+def settings(data: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((data / "localhost/settings.json").read_text())
+    return tree
+
+
+def test_an_identity_that_goatdb_wrote_is_in_the_store_afterwards(goatherd: Goatherd, data: Path, store: str) -> None:
+    result = goatherd("migrate", str(data), "--provider", store, "--json")
+    assert result.code == 0
+    (outcome,) = result.json["organizations"]
+    assert (outcome["org"], outcome["migrated"], outcome["current"]) == ("localhost", True, NAMED["root"])
+    shown = goatherd("show", "--provider", store, "--json").json
+    assert shown["current"]["id"] == NAMED["root"]
+    assert [root["id"] for root in shown["roots"]] == [NAMED["root"]]
+
+
+def test_it_says_what_it_took_out_and_that_the_file_still_holds_the_key(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    result = goatherd("migrate", str(data), "--provider", store)
+    assert "private key" in result.out
+    assert "settings.json still holds the private key" in result.out
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"]), "settings.json itself is never changed"
+
+
+def test_a_second_run_changes_nothing_and_is_no_error(goatherd: Goatherd, data: Path, store: str) -> None:
+    goatherd("migrate", str(data), "--provider", store)
+    logs = {path: path.read_bytes() for path in data.rglob("*.jsonl")}
+    versions = goatherd("versions", "--provider", store, "--json").json
+    again = goatherd("migrate", str(data), "--provider", store)
+    assert again.code == 0
+    assert "already migrated" in again.out
+    assert {path: path.read_bytes() for path in data.rglob("*.jsonl")} == logs
+    assert goatherd("versions", "--provider", store, "--json").json == versions
+
+
+def test_a_second_run_after_a_rotation_is_no_error_either(goatherd: Goatherd, data: Path, store: str) -> None:
+    settle(data)
+    goatherd("migrate", str(data), "--provider", store)
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    again = goatherd("migrate", str(data), "--provider", store, "--json")
+    assert again.code == 0
+    assert again.json["organizations"][0]["alreadyThere"] is True
+
+
+def settle(data: Path) -> None:
+    """Give the root of a data directory a long life, whatever the clock says today."""
+    tree = settings(data)
+    for session in [tree["currentSession"], *tree["roots"], *tree["trustedSessions"]]:
+        session["expiration"] = 4_000_000_000
+    (data / "localhost/settings.json").write_text(json.dumps(tree, indent=2))
+
+
+def test_a_store_with_another_identity_keeps_it(goatherd: Goatherd, data: Path, store: str) -> None:
+    mine = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    logs = {path: path.read_bytes() for path in data.rglob("*.jsonl")}
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["identity"]
+    assert "another identity" in refused.err
+    assert goatherd("show", "--provider", store, "--json").json["current"]["id"] == mine
+    assert {path: path.read_bytes() for path in data.rglob("*.jsonl")} == logs
+
+
+def test_trusted_sessions_that_the_log_knows_stay_where_they_are(goatherd: Goatherd, data: Path, store: str) -> None:
+    (outcome,) = goatherd("migrate", str(data), "--provider", store, "--json").json["organizations"]
+    assert outcome["sessionsWritten"] == []
+    assert outcome["sessionsMissing"] == []
+    users = [session for session in settings(data)["trustedSessions"] if session.get("owner") != "root"]
+    assert outcome["sessionsInLog"] == len(users)
+
+
+def stranger(data: Path) -> OwnedSession:
+    """Add a session to trustedSessions that the log does not know, as GoatDB 0.5.1 can leave one behind."""
+    owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
+    tree = settings(data)
+    tree["trustedSessions"].append(owned.session.to_json())
+    (data / "localhost/settings.json").write_text(json.dumps(tree, indent=2))
+    return owned
+
+
+def test_a_session_that_only_settings_json_knows_is_written_into_the_log(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    owned = stranger(data)
+    log = data / "localhost/sys/sessions.jsonl"
+    before = log.read_bytes()
+    (outcome,) = goatherd("migrate", str(data), "--provider", store, "--json").json["organizations"]
+    assert outcome["sessionsWritten"] == [owned.id]
+    assert log.read_bytes().startswith(before), "the log is only appended to"
+    document, _, _ = from_settings(DESCRIPTION["settings_json"], NOW_MS)
+    pool = TrustPool(org="localhost", current=document.current, roots=document.roots)
+    pool.offer_session_commits(read_commits(log, "localhost"))
+    assert pool.session(owned.id) == owned.session
+    assert pool.session(NAMED["u1"]).owner == "u1"
+    again = goatherd("migrate", str(data), "--provider", store, "--json").json["organizations"][0]
+    assert again["sessionsWritten"] == []
+    assert again["sessionsInLog"] == outcome["sessionsInLog"] + 1
+
+
+def test_it_can_be_told_not_to_write_and_then_reports_what_is_missing(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    owned = stranger(data)
+    before = (data / "localhost/sys/sessions.jsonl").read_bytes()
+    result = goatherd("migrate", str(data), "--provider", store, "--no-write-sessions", "--json")
+    assert result.json["organizations"][0]["sessionsMissing"] == [owned.id]
+    assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
+
+
+def test_a_dry_run_changes_nothing(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
+    stranger(data)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = goatherd("migrate", str(data), "--provider", store, "--dry-run")
+    assert result.code == 0
+    assert "would have been put" in result.out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_log_of_a_running_goatherd_server_is_not_touched(goatherd: Goatherd, data: Path, store: str) -> None:
+    stranger(data)
+    before = (data / "localhost/sys/sessions.jsonl").read_bytes()
+    with LogDirectory(data / "localhost"):
+        refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["node"]
+    assert "in use" in refused.err
+    assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"], "nothing was put into the store"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files can be seen in /proc only")
+def test_the_log_of_a_running_goatdb_server_is_not_touched(goatherd: Goatherd, data: Path, store: str) -> None:
+    log = data / "localhost/sys/sessions.jsonl"
+    script = "import sys; file = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        refused = goatherd("migrate", str(data), "--provider", store)
+        process.communicate()
+    assert refused.code == EXIT_CODES["node"]
+    assert f"process {process.pid}" in refused.err
+
+
+def test_several_organizations_need_a_secret_each(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
+    shutil.copytree(data / "localhost", data / "acme")
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "{org}" in refused.err
+    done = goatherd("migrate", str(data), "--provider", f"file://{tmp_path}/keys/{{org}}/root", "--json")
+    assert [outcome["org"] for outcome in done.json["organizations"]] == ["acme", "localhost"]
+    one = goatherd("migrate", str(data), "--org", "acme", "--provider", store, "--json")
+    assert [outcome["org"] for outcome in one.json["organizations"]] == ["acme"]
+
+
+def test_one_organizations_directory_or_its_file_will_do(goatherd: Goatherd, data: Path, tmp_path: Path) -> None:
+    for number, source in enumerate((data / "localhost", data / "localhost/settings.json")):
+        result = goatherd("migrate", str(source), "--provider", f"file://{tmp_path}/keys{number}/root", "--json")
+        (outcome,) = result.json["organizations"]
+        assert outcome["org"] == "localhost"
+        assert outcome["sessionsMissing"] == []
+
+
+def test_the_organization_is_told_from_the_signatures_where_the_directory_has_another_name(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    moved = (data / "localhost").rename(data.parent / "database")
+    (outcome,) = goatherd("migrate", str(moved), "--provider", store, "--json").json["organizations"]
+    assert outcome["org"] == "localhost"
+    assert outcome["sessionsMissing"] == outcome["sessionsWritten"] == []
+
+
+def test_a_settings_json_alone_has_no_log_to_look_into(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
+) -> None:
+    alone = shutil.copy(data / "localhost/settings.json", tmp_path / "settings.json")
+    result = goatherd("migrate", str(alone), "--provider", store)
+    assert result.code == 0
+    assert "stand in no log" in result.out
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"currentSession": {}}'])
+def test_a_file_that_cannot_be_believed_is_an_error_and_never_a_new_identity(
+    goatherd: Goatherd, data: Path, store: str, text: str
+) -> None:
+    (data / "localhost/settings.json").write_text(text)
+    assert goatherd("migrate", str(data), "--provider", store).code == EXIT_CODES["identity"]
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+
+def test_a_private_key_that_is_not_the_public_ones_is_refused(goatherd: Goatherd, data: Path, store: str) -> None:
+    tree = settings(data)
+    other = OwnedSession.generate(session_id="x" * 24, owner="root", now_ms=NOW_MS).to_secret_json()
+    tree["currentSession"]["privateKey"] = other["privateKey"]
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert "identity.key_mismatch" in refused.err
+    assert other["privateKey"]["d"] not in refused.err
+
+
+def test_a_session_with_two_keys_stops_it(goatherd: Goatherd, data: Path, store: str) -> None:
+    tree = settings(data)
+    forged = OwnedSession.generate(session_id=NAMED["u1"], owner="u1", now_ms=NOW_MS).session.to_json()
+    tree["trustedSessions"] = [
+        forged if session["id"] == NAMED["u1"] else session for session in tree["trustedSessions"]
+    ]
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["settings"]
+    assert "forged" in refused.err
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+
+def test_a_log_with_good_records_behind_a_broken_one_is_left_alone(goatherd: Goatherd, data: Path, store: str) -> None:
+    log = data / "localhost/sys/sessions.jsonl"
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([*lines[:3], b"{broken", *lines[3:]]))
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["node"]
+    assert "good records stand behind" in refused.err
+
+
+def test_a_path_without_settings_is_told(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "nowhere"):
+        assert goatherd("migrate", str(source), "--provider", store).code == EXIT_CODES["configuration"]
+
+
+def test_what_was_migrated_can_be_exported_with_the_sessions_of_the_log(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
+) -> None:
+    settle(data)
+    goatherd("migrate", str(data), "--provider", store)
+    file = tmp_path / "exported.json"
+    result = goatherd("export", str(file), "--provider", store, "--data", str(data / "localhost"))
+    assert result.code == 0, result.err
+    exported, before = json.loads(file.read_text()), settings(data)
+    assert exported["currentSession"]["privateKey"] == before["currentSession"]["privateKey"]
+    assert {session["id"] for session in exported["trustedSessions"]} == set(NAMED.values())
+    document, _, _ = from_settings(file.read_bytes(), NOW_MS)
+    assert {s.id for s in verified_sessions(data / "localhost", document, "localhost")} == set(NAMED.values()) - {
+        NAMED["root"]
+    }
+
+
+def test_export_needs_a_log_where_a_data_directory_is_named(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    refused = goatherd("export", str(tmp_path / "x.json"), "--provider", store, "--data", str(tmp_path))
+    assert refused.code == EXIT_CODES["configuration"]
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_what_lies_in_the_store_is_a_checked_identity_document(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
+) -> None:
+    goatherd("migrate", str(data), "--provider", store)
+    values = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
+    documents = [value for value in values if b"currentSession" in value]
+    assert len(documents) == 1
+    assert decode_document(documents[0]).current.id == NAMED["root"]

@@ -1,0 +1,201 @@
+"""Options: where they come from, what they look like, and what is refused."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.config import Options, format_duration, keys, load_options, nearest, parse_duration
+from goatherd.errors import ConfigurationError
+from goatherd.rotation.machine import Policy
+from goatherd.settings.cloud import REFRESH_INTERVAL
+
+
+def load(tmp_path: Path, text: str = "", environ: dict[str, str] | None = None, **flags: object) -> Options:
+    if text:
+        (tmp_path / "goatherd.toml").write_text(text)
+    return load_options(flags, environ or {}, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("250ms", timedelta(milliseconds=250)),
+        ("30s", timedelta(seconds=30)),
+        ("5m", timedelta(minutes=5)),
+        ("1.5h", timedelta(minutes=90)),
+        ("30d", timedelta(days=30)),
+        ("2w", timedelta(days=14)),
+        ("1h30m", timedelta(minutes=90)),
+        (" 10 S ", timedelta(seconds=10)),
+        ("0s", timedelta(0)),
+    ],
+)
+def test_a_time_is_a_number_with_a_unit(text: str, expected: timedelta) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["30", 30, 30.0, "", "s", "-5s", "5 parsecs", "5s later", True, None, "1e3s", "9" * 20 + "w"]
+)
+def test_a_bare_number_or_nonsense_is_no_time(value: object) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_duration(value)
+
+
+@given(st.integers(min_value=0, max_value=10**12))
+def test_a_time_written_is_read_back_exactly(milliseconds: int) -> None:
+    duration = timedelta(milliseconds=milliseconds)
+    assert parse_duration(format_duration(duration)) == duration
+
+
+def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_path: Path) -> None:
+    text, environ = 'provider = "file:///in/file"', {"GOATHERD_PROVIDER": "file:///in/environment"}
+    assert load(tmp_path, text).provider == "file:///in/file"
+    assert load(tmp_path, text, environ).provider == "file:///in/environment"
+    assert load(tmp_path, text, environ, provider="file:///in/flag").provider == "file:///in/flag"
+
+
+def test_it_is_known_where_each_option_came_from(tmp_path: Path) -> None:
+    options = load(tmp_path, 'org = "acme"', {"GOATHERD_TIMEOUT": "2s"}, nodes=("http://localhost:1",))
+    assert options.origin == {"org": str(tmp_path / "goatherd.toml"), "timeout": "GOATHERD_TIMEOUT", "nodes": "flag"}
+
+
+def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
+    assert load(tmp_path) == Options()
+
+
+def test_every_form_is_read_from_a_file(tmp_path: Path) -> None:
+    options = load(
+        tmp_path,
+        """
+        type = "cloud"
+        nodes = ["http://10.0.0.1:8080/", "https://node.example"]
+        timeout = "2s"
+        [cloudConfig]
+        provider = "aws"
+        secretId = "goatdb/{org}/root"
+        region = "eu-west-1"
+        [serve]
+        data = "/srv/goatdb"
+        port = 0
+        peers = []
+        [rotation]
+        grace = "7d"
+        """,
+    )
+    assert options.nodes == ("http://10.0.0.1:8080", "https://node.example")
+    assert options.cloud_config == {"provider": "aws", "secretId": "goatdb/{org}/root", "region": "eu-west-1"}
+    assert (options.serve_data, options.serve_port) == (Path("/srv/goatdb"), 0)
+    assert options.rotation_grace == timedelta(days=7)
+
+
+def test_lists_in_the_environment_are_split_at_commas_and_blanks(tmp_path: Path) -> None:
+    options = load(tmp_path, environ={"GOATHERD_NODES": "http://a:1, http://b:2 http://c:3"})
+    assert options.nodes == ("http://a:1", "http://b:2", "http://c:3")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('provder = "file:///x"', "'provider'"),
+        ("[rotation]\ngrase = '1d'", "'rotation.grace'"),
+        ("[serve]\nprot = 1", "'serve.port'"),
+        ('grace = "1d"', "'rotation.grace'"),
+        ("[cloud]\nprovider = 'aws'", "cloudConfig"),
+        ("zzz = 1", "Known keys"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_the_nearest(tmp_path: Path, text: str, hint: str) -> None:
+    with pytest.raises(ConfigurationError, match="unknown key") as caught:
+        load(tmp_path, text)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "timeout = 5",
+        'timeout = "5"',
+        "nodes = 'ftp://x'",
+        'nodes = ["http://user:secret@host"]',
+        'type = "sky"',
+        "[cloudConfig]\nprovider = 'aws'",
+        "[cloudConfig]\nprovider = 'aws'\nsecretId = 3",
+        "[serve]\nport = 65536",
+        "[serve]\nport = true",
+        "org = ''",
+        "provider = 3",
+        "serve = 3",
+        "not toml",
+    ],
+)
+def test_a_value_of_the_wrong_form_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        load(tmp_path, text)
+
+
+def test_a_wrong_value_is_told_with_its_key_and_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"timeout \(from GOATHERD_TIMEOUT\)"):
+        load(tmp_path, environ={"GOATHERD_TIMEOUT": "soon"})
+
+
+def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no"):
+        load(tmp_path, environ={"GOATHERD_CONFIG": str(tmp_path / "other.toml")})
+    with pytest.raises(ConfigurationError, match="there is no"):
+        load_options({}, {}, directory=tmp_path, file=tmp_path / "other.toml")
+
+
+def test_a_named_file_is_read_in_place_of_the_one_here(tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text('org = "there"')
+    (tmp_path / "goatherd.toml").write_text('org = "here"')
+    assert load(tmp_path, environ={"GOATHERD_CONFIG": str(tmp_path / "other.toml")}).org == "there"
+
+
+def test_a_file_that_cannot_be_read_is_an_error_not_an_absence(tmp_path: Path) -> None:
+    (tmp_path / "goatherd.toml").mkdir()
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_variables_that_kubernetes_sets_for_a_service_named_goatherd_do_no_harm(tmp_path: Path) -> None:
+    environ = {"GOATHERD_PORT": "tcp://10.0.0.1:80", "GOATHERD_SERVICE_HOST": "10.0.0.1"}
+    assert load(tmp_path, environ=environ) == Options()
+
+
+def test_options_do_not_change() -> None:
+    with pytest.raises(AttributeError):
+        Options().org = "other"  # type: ignore[misc]
+
+
+def test_the_defaults_are_those_of_the_rotation_and_of_the_settings() -> None:
+    options, policy = Options(), Policy()
+    assert options.rotation_adoption == policy.adoption
+    assert options.rotation_settle == policy.settle
+    assert options.rotation_lifetime == policy.lifetime
+    assert options.rotation_grace == policy.grace
+    assert options.rotation_poll == policy.poll_max
+    assert options.timeout == policy.node_timeout
+    assert options.settings_refresh_interval == REFRESH_INTERVAL
+
+
+def test_every_default_has_a_text_that_reads_back() -> None:
+    for key in keys():
+        if key.default_text:
+            assert key.parse(key.default_text) == key.default
+
+
+def test_variables_are_the_keys_in_capitals() -> None:
+    variables = {key.name: key.variable for key in keys()}
+    assert variables["serve.port"] == "GOATHERD_SERVE_PORT"
+    assert variables["cloudConfig"] == "GOATHERD_CLOUD_CONFIG"
+    assert len(set(variables.values())) == len(variables)
+
+
+def test_the_nearest_key_is_found_by_its_last_part_too() -> None:
+    assert nearest("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
