@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from goatherd.errors import DecodeError, InvalidSignatureError
 
@@ -37,6 +37,14 @@ def _coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
         return base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise DecodeError(f"JWK member {member!r} is not base64url") from None
+
+
+def _raw_from_der(der: bytes) -> bytes:
+    """Return ``r || s`` of OpenSSL's own DER: both lengths fit in one byte, leading zeros as DER wants them."""
+    end = 4 + der[3]
+    return der[4:end][-COORDINATE_BYTES:].rjust(COORDINATE_BYTES, b"\0") + der[end + 2 :][-COORDINATE_BYTES:].rjust(
+        COORDINATE_BYTES, b"\0"
+    )
 
 
 def _text(raw: bytes) -> str:
@@ -193,8 +201,7 @@ class PrivateKey:
 
     def sign(self, data: bytes) -> bytes:
         """Return the raw 96-byte signature over `data`, deterministic by RFC 6979."""
-        r, s = decode_dss_signature(self._key.sign(data, _SIGN))
-        return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
+        return _raw_from_der(self._key.sign(data, _SIGN))
 
     def __repr__(self) -> str:
         return "PrivateKey(…)"

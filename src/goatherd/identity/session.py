@@ -29,7 +29,6 @@ from goatherd.wire.encoding import (
     UNDEFINED,
     base32_decode,
     base32_encode,
-    json_number,
     json_string,
     ms_from_seconds,
     parse_json,
@@ -267,13 +266,13 @@ def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedde
     Raises:
         EncodeError: A null inside the data.
     """
-    return _sign(owned, signed_text(owned.id, external, embedded), embedded, now_ms)
+    text = signed_text(owned.id, external, embedded)
+    return _sign(owned, text, now_ms, f',"d":{to_json(embedded)}' if _truthy(embedded) else "")
 
 
-def _sign(owned: OwnedSession, text: str, embedded: Any, now_ms: int) -> str:
+def _sign(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
     signature = base32_encode(owned.signer.sign(text.encode()))
-    data = f',"d":{to_json(embedded)}' if _truthy(embedded) else ""
-    envelope = f'{{"i":{json_string(owned.id)},"s":"{signature}","ts":{json_number(now_ms)}{data}}}'
+    envelope = f'{{"i":{json_string(owned.session.id)},"s":"{signature}","ts":{now_ms}{data}}}'
     return base32_encode(envelope.encode())
 
 
@@ -314,7 +313,7 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
     """
     if not commit.ts or not commit.connection or not commit.version:
         raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
-    return commit.with_signature(_sign(owned, commit.signed_text(owned.id), None, now_ms))
+    return commit.with_signature(_sign(owned, commit.signed_text(owned.session.id), now_ms))
 
 
 def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:

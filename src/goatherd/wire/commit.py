@@ -204,10 +204,11 @@ class Commit:
         if self.parents:
             parents = [q(parent) for parent in self.parents]
             after = f'"p":{{"0":{parents[0]}}},{after}' if len(parents) == 1 else f'"p":{_indexed(parents)},{after}'
+        ts = self.ts if type(self.ts) is int else json_number(self.ts)
         return (
             f'{{"extData":{{{before}"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)},'
             f'"k":{q(self.key)},{before_org}"org":{q(self.org)},{after}"s":{q(self.session)},'
-            f'"ts":{self.ts if type(self.ts) is int else json_number(self.ts)},"ver":{self.version}}},"sessionId":{q(signer_id)}}}'
+            f'"ts":{ts},"ver":{self.version}}},"sessionId":{q(signer_id)}}}'
         )
 
     def _merge_texts(self) -> tuple[str, str]:
