@@ -1,0 +1,310 @@
+"""Clients that write and read all the time, and an audit of what became of their writes.
+
+What it is: the load behind `goatherd demo`, the cluster tests and the benchmarks. What it is not: a GoatDB replica; it
+merges nothing and keeps only what it must to check. Rules: a write counts as accepted only when the server's answer
+says that it holds the commit (its Bloom filter has the id), and as refused on anything else; nothing is retried, so
+nothing that a user would have noticed is papered over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Self
+
+from goatherd.client import NodeClient
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import DecodeError, GoatherdError, NodeError, VerificationError
+from goatherd.identity.introduction import session_from_commit, verify_commit_by
+from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.ids import new_id
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.messages import VERSION
+
+PATH = "/data/load"
+SESSIONS = "/sys/sessions"
+_TICK = timedelta(milliseconds=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One request: when it was sent (monotonic seconds), how long it took (seconds), and what came of it."""
+
+    kind: str
+    at: float
+    seconds: float
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What happened between two moments. Latencies in milliseconds, over writes and reads together."""
+
+    requests: int
+    refused: int
+    p50_ms: float
+    p99_ms: float
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What the nodes hold at the end.
+
+    Attributes:
+        accepted: How many commits the servers had said yes to.
+        lost: Ids of accepted commits that some node does not hold, with the nodes.
+        unverifiable: Ids of commits on some node whose signature does not verify from the given roots.
+        by_signer: How many session commits each root signed.
+    """
+
+    accepted: int
+    lost: Mapping[str, tuple[str, ...]]
+    unverifiable: tuple[str, ...]
+    by_signer: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Client:
+    owned: OwnedSession
+    home: int
+    heads: dict[str, str] = field(default_factory=dict)
+
+
+class Workload:
+    """Constant signed writes and reads against a herd of GoatDB servers.
+
+    Use as an async context manager: entering makes the client sessions and waits until every node knows them, leaving
+    stops the load.
+
+    Args:
+        urls: The servers.
+        clients: How many clients write at once; each goes from server to server in turn.
+        pause: How long a client rests between requests.
+        newcomers: Whether a brand-new client appears now and then, gets a session from one server and writes through
+            another: what a root's signature is needed for.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        clients: int = 6,
+        pause: timedelta = timedelta(milliseconds=20),
+        newcomers: bool = True,
+        clock: Clock | None = None,
+        timeout: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self.urls = tuple(urls)
+        self.samples: list[Sample] = []
+        self.accepted: dict[str, str] = {}
+        self._count = clients
+        self._pause = pause
+        self._newcomers = newcomers
+        self._clock: Clock = clock or SystemClock()
+        self._nodes = [NodeClient(url, timeout=timeout) for url in self.urls]
+        self._clients: list[_Client] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connection = new_id()
+        self._stopping = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._clients = list(await asyncio.gather(*(self._join(i % len(self.urls)) for i in range(self._count))))
+        self._tasks = [asyncio.create_task(self._run(client, i)) for i, client in enumerate(self._clients)]
+        if self._newcomers:
+            self._tasks.append(asyncio.create_task(self._welcome()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        await asyncio.gather(*(node.aclose() for node in self._nodes))
+
+    async def stop(self) -> None:
+        """Let every client finish its request, then stop. May be called twice."""
+        self._stopping.set()
+        tasks, self._tasks = self._tasks, []
+        await asyncio.gather(*tasks)
+
+    def now(self) -> float:
+        """Return the monotonic time that samples are stamped with."""
+        return self._clock.monotonic()
+
+    def window(self, since: float, until: float | None = None) -> Window:
+        """Sum up the requests that were sent from `since` to `until`."""
+        inside = [s for s in self.samples if s.at >= since and (until is None or s.at < until)]
+        times = sorted(s.seconds * 1000 for s in inside)
+        reasons: dict[str, int] = {}
+        for sample in inside:
+            if not sample.accepted:
+                reasons[sample.reason] = reasons.get(sample.reason, 0) + 1
+        return Window(
+            requests=len(inside),
+            refused=sum(reasons.values()),
+            p50_ms=_quantile(times, 0.50),
+            p99_ms=_quantile(times, 0.99),
+            reasons=reasons,
+        )
+
+    async def audit(self, roots: Sequence[Session], *, patience: timedelta = timedelta(seconds=20)) -> Audit:
+        """Ask every node for everything and check it: nothing lost, everything verifiable from `roots`.
+
+        Nodes are given `patience` to converge; a commit counts as lost only after that.
+        """
+        reader = self._clients[0].owned
+        deadline = self.now() + patience.total_seconds()
+        while True:
+            held = await asyncio.gather(*(node.pull(PATH, reader) for node in self._nodes))
+            lost = self._missing(held)
+            if not lost or self.now() >= deadline:
+                break
+            await self._clock.sleep(timedelta(milliseconds=100))
+        unverifiable: set[str] = set()
+        by_signer: dict[str, int] = {}
+        for node, commits in zip(self._nodes, held, strict=True):
+            known = {root.id: root for root in roots}
+            introductions = [_decode(c) for c in await node.pull(SESSIONS, reader)]
+            signers = _learn(known, introductions)
+            if node is self._nodes[0]:
+                by_signer = signers
+            bad = await asyncio.to_thread(_unverifiable, known, [_decode(c) for c in commits])
+            unverifiable |= bad
+        return Audit(
+            accepted=len(self.accepted), lost=lost, unverifiable=tuple(sorted(unverifiable)), by_signer=by_signer
+        )
+
+    def _missing(self, held: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
+        ids = [{commit["id"] for commit in commits} for commits in held]
+        lost = {c: tuple(u for u, have in zip(self.urls, ids, strict=True) if c not in have) for c in self.accepted}
+        return {commit_id: urls for commit_id, urls in lost.items() if urls}
+
+    # --- the clients ------------------------------------------------------------------------------------------------
+
+    async def _join(self, home: int) -> _Client:
+        owned, _ = await self._nodes[home].create_session()
+        for node in self._nodes:
+            while not await node.answers(owned):
+                await self._clock.sleep(timedelta(milliseconds=50))
+        return _Client(owned, home)
+
+    async def _run(self, client: _Client, number: int) -> None:
+        for turn in itertools.count(number):
+            if self._stopping.is_set():
+                return
+            node = self._nodes[turn % len(self._nodes)]
+            if turn % 4 == 3:
+                await self._read(client, node)
+            else:
+                await self._write(client, node, f"client-{number}-{turn % 8}")
+            await self._clock.sleep(self._pause)
+
+    async def _welcome(self) -> None:
+        for turn in itertools.count():
+            started = self.now()
+            try:
+                client = await self._join(turn % len(self._nodes))
+            except NodeError as error:
+                self._record("session", started, False, _reason(error))
+            else:
+                self._record("session", started, True)
+                await self._write(client, self._nodes[(turn + 1) % len(self._nodes)], f"newcomer-{turn}")
+            until = self.now() + 0.3
+            while self.now() < until:
+                if self._stopping.is_set():
+                    return
+                await self._clock.sleep(_TICK)
+
+    async def _write(self, client: _Client, node: NodeClient, key: str) -> None:
+        now_ms = self._clock.now_ms()
+        parent = client.heads.get(key)
+        draft = new_commit(
+            commit_id=new_id(),
+            key=key,
+            session_id=client.owned.id,
+            ts=now_ms,
+            org="localhost",
+            parents=(parent,) if parent else (),
+            data={"title": f"{key} at {now_ms}", "n": now_ms},
+            schema_marker="note/1",
+            connection=self._connection,
+        )
+        commit = sign_commit(client.owned, draft, now_ms=now_ms)
+        started = self.now()
+        try:
+            reply = await node.push(PATH, [commit], client.owned)
+        except GoatherdError as error:
+            self._record("write", started, False, _reason(error))
+            return
+        accepted = reply is not None and commit.id in BloomFilter.from_json(reply["f"]["__v"])
+        self._record("write", started, accepted, "" if accepted else "commit not kept")
+        if accepted:
+            self.accepted[commit.id] = key
+            client.heads[key] = commit.id
+
+    async def _read(self, client: _Client, node: NodeClient) -> None:
+        started = self.now()
+        full = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+        try:
+            await node.batch_sync([(PATH, {"ver": VERSION, "f": full, "s": 0, "c": [], "ad": []})], client.owned)
+        except NodeError as error:
+            self._record("read", started, False, _reason(error))
+        else:
+            self._record("read", started, True)
+
+    def _record(self, kind: str, started: float, accepted: bool, reason: str = "") -> None:
+        self.samples.append(
+            Sample(kind=kind, at=started, seconds=self.now() - started, accepted=accepted, reason=reason)
+        )
+
+
+def _reason(error: GoatherdError) -> str:
+    status = getattr(error, "status", None)
+    return f"{error.code} {status}" if status else error.code
+
+
+def _quantile(ordered: Sequence[float], fraction: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+
+
+def _decode(encoded: Mapping[str, Any]) -> Commit:
+    return Commit.from_json(encoded, org="localhost")
+
+
+def _learn(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
+    """Add the sessions that a root introduced, as often as something new comes; count them by root."""
+    signers: dict[str, int] = {}
+    waiting = list(introductions)
+    while True:
+        later = []
+        for commit in waiting:
+            root = known.get(commit.session)
+            if root is None or not root.is_root:
+                later.append(commit)
+                continue
+            try:
+                verify_commit_by(root, commit)
+                session = session_from_commit(commit)
+            except (VerificationError, DecodeError):
+                continue
+            known.setdefault(session.id, session)
+            signers[root.id] = signers.get(root.id, 0) + 1
+        if len(later) == len(waiting):
+            return signers
+        waiting = later
+
+
+def _unverifiable(known: Mapping[str, Session], commits: Sequence[Commit]) -> set[str]:
+    bad = set()
+    for commit in commits:
+        session = known.get(commit.session)
+        try:
+            if session is None:
+                raise VerificationError("unknown signer")
+            verify_commit_by(session, commit)
+        except VerificationError:
+            bad.add(commit.id)
+    return bad
