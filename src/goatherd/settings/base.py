@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Protocol, Self
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
@@ -97,7 +97,6 @@ class SettingsStatus:
 Subscriber = Callable[[DBSettings], None]
 
 
-@runtime_checkable
 class DBSettingsProvider(Protocol):
     """Gives a server its settings. An async context manager; `load` before anything else."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_root_cannot_endorse_itself() -> None:
 
 def test_the_steps_of_a_rotation_follow_from_one_another() -> None:
     steps = [first(), prepared(), published(), activated(), with_phase(activated(), Phase.VERIFIED, NOW), rotated()]
-    for seen, new in zip(steps, steps[1:], strict=False):
+    for seen, new in itertools.pairwise(steps):
         verify_successor(new, seen)
 
 

@@ -1,0 +1,464 @@
+"""Settings from a store: what is taken over, what is refused, what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    GenerationError,
+    MalformedIdentityError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretNotFoundError,
+    SettingsError,
+    SuccessionError,
+    UnavailableError,
+)
+from goatherd.identity import (
+    IdentityDocument,
+    OwnedSession,
+    Phase,
+    activate,
+    create,
+    encode_document,
+    prepare,
+    revoke,
+    roll_back,
+    with_phase,
+)
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.settings import CloudSecretSettings, DBSettings
+
+from .make import NOW, SECRET, CountingProvider, HandClock, settle
+
+EVERY = timedelta(seconds=30)
+
+
+def owned(session_id: str, owner: str | None = "root") -> OwnedSession:
+    return OwnedSession.generate(session_id=session_id, owner=owner, now_ms=NOW)
+
+
+A, B, C = owned("a" * 24), owned("b" * 24), owned("c" * 24)
+FIRST = create(A, NOW)
+PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+PUBLISHED = with_phase(PREPARED, Phase.PUBLISHED, NOW)
+ACTIVATED = activate(PUBLISHED, NOW)
+STRANGER = replace(create(C, NOW), generation=99)
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+async def provider() -> CountingProvider:
+    provider = CountingProvider()
+    await provider.create(SECRET, encode_document(FIRST))
+    provider.writes = 0
+    return provider
+
+
+@pytest.fixture
+async def settings(provider: CountingProvider, clock: HandClock) -> AsyncIterator[CloudSecretSettings]:
+    async with CloudSecretSettings(provider, SECRET, clock=clock, jitter=0) as settings:
+        await settings.load()
+        yield settings
+
+
+def secret_text(session: OwnedSession) -> str:
+    return str(session.to_secret_json()["privateKey"]["d"])
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+async def test_load_takes_the_identity_that_the_store_holds(settings: CloudSecretSettings) -> None:
+    loaded = settings.settings
+    assert (loaded.current, loaded.roots, loaded.document, loaded.trusted) == (A, (A.session,), FIRST, ())
+    assert loaded.loaded_at_ms == NOW
+    assert settings.status.generation == 1
+    assert not settings.status.is_degraded
+
+
+async def test_there_are_no_settings_before_the_first_load(provider: CountingProvider) -> None:
+    settings = CloudSecretSettings(provider, SECRET)
+    with pytest.raises(SettingsError, match="has not been loaded"):
+        _ = settings.settings
+    with pytest.raises(SettingsError):
+        await settings.refresh()
+    assert settings.status.generation is None
+
+
+async def test_a_missing_secret_is_an_error_and_stays_missing() -> None:
+    provider = CountingProvider()
+    with pytest.raises(SecretNotFoundError):
+        await CloudSecretSettings(provider, SECRET).load()
+    with pytest.raises(SecretNotFoundError):
+        await provider.versions(SECRET)
+    assert provider.writes == 0
+
+
+@pytest.mark.parametrize("raw", [b"{}", b"garbage", encode_document(FIRST)[:-40]])
+async def test_a_broken_identity_is_an_error_at_start_and_is_left_as_it_is(
+    provider: CountingProvider, raw: bytes
+) -> None:
+    await provider.put(raw)
+    provider.writes = 0
+    with pytest.raises(MalformedIdentityError, match=SECRET) as caught:
+        await CloudSecretSettings(provider, SECRET).load()
+    assert "no new identity" in caught.value.hint
+    assert provider.writes == 0
+    assert (await provider.read(SECRET)).value.reveal() == raw
+
+
+@pytest.mark.parametrize("failure", [UnavailableError, ProviderAccessDeniedError])
+async def test_a_store_that_cannot_be_read_is_an_error_at_start(
+    provider: CountingProvider, failure: type[UnavailableError]
+) -> None:
+    provider.failures = [failure]
+    with pytest.raises(failure):
+        await CloudSecretSettings(provider, SECRET).load()
+    assert provider.writes == 0
+
+
+async def test_what_was_known_before_a_restart_is_not_gone_back_behind(provider: CountingProvider) -> None:
+    with pytest.raises(GenerationError):
+        await CloudSecretSettings(provider, SECRET, known=ACTIVATED).load()
+    await provider.put(STRANGER)
+    with pytest.raises(SuccessionError):
+        await CloudSecretSettings(provider, SECRET, known=ACTIVATED).load()
+    settings = CloudSecretSettings(provider, SECRET, known=ACTIVATED, accept_identity=True)
+    assert (await settings.load()).current == C
+
+
+# --- refreshing -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_identity_is_swapped_at_the_next_interval_and_subscribers_are_told(
+    settings: CloudSecretSettings, provider: CountingProvider, clock: HandClock
+) -> None:
+    told: list[DBSettings] = []
+    forget = settings.subscribe(told.append)
+    await settle()
+    for document in (PREPARED, PUBLISHED, ACTIVATED):
+        await provider.put(document)
+        await clock.turn(EVERY)
+    assert [one.document.phase for one in told] == [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED]
+    assert settings.settings.current == B
+    assert settings.settings.roots == (A.session, B.session)
+    forget()
+    forget()
+    await provider.put(roll_back(ACTIVATED, FIRST, NOW, reason="test"))
+    await clock.turn(EVERY)
+    assert settings.settings.current == A
+    assert len(told) == 3
+
+
+async def test_each_interval_reads_the_store_once_and_an_unchanged_version_is_not_parsed(
+    settings: CloudSecretSettings, provider: CountingProvider, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def must_not_be_called(raw: bytes) -> IdentityDocument:
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr("goatherd.settings.cloud.decode_document", must_not_be_called)
+    await settle()
+    provider.reads = 0
+    for _ in range(10):
+        await clock.turn(EVERY)
+    assert provider.reads == 10
+    assert provider.writes == 0
+    assert settings.status.age == timedelta(0)
+
+
+async def test_waits_are_spread_around_the_interval_by_the_jitter(provider: CountingProvider, clock: HandClock) -> None:
+    async with CloudSecretSettings(provider, SECRET, clock=clock, jitter=0.2) as settings:
+        await settings.load()
+        await settle()
+        for _ in range(40):
+            await clock.turn(EVERY * 1.2)
+    assert all(EVERY * 0.8 <= wait <= EVERY * 1.2 for wait in clock.waits)
+    assert len(set(clock.waits)) > 20
+    assert len(clock.waits) == 41
+
+
+async def test_told_at_once_is_seen_at_once(settings: CloudSecretSettings, provider: CountingProvider) -> None:
+    assert await settings.refresh() is False
+    await provider.put(PREPARED)
+    assert await settings.refresh() is True
+    assert await settings.refresh() is False
+    assert settings.settings.document == PREPARED
+
+
+async def test_calls_during_a_look_share_the_next_one_and_see_what_they_were_told_of(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    provider.reads, provider.hold = 0, asyncio.Event()
+    under_way = asyncio.create_task(settings.refresh())
+    await settle()
+    await provider.put(PREPARED)
+    others = [asyncio.create_task(settings.refresh()) for _ in range(20)]
+    await settle()
+    assert provider.reads == 1
+    provider.hold.set()
+    await under_way
+    assert len({await other for other in others}) == 1
+    assert provider.reads == 2
+    assert settings.settings.document == PREPARED
+
+
+async def test_a_caller_that_goes_away_does_not_take_the_answer_from_the_others(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    await provider.put(PREPARED)
+    provider.hold = asyncio.Event()
+    hasty, patient = (asyncio.create_task(settings.refresh()) for _ in range(2))
+    await settle()
+    hasty.cancel()
+    await settle()
+    provider.hold.set()
+    await patient
+    assert settings.settings.document == PREPARED
+    with contextlib.suppress(asyncio.CancelledError):
+        await hasty
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (b"garbage", "identity.malformed"),
+        (encode_document(PREPARED)[:-9], "identity.malformed"),
+        (encode_document(STRANGER), "identity.broken_succession"),
+        (encode_document(replace(FIRST, generation=0)), "identity.generation_went_back"),
+        (encode_document(replace(FIRST, extra={"x": 1})), "identity.generation_went_back"),
+        (encode_document(replace(FIRST, generation=2, roots=(A.session, C.session))), "identity.broken_succession"),
+    ],
+    ids=["garbage", "truncated", "stranger", "older", "same generation", "root slipped in"],
+)
+async def test_what_is_refused_leaves_the_identity_in_use_and_is_reported(
+    settings: CloudSecretSettings,
+    provider: CountingProvider,
+    clock: HandClock,
+    value: bytes,
+    code: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[DBSettings] = []
+    settings.subscribe(told.append)
+    await settle()
+    version = await provider.put(value)
+    for _ in range(3):
+        await clock.turn(EVERY)
+    assert settings.settings.document == FIRST
+    assert told == []
+    status = settings.status
+    assert status.is_degraded
+    assert status.failures == 3
+    assert status.age == 3 * EVERY
+    assert status.last_refusal is not None
+    assert (status.last_refusal.code, status.last_refusal.version) == (code, version)
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+    assert secret_text(A) not in caplog.text + repr(status)
+
+    await provider.put(PREPARED)
+    await clock.turn(EVERY)
+    assert settings.settings.document == PREPARED
+    assert not settings.status.is_degraded
+    assert settings.status.last_refusal is not None
+
+
+async def test_a_refused_version_is_parsed_once(
+    settings: CloudSecretSettings, provider: CountingProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provider.put(STRANGER)
+    assert await settings.refresh() is False
+    monkeypatch.setattr("goatherd.settings.cloud.decode_document", None)
+    for _ in range(3):
+        assert await settings.refresh() is False
+    assert settings.status.failures == 4
+
+
+async def test_the_operators_word_lets_one_stranger_in_and_no_second(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    replaced = revoke(FIRST, A.id, NOW, reason="stolen", successor=C)
+    await provider.put(replaced)
+    assert await settings.refresh() is False
+    settings.accept_next()
+    assert await settings.refresh() is True
+    assert settings.settings.current == C
+    await provider.put(replace(create(B, NOW), generation=99))
+    assert await settings.refresh() is False
+    assert settings.settings.current == C
+
+
+async def test_an_unreachable_store_leaves_the_identity_in_use_and_the_loop_goes_on(
+    settings: CloudSecretSettings, provider: CountingProvider, clock: HandClock
+) -> None:
+    await settle()
+    provider.failures = [UnavailableError, ProviderAccessDeniedError, SecretNotFoundError]
+    for failures in (1, 2, 3):
+        await clock.turn(EVERY)
+        assert settings.status.failures == failures
+        assert settings.settings.document == FIRST
+    await provider.put(PREPARED)
+    await clock.turn(EVERY)
+    assert settings.settings.document == PREPARED
+    assert settings.status.failures == 0
+    assert settings.status.age == timedelta(0)
+
+
+async def test_a_subscriber_that_fails_does_not_keep_the_others_on_the_old_key(
+    settings: CloudSecretSettings, provider: CountingProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[DBSettings] = []
+
+    def fail(_: DBSettings) -> None:
+        raise RuntimeError("broken subscriber")
+
+    settings.subscribe(fail)
+    settings.subscribe(told.append)
+    await provider.put(PREPARED)
+    assert await settings.refresh() is True
+    assert len(told) == 1
+    assert "settings.subscriber_failed" in caplog.text
+
+
+async def test_leaving_ends_the_loop_and_a_look_under_way(provider: CountingProvider, clock: HandClock) -> None:
+    async with CloudSecretSettings(provider, SECRET, clock=clock) as settings:
+        async with settings:
+            await settings.load()
+        provider.hold = asyncio.Event()
+        look = asyncio.create_task(settings.refresh())
+        again = asyncio.create_task(settings.refresh())
+        await settle()
+    assert await asyncio.gather(look, again, return_exceptions=True)
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+async def test_ten_thousand_new_user_sessions_cause_no_write_and_no_read(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    user = owned("u", None).session
+    provider.reads = 0
+    for number in range(10_000):
+        written = await settings.update(trusted_sessions=[replace(user, id=f"user{number}")])
+        assert written is False
+    assert await settings.update(document=settings.settings.document) is False
+    assert (provider.writes, provider.reads) == (0, 0)
+    assert settings.settings.trusted == ()
+
+
+async def test_a_changed_identity_is_written_once_by_compare_and_swap(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    told: list[DBSettings] = []
+    settings.subscribe(told.append)
+    assert await settings.update(document=PREPARED) is True
+    assert await settings.update(document=PREPARED) is False
+    assert provider.writes == 1
+    assert (await provider.read(SECRET)).value.reveal() == encode_document(PREPARED)
+    assert [one.document for one in told] == [PREPARED]
+    assert await settings.refresh() is False
+    assert await settings.update(document=PUBLISHED) is True
+
+
+async def test_who_writes_second_is_told_and_has_changed_nothing(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    others = prepare(FIRST, C, now_ms=NOW, rotation_id="r2", started_by="bob", stable_version="1")
+    await provider.put(others)
+    with pytest.raises(ConflictError):
+        await settings.update(document=PREPARED)
+    assert (await provider.read(SECRET)).value.reveal() == encode_document(others)
+    assert settings.settings.document == others
+
+
+async def test_a_write_whose_answer_got_lost_is_found_to_be_done(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    provider.is_answer_lost = True
+    assert await settings.update(document=PREPARED) is True
+    assert settings.settings.document == PREPARED
+    assert await settings.refresh() is False
+
+
+async def test_an_identity_that_nodes_would_refuse_is_not_written(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    with pytest.raises(GenerationError):
+        await settings.update(document=STRANGER)
+    with pytest.raises(GenerationError):
+        await settings.update(document=PUBLISHED)
+    with pytest.raises(SuccessionError):
+        await settings.update(document=replace(STRANGER, generation=2))
+    assert provider.writes == 0
+
+
+async def test_a_refresh_during_a_write_never_goes_back(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    provider.hold = asyncio.Event()
+    look = asyncio.create_task(settings.refresh())
+    await settle()
+    provider_read_before_write = provider.reads
+    assert await settings.update(document=PREPARED) is True
+    provider.hold.set()
+    await look
+    assert provider_read_before_write == provider.reads - 1
+    assert settings.settings.document == PREPARED
+    assert settings.status.failures == 0
+
+
+# --- organizations and options ----------------------------------------------------------------------------------------
+
+
+async def test_each_organization_has_an_identity_of_its_own() -> None:
+    provider = MemorySecretProvider()
+    for org, session in (("north", A), ("south", B)):
+        await provider.create(f"goatdb/{org}/root", encode_document(create(session, NOW)))
+    cluster = CloudSecretSettings(provider, "goatdb/{org}/root")
+    async with cluster.for_org("north") as north, cluster.for_org("south") as south:
+        assert (await north.load()).current == A
+        assert (await south.load()).current == B
+    with pytest.raises(ConfigurationError):
+        cluster.for_org("../other")
+    with pytest.raises(ProviderConfigurationError, match="name an organization"):
+        await cluster.load()
+    single = CloudSecretSettings(provider, "goatdb/north/root")
+    assert single.for_org("anything") is single
+
+
+async def test_neither_settings_nor_their_repr_nor_the_log_show_a_key(
+    settings: CloudSecretSettings, provider: CountingProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for document in (PREPARED, PUBLISHED, ACTIVATED):
+        await provider.put(document)
+        await settings.refresh()
+    text = caplog.text + repr(settings.settings) + repr(settings.status) + repr(settings)
+    assert "settings.changed" in text
+    assert json.dumps(settings.status.source) == f'"memory secret {SECRET}"'
+    for session in (A, B):
+        assert secret_text(session) not in text
+
+
+def test_an_interval_of_nothing_and_a_jitter_above_one_are_refused() -> None:
+    provider = MemorySecretProvider()
+    with pytest.raises(ConfigurationError):
+        CloudSecretSettings(provider, SECRET, refresh_interval=timedelta(0))
+    with pytest.raises(ConfigurationError):
+        CloudSecretSettings(provider, SECRET, jitter=1.5)
