@@ -394,6 +394,7 @@ class Listener:
             self._server.base_url = f"http://{DEFAULT_ORG}:{port}"
         config = uvicorn.Config(
             self._server.app,
+            interface="asgi3",
             http="httptools",
             loop="none",
             lifespan="off",
