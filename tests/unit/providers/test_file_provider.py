@@ -192,7 +192,7 @@ async def test_a_file_that_others_can_read_is_refused_with_the_chmod(store: File
     (keys / "root" / name).chmod(0o640)
     with pytest.raises(ProviderConfigurationError, match="open to others") as caught:
         await (store.write("root", b"x", expected="2") if name == "lock" else store.read("root"))
-    assert caught.value.hint == f"chmod 600 {keys}/{"root"}/{name}"
+    assert caught.value.hint == f"chmod 600 {keys / 'root' / name}"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
