@@ -1,0 +1,102 @@
+"""Paths: GoatDB's rules, and the strict ones of this server."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.errors import PathError
+from goatherd.wire.paths import (
+    check_item_path,
+    check_repository_path,
+    is_valid_path,
+    join_path,
+    log_file,
+    normalize_path,
+    path_part,
+    repository_id,
+)
+
+
+@pytest.mark.parametrize("path", ["/data/notes", "/sys/sessions/", "/a/b-c_9"])
+def test_repository_paths_are_opened(path: str) -> None:
+    kind, name = check_repository_path(path)
+    assert path.removesuffix("/") == f"/{kind}/{name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../x",
+        "/a/..",
+        "/a/.",
+        "/a",
+        "/a/b/c",
+        "//a/b",
+        "/a//b",
+        "a/b",
+        "",
+        "/",
+        "/a/b//",
+        "/A/b",
+        "/a/b.jsonl",
+        "/a/b\n",
+        "/a/\0",
+        "/a/é",
+        "/a/b\\c",
+        "/%2e%2e/x",
+        "/٠/b",
+        None,
+        5,
+    ],
+)
+def test_nothing_else_reaches_the_file_system(path: object) -> None:
+    with pytest.raises(PathError):
+        check_repository_path(path)  # type: ignore[arg-type]
+
+
+@given(st.text(st.sampled_from("/ab.-_é\n"), max_size=12))
+def test_an_accepted_path_is_two_plain_components(path: str) -> None:
+    try:
+        parts = check_repository_path(path)
+    except PathError:
+        return
+    assert all(part and set(part) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_") for part in parts)
+
+
+def test_items_written_here_have_a_key() -> None:
+    assert check_item_path("/data/notes", "n1") == "/data/notes/n1"
+    for key in ("", "a/b", "A", ".."):
+        with pytest.raises(PathError):
+            check_item_path("/data/notes", key)
+
+
+@given(st.text(st.sampled_from("/abA"), max_size=12))
+def test_goatdbs_functions_take_any_text(path: str) -> None:
+    parts = [path_part(path, index) for index in range(4)]
+    assert all(part is None or isinstance(part, str) for part in parts)
+    assert isinstance(normalize_path(path), str)
+    assert is_valid_path(path) == (path.startswith("/") and path.count("/") <= 4 and "A" not in path)
+
+
+def test_double_slashes_are_not_repaired() -> None:
+    assert repository_id("/data//notes/x") == "/data/notes"
+    assert path_part("/data//notes/x", 2) == "notes"
+
+
+def test_missing_parts_print_as_the_word() -> None:
+    assert normalize_path("") == "/undefined/undefined/"
+    with pytest.raises(PathError):
+        repository_id("/data")
+
+
+def test_a_log_file_has_two_components() -> None:
+    assert log_file("/data/notes") == "data/notes.jsonl"
+    for repository in ("/data", "/a/b/c"):
+        with pytest.raises(PathError):
+            log_file(repository)
+
+
+def test_joining_leaves_one_slash() -> None:
+    assert {join_path(a, b) for a in ("/a", "/a/") for b in ("b", "/b")} == {"/a/b"}
