@@ -1,4 +1,4 @@
-"""What a pushed or pulled commit must look like before its signature is looked at (protocol 13 and 14). Pure.
+"""What a request, and a commit before its signature is looked at, must look like (protocol 13 and 14). Pure.
 
 GoatDB stores anything that it can decode and is killed, or kills its clients, by some of it. The rules here refuse
 nothing that GoatDB's own clients and servers write. Refusal is silent on the wire, as GoatDB's is; `NotAdmittedError`
@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.introduction import session_from_commit
 from goatherd.node.repository import Repository
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import parse_json
 from goatherd.wire.item import record_data
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -85,6 +87,38 @@ def decode_commit(raw: Any, repository: Repository, limits: Limits, now_ms: int)
         raise NotAdmittedError(f"commit {commit.id!r} has an impossible number of ancestors")
     _check_contents(commit, repository)
     return commit
+
+
+def decode_session_request(body: bytes) -> PublicKey:
+    """Read the body of ``POST /auth/session``.
+
+    Raises:
+        DecodeError: Its text is what GoatDB answers with.
+    """
+    try:
+        request = parse_json(body)
+    except DecodeError:
+        raise DecodeError("InvalidPublicKey") from None
+    if request is None:
+        raise DecodeError("InvalidPublicKey")
+    if not isinstance(request, dict) or "publicKey" not in request:
+        raise DecodeError("MissingPublicKey")
+    jwk = request["publicKey"]
+    if jwk is not None and not isinstance(jwk, dict | list):
+        raise DecodeError("MissingPublicKey")
+    if (
+        not isinstance(jwk, dict)
+        or "d" in jwk
+        or jwk.get("ext") is False
+        or jwk.get("key_ops", ["verify"]) != ["verify"]
+    ):
+        raise DecodeError("InvalidPublicKey")
+    try:
+        key = PublicKey.from_jwk(jwk)
+        key.check()
+    except DecodeError:
+        raise DecodeError("InvalidPublicKey") from None
+    return key
 
 
 def _check_contents(commit: Commit, repository: Repository) -> None:

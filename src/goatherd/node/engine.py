@@ -56,7 +56,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from goatherd.crypto import PublicKey
 from goatherd.errors import (
     AccessDeniedError,
     DecodeError,
@@ -67,7 +66,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
 from goatherd.identity.session import SESSION_LIFETIME, Session, sign_commit
-from goatherd.node.admission import Limits, check_against, decode_commit
+from goatherd.node.admission import Limits, check_against, decode_commit, decode_session_request
 from goatherd.node.births import merge_births, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
@@ -78,7 +77,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, decode_request_element, encode_reply
-from goatherd.wire.paths import check_repository_path, repository_id
+from goatherd.wire.paths import check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
 __all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_inline"]
@@ -266,7 +265,7 @@ class Engine:
         if not root.session.is_root or root.session.is_expired(now_ms):
             return Response(status=503)
         try:
-            public_key = _public_key(body)
+            public_key = decode_session_request(body)
         except DecodeError as error:
             return Response(status=400, body=to_json_bytes({"error": str(error)}), content_type=TEXT_TYPE)
         session = Session(
@@ -385,7 +384,8 @@ class Engine:
 
     def _element(self, raw: Any) -> _Element:
         given_path, message = decode_request_element(raw)
-        kind, name = check_repository_path(repository_id(given_path))
+        # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
+        kind, name = check_repository_path("/" + "/".join(given_path.removeprefix("/").split("/")[:2]))
         if len(kind) > 100 or len(name) > 100:
             raise PathError("a repository's names have at most 100 characters")
         held = message.filter
@@ -581,31 +581,3 @@ def _stages(elements: Sequence[_Element]) -> list[list[_Element]]:
     users = [element for element in elements if element.path == USERS_PATH]
     others = [element for element in elements if element.path not in (SESSIONS_PATH, USERS_PATH)]
     return [stage for stage in (sessions, users, others) if stage]
-
-
-def _public_key(body: bytes) -> PublicKey:
-    """Read the body of ``POST /auth/session``; the error's text is the one that GoatDB answers with."""
-    try:
-        request = parse_json(body)
-    except DecodeError:
-        raise DecodeError("InvalidPublicKey") from None
-    if request is None:
-        raise DecodeError("InvalidPublicKey")
-    if not isinstance(request, dict) or "publicKey" not in request:
-        raise DecodeError("MissingPublicKey")
-    jwk = request["publicKey"]
-    if jwk is not None and not isinstance(jwk, dict | list):
-        raise DecodeError("MissingPublicKey")
-    if (
-        not isinstance(jwk, dict)
-        or "d" in jwk
-        or jwk.get("ext") is False
-        or jwk.get("key_ops", ["verify"]) != ["verify"]
-    ):
-        raise DecodeError("InvalidPublicKey")
-    try:
-        key = PublicKey.from_jwk(jwk)
-        key.check()
-    except DecodeError:
-        raise DecodeError("InvalidPublicKey") from None
-    return key

@@ -1,0 +1,351 @@
+"""The trust pool, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pytest
+
+from goatherd.errors import (
+    AuthorMismatchError,
+    ExpiredSessionError,
+    InvalidSignatureError,
+    RevokedSessionError,
+    UnknownSignerError,
+    UntrustedRootError,
+)
+from goatherd.identity.session import OwnedSession, Session, sign_data
+from goatherd.trust import TrustPool
+
+from .goats import DAY, NOW, commit_by, introduction, owned, pool_of, root, signed_header
+
+A, B, C = root("root-a"), root("root-b"), root("root-c")
+USER = owned("user-1", "u1")
+ANON = owned("anon-1")
+
+
+@dataclass(frozen=True)
+class Revoked:
+    id: str
+
+
+@dataclass(frozen=True)
+class Document:
+    current: OwnedSession
+    roots: tuple[Session, ...]
+    revoked: tuple[Revoked, ...] = ()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def test_a_document_root_is_a_root_and_a_known_signer() -> None:
+    pool = pool_of(A, A, B)
+    assert pool.root_ids == ("root-a", "root-b")
+    pool.verify_commit(commit_by(B, "k", {"t": "x"}))
+    assert pool.verify_request(signed_header(B), NOW) == B.session
+
+
+def test_the_current_session_is_a_root_even_where_the_list_forgets_it() -> None:
+    assert pool_of(A, B).root_ids == ("root-b", "root-a")
+
+
+def test_a_session_introduced_by_a_root_may_sign() -> None:
+    pool = pool_of(A, A)
+    with pytest.raises(UnknownSignerError):
+        pool.verify_commit(commit_by(USER, "k", {"t": "x"}))
+    assert pool.add_session_commit(introduction(USER, A))
+    pool.verify_commit(commit_by(USER, "k", {"t": "x"}))
+
+
+def test_a_session_introduced_by_somebody_else_may_not_sign() -> None:
+    pool = pool_of(A, A)
+    pool.add_session_commit(introduction(USER, A))
+    assert not pool.add_session_commit(introduction(ANON, USER))
+    assert not pool.add_session_commit(introduction(ANON, B))
+    assert not pool.add_session_commit(introduction(B, B))
+    with pytest.raises(UnknownSignerError):
+        pool.session(ANON.id)
+
+
+def test_roots_are_learnt_through_any_chain_in_any_order_of_the_log() -> None:
+    chain = [introduction(USER, C), introduction(C, B), introduction(B, A)]
+    pool = pool_of(A, A)
+    pool.offer_session_commits(chain)
+    assert set(pool.root_ids) == {"root-a", "root-b", "root-c"}
+    pool.verify_commit(commit_by(USER, "k", {"t": "x"}))
+
+
+def test_roots_that_only_vouch_for_each_other_are_no_roots() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(B, C), introduction(C, B)])
+    assert pool.root_ids == ("root-a",)
+    with pytest.raises(UntrustedRootError):
+        pool.root("root-b")
+
+
+def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> None:
+    pool = pool_of(A, A)
+    sessions = [owned(f"lazy-{number}") for number in range(3)]
+    pool.offer_session_commits([introduction(session, A) for session in sessions])
+    assert (pool.pending_count, pool.known_count) == (3, 1)
+    assert pool.session("lazy-1") == sessions[1].session
+    assert (pool.pending_count, pool.known_count) == (2, 2)
+    assert pool.verify_pending(1) == 1
+    assert pool.verify_pending(10) == 0
+    assert (pool.pending_count, pool.known_count) == (0, 4)
+
+
+def test_an_offered_forgery_is_never_trusted() -> None:
+    pool = pool_of(A, A)
+    forged = introduction(USER, ANON, claimed=A.id)
+    tampered = replace(introduction(B, A), ts=NOW + 1)
+    pool.offer_session_commits([forged, tampered])
+    assert pool.root_ids == ("root-a",)
+    pool.verify_pending(10)
+    for session in (USER, B):
+        with pytest.raises(UnknownSignerError):
+            pool.session(session.id)
+
+
+def test_a_forgery_beside_the_real_introduction_does_no_harm() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(USER, ANON, claimed=A.id), introduction(USER, A)])
+    assert pool.session(USER.id) == USER.session
+
+
+def test_sessions_wait_for_a_root_that_comes_later() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(USER, B)])
+    assert pool.verify_pending(10) == 0
+    with pytest.raises(UnknownSignerError):
+        pool.session(USER.id)
+    assert pool.add_session_commit(introduction(B, A))
+    assert pool.session(USER.id) == USER.session
+
+
+def test_a_commit_of_another_schema_is_no_introduction() -> None:
+    pool = pool_of(A, A)
+    assert not pool.add_session_commit(commit_by(A, "user-1", {"id": "user-1"}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"publicKey": "no json"},
+        {"publicKey": "[]"},
+        {"publicKey": '{"kty":"EC"}'},
+        {"owner": 5},
+        {"id": "somebody-else"},
+        {"isDeleted": True},
+        {"expiration": "never"},
+    ],
+    ids=str,
+)
+def test_a_malformed_session_is_not_trusted_even_if_a_root_signed_it(change: dict[str, object]) -> None:
+    good = introduction(USER, A)
+    assert good.data is not None
+    pool = pool_of(A, A)
+    assert not pool.add_session_commit(commit_by(A, USER.id, {**good.data, **change}, schema="sessions/1"))
+    assert pool.known_count == 1
+
+
+def test_a_later_expiration_counts_and_an_earlier_one_does_not() -> None:
+    later = owned("user-1", "u1", expiration_ms=NOW + 60 * DAY)
+    pool = pool_of(A, A)
+    pool.add_session_commit(introduction(later, A))
+    pool.add_session_commit(introduction(USER, A))
+    assert pool.session("user-1").expiration_ms == NOW + 60 * DAY
+
+
+def test_a_session_gains_its_owner_at_login() -> None:
+    pool = pool_of(A, A)
+    pool.add_session_commit(introduction(owned("user-1"), A))
+    assert pool.session("user-1").owner is None
+    pool.add_session_commit(introduction(USER, A))
+    assert pool.session("user-1").owner == "u1"
+
+
+def test_nothing_learnt_changes_a_document_root() -> None:
+    impostor = replace(owned("impostor").session, id="root-b", owner="root", expiration_ms=NOW + 900 * DAY)
+    pool = pool_of(A, A, B)
+    pool.add_session_commit(introduction(impostor, A))
+    assert pool.session("root-b") == B.session
+
+
+def test_a_root_is_not_demoted_by_a_later_copy_without_owner() -> None:
+    pool = pool_of(A, A)
+    pool.add_session_commit(introduction(B, A))
+    pool.add_session_commit(introduction(owned("root-b", expiration_ms=NOW + 90 * DAY), A))
+    assert pool.session("root-b").is_root
+
+
+def test_the_author_must_be_the_signer() -> None:
+    pool = pool_of(A, A, B)
+    with pytest.raises(AuthorMismatchError):
+        pool.verify_commit(commit_by(B, "k", {"t": "x"}, claimed=A.id))
+
+
+def test_what_was_signed_in_time_stays_valid_and_what_comes_later_is_refused() -> None:
+    old = root("old-root", expiration_ms=NOW)
+    pool = pool_of(A, A, old)
+    pool.verify_commit(commit_by(old, "k", {"t": "x"}, ts=NOW))
+    with pytest.raises(ExpiredSessionError):
+        pool.verify_commit(commit_by(old, "k", {"t": "x"}, ts=NOW - 5, signed_at=NOW + 1))
+    with pytest.raises(ExpiredSessionError):
+        pool.verify_commit(commit_by(old, "k", {"t": "x"}, ts=NOW + 1, signed_at=NOW))
+
+
+def test_every_commit_gets_its_own_verdict_in_order(threads: ThreadPoolExecutor) -> None:
+    pool = pool_of(A, A, B)
+    pool.offer_session_commits([introduction(USER, B), introduction(owned("late"), C)])
+    good, bad = commit_by(USER, "k", {"t": "x"}), commit_by(A, "k", {"t": "x"})
+    commits = [
+        good,
+        replace(bad, ts=bad.ts + 1),
+        commit_by(owned("late"), "k", {"t": "x"}),
+        commit_by(ANON, "k", {}),
+    ] * 12
+    verdicts = pool.verify_commits(commits, threads)
+    kinds = [type(verdict) for verdict in verdicts]
+    assert kinds == [type(None), InvalidSignatureError, UnknownSignerError, UnknownSignerError] * 12
+
+
+def test_a_run_in_a_thread_does_not_need_the_pool() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(USER, A)])
+    first = pool.prepare([commit_by(USER, "k", {"t": "x"})])
+    second = pool.prepare([commit_by(USER, "k", {"t": "y"})])
+    first.run()
+    second.run()
+    assert pool.conclude(first) == pool.conclude(second) == [None]
+    assert pool.pending_count == 0
+
+
+def test_a_verification_is_not_concluded_before_it_ran() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(USER, A)])
+    with pytest.raises(RuntimeError, match="run before"):
+        pool.conclude(pool.prepare([commit_by(USER, "k", {"t": "x"})]))
+
+
+# --- swap and revocation ------------------------------------------------------------------------------------------
+
+
+def test_a_swap_changes_who_signs_and_keeps_what_was_learnt() -> None:
+    pool = pool_of(A, A)
+    pool.add_session_commit(introduction(USER, A))
+    pool.swap(Document(B, (A.session, B.session)))
+    assert pool.current is B
+    assert pool.document_root_ids == ("root-a", "root-b")
+    assert pool.session(USER.id) == USER.session
+
+
+def test_a_swap_updates_a_session_of_the_same_id() -> None:
+    pool = pool_of(A, A)
+    extended = root("root-a", expiration_ms=NOW + 99 * DAY)
+    pool.swap(Document(extended, (extended.session,)))
+    assert pool.session("root-a").expiration_ms == NOW + 99 * DAY
+
+
+def test_a_root_that_left_the_document_signs_nothing_new_unless_it_was_introduced() -> None:
+    pool = pool_of(A, A, B, C)
+    pool.add_session_commit(introduction(C, A))
+    pool.swap(Document(A, (A.session,)))
+    assert set(pool.root_ids) == {"root-a", "root-c"}
+    with pytest.raises(UnknownSignerError):
+        pool.verify_commit(commit_by(B, "k", {"t": "x"}))
+    assert not pool.add_session_commit(introduction(USER, B))
+
+
+def test_sessions_that_a_former_root_introduced_and_we_hold_are_still_found() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(USER, A)])
+    pool.swap(Document(B, (B.session,)))
+    assert pool.session(USER.id) == USER.session
+
+
+def test_a_revoked_root_signs_nothing_new() -> None:
+    pool = pool_of(A, A, B)
+    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    assert pool.root_ids == ("root-b",)
+    assert [each.id for each in pool.public_roots(NOW)] == ["root-b"]
+    with pytest.raises(RevokedSessionError):
+        pool.verify_commit(commit_by(A, "k", {"t": "x"}, ts=NOW - 9 * DAY))
+    with pytest.raises(RevokedSessionError):
+        pool.verify_request(signed_header(A), NOW)
+    assert not pool.add_session_commit(introduction(USER, A))
+
+
+def test_users_of_a_revoked_root_stay_and_its_roots_go() -> None:
+    mole, fruit = owned("mole"), root("fruit")
+    pool = pool_of(A, A, B)
+    for session, by in [(USER, A), (C, A), (mole, C), (fruit, C)]:
+        assert pool.add_session_commit(introduction(session, by))
+    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    assert pool.root_ids == ("root-b",)
+    assert pool.session(USER.id) == USER.session
+    for gone in ("root-c", "mole", "fruit"):
+        with pytest.raises(UnknownSignerError):
+            pool.session(gone)
+
+
+def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
+    log = [introduction(session, by) for session, by in [(USER, A), (C, A), (owned("mole"), C)]]
+    pool = pool_of(B, A, B, revoked=["root-a"])
+    pool.offer_session_commits(log)
+    pool.verify_pending(10)
+    assert pool.root_ids == ("root-b",)
+    assert pool.session(USER.id) == USER.session
+    with pytest.raises(UnknownSignerError):
+        pool.session("mole")
+
+
+def test_a_root_that_a_good_root_introduced_too_survives_the_revocation() -> None:
+    pool = pool_of(A, A, B)
+    pool.add_session_commit(introduction(C, A))
+    pool.add_session_commit(introduction(C, B))
+    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    assert set(pool.root_ids) == {"root-b", "root-c"}
+
+
+def test_a_revocation_can_be_taken_back() -> None:
+    pool = pool_of(A, A, B)
+    pool.add_session_commit(introduction(C, A))
+    pool.add_session_commit(introduction(USER, C))
+    pool.swap(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.swap(Document(B, (A.session, B.session)))
+    assert set(pool.root_ids) == {"root-a", "root-b", "root-c"}
+    assert pool.session(USER.id) == USER.session
+
+
+def test_a_revoked_session_cannot_be_the_current_one() -> None:
+    pool = pool_of(A, A)
+    with pytest.raises(RevokedSessionError):
+        pool.swap(Document(A, (A.session,), (Revoked("root-a"),)))
+    assert not pool.revoked
+
+
+# --- requests and answers -----------------------------------------------------------------------------------------
+
+
+def test_new_clients_hear_of_roots_that_are_alive_the_current_one_first() -> None:
+    dead = root("dead-root", expiration_ms=NOW - 1)
+    assert [each.id for each in pool_of(B, A, dead, B).public_roots(NOW)] == ["root-b", "root-a"]
+
+
+def test_a_login_token_is_no_request_signature() -> None:
+    token = sign_data(A, now_ms=NOW, embedded={"u": "u1", "s": "anon-1", "ts": NOW, "sl": "x"})
+    with pytest.raises(InvalidSignatureError):
+        pool_of(A, A).verify_request(token, NOW)
+
+
+def test_sessions_of_a_settings_file_are_taken_as_they_are() -> None:
+    pool = TrustPool(org="localhost", current=A, roots=[A.session], trusted=[USER.session, B.session])
+    assert pool.session(USER.id) == USER.session
+    assert set(pool.root_ids) == {"root-a", "root-b"}
