@@ -504,7 +504,7 @@ class Database:
         SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
         """
         document, status, pool = self._settings.settings.document, self._settings.status, self.pool
-        age = status.age
+        age, refusal = status.age, status.last_refusal
         return {
             "org": self.org,
             "signer": pool.current.id,
@@ -516,6 +516,8 @@ class Database:
             "rotation": document.rotation.id if document.rotation is not None else None,
             "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
             "degraded": status.is_degraded,
+            # A rotation that sees a node refuse the document goes back at once (rotation.observe).
+            "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
             "known": pool.known_count,
             "pending": pool.pending_count,
         }
