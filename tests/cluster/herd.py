@@ -1,0 +1,85 @@
+"""Five Goatherd servers in one process, on real sockets, around one file store; each can be cut off from the store."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from goatherd._plugins import open_provider
+from goatherd.clock import SystemClock
+from goatherd.errors import UnavailableError
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id
+from goatherd.node.server import Listener, Server
+from goatherd.providers.base import CURRENT, Label, SecretProvider, SecretValue, VersionId
+from goatherd.providers.file import FileSecretProvider
+from goatherd.settings import CloudSecretSettings
+
+
+class CutOff(FileSecretProvider):
+    """The file store over a cable that a test can pull."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.is_cut = False
+
+    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
+        if self.is_cut:
+            raise UnavailableError("the cable is out", provider="file", secret_id=secret_id, operation="read")
+        return await super().read(secret_id, at)
+
+
+@dataclass(slots=True)
+class Herd:
+    """The servers' URLs and cables, the store, and the root that it began with."""
+
+    urls: list[str]
+    servers: list[Server]
+    cables: list[CutOff]
+    provider: SecretProvider
+    secret_id: str
+    first: OwnedSession
+
+    async def document(self) -> IdentityDocument:
+        return decode_document((await self.provider.read(self.secret_id, CURRENT)).value.reveal())
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@contextlib.asynccontextmanager
+async def herd(top: Path, count: int = 5) -> AsyncIterator[Herd]:
+    provider, secret_id = open_provider(f"file://{top}/keys/root")
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(provider)
+        now_ms = SystemClock().now_ms()
+        first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
+        await provider.create(secret_id, encode_document(create(first, now_ms)))
+        ports = free_ports(count)
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        servers, cables = [], []
+        for number, port in enumerate(ports):
+            cable = CutOff(top / "keys")
+            settings = CloudSecretSettings(cable, secret_id, refresh_interval=timedelta(seconds=1))
+            peers = [url for url in urls if not url.endswith(f":{port}")]
+            server = Server(top / f"node-{number}", settings, peers=peers)
+            await stack.enter_async_context(server)
+            await stack.enter_async_context(Listener(server, port=port))
+            servers.append(server)
+            cables.append(cable)
+        yield Herd(urls=urls, servers=servers, cables=cables, provider=provider, secret_id=secret_id, first=first)

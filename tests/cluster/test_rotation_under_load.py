@@ -1,0 +1,104 @@
+"""Five nodes, ten clients that write and read all the time, and a rotation in the middle of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.cli.workload import Audit, Workload
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.errors import NotAdoptedError
+from goatherd.rotation.machine import Phase, Policy
+from goatherd.rotation.rotator import Rotator
+
+from .herd import Herd, herd
+
+pytestmark = pytest.mark.slow
+SECOND = timedelta(seconds=1)
+
+
+@contextlib.asynccontextmanager
+async def rotator_of(cluster: Herd, adoption: timedelta) -> AsyncIterator[Rotator]:
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(NodeClient(url)) for url in cluster.urls]
+        policy = Policy(adoption=adoption, settle=20 * SECOND)
+        yield Rotator(cluster.provider, cluster.secret_id, nodes, policy=policy, started_by="test")
+
+
+async def audit_of(cluster: Herd, load: Workload) -> Audit:
+    """Only the very first root is given: everything else must be vouched for, step by step, in /sys/sessions."""
+    await load.stop()
+    return await load.audit([cluster.first.session])
+
+
+async def test_a_full_rotation_refuses_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    clock = SystemClock()
+    async with herd(tmp_path) as cluster:
+        load = Workload(cluster.urls, clients=10, pause=timedelta(milliseconds=60))
+        async with load, rotator_of(cluster, adoption=30 * SECOND) as rotator:
+            began = load.now()
+            await clock.sleep(SECOND)
+            await rotator.rotate()
+            await clock.sleep(SECOND)
+            audit = await audit_of(cluster, load)
+        document = await cluster.document()
+        window = load.window(began)
+        signers = [server.database().pool.current.id for server in cluster.servers]
+    assert window.requests > 100
+    assert window.refused == 0, window.reasons
+    assert audit.accepted > 80
+    assert audit.lost == {}
+    assert audit.unverifiable == ()
+    assert document.rotation is None
+    assert document.current.id != cluster.first.id
+    assert signers == [document.current.id] * 5
+    assert set(audit.by_signer) == {cluster.first.id, document.current.id}
+
+
+async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_back_with_nothing_lost(
+    tmp_path: Path,
+) -> None:
+    clock = SystemClock()
+    async with herd(tmp_path) as cluster:
+        load = Workload(cluster.urls, clients=10, pause=timedelta(milliseconds=60))
+        async with load, rotator_of(cluster, adoption=4 * SECOND) as rotator:
+            began = load.now()
+            await rotator.rotate(to_phase=Phase.PUBLISHED)
+            b = (await cluster.document()).next
+            assert b is not None
+            cluster.cables[4].is_cut = True
+            with pytest.raises(NotAdoptedError):
+                await rotator.resume()
+            cluster.cables[4].is_cut = False
+            await clock.sleep(SECOND)
+            audit = await audit_of(cluster, load)
+        document = await cluster.document()
+        window = load.window(began)
+        trusting = [b.id in server.database().pool.root_ids for server in cluster.servers]
+        signers = [server.database().pool.current.id for server in cluster.servers]
+    assert document.current.id == cluster.first.id
+    assert document.rotation is None
+    assert document.history[-1].reason
+    assert b.id in {root.id for root in document.roots}
+    assert trusting == [True] * 5
+    assert signers == [cluster.first.id] * 5
+    assert window.refused == 0, window.reasons
+    assert audit.by_signer.get(b.id, 0) > 0, "B has signed nothing in between, so the test shows nothing"
+    assert audit.lost == {}
+    assert audit.unverifiable == ()
+
+
+async def test_a_node_that_stays_away_before_b_signs_only_cancels_the_rotation(tmp_path: Path) -> None:
+    async with herd(tmp_path, count=3) as cluster:
+        cluster.urls.append("http://127.0.0.1:9")
+        async with rotator_of(cluster, adoption=2 * SECOND) as rotator:
+            with pytest.raises(NotAdoptedError, match="127.0.0.1:9"):
+                await rotator.rotate()
+        document = await cluster.document()
+    assert document.current.id == cluster.first.id
+    assert document.next is None
