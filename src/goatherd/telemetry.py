@@ -26,6 +26,8 @@ class Event(StrEnum):
     """The identity was written to the store or the file."""
     SETTINGS_ACCEPTED = "settings.accepted"
     """An identity without succession was taken over, because the operator said so."""
+    SETTINGS_NOT_REMEMBERED = "settings.not_remembered"
+    """The file that keeps a node from going back over a restart cannot be written."""
     SETTINGS_SUBSCRIBER_FAILED = "settings.subscriber_failed"
     """Somebody who wanted to be told of a change raised an exception when told."""
 

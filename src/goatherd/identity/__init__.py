@@ -23,7 +23,7 @@ from goatherd.identity.endorsement import Endorsement, endorse, verify_endorseme
 from goatherd.identity.redaction import days_left, fingerprint, notes, redacted
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings, to_settings
-from goatherd.identity.succession import check_generation, verify_succession, verify_successor
+from goatherd.identity.succession import Seen, check_generation, verify_succession, verify_successor
 from goatherd.identity.transitions import (
     activate,
     cancel,
@@ -45,6 +45,7 @@ __all__ = [
     "Phase",
     "Revocation",
     "RotationRecord",
+    "Seen",
     "Session",
     "activate",
     "cancel",

@@ -6,12 +6,15 @@ believed, unrevoked root endorsed it, never because a document lists it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from goatherd.errors import GenerationError, SuccessionError
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.errors import GenerationError, MalformedIdentityError, SuccessionError
+from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, encode_document, read_id, read_session
 from goatherd.identity.endorsement import verify_endorsement
 from goatherd.identity.session import Session
+from goatherd.identity.text import parse, pretty
 
 
 def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) -> None:
@@ -67,7 +70,7 @@ def _believed(document: IdentityDocument, known: dict[str, Session]) -> set[str]
         believed |= found
 
 
-def check_generation(new: IdentityDocument, seen: IdentityDocument) -> None:
+def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
     """Check that `new` does not lead back behind `seen`, the highest generation seen so far.
 
     Raises:
@@ -76,11 +79,11 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument) -> None:
     """
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
-    if new.generation == seen.generation and encode_document(new) != encode_document(seen):
+    if new.generation == seen.generation and _digest(new) != _seen(seen).digest:
         raise GenerationError(f"generation {new.generation} was seen with other contents")
 
 
-def verify_successor(new: IdentityDocument, seen: IdentityDocument) -> None:
+def verify_successor(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
     """Check that a node which uses `seen` may go on to `new`: generation, succession, and no revocation forgotten.
 
     Raises:
@@ -92,3 +95,69 @@ def verify_successor(new: IdentityDocument, seen: IdentityDocument) -> None:
     if forgotten:
         raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
     verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is enough to remember of an identity in order not to go back behind it. Holds nothing secret.
+
+    Attributes:
+        generation: Its generation.
+        digest: SHA-256 of its text, hexadecimal.
+        roots: Its roots.
+        revoked_ids: What it lists as revoked.
+    """
+
+    generation: int
+    digest: str
+    roots: tuple[Session, ...]
+    revoked_ids: frozenset[str]
+
+    @classmethod
+    def of(cls, document: IdentityDocument) -> Seen:
+        return cls(
+            generation=document.generation,
+            digest=_digest(document),
+            roots=document.roots,
+            revoked_ids=document.revoked_ids,
+        )
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Seen:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            MalformedIdentityError: It is something else.
+        """
+        tree = parse(raw, max_bytes=SIZE_LIMIT_BYTES)
+        generation, digest = tree.get("generation"), tree.get("digest")
+        roots, revoked = tree.get("roots"), tree.get("revoked")
+        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
+            raise MalformedIdentityError("generation is not a non-negative integer")
+        if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
+            raise MalformedIdentityError("digest, roots or revoked is missing")
+        return cls(
+            generation=generation,
+            digest=digest,
+            roots=tuple(read_session(item, f"roots[{index}]") for index, item in enumerate(roots)),
+            revoked_ids=frozenset(read_id(item, f"revoked[{index}]") for index, item in enumerate(revoked)),
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return it as JSON."""
+        return pretty(
+            {
+                "generation": self.generation,
+                "digest": self.digest,
+                "roots": [root.to_json() for root in self.roots],
+                "revoked": sorted(self.revoked_ids),
+            }
+        )
+
+
+def _seen(seen: IdentityDocument | Seen) -> Seen:
+    return seen if isinstance(seen, Seen) else Seen.of(seen)
+
+
+def _digest(document: IdentityDocument) -> str:
+    return hashlib.sha256(encode_document(document)).hexdigest()

@@ -12,6 +12,7 @@ import logging
 import secrets
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from goatherd.clock import Clock
@@ -20,14 +21,16 @@ from goatherd.errors import (
     ConflictError,
     GenerationError,
     IdentityError,
+    SettingsError,
     SuccessionError,
     UnavailableError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
-from goatherd.identity.succession import verify_successor
+from goatherd.identity.succession import Seen, verify_successor
 from goatherd.providers.base import CURRENT, ORG_FIELD, SecretProvider, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Settings, cancelled
+from goatherd.settings.storage import read_file, replace_file
 from goatherd.telemetry import Event, event_text
 
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
@@ -40,8 +43,8 @@ class CloudSecretSettings(Settings):
     """Settings from a secret store, kept fresh while entered.
 
     An identity is taken over when it is whole, its generation does not go back, and it follows from the one in use;
-    otherwise the one in use stays. The first one is taken on the store's word, unless `known` says what was in use
-    before.
+    otherwise the one in use stays. The first one is taken on the store's word, unless `seen` is there to tell what was
+    in use before.
 
     Args:
         provider: The store; entered and left together with this.
@@ -49,8 +52,10 @@ class CloudSecretSettings(Settings):
         refresh_interval: How often the store is read while entered.
         jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
         clock: The time.
-        accept_identity: Take over one identity without succession, once. The operator says so.
-        known: The identity that this node used before, if that is known.
+        accept_identity: Take over one identity without succession, once; at start, one that goes back too. The operator
+            says so.
+        seen: A file in which to remember, over restarts, what must not be gone back behind: a generation and public
+            keys. ``{org}`` in it is replaced by `for_org`.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class CloudSecretSettings(Settings):
         jitter: float = 0.2,
         clock: Clock | None = None,
         accept_identity: bool = False,
-        known: IdentityDocument | None = None,
+        seen: Path | str | None = None,
     ) -> None:
         if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
             raise ConfigurationError("a refresh interval is longer than nothing, and its jitter from 0 to 1")
@@ -72,17 +77,18 @@ class CloudSecretSettings(Settings):
         self._refresh_interval = refresh_interval
         self._jitter = jitter
         self._is_next_accepted = accept_identity
-        self._known = known
+        self._seen = None if seen is None else Path(seen)
         self._refused_error: IdentityError | None = None
         self._loop: asyncio.Task[None] | None = None
+        self._remembering: asyncio.Task[None] | None = None
 
     def for_org(self, org: str) -> CloudSecretSettings:
-        """Return the settings of one organization; itself where the secret id holds no ``{org}``.
+        """Return the settings of one organization; itself where there is no ``{org}`` to replace.
 
         Raises:
             ConfigurationError: The organization's id cannot stand in a secret id.
         """
-        if ORG_FIELD not in self._secret_id:
+        if ORG_FIELD not in self._secret_id and ORG_FIELD not in str(self._seen):
             return self
         return CloudSecretSettings(
             self._provider,
@@ -91,7 +97,7 @@ class CloudSecretSettings(Settings):
             jitter=self._jitter,
             clock=self._clock,
             accept_identity=self._is_next_accepted,
-            known=self._known,
+            seen=None if self._seen is None else secret_id_for(str(self._seen), org),
         )
 
     def accept_next(self) -> None:
@@ -106,8 +112,10 @@ class CloudSecretSettings(Settings):
     async def _close(self) -> None:
         try:
             await cancelled(self._loop)
+            if self._remembering is not None:
+                await self._remembering
         finally:
-            self._loop = None
+            self._loop = self._remembering = None
             await self._provider.__aexit__(None, None, None)
 
     async def _keep_fresh(self) -> None:
@@ -125,8 +133,12 @@ class CloudSecretSettings(Settings):
     async def _read_first(self) -> DBSettings:
         found = await self._provider.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
-        if self._known is not None:
-            self._verify(document, self._known)
+        if ORG_FIELD in str(self._seen):
+            raise ConfigurationError(f"{self._seen} still holds {ORG_FIELD}: name an organization")
+        if self._seen is not None:
+            before = await asyncio.to_thread(_recall, self._seen)
+            if before is not None:
+                self._verify_first(document, before)
         if self._settings is None:
             self._version = str(found.version.id)
         return self._settings_from(document)
@@ -158,6 +170,30 @@ class CloudSecretSettings(Settings):
         if encode_document(document) == encode_document(seen):
             return None
         return self._settings_from(document)
+
+    def _verify_first(self, document: IdentityDocument, before: Seen) -> None:
+        try:
+            verify_successor(document, before)
+        except (GenerationError, SuccessionError) as error:
+            if not self._is_next_accepted:
+                hint = "If that is wanted, start once with --accept-identity."
+                raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
+            self._is_next_accepted = False
+            _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
+
+    def _take(self, settings: DBSettings, event: Event) -> None:
+        super()._take(settings, event)
+        if self._seen is not None:
+            self._remembering = asyncio.create_task(self._remember(self._seen, self._remembering))
+
+    async def _remember(self, path: Path, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            await asyncio.to_thread(replace_file, path, Seen.of(self.settings.document).to_bytes())
+        except SettingsError as error:
+            # Without it, a restart trusts the store's word; that is no reason to stop serving now.
+            _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
 
     def _verify(self, document: IdentityDocument, seen: IdentityDocument) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
@@ -229,3 +265,22 @@ class CloudSecretSettings(Settings):
         if self.settings.document.generation < document.generation:
             self._version, self._refused_version = version, None
             self._take(self._settings_from(document), Event.SETTINGS_CHANGED)
+
+
+def _recall(path: Path) -> Seen | None:
+    """Return what was seen before; None where the file is absent, never where it is unreadable.
+
+    Raises:
+        SettingsError: The file cannot be read, or is damaged.
+    """
+    if not path.exists():
+        return None
+    raw = read_file(path)
+    try:
+        return Seen.from_bytes(raw)
+    except IdentityError as error:
+        problem = str(error)
+    raise SettingsError(
+        f"{path} is damaged: {problem}",
+        hint="It tells which identity this node used last. Remove it to take the store's word once.",
+    )

@@ -40,10 +40,7 @@ def create_file(path: Path, data: bytes) -> None:
         IdentityExistsError: It exists; it was not touched.
         SettingsError: It cannot be written.
     """
-    try:
-        _put(path, data, os.link)
-    except FileExistsError:
-        raise IdentityExistsError(f"{path} exists already", hint="It was left as it is.") from None
+    _put(path, data, _link_new)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -53,6 +50,13 @@ def replace_file(path: Path, data: bytes) -> None:
         SettingsError: It cannot be written; the old one is as it was.
     """
     _put(path, data, os.replace)
+
+
+def _link_new(new: Path, path: Path) -> None:
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        raise IdentityExistsError(f"{path} exists already", hint="It was left as it is.") from None
 
 
 def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
@@ -75,7 +79,5 @@ def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None
             os.fsync(directory)
         finally:
             os.close(directory)
-    except FileExistsError:
-        raise
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error

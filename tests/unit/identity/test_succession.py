@@ -11,6 +11,7 @@ from goatherd.errors import GenerationError, SuccessionError
 from goatherd.identity import (
     Endorsement,
     Phase,
+    Seen,
     cancel,
     check_generation,
     create,
@@ -24,7 +25,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.session import OwnedSession, sign_data
 
-from .make import DAY, NOW, activated, first, owned, prepared, published, rotated
+from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 
 A, B, C = owned("a"), owned("b"), owned("c")
 
@@ -162,3 +163,17 @@ def test_a_generation_never_goes_back_and_is_not_written_twice() -> None:
         check_generation(first(), prepared())
     with pytest.raises(GenerationError, match="other contents"):
         check_generation(prepared(name="c"), prepared(name="b"))
+
+
+def test_what_is_remembered_of_an_identity_is_enough_to_judge_the_next_and_holds_no_key() -> None:
+    seen = Seen.from_bytes(Seen.of(prepared()).to_bytes())
+    assert seen == Seen.of(prepared())
+    verify_successor(published(), seen)
+    verify_successor(prepared(), seen)
+    with pytest.raises(GenerationError, match="other contents"):
+        verify_successor(prepared(name="c"), seen)
+    with pytest.raises(GenerationError, match="went back"):
+        verify_successor(first(), seen)
+    with pytest.raises(SuccessionError):
+        verify_successor(replace(create(C, NOW), generation=9), seen)
+    assert not shows_key(seen.to_bytes().decode(), A, B)

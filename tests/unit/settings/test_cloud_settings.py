@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -132,14 +133,63 @@ async def test_a_store_that_cannot_be_read_is_an_error_at_start(
     assert provider.writes == 0
 
 
-async def test_what_was_known_before_a_restart_is_not_gone_back_behind(provider: CountingProvider) -> None:
-    with pytest.raises(GenerationError):
-        await CloudSecretSettings(provider, SECRET, known=ACTIVATED).load()
+async def test_what_was_seen_before_a_restart_is_not_gone_back_behind(
+    provider: CountingProvider, tmp_path: Path
+) -> None:
+    seen = tmp_path / "north/seen.json"
+    pattern = str(tmp_path / "{org}/seen.json")
+
+    def restarted(**options: bool) -> CloudSecretSettings:
+        return CloudSecretSettings(provider, SECRET, seen=seen, **options)
+
+    async with restarted() as settings:
+        await settings.load()
+        await provider.put(PREPARED)
+        assert await settings.refresh() is True
+    assert secret_text(A) not in seen.read_text()
+    assert secret_text(B) not in seen.read_text()
+    async with restarted() as settings:
+        assert (await settings.load()).document == PREPARED
+
+    await provider.put(FIRST)
+    with pytest.raises(GenerationError, match="went back from 2 to 1"):
+        await restarted().load()
     await provider.put(STRANGER)
-    with pytest.raises(SuccessionError):
-        await CloudSecretSettings(provider, SECRET, known=ACTIVATED).load()
-    settings = CloudSecretSettings(provider, SECRET, known=ACTIVATED, accept_identity=True)
-    assert (await settings.load()).current == C
+    with pytest.raises(SuccessionError, match="seen"):
+        await restarted().load()
+    async with restarted(accept_identity=True) as settings:
+        assert (await settings.load()).current == C
+    async with restarted() as settings:
+        assert (await settings.load()).current == C
+
+    shared = CloudSecretSettings(provider, SECRET, seen=pattern)
+    with pytest.raises(ConfigurationError, match="name an organization"):
+        await shared.load()
+    with pytest.raises(ConfigurationError):
+        shared.for_org("../x")
+    async with shared.for_org("south") as settings:
+        await settings.load()
+    assert (tmp_path / "south/seen.json").exists()
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b'{"generation": 1, "digest": "", "roots": [1], "revoked": []}'])
+async def test_a_damaged_memory_of_what_was_seen_is_an_error_and_not_a_first_start(
+    provider: CountingProvider, tmp_path: Path, raw: bytes
+) -> None:
+    seen = tmp_path / "seen.json"
+    seen.write_bytes(raw)
+    with pytest.raises(SettingsError, match="damaged"):
+        await CloudSecretSettings(provider, SECRET, seen=seen).load()
+    assert seen.read_bytes() == raw
+
+
+async def test_a_memory_that_cannot_be_written_is_logged_and_no_reason_to_stop(
+    provider: CountingProvider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with CloudSecretSettings(provider, SECRET, seen=tmp_path / "file/seen.json") as settings:
+        assert (await settings.load()).current == A
+    assert "settings.not_remembered" in caplog.text
 
 
 # --- refreshing -----------------------------------------------------------------------------------------------------
