@@ -50,10 +50,10 @@ async def write_on(provider: FileSecretProvider, name: str, rounds: int | None) 
             rounds -= 1
 
 
-async def read_on(provider: FileSecretProvider, seconds: float) -> None:
-    """Read as fast as possible; any surprise ends the process with a traceback."""
-    newest, reads, end = 0, 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+async def read_on(provider: FileSecretProvider, stop: Path) -> None:
+    """Read as fast as possible until `stop` exists; any surprise ends the process with a traceback."""
+    newest, reads = 0, 0
+    while reads < 20 or stop.name not in names(stop.parent):
         found = await provider.read("root")
         counter, _ = unseal(found.value.reveal())
         if counter < newest:
@@ -109,11 +109,12 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
     provider = FileSecretProvider(str(directory))
     asyncio.run(provider.create("root", seal(0, "start")))
     dice = random.Random(seed)
-    reader = start(directory, "read", str(seconds))
+    stop = directory / "stop"
+    reader = start(directory, "read", str(stop))
     steady = [start(directory, "write", name) for name in ("ann", "bob")]
     claims: list[str] = []
     kills, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or kills < 3:
         victim = start(directory, "write", f"victim{kills}")
         assert victim.stdout is not None
         claims.append(victim.stdout.readline())  # it is at work: now it may die anywhere
@@ -125,7 +126,8 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
         assert process.poll() is None, "a writer that nobody killed has ended by itself"
         process.send_signal(signal.SIGKILL)
         claims += process.communicate()[0].splitlines(keepends=True)
-    reads = int(finish(reader).split()[0])
+    stop.touch()
+    finish(reader)
 
     won = [line.split() for line in claims if line.endswith("\n")]
     counters = [int(counter) for counter, _ in won]
@@ -144,9 +146,7 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
         assert names(directory / "root") == {*values, "lock", "manifest.json"}, "nothing is left of the killed"
 
     asyncio.run(aftermath())
-    assert kills >= 2
-    assert reads >= 20
-    assert len(won) >= 10
+    assert len(won) >= kills >= 3
 
 
 def test_writers_killed_for_two_seconds_harm_nobody(tmp_path: Path):
@@ -233,6 +233,6 @@ if __name__ == "__main__":
     if sys.argv[2] == "write":
         asyncio.run(write_on(store, sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else None))
     elif sys.argv[2] == "read":
-        asyncio.run(read_on(store, float(sys.argv[3])))
+        asyncio.run(read_on(store, Path(sys.argv[3])))
     else:
         asyncio.run(race(store, sys.argv[3]))
