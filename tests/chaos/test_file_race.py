@@ -114,7 +114,7 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
     steady = [start(directory, "write", name) for name in ("ann", "bob")]
     claims: list[str] = []
     kills, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end or kills < 3:
+    while time.monotonic() < end or kills < 2:
         victim = start(directory, "write", f"victim{kills}")
         assert victim.stdout is not None
         claims.append(victim.stdout.readline())  # it is at work: now it may die anywhere
@@ -146,7 +146,7 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
         assert names(directory / "root") == {*values, "lock", "manifest.json"}, "nothing is left of the killed"
 
     asyncio.run(aftermath())
-    assert len(won) >= kills >= 3
+    assert len(won) >= kills >= 2
 
 
 def test_writers_killed_for_two_seconds_harm_nobody(tmp_path: Path):
