@@ -64,7 +64,7 @@ async def _status(app: App) -> int:
 def _node_row(node: NodeState) -> tuple[str, ...]:
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if node.view_age is None else format_duration(node.view_age)
+    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s"
     if node.is_unmodified:
         generation, age = "-", "-"
     problem = node.problem or ("an unmodified GoatDB server" if node.is_unmodified else "")
@@ -282,10 +282,10 @@ def retire(app: App, yes: bool) -> int:
 
 async def _retire(app: App, *, yes: bool) -> int:
     grace = format_duration(app.options.rotation_grace)
-    if not yes and app.out.is_live:
-        click.confirm(
-            f"Destroy the private keys of roots replaced more than {grace} ago, for good?", abort=True, err=True
-        )
+    if not yes:
+        if not app.out.is_live:
+            raise click.UsageError("nobody can be asked here: say --yes to destroy old private keys for good")
+        click.confirm(f"Destroy the private keys of roots replaced over {grace} ago, for good?", abort=True, err=True)
     async with open_store(app.options) as store:
         rotator = Rotator(
             store.provider, store.secret_id, [], org=store.org, policy=policy_of(app.options), started_by=_who()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,3 +64,47 @@ def secrets_in(directory: Path) -> set[str]:
         if path.is_file():
             found |= set(re.findall(r'\\?"d\\?":\s*\\?"([A-Za-z0-9_-]{64})', path.read_text(errors="replace")))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A ``goatherd serve`` process that has said that it is ready."""
+
+    process: subprocess.Popen[str]
+    url: str
+    ready: dict[str, Any]
+    stderr: Path
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    """Return a function that starts ``goatherd serve`` on a free port and waits for its ready line."""
+    started: list[subprocess.Popen[str]] = []
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+
+    def start(*arguments: str) -> Serving:
+        stderr = tmp_path / f"stderr-{len(started)}"
+        command = [sys.executable, "-m", "goatherd", "serve", "--json", "--port", "0", *arguments]
+        with stderr.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=file, text=True, env=environ, cwd=tmp_path
+            )
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"the server ended with {process.wait(20)}: {stderr.read_text()}"
+        ready = json.loads(line)
+        return Serving(process, ready["url"], ready, stderr)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait(20)
+        if process.stdout is not None:
+            process.stdout.close()

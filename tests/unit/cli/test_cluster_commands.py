@@ -1,0 +1,317 @@
+"""status, doctor, rotate, retire against real servers, and against one that leaks its key."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.identity.session import OwnedSession
+
+from .conftest import Goatherd, Serving
+
+Serve = Callable[..., Serving]
+
+NOW_MS = 1_795_000_000_000
+
+
+# --- the store alone ------------------------------------------------------------------------------------------------
+
+
+def test_a_rotation_that_would_wait_for_nobody_is_refused(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    for arguments in (["rotate"], ["rotate", "--resume"]):
+        refused = goatherd(*arguments, "--provider", store)
+        assert refused.code == EXIT_CODES["configuration"]
+        assert "wait for nobody" in refused.err
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+
+
+def test_a_plan_lists_steps_gates_and_obstacles_and_writes_nothing(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    plan = goatherd("rotate", "--plan", "--provider", store, "--node", "http://127.0.0.1:1", "--json").json
+    assert [step["step"] for step in plan["steps"]] == ["prepare", "publish", "activate", "verify", "finalize"]
+    assert plan["nodes"] == ["http://127.0.0.1:1"]
+    assert plan["obstacles"]
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+    text = goatherd("rotate", "--plan", "--provider", store).out
+    assert "1. prepare -> prepared" in text
+    assert "waits 5m at most, else: roll back" in text
+
+
+def test_a_rotation_stops_where_it_is_told_and_is_resumed(goatherd: Goatherd, store: str) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    without = ("--provider", store, "--unsafe-without-nodes", "--json")
+    reached = goatherd("rotate", "--to", "activated", *without).json
+    assert (reached["outcome"], reached["phase"], reached["from"]) == ("reached", "activated", first)
+    done = goatherd("rotate", "--resume", *without).json
+    assert (done["outcome"], done["phase"], done["current"]) == ("rotated", "steady", reached["to"])
+
+
+def test_a_second_operator_is_told_who_when_and_which_phase(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--to", "published", "--provider", store, "--unsafe-without-nodes")
+    busy = goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    assert busy.code == EXIT_CODES["rotation"]
+    assert "rotation.busy" in busy.err
+    assert "published" in busy.err
+    assert "--resume" in busy.err
+
+
+def test_cancel_works_before_the_next_root_signs_and_not_after(goatherd: Goatherd, store: str) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    goatherd("rotate", "--to", "published", "--provider", store, "--unsafe-without-nodes")
+    cancelled = goatherd("rotate", "--cancel", "--reason", "wrong day", "--provider", store, "--json").json
+    assert (cancelled["outcome"], cancelled["current"], cancelled["reason"]) == ("abandoned", first, "wrong day")
+    goatherd("rotate", "--to", "activated", "--provider", store, "--unsafe-without-nodes")
+    refused = goatherd("rotate", "--cancel", "--provider", store)
+    assert refused.code == EXIT_CODES["rotation"]
+    assert "--rollback" in refused.err
+
+
+def test_roll_back_makes_the_earlier_root_sign_and_keeps_the_other_trusted(goatherd: Goatherd, store: str) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    other = goatherd("rotate", "--to", "activated", "--provider", store, "--unsafe-without-nodes", "--json").json["to"]
+    back = goatherd("rotate", "--rollback", "--provider", store)
+    assert back.code == 0
+    shown = goatherd("show", "--provider", store, "--json").json
+    assert shown["current"]["id"] == first
+    assert {root["id"] for root in shown["roots"]} == {first, other}
+
+
+def test_with_nothing_under_way_there_is_nothing_to_leave(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    assert "nothing to do" in goatherd("rotate", "--rollback", "--provider", store).out
+
+
+def test_progress_is_plain_lines_for_people_and_json_lines_for_programs(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    people = goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    assert [line.partition(":")[0] for line in people.err.splitlines()] == [
+        "steady",
+        "prepared",
+        "published",
+        "activated",
+        "verified",
+        "steady",
+    ]
+    assert "\x1b" not in people.err + people.out
+    programs = goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--json")
+    assert [json.loads(line)["event"] for line in programs.err.splitlines()] == ["phase"] * 6
+    assert programs.json["outcome"] == "rotated"
+
+
+def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    assert goatherd("retire", "--provider", store).code == 2, "nobody can be asked"
+    assert "nothing to destroy" in goatherd("retire", "--yes", "--provider", store).out
+    done = goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json
+    assert "1" in done["destroyed"]
+    assert goatherd("show", "--at", "1", "--provider", store).code == EXIT_CODES["provider"]
+    assert len(goatherd("show", "--provider", store, "--json").json["roots"]) == 2
+    assert goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json["destroyed"] == []
+
+
+def checks(result: Any) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for check in result.json["checks"]:
+        found.setdefault(check["name"], []).append((check["level"], check["text"]))
+    return found
+
+
+def test_doctor_passes_a_healthy_store_and_says_that_no_node_was_asked(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    result = goatherd("doctor", "--provider", store, "--json")
+    assert result.code == 0
+    assert result.json["healthy"] is True
+    assert checks(result)["nodes"][0][0] == "warn"
+
+
+def test_doctor_fails_where_others_can_read_the_store(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    (tmp_path / "keys/root").chmod(0o755)
+    result = goatherd("doctor", "--provider", store, "--json")
+    assert result.code == EXIT_FINDINGS
+    assert checks(result)["store"][0][0] == "fail"
+
+
+def test_doctor_fails_where_there_is_no_identity(goatherd: Goatherd, store: str) -> None:
+    result = goatherd("doctor", "--provider", store)
+    assert result.code == EXIT_FINDINGS
+    assert "goatherd init" in result.out
+
+
+def test_doctor_warns_of_a_root_that_soon_expires(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store, "--lifetime", "14d")
+    result = goatherd("doctor", "--provider", store, "--json")
+    assert result.code == 0
+    assert ("warn", "expires in 14.0 days") in [
+        (level, "expires in 14.0 days") for level, text in checks(result)["identity"] if "expires in 14.0 days" in text
+    ]
+
+
+def test_doctor_warns_of_a_rotation_that_nobody_drives(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--to", "published", "--provider", store, "--unsafe-without-nodes")
+    (tmp_path / "goatherd.toml").write_text('[rotation]\nadoption = "0s"\n')
+    result = goatherd("doctor", "--provider", store, "--json")
+    assert checks(result)["rotation"][0][0] == "warn"
+
+
+def test_doctor_warns_of_versions_that_should_have_been_retired(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    (tmp_path / "goatherd.toml").write_text('[rotation]\ngrace = "0s"\n')
+    assert checks(goatherd("doctor", "--provider", store, "--json"))["old versions"][0][0] == "warn"
+
+
+def test_status_shows_labels_and_ends_with_11_where_a_node_is_not_in_step(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    assert goatherd("status", "--provider", store, "--json").json["labels"] == {"current": "1"}
+    result = goatherd("status", "--provider", store, "--node", "http://127.0.0.1:1")
+    assert result.code == EXIT_FINDINGS
+    assert "127.0.0.1:1" in result.out
+
+
+# --- a server as GoatDB 0.5.1 is ------------------------------------------------------------------------------------
+
+
+class Leaky(BaseHTTPRequestHandler):
+    """Answers as an unmodified GoatDB server that learnt its root from its own current session (formats T1)."""
+
+    root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
+    leaks = True
+    date_offset = timedelta(0)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
+        if self.path == "/batch-sync":
+            self._answer(403, b"")
+            return
+        user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=NOW_MS).session.to_json()
+        user["publicKey"] = body["publicKey"]
+        root = self.root.to_secret_json() if self.leaks else self.root.session.to_json()
+        self._answer(200, json.dumps({"session": user, "roots": [root]}).encode())
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path == "/healthy" else 404, b"OK")
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        import time
+
+        return formatdate(time.time() + self.date_offset.total_seconds(), usegmt=True)
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        pass
+
+
+@pytest.fixture
+def goatdb() -> Iterator[tuple[str, type[Leaky]]]:
+    """The URL of such a server, and the class whose attributes say how bad it is."""
+
+    class Handler(Leaky):
+        pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", Handler
+        server.shutdown()
+        thread.join()
+
+
+def test_doctor_rings_the_bell_where_a_server_gives_its_private_key_away(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
+) -> None:
+    url, handler = goatdb
+    goatherd("init", "--provider", store)
+    result = goatherd("doctor", "--provider", store, "--node", url)
+    assert result.code == EXIT_FINDINGS
+    assert f"{url} GIVES THE PRIVATE KEY OF ROOT {'r' * 24} TO ANYBODY WHO ASKS" in result.out
+    assert "burnt" in result.out
+    assert handler.root.to_secret_json()["privateKey"]["d"] not in result.out + result.err
+
+
+def test_doctor_tells_a_server_that_keeps_its_key_and_does_not_trust_this_store(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
+) -> None:
+    url, handler = goatdb
+    handler.leaks = False
+    goatherd("init", "--provider", store)
+    found = checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))
+    assert found["attacker's question"][0][0] == "ok"
+    assert found["node"][0][0] == "fail"
+    assert "does not trust" in found["node"][0][1]
+
+
+@pytest.mark.parametrize(
+    ("offset", "level"),
+    [
+        (timedelta(0), "ok"),
+        (timedelta(minutes=1), "warn"),
+        (timedelta(minutes=-1), "warn"),
+        (timedelta(hours=1), "fail"),
+    ],
+)
+def test_doctor_compares_the_clocks(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]], offset: timedelta, level: str
+) -> None:
+    url, handler = goatdb
+    handler.date_offset = offset
+    goatherd("init", "--provider", store)
+    assert checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"][0][0] == level
+
+
+# --- real servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    server = serve("--provider", store, "--data", str(tmp_path / "data"))
+    assert server.ready["signer"] == first
+    here = ("--provider", store, "--node", server.url)
+    status = goatherd("status", *here, "--json")
+    assert status.code == 0
+    (node,) = status.json["nodes"]
+    assert (node["signsWith"], node["trustsCurrent"], node["generation"]) == (first, True, 1)
+    assert goatherd("doctor", *here).code == 0
+    rotated = goatherd("rotate", *here, "--json")
+    assert rotated.code == 0, rotated.out
+    after = goatherd("status", *here, "--json").json["nodes"][0]
+    assert (after["signsWith"], after["generation"]) == (rotated.json["to"], 6)
+    assert goatherd("doctor", *here).code == 0
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_rotation_that_a_node_does_not_follow_ends_with_10_and_the_earlier_root(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    server = serve("--provider", store, "--data", str(tmp_path / "data"))
+    nodes = ("--node", server.url, "--node", "http://127.0.0.1:1")
+    result = goatherd("rotate", "--provider", store, *nodes, "--adoption", "1s", "--json")
+    assert result.code == EXIT_CODES["rotation"]
+    assert result.json["error"]["code"] == "rotation.not_adopted"
+    assert "127.0.0.1:1" in result.json["error"]["message"]
+    assert goatherd("show", "--provider", store, "--json").json["current"]["id"] == first

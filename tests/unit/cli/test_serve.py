@@ -1,0 +1,118 @@
+"""serve and demo: start, the ready line, a graceful end, and what is refused at the door."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.commands_serve import NODE_LIBRARIES
+from goatherd.cli.main import EXIT_CODES
+from goatherd.client import NodeClient
+
+from .conftest import Goatherd, Serving
+
+Serve = Callable[..., Serving]
+
+
+def test_without_the_extra_node_the_install_command_is_told(
+    goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in NODE_LIBRARIES else real(name))
+    for name in ("serve", "demo"):
+        result = goatherd(name, "--json")
+        assert result.code == EXIT_CODES["plugin"]
+        assert result.json["error"]["code"] == "plugin.missing_extra"
+        assert "pip install 'goatherd[node]'" in result.json["error"]["hint"]
+
+
+def test_a_data_directory_must_be_named(goatherd: Goatherd, store: str) -> None:
+    assert "--data" in goatherd("serve", "--provider", store).err
+
+
+def test_a_server_does_not_start_without_an_identity_and_invents_none(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", "0")
+    assert result.code == EXIT_CODES["provider"]
+    assert not (tmp_path / "keys").exists()
+
+
+def test_a_settings_json_that_is_missing_or_broken_is_an_error(goatherd: Goatherd, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    start = ("serve", "--settings", str(file), "--data", str(tmp_path / "data"), "--port", "0")
+    assert goatherd(*start).code == EXIT_CODES["settings"]
+    file.write_text("{")
+    assert goatherd(*start).code == EXIT_CODES["identity"]
+    assert file.read_text() == "{"
+
+
+def test_a_store_and_a_settings_json_exclude_one_another(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    result = goatherd("serve", "--settings", "x.json", "--provider", store, "--data", str(tmp_path / "data"))
+    assert result.code == EXIT_CODES["configuration"]
+
+
+def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", port)
+    assert result.code == EXIT_CODES["node"]
+    assert "--port 0" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_server_says_that_it_is_ready_keeps_what_it_took_and_ends_gracefully(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path, number: int
+) -> None:
+    start = ("--provider", store, "--data", str(tmp_path / "data"))
+    from asyncio import to_thread
+
+    made = await to_thread(goatherd, "init", "--provider", store, "--json")
+    server = await to_thread(serve, *start)
+    assert server.ready == {
+        "ready": True,
+        "url": server.url,
+        "org": "localhost",
+        "signer": made.json["current"]["id"],
+    }
+    async with NodeClient(server.url) as client:
+        owned, _ = await client.create_session()
+    assert await to_thread(server.stop, number) == 0
+    assert server.stderr.read_text() == ""
+    again = await to_thread(serve, *start)
+    async with NodeClient(again.url) as client:
+        assert await client.answers(owned), "a session that it gave out before its end is known after a restart"
+    assert await to_thread(again.stop) == 0
+
+
+@pytest.mark.slow
+def test_a_second_server_on_the_same_data_is_refused(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    data = str(tmp_path / "data")
+    server = serve("--provider", store, "--data", data)
+    result = goatherd("serve", "--provider", store, "--data", data, "--port", "0")
+    assert result.code == EXIT_CODES["node"]
+    assert str(server.process.pid) in result.err
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_server_starts_from_a_settings_json_too(goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path) -> None:
+    made: Any = goatherd("init", "--provider", store, "--json").json
+    file = tmp_path / "settings.json"
+    goatherd("export", str(file), "--provider", store)
+    server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
+    assert server.ready["signer"] == made["current"]["id"]
+    assert server.stop() == 0
