@@ -90,7 +90,8 @@ class Server:
         base_url: The public URL for CORS: a text, or a function of the organization's id. ``Listener`` fills in
             ``http://localhost:<port>`` when there is none.
         resolve_domain: Organization id of a request's full URL; an empty one is answered with 404.
-        peers: URLs of the other servers of this cluster. One's own URL among them is harmless.
+        peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. One's own
+            URL among them is harmless.
         clock: The time.
         registry: The schemas that are known beyond GoatDB's own.
         rules: The application's access rules, in order.
@@ -120,7 +121,7 @@ class Server:
         self.path = Path(path)
         self.org_id = org_id
         self.base_url = base_url
-        self.peers = tuple(dict.fromkeys(url.rstrip("/") for url in peers))
+        self.peers: Sequence[str] = tuple(peers)
         self.stopping = False
         self._settings = settings
         self._resolve_domain = resolve_domain
@@ -212,7 +213,7 @@ class Server:
             rules=self._rules,
             workers=self._workers,
             verifiers=self._verifiers,
-            peers=self.peers,
+            peers=tuple(dict.fromkeys(url.rstrip("/") for url in self.peers)),
             debug=self._debug,
             new_id=self._new_id,
         )
@@ -258,7 +259,7 @@ class Server:
             return 503, [], b""
         try:
             org = self._organization(scope, host)
-            if not org:
+            if _ORG_ID.fullmatch(org) is None:
                 return 404, [], b""
             database = self._databases.get(org) or await self._database(org)
             answer = await self._dispatch(database, method, path, headers, receive)
@@ -353,17 +354,39 @@ class Listener:
         grace: How long running requests may take before they are cut off.
 
     Attributes:
-        url: ``http://<host>:<port>``, once entered.
+        url: ``http://<host>:<port>``, once bound.
+        port: The port; the real one, once bound.
     """
 
     def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
         self._server = server
         self._host = host
-        self._port = port
+        self.port = port
         self._grace = grace
         self._task: asyncio.Task[None] | None = None
         self._uvicorn: Any = None
+        self._socket: socket.socket | None = None
         self.url = ""
+
+    def bind(self) -> str:
+        """Take the address without listening yet, and return the URL; before entering, where that is needed early.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        if self._socket is None:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((self._host, self.port))
+            except BaseException:
+                sock.close()
+                raise
+            self._socket = sock
+            self.port = sock.getsockname()[1]
+            self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}"
+        return self.url
 
     async def __aenter__(self) -> Listener:
         import uvicorn
@@ -380,18 +403,10 @@ class Listener:
                 ready.set()
 
         ready = asyncio.Event()
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self._host, self._port))
-        except BaseException:
-            sock.close()
-            raise
-        port = sock.getsockname()[1]
-        self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
+        self.bind()
+        sock, self._socket = self._socket, None
         if self._server.base_url is None:
-            self._server.base_url = f"http://{DEFAULT_ORG}:{port}"
+            self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
         config = uvicorn.Config(
             self._server.app,
             interface="asgi3",
@@ -407,7 +422,9 @@ class Listener:
             timeout_graceful_shutdown=max(1, round(self._grace.total_seconds())),
         )
         self._uvicorn = _Uvicorn(config)
-        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[sock]), name=f"listen {self.url}")
+        self._task = asyncio.create_task(
+            self._uvicorn.serve(sockets=None if sock is None else [sock]), name=f"listen {self.url}"
+        )
         waiter = asyncio.create_task(ready.wait())
         await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()

@@ -1,0 +1,132 @@
+"""Servers for tests: identities, running servers on loopback, signed commits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.introduction import session_fields
+from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id, new_seeds
+from goatherd.node import Listener, Server
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.settings import CloudSecretSettings
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit, new_commit
+
+SECRET = "root"
+ORG = "localhost"
+
+
+def now_ms() -> int:
+    return SystemClock().now_ms()
+
+
+def root(session_id: str = "") -> OwnedSession:
+    return OwnedSession.generate(session_id=session_id or new_id(), owner="root", now_ms=now_ms())
+
+
+def signed_commit(signer: OwnedSession, key: str = "", *, schema: str = "note/1", **data: Any) -> Commit:
+    """A full commit without parents, as a client writes it."""
+    time = now_ms()
+    commit = new_commit(
+        commit_id=new_id(),
+        key=key or new_id(),
+        session_id=signer.id,
+        ts=time,
+        org=ORG,
+        data=data or {"title": "a title"},
+        schema_marker=schema,
+        connection=new_id(),
+        ancestors_filter=BloomFilter.for_size(1, 0.25, new_seeds(3)),
+    )
+    return sign_commit(signer, commit, now_ms=time)
+
+
+def session_commit(signer: OwnedSession, session: Session) -> Commit:
+    """The commit by which `signer` introduces `session`."""
+    return signed_commit(signer, session.id, schema="sessions/1", **session_fields(session))
+
+
+async def store_of(document: IdentityDocument) -> MemorySecretProvider:
+    """A secret store that holds an identity."""
+
+    provider = MemorySecretProvider()
+    async with provider:
+        await provider.create(SECRET, encode_document(document))
+    return provider
+
+
+def settings_of(provider: MemorySecretProvider) -> CloudSecretSettings:
+    return CloudSecretSettings(provider, SECRET, refresh_interval=timedelta(hours=1))
+
+
+@dataclass
+class Node:
+    """A server on a loopback socket."""
+
+    server: Server
+    listener: Listener
+    client: NodeClient
+    directory: Path
+    settings: CloudSecretSettings
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def url(self) -> str:
+        return self.listener.url
+
+    async def start(self) -> None:
+        await self._stack.enter_async_context(self.server)
+        await self._stack.enter_async_context(self.listener)
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+    async def holds(self, path: str, signer: OwnedSession) -> set[str]:
+        return {commit["id"] for commit in await self.client.pull(path, signer)}
+
+
+@asynccontextmanager
+async def cluster(
+    directory: Path, count: int, documents: Sequence[IdentityDocument], *, links: Callable[[int], Sequence[int]]
+) -> AsyncIterator[list[Node]]:
+    """Start `count` servers; `links(i)` are the peers that server i is given. One document each, or one for all."""
+    async with AsyncExitStack() as stack:
+        stores = [await store_of(document) for document in documents]
+        nodes: list[Node] = []
+        for index in range(count):
+            settings = settings_of(stores[index % len(stores)])
+            server = Server(directory / str(index), settings, debug=True)
+            listener = Listener(server)
+            client = await stack.enter_async_context(NodeClient(listener.bind()))
+            nodes.append(Node(server, listener, client, directory / str(index), settings))
+        for index, node in enumerate(nodes):
+            node.server.peers = [nodes[peer].url for peer in links(index)]
+            await node.start()
+            stack.push_async_callback(node.stop)
+        yield nodes
+
+
+def everybody_else(count: int) -> Callable[[int], list[int]]:
+    return lambda index: [other for other in range(count) if other != index]
+
+
+def document_of(signer: OwnedSession, *roots: Session) -> IdentityDocument:
+    return create(signer, now_ms(), roots=roots)
+
+
+async def eventually(condition: Callable[[], Any], *, within: timedelta = timedelta(seconds=10)) -> None:
+    """Wait until an async condition holds; fail when it does not in time."""
+    async with asyncio.timeout(within.total_seconds()):
+        while not await condition():
+            await asyncio.sleep(0.01)

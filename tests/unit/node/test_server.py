@@ -1,0 +1,537 @@
+"""The HTTP face: dispatch, organizations, durability before answers, live identities, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.errors import (
+    ItemExistsError,
+    ItemNotFoundError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    PathError,
+    SecretNotFoundError,
+    StorageError,
+)
+from goatherd.identity.document import Phase, encode_document
+from goatherd.identity.session import OwnedSession, sign_request, verify_commit
+from goatherd.identity.transitions import activate, prepare, with_phase
+from goatherd.ids import new_id
+from goatherd.node import Listener, Server
+from goatherd.node.storage import FileLog
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.settings import CloudSecretSettings
+from goatherd.wire.commit import Commit
+from tests.unit.node.nodes import (
+    ORG,
+    SECRET,
+    cluster,
+    document_of,
+    eventually,
+    everybody_else,
+    now_ms,
+    root,
+    session_commit,
+    settings_of,
+    signed_commit,
+    store_of,
+)
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def signer() -> OwnedSession:
+    return root("the-root")
+
+
+@pytest.fixture
+async def server(tmp_path: Path, signer: OwnedSession) -> AsyncIterator[Server]:
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, base_url="https://goats.test") as running:
+        yield running
+
+
+@pytest.fixture
+async def http(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(server) as http:
+        yield http
+
+
+def client_of(server: Server) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node")
+
+
+def header(signer: OwnedSession) -> dict[str, str]:
+    return {"x-goat-sig": sign_request(signer, now_ms=now_ms(), nonce=new_id())}
+
+
+def batch(path: str, *commits: Commit) -> bytes:
+    message = {"ver": 50595584, "f": {"d": "AA==", "s": [1]}, "s": 0, "c": [commit.to_json() for commit in commits]}
+    return json.dumps([{"path": path, "msg": message}]).encode()
+
+
+def records(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
+
+
+# --- dispatch (what the recorded exchanges do not show) ----------------------------------------------------------------
+
+
+async def test_a_load_balancer_gets_its_health_answer_even_while_the_server_stops(
+    server: Server, http: httpx2.AsyncClient
+) -> None:
+    server.stopping = True
+    answer = await http.get("/healthy", headers={"host": "AWSALB"})
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert "access-control-allow-origin" not in answer.headers
+    refused = await http.get("/healthy")
+    assert (refused.status_code, refused.content) == (503, b"")
+    assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_paths_are_compared_in_lower_case(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
+    assert (await http.post("/BATCH-Sync?x=1", content=b"[]", headers=header(signer))).status_code == 200
+    assert (await http.post("/batch-sync/", content=b"[]", headers=header(signer))).status_code == 404
+
+
+async def test_answers_of_endpoints_carry_cors_and_refused_signatures_do_not(
+    http: httpx2.AsyncClient, signer: OwnedSession
+) -> None:
+    good = await http.post("/batch-sync", content=b"[]", headers=header(signer))
+    assert good.headers["access-control-allow-origin"] == "https://goats.test"
+    assert good.headers["access-control-allow-methods"] == "POST"
+    bad = await http.post("/batch-sync", content=b"[]", headers=header(root("stranger")))
+    assert bad.status_code == 403
+    assert "access-control-allow-origin" not in bad.headers
+    options = await http.request("OPTIONS", "/anything/at/all")
+    assert (options.status_code, options.headers["access-control-allow-headers"]) == (200, "*")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/auth/send-login-email"), ("GET", "/auth/temp-login"), ("GET", "/metrics"), ("PUT", "/batch-sync")],
+)
+async def test_what_is_not_there_is_404_with_cors(http: httpx2.AsyncClient, method: str, path: str) -> None:
+    answer = await http.request(method, path)
+    assert (answer.status_code, answer.content) == (404, b"")
+    assert answer.headers["access-control-allow-origin"] == "https://goats.test"
+
+
+async def test_a_body_beyond_the_limit_is_413_and_is_not_kept_in_memory(tmp_path: Path, signer: OwnedSession) -> None:
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, max_body_bytes=1000) as server, client_of(server) as http:
+        assert (await http.post("/batch-sync", content=b"[" * 1001)).status_code == 413
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b"[" * 100
+
+        assert (await http.post("/auth/session", content=chunks())).status_code == 413
+        assert (await http.post("/auth/session", content=b"{}")).status_code == 400
+
+
+async def test_a_failure_nobody_foresaw_is_a_bare_500_and_the_server_lives_on(
+    server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.database().engine, "batch_sync", explode)
+        answer = await http.post("/batch-sync", content=b"[]", headers=header(signer))
+        assert (answer.status_code, answer.content) == (500, b"")
+        assert "access-control-allow-origin" not in answer.headers
+    assert (await http.post("/batch-sync", content=b"[]", headers=header(signer))).status_code == 200
+
+
+# --- organizations ------------------------------------------------------------------------------------------------------
+
+
+def by_host(url: str) -> str:
+    return url.split("://")[1].split(".goats.test")[0].split("/")[0]
+
+
+async def test_organizations_are_opened_once_by_whoever_comes_first(tmp_path: Path, signer: OwnedSession) -> None:
+    provider = await store_of(document_of(signer))
+    opened: list[str] = []
+
+    def factory(org: str) -> CloudSecretSettings:
+        opened.append(org)
+        return settings_of(provider)
+
+    async with Server(tmp_path, factory, resolve_domain=by_host, debug=True) as server, client_of(server) as http:
+        answers = await asyncio.gather(
+            *(http.get(f"http://{org}.goats.test/goatherd/v1/identity") for org in ("a", "b", "a", "b", "a"))
+        )
+        assert [answer.json()["org"] for answer in answers] == ["a", "b", "a", "b", "a"]
+        assert sorted(opened) == ["a", "b"]
+        await http.post("http://a.goats.test/batch-sync", content=batch("/data/x", signed_commit(signer)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("org", ["../outside", "..", ".", "a/b", "a\\b", "a\0b", ".hidden", "x" * 129, "a b"])
+async def test_an_organization_cannot_name_its_way_out_of_the_data_directory(
+    tmp_path: Path, signer: OwnedSession, org: str
+) -> None:
+    provider = await store_of(document_of(signer))
+    server = Server(tmp_path / "data", lambda _: settings_of(provider), resolve_domain=lambda _: org, debug=True)
+    async with server, client_of(server) as http:
+        answer = await http.get("/goatherd/v1/identity")
+        assert (answer.status_code, answer.content) == (404, b"")
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+async def test_no_organization_is_404_without_cors(tmp_path: Path, signer: OwnedSession) -> None:
+    provider = await store_of(document_of(signer))
+    server = Server(tmp_path, lambda _: settings_of(provider), resolve_domain=lambda _: "", debug=True)
+    async with server, client_of(server) as http:
+        answer = await http.get("/healthy")
+        assert (answer.status_code, answer.content) == (404, b"")
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_an_organization_that_cannot_be_opened_is_500_and_tried_again(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    provider = MemorySecretProvider()
+    server = Server(tmp_path, lambda _: settings_of(provider), resolve_domain=lambda _: "late", debug=True)
+    async with server, client_of(server) as http:
+        for _ in range(2):
+            answers = await asyncio.gather(*(http.get("/healthy") for _ in range(3)))
+            assert {(one.status_code, one.text) for one in answers} == {(500, "Internal Server Error")}
+        await provider.create(SECRET, encode_document(document_of(signer)))
+        assert (await http.get("/healthy")).status_code == 200
+
+
+async def test_the_one_organization_is_opened_at_once_and_a_missing_identity_is_an_error(tmp_path: Path) -> None:
+    server = Server(tmp_path, settings_of(MemorySecretProvider()), debug=True)
+    with pytest.raises(SecretNotFoundError):
+        async with server:
+            raise AssertionError("a server without an identity has started")
+    assert not any((tmp_path / ORG).glob("**/*.json*")) if (tmp_path / ORG).exists() else True
+
+
+async def test_two_servers_cannot_share_a_data_directory(server: Server, tmp_path: Path, signer: OwnedSession) -> None:
+    second = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    with pytest.raises(StorageError, match="in use"):
+        async with second:
+            raise AssertionError("two servers write one log")
+
+
+# --- durability -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_push_is_answered_after_its_commits_are_on_the_disk(
+    server: Server, http: httpx2.AsyncClient, signer: OwnedSession, tmp_path: Path
+) -> None:
+    commit = signed_commit(signer)
+    await http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer))
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
+
+
+async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
+    server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read by somebody else, and the same push again, wait for the flush of the push that stored the commit."""
+    import threading
+
+    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
+
+    def slow_flush(log: FileLog) -> None:
+        begun.set()
+        assert gate.wait(10)
+        flush(log)
+
+    monkeypatch.setattr(FileLog, "flush", slow_flush)
+    commit = signed_commit(signer)
+    requests = [asyncio.create_task(http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer)))]
+    while not begun.is_set():
+        await asyncio.sleep(0)
+    for body in (batch("/data/x"), batch("/data/x", commit)):
+        requests.append(asyncio.create_task(http.post("/batch-sync", content=body, headers=header(signer))))
+    await asyncio.wait(requests, timeout=0.05)
+    assert not any(request.done() for request in requests)
+    gate.set()
+    answers = await asyncio.gather(*requests)
+    assert [answer.json()[0]["res"]["s"] for answer in answers] == [1, 1, 1]
+
+
+async def test_a_disk_that_fails_is_500_and_the_commit_is_written_when_it_works_again(
+    http: httpx2.AsyncClient, server: Server, signer: OwnedSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, later = signed_commit(signer), signed_commit(signer)
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLog, "_write", no_space)
+        answer = await http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer))
+        assert answer.status_code == 500
+    answer = await http.post("/batch-sync", content=batch("/data/x", later), headers=header(signer))
+    assert answer.status_code == 200
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json(), later.to_json()]
+
+
+async def test_a_client_that_hangs_up_does_not_undo_its_request(
+    server: Server, signer: OwnedSession, tmp_path: Path
+) -> None:
+    commits = [signed_commit(signer) for _ in range(30)]
+    request = asyncio.create_task(
+        server.database().answer_sync(batch("/data/x", *commits), header(signer)["x-goat-sig"])
+    )
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    await server.__aexit__(None, None, None)
+    assert {record["id"] for record in records(tmp_path / ORG / "data" / "x.jsonl")} == {one.id for one in commits}
+
+
+async def test_a_restart_finds_everything(tmp_path: Path, signer: OwnedSession) -> None:
+    provider = await store_of(document_of(signer))
+    commit = signed_commit(signer)
+    async with Server(tmp_path, settings_of(provider), debug=True) as server, client_of(server) as http:
+        user, _ = await NodeClient("http://node", http=http).create_session()
+        await http.post("/batch-sync", content=batch("/data/x", commit), headers=header(user))
+    async with Server(tmp_path, settings_of(provider), debug=True) as server, client_of(server) as http:
+        client = NodeClient("http://node", http=http)
+        assert await client.pull("/data/x", user) == [commit.to_json()]
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
+    answer = (await http.get("/goatherd/v1/identity")).json()
+    assert answer.pop("viewAgeMs") >= 0
+    assert answer == {
+        "org": ORG,
+        "signer": "the-root",
+        "roots": ["the-root"],
+        "documentRoots": ["the-root"],
+        "revoked": [],
+        "generation": 1,
+        "phase": "steady",
+        "rotation": None,
+        "degraded": False,
+        "known": 1,
+        "pending": 0,
+    }
+
+
+async def test_a_new_identity_signs_from_the_next_commit_on_and_the_old_one_stays_trusted(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    provider = await store_of(document_of(signer))
+    successor = root("the-next")
+    async with Server(tmp_path, settings_of(provider), debug=True) as server, client_of(server) as http:
+        client = NodeClient("http://node", http=http)
+        notes = server.database().repository("/data/notes")
+        await notes.create("one", "note/1", {"title": "by the first"})
+        document = prepare(
+            document_of(signer), successor, now_ms=now_ms(), rotation_id="r", started_by="t", stable_version=None
+        )
+        await provider.write(SECRET, encode_document(document), label="current", expected=(await head(provider)))
+        assert await client.refresh(signer) == {"generation": document.generation, "changed": True}
+        assert await client.answers(successor), "a document root is trusted before it signs"
+        await notes.create("two", "note/1", {"title": "still by the first"})
+        document = activate(with_phase(document, Phase.PUBLISHED, now_ms()), now_ms())
+        await provider.write(SECRET, encode_document(document), label="current", expected=(await head(provider)))
+        assert (await client.refresh(successor) or {})["changed"] is True
+        await notes.create("three", "note/1", {"title": "by the next"})
+
+        identity = await client.identity()
+        assert identity is not None
+        assert (identity["signer"], identity["phase"], identity["generation"]) == (
+            "the-next",
+            "activated",
+            document.generation,
+        )
+        commits = {record["k"]: record["s"] for record in await client.pull("/data/notes", signer)}
+        assert commits == {"one": "the-root", "two": "the-root", "three": "the-next"}
+        user, roots = await client.create_session()
+        assert {one.id for one in roots} == {"the-root", "the-next"}
+        assert await client.answers(user)
+
+
+async def head(provider: MemorySecretProvider) -> Any:
+    return (await provider.read(SECRET)).version.id
+
+
+async def test_only_a_root_may_have_the_settings_looked_at(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
+    client = NodeClient("http://node", http=http)
+    user, _ = await client.create_session()
+    for stranger in (user, root("stranger")):
+        with pytest.raises(NodeRefusedError) as refusal:
+            await client.refresh(stranger)
+        assert refusal.value.status == 403
+    assert (await http.post("/goatherd/v1/refresh")).status_code == 403
+    assert await client.refresh(signer) == {"generation": 1, "changed": False}
+
+
+async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_start(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    """GoatDB trusts whatever is there (T3); here each is verified, in the background or when first needed."""
+    good, bad = (OwnedSession.generate(session_id=name, owner=None, now_ms=now_ms()) for name in ("good", "bad"))
+    log = tmp_path / ORG / "sys" / "sessions.jsonl"
+    log.parent.mkdir(parents=True)
+    commits = [session_commit(signer, good.session), session_commit(root("stranger"), bad.session)]
+    log.write_bytes(b"".join(b"\n" + json.dumps(commit.to_json()).encode() + b"\n" for commit in commits))
+    provider = await store_of(document_of(signer))
+    async with Server(tmp_path, settings_of(provider), debug=True) as server, client_of(server) as http:
+        client = NodeClient("http://node", http=http)
+        assert await client.answers(good)
+        assert not await client.answers(bad)
+
+        async def verified() -> bool:
+            return server.database().pool.known_count == 2
+
+        await eventually(verified)
+
+
+# --- from Python --------------------------------------------------------------------------------------------------------------
+
+
+async def test_items_are_written_signed_and_read_from_python(
+    server: Server, http: httpx2.AsyncClient, signer: OwnedSession
+) -> None:
+    notes = server.database(ORG).repository("/data/notes")
+    assert await notes.get("a") is None
+    created = await notes.create("a", "note/1", {"title": "first"})
+    assert (created.schema, created.data) == ("note/1", {"title": "first"})
+    with pytest.raises(ItemExistsError):
+        await notes.create("a", "note/1", {})
+    assert (await notes.set("a", {"title": "second"})).data == {"title": "second"}
+    await notes.create("b", "note/1", {"n": 1.5, "tags": ["x"]})
+    assert await notes.keys() == ["a", "b"]
+    await notes.delete("a")
+    assert await notes.get("a") is None
+    assert await notes.keys() == ["b"]
+    with pytest.raises(ItemNotFoundError):
+        await notes.set("a", {})
+    with pytest.raises(PathError):
+        server.database().repository("/../outside")
+    commits = await NodeClient("http://node", http=http).pull("/data/notes", signer)
+    assert len(commits) == 4
+    for raw in commits:
+        verify_commit(signer.session, Commit.from_json(raw, org=ORG))
+
+
+# --- process ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    async with server:
+        async with Listener(server) as listener, NodeClient(listener.url) as client:
+            assert await client.healthy()
+            user, _ = await client.create_session()
+            commit = signed_commit(user)
+            await client.push("/data/x", [commit], user)
+            assert await client.pull("/data/x", user) == [commit.to_json()]
+            url = listener.url
+        async with NodeClient(url) as client:
+            with pytest.raises(NodeUnreachableError):
+                await client.create_session()
+
+
+async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    async with server, Listener(server) as listener:
+        with pytest.raises(OSError, match="in use"):
+            await Listener(server, port=listener.port).__aenter__()
+
+
+async def test_stopping_answers_what_runs_before_it_closes(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
+
+    def slow_flush(log: FileLog) -> None:
+        begun.set()
+        assert gate.wait(10)
+        flush(log)
+
+    monkeypatch.setattr(FileLog, "flush", slow_flush)
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    listener = Listener(server)
+    await server.__aenter__()
+    await listener.__aenter__()
+    commit = signed_commit(signer)
+    async with NodeClient(listener.url) as client:
+        push = asyncio.create_task(client.push("/data/x", [commit], signer))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        closing = asyncio.create_task(listener.__aexit__(None, None, None))
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        gate.set()
+        reply = await push
+        assert reply is not None
+        assert reply["s"] == 1
+        await closing
+    await server.__aexit__(None, None, None)
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    program = textwrap.dedent(
+        """
+        import asyncio, sys
+        from tests.unit.node.nodes import document_of, root, settings_of, store_of
+        from goatherd.node import Server, run
+
+        settings = settings_of(asyncio.run(store_of(document_of(root("r")))))
+        run(Server(sys.argv[1], settings), port=0, started=lambda url: print(url, flush=True))
+        print("closed", flush=True)
+        """
+    )
+    repository = Path(__file__).parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx2.get(f"{url}/healthy").text == "OK"
+        process.send_signal(number)
+        assert process.stdout.read() == "closed\n"
+    assert process.returncode == 0
+
+
+async def test_a_new_session_is_known_to_the_peers_before_its_client_is_told(tmp_path: Path) -> None:
+    """GoatDB sleeps a second instead."""
+    signer = root("shared")
+    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+        for node in nodes:
+            node.server.database()._debug = False
+        started = asyncio.get_running_loop().time()
+        user, _ = await nodes[0].client.create_session()
+        assert asyncio.get_running_loop().time() - started < timedelta(milliseconds=900).total_seconds()
+        assert [await node.client.answers(user) for node in nodes] == [True, True, True]
