@@ -1,0 +1,229 @@
+"""Commit logs on disk: bytes, repair, durability, locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.errors import PathError, StorageError
+from goatherd.node.storage import LogDirectory, MemoryLog, _scan
+from goatherd.wire.log import frame
+
+
+def ids(records: object) -> list[str]:
+    return [record["id"] for record in records]  # type: ignore[attr-defined]
+
+
+def filled(path: Path, count: int = 3) -> Path:
+    with LogDirectory(path) as directory:
+        log = directory.open("/data/x")
+        for number in range(count):
+            log.append({"id": f"c{number}"})
+        log.flush()
+    return path / "data/x.jsonl"
+
+
+def test_the_bytes_are_goatdbs(tmp_path: Path) -> None:
+    file = filled(tmp_path, 2)
+    assert file.read_bytes() == b'\n{"id":"c0"}\n\n{"id":"c1"}\n'
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        log.append({"id": "ü"})
+        log.flush()
+    assert file.read_bytes() == '\n{"id":"c0"}\n\n{"id":"c1"}\n\n{"id":"ü"}\n'.encode()
+
+
+def test_nothing_is_written_before_a_flush_and_nothing_by_an_empty_one(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        assert log.records() == []
+        log.flush()
+        log.append({"id": "c"})
+        assert log.unflushed == 1
+        assert not (tmp_path / "data").exists()
+        log.flush()
+        assert log.unflushed == 0
+        assert (tmp_path / "data/x.jsonl").exists()
+
+
+def test_leaving_the_directory_flushes_what_is_open(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        log.append({"id": "c"})
+    assert b'"c"' in (tmp_path / "data/x.jsonl").read_bytes()
+
+
+def test_files_and_directories_are_the_owners_alone(tmp_path: Path) -> None:
+    file = filled(tmp_path / "deep/org")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for directory in (file.parent, tmp_path / "deep/org", tmp_path / "deep"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_one_log_object_per_repository_while_it_is_held(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        assert directory.open("/data/x/") is log
+        assert directory.repositories() == []
+        log.append({"id": "c"})
+        log.flush()
+        (tmp_path / "settings.json").write_text("{}")
+        (tmp_path / "data/Not A Repository.jsonl").write_text("")
+        assert directory.repositories() == ["/data/x"]
+
+
+@pytest.mark.parametrize("tail", [b'\n{"id":"to', b"\n\0\0\0\0", b'{"id":"complete but not finished"}', b"\xff\xfe"])
+def test_a_torn_tail_is_cut_off_and_the_next_record_is_read_back(tmp_path: Path, tail: bytes) -> None:
+    file = filled(tmp_path)
+    file.write_bytes(file.read_bytes() + tail)
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        assert ids(log.records()) == ["c0", "c1", "c2"]
+        assert log.damaged == 0
+        log.append({"id": "new"})
+        log.flush()
+        assert ids(log.records()) == ["c0", "c1", "c2", "new"]
+
+
+def test_a_broken_line_in_the_middle_is_skipped_counted_and_kept(tmp_path: Path) -> None:
+    file = filled(tmp_path)
+    broken = file.read_bytes().replace(b'{"id":"c1"}', b'{"id":"c1')
+    file.write_bytes(broken + b"5\n")
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        assert ids(log.records()) == ["c0", "c2"]
+        assert log.damaged == 2
+        log.append({"id": "new"})
+        log.flush()
+    assert file.read_bytes().startswith(broken)
+    with LogDirectory(tmp_path) as directory:
+        assert ids(directory.open("/data/x").records()) == ["c0", "c2", "new"]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data())
+def test_cutting_a_log_anywhere_loses_at_most_the_record_under_the_knife(
+    numbers: list[int], data: st.DataObject
+) -> None:
+    whole = b"".join(frame([{"id": str(number), "n": number}]) for number in numbers)
+    cut = data.draw(st.integers(0, len(whole)))
+    scan = _scan(whole[:cut])
+    complete = whole[:cut].count(b"}\n")
+    assert ids(scan.records) == [str(number) for number in numbers][:complete]
+    assert scan.damaged == 0
+    assert ids(_scan(whole[: scan.good_end] + frame([{"id": "next"}])).records) == [*ids(scan.records), "next"]
+
+
+def test_a_write_that_fails_leaves_nothing_half_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        log.append({"id": "c0"})
+        log.flush()
+        before = (tmp_path / "data/x.jsonl").read_bytes()
+        log.append({"id": "c1"})
+
+        real_write = os.write
+
+        def full_disk(descriptor: int, data: bytes) -> int:
+            real_write(descriptor, bytes(data)[:5])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full_disk)
+        with pytest.raises(StorageError, match="No space left"):
+            log.flush()
+        monkeypatch.undo()
+        assert (tmp_path / "data/x.jsonl").read_bytes() == before
+        assert log.unflushed == 1
+        log.flush()
+        assert ids(log.records()) == ["c0", "c1"]
+
+
+def test_an_fsync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open("/data/x")
+        log.append({"id": "c0"})
+        (tmp_path / "data").mkdir()
+
+        def broken(descriptor: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", broken)
+        with pytest.raises(StorageError, match="Input/output"):
+            log.flush()
+        monkeypatch.undo()
+        assert log.unflushed == 1
+
+
+def test_appends_and_flushes_from_many_threads_lose_nothing(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as directory, ThreadPoolExecutor(8) as threads:
+        log = directory.open("/data/x")
+
+        def work(number: int) -> None:
+            log.append({"id": f"c{number}"})
+            log.flush()
+
+        list(threads.map(work, range(200)))
+        assert log.unflushed == 0
+        assert sorted(ids(log.records())) == sorted(f"c{number}" for number in range(200))
+
+
+def test_many_logs_hold_no_descriptor(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as directory:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        logs = [directory.open(f"/data/r{number}") for number in range(50)]
+        for log in logs:
+            log.append({"id": "c"})
+            log.flush()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_second_server_is_told_who_has_the_directory(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path):
+        with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
+            LogDirectory(tmp_path).acquire()
+        code = (
+            "import sys; from pathlib import Path; from goatherd.node.storage import LogDirectory; "
+            "LogDirectory(Path(sys.argv[1])).acquire()"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert f"in use by process {os.getpid()}" in done.stderr
+    with LogDirectory(tmp_path):
+        pass
+
+
+def test_a_directory_must_be_held_and_usable(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="not open"):
+        LogDirectory(tmp_path).open("/data/x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        LogDirectory(tmp_path / "file").acquire()
+    with LogDirectory(tmp_path) as directory:
+        with pytest.raises(PathError):
+            directory.open("/data/" + "n" * 101)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/x.jsonl").mkdir()
+        with pytest.raises(StorageError):
+            directory.open("/data/x").records()
+
+
+def test_a_memory_log_reads_back_what_it_was_given() -> None:
+    log = MemoryLog([{"id": "a"}])
+    log.append({"id": "b"})
+    assert (ids(log.records()), log.unflushed) == (["a", "b"], 1)
+    log.flush()
+    assert log.unflushed == 0
+
+
+def test_what_is_written_is_json_that_others_can_read(tmp_path: Path) -> None:
+    file = filled(tmp_path)
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines() if line] == ["c0", "c1", "c2"]
