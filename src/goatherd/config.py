@@ -283,7 +283,7 @@ def load_options(
     for key in keys():
         given = flags.get(key.attribute)
         if given is not None and given != ():
-            values[key.attribute], origin[key.name] = _parse(key, given, "the flag"), "flag"
+            values[key.attribute], origin[key.name] = _parse(key, given, "the command line"), "flag"
         elif environ.get(key.variable) and key.form != "table":
             values[key.attribute] = _parse(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable

@@ -223,11 +223,12 @@ def report_data(report: Report) -> dict[str, Any]:
 
 def _report_lines(report: Report) -> list[str]:
     took = f"{(report.ended_ms - report.began_ms) / 1000:.1f} s"
+    signs = f"in place of {report.from_id}" if report.current_id == report.to_id else f"next is {report.to_id}"
     lines = {
         Outcome.ROTATED: [f"rotated: {report.current_id} signs in place of {report.from_id}, after {took}"],
         Outcome.ABANDONED: [f"abandoned: {report.current_id} signs; both roots stay trusted ({report.reason})"],
         Outcome.REACHED: [
-            f"reached {report.phase.value} after {took}: {report.current_id} signs, next is {report.to_id}",
+            f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
             "`goatherd rotate --resume` carries on, `--rollback` goes back",
         ],
         Outcome.NOTHING: [f"nothing to do: {report.current_id} signs, no rotation is under way"],
