@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.errors import DecodeError, EncodeError
+from goatherd.errors import DecodeError
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
 
 ElementFilter = Callable[[Any], bool]
@@ -191,10 +191,10 @@ def refuse_encoded(value: Any) -> Any:
     """Return the value unless an ``E`` marker of user data hides in it (T21).
 
     Raises:
-        EncodeError: There is one; GoatDB makes an internal decoder object of it.
+        DecodeError: There is one; GoatDB makes an internal decoder object of it.
     """
     if isinstance(value, Encoded):
-        raise EncodeError("data that looks like an encoded object does not survive in GoatDB")
+        raise DecodeError("data that looks like an encoded object does not survive in GoatDB")
     if isinstance(value, dict):
         for item in value.values():
             refuse_encoded(item)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, is_native, rich_text_filter
+from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, is_native, refuse_encoded, rich_text_filter
 from goatherd.wire.encoding import (
     UNDEFINED,
     JSDate,
@@ -58,7 +58,7 @@ def _decode_field(value: Any, kind: str, decoder: Decoder) -> Any:
         return date_from_json(value)
     if kind == "set":
         return _decode_set(value, decoder)
-    decoded = decoder.decode(value)
+    decoded = refuse_encoded(decoder.decode(value))
     return _as_map(decoded) if kind == "map" else decoded
 
 
@@ -68,6 +68,7 @@ def _decode_set(value: Any, decoder: Decoder) -> JSSet:
     decoded = decoder.decode(value)
     if not isinstance(decoded, JSSet):
         raise DecodeError("a set field holds no set")
+    refuse_encoded(decoded)
     return decoded
 
 
@@ -81,7 +82,7 @@ def _legacy_element(element: Any) -> Any:
 
 def _as_map(value: Any) -> JSMap:
     """Return what JavaScript's ``Object.entries`` gives, as a Map."""
-    if value is None or value is UNDEFINED or isinstance(value, Encoded):
+    if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
         return JSMap(utf16_characters(value))
@@ -123,8 +124,6 @@ def encode_field(value: Any, kind: str) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return value
         raise EncodeError("a date field holds no date")
-    if isinstance(value, Encoded):
-        raise EncodeError("data that looks like an encoded object does not survive in GoatDB")
     if kind == "richtext":
         return encode_cyclical(value, rich_text_filter)
     return encode_cyclical(value)

@@ -12,7 +12,9 @@ from goatherd.testing.vectors.upstream_log import UpstreamLog
 from goatherd.wire.log import frame, scan
 
 RECORDS = st.lists(
-    st.fixed_dictionaries({"id": st.text(st.characters(exclude_categories=["Cs"]), max_size=8), "v": st.integers(0, 99)}),
+    st.fixed_dictionaries(
+        {"id": st.text(st.characters(exclude_categories=["Cs"]), max_size=8), "v": st.integers(0, 99)}
+    ),
     max_size=6,
 )
 

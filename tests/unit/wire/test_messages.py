@@ -49,13 +49,17 @@ def test_a_version_that_is_no_number_counts_as_none(version: object) -> None:
     assert SyncMessage.from_json({"f": {"d": "", "s": []}, "ver": version}).version == 0
 
 
-@pytest.mark.parametrize("message", [None, [], {}, {"f": None}, {"f": {"d": "", "s": []}, "c": None}, {"f": {"__t": "E"}}])
+@pytest.mark.parametrize(
+    "message", [None, [], {}, {"f": None}, {"f": {"d": "", "s": []}, "c": None}, {"f": {"__t": "E"}}]
+)
 def test_malformed_messages_are_refused(message: object) -> None:
     with pytest.raises(DecodeError):
         SyncMessage.from_json(message)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("element", [None, 5, {}, {"path": 5, "msg": {}}, {"path": "/a/b"}, {"path": "/a/b", "msg": None}])
+@pytest.mark.parametrize(
+    "element", [None, 5, {}, {"path": 5, "msg": {}}, {"path": "/a/b"}, {"path": "/a/b", "msg": None}]
+)
 def test_malformed_elements_are_refused(element: object) -> None:
     with pytest.raises(DecodeError):
         decode_request_element(element)

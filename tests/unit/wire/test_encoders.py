@@ -1,0 +1,205 @@
+"""Marked JSON: the encoders, the decoder, schemas and equality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.errors import DecodeError, EncodeError
+from goatherd.wire.diff import diff_data, wrap_changes
+from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, rich_text_filter
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, to_json
+from goatherd.wire.equality import core_equal, loose_equal
+from goatherd.wire.item import encode_data, normalize_data, patch_data, upgrade_data
+from goatherd.wire.richtext import rich_text_checksum
+from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
+
+from .test_encoding import JSON_VALUES
+
+ALL = Schema(
+    ns="all",
+    version=1,
+    fields=(
+        Field(name="s", type="string", required=True),
+        Field(name="d", type="date"),
+        Field(name="set", type="set"),
+        Field(name="map", type="map", default=lambda _data: JSMap(k=1)),
+        Field(name="rt", type="richtext"),
+    ),
+)
+
+
+@given(JSON_VALUES)
+def test_plain_json_is_left_alone(value: Any) -> None:
+    assert encode_plain(value) is value
+    assert encode_cyclical(value) == value
+
+
+def test_an_object_met_twice_becomes_a_reference() -> None:
+    shared = {"x": 1}
+    value = {"a": shared, "b": [shared]}
+    encoded = encode_cyclical(value)
+    assert encoded == {"__r": [{"x": 1}], "__d": {"a": {"__rId": 0}, "b": [{"__rId": 0}]}}
+    decoded = Decoder().decode(encoded)
+    assert decoded == value
+    assert decoded["a"] is decoded["b"][0]
+
+
+def test_objects_inside_a_shared_one_are_numbered_too() -> None:
+    inner = {"y": 1}
+    outer = {"inner": inner}
+    encoded = encode_cyclical({"a": outer, "b": outer})
+    assert encoded["__r"] == [{"inner": {"y": 1}}, {"y": 1}]
+
+
+def test_a_cycle_does_not_hang() -> None:
+    loop: dict[str, Any] = {}
+    loop["me"] = {"back": loop}
+    with pytest.raises(RecursionError):
+        encode_plain(loop)
+
+
+@pytest.mark.parametrize("number", [1, 0.5, -1])
+def test_a_reference_to_nothing_is_undefined(number: float) -> None:
+    decoded = Decoder().decode({"__r": [{}], "__d": {"a": {"__rId": number}}})
+    assert decoded["a"] is UNDEFINED
+
+
+def test_a_stray_reference_after_a_finished_object_is_refused() -> None:
+    decoder = Decoder()
+    decoder.decode({"__r": [{}], "__d": {}})
+    with pytest.raises(DecodeError):
+        decoder.decode({"a": {"__rId": 0}})
+
+
+def test_markers_need_content_of_their_kind() -> None:
+    for value in ({"__t": "S", "__v": 5}, {"__t": "D", "__v": "5"}, {"__t": "E", "__v": []}, {"__t": "X", "__v": 5}):
+        assert Decoder().decode(value) == value
+    assert Decoder().decode({"__t": "E", "__v": {"a": 1}}) == Encoded({"a": 1})
+
+
+def test_a_decoder_that_is_not_cyclical_knows_no_references() -> None:
+    value = {"__r": [], "__d": {"a": 1}}
+    assert Decoder(cyclical=False).decode(value) == value
+
+
+def test_maps_are_converted_one_level_later() -> None:
+    value = JSMap(d=JSDate(1000))
+    assert to_json(encode_plain(value)) == '{"d":"1970-01-01T00:00:01.000Z"}'
+    assert encode_data({"map": value}, ALL) == {"map": {"d": {"__t": "D", "__v": 1}}}
+
+
+def test_local_rich_text_is_not_written() -> None:
+    tree = {"root": {"children": [{"text": "a"}, {"text": "b", "isLocal": True}, "stray"]}}
+    assert encode_data({"rt": tree}, ALL)["rt"] == {"root": {"children": [{"text": "a"}]}}
+    assert not rich_text_filter("text")
+    only = {"root": {"children": [{"text": "a"}]}}
+    assert rich_text_checksum(tree) != rich_text_checksum({"root": {"children": []}})
+    assert rich_text_checksum({"root": {"children": [*tree["root"]["children"][:2]]}}) == rich_text_checksum(only)
+
+
+@pytest.mark.parametrize("tree", [None, {}, {"root": None}, {"root": {"children": 5}}])
+def test_what_is_no_tree_has_no_rich_text_checksum(tree: Any) -> None:
+    with pytest.raises(EncodeError):
+        rich_text_checksum(tree)
+
+
+def test_unknown_fields_cannot_be_written() -> None:
+    with pytest.raises(EncodeError):
+        encode_data({"zzz": 1}, ALL)
+
+
+def test_normalization_drops_empty_sets_and_fills_defaults() -> None:
+    assert normalize_data({"set": JSSet(), "s": UNDEFINED}, ALL) == {"map": {"k": 1}}
+    for name in ("set", "map", "rt"):
+        with pytest.raises(EncodeError):
+            normalize_data({name: None}, ALL)
+
+
+def test_validation_speaks_goatdbs_words() -> None:
+    assert ALL.problem({}) == 'Missing required field "s"'
+    assert ALL.problem({"s": "x", "q": 1}) == "Unknown field q"
+    assert ALL.problem({"s": 5}) == 'Invalid value for field "s". Expected string'
+    assert ALL.problem({"s": "x", "isDeleted": True, "d": JSDate(None), "set": JSSet(), "map": JSMap()}) is None
+    strict = Schema(ns="q", version=1, fields=(Field(name="s", type="string", validate=lambda value: value == "x"),))
+    assert strict.problem({"s": "y"}) == 'Field "s" failed custom schema validation'
+
+
+def test_a_marker_without_a_version_means_the_latest() -> None:
+    registry = Registry([ALL, Schema(ns="all", version=3, fields=())])
+    versions = {
+        marker: registry.from_marker(marker) for marker in ("all", "all/0", "all/x", "all/1", "all/3/9", "all/2")
+    }
+    assert [schema and schema.version for schema in versions.values()] == [3, 3, 3, 1, 3, None]
+    assert registry.from_marker("null") is NULL_SCHEMA
+    assert registry.from_marker("sessions/1") is SESSIONS
+    assert registry.from_marker(None) is None
+
+
+def test_registering_twice_keeps_the_first_and_the_null_schema_is_no_entry() -> None:
+    registry = Registry([ALL, Schema(ns="all", version=1, fields=())])
+    assert registry.get("all", 1) is ALL
+    with pytest.raises(ValueError, match="namespace"):
+        registry.register(NULL_SCHEMA)
+
+
+def test_upgrading_runs_every_version_on_the_way() -> None:
+    steps = [
+        Schema(
+            ns="u",
+            version=version,
+            fields=(Field(name="n", type="number"),),
+            upgrade=lambda d: {"n": d.get("n", 0) + 1},
+        )
+        for version in (1, 2, 3)
+    ]
+    registry = Registry(steps)
+    assert upgrade_data({}, NULL_SCHEMA, steps[2], registry) == ({"n": 3}, steps[2])
+    with pytest.raises(EncodeError):
+        upgrade_data({}, NULL_SCHEMA, steps[2], Registry(steps[:1]))
+
+
+class TestEquality:
+    def test_numbers_within_the_epsilon_are_equal(self) -> None:
+        assert core_equal(1e-17, 3e-17)
+        assert not core_equal(float("nan"), float("nan"))
+        assert not core_equal(True, 1)
+        assert not core_equal("1", 1)
+
+    def test_maps_compare_their_values_by_identity(self) -> None:
+        assert core_equal(JSMap(a=1), JSMap(a=1.0))
+        assert not core_equal(JSMap(a=[1]), JSMap(a=[1]))
+
+    def test_falsy_values_are_loosely_equal(self) -> None:
+        assert loose_equal({"a": 0}, {"a": ""})
+        assert loose_equal(None, UNDEFINED)
+        assert not core_equal({"a": 0}, {"a": ""})
+        assert not loose_equal(JSDate(1), JSDate(1))
+
+
+FIELDS = st.fixed_dictionaries(
+    {"s": st.text(max_size=3)},
+    optional={
+        "d": st.integers(0, 10**9).map(lambda seconds: JSDate(seconds * 1000)),
+        "set": st.lists(st.integers(0, 5) | st.text(max_size=1), min_size=1, max_size=4).map(JSSet),
+        "map": st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), min_size=1).map(JSMap),
+    },
+)
+
+
+@given(FIELDS, FIELDS)
+def test_a_patch_with_the_difference_gives_the_target(old: dict[str, Any], new: dict[str, Any]) -> None:
+    bare = Schema(ns="bare", version=1, fields=(*ALL.fields[:3], Field(name="map", type="map")))
+    patched = patch_data(old, wrap_changes(diff_data(old, new, bare)), bare)
+    assert patched.keys() == new.keys()
+    assert all(core_equal(patched[name], new[name]) for name in new)
+
+
+def test_rich_text_and_invalid_items_are_not_diffed() -> None:
+    with pytest.raises(EncodeError):
+        diff_data({}, {"s": "x", "rt": {"root": {"children": []}}}, ALL)
+    with pytest.raises(EncodeError):
+        diff_data({}, {}, ALL)
