@@ -73,7 +73,7 @@ async def http(server: Server) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def client_of(server: Server) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node")
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://node", verify=False)
 
 
 def header(signer: OwnedSession) -> dict[str, str]:
@@ -89,7 +89,7 @@ def records(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_bytes().splitlines() if line] if file.exists() else []
 
 
-# --- dispatch (what the recorded exchanges do not show) ----------------------------------------------------------------
+# --- dispatch (what the recorded exchanges do not show) -------------------------------------------------------------
 
 
 async def test_a_load_balancer_gets_its_health_answer_even_while_the_server_stops(
@@ -159,7 +159,7 @@ async def test_a_failure_nobody_foresaw_is_a_bare_500_and_the_server_lives_on(
     assert (await http.post("/batch-sync", content=b"[]", headers=header(signer))).status_code == 200
 
 
-# --- organizations ------------------------------------------------------------------------------------------------------
+# --- organizations --------------------------------------------------------------------------------------------------
 
 
 def by_host(url: str) -> str:
@@ -233,7 +233,7 @@ async def test_two_servers_cannot_share_a_data_directory(server: Server, tmp_pat
             raise AssertionError("two servers write one log")
 
 
-# --- durability -----------------------------------------------------------------------------------------------------------
+# --- durability -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_push_is_answered_after_its_commits_are_on_the_disk(
@@ -262,8 +262,10 @@ async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
     requests = [asyncio.create_task(http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer)))]
     while not begun.is_set():
         await asyncio.sleep(0)
-    for body in (batch("/data/x"), batch("/data/x", commit)):
-        requests.append(asyncio.create_task(http.post("/batch-sync", content=body, headers=header(signer))))
+    requests += [
+        asyncio.create_task(http.post("/batch-sync", content=body, headers=header(signer)))
+        for body in (batch("/data/x"), batch("/data/x", commit))
+    ]
     await asyncio.wait(requests, timeout=0.05)
     assert not any(request.done() for request in requests)
     gate.set()
@@ -315,7 +317,7 @@ async def test_a_restart_finds_everything(tmp_path: Path, signer: OwnedSession) 
         assert await client.pull("/data/x", user) == [commit.to_json()]
 
 
-# --- identity ---------------------------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------------------------
 
 
 async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
@@ -333,6 +335,7 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
         "degraded": False,
         "known": 1,
         "pending": 0,
+        "refusal": None,
     }
 
 
@@ -407,7 +410,7 @@ async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_s
         await eventually(verified)
 
 
-# --- from Python --------------------------------------------------------------------------------------------------------------
+# --- from Python ----------------------------------------------------------------------------------------------------
 
 
 async def test_items_are_written_signed_and_read_from_python(
@@ -435,7 +438,7 @@ async def test_items_are_written_signed_and_read_from_python(
         verify_commit(signer.session, Commit.from_json(raw, org=ORG))
 
 
-# --- process ------------------------------------------------------------------------------------------------------------------
+# --- process --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
