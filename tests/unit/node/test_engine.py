@@ -1,0 +1,525 @@
+"""Request in, response out: who gets in, what is stored, who sees what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from goatherd.crypto import PrivateKey
+from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
+from goatherd.node.admission import Limits
+from goatherd.node.engine import Step, drive, drive_inline
+from goatherd.node.rules import Access, Rule, Rulebook
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit
+from goatherd.wire.messages import VERSION
+from goatherd.wire.schema import Field, Registry, Schema
+from tests.unit.goats import (
+    DAY,
+    NOW,
+    Node,
+    commit_by,
+    element,
+    introduction,
+    owned,
+    root,
+    signed_header,
+)
+
+A, B = root("root-a"), root("root-b")
+X, Y, U = owned("anon-x"), owned("anon-y"), owned("user-s", "u1")
+
+
+@pytest.fixture
+def node() -> Node:
+    made = Node(A, A)
+    for session in (X, Y, U):
+        assert made.pool.add_session_commit(introduction(session, A))
+    return made
+
+
+def note(author: Any, key: str = "k", text: str = "x", **more: Any) -> Commit:
+    return commit_by(author, key, {"text": text}, **more)
+
+
+def ids(message: dict[str, Any]) -> set[str]:
+    return {each["id"] for each in message["c"]}
+
+
+# --- who gets in --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"{}", b"null", b'"x"', b"\xff"])
+def test_a_body_that_is_no_array_is_400(node: Node, body: bytes) -> None:
+    assert node.send(body, signed_header(X)).status == 400
+
+
+@pytest.mark.parametrize("header", [None, ""])
+def test_a_missing_signature_is_400(node: Node, header: str | None) -> None:
+    assert node.send([], header).status == 400
+
+
+def test_an_unknown_session_is_403_without_cors_and_without_effect(node: Node) -> None:
+    response = node.send([element("/data/new", [note(X)])], signed_header(owned("nobody")))
+    assert (response.status, response.body, response.cors) == (403, b"", False)
+    assert "/data/new" not in node.logs
+
+
+def test_an_expired_session_is_403_but_what_it_signed_in_time_is_stored(node: Node) -> None:
+    late = NOW + 31 * DAY
+    node.engine.introduce(replace(Y.session, id="late", expiration_ms=late + DAY), NOW)
+    assert node.send([], signed_header(X, late), now_ms=late).status == 403
+    sender = replace(Y, session=node.pool.session("late"))
+    node.sync(sender, commits=[note(X)], now_ms=late)
+    assert len(node.stored()) == 1
+
+
+def test_a_session_with_an_owner_needs_a_user_who_is_there_and_not_deleted(node: Node) -> None:
+    assert node.send([], signed_header(U)).status == 403
+    node.engine.create("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    assert node.send([], signed_header(U)).status == 200
+    node.engine.delete("/sys/users", "u1", NOW + 1)
+    assert node.send([], signed_header(U)).status == 403
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        5,
+        {},
+        {"path": "/data/x"},
+        {"path": "/data/x", "msg": None},
+        {"path": "/data/x", "msg": {}},
+        {"path": 5, "msg": element("/data/x")["msg"]},
+        {"path": "/data/x", "msg": {**element("/data/x")["msg"], "c": None}},
+        {"path": "/data/x", "msg": {**element("/data/x")["msg"], "f": {"d": "***", "s": [1]}}},
+        {"path": "/data/x", "msg": {**element("/data/x")["msg"], "f": {"d": "AA==", "s": list(range(65))}}},
+        element("/data/../x"),
+        element("/data"),
+    ],
+    ids=str,
+)
+def test_one_malformed_element_refuses_the_batch_before_anything_happens(node: Node, bad: Any) -> None:
+    assert node.send([element("/data/test", [note(X)]), bad], signed_header(X)).status == 400
+    assert "/data/test" not in node.logs
+
+
+def test_a_batch_of_too_many_elements_is_refused() -> None:
+    node = Node(A, A, limits=Limits(elements=2))
+    assert node.send([element("/data/x")] * 2, signed_header(A)).status == 200
+    assert node.send([element("/data/x")] * 3, signed_header(A)).status == 400
+
+
+def test_a_filter_of_too_many_bytes_is_refused() -> None:
+    node = Node(A, A, limits=Limits(filter_bytes=8))
+    assert node.send([element("/data/x", held=BloomFilter(bytes(8), (1,)))], signed_header(A)).status == 200
+    assert node.send([element("/data/x", held=BloomFilter(bytes(9), (1,)))], signed_header(A)).status == 400
+
+
+# --- what is stored -----------------------------------------------------------------------------------------------
+
+
+def test_good_commits_are_stored_and_bad_ones_are_silently_refused(node: Node) -> None:
+    good = [note(X), note(Y, "k2"), note(A, "k3", schema="unheard-of/3")]
+    bad: list[Any] = [
+        replace(note(X, "b1"), signature=None),
+        replace(note(X, "b2"), ts=NOW + 1),
+        note(owned("nobody"), "b3"),
+        note(X, "b4", claimed=Y.id),
+        note(X, "B5"),
+        note(X, "b6", commit_id="with space"),
+        5,
+        None,
+        {},
+        {"id": "x"},
+    ]
+    header, body = signed_header(X), json.dumps([element("/data/test", [*bad, *good])]).encode()
+    response = drive_inline(node.engine.batch_sync(header, body, NOW))
+    assert response.status == 200
+    assert response.flush == response.poke == {"/data/test"}
+    assert node.stored() == {commit.id for commit in good}
+    assert len(response.refused) == len(bad)
+
+
+def test_a_request_that_brings_nothing_asks_for_no_flush(node: Node) -> None:
+    node.sync(X, commits=[note(X)])
+    response = node.send([element("/data/test", [*node.repository("/data/test")])], signed_header(X))
+    assert not response.flush
+    assert not response.refused
+
+
+def test_the_log_holds_what_was_stored_and_a_restart_finds_it(node: Node) -> None:
+    commit = note(X)
+    node.sync(X, commits=[commit])
+    again = Node(A, A, logs={"/data/test": node.logs["/data/test"].records()})
+    assert list(again.repository("/data/test")) == [commit]
+
+
+def test_sessions_and_what_they_sign_may_come_in_one_batch_in_any_order() -> None:
+    node = Node(A, A)
+    newcomer = owned("newcomer")
+    batch = [
+        element("/data/test", [note(newcomer)]),
+        element("/sys/sessions", [introduction(newcomer, B), introduction(B, A)]),
+    ]
+    assert node.send(batch, signed_header(A)).status == 200
+    assert len(node.stored()) == 1
+    assert len(node.stored("/sys/sessions")) == 2
+    assert node.pool.root_ids == ("root-a", "root-b")
+
+
+def test_nobody_but_a_root_writes_sessions(node: Node) -> None:
+    node.sync(X, "/sys/sessions", [introduction(owned("friend"), X), introduction(owned("evil", "root"), X)])
+    assert not node.stored("/sys/sessions")
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        commit_by(A, "thing", {"text": "x"}),
+        commit_by(A, "thing", {"id": "thing"}, schema="sessions/1"),
+        introduction(X, A, key="thing"),
+    ],
+    ids=["another schema", "no session", "another key"],
+)
+def test_what_is_no_session_is_not_stored_among_sessions_even_for_a_root(node: Node, commit: Commit) -> None:
+    node.sync(A, "/sys/sessions", [commit])
+    assert not node.stored("/sys/sessions")
+
+
+def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -> None:
+    node = Node(A, A, B)
+    steps = node.engine.batch_sync(signed_header(A), json.dumps([element("/data/test", [note(B)])]).encode(), NOW)
+    step = next(steps)
+    while True:
+        result = step.run()
+        node.pool.replace(current=A, roots=[A.session, B.session], revoked=["root-b"])
+        try:
+            step = steps.send(result)
+        except StopIteration:
+            break
+    assert not node.stored()
+
+
+def test_two_requests_at_once_over_a_new_repository_share_it(node: Node) -> None:
+    bodies = [json.dumps([element("/data/new", [note(X, f"k{n}")])]).encode() for n in range(2)]
+    running = [node.engine.batch_sync(signed_header(X), body, NOW) for body in bodies]
+    steps: list[Step | None] = [next(each) for each in running]
+    while any(steps):
+        for number, step in enumerate(steps):
+            if step is not None:
+                try:
+                    steps[number] = running[number].send(step.run())
+                except StopIteration:
+                    steps[number] = None
+    assert node.repository("/data/new").item_keys() == ["k0", "k1"]
+    assert len(node.logs["/data/new"].records()) == 2
+
+
+def test_a_log_that_cannot_be_read_is_an_error_and_leaves_nothing_open(node: Node) -> None:
+    def broken(path: str) -> Any:
+        raise StorageError(f"{path}: broken")
+
+    node.engine._open_log = broken  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        node.send([element("/data/test"), element("/data/other")], signed_header(X))
+    assert set(node.engine.repositories) == {"/sys/sessions", "/sys/users"}
+
+
+def test_steps_run_in_threads_and_their_errors_come_back(node: Node) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as workers, ThreadPoolExecutor(2) as verifiers:
+
+            async def run(step: Step) -> Any:
+                return await loop.run_in_executor(workers, step.run, verifiers)
+
+            commits = [note(X, f"k{number}") for number in range(40)]
+            body = json.dumps([element("/data/test", commits)]).encode()
+            response = await drive(node.engine.batch_sync(signed_header(X), body, NOW), run)
+            assert response.status == 200
+            assert len(node.stored()) == 40
+
+            def broken(path: str) -> Any:
+                raise StorageError(path)
+
+            node.engine._open_log = broken  # type: ignore[method-assign]
+            with pytest.raises(StorageError):
+                await drive(node.engine.opening("/data/broken"), run)
+
+    asyncio.run(work())
+
+
+def test_pulled_commits_pass_the_same_checks_as_pushed_ones(node: Node) -> None:
+    good, forged = note(X), note(X, claimed=A.id)
+    done = drive_inline(node.engine.ingest("/data/test", [good.to_json(), forged.to_json(), 5], NOW))
+    assert done.accepted == [good]
+    assert [commit_id for commit_id, _ in done.refused] == ["", forged.id]
+    assert isinstance(done.refused[1][1], VerificationError)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ts": "soon"},
+        {"ts": -1},
+        {"ts": 0},
+        {"id": 5},
+        {"k": 5},
+        {"k": ""},
+        {"k": "k" * 201},
+        {"p": [f"p{n}" for n in range(1001)]},
+        {"ac": -1},
+        {"af": {"d": "AA==", "s": list(range(65))}},
+        {"c": {}},
+        {"c": {"r": {"s": "null", "d": {}, "n": False, "cs": "3320765784"}}},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_what_goatdb_never_writes_is_refused_before_its_signature_is_looked_at(node: Node, changes: Any) -> None:
+    done = drive_inline(node.engine.ingest("/data/test", [{**note(X).to_json(), **changes}], NOW))
+    assert isinstance(done.refused[0][1], DecodeError)
+
+
+def test_contents_nested_without_end_are_refused(node: Node) -> None:
+    deep: Any = "x"
+    for _ in range(70):
+        deep = {"n": deep}
+    done = drive_inline(node.engine.ingest("/data/test", [note(X, schema="deep/1").to_json() | {"c": deep}], NOW))
+    assert "nested" in str(done.refused[0][1])
+
+
+def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
+    schema = Schema(ns="task", version=1, fields=(Field(name="title", type="string", required=True),))
+    node = Node(A, A, registry=Registry([schema]))
+    good = commit_by(A, "k", {"title": "x"}, schema="task/1")
+    other = commit_by(A, "k", {"text": "x"}, schema="note/1", parents=[good.id])
+    empty = commit_by(A, "k2", {}, schema="task/1")
+    wrong = commit_by(A, "k3", {"title": 5}, schema="task/1")
+    node.sync(A, commits=[good, other, empty, wrong])
+    assert node.stored() == {good.id}
+
+
+# --- who sees what ------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_holds_what_the_filter_lacks_and_a_truthful_filter(node: Node) -> None:
+    commits = [note(X, f"k{number}") for number in range(20)]
+    held = BloomFilter(bytes(256), (1, 2, 3))
+    held.bits[:] = bytes(256)
+    for commit in commits[:10]:
+        held.add(commit.id)
+    node.sync(X, commits=commits)
+    answer = node.sync(Y, held=held)
+    assert ids(answer) == {commit.id for commit in commits[10:]}
+    assert (answer["s"], answer["ver"]) == (20, VERSION)
+    mine = BloomFilter.from_json(answer["f"]["__v"])
+    assert all(commit.id in mine for commit in commits)
+
+
+@pytest.mark.parametrize("version", [VERSION - 256, None, "x"])
+def test_an_older_build_gets_a_count_and_nothing_else(node: Node, version: Any) -> None:
+    node.sync(X, commits=[note(X)])
+    answer = node.sync(X, version=version)
+    assert (answer["c"], answer["s"]) == ([], 1)
+    assert not any(BloomFilter.from_json(answer["f"]["__v"]).bits)
+
+
+def test_a_count_that_cannot_be_true_does_not_size_our_filter(node: Node) -> None:
+    for size in (10**8, 10**300, -5, "x", None):
+        answer = node.send([element("/data/test", size=size)], signed_header(X))
+        assert len(answer.body) < 8000
+
+
+def test_the_answer_to_new_commits_is_sized_for_one_round(node: Node) -> None:
+    commits = [note(X, f"k{number}") for number in range(100)]
+    first = BloomFilter.from_json(node.sync(X, commits=commits)["f"]["__v"])
+    second = BloomFilter.from_json(node.sync(X, commits=commits)["f"]["__v"])
+    assert len(first.bits) > 2 * len(second.bits)
+
+
+def test_the_same_path_twice_and_paths_as_given_are_answered_in_order(node: Node) -> None:
+    commit = note(X)
+    paths = ["data/test", "/data/test/some-key", "/data/test"]
+    response = node.send([element(path, [commit]) for path in paths], signed_header(X))
+    answers = json.loads(response.body)
+    assert [answer["path"] for answer in answers] == paths
+    assert [answer["res"]["s"] for answer in answers] == [1, 1, 1]
+
+
+def test_a_reply_is_capped_and_the_rest_follows() -> None:
+    node = Node(A, A, limits=Limits(reply_commits=7))
+    node.sync(A, commits=[note(A, f"k{number}") for number in range(20)])
+    held = BloomFilter(bytearray(512), (1, 2, 3))
+    rounds = 0
+    while missing := node.sync(A, held=held)["c"]:
+        assert len(missing) <= 7
+        for each in missing:
+            held.add(each["id"])
+        rounds += 1
+    assert rounds == 3
+
+
+def test_a_filter_over_many_commits_is_used_again_and_stays_truthful(node: Node) -> None:
+    records = [note(A, f"k{number}").to_json() for number in range(250)]
+    big = Node(A, A, logs={"/data/test": records})
+    first = big.sync(A)["f"]
+    assert big.sync(A)["f"] == first
+    extra = note(A, "extra")
+    big.sync(A, commits=[extra])
+    assert extra.id in BloomFilter.from_json(big.sync(A)["f"]["__v"])
+    assert big.sync(A, now_ms=NOW + 1001)["f"] != first
+
+
+def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
+    def allow(access: Access) -> bool:
+        if access.operation == "write":
+            return access.session.id == X.id
+        return access.key.startswith("open") or access.session.owner == "u1"
+
+    node = Node(A, A, rules=[Rule("/data/test", allow)])
+    node.engine.create("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    for session in (X, Y, U):
+        node.pool.add_session_commit(introduction(session, A))
+    mine, secret, others = note(X, "open-1"), note(X, "shut"), note(Y, "open-2")
+    assert ids(node.sync(Y, commits=[mine, secret, others])) == {mine.id}
+    assert ids(node.sync(U)) == {mine.id, secret.id}
+    assert node.sync(A)["s"] == 2
+
+
+def test_a_rule_that_raises_allows_nothing_and_harms_nobody_else() -> None:
+    def broken(access: Access) -> bool:
+        raise RuntimeError(access.key)
+
+    node = Node(A, A, rules=[Rule("/data/test", broken)])
+    node.pool.add_session_commit(introduction(X, A))
+    assert node.sync(X, commits=[note(X)])["s"] == 0
+    assert node.sync(X, "/data/other", [note(X)])["s"] == 1
+
+
+def test_rules_are_asked_in_goatdbs_order() -> None:
+    import re
+
+    open_users = Rule(re.compile("^/sys/users$"), lambda access: access.operation == "read")
+    book = Rulebook([open_users, Rule("/sys/stats", lambda _: True), Rule("/sys/sessions", lambda _: True)])
+
+    def may(path: str, operation: Any, session: Any = X) -> bool:
+        return book.allows(Access(repository=path, key="k", session=session.session, operation=operation))
+
+    assert may("/sys/users", "read")
+    assert not may("/sys/users", "write")
+    assert not may("/sys/stats", "read")
+    assert may("/sys/sessions", "read")
+    assert not may("/sys/sessions", "write")
+    assert may("/user/u1", "write", U)
+    assert not may("/user/u1", "write")
+    assert may("/data/x", "write")
+    assert may("/sys/stats", "write", A)
+
+
+# --- sessions -----------------------------------------------------------------------------------------------------
+
+
+def create(node: Node, body: Any, now_ms: int = NOW) -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return node.engine.create_session(raw, now_ms)
+
+
+def test_a_new_session_is_stored_trusted_and_told_with_the_roots() -> None:
+    node = Node(A, A, B)
+    key = PrivateKey.generate()
+    response = create(node, {"publicKey": key.public_key.to_jwk(), "owner": "root", "id": "mine"})
+    assert (response.status, response.settle) == (200, True)
+    assert response.flush == response.poke == {"/sys/sessions"}
+    answer = json.loads(response.body)
+    assert list(answer["session"]) == ["publicKey", "id", "expiration"]
+    assert answer["session"]["expiration"] == (NOW + 30 * DAY) / 1000
+    session = node.pool.session(answer["session"]["id"])
+    assert (session.owner, session.public_key) == (None, key.public_key)
+    (commit,) = node.repository("/sys/sessions")
+    assert (commit.key, commit.session, commit.parents) == (session.id, A.id, ())
+    again = Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()})
+    assert again.pool.session(session.id) == session
+
+
+GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", "InvalidPublicKey"),
+        (b"{", "InvalidPublicKey"),
+        (None, "InvalidPublicKey"),
+        ({}, "MissingPublicKey"),
+        ([], "MissingPublicKey"),
+        ({"publicKey": "x"}, "MissingPublicKey"),
+        ({"publicKey": None}, "InvalidPublicKey"),
+        ({"publicKey": {}}, "InvalidPublicKey"),
+        ({"publicKey": []}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "d": "x"}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "ext": False}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "key_ops": ["sign"]}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "crv": "P-256"}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "x": "short"}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "x": GOOD_JWK["y"]}}, "InvalidPublicKey"),
+    ],
+    ids=str,
+)
+def test_a_key_that_is_none_is_400_and_leaves_no_session(body: Any, error: str) -> None:
+    node = Node(A, A)
+    response = create(node, body)
+    assert (response.status, json.loads(response.body)) == (400, {"error": error})
+    assert not node.stored("/sys/sessions")
+
+
+def test_no_session_is_born_under_an_expired_root() -> None:
+    node = Node(root("root-a", expiration_ms=NOW))
+    assert create(node, {"publicKey": GOOD_JWK}, NOW + 1).status == 503
+
+
+def test_a_session_can_be_introduced_again_with_more_time() -> None:
+    node = Node(A, A)
+    first = node.engine.introduce(X.session, NOW)
+    second = node.engine.introduce(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
+    assert second.parents == (first.id,)
+    assert node.pool.session(X.id).expiration_ms == NOW + 90 * DAY
+
+
+def test_the_second_birth_of_a_session_key_is_merged_and_stays_that_session() -> None:
+    node = Node(A, A, B)
+    later = replace(X.session, expiration_ms=NOW + 90 * DAY)
+    node.sync(A, "/sys/sessions", [introduction(X, A), introduction(later, B, ts=NOW + 1)])
+    repository = node.repository("/sys/sessions")
+    (leaf,) = repository.leaves(X.id)
+    assert len(leaf.parents) == 2
+    assert node.pool.session(X.id) == later
+    assert Node(A, A, logs={"/sys/sessions": node.logs["/sys/sessions"].records()}).pool.session(X.id) == later
+
+
+# --- from Python --------------------------------------------------------------------------------------------------
+
+
+def test_items_are_written_signed_by_the_root_of_the_moment(node: Node) -> None:
+    first = node.engine.create("/data/test", "k", "note/1", {"text": "1"}, NOW)
+    node.pool.replace(current=B, roots=[A.session, B.session])
+    second = node.engine.set("/data/test", "k", {"text": "2"}, NOW + 1)
+    assert (first.session, second.session) == ("root-a", "root-b")
+    item = node.engine.get("/data/test", "k")
+    assert item is not None
+    assert item.data == {"text": "2"}
+    assert node.pool.verify_commits([first, second]) == [None, None]
+    node.engine.delete("/data/test", "k", NOW + 2)
+    assert node.engine.get("/data/test", "k") is None
+    assert node.engine.get("/data/test", "other") is None
+
+
+def test_who_may_not_write_is_told_only_in_the_refusals(node: Node) -> None:
+    done = drive_inline(node.engine.ingest("/sys/stats", [note(X).to_json()], NOW))
+    assert isinstance(done.refused[0][1], AccessDeniedError)
