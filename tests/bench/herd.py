@@ -38,7 +38,8 @@ async def serve(
         line = await process.stdout.readline()
         if not line:
             raise RuntimeError(f"the server ended with status {await process.wait()}")
-        json.loads(line)
+        if "ready" not in json.loads(line):
+            raise RuntimeError(line.decode())
         yield process, f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):

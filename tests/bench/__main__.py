@@ -1,0 +1,31 @@
+"""``make bench``: every benchmark, as ratios taken side by side in one run. ``make bench ARGS=--json`` for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from tests.bench import bench_node, bench_signing, bench_startup
+
+PARTS = (
+    ("signing and verifying over bare OpenSSL", bench_signing.run),
+    ("one node, commits pushed over HTTP", bench_node.run),
+    ("start-up and memory with user sessions in /sys/sessions", bench_startup.run),
+)
+
+
+def main() -> None:
+    results: dict[str, dict[str, float]] = {}
+    for title, run in PARTS:
+        began = time.perf_counter()
+        results[title] = run()
+        if "--json" not in sys.argv[1:]:
+            print(f"\n{title}  ({time.perf_counter() - began:.0f} s)")
+            for name, value in results[title].items():
+                print(f"  {name:<44} {value:10.3f}")
+    if "--json" in sys.argv[1:]:
+        print(json.dumps(results, indent=2))
+
+
+main()
