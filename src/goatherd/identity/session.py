@@ -29,6 +29,7 @@ from goatherd.wire.encoding import (
     UNDEFINED,
     base32_decode,
     base32_encode,
+    is_truthy,
     json_string,
     ms_from_seconds,
     parse_json,
@@ -217,20 +218,11 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
         EncodeError: A null inside the data.
     """
     container = {"sessionId": session_id}
-    if _truthy(external):
+    if is_truthy(external):
         container["extData"] = external
-    if _truthy(embedded):
+    if is_truthy(embedded):
         container["sigData"] = embedded
     return stable_stringify(container)
-
-
-def _truthy(value: Any) -> bool:
-    """Whether JavaScript takes the value for true: empty arrays and objects are, NaN is not."""
-    if value is None or value is UNDEFINED:
-        return False
-    if isinstance(value, str | bool | int | float):
-        return bool(value) and value == value
-    return True
 
 
 def _number(value: Any) -> float:
@@ -267,7 +259,7 @@ def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedde
         EncodeError: A null inside the data.
     """
     text = signed_text(owned.id, external, embedded)
-    return _sign(owned, text, now_ms, f',"d":{to_json(embedded)}' if _truthy(embedded) else "")
+    return _sign(owned, text, now_ms, f',"d":{to_json(embedded)}' if is_truthy(embedded) else "")
 
 
 def _sign(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
@@ -335,7 +327,7 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
     if not commit.ts or not commit.connection or not commit.version:
         # COMPAT: GoatDB fills these in with its own time, connection and version, and then finds another text.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
-    if _truthy(envelope.data):
+    if is_truthy(envelope.data):
         text = _text_with_embedded(session.id, commit, envelope.data)
     else:
         try:
@@ -380,7 +372,7 @@ def check_request_time(envelope: SignatureEnvelope, *, now_ms: int) -> None:
         InvalidSignatureError: There are no embedded data.
     """
     data = envelope.data
-    if not _truthy(data):
+    if not is_truthy(data):
         raise InvalidSignatureError("a request signature holds embedded data")
     ts = _number(data["ts"]) if isinstance(data, dict) and "ts" in data else math.nan
     if not abs(now_ms - ts) <= REQUEST_WINDOW.total_seconds() * 1000:

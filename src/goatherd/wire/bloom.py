@@ -106,7 +106,7 @@ class BloomFilter:
         return [murmur3(member, seed) for seed in self._seeds32]
 
     @classmethod
-    def from_json(cls, encoded: Mapping[str, Any]) -> BloomFilter:
+    def from_json(cls, encoded: Any) -> BloomFilter:
         """Decode ``{"d": base64, "s": [seeds]}``; other members are ignored.
 
         Raises:

@@ -6,13 +6,14 @@ left out or wrote in another order is gone by then. Contents of a schema that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoding import json_number, json_string, stable_member
+from goatherd.wire.encoding import is_truthy, json_number, json_string, stable_member
 from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.messages import VERSION
 from goatherd.wire.schema import BUILTIN, Registry
@@ -122,8 +123,10 @@ class Commit:
         commit_id, key, session = get("id"), get("k"), get("s")
         if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
             raise DecodeError("a commit has texts id, k and s")
-        parents = get("p") or ()
-        if parents and (type(parents) is not list or not all(type(parent) is str for parent in parents)):
+        parents = get("p")
+        if not is_truthy(parents):
+            parents = ()
+        elif type(parents) is not list or not all(type(parent) is str for parent in parents):
             raise DecodeError(f"commit {commit_id!r:.100}: p is no array of ids")
         raw_filter = get("af")
         connection = get("cid")
@@ -137,11 +140,11 @@ class Commit:
             connection=connection if isinstance(connection, str) else "",
             contents=_contents(get("c"), registry, keep_unknown),
             parents=tuple(parents),
-            ancestors_filter=BloomFilter.from_json(raw_filter) if raw_filter else None,
+            ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
             ancestors_count=_integer(get("ac"), "ac"),
             merge_base=_text(get("mb"), "mb"),
             merge_leader=_text(get("ml"), "ml"),
-            revert=bool(get("revert")),
+            revert=is_truthy(get("revert")),
             signature=_text(get("sig"), "sig"),
         )
 
@@ -301,9 +304,9 @@ def _indexed(texts: list[str]) -> str:
 def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit has contents")
-    if raw.get("r"):
+    if raw.get("r") is not None:
         return {"r": canonical_record(raw["r"], registry, keep_unknown=keep_unknown)}
-    if raw.get("e"):
+    if raw.get("e") is not None:
         base = raw.get("b")
         if not isinstance(base, str):
             raise DecodeError("a delta names its base")
@@ -322,9 +325,9 @@ def _contents_text(contents: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any, member: str) -> float:
-    if not value:
+    if not is_truthy(value):
         return 0
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise DecodeError(f"a commit's {member} is a number")
     return value
 
@@ -337,7 +340,7 @@ def _integer(value: Any, member: str) -> int:
 
 
 def _text(value: Any, member: str) -> str | None:
-    if not value:
+    if not is_truthy(value):
         return None
     if not isinstance(value, str):
         raise DecodeError(f"a commit's {member} is a text")

@@ -105,6 +105,15 @@ class JSMap(dict[str, Any]):
         return f"JSMap({dict(self)!r})"
 
 
+def is_truthy(value: Any) -> bool:
+    """Whether JavaScript takes the value for true: empty arrays and objects are, NaN is not."""
+    if value is None or value is UNDEFINED:
+        return False
+    if isinstance(value, str | bool | int | float):
+        return bool(value) and value == value
+    return True
+
+
 # --- text ---------------------------------------------------------------------------------------------------------
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

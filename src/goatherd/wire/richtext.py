@@ -33,10 +33,10 @@ def _pointers(raw: Any) -> list[Atom]:
     """Return the shared pointers, without duplicates, in their order."""
     if not isinstance(raw, JSSet):
         return []
-    unique: dict[tuple[Any, ...], Atom] = {}
+    unique: dict[str, Atom] = {}
     for pointer in raw:
         if type(pointer) is dict and pointer.get("isLocal") is not True:
-            unique.setdefault((value_hash(_bare(pointer)), pointer.get("offset"), id(pointer.get("node"))), pointer)
+            unique.setdefault(value_hash(pointer), pointer)
     return sorted(unique.values(), key=_pointer_order)
 
 
