@@ -30,7 +30,15 @@ import orjson
 
 from goatherd.client import NodeClient
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import GoatherdError, InvalidSignatureError, SettingsError, VerificationError
+from goatherd.errors import (
+    AccessDeniedError,
+    GoatherdError,
+    RevokedSessionError,
+    SettingsError,
+    UnknownSignerError,
+    UntrustedRootError,
+    VerificationError,
+)
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
@@ -58,6 +66,8 @@ DEFERRED_COMMITS: Final = 10_000
 DEFERRED_BYTES: Final = 64 * 1024 * 1024
 
 _JSON: Final = "application/json"
+# Reasons for a refusal that the arrival of a session can undo.
+_MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError, RevokedSessionError)
 
 
 class _TrackedLog:
@@ -600,14 +610,10 @@ class Database:
         if not fresh:
             return 0
         done = await self._drive(self.engine.ingest(path, list(fresh.values()), self.now_ms()))
-        early = {
-            commit_id
-            for commit_id, error in done.refused
-            if isinstance(error, VerificationError) and not isinstance(error, InvalidSignatureError)
-        }
+        early = {commit_id for commit_id, error in done.refused if isinstance(error, _MAY_CHANGE)}
         if early:
             for fingerprint, raw in fresh.items():
-                if raw["id"] in early:
+                if isinstance(raw, dict) and raw.get("id") in early:
                     self._deferred.add(fingerprint, path, raw)
         await self._disk.durable()
         if done.accepted:

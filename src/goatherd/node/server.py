@@ -90,8 +90,8 @@ class Server:
         base_url: The public URL for CORS: a text, or a function of the organization's id. ``Listener`` fills in
             ``http://localhost:<port>`` when there is none.
         resolve_domain: Organization id of a request's full URL; an empty one is answered with 404.
-        peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. One's own
-            URL among them is harmless.
+        peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. Its own
+            URL among them does no harm.
         clock: The time.
         registry: The schemas that are known beyond GoatDB's own.
         rules: The application's access rules, in order.

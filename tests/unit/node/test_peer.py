@@ -1,0 +1,457 @@
+"""Servers that keep each other in step: over real sockets, and against a simulated GoatDB peer and clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.errors import NodeRefusedError, NodeUnreachableError
+from goatherd.identity.session import OwnedSession
+from goatherd.ids import new_id, new_seeds
+from goatherd.node.peer import MAX_BYTES, MAX_COMMITS, MIN_COMMITS, Peer
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.commit import Commit
+from goatherd.wire.messages import filter_parameters
+from tests.unit.node.nodes import (
+    Node,
+    cluster,
+    document_of,
+    eventually,
+    everybody_else,
+    now_ms,
+    root,
+    session_commit,
+    signed_commit,
+)
+
+PATH = "/data/notes"
+
+
+def user(session_id: str = "") -> OwnedSession:
+    return OwnedSession.generate(session_id=session_id or new_id(), owner=None, now_ms=now_ms())
+
+
+async def all_hold(nodes: Sequence[Node], path: str, ids: set[str], signer: OwnedSession) -> None:
+    async def hold() -> bool:
+        return all([ids <= await node.holds(path, signer) for node in nodes])
+
+    await eventually(hold)
+
+
+# --- real servers ---------------------------------------------------------------------------------------------------
+
+
+async def test_five_servers_that_know_each_other_converge(tmp_path: Path) -> None:
+    signer = root("shared")
+    async with cluster(tmp_path, 5, [document_of(signer)], links=everybody_else(5)) as nodes:
+        written: set[str] = set()
+        for node in nodes:
+            author, _ = await node.client.create_session()
+            commits = [signed_commit(author) for _ in range(20)]
+            await node.client.push(PATH, commits, author)
+            written |= {commit.id for commit in commits}
+        await all_hold(nodes, PATH, written, signer)
+        assert [await node.holds(PATH, signer) for node in nodes] == [written] * 5
+        sessions = [await node.holds("/sys/sessions", signer) for node in nodes]
+        assert [len(one) for one in sessions] == [5] * 5
+        assert all(status.online for node in nodes for status in node.server.database().peers)
+
+
+async def test_a_commit_is_everywhere_within_one_sync_cycle(tmp_path: Path) -> None:
+    """A cycle is 1.5 s (GoatDB's longest wait between two polls); news goes out at once, so it takes far less."""
+    signer = root("shared")
+    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+        await nodes[0].client.push(PATH, [signed_commit(signer)], signer)
+        await all_hold(nodes, PATH, await nodes[0].holds(PATH, signer), signer)
+        await asyncio.sleep(0.5)  # quiet: polls have slowed down
+        commit = signed_commit(signer)
+        started = asyncio.get_running_loop().time()
+        await nodes[0].client.push(PATH, [commit], signer)
+        await all_hold(nodes, PATH, {commit.id}, signer)
+        assert asyncio.get_running_loop().time() - started < 0.75
+
+
+async def test_a_commit_reaches_servers_that_are_not_linked_to_its_own(tmp_path: Path) -> None:
+    """0 - 1 - 2, and only the middle one knows the others: it pulls from one and pushes to the other."""
+    signer = root("shared")
+    links = {0: [], 1: [0, 2], 2: []}
+    async with cluster(tmp_path, 3, [document_of(signer)], links=lambda index: links[index]) as nodes:
+        await nodes[1].server.database().repository(PATH).create("from-1", "note/1", {})
+        await all_hold(nodes, PATH, await nodes[1].holds(PATH, signer), signer)
+        commit = signed_commit(signer)
+        await nodes[0].client.push(PATH, [commit], signer)
+        await all_hold(nodes, PATH, {commit.id}, signer)
+
+
+@pytest.mark.slow
+async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(tmp_path: Path) -> None:
+    signer = root("shared")
+    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+        await nodes[0].client.push(PATH, [signed_commit(signer)], signer)
+        await all_hold(nodes, PATH, await nodes[0].holds(PATH, signer), signer)
+        await nodes[2].stop()
+        author, _ = await nodes[0].client.create_session()
+        commits = [signed_commit(author) for _ in range(MAX_COMMITS + 50)]
+        await nodes[0].client.push(PATH, commits, author)
+        await all_hold(nodes[:2], PATH, {commit.id for commit in commits}, signer)
+        assert not all(status.online for status in nodes[0].server.database().peers)
+        await nodes[2].start()
+        await all_hold(nodes, PATH, {commit.id for commit in commits}, signer)
+
+
+async def test_nothing_is_lost_between_servers_with_different_roots_until_they_trust_each_other(tmp_path: Path) -> None:
+    """Far more than ten refused offers; then each root introduces the other, and everything flows (protocol 12h)."""
+    one, two = root("one"), root("two")
+    documents = [document_of(one), document_of(two)]
+    async with cluster(tmp_path, 2, documents, links=everybody_else(2)) as (first, second):
+        author, _ = await first.client.create_session()
+        commits = [signed_commit(author) for _ in range(5)]
+        await first.client.push(PATH, commits, author)
+        await second.server.database().repository(PATH).create("here", "note/1", {})
+
+        async def refused() -> bool:
+            statuses = [*first.server.database().peers, *second.server.database().peers]
+            return all(status.last_error is not None and "403" in status.last_error for status in statuses)
+
+        await eventually(refused)
+        for _ in range(15):
+            for node in (first, second):
+                node.server.database()._peers[0].hurry()
+            await asyncio.sleep(0.01)
+        assert await second.holds(PATH, two) == {c["id"] for c in await second.client.pull(PATH, two)}
+        assert len(await second.holds(PATH, two)) == 1
+        await first.client.push("/sys/sessions", [session_commit(one, two.session)], one)
+        await second.client.push("/sys/sessions", [session_commit(two, one.session)], two)
+        for node in (first, second):
+            node.server.database()._peers[0].hurry()
+        await all_hold([first], PATH, await second.holds(PATH, two), one)
+        await all_hold([second], PATH, {commit.id for commit in commits}, two)
+        assert await second.client.answers(author)
+
+
+async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_waits_for_its_session(
+    tmp_path: Path,
+) -> None:
+    """What GoatDB's peers never check: signature, author and rules of what a server sends (protocol 6.5)."""
+    signer, author, stranger = root("shared"), user("author"), user("stranger")
+    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+        database = node.server.database()
+        good, early = signed_commit(signer), signed_commit(author)
+        unsigned = {name: value for name, value in signed_commit(signer).to_json().items() if name != "sig"}
+        tampered = {**signed_commit(signer).to_json(), "k": "another-key"}
+        forged = {**signed_commit(stranger).to_json(), "s": signer.id}
+        sent: list[Any] = [good.to_json(), early.to_json(), unsigned, tampered, forged, None, {"id": 5}]
+        assert await database.take(PATH, sent) == 1
+        assert await node.holds(PATH, signer) == {good.id}
+        assert database.deferred_count >= 1
+        assert await database.take(PATH, sent) == 0
+        outsider = signed_commit(user("outsider"))
+        await database.take("/sys/sessions", [session_commit(stranger, stranger.session).to_json()])
+        await database.take(PATH, [outsider.to_json()])
+        assert await database.take("/sys/sessions", [session_commit(signer, author.session).to_json()]) == 1
+        await all_hold([node], PATH, {early.id}, signer)
+        assert await node.holds(PATH, signer) == {good.id, early.id}
+
+
+# --- against a simulated peer ---------------------------------------------------------------------------------------
+
+
+class TurnedClock:
+    """Time passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now_ms(self) -> int:
+        return round(self.seconds * 1000)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    async def sleep(self, duration: timedelta) -> None:
+        await asyncio.sleep(0)
+        self.seconds += duration.total_seconds()
+
+
+class Shelf:
+    """A repository: commits by id, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.commits: dict[str, Mapping[str, Any]] = {}
+
+    def put(self, *commits: Mapping[str, Any]) -> int:
+        fresh = [commit for commit in commits if commit["id"] not in self.commits]
+        for commit in fresh:
+            self.ids.append(commit["id"])
+            self.commits[commit["id"]] = commit
+        return len(fresh)
+
+    def commit_json(self, commit_id: str) -> Mapping[str, Any]:
+        return self.commits[commit_id]
+
+
+class Here:
+    """The database that a `Peer` keeps in step."""
+
+    def __init__(self, *paths: str) -> None:
+        self.shelves = {path: Shelf() for path in ("/sys/sessions", "/sys/users", *paths)}
+        self.current = root("current")
+
+    def signer(self) -> OwnedSession:
+        return self.current
+
+    def paths(self) -> Sequence[str]:
+        return list(self.shelves)
+
+    async def view(self, path: str) -> Shelf:
+        return self.shelves[path]
+
+    async def take(self, path: str, commits: Sequence[Any]) -> int:
+        return self.shelves[path].put(*commits)
+
+
+class There:
+    """A GoatDB server as a peer sees it: truthful filters, unlimited replies, silent refusals."""
+
+    base_url = "http://there"
+
+    def __init__(self) -> None:
+        self.shelves: dict[str, Shelf] = {}
+        self.refuses: set[str] = set()
+        self.down: Exception | None = None
+        self.batches: list[list[tuple[str, Mapping[str, Any]]]] = []
+        self.signers: list[str] = []
+        self.offers: dict[str, int] = {}
+
+    async def batch_sync(
+        self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[dict[str, Any]]:
+        self.signers.append(signer.id)
+        await asyncio.sleep(0)
+        if self.down is not None:
+            raise self.down
+        self.batches.append(list(requests))
+        return [self.reply(path, message) for path, message in requests]
+
+    def reply(self, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        shelf = self.shelves.setdefault(path, Shelf())
+        for commit in message["c"]:
+            self.offers[commit["id"]] = self.offers.get(commit["id"], 0) + 1
+        new = shelf.put(*(commit for commit in message["c"] if commit["id"] not in self.refuses))
+        size, rate = filter_parameters(len(shelf.ids), message["s"], 1 if new else 3)
+        bloom = BloomFilter.for_size(size, rate, new_seeds(seed_count(size, rate)))
+        for commit_id in shelf.ids:
+            bloom.add(commit_id)
+        asked = BloomFilter.from_json(message["f"]["__v"])
+        lacking = [shelf.commits[commit_id] for commit_id in shelf.ids if commit_id not in asked]
+        return {"ver": 50595584, "f": {"__t": "E", "__v": bloom.to_json()}, "s": len(shelf.ids), "c": lacking}
+
+
+class Link:
+    """A peer at work between `Here` and `There`."""
+
+    def __init__(self, *paths: str) -> None:
+        self.here, self.there, self.clock = Here(*paths), There(), TurnedClock()
+        self.peer = Peer(self.here, self.there, self.clock)  # type: ignore[arg-type]
+
+    async def until(self, condition: Any, *, seconds: float = 120.0) -> None:
+        """Let time pass until a condition holds."""
+        task = asyncio.create_task(self.peer.run())
+        end = self.clock.seconds + seconds
+        try:
+            while not condition():
+                assert self.clock.seconds < end, "in all that time it did not happen"
+                await asyncio.sleep(0)
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def let_pass(self, seconds: float) -> None:
+        end = self.clock.seconds + seconds
+        await self.until(lambda: self.clock.seconds >= end, seconds=seconds + 10)
+
+
+def fake_commits(count: int, size: int = 10) -> list[dict[str, Any]]:
+    return [{"id": new_id(), "k": "x" * size} for _ in range(count)]
+
+
+async def test_both_sides_end_with_the_same_commits() -> None:
+    link = Link(PATH)
+    common, ours, theirs = fake_commits(50), fake_commits(60), fake_commits(70)
+    link.here.shelves[PATH].put(*common, *ours)
+    link.there.shelves[PATH] = Shelf()
+    link.there.shelves[PATH].put(*common, *theirs)
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == len(link.here.shelves[PATH].ids) == 180)
+    assert set(link.there.shelves[PATH].ids) == set(link.here.shelves[PATH].ids)
+    assert not any(link.there.offers.get(commit["id"], 0) for commit in common), "nothing was sent that was there"
+
+
+async def test_sessions_and_users_come_first_and_all_repositories_share_a_request() -> None:
+    link = Link("/data/a", "/data/b")
+    for path in link.here.shelves:
+        link.here.shelves[path].put(*fake_commits(3))
+    await link.until(lambda: sum(len(shelf.ids) for shelf in link.there.shelves.values()) == 12)
+    for batch in link.there.batches:
+        paths = [path for path, _ in batch]
+        assert paths == sorted(paths, key=lambda path: (path != "/sys/sessions", path != "/sys/users"))
+    assert len(link.there.batches[0]) == 4
+
+
+async def test_a_session_goes_along_in_front_of_what_it_signed() -> None:
+    link = Link(PATH)
+    await link.let_pass(5)
+    link.here.shelves["/sys/sessions"].put(*fake_commits(1))
+    link.peer.poke("/sys/sessions")
+    link.here.shelves[PATH].put(*fake_commits(1))
+    link.peer.poke(PATH)
+    before = len(link.there.batches)
+    await link.until(lambda: len(link.there.batches) > before)
+    assert [path for path, message in link.there.batches[before] if message["c"]] == ["/sys/sessions", PATH]
+
+
+async def test_a_refused_commit_is_offered_for_ever_and_less_and_less_often() -> None:
+    link = Link(PATH)
+    (refused,) = fake_commits(1)
+    link.here.shelves[PATH].put(refused)
+    link.there.refuses = {refused["id"]}
+    await link.let_pass(30)
+    early = link.there.offers[refused["id"]]
+    assert 5 <= early <= 20
+    await link.let_pass(600)
+    late = link.there.offers[refused["id"]] - early
+    assert 10 < late < 40
+    link.there.refuses.clear()
+    await link.until(lambda: link.there.shelves[PATH].ids == [refused["id"]], seconds=40)
+
+
+async def test_refused_commits_do_not_stand_in_the_way_of_new_ones() -> None:
+    link = Link(PATH)
+    refused = fake_commits(3 * MAX_COMMITS)
+    link.here.shelves[PATH].put(*refused)
+    link.there.refuses = {commit["id"] for commit in refused}
+    await link.let_pass(20)
+    (news,) = fake_commits(1)
+    link.here.shelves[PATH].put(news)
+    link.peer.poke(PATH)
+    await link.until(lambda: link.there.shelves[PATH].ids == [news["id"]], seconds=1)
+
+
+async def test_requests_stay_small_enough_for_a_slow_server() -> None:
+    link = Link(PATH)
+    link.here.shelves[PATH].put(*fake_commits(3000, size=2000))
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == 3000 if PATH in link.there.shelves else False)
+    for batch in link.there.batches:
+        sent = [commit for _, message in batch for commit in message["c"]]
+        assert len(sent) <= MAX_COMMITS
+        assert sum(len(str(commit)) for commit in sent) <= MAX_BYTES * 1.1
+
+
+async def test_after_a_time_out_less_is_sent_at_once() -> None:
+    link = Link(PATH)
+    link.here.shelves[PATH].put(*fake_commits(1000))
+    await link.until(lambda: bool(link.there.batches))
+    link.there.batches.clear()
+    link.there.down = NodeUnreachableError("no answer within 30 s")
+    await link.let_pass(30)
+    link.there.down = None
+    await link.until(lambda: any(message["c"] for batch in link.there.batches for _, message in batch))
+    sizes = [sum(len(message["c"]) for _, message in batch) for batch in link.there.batches]
+    assert 0 < next(size for size in sizes if size) <= 4 * MIN_COMMITS
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == 1000)
+
+
+@pytest.mark.parametrize(
+    "trouble", [NodeUnreachableError("refused"), NodeRefusedError("403", status=403), NodeRefusedError("?", status=200)]
+)
+async def test_no_trouble_loses_anything_and_waits_stay_short(trouble: Exception) -> None:
+    link = Link(PATH)
+    link.there.down = trouble
+    commits = fake_commits(5)
+    link.here.shelves[PATH].put(*commits)
+    await link.let_pass(600)
+    assert 250 <= len(link.there.signers) <= 700, "about every two seconds"
+    assert not link.peer.status.online
+    link.there.down = None
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 5, seconds=3)
+    assert link.peer.status.online
+    assert link.peer.status.last_error is None
+
+
+async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
+    link = Link(PATH)
+    link.there.down = NodeUnreachableError("refused")
+    await link.let_pass(60)
+    link.there.down = None
+    now = link.clock.seconds
+    link.peer.hurry()
+    await link.until(lambda: bool(link.there.batches))
+    assert link.clock.seconds - now < 0.1
+
+
+async def test_requests_are_signed_by_whoever_is_current_at_that_moment() -> None:
+    link = Link(PATH)
+    await link.until(lambda: len(link.there.signers) >= 2)
+    link.here.current = root("next")
+    link.peer.poke(PATH)
+    before = len(link.there.signers)
+    await link.until(lambda: len(link.there.signers) > before)
+    assert set(link.there.signers[:before]) == {"current"}
+    assert link.there.signers[-1] == "next"
+
+
+async def test_a_peer_that_lost_its_data_gets_it_again() -> None:
+    link = Link(PATH)
+    link.here.shelves[PATH].put(*fake_commits(100))
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 100)
+    await link.let_pass(30)
+    assert link.peer.status.waiting == 0
+    link.there.shelves[PATH] = Shelf()
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == 100, seconds=10)
+
+
+async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
+    """A filter without seeds says yes to every id (T32)."""
+    link = Link(PATH)
+    (commit,) = fake_commits(1)
+    link.here.shelves[PATH].put(commit)
+    honest = There.reply
+
+    def lie(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {**honest(link.there, path, message), "f": {"__t": "E", "__v": {"d": "AA==", "s": []}}}
+
+    link.there.reply = lie  # type: ignore[method-assign]
+    await link.until(lambda: link.there.offers.get(commit["id"], 0) >= 2)
+    assert link.peer.status.waiting == 1
+
+
+async def test_polls_slow_down_to_a_second_and_a_half_and_speed_up_with_news() -> None:
+    link = Link(PATH)
+    await link.let_pass(30)
+    before = len(link.there.batches)
+    await link.let_pass(30)
+    assert 18 <= len(link.there.batches) - before <= 25
+
+
+async def test_settled_tells_when_the_peer_has_been_offered_everything() -> None:
+    link = Link(PATH)
+    link.here.shelves["/sys/sessions"].put(*fake_commits(1))
+    told = link.peer.settled("/sys/sessions")
+    await link.until(told.done)
+    assert told.result() is True
+    assert link.there.shelves["/sys/sessions"].ids == link.here.shelves["/sys/sessions"].ids
+    link.there.down = NodeUnreachableError("refused")
+    told = link.peer.settled("/sys/sessions")
+    await link.until(told.done)
+    assert told.result() is False
+
+
+def test_a_commit_keeps_its_form_on_the_way(tmp_path: Path) -> None:
+    """What `commit_json` gives is what `Commit.from_json` reads back, signature and all."""
+    commit = signed_commit(user())
+    assert Commit.from_json(commit.to_json(), org="localhost") == commit
