@@ -31,10 +31,11 @@ from goatherd.identity import (
     verify_successor,
     with_phase,
 )
+from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
 from goatherd.identity.document import Phase
 from goatherd.identity.text import holds_private_key, pretty
 
-from .make import NOW, everything_in, first, owned, shows_key
+from .make import NOW, everything_in, first, owned, secret_of, shows_key
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +48,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-KNOWN = {"version", "trustedSessions", "privateKey", *json.loads(encode_document(first()))}
+KNOWN = {"version", "trustedSessions", "privateKey", *KNOWN_MEMBERS}
 extras = st.dictionaries(
-    st.text(max_size=10).filter(lambda name: name not in KNOWN | {"nextSession", "rotation", "endorsements"}),
+    st.text(max_size=10).filter(lambda name: name not in KNOWN),
     values.filter(lambda value: not holds_private_key(value)),
     max_size=3,
 )
@@ -116,6 +117,16 @@ def check_consistent(document: IdentityDocument) -> None:
     raw = encode_document(document)
     assert decode_document(raw) == document
     assert encode_document(decode_document(raw)) == raw
+    for holder in (document.current, document.next):
+        assert holder is None or raw.decode().count(secret_of(holder)) == 1
+    tree = json.loads(raw)
+    public = {
+        name: {inner: member[inner] for inner in member if inner != "privateKey"}
+        if name in ("currentSession", "nextSession") and member
+        else member
+        for name, member in tree.items()
+    }
+    assert "privateKey" not in json.dumps(public)
     secret_holders = [document.current, *([document.next] if document.next else [])]
     others = [session for session in SESSIONS if session.id not in {holder.id for holder in secret_holders}]
     assert not shows_key(raw.decode(), *others)
@@ -150,6 +161,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def sorted_places(tree: Any) -> list[tuple[Any, ...]]:
+    """Return all places, those where damage matters most several times."""
+    found = places(tree)
+    return found + 6 * [path for path in found if path[-1] in HOT or path[:1] == ("rotation",)]
+
+
 def look(tree: Any, path: tuple[Any, ...]) -> Any:
     for step in path:
         tree = tree[step]
@@ -160,6 +177,8 @@ def put(tree: Any, path: tuple[Any, ...], value: Any) -> None:
     look(tree, path[:-1])[path[-1]] = value
 
 
+KINDS = ("drop", "retype", "copy", "swap", "rename", "twist", "alike", "hide")
+HOT = ("id", "d", "privateKey", "reason", "by", "of", "startedBy", "phase", "expiration", "owner", "generation")
 deep: Any = 1
 for _ in range(40):
     deep = {"x": [deep]}
@@ -169,18 +188,33 @@ odd = values | st.sampled_from([10**30, -1, 1e308, 2**53, True, "", "x" * 70, []
 def damage(tree: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
     tree = json.loads(json.dumps(tree))
     for _ in range(data.draw(st.integers(1, 3), "count")):
-        path = data.draw(st.sampled_from(places(tree)), "path")
-        kind = data.draw(st.sampled_from(["drop", "retype", "copy", "swap", "rename", "twist"]), "kind")
+        path = data.draw(st.sampled_from(sorted_places(tree)), "path")
+        kind = data.draw(
+            st.sampled_from(["drop", "retype", "copy", "swap", "rename", "twist", "alike", "hide"]), "kind"
+        )
         if kind == "drop":
             del look(tree, path[:-1])[path[-1]]
         elif kind == "retype":
             put(tree, path, json.loads(json.dumps(data.draw(odd, "value"))))
+        elif kind == "alike":
+            alike = [other for other in sorted_places(tree) if type(look(tree, other)) is type(look(tree, path))]
+            put(tree, path, json.loads(json.dumps(look(tree, data.draw(st.sampled_from(alike), "other")))))
+        elif kind == "hide":
+            where = look(tree, path)
+            secret = data.draw(st.sampled_from(SESSIONS[:3])).to_secret_json()
+            hidden = data.draw(st.sampled_from([secret["privateKey"]["d"], secret["privateKey"], secret]), "hidden")
+            if isinstance(where, dict):
+                where[data.draw(st.sampled_from(["privateKey", "old", "reason"]), "name")] = hidden
+            elif isinstance(where, list):
+                where.append(hidden)
+            elif isinstance(where, str):
+                put(tree, path, where[:50] + json.dumps(hidden))
         elif kind == "twist":
             text = str(look(tree, path))
             at = data.draw(st.integers(0, max(0, len(text) - 1)), "at")
             put(tree, path, text[:at] + data.draw(st.sampled_from("Aa0-_ /"), "letter") + text[at + 1 :])
         else:
-            other = data.draw(st.sampled_from(places(tree)), "other")
+            other = data.draw(st.sampled_from(sorted_places(tree)), "other")
             copied = json.loads(json.dumps([look(tree, other), look(tree, path)]))
             if kind == "rename" and isinstance(look(tree, path[:-1]), dict):
                 look(tree, path[:-1])[data.draw(st.sampled_from(["d", "privateKey", "x"]), "name")] = copied[0]
