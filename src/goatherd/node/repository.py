@@ -214,6 +214,10 @@ class Repository:
         """Return a commit by its id."""
         return self._commits.get(commit_id)
 
+    def since(self, count: int) -> list[Commit]:
+        """Return the commits that came after the first `count`."""
+        return [self._commits[commit_id] for commit_id in self.ids[count:]]
+
     def item_keys(self) -> list[str]:
         """Return the keys, in the order in which they first came."""
         return list(self._by_key)

@@ -41,7 +41,7 @@ class View:
     """The commits that one owner may see at one version of a repository, and the filters over them."""
 
     version: int
-    commits: Sequence[Commit]
+    commits: list[Commit]
     filters: dict[tuple[int, int], _Filter] = field(default_factory=dict)
 
 
@@ -70,17 +70,21 @@ class Views:
         view = views.get(name)
         if view is not None and view.version == repository.version:
             return view
-        commits = list(repository)
-        if rule is not None and not everything:
+        if rule is None or everything:
+            # Grows in place, so that one more commit costs one more; a thread that is reading it sees a truthful list.
+            view = view or View(version=0, commits=[])
+            view.commits += repository.since(len(view.commits))
+            view.version = repository.version
+        else:
             allowed = {
                 key: ask(rule, Access(repository=repository.path, key=key, session=requester, operation="read"))
                 for key in repository.item_keys()
             }
-            commits = [commit for commit in commits if allowed[commit.key]]
+            commits = [commit for commit in repository if allowed[commit.key]]
+            view = View(version=repository.version, commits=commits)
         if len(views) > _MOST:
             views.clear()
-        filters = view.filters if view is not None and everything else {}
-        view = views[name] = View(version=repository.version, commits=commits, filters=filters)
+        views[name] = view
         return view
 
     def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int) -> SyncMessage:
@@ -127,9 +131,11 @@ class Views:
         known = view.filters.get((size, cycles))
         if known is None or not 0 <= now_ms - known.made_ms < life:
             known = _Filter(now_ms, 0, self._empty(size, cycles))
-        for commit in view.commits[known.count :]:
+        done = known.count
+        fresh = view.commits[done:]
+        for commit in fresh:
             known.bloom.add(commit.id)
-        known.count = max(known.count, len(view.commits))
+        known.count = max(known.count, done + len(fresh))
         # Another thread may be at the same: it must not see a filter that is not full yet.
         if len(view.filters) > _MOST:
             view.filters.clear()
@@ -138,10 +144,12 @@ class Views:
 
     def _missing(self, commits: Sequence[Commit], held: BloomFilter) -> list[Commit]:
         """Return what a peer lacks, capped; never a birth without the merge that makes it harmless."""
+        if not held.seeds:
+            return []
         missing = [commit for commit in commits if commit.id not in held]
         chosen = missing[: self._limits.reply_commits]
         ids = {commit.id for commit in chosen}
-        for commit in commits:
+        for commit in commits if ids else ():
             if len(commit.parents) > 1 and commit.id not in ids and not ids.isdisjoint(commit.parents):
                 # Beyond the cap, or the filter claims it by chance: sending it again costs nothing.
                 chosen.append(commit)
