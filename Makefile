@@ -6,7 +6,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast lint types vectors bench docs format clean
+.PHONY: help demo test test-fast lint types vectors bench docs reference format clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: .venv/.dev ## ratios: signing, verifying, commits per second, start-up, c
 docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
+
+reference: .venv/.dev ## bring the generated parts of docs/reference into step with the code
+	$(BIN)/python -m tests.docs.reference
 
 format: .venv/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

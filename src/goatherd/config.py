@@ -145,7 +145,7 @@ class Options:
         None,
         "table",
         'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
-        "`provider` as a URI, where given nearer, wins over it.",
+        "`provider` wins over it.",
     )
     org: str = _key("org", _text, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
     nodes: tuple[str, ...] = _key(

@@ -1,0 +1,172 @@
+"""Writes the generated parts of docs/reference from the code: commands, options, errors, events, URI schemes.
+
+Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page stands what the code says; the rest is written by
+people. ``python -m tests.docs.reference`` brings all pages into step; test_reference.py looks whether
+they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+import goatherd.errors
+from goatherd._plugins import provider_schemes
+from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
+from goatherd.config import keys
+from goatherd.errors import GoatherdError
+from goatherd.telemetry import Event
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted((DOCS / "reference").glob("*.md"))
+
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _short(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0] if text and text.strip() else ""
+
+
+COMMON = ("--provider", "--org", "--config", "--json", "--debug", "--help")
+
+
+def _options(name: str, *, common: bool) -> list[list[str]]:
+    context = click.Context(cli, info_name="goatherd")
+    found = cli.get_command(context, name)
+    assert found is not None
+    inner = click.Context(found, info_name=name, parent=context)
+    rows = []
+    for parameter in found.get_params(inner):
+        if isinstance(parameter, click.Option) and (parameter.opts[-1] in COMMON) == common:
+            record = parameter.get_help_record(inner)
+            assert record is not None
+            rows.append([f"`{record[0]}`", record[1]])
+    return rows
+
+
+def common_options() -> str:
+    """Return the table of the options that every command has."""
+    return _table(["option", "meaning"], _options("show", common=True))
+
+
+def commands() -> str:
+    """Return a section for each command: what it does, its own options, an example."""
+    parts = []
+    context = click.Context(cli, info_name="goatherd")
+    for name in COMMANDS:
+        found = cli.get_command(context, name)
+        assert found is not None
+        text = inspect.cleandoc(found.help or "")
+        example = inspect.cleandoc((found.epilog or "").replace("\b", "")).partition("Example:\n")[2]
+        rows = _options(name, common=False)
+        table = "\n" + _table(["option", "meaning"], rows) if rows else ""
+        parts.append(f"## goatherd {name}\n\n{text}\n\n```console\n{inspect.cleandoc(example)}\n```\n{table}")
+    return "\n".join(parts)
+
+
+def exit_codes() -> str:
+    """Return the table of exit codes."""
+    families = {code: family for family, code in EXIT_CODES.items()}
+    rows = []
+    for code, meaning in sorted(EXIT_MEANINGS.items()):
+        rows.append([str(code), f"`{families[code]}.*`" if code in families else "", meaning])
+    return _table(["exit code", "error codes", "meaning"], rows)
+
+
+def options() -> str:
+    """Return the table of options."""
+    rows = [
+        [
+            f"`{key.name}`",
+            key.form,
+            "" if key.form == "table" else f"`{key.variable}`",
+            f"`{key.default_text}`",
+            key.help,
+        ]
+        if key.default_text
+        else [f"`{key.name}`", key.form, "" if key.form == "table" else f"`{key.variable}`", "", key.help]
+        for key in keys()
+    ]
+    return _table(["key", "form", "environment", "default", "meaning"], rows)
+
+
+def error_classes() -> list[type[GoatherdError]]:
+    """Return every error class, in the order in which errors.py has them."""
+    found = [
+        kind for _, kind in inspect.getmembers(goatherd.errors, inspect.isclass) if issubclass(kind, GoatherdError)
+    ]
+    return sorted(found, key=lambda kind: inspect.getsourcelines(kind)[1])
+
+
+def errors() -> str:
+    """Return the table of error codes."""
+    rows = []
+    for kind in error_classes():
+        if kind is not GoatherdError:
+            meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("``", "`")
+            rows.append([f"`{kind.code}`", f"`{kind.__name__}`", "yes" if kind.retryable else "", meaning])
+    return _table(["code", "class", "retry", "meaning"], rows)
+
+
+def events() -> str:
+    """Return the table of log events, their meaning taken from the text under each."""
+    source = inspect.getsource(Event)
+    meanings = dict(re.findall(r'= "([a-z_.]+)"\n\s+"""(.*?)"""', source, re.DOTALL))
+    return _table(["event", "meaning"], [[f"`{event.value}`", meanings[event.value]] for event in Event])
+
+
+def schemes() -> str:
+    """Return the table of URI schemes, from the docstrings of the providers."""
+    from goatherd._plugins import _provider_class
+
+    rows = []
+    for scheme in provider_schemes():
+        text = inspect.cleandoc(_provider_class(scheme).__doc__ or "").replace("``", "`")
+        rows.append(
+            [
+                f"`{scheme}://`",
+                _short(text),
+                (re.search(r"Address: (.*?)(?=\n[A-Z]\w+:)", text, re.DOTALL) or [""] * 2)[1],
+            ]
+        )
+    return _table(["scheme", "what it is", "address"], rows)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "common-options": common_options,
+    "exit-codes": exit_codes,
+    "options": options,
+    "errors": errors,
+    "events": events,
+    "schemes": schemes,
+}
+
+
+def in_step(text: str) -> str:
+    """Return a page with its generated parts as the code would have them now."""
+    return _PART.sub(lambda match: match[1] + GENERATORS[match[2]]() + match[3], text)
+
+
+def main() -> None:
+    """Bring every page into step."""
+    for page in PAGES:
+        page.write_text(in_step(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Nothing that a user can type, set or meet is undocumented, and the generated pages are in step with the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from goatherd._plugins import provider_schemes
+from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
+from goatherd.config import keys, load_options
+from goatherd.telemetry import Event
+from tests.docs.reference import COMMON, DOCS, PAGES, error_classes, in_step
+
+ROOT = DOCS.parent
+TEXTS = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+REFERENCE = {page.stem: page.read_text() for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_generated_parts_are_in_step_with_the_code(page: Path) -> None:
+    assert page.read_text() == in_step(page.read_text()), "run: make reference"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_and_every_option_of_it_is_documented(name: str) -> None:
+    section = re.search(rf"## goatherd {name}\n(.*?)(?=\n## |\Z)", REFERENCE["cli"], re.DOTALL)
+    assert section is not None
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            for option in [*parameter.opts, *parameter.secondary_opts]:
+                assert option in (REFERENCE["cli"] if option in COMMON else section[1])
+
+
+def test_every_exit_code_is_documented() -> None:
+    for code, meaning in EXIT_MEANINGS.items():
+        assert f"| {code} |" in REFERENCE["cli"]
+        assert meaning in REFERENCE["cli"]
+
+
+def test_every_configuration_key_and_its_variable_is_documented() -> None:
+    for key in keys():
+        assert f"`{key.name}`" in REFERENCE["configuration"]
+        if key.form != "table":
+            assert f"`{key.variable}`" in REFERENCE["configuration"]
+
+
+def test_every_error_code_is_documented_and_no_two_classes_share_one() -> None:
+    codes = [kind.code for kind in error_classes()]
+    assert len(set(codes)) == len(codes)
+    for code in codes:
+        assert f"`{code}`" in REFERENCE["errors"] or code == "goatherd"
+
+
+def test_every_uri_scheme_is_documented() -> None:
+    for scheme in provider_schemes():
+        assert f"`{scheme}://`" in REFERENCE["configuration"]
+
+
+def test_every_log_event_is_documented() -> None:
+    for event in Event:
+        assert f"`{event.value}`" in REFERENCE["configuration"]
+
+
+def test_the_configuration_files_that_are_shown_are_read(tmp_path: Path) -> None:
+    shown = re.findall(r"```toml\n(.*?)```", REFERENCE["configuration"], re.DOTALL)
+    assert len(shown) == 2
+    for text in shown:
+        tomllib.loads(text)
+        (tmp_path / "goatherd.toml").write_text(text)
+        assert load_options({}, {}, directory=tmp_path).origin
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_within_the_repo_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_goatherd_command_that_is_shown_exists_with_its_options(page: Path) -> None:
+    for name, rest in re.findall(r"\bgoatherd ([a-z]+)\b([^\n`]*)", page.read_text()):
+        found = cli.get_command(click.Context(cli), name)
+        if found is None:
+            continue
+        known = {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest.partition("#")[0]):
+            assert option in known | {"--help"}, f"goatherd {name} {option}"
+
+
+def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    menu = set(re.findall(r"^([a-z-]+):.*?## ", makefile, re.MULTILINE))
+    assert targets == menu
+    for page in TEXTS:
+        for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)$", page.read_text(), re.MULTILINE):
+            assert (target[0] or target[1]) in targets, page
+
+
+def test_every_decision_is_numbered_and_listed() -> None:
+    records = sorted((DOCS / "adr").glob("[0-9]*.md"))
+    numbers = [int(record.name[:4]) for record in records]
+    assert numbers == list(range(1, len(records) + 1))
+    index = (DOCS / "adr/index.md").read_text()
+    for record in records:
+        assert record.stem in index
+        assert len(record.read_text().splitlines()) <= 70, f"{record.name} is longer than a page"
+
+
+def test_every_dependency_has_a_line_in_the_record_of_dependencies() -> None:
+    text = (DOCS / "adr/0010-dependencies.md").read_text()
+    listed = "\n".join(path.read_text() for path in (ROOT / "requirements").glob("*.in"))
+    for name in re.findall(r"^([a-z0-9][a-z0-9-]*)", listed, re.MULTILINE):
+        assert f"`{name}`" in text, name
+
+
+def test_python_blocks_of_the_documentation_compile() -> None:
+    for page in TEXTS:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            compile(block, str(page), "exec", flags=0x2000)  # top-level await
+
+
+def test_the_generator_runs_as_it_is_documented() -> None:
+    before = {page: page.read_text() for page in PAGES}
+    subprocess.run([sys.executable, "-m", "tests.docs.reference"], cwd=ROOT, check=True)
+    assert {page: page.read_text() for page in PAGES} == before
