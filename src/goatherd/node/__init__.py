@@ -5,6 +5,7 @@
 * `rules`, `admission`: who may read and write what, and what a commit must look like
 * `views`: what one requester may see of a repository
 * `engine`: what a request means; pure
+* `disk`, `deferred`: when commits are on the disk; commits that could not be believed yet
 * `database`: one organization alive: identity, engine, threads, disk, peers
 * `peer`: keeps a database in step with another server
 * `server`: the HTTP face and the process

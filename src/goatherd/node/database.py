@@ -17,16 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
-
-import orjson
 
 from goatherd.client import NodeClient
 from goatherd.clock import Clock, SystemClock
@@ -42,9 +39,11 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
+from goatherd.node.deferred import Deferred, fingerprint_of
+from goatherd.node.disk import Disk, TrackedLog
 from goatherd.node.engine import Engine, Response, Step, Steps, drive
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
-from goatherd.node.repository import Item, Log, Repository
+from goatherd.node.repository import Item, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.settings import DBSettings, DBSettingsProvider
@@ -62,129 +61,10 @@ R = TypeVar("R")
 SETTLE: Final = timedelta(seconds=1)
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
-DEFERRED_COMMITS: Final = 10_000
-DEFERRED_BYTES: Final = 64 * 1024 * 1024
 
 _JSON: Final = "application/json"
 # Reasons for a refusal that the arrival of a session can undo.
 _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError, RevokedSessionError)
-
-
-class _TrackedLog:
-    """A log that says when something was appended."""
-
-    __slots__ = ("_log", "_on_append")
-
-    def __init__(self, log: Log, on_append: Callable[[Log], None]) -> None:
-        self._log = log
-        self._on_append = on_append
-
-    @property
-    def damaged(self) -> int:
-        return self._log.damaged
-
-    @property
-    def unflushed(self) -> int:
-        return self._log.unflushed
-
-    def records(self) -> Sequence[Mapping[str, Any]]:
-        return self._log.records()
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        self._log.append(record)
-        self._on_append(self._log)
-
-    def flush(self) -> None:
-        self._log.flush()
-
-
-class _Disk:
-    """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins."""
-
-    def __init__(self) -> None:
-        self._dirty: dict[Log, None] = {}
-        self._flushing: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
-
-    def touch(self, log: Log) -> None:
-        """Note that a log has something to write. Called on the event loop's thread."""
-        self._dirty[log] = None
-
-    async def durable(self) -> None:
-        """Wait until everything appended so far, by whomever, is on the disk.
-
-        Raises:
-            StorageError: It could not be written; the next flush tries again.
-        """
-        running = self._flushing is not None and not self._flushing.done()
-        if self._dirty:
-            if not running:
-                self._flushing = asyncio.create_task(self._flush(None))
-                await asyncio.shield(self._flushing)
-                return
-            if self._next is None:
-                self._next = asyncio.create_task(self._flush(self._flushing))
-            await asyncio.shield(self._next)
-        elif running and self._flushing is not None:
-            await asyncio.shield(self._flushing)
-
-    async def _flush(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait({before})
-            self._flushing, self._next = self._next, None
-        logs, self._dirty = list(self._dirty), {}
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _flush_all, logs)
-        except BaseException:
-            self._dirty = {**dict.fromkeys(logs), **self._dirty}
-            raise
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-
-def _flush_all(logs: Sequence[Log]) -> None:
-    failure: GoatherdError | None = None
-    for log in logs:
-        try:
-            log.flush()
-        except GoatherdError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-
-
-class _Deferred:
-    """Commits that peers sent and that could not be believed yet, within bounds; the oldest go first."""
-
-    def __init__(self) -> None:
-        self._commits: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._commits)
-
-    def __contains__(self, fingerprint: bytes) -> bool:
-        return fingerprint in self._commits
-
-    def add(self, fingerprint: bytes, path: str, commit: Any) -> None:
-        if fingerprint in self._commits:
-            return
-        self._commits[fingerprint] = (path, commit)
-        self._bytes += len(fingerprint)
-        while len(self._commits) > DEFERRED_COMMITS or self._bytes > DEFERRED_BYTES:
-            dropped, _ = self._commits.popitem(last=False)
-            self._bytes -= len(dropped)
-
-    def take_all(self) -> dict[str, list[Any]]:
-        """Return everything by repository, ``/sys/sessions`` first, and forget it."""
-        by_path: dict[str, list[Any]] = {}
-        for path, commit in self._commits.values():
-            by_path.setdefault(path, []).append(commit)
-        self._commits.clear()
-        self._bytes = 0
-        return dict(sorted(by_path.items(), key=lambda pair: pair[0] not in FIRST_PATHS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,8 +208,8 @@ class Database:
         self._debug = debug
         self._new_id = new_id
         self._engine: Engine | None = None
-        self._disk = _Disk()
-        self._deferred = _Deferred()
+        self._disk = Disk()
+        self._deferred = Deferred()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
         self._peers: list[Peer] = []
         self._running: set[asyncio.Task[Any]] = set()
@@ -367,7 +247,7 @@ class Database:
         engine = Engine(
             org=self.org,
             pool=pool,
-            open_log=lambda path: _TrackedLog(self._directory.open(path), self._disk.touch),
+            open_log=lambda path: TrackedLog(self._directory.open(path), self._disk.touch),
             new_id=self._new_id,
             new_seeds=new_seeds,
             registry=self._registry,
@@ -606,7 +486,9 @@ class Database:
         return await self._finish(self._take(path, commits))
 
     async def _take(self, path: str, commits: Sequence[Any]) -> int:
-        fresh = {fingerprint: raw for raw in commits if (fingerprint := _fingerprint(path, raw)) not in self._deferred}
+        fresh = {
+            fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._deferred
+        }
         if not fresh:
             return 0
         done = await self._drive(self.engine.ingest(path, list(fresh.values()), self.now_ms()))
@@ -635,14 +517,6 @@ class Database:
             for path, commits in self._deferred.take_all().items():
                 with suppress(GoatherdError):
                     await self.take(path, commits)
-
-
-def _fingerprint(path: str, raw: Any) -> bytes:
-    """Return a text that is the same only for the same commit of the same repository; no id is trusted to be that."""
-    try:
-        return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # a lone surrogate
-        return path.encode() + b"\0" + to_json_bytes(raw)
 
 
 def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
