@@ -1,0 +1,218 @@
+"""Where the store is and how to get in: from a URI or ``cloudConfig``, completed by the environment.
+
+What it is: parsing. What it is not: a connection; nothing here is opened or sent. Rules: an unknown option is refused;
+no secret is ever part of an address; `VAULT_…` and `BAO_…` both count, the scheme says which wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.vault.auth import SERVICE_ACCOUNT_TOKEN, AppRoleAuth, AuthMethod, KubernetesAuth, TokenAuth
+
+DEFAULT_PORT: Final = 8200
+TOKEN_FILE: Final = "~/.vault-token"  # noqa: S105 - a path
+
+OPTIONS: Final = frozenset(
+    {
+        "auth",
+        "auth-mount",
+        "ca",
+        "cert",
+        "key",
+        "mount",
+        "namespace",
+        "reads",
+        "role",
+        "role-id",
+        "secret-id-file",
+        "tls",
+        "token-file",
+    }
+)
+_SECRETS: Final = frozenset({"token", "secret-id", "password"})
+_CHOICES: Final = {
+    "auth": ("token", "approle", "kubernetes"),
+    "reads": ("any", "active"),
+    "tls": ("on", "off"),
+}
+_EXAMPLE: Final = "Such as vault://vault.example.org:8200/secret/goatdb/root, the mount first."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaultAddress:
+    """One mount of one server, and the way in.
+
+    Attributes:
+        url: Such as ``https://vault.example.org:8200``.
+        mount: The mount of a key/value engine, version 2.
+        auth: How to get a token.
+        namespace: The namespace, or None.
+        ca: A file or directory of certificates to trust instead of the system's.
+        cert: The client's certificate file, where the server asks for one.
+        key: Its key file.
+        reads_active: Whether all reads are answered by the active node, so that they are strong: a single server, or
+            a cluster whose standbys forward reads.
+    """
+
+    url: str
+    mount: str = "secret"
+    auth: AuthMethod = field(default_factory=lambda: TokenAuth(variables=("VAULT_TOKEN",), file=TOKEN_FILE))
+    namespace: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    reads_active: bool = False
+
+
+def address_from_uri(
+    scheme: str, uri: str, *, environment: Mapping[str, str] | None = None
+) -> tuple[VaultAddress, str]:
+    """Return the address and the secret id that a URI names.
+
+    Args:
+        scheme: ``vault`` or ``openbao``.
+        uri: ``vault://host:port/mount/path?option=…``; without a host, the environment says where.
+        environment: In place of the process's.
+
+    Raises:
+        ConfigurationError: It is not such a URI.
+    """
+    parts = urlsplit(uri)
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in options:
+            raise ConfigurationError(f"{scheme} address: the option {name!r} is there twice")
+        options[name] = value
+    if parts.fragment:
+        raise ConfigurationError(f"not a {scheme} address: it has a fragment", hint=_EXAMPLE)
+    return address_from_options(
+        scheme, parts.netloc, unquote(parts.path).removeprefix("/"), options, environment=environment
+    )
+
+
+def address_from_options(
+    scheme: str, host: str, path: str, options: Mapping[str, str], *, environment: Mapping[str, str] | None = None
+) -> tuple[VaultAddress, str]:
+    """Return the same from its pieces. `host` is ``host:port``, a URL, or empty.
+
+    Raises:
+        ConfigurationError: An option is unknown or of no use, or something is missing.
+    """
+    env = _Environment(scheme, os.environ if environment is None else environment)
+    for name, value in options.items():
+        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/test_vault_address.py).
+        if name in _SECRETS:
+            raise ConfigurationError(
+                f"{scheme} address: {name!r} must not be part of it", hint="Use the environment or a file."
+            )
+        if name not in OPTIONS:
+            raise ConfigurationError(
+                f"{scheme} address: no option {name!r}", hint=f"Options: {', '.join(sorted(OPTIONS))}."
+            )
+        if not value or value not in _CHOICES.get(name, (value,)):
+            wanted = " or ".join(_CHOICES.get(name, ("some text",)))
+            raise ConfigurationError(f"{scheme} address: {name} must be {wanted}")
+    mount = options.get("mount")
+    secret_id = path
+    if mount is None:
+        mount, _, secret_id = path.partition("/")
+    if not mount or not secret_id or ORG_FIELD in mount:
+        raise ConfigurationError(f"not a {scheme} address: it names no mount and path", hint=_EXAMPLE)
+    return (
+        VaultAddress(
+            url=_url(scheme, host, options, env),
+            mount=mount.strip("/"),
+            auth=_auth(scheme, options, env),
+            namespace=options.get("namespace") or env.get("NAMESPACE"),
+            ca=options.get("ca") or env.get("CACERT") or env.get("CAPATH"),
+            cert=options.get("cert") or env.get("CLIENT_CERT"),
+            key=options.get("key") or env.get("CLIENT_KEY"),
+            reads_active=options.get("reads") == "active",
+        ),
+        secret_id,
+    )
+
+
+class _Environment:
+    """Variables by the name that follows ``VAULT_`` or ``BAO_``; those of the scheme win."""
+
+    def __init__(self, scheme: str, variables: Mapping[str, str]) -> None:
+        self._prefixes = ("BAO_", "VAULT_") if scheme == "openbao" else ("VAULT_", "BAO_")
+        self._variables = variables
+
+    def names(self, name: str) -> tuple[str, ...]:
+        return tuple(prefix + name for prefix in self._prefixes)
+
+    def get(self, name: str) -> str | None:
+        return next((self._variables[each] for each in self.names(name) if self._variables.get(each)), None)
+
+
+def _url(scheme: str, host: str, options: Mapping[str, str], env: _Environment) -> str:
+    if host and "://" not in host:
+        # SECURITY: without TLS the token and the keys are sent in the clear: only where the address says so.
+        url = f"{'http' if options.get('tls') == 'off' else 'https'}://{host}"
+        if _parsed(scheme, url)[1] is None:
+            url += f":{DEFAULT_PORT}"
+        return url
+    if "tls" in options:
+        raise ConfigurationError(f"{scheme} address: tls goes with a host; a URL says it with http or https")
+    url = (host or env.get("ADDR") or "").rstrip("/")
+    if not url:
+        names = " or ".join(env.names("ADDR"))
+        raise ConfigurationError(f"a {scheme} address without a host needs {names}", hint=_EXAMPLE)
+    _parsed(scheme, url)
+    return url
+
+
+def _parsed(scheme: str, url: str) -> tuple[str, int | None]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"a {scheme} address needs a host and a port, or a URL that is http or https and nothing more",
+            hint=_EXAMPLE,
+        )
+    return host, port
+
+
+def _auth(scheme: str, options: Mapping[str, str], env: _Environment) -> AuthMethod:
+    method = options.get("auth")
+    if method is None:
+        approle = "role-id" in options or (env.get("TOKEN") is None and env.get("ROLE_ID") is not None)
+        method = "approle" if approle and "token-file" not in options else "token"
+    allowed = {
+        "token": {"token-file"},
+        "approle": {"auth-mount", "role-id", "secret-id-file"},
+        "kubernetes": {"auth-mount", "role", "token-file"},
+    }[method]
+    given = {"auth-mount", "role", "role-id", "secret-id-file", "token-file"} & set(options)
+    if not given <= allowed:
+        raise ConfigurationError(f"{scheme} address: {min(given - allowed)} does not go with auth={method}")
+    mount = options.get("auth-mount", method).strip("/")
+    if method == "token":
+        if "token-file" in options:
+            return TokenAuth(file=options["token-file"])
+        return TokenAuth(variables=env.names("TOKEN"), file=TOKEN_FILE)
+    if method == "approle":
+        return AppRoleAuth(
+            role_id=options.get("role-id"),
+            role_id_variables=env.names("ROLE_ID"),
+            secret_id_file=options.get("secret-id-file"),
+            secret_id_variables=env.names("SECRET_ID"),
+            mount=mount,
+        )
+    if "role" not in options:
+        raise ConfigurationError(f"{scheme} address: auth=kubernetes needs role=…")
+    return KubernetesAuth(
+        role=options["role"], token_file=options.get("token-file", SERVICE_ACCOUNT_TOKEN), mount=mount
+    )

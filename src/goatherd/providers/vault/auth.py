@@ -1,0 +1,292 @@
+"""How a token is got, kept alive and replaced.
+
+What it is: the three ways to log in, and `Credentials`, which hands out a token that should still live. What it is
+not: it does not decide what a refusal means for the caller (`client`). Rules: files and the environment are read at
+each login, because agents rewrite them; of many callers one logs in; no token is in any repr, error or log.
+
+Follows https://openbao.org/api-docs/auth/token/ (lookup-self, renew-self), …/auth/approle/ and …/auth/kubernetes/
+(login).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    UnavailableError,
+)
+from goatherd.providers.vault.problem import VaultProblem
+
+SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+
+_RENEW_AT: Final = 2 / 3
+_POSTPONED: Final = 5.0
+_TOO_SHORT: Final = 2.0
+
+
+class Send(Protocol):
+    """Sends one request with a token, and returns the status and the JSON object that came back."""
+
+    def __call__(
+        self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
+    ) -> Awaitable[tuple[int, Mapping[str, Any]]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAuth:
+    """A token that somebody else made.
+
+    Attributes:
+        token: The token itself; else
+        variables: the environment variables that may hold it, the first wins; else
+        file: the file that holds it, such as ``~/.vault-token`` or an agent's sink.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    variables: tuple[str, ...] = ()
+    file: str | None = None
+
+    def read(self, environment: Mapping[str, str]) -> str:
+        """Return the token."""
+        found = self.token or next((environment[name] for name in self.variables if environment.get(name)), None)
+        if not found and self.file:
+            found = _text_of(self.file, missing_ok=True)
+        if not found:
+            places = [*self.variables, *([self.file] if self.file else [])]
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"there is no token in {', '.join(places)}",
+                hint="Log in with `vault login` or `bao login`, set the variable, or say auth=approle or kubernetes.",
+            )
+        return found.strip()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRoleAuth:
+    """A role id, which is public, and a secret id, which is not.
+
+    Attributes:
+        role_id: The role id; else the environment variables `role_id_variables`.
+        secret_id: The secret id; else `secret_id_file`; else the variables. A role without one needs none.
+        mount: Where the method is enabled.
+    """
+
+    role_id: str | None = None
+    role_id_variables: tuple[str, ...] = ()
+    secret_id: str | None = field(default=None, repr=False)
+    secret_id_file: str | None = None
+    secret_id_variables: tuple[str, ...] = ()
+    mount: str = "approle"
+
+    def body(self, environment: Mapping[str, str]) -> dict[str, object]:
+        """Return what is sent to log in."""
+        role_id = self.role_id or _first(environment, self.role_id_variables)
+        if not role_id:
+            names = ", ".join(self.role_id_variables)
+            raise VaultProblem(ProviderConfigurationError, f"auth=approle needs role-id in the address, or {names}")
+        secret_id = self.secret_id or (_text_of(self.secret_id_file) if self.secret_id_file else None)
+        secret_id = secret_id or _first(environment, self.secret_id_variables)
+        return {"role_id": role_id, **({"secret_id": secret_id.strip()} if secret_id else {})}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesAuth:
+    """The pod's service account.
+
+    Attributes:
+        role: The role of the auth method.
+        token_file: Where the kubelet keeps the service account's token; read at each login.
+        mount: Where the method is enabled.
+    """
+
+    role: str
+    token_file: str = SERVICE_ACCOUNT_TOKEN
+    mount: str = "kubernetes"
+
+    def body(self, environment: Mapping[str, str]) -> dict[str, object]:  # noqa: ARG002 - the same shape as AppRole's
+        """Return what is sent to log in."""
+        return {"role": self.role, "jwt": _text_of(self.token_file).strip()}
+
+
+AuthMethod = TokenAuth | AppRoleAuth | KubernetesAuth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lease:
+    """A token and its times on the monotonic clock; None means never."""
+
+    token: str = field(repr=False)
+    renewable: bool
+    renew_at: float | None
+    expires_at: float | None
+
+
+class Credentials:
+    """Hands out a token, renewed or replaced when two thirds of its time are over.
+
+    Nothing runs in the background: a node asks its store every half minute anyway.
+    """
+
+    def __init__(
+        self, method: AuthMethod, send: Send, *, clock: Clock, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._method = method
+        self._send = send
+        self._clock = clock
+        self._environment = os.environ if environment is None else environment
+        self._lease: _Lease | None = None
+        self._work: asyncio.Task[_Lease] | None = None
+
+    async def token(self) -> str:
+        """Return a token that should still live."""
+        lease = self._lease
+        if lease is None:
+            lease = await self._one(self._login)
+        elif lease.renew_at is not None and self._clock.monotonic() >= lease.renew_at:
+            lease = await self._one(self._renewed)
+        return lease.token
+
+    async def replaced(self, token: str) -> bool:
+        """After a refusal of `token`: get another if that one is dead.
+
+        Returns:
+            True when there is another one, so that the request is worth sending again; False when the token lives, so
+            that the refusal stands.
+
+        Raises:
+            VaultProblem: It is dead and there is no other.
+        """
+        if self._work is not None and not self._work.done():
+            await asyncio.wait({self._work})
+        if self._other_than(token):
+            return True
+        status, _ = await self._send("GET", "auth/token/lookup-self", token=token)
+        if status == 200:
+            return False
+        if self._other_than(token):
+            return True
+        self._lease = None
+        try:
+            lease = await self._one(self._login)
+        except VaultProblem as problem:
+            if problem.kind is ProviderConfigurationError and isinstance(self._method, TokenAuth):
+                raise _dead() from None
+            raise
+        if lease.token == token:
+            self._lease = None
+            raise _dead()
+        return True
+
+    def _other_than(self, token: str) -> bool:
+        return self._lease is not None and self._lease.token != token
+
+    async def close(self) -> None:
+        """Stop a login that is under way."""
+        if self._work is not None and not self._work.done():
+            self._work.cancel()
+            await asyncio.wait({self._work})
+
+    async def _one(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
+        """Let one task do `work` for all that need it; a cancelled caller does not stop it for the others."""
+        if self._work is None or self._work.done():
+            self._work = asyncio.ensure_future(work())
+            self._work.add_done_callback(_retrieve)
+        lease = await asyncio.shield(self._work)
+        self._lease = lease
+        return lease
+
+    async def _login(self) -> _Lease:
+        method = self._method
+        if isinstance(method, TokenAuth):
+            token = await asyncio.to_thread(method.read, self._environment)
+            status, answer = await self._send("GET", "auth/token/lookup-self", token=token)
+            data = answer.get("data")
+            if status != 200 or not isinstance(data, Mapping):  # it may lack the right to look, or be dead: use tells
+                return _Lease(token=token, renewable=False, renew_at=None, expires_at=None)
+            return self._lease_of(token, data.get("ttl"), data.get("renewable"))
+        body = await asyncio.to_thread(method.body, self._environment)
+        status, answer = await self._send("POST", f"auth/{method.mount}/login", token=None, body=body)
+        if status in (400, 403, 404):
+            raise VaultProblem(
+                ProviderAccessDeniedError,
+                f"logging in at auth/{method.mount} was refused (HTTP {status})",
+                hint="Check the role, its secret id or service account, and that the method is enabled there.",
+            )
+        return self._lease_from(answer)
+
+    async def _renewed(self) -> _Lease:
+        lease = self._lease
+        if lease is None:
+            return await self._login()
+        now = self._clock.monotonic()
+        if lease.renewable and (lease.expires_at is None or now < lease.expires_at):
+            try:
+                status, answer = await self._send("POST", "auth/token/renew-self", token=lease.token, body={})
+            except VaultProblem:
+                if lease.expires_at is not None and now + _POSTPONED < lease.expires_at:
+                    return _postponed(lease, now + _POSTPONED)
+                raise
+            if status == 200:
+                renewed = self._lease_from(answer)
+                if renewed.expires_at is None or renewed.expires_at - now > _TOO_SHORT:
+                    return renewed
+                # Its longest life is nearly over: renewing gives no more.
+        if isinstance(self._method, TokenAuth):
+            return _postponed(lease, None)
+        return await self._login()
+
+    def _lease_from(self, answer: Mapping[str, Any]) -> _Lease:
+        auth = answer.get("auth")
+        token = auth.get("client_token") if isinstance(auth, Mapping) else None
+        if not isinstance(auth, Mapping) or not isinstance(token, str) or not token:
+            raise VaultProblem(UnavailableError, "the answer to a login holds no token")
+        return self._lease_of(token, auth.get("lease_duration"), auth.get("renewable"))
+
+    def _lease_of(self, token: str, seconds: object, renewable: object) -> _Lease:
+        if not isinstance(seconds, int) or seconds <= 0:
+            return _Lease(token=token, renewable=False, renew_at=None, expires_at=None)
+        now = self._clock.monotonic()
+        renew_at: float | None = now + seconds * _RENEW_AT
+        if isinstance(self._method, TokenAuth) and renewable is not True:
+            renew_at = None
+        return _Lease(token=token, renewable=renewable is True, renew_at=renew_at, expires_at=now + seconds)
+
+
+def _postponed(lease: _Lease, renew_at: float | None) -> _Lease:
+    return _Lease(token=lease.token, renewable=lease.renewable, renew_at=renew_at, expires_at=lease.expires_at)
+
+
+def _dead() -> VaultProblem:
+    return VaultProblem(
+        ProviderAccessDeniedError,
+        "the token is expired, revoked or unknown",
+        hint="Log in again, or use auth=approle or auth=kubernetes, which get a new one by themselves.",
+    )
+
+
+def _retrieve(task: asyncio.Task[_Lease]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((environment[name] for name in names if environment.get(name)), None)
+
+
+def _text_of(file: str, *, missing_ok: bool = False) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if missing_ok:
+            return ""
+        raise VaultProblem(ProviderConfigurationError, f"there is no file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VaultProblem(ProviderConfigurationError, f"cannot read {file}: {type(error).__name__}") from None

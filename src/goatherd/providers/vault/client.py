@@ -1,0 +1,475 @@
+"""A thin client of the HTTP API that Vault and OpenBao share: key/value version 2, as much as Goatherd needs.
+
+What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request again with a
+new token once the server has refused an expired one) and knows no labels. Rules: an answer is believed only when its
+shape and version number are right; a damaged one is `UnavailableError`, never an absence.
+
+Follows https://openbao.org/api-docs/secret/kv/kv-v2/ and https://openbao.org/api-docs/ (status codes); what a real
+OpenBao 2.7.2 answers was measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+from goatherd.providers.base import VersionState
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import Credentials
+from goatherd.providers.vault.problem import VaultProblem
+
+Result = TypeVar("Result")
+
+_LONGEST_ANSWER: Final = 8 << 20
+_PATIENCE: Final = 0.5
+_QUOTED: Final = 200
+_CAS_MISMATCH: Final = "check-and-set parameter did not match"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One version of an entry with its data."""
+
+    data: Mapping[str, Any]
+    version: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """One version of an entry without its data: deleted (which can be undone) or destroyed."""
+
+    version: int
+    state: VersionState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What the server says of a version it has just written.
+
+    Attributes:
+        version: Its number.
+        created_ms: Milliseconds since 1970, by the server's clock.
+        expires: Whether the server is going to delete it by itself.
+    """
+
+    version: int
+    created_ms: int
+    expires: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """What the server knows of an entry, without its data; zeros where there is no entry.
+
+    Attributes:
+        current: The number of the newest version, 0 when there is none.
+        max_versions: How many versions the entry itself asks to keep; 0 leaves it to the mount (ten by default).
+        states: The state of each version that is kept.
+    """
+
+    current: int = 0
+    max_versions: int = 0
+    states: Mapping[int, VersionState] = MappingProxyType({})
+
+
+class VaultClient:
+    """One server, one mount, one way to log in. Open it with `open`, close it with `close`."""
+
+    def __init__(
+        self,
+        address: VaultAddress,
+        *,
+        timeout: float,
+        clock: Clock,
+        environment: Mapping[str, str] | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._clock = clock
+        self._transport = transport
+        self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
+        self._http: httpx2.AsyncClient | None = None
+        self._index: str | None = None
+
+    def open(self) -> None:
+        """Make the connection pool. Nothing is sent yet.
+
+        Raises:
+            ConfigurationError: A certificate or key file cannot be used.
+        """
+        self._http = httpx2.AsyncClient(
+            verify=self._verify(),
+            timeout=self._timeout,
+            follow_redirects=False,
+            transport=self._transport,
+            headers={"Accept-Encoding": "identity", "X-Vault-Request": "true"},
+        )
+
+    async def close(self) -> None:
+        """Close the connections. A token that was got by logging in is left to expire: others may share it."""
+        http, self._http = self._http, None
+        await self._credentials.close()
+        if http is not None:
+            await http.aclose()
+
+    # --- the key/value engine ---------------------------------------------------------------------------------------
+
+    async def read(self, path: str, version: int | None = None) -> Found | Gone | None:
+        """Return a version of an entry, the newest by default; None when there is no such version or entry."""
+        params = {} if version is None else {"version": str(version)}
+        status, answer = await self._call("GET", self._path("data", path), params=params)
+        if status == 404 and "data" not in answer:
+            return None
+        data = _object(answer, "data")
+        number, created_ms = _version_of(_object(data, "metadata"))
+        if version not in (None, number):
+            raise _damaged("it holds another version than the one asked for")
+        if status == 404:
+            return Gone(version=number, state=_state(_object(data, "metadata"), self._clock.now_ms()))
+        return Found(data=_object(data, "data"), version=number, created_ms=created_ms)
+
+    async def write(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
+        """Write the next version of an entry if its newest is `cas` (0: if there is none); None if it is not."""
+        body = {"data": data, "options": {"cas": cas}}
+        status, answer = await self._settled(self._call("POST", self._path("data", path), body=body))
+        if status == 400:
+            return None
+        metadata = _object(answer, "data")
+        number, created_ms = _version_of(metadata)
+        if number <= cas:
+            raise _damaged("it names an older version than the one written")
+        return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
+
+    async def metadata(self, path: str) -> Metadata:
+        """Return what is known of an entry."""
+        status, answer = await self._call("GET", self._path("metadata", path))
+        if status == 404 and "data" not in answer:
+            return Metadata()
+        data = _object(answer, "data")
+        current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
+        if not isinstance(current, int) or not isinstance(most, int) or not isinstance(versions, Mapping):
+            raise _damaged("it is not the metadata of an entry")
+        now_ms = self._clock.now_ms()
+        states = {int(number): _state(entry, now_ms) for number, entry in versions.items() if number.isdecimal()}
+        return Metadata(current=current, max_versions=most, states=MappingProxyType(states))
+
+    async def keep(self, path: str, versions: int) -> None:
+        """Make the server keep this many versions of an entry, which need not exist yet."""
+        # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.policy).
+        await self._settled(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
+
+    async def destroy(self, path: str, version: int) -> None:
+        """Destroy the data of a version for good."""
+        await self._settled(self._call("POST", self._path("destroy", path), body={"versions": [version]}))
+
+    async def remove(self, path: str) -> None:
+        """Remove an entry with all its versions; nothing happens when there is none."""
+        await self._settled(self._call("DELETE", self._path("metadata", path)))
+
+    async def may_destroy(self, path: str) -> bool:
+        """Return whether the token may destroy versions; True also where the server does not say."""
+        where = self._path("destroy", path)
+        try:
+            _, answer = await self._call("POST", "sys/capabilities-self", body={"paths": [where]})
+        except VaultProblem as problem:
+            if problem.kind is ProviderAccessDeniedError:
+                return True
+            raise
+        listed = _object(answer, "data").get(where)
+        return not isinstance(listed, list) or bool({"update", "root", "sudo"} & set(listed))
+
+    async def engine(self) -> str | None:
+        """Return what is mounted, such as ``kv 2``; None where the token may not know."""
+        try:
+            status, answer = await self._call("GET", f"sys/internal/ui/mounts/{self._address.mount}")
+        except VaultProblem as problem:
+            if problem.kind is ProviderAccessDeniedError:
+                return None
+            raise
+        if status != 200:
+            return None
+        data = _object(answer, "data")
+        options = data.get("options")
+        return f"{data.get('type')} {options.get('version', '1') if isinstance(options, Mapping) else '1'}"
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    def _path(self, kind: str, path: str) -> str:
+        return f"{self._address.mount}/{kind}/{path}"
+
+    async def _settled(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do `work`; when cancelled, give a request that is on its way a moment to be answered.
+
+        Otherwise it could still take effect after the caller has gone on.
+        """
+        running = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            try:
+                await asyncio.wait({running}, timeout=_PATIENCE)
+            finally:
+                running.add_done_callback(_retrieve)
+                running.cancel()
+            raise
+
+    async def _call(
+        self, method: str, path: str, *, body: Mapping[str, object] | None = None, params: Mapping[str, str] = {}
+    ) -> tuple[int, Mapping[str, Any]]:
+        token = await self._credentials.token()
+        status, answer = await self._send(method, path, token=token, body=body, params=params)
+        if status == 403 and await self._credentials.replaced(token):
+            status, answer = await self._send(
+                method, path, token=await self._credentials.token(), body=body, params=params
+            )
+        if status == 403:
+            raise VaultProblem(
+                ProviderAccessDeniedError,
+                f"the server refuses {method} {path}",
+                hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints it.",
+            )
+        told = _told(answer)
+        if status == 404 and "no handler for route" in told:
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"nothing is mounted at {self._address.mount}",
+                hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
+            )
+        if status == 400 and _CAS_MISMATCH not in told:
+            raise VaultProblem(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
+        return status, answer
+
+    async def _for_credentials(
+        self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
+    ) -> tuple[int, Mapping[str, Any]]:
+        return await self._send(method, path, token=token, body=body)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None,
+        body: Mapping[str, object] | None = None,
+        params: Mapping[str, str] = {},
+    ) -> tuple[int, Mapping[str, Any]]:
+        """Send one request; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
+
+        Raises:
+            VaultProblem: No answer, a damaged one, or a status that means one thing for every request.
+        """
+        http = self._http
+        if http is None:
+            raise VaultProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+        headers = {}
+        if token is not None:
+            headers["X-Vault-Token"] = token
+        if self._address.namespace:
+            headers["X-Vault-Namespace"] = self._address.namespace
+        if self._index is not None:
+            headers["X-Vault-Index"] = self._index
+        content = None if body is None else json.dumps(body).encode()
+        url = f"{self._address.url}/v1/{path}"
+        for _ in range(2):
+            status, answer_headers, raw = await self._exchange(http, method, url, headers, content, params)
+            if status not in (301, 302, 307, 308):
+                break
+            url, params = self._redirected(url, answer_headers.get("location")), {}
+        # Passed back, it lets a server with readable standbys wait until it has seen what this client has seen.
+        self._index = answer_headers.get("x-vault-index", self._index)
+        return self._judged(method, path, status, answer_headers, raw)
+
+    async def _exchange(
+        self,
+        http: httpx2.AsyncClient,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        params: Mapping[str, str],
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        raw = bytearray()
+        try:
+            async with http.stream(method, url, headers=headers, content=content, params=params or None) as response:
+                async for chunk in response.aiter_bytes():
+                    raw += chunk
+                    if len(raw) > _LONGEST_ANSWER:
+                        raise _damaged("it is too long")
+                return response.status_code, response.headers, bytes(raw)
+        # SECURITY: not `from error`: the exception carries the request, and that the token and the value
+        # (tests/contract/test_vault_faults.py::test_no_error_leads_to_the_token_or_the_value).
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
+            problem = self._unanswered(error)
+        raise problem
+
+    def _unanswered(self, error: Exception) -> VaultProblem:
+        where = self._address.url
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return VaultProblem(
+                    ProviderConfigurationError,
+                    f"the certificate of {where} is not to be trusted: {cause.verify_message}",
+                    hint="Name its authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
+                )
+            if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                return VaultProblem(
+                    ProviderConfigurationError,
+                    f"{where} does not speak TLS",
+                    hint="If that is meant (a proxy on this machine), say tls=off in the address.",
+                )
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            return VaultProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return VaultProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+
+    def _redirected(self, url: str, location: str | None) -> str:
+        """Return where a standby sends us: the active node.
+
+        SECURITY: the token goes along, as with Vault's own clients, so only from a server whose certificate was
+        checked, and never from TLS to none (tests/unit/providers/test_vault_client.py).
+        """
+        target = urljoin(url, location or "")
+        if not location or urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+            raise VaultProblem(UnavailableError, "the server redirects to where it must not", final=True)
+        return target
+
+    def _judged(
+        self, method: str, path: str, status: int, headers: httpx2.Headers, raw: bytes
+    ) -> tuple[int, Mapping[str, Any]]:
+        what = f"{method} {path}"
+        if status == 429:
+            raise VaultProblem(
+                ThrottledError,
+                f"the server limits requests: {what}",
+                retry_after=_seconds(headers.get("retry-after"), self._clock.now_ms()),
+                hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
+            )
+        if status == 413:
+            raise VaultProblem(SecretTooLargeError, f"the server does not take a request of this size: {what}")
+        if status >= 500 or status in (408, 412, 472, 473):
+            told = _told(_parsed(raw) or {})
+            if "sealed" in told:
+                raise VaultProblem(UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`.")
+            if "value being too large" in told or "exceeds maximum" in told:
+                raise VaultProblem(SecretTooLargeError, "the server does not store a value of this size")
+            raise VaultProblem(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
+        if status == 400 and b"HTTP request to an HTTPS server" in raw:
+            raise VaultProblem(
+                ProviderConfigurationError, f"{self._address.url} wants TLS", hint="Remove tls=off, or use https."
+            )
+        if status == 204:
+            return status, {}
+        answer = _parsed(raw)
+        if answer is None or status not in (200, 400, 403, 404):
+            raise _damaged(f"HTTP {status} without the JSON that a Vault server sends")
+        return status, answer
+
+    def _verify(self) -> ssl.SSLContext | bool:
+        address = self._address
+        if not address.url.startswith("https:") or not (address.ca or address.cert):
+            return True
+        try:
+            if address.ca is None:
+                context = httpx2.create_ssl_context()
+            elif Path(address.ca).is_dir():
+                context = ssl.create_default_context(capath=address.ca)
+            else:
+                context = ssl.create_default_context(cafile=address.ca)
+            if address.cert:
+                context.load_cert_chain(address.cert, address.key)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(each for each in (address.ca, address.cert, address.key) if each)
+            raise ConfigurationError(
+                f"cannot use a certificate or key file ({type(error).__name__}): {files}",
+                hint="ca, cert and key name PEM files; so do VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY.",
+            ) from error
+        return context
+
+
+def _retrieve(running: asyncio.Future[Any]) -> None:
+    """Take note of the outcome, so that asyncio does not complain that nobody did."""
+    if not running.cancelled():
+        running.exception()
+
+
+def _damaged(why: str) -> VaultProblem:
+    return VaultProblem(UnavailableError, f"the server's answer is damaged: {why}")
+
+
+def _parsed(raw: bytes) -> Mapping[str, Any] | None:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _told(answer: Mapping[str, Any]) -> str:
+    """Return the server's own words. They name paths and parameters; it echoes no values."""
+    errors = answer.get("errors")
+    return "; ".join(str(each) for each in errors)[:_QUOTED] if isinstance(errors, list) else ""
+
+
+def _object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = answer.get(name)
+    if not isinstance(value, Mapping):
+        raise _damaged(f"it has no {name!r}")
+    return value
+
+
+def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
+    number, created = metadata.get("version"), metadata.get("created_time")
+    if not isinstance(number, int) or number < 1 or not isinstance(created, str):
+        raise _damaged("it names no version")
+    return number, _milliseconds(created)
+
+
+def _state(metadata: Mapping[str, Any], now_ms: int) -> VersionState:
+    if metadata.get("destroyed"):
+        return VersionState.DESTROYED
+    deleted = metadata.get("deletion_time")
+    return VersionState.DISABLED if deleted and _milliseconds(str(deleted)) <= now_ms else VersionState.ENABLED
+
+
+def _milliseconds(text: str) -> int:
+    """Return a time such as ``2026-11-24T16:05:27.03791695Z`` as milliseconds since 1970."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _damaged("a time is not one") from None
+    return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+
+
+def _seconds(header: str | None, now_ms: int) -> float | None:
+    """Return ``Retry-After`` in seconds: it is a number of them, or a date (RFC 9110, 10.2.3)."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now_ms / 1000)
+    except ValueError:
+        return None

@@ -1,0 +1,83 @@
+"""The policies under which Goatherd works with Vault and OpenBao, and nothing more.
+
+Pure: a role and a secret in, HCL out. The tests of the provider run under exactly this text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, get_args
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import ORG_FIELD
+
+Role = Literal["server", "rotator", "admin"]
+
+MAX_VERSIONS: Final = 64
+POINTER_SUFFIX: Final = "-pointer"
+
+_PURPOSE: Final = {
+    "server": "reads the identity, and can change nothing",
+    "rotator": "creates and rotates the identity; destroys nothing, and cannot shorten the history",
+    "admin": "the rotator's, and destroying versions (goatherd retire) and deleting the secret",
+}
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
+    """Return the Vault policy that a role needs for one secret, as HCL.
+
+    Args:
+        role: ``server``, ``rotator`` or ``admin``.
+        secret_id: The path, such as ``secret/goatdb/root``: the mount first, as in the address. A component may be
+            ``{org}``, which stands for any one component.
+        mount: The mount, where it has a slash in it; `secret_id` is then the path below it.
+
+    Raises:
+        ConfigurationError: The role is unknown, or no policy can be written for the path.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    if mount is None:
+        mount, _, secret_id = secret_id.partition("/")
+    components = [*mount.split("/"), *(component.replace(ORG_FIELD, "x") for component in secret_id.split("/"))]
+    # SECURITY: what is pasted into HCL cannot end the string and grant more
+    # (tests/unit/providers/test_vault_policy.py::test_a_path_that_would_change_the_policy_is_refused).
+    if not secret_id or not all(_COMPONENT.fullmatch(each) and each.strip(".") for each in components):
+        raise ConfigurationError(
+            f"not a mount and a path: {mount}/{secret_id}", hint="Write it as secret/goatdb/root, the mount first."
+        )
+    values, pointer = _pattern(secret_id), _pattern(secret_id + POINTER_SUFFIX)
+    write = ["create", "read", "update"] if role != "server" else ["read"]
+    rules = [("data", values, write, ""), ("data", pointer, write, "")]
+    if role != "server":
+        # As text, because the server compares it as text with what we send (measured on OpenBao 2.7.2).
+        only = f'\n  allowed_parameters = {{ "max_versions" = ["{MAX_VERSIONS}"] }}'
+        change = [*write, "delete"] if role == "admin" else write
+        rules.append(("metadata", values, change, only))
+    if role == "admin":
+        rules += [("metadata", pointer, ["delete"], ""), ("destroy", values, ["update"], "")]
+    merged: dict[tuple[str, str], tuple[list[str], str]] = {}
+    for kind, path, capabilities, extra in rules:  # with {org} last, values and pointer are one pattern
+        known, told = merged.get((kind, path), ([], ""))
+        merged[kind, path] = (sorted({*known, *capabilities}), told or extra)
+    blocks = []
+    for (kind, path), (capabilities, extra) in merged.items():
+        listed = ", ".join(f'"{capability}"' for capability in capabilities)
+        blocks.append(f'path "{mount}/{kind}/{path}" {{\n  capabilities = [{listed}]{extra}\n}}\n')
+    return f"# Goatherd {role}: {_PURPOSE[role]}.\n" + "\n".join(blocks)
+
+
+def _pattern(secret_id: str) -> str:
+    components = []
+    for component in secret_id.split("/"):
+        if ORG_FIELD not in component:
+            components.append(component)
+        elif component.removesuffix(POINTER_SUFFIX) == ORG_FIELD:
+            components.append("+")
+        else:
+            raise ConfigurationError(
+                f"a policy cannot match {component!r}: {ORG_FIELD} must be a whole component",
+                hint="Put the organization into a component of its own, or print a policy for each organization.",
+            )
+    return "/".join(components)

@@ -1,0 +1,457 @@
+"""Secrets in HashiCorp Vault and OpenBao: versions in one entry, and what counts of them in a second.
+
+What it is: the algebra over two entries of a key/value engine, version 2. What it is not: HTTP (`client`) or a login
+(`auth`). The entry ``path`` holds the values, one per version, and is only ever added to. The entry ``path-pointer``
+holds the list of versions and the labels (`goatherd.providers.ledger.Ledger`), and is replaced as a whole with
+check-and-set. Rules:
+
+- A value is written first, and nobody looks for it. Replacing the pointer is the only commit point, for a write as for
+  a label, a creation and a destruction. A crash before it leaves a value that no list names, and that the next writes
+  push out.
+- Values too are written with check-and-set, against the version that was looked at, so that "is there room, or would
+  the server drop a version that a label needs?" is decided with the write and not before it.
+- Nothing is portable in custom metadata (Vault writes it without compare-and-swap), so none is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Final, Self, TypeVar
+
+import httpx2
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretExistsError,
+    SecretNotFoundError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.base import (
+    MAX_VALUE_BYTES,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
+from goatherd.providers.vault.client import Found, Gone, VaultClient
+from goatherd.providers.vault.policy import MAX_VERSIONS, POINTER_SUFFIX
+from goatherd.providers.vault.problem import VaultProblem
+from goatherd.providers.vault.records import (
+    DamagedRecordError,
+    ForeignRecordError,
+    decode_pointer,
+    decode_value,
+    digest_of,
+    encode_pointer,
+    encode_value,
+)
+
+Result = TypeVar("Result")
+
+LEAST_VERSIONS: Final = 50
+HISTORY: Final = 24
+"""Of the versions that are kept at least, as many may be values of writers who lost a race, one a round of two."""
+
+_LOOK_BACK: Final = 8
+_LONGEST_PAUSE: Final = 0.02
+_RANDOM = secrets.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pointer:
+    """The pointer as it was read: its content, and its version for check-and-set."""
+
+    ledger: Ledger
+    version: int
+
+
+class VaultSecretProvider(SecretProvider):
+    """Keep secrets in HashiCorp Vault or OpenBao.
+
+    Address: ``vault://host:port/mount/path``, ``https`` on port 8200; ``vault:///mount/path`` takes `VAULT_ADDR`.
+        Options in the query: ``tls=off``, ``ca``, ``cert``, ``key``, ``namespace``, ``mount`` (one with a slash in it),
+        ``auth`` (token, approle, kubernetes), ``auth-mount``, ``role``, ``role-id``, ``secret-id-file``,
+        ``token-file``, ``reads``. `VAULT_NAMESPACE`, `VAULT_CACERT`, `VAULT_CAPATH`, `VAULT_CLIENT_CERT` and
+        `VAULT_CLIENT_KEY` fill in; so do the same with ``BAO_``.
+    Credentials: a token in `VAULT_TOKEN`, ``~/.vault-token`` or a file; AppRole with `VAULT_ROLE_ID` and
+        `VAULT_SECRET_ID` or a file; or a pod's service account. Tokens are renewed, or got anew.
+    Permissions: ``goatherd policy vault --role server`` (or rotator, admin) prints them.
+    Guarantees: compare-and-swap. Reads are strong with ``reads=active``, which says that all requests are answered by
+        the active node; otherwise eventual, because standbys may answer reads. At least 50 versions are kept, never
+        fewer than the labels need: a write that would make the server drop a labelled version is refused.
+    """
+
+    scheme = "vault"
+
+    def __init__(
+        self,
+        address: VaultAddress,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        environment: Mapping[str, str] | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.address = address
+        self._environment = environment
+        self._transport = transport
+        self._client: VaultClient | None = None
+        self._guarantees = Guarantees(
+            cas=True,
+            read_consistency=ReadConsistency.STRONG if address.reads_active else ReadConsistency.EVENTUAL,
+            max_value_bytes=max_value_bytes,
+            history=HISTORY,
+        )
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        address, secret_id = address_from_uri(cls.scheme, uri)
+        return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "https://…"}``.
+
+        The other keys are the options of the address. A region means nothing here.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        """
+        secret_id, texts = config.get("secretId"), dict[str, str]()
+        for name, value in config.items():
+            if name not in {"provider", "secretId", "region", "address"} | OPTIONS:
+                raise ConfigurationError(f"cloudConfig: provider {cls.scheme!r} has no option {name!r}")
+            if name != "region" and not isinstance(value, str):
+                raise ConfigurationError(f"cloudConfig: {name} must be a text")
+            texts[name] = str(value)
+        if not isinstance(secret_id, str) or not secret_id:
+            raise ConfigurationError("cloudConfig: secretId must be a text")
+        options = {name: value for name, value in texts.items() if name in OPTIONS}
+        address, path = address_from_options(cls.scheme, texts.get("address", ""), secret_id.removeprefix("/"), options)
+        return cls(address), path
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self._guarantees
+
+    def check_secret_id(self, secret_id: str) -> None:
+        super().check_secret_id(secret_id)
+        if secret_id.endswith(POINTER_SUFFIX):
+            raise ConfigurationError(f"the {self.scheme} store keeps names that end in {POINTER_SUFFIX!r} for itself")
+
+    async def _open(self) -> None:
+        client = VaultClient(
+            self.address,
+            # Half the deadline, so that a connection that died silently leaves time for one more attempt.
+            timeout=self.timeout.total_seconds() / 2,
+            clock=self.clock,
+            environment=self._environment,
+            transport=self._transport,
+        )
+        client.open()
+        self._client = client
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    # --- the algebra ------------------------------------------------------------------------------------------------
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return await self._do(call, lambda client: self._creating(call, client, value, label))
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        return await self._do(call, lambda client: self._reading(call, client, at))
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return await self._do(call, lambda client: self._writing(call, client, value, label, expected))
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await self._do(call, lambda client: self._labelling(call, client, label, version, expected))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return await self._do(call, lambda client: self._listing(call, client))
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        await self._do(call, lambda client: self._destroying(call, client, version))
+
+    async def _delete(self, call: Call) -> None:
+        await self._do(call, lambda client: self._deleting(call, client))
+
+    async def _do(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
+        """Do `work`, and give what goes wrong the names of this call."""
+        if self._client is None:
+            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
+        try:
+            return await work(self._client)
+        except VaultProblem as problem:
+            raise problem.of(call) from None
+
+    async def _creating(self, call: Call, client: VaultClient, value: SecretBytes, label: Label) -> SecretVersion:
+        engine = await client.engine()
+        if engine not in (None, "kv 2"):
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"what is mounted at {self.address.mount} is {engine}, not a key/value engine of version 2",
+                hint=f"`vault kv enable-versioning {self.address.mount}` makes one of version 1 into one.",
+            )
+        written: tuple[int, Entry] | None = None
+        while True:
+            pointer = await self._pointer(call, client)
+            if pointer is not None:
+                if (made := pointer.ledger.made_by(call.request)) is not None:
+                    return pointer.ledger.describe(made)
+                raise call.error(SecretExistsError, "the secret exists already")
+            if written is None:
+                written = await self._value(call, client, value, Ledger())
+            if written is not None:
+                number, entry = written
+                ledger = Ledger(entries=MappingProxyType({number: entry}), labels=MappingProxyType({label: number}))
+                if await client.write(call.secret_id + POINTER_SUFFIX, encode_pointer(ledger), cas=0) is not None:
+                    return ledger.describe(number)
+            await _pause()
+
+    async def _reading(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
+        ledger = (await self._existing(call, client)).ledger
+        number = ledger.find(call, at)
+        found = await client.read(call.secret_id, number)
+        if isinstance(found, Gone):
+            raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
+        if found is None:
+            # Between a deletion's two steps, on a standby that lags, or after somebody's hand: not "no such secret".
+            raise call.error(
+                UnavailableError,
+                f"version {number} is listed, but the server has no value for it",
+                hint="If it stays so, the entry was deleted by hand: delete the secret and create it from a backup.",
+            )
+        try:
+            stored = decode_value(found.data)
+        except (ForeignRecordError, DamagedRecordError) as error:
+            raise call.error(UnavailableError, f"the value of version {number} is damaged: {error}") from None
+        if stored.digest != ledger.entries[number].digest:
+            raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
+        return SecretValue(version=ledger.describe(number), value=stored.value)
+
+    async def _writing(
+        self, call: Call, client: VaultClient, value: SecretBytes, label: Label, expected: VersionId | None
+    ) -> SecretVersion:
+        written: tuple[int, Entry] | None = None
+        while True:
+            pointer = await self._existing(call, client)
+            ledger = pointer.ledger
+            if (made := ledger.made_by(call.request)) is not None:
+                return ledger.describe(made)
+            ledger.written(call, _entry(call, value, 0), label, expected)  # for its checks, before anything is written
+            if written is None:
+                written = await self._value(call, client, value, ledger)
+            if written is not None:
+                number, entry = written
+                kept = {
+                    n: e for n, e in ledger.entries.items() if n > number - MAX_VERSIONS or n in ledger.labels.values()
+                }
+                grown = replace(ledger, entries=MappingProxyType({**kept, number: entry}))
+                moved = grown.labelled(call, label, VersionId(number), expected)
+                if await self._replaced(call, client, pointer, moved):
+                    return moved.describe(number)
+            await _pause()
+
+    async def _labelling(
+        self, call: Call, client: VaultClient, label: Label, version: VersionId, expected: VersionId | None
+    ) -> None:
+        while True:
+            pointer = await self._existing(call, client)
+            moved = pointer.ledger.labelled(call, label, version, expected)
+            state = (await client.metadata(call.secret_id)).states.get(int(version))
+            if state is not VersionState.ENABLED:
+                raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
+            if await self._replaced(call, client, pointer, moved):
+                return
+            await _pause()
+
+    async def _listing(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
+        listed = (await self._existing(call, client)).ledger.newest_first()
+        try:
+            states = (await client.metadata(call.secret_id)).states
+        except VaultProblem as problem:
+            if problem.kind is not ProviderAccessDeniedError:
+                raise
+            return listed  # a server may not see what was done by hand; reading such a version tells
+        return [
+            replace(version, state=states.get(int(version.id), VersionState.DESTROYED))
+            if version.state is VersionState.ENABLED
+            else version
+            for version in listed
+        ]
+
+    async def _destroying(self, call: Call, client: VaultClient, version: VersionId) -> None:
+        asked = False
+        while True:
+            pointer = await self._existing(call, client)
+            gone = pointer.ledger.destroyed(call, version)
+            # The list first, so that no label can move there meanwhile; hence the right to do the second step is
+            # looked at before the first.
+            if not asked and not await client.may_destroy(call.secret_id):
+                raise call.error(
+                    ProviderAccessDeniedError,
+                    "the token may not destroy versions",
+                    hint="`goatherd policy vault --role admin` prints the policy that may.",
+                )
+            asked = True
+            if gone is pointer.ledger or await self._replaced(call, client, pointer, gone):
+                await client.destroy(call.secret_id, int(version))
+                return
+            await _pause()
+
+    async def _deleting(self, call: Call, client: VaultClient) -> None:
+        await self._existing(call, client)
+        # The values first: while the pointer stands, nobody can make the secret again, and who may not delete has
+        # changed nothing.
+        await client.remove(call.secret_id)
+        await client.remove(call.secret_id + POINTER_SUFFIX)
+
+    # --- the two entries --------------------------------------------------------------------------------------------
+
+    async def _pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
+        """Return the pointer, or None where there is none."""
+        path = call.secret_id + POINTER_SUFFIX
+        found = await client.read(path)
+        if found is None:
+            return None
+        if isinstance(found, Gone):
+            raise call.error(ProviderConfigurationError, _undelete(self.address.mount, path, found))
+        try:
+            return _Pointer(ledger=decode_pointer(found.data), version=found.version)
+        except ForeignRecordError as error:
+            raise call.error(
+                ProviderConfigurationError, f"the entry {self.address.mount}/{path} is not Goatherd's: {error}"
+            ) from None
+        except DamagedRecordError as error:
+            raise call.error(UnavailableError, f"the entry {self.address.mount}/{path} is damaged: {error}") from None
+
+    async def _existing(self, call: Call, client: VaultClient) -> _Pointer:
+        pointer = await self._pointer(call, client)
+        if pointer is None:
+            raise call.error(SecretNotFoundError, "there is no such secret")
+        return pointer
+
+    async def _replaced(self, call: Call, client: VaultClient, pointer: _Pointer, ledger: Ledger) -> bool:
+        path = call.secret_id + POINTER_SUFFIX
+        return await client.write(path, encode_pointer(ledger), cas=pointer.version) is not None
+
+    async def _value(
+        self, call: Call, client: VaultClient, value: SecretBytes, ledger: Ledger
+    ) -> tuple[int, Entry] | None:
+        """Write a value that nobody looks for yet, or find the one that an earlier attempt wrote; None: look again."""
+        known = await client.metadata(call.secret_id)
+        newest = max(ledger.entries, default=0)
+        if known.current < newest:
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"versions up to {newest} are listed, but the server has {known.current or 'none'}",
+                hint="The entry was deleted by hand: delete the secret and create it from a backup.",
+            )
+        if call.attempt > 1 or not ledger.exists:
+            for number in range(known.current, max(newest, known.current - _LOOK_BACK), -1):
+                found = await client.read(call.secret_id, number)
+                if not isinstance(found, Found):
+                    continue
+                try:
+                    stored = decode_value(found.data)
+                except (ForeignRecordError, DamagedRecordError):
+                    if ledger.exists:
+                        continue
+                    raise call.error(
+                        SecretExistsError,
+                        f"the entry {self.address.mount}/{call.secret_id} exists and is not Goatherd's",
+                        hint="Choose another path, or delete that entry with all its versions.",
+                    ) from None
+                if stored.request == call.request:
+                    return number, _entry(call, value, found.created_ms)
+        await self._make_room(client, call.secret_id, known.current + 1, known.max_versions, ledger)
+        written = await client.write(call.secret_id, encode_value(value, call.request), cas=known.current)
+        if written is None:
+            return None
+        if written.expires:
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"the server deletes versions of {self.address.mount}/{call.secret_id} by itself after a time",
+                hint="Set delete_version_after to 0s, of the entry and of the mount.",
+            )
+        return written.version, _entry(call, value, written.created_ms)
+
+    async def _make_room(self, client: VaultClient, path: str, number: int, keeps: int, ledger: Ledger) -> None:
+        """See that writing version `number` makes the server drop none that a label points at.
+
+        Left to itself, a server keeps ten, and drops the oldest whatever it means to us.
+        """
+        oldest = min(ledger.labels.values(), default=number)
+        needed = max(LEAST_VERSIONS, number - oldest + 1)
+        if keeps >= needed:
+            return
+        by_hand = f"vault kv metadata put -mount={self.address.mount} -max-versions={max(needed, MAX_VERSIONS)} {path}"
+        if needed > MAX_VERSIONS:
+            labels = ", ".join(sorted(label for label, holder in ledger.labels.items() if holder == oldest))
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"writing version {number} would make the server drop version {oldest}, which is {labels}",
+                hint=f"Move that label to a newer version, or: {by_hand}",
+            )
+        try:
+            await client.keep(path, MAX_VERSIONS)
+        except VaultProblem as problem:
+            if problem.kind is not ProviderAccessDeniedError:
+                raise
+            raise VaultProblem(
+                ProviderConfigurationError,
+                f"the server keeps {keeps or 'ten'} versions, which is too few, and the token may not change that",
+                hint=f"Let somebody who may do: {by_hand}",
+            ) from None
+
+
+class OpenBaoSecretProvider(VaultSecretProvider):
+    """The same under the scheme ``openbao``, where `BAO_ADDR` and the other ``BAO_`` variables win.
+
+    Address: ``openbao://host:port/mount/path``. Credentials, Permissions and Guarantees: see `VaultSecretProvider`.
+    """
+
+    scheme = "openbao"
+
+
+def _entry(call: Call, value: SecretBytes, created_ms: int) -> Entry:
+    return Entry(created_ms=created_ms, request=call.request, digest=digest_of(value), size=value.size)
+
+
+def _undelete(mount: str, path: str, gone: Gone) -> str:
+    if gone.state is VersionState.DESTROYED:
+        return f"version {gone.version} of {mount}/{path} was destroyed"
+    return (
+        f"version {gone.version} of {mount}/{path} was deleted by hand; "
+        f"`vault kv undelete -mount={mount} -versions={gone.version} {path}` brings it back"
+    )
+
+
+async def _pause() -> None:
+    # Not the provider's clock: this waits for another process, whose time no test turns.
+    await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
