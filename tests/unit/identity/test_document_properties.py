@@ -186,7 +186,7 @@ odd = values | st.sampled_from([10**30, -1, 1e308, 2**53, True, "", "x" * 70, []
 
 
 def damage(tree: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
-    tree = json.loads(json.dumps(tree))
+    intact, tree = tree, json.loads(json.dumps(tree))
     for _ in range(data.draw(st.integers(1, 3), "count")):
         path = data.draw(st.sampled_from(sorted_places(tree)), "path")
         kind = data.draw(
@@ -202,7 +202,9 @@ def damage(tree: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
         elif kind == "hide":
             where = look(tree, path)
             secret = data.draw(st.sampled_from(SESSIONS[:3])).to_secret_json()
-            hidden = data.draw(st.sampled_from([secret["privateKey"]["d"], secret["privateKey"], secret]), "hidden")
+            # A bare text is known for a key only where the key is the document's own.
+            own = intact["currentSession"]["privateKey"]["d"]
+            hidden = data.draw(st.sampled_from([own, secret["privateKey"], secret]), "hidden")
             if isinstance(where, dict):
                 where[data.draw(st.sampled_from(["privateKey", "old", "reason"]), "name")] = hidden
             elif isinstance(where, list):
