@@ -14,7 +14,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -90,7 +90,7 @@ class Metadata:
 
     current: int = 0
     max_versions: int = 0
-    states: Mapping[int, VersionState] = MappingProxyType({})
+    states: Mapping[int, VersionState] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class VaultClient:

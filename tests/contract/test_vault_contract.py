@@ -1,0 +1,59 @@
+"""The contract over a real OpenBao server, and over more of them than one kind of address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.vault import OpenBaoSecretProvider, TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.testing.contract import ProviderContract
+from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+
+BAO = find_bao()
+pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BaoServer]:
+    assert BAO is not None
+    with BaoServer(BAO) as running:
+        yield running
+
+
+class TestVault(ProviderContract):
+    prefix = "goatdb/contract-"
+    settle = timedelta(0)
+    rounds = 40
+
+    @pytest.fixture(autouse=True)
+    def _address(self, server: BaoServer) -> None:
+        self.address = VaultAddress(url=server.url, auth=TokenAuth(token=ROOT_TOKEN), reads_active=True)
+
+    def provider(self) -> SecretProvider:
+        return VaultSecretProvider(self.address)
+
+
+@pytest.mark.slow
+class TestVaultAtLength(TestVault):
+    rounds = 100
+
+
+class TestOpenBaoWhereReadsMayLag(ProviderContract):
+    """The same as it is declared for a cluster whose standbys answer reads; in a namespace, with a mount of its own."""
+
+    settle = timedelta(seconds=2)
+    rounds = 10
+
+    @pytest.fixture(autouse=True)
+    def _address(self, server: BaoServer) -> None:
+        server.ask("POST", "sys/namespaces/team", {})
+        if "kv/goats/" not in server.ask("GET", "team/sys/mounts")["data"]:
+            server.ask("POST", "team/sys/mounts/kv/goats", {"type": "kv", "options": {"version": "2"}})
+        auth = TokenAuth(token=ROOT_TOKEN)
+        self.address = VaultAddress(url=server.url, auth=auth, mount="kv/goats", namespace="team")
+
+    def provider(self) -> SecretProvider:
+        return OpenBaoSecretProvider(self.address)
