@@ -48,7 +48,8 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 def test_init_modules_hold_a_docstring_and_imports_and_nothing_else() -> None:
     for path in SOURCES:
-        if path.name == "__init__.py":
+        # The package's own one hands its names out when they are asked for (docs/adr/0001).
+        if path.name == "__init__.py" and path.parent.name != "goatherd":
             assert not re.search(r"^(def|class|async def|if|for|while|try)\b", path.read_text(), re.MULTILINE), path
 
 

@@ -92,12 +92,19 @@ def require_node_extra() -> None:
     Raises:
         MissingExtraError: They are not; the hint is the install command.
     """
-    missing = [name for name in NODE_LIBRARIES if importlib.util.find_spec(name) is None]
+    missing = [name for name in NODE_LIBRARIES if not _is_installed(name)]
     if missing:
         raise MissingExtraError(
             f"serving needs libraries that are not installed: {', '.join(missing)}",
             hint="Install them: pip install 'goatherd[node]'",
         )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def make_server(options: Options, *, accept_identity: bool = False) -> Server:

@@ -1,0 +1,72 @@
+"""What an installation without any extra can do, and the public names."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import goatherd
+
+EXTRAS = ("starlette", "uvicorn", "uvloop", "httptools", "boto3", "google", "azure", "hvac", "kubernetes")
+
+
+def bare(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a Python that cannot import what the extras bring."""
+    block = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {EXTRAS!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", block + script, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_every_public_name_can_be_had_and_says_what_it_is() -> None:
+    for name in goatherd.__all__:
+        assert inspect.getdoc(getattr(goatherd, name)), name
+    assert set(goatherd.__all__) <= set(dir(goatherd))
+
+
+def test_the_public_names_are_few() -> None:
+    assert len(goatherd.__all__) <= 25
+
+
+def test_a_name_that_is_not_public_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = goatherd.nonsense
+
+
+def test_importing_the_package_imports_nothing_else_of_it() -> None:
+    done = bare("import goatherd; print([name for name in sys.modules if name.startswith('goatherd.')])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
+    script = (
+        "from goatherd.cli.main import run\n"
+        "here = ['--provider', f'file://{sys.argv[1]}/keys/root']\n"
+        "assert run(['init', *here]) == 0\n"
+        "assert run(['status', *here]) == 0\n"
+        "assert run(['doctor', *here]) == 0\n"
+        "assert run(['rotate', '--unsafe-without-nodes', *here]) == 0\n"
+        "assert run(['export', sys.argv[1] + '/settings.json', *here]) == 0\n"
+        "assert run(['migrate', sys.argv[1] + '/settings.json', *here]) == 0\n"
+    )
+    done = bare(script, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_extra_node_serving_says_how_to_install_it(tmp_path: Path) -> None:
+    script = "from goatherd.cli.main import run\nsys.exit(run(['serve', '--data', sys.argv[1]]))\n"
+    done = bare(script, str(tmp_path))
+    assert done.returncode == 3, done.stderr
+    assert "pip install 'goatherd[node]'" in done.stderr
+    assert "Traceback" not in done.stderr
