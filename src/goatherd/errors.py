@@ -205,6 +205,13 @@ class SecretExistsError(ProviderError):
     code = "provider.already_exists"
 
 
+class SecretDeletedError(ProviderError):
+    """The secret was deleted, but can be brought back for a while, and its name is taken until then."""
+
+    code = "provider.deleted"
+    hint = "Restore it with the store's own tool, or wait until its recovery window has ended."
+
+
 class ConflictError(ProviderError):
     """Somebody else moved the label first; nothing that a reader sees was changed by this call."""
 

@@ -127,6 +127,11 @@ class Guarantees:
         max_value_bytes: Longer values are refused before the store is asked.
         history: How many unlabelled versions the store keeps at least; None when it keeps all until destroyed.
         destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
+        deprecates: Where it does not, whether it takes off what keeps the version, so that the store removes it in
+            its own time. Until then, the value can be read by the version's id.
+        recoverable: Whether a deleted secret can be brought back, and keeps its name, for a while.
+        first_is_current: Whether the first version becomes the current one whatever label it is created with; then
+            no other label is taken there.
         durable: Whether a value survives the end of the process that wrote it.
         push: Whether the store can tell of a change by itself.
     """
@@ -136,6 +141,9 @@ class Guarantees:
     max_value_bytes: int = MAX_VALUE_BYTES
     history: int | None = None
     destroys: bool = True
+    deprecates: bool = False
+    recoverable: bool = False
+    first_is_current: bool = False
     durable: bool = True
     push: bool = False
 
@@ -393,13 +401,16 @@ class SecretProvider(ABC):
     async def destroy(self, secret_id: str, version: str) -> None:
         """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
 
+        A store that cannot, but removes in its own time what nothing points at, is left to do so: look at
+        `Guarantees.destroys` before telling anybody that the value is gone.
+
         Raises:
             ConflictError: A label points at it: move that first. Nothing was changed.
             SecretNotFoundError: No such secret or version.
-            ProviderConfigurationError: The store cannot destroy one version (`Guarantees.destroys`).
+            ProviderConfigurationError: The store does neither (`Guarantees.destroys`, `Guarantees.deprecates`).
         """
         call = self._start("destroy", secret_id)
-        if not self.guarantees.destroys:
+        if not (self.guarantees.destroys or self.guarantees.deprecates):
             raise call.error(ProviderConfigurationError, "this store cannot destroy a single version")
         target = _version_id(version)
         await self._run(call, lambda now: self._destroy(now, target))
@@ -409,6 +420,8 @@ class SecretProvider(ABC):
 
         Raises:
             SecretNotFoundError: No such secret.
+            SecretDeletedError: It is deleted already, but could still be brought back (`Guarantees.recoverable`). Every
+                other method raises it too for such a secret.
         """
         call = self._start("delete", secret_id)
 

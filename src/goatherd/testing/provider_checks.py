@@ -22,6 +22,7 @@ from goatherd.errors import (
     ConflictError,
     ProviderConfigurationError,
     ProviderError,
+    SecretDeletedError,
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -137,6 +138,7 @@ async def a_new_secret_reads_back(it: Subject) -> None:
 
 async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
     """Nobody holds the other labels then."""
+    _needs(it, not it.provider.guarantees.first_is_current, "declares first_is_current=True")
     name = it.new_id()
     made = await it.provider.create(name, b"first", "candidate")
     await it.seen(name, made.id, Label("candidate"))
@@ -320,8 +322,44 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
     must(await it.seen(name, first.id, STABLE) == b"first", "a refused destruction did harm")
 
 
+async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
+    """What is deprecated may go at any time; whatever readers may be led to stays."""
+    promised = it.provider.guarantees
+    _needs(it, promised.deprecates and not promised.destroys, "declares deprecates=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    second = await p.write(name, b"second", expected=first.id)
+    await p.label(name, STABLE, second.id, expected=None)
+    third = await p.write(name, b"third", expected=second.id)
+    for version in (second, third):
+        await refused(ConflictError, it, p.destroy(name, version.id))
+    await p.destroy(name, first.id)
+    for text in NOT_VERSIONS:
+        await refused(SecretNotFoundError, it, p.destroy(name, text))
+    must(await it.seen(name, third.id) == b"third", "another version was harmed")
+    must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
+
+
+async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it: Subject) -> None:
+    """It is an error of its own, or somebody would take its place for free."""
+    _needs(it, it.provider.guarantees.recoverable, "declares recoverable=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"old")
+    await p.delete(name)
+    for begin in (
+        lambda: p.read(name),
+        lambda: p.read(name, first.id),
+        lambda: p.create(name, b"new"),
+        lambda: p.write(name, b"new", expected=first.id),
+        lambda: p.label(name, STABLE, first.id, expected=None),
+        lambda: p.delete(name),
+    ):
+        await refused(SecretDeletedError, it, begin())
+
+
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
     """With nothing left of the old one."""
+    _needs(it, not it.provider.guarantees.recoverable, "declares recoverable=True")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.write(name, b"older", expected=first.id)
@@ -514,6 +552,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     names_that_lead_elsewhere_are_refused,
     a_destroyed_version_is_gone_for_good,
     a_labelled_version_cannot_be_destroyed,
+    a_store_that_only_deprecates_keeps_what_is_labelled,
+    a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing,
     a_deleted_secret_is_gone_and_can_be_made_again,
     of_two_writers_exactly_one_wins,
     of_many_label_movers_exactly_one_wins,

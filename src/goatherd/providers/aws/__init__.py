@@ -1,0 +1,13 @@
+"""AWS Secrets Manager as a store, over boto3. Needs the extra ``aws``.
+
+- `provider`: `AWSSecretProvider`, the algebra of versions and labels over versions and staging labels.
+- `api`: the SDK's client, its threads, and what its errors and answers mean to us.
+- `address`: ``aws://REGION/SECRET?option=…``.
+- `iam`: `policy`, the exact IAM policy for a server or a rotator.
+"""
+
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.iam import policy
+from goatherd.providers.aws.provider import AWSSecretProvider
+
+__all__ = ["AWSAddress", "AWSSecretProvider", "policy"]

@@ -1,0 +1,142 @@
+"""Where a secret of AWS Secrets Manager is, and how it is reached.
+
+What it is: the URI ``aws://REGION/SECRET?option=…`` and GoatDB's ``cloudConfig`` shape, parsed and checked. What it is
+not: it connects to nothing and imports no SDK. Rules: an unknown or doubled option is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from goatherd.errors import ConfigurationError
+
+RECOVERY_DAYS: Final = range(7, 31)
+DEFAULT_RECOVERY_DAYS: Final = 30
+
+_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}")
+_ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,576}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9:/_-]{1,2048}")
+_PROFILE = re.compile(r"[\w .@+=,-]{1,128}", re.ASCII)
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+# The option's name in a URI, and in cloudConfig.
+_OPTIONS: Final[Mapping[str, str]] = {
+    "profile": "profile",
+    "endpoint": "endpoint",
+    "role_arn": "roleArn",
+    "kms_key_id": "kmsKeyId",
+    "recovery_days": "recoveryDays",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AWSAddress:
+    """How a store is reached. None stands for what the SDK's standard chain says.
+
+    Attributes:
+        region: Such as ``eu-west-1``.
+        profile: A profile of ``~/.aws/config``.
+        endpoint: Another address of the service, such as a VPC endpoint.
+        role_arn: A role to assume with the credentials found.
+        kms_key_id: The key that a secret made here is encrypted with; None for ``aws/secretsmanager``.
+        recovery_days: How long a deleted secret can be restored, 7 to 30; 0 for not at all.
+    """
+
+    region: str | None = None
+    profile: str | None = None
+    endpoint: str | None = None
+    role_arn: str | None = None
+    kms_key_id: str | None = None
+    recovery_days: int = DEFAULT_RECOVERY_DAYS
+
+    def __post_init__(self) -> None:
+        _check(self.region, _REGION, "region", "Such as eu-west-1.")
+        _check(self.profile, _PROFILE, "profile", "The name of a profile in ~/.aws/config.")
+        _check(self.role_arn, _ROLE, "role_arn", "Such as arn:aws:iam::111122223333:role/goatherd.")
+        _check(self.kms_key_id, _KEY, "kms_key_id", "A key id, a key ARN, or alias/name.")
+        if self.endpoint is not None:
+            _check_endpoint(self.endpoint)
+        if self.recovery_days != 0 and self.recovery_days not in RECOVERY_DAYS:
+            raise ConfigurationError(
+                "aws address: recovery_days must be 7 to 30, or 0",
+                hint="0 deletes a secret at once and for good: nobody can restore it.",
+            )
+
+
+def parse_uri(uri: str) -> tuple[AWSAddress, str]:
+    """Return the address and the secret id (maybe with ``{org}`` in it) that `uri` names.
+
+    Raises:
+        ConfigurationError: It is not ``aws://REGION/SECRET``, or an option is unknown, doubled or wrong.
+    """
+    parts = urlsplit(uri)
+    secret_id = unquote(parts.path.removeprefix("/"))
+    if parts.scheme != "aws" or parts.fragment or not secret_id:
+        raise ConfigurationError(
+            "not an aws address",
+            hint="Write aws://eu-west-1/name/of/secret; without a region (aws:///name), the SDK's own is taken.",
+        )
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _OPTIONS or name in options or not value:
+            raise ConfigurationError(
+                f"aws address: option {name!r} is unknown, doubled or empty", hint=f"Options: {', '.join(_OPTIONS)}."
+            )
+        options[name] = value
+    return _address(parts.netloc or None, options), secret_id
+
+
+def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
+    """Return the same from ``{"provider": "aws", "secretId": "…", "region": "…"}``.
+
+    Raises:
+        ConfigurationError: An option is missing, of the wrong kind, or unknown.
+    """
+    names = {theirs: ours for ours, theirs in _OPTIONS.items()}
+    unknown = sorted(set(config) - {"provider", "secretId", "region", *names})
+    if unknown:
+        raise ConfigurationError(f"cloudConfig: provider 'aws' has no option {unknown[0]!r}")
+    secret_id, region = config.get("secretId"), config.get("region")
+    if not isinstance(secret_id, str) or not secret_id:
+        raise ConfigurationError("cloudConfig: secretId must be a text")
+    if region is not None and not isinstance(region, str):
+        raise ConfigurationError("cloudConfig: region must be a text")
+    options: dict[str, str] = {}
+    for theirs, ours in names.items():
+        value = config.get(theirs)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
+            raise ConfigurationError(f"cloudConfig: {theirs} must be a text")
+        options[ours] = str(value)
+    return _address(region, options), secret_id
+
+
+def _address(region: str | None, options: Mapping[str, str]) -> AWSAddress:
+    days = options.get("recovery_days", str(DEFAULT_RECOVERY_DAYS))
+    return AWSAddress(
+        region=region,
+        profile=options.get("profile"),
+        endpoint=options.get("endpoint"),
+        role_arn=options.get("role_arn"),
+        kms_key_id=options.get("kms_key_id"),
+        recovery_days=int(days) if re.fullmatch(r"[0-9]{1,2}", days) else -1,
+    )
+
+
+def _check(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:
+    if value is not None and not pattern.fullmatch(value):
+        raise ConfigurationError(f"aws address: not a {name}: {value[:80]!r}", hint=hint)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    # SECURITY: a secret does not cross a network in the clear
+    # (tests/unit/providers/test_aws_address.py::test_an_endpoint_without_tls_must_be_this_machine).
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ConfigurationError("aws address: the endpoint must be https (http only to this machine)")
+    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigurationError("aws address: the endpoint must be https://host[:port], without user or query")

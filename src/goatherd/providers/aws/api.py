@@ -1,0 +1,440 @@
+"""The SDK's client for AWS Secrets Manager, its threads, and what its errors and answers mean.
+
+What it is: `SecretsManagerAPI`, which sends one request in a thread and returns the answer, or our error. What it is
+not: it retries nothing (`goatherd.providers.base` does) and knows no labels. Rules: every exception of the SDK is
+translated here; an answer is damaged until its shape has been checked.
+
+SECURITY: of the SDK's exceptions nothing is chained or quoted but a code, an HTTP status, a request id, and the text
+of a denial: the rest may quote what was sent or received (tests/contract/test_aws_faults.py, `…_shows_no_value`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol, cast
+
+import boto3
+import botocore.session
+from botocore import exceptions as sdk
+from botocore.config import Config
+from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+
+from goatherd.errors import (
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretDeletedError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.base import Call, SecretBytes, VersionId
+
+Answer = Mapping[str, object]
+
+THREADS: Final = 4
+_PATIENCE: Final = 1.0
+_SERVICE: Final = "secretsmanager"
+_NOISY: Final = ("boto3", "botocore", "urllib3")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+_CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+# Lengths of the API's SecretVersionIdType; what a version id consists of is not said, so only what is sure is refused.
+_VERSION_ID = re.compile(r"[\x21-\x7e]{32,64}")
+
+# The service's own errors: docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html#API_…_Errors
+# (and each operation's page); the others: …/apireference/CommonErrors.html, and what the signing layer answers.
+_THROTTLED: Final = frozenset(
+    {
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "TooManyRequestsException",
+    }
+)
+_DENIED: Final = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "NotAuthorized",
+        "OptInRequired",
+        "SignatureDoesNotMatch",
+        "UnauthorizedOperation",
+        "UnrecognizedClientException",
+    }
+)
+_CLOCK: Final = frozenset({"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
+_UNWELL: Final = frozenset({"InternalFailure", "InternalServiceError", "ServiceUnavailable", "RequestTimeout"})
+_KEY_TROUBLE: Final = frozenset({"DecryptionFailure", "EncryptionFailure"})
+_NO_CREDENTIALS: Final = (
+    sdk.NoCredentialsError,
+    sdk.PartialCredentialsError,
+    sdk.RefreshWithMFAUnsupportedError,
+    sdk.SSOError,
+    sdk.TokenRetrievalError,
+    sdk.UnauthorizedSSOTokenError,
+)
+_SET_UP: Final = (
+    sdk.ConfigNotFound,
+    sdk.ConfigParseError,
+    sdk.InvalidConfigError,
+    sdk.InvalidEndpointDiscoveryConfigurationError,
+    sdk.InvalidRegionError,
+    sdk.NoRegionError,
+    sdk.ParamValidationError,
+    sdk.ProfileNotFound,
+    sdk.UnknownEndpointError,
+    sdk.EndpointProviderError,
+)
+
+
+class Client(Protocol):
+    """What is used of boto3's ``secretsmanager`` client; it is made at run time and has no types of its own."""
+
+    def create_secret(self, **request: object) -> Answer: ...
+    def delete_secret(self, **request: object) -> Answer: ...
+    def describe_secret(self, **request: object) -> Answer: ...
+    def get_secret_value(self, **request: object) -> Answer: ...
+    def list_secret_version_ids(self, **request: object) -> Answer: ...
+    def put_secret_value(self, **request: object) -> Answer: ...
+    def update_secret_version_stage(self, **request: object) -> Answer: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An answer that is an error.
+
+    Attributes:
+        code: The platform's own, or the name of the SDK's exception.
+        error: Ours.
+    """
+
+    code: str
+    error: ProviderError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One version as the service tells it, with its value."""
+
+    id: VersionId
+    stages: frozenset[str]
+    created_ms: int
+    value: SecretBytes
+
+
+class SecretsManagerAPI:
+    """One client, made at the first request, and the threads that it works in.
+
+    Args:
+        address: Where and as whom.
+        timeout: The deadline of a whole call; no single request takes longer than half of it.
+    """
+
+    def __init__(self, address: AWSAddress, timeout: timedelta) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._made: Client | None = None
+
+    async def ask(self, call: Call, method: str, **request: object) -> Answer:
+        """Send one request and return the answer, of which nothing has been checked.
+
+        Raises:
+            ProviderError: See `refusal_of`.
+        """
+        outcome = await self.attempt(call, method, **request)
+        if isinstance(outcome, Refusal):
+            raise outcome.error
+        return outcome
+
+    async def attempt(self, call: Call, method: str, **request: object) -> Answer | Refusal:
+        """Send one request and return the answer, or the refusal for the caller to judge."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
+            job = self._pool.submit(self._send, call, method, request)
+        # A request that another one keeps from being sent is waited for as well: the deadline says for how long.
+        waiting = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            # A thread cannot be stopped. What it has not begun is not sent; what it has begun is mostly over soon, and
+            # when it is, the outcome is settled before anybody looks.
+            await _settle(job, waiting)
+            raise
+
+    def close(self) -> None:
+        """Close the client's connections and let the threads end."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            made, self._made = self._made, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if made is not None:
+            made.close()
+
+    def _send(self, call: Call, method: str, request: Mapping[str, object]) -> Answer | Refusal:
+        """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
+        try:
+            client = self._client()
+            return cast("Answer", getattr(client, method)(**request))
+        except Exception as error:  # noqa: BLE001 - under faults, strangers escape the SDK (UnicodeDecodeError, for one)
+            return refusal_of(call, error)
+
+    def _client(self) -> Client:
+        with self._lock:
+            if self._made is None:
+                self._made = make_client(self._address, self._timeout)
+            return self._made
+
+
+async def _settle(job: Future[Answer | Refusal], waiting: asyncio.Future[Answer | Refusal]) -> None:
+    if not job.cancel():
+        await asyncio.wait({waiting}, timeout=_PATIENCE)
+
+
+def make_client(address: AWSAddress, timeout: timedelta) -> Client:
+    """Return a client with the standard chain's credentials, without retries, that gives up in time.
+
+    SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
+    (tests/contract/test_aws_fake.py::test_the_debug_log_of_the_sdk_stays_off).
+    """
+    for name in _NOISY:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.INFO))
+    seconds = timeout.total_seconds()
+    config = Config(
+        connect_timeout=min(3.0, seconds / 4),
+        read_timeout=seconds / 2,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        max_pool_connections=THREADS,
+        user_agent_extra="goatherd",
+    )
+    session = boto3.Session(profile_name=address.profile, region_name=address.region)
+    if address.role_arn is not None:
+        session = _assumed(session, address.role_arn, config)
+    return cast("Client", session.client(_SERVICE, endpoint_url=address.endpoint, config=config))
+
+
+def _assumed(source: boto3.Session, role_arn: str, config: Config) -> boto3.Session:
+    """Return a session with the credentials of a role, renewed by the SDK before they expire."""
+    fetcher = AssumeRoleCredentialFetcher(
+        client_creator=functools.partial(
+            source._session.create_client,  # as the SDK's own profiles with a role_arn do
+            region_name=source.region_name,
+            config=config,
+        ),
+        source_credentials=source.get_credentials(),
+        role_arn=role_arn,
+        extra_args={"RoleSessionName": "goatherd"},
+    )
+    session = botocore.session.get_session()
+    session.set_config_variable("region", source.region_name)
+    session._credentials = DeferredRefreshableCredentials(  # the SDK has no public way
+        method="assume-role", refresh_using=fetcher.fetch_credentials
+    )
+    return boto3.Session(botocore_session=session)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def refusal_of(call: Call, error: Exception) -> Refusal:
+    """Translate what the SDK raised."""
+    if isinstance(error, sdk.ClientError):
+        return _service_refusal(call, error.response)
+    name = type(error).__name__
+    if isinstance(error, _NO_CREDENTIALS):
+        kind: type[ProviderError] = ProviderAccessDeniedError
+        message = f"no credentials for AWS: {name}"
+        hint = "Log in (aws sso login), set AWS_PROFILE, or give the machine a role; see docs/how-to/store-aws.md."
+    elif isinstance(error, _SET_UP):
+        kind, message = ProviderConfigurationError, f"the AWS client cannot be set up: {name}"
+        hint = "Check region and profile, in the address and in ~/.aws/config."
+    elif isinstance(error, sdk.SSLError):
+        kind, message = UnavailableError, "the endpoint's certificate is not accepted"
+        hint = "Check the endpoint, the clock, and AWS_CA_BUNDLE where a proxy intercepts TLS."
+    elif isinstance(error, sdk.HTTPClientError | sdk.ConnectionError):
+        kind, message = UnavailableError, f"no whole answer came: {name}"
+        hint = ""
+    elif isinstance(error, sdk.CredentialRetrievalError | sdk.MetadataRetrievalError):
+        kind, message = UnavailableError, f"the source of the credentials did not answer: {name}"
+        hint = "Check the credential process, or the instance's or container's metadata service."
+    else:
+        kind, message, hint = UnavailableError, f"the answer cannot be read: {name}", ""
+    return Refusal(code=name, error=call.error(kind, message, hint=hint or None))
+
+
+def _service_refusal(call: Call, response: Answer) -> Refusal:
+    told, meta = _mapping(response.get("Error")), _mapping(response.get("ResponseMetadata"))
+    code, text = str(told.get("Code", "")), str(told.get("Message", ""))
+    status, headers = meta.get("HTTPStatusCode"), _mapping(meta.get("HTTPHeaders"))
+    status = status if isinstance(status, int) else 0
+    code = code if _CODE.fullmatch(code) else "?"
+    request_id = str(meta.get("RequestId", ""))
+    where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
+    return Refusal(code=code, error=_judged(call, code, status, text, where, headers))
+
+
+def _judged(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
+    """Return our error for one of theirs. `text` decides, but is quoted for a denial only."""
+    if code in _THROTTLED or status == 429:
+        error = call.error(ThrottledError, where)
+        error.retry_after = _retry_after(headers)
+        return error
+    if code in _CLOCK or (code in _DENIED and ("Signature expired" in text or "not yet current" in text)):
+        return call.error(
+            ProviderAccessDeniedError,
+            f"AWS does not accept this machine's time: {where}",
+            hint="Set the clock: AWS allows about five minutes.",
+        )
+    if code in _DENIED or status in (401, 403):
+        said = " ".join(text.split())[:300]
+        return call.error(
+            ProviderAccessDeniedError,
+            f"{where}: {said}" if said and code != "?" else where,
+            hint="`goatherd policy` prints what a server and a rotator need.",
+        )
+    if code in _KEY_TROUBLE:
+        return call.error(
+            ProviderAccessDeniedError,
+            f"the KMS key cannot be used: {where}",
+            hint="See whether the key is enabled, and allows kms:Decrypt (writers: kms:GenerateDataKey too).",
+        )
+    if code in _UNWELL or status >= 500 or status < 400:
+        return call.error(UnavailableError, where)
+    if code == "ResourceNotFoundException":
+        return call.error(SecretNotFoundError, f"there is no such secret, version or label: {where}")
+    if code == "ResourceExistsException":
+        return call.error(SecretExistsError, f"it exists already: {where}")
+    if code == "InvalidRequestException" and "delet" in text:
+        return deleted(call)
+    if code == "LimitExceededException":
+        return call.error(
+            ProviderConfigurationError,
+            f"a quota of Secrets Manager is reached: {where}",
+            hint="About 100 versions a secret, none younger than 24 hours is removed; 20 labels a version.",
+        )
+    if status == 413 or "length less than or equal to 65536" in text:
+        return call.error(SecretTooLargeError, f"AWS finds the value too long: {where}")
+    return call.error(ProviderConfigurationError, f"AWS refuses the request: {where}")
+
+
+def deleted(call: Call) -> SecretDeletedError:
+    """Return the error for a secret that is scheduled for deletion."""
+    return call.error(
+        SecretDeletedError,
+        "the secret is scheduled for deletion",
+        hint="aws secretsmanager restore-secret brings it back until the recovery window ends.",
+    )
+
+
+def _retry_after(headers: Answer) -> float | None:
+    """Return the service's own hint in seconds, at most an hour."""
+    for name, unit in (("retry-after", 1.0), ("x-amz-retry-after", 0.001)):
+        value = str(headers.get(name, ""))
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+            return min(3600.0, float(value) * unit)
+    return None
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def damaged(call: Call, what: str) -> UnavailableError:
+    """Return the error for an answer that is not whole: the SDK makes an empty success of one that was cut."""
+    return call.error(UnavailableError, f"the answer is damaged: {what}")
+
+
+def check_named(call: Call, answer: Answer) -> None:
+    """Check that an answer names a secret, as every answer of this service does.
+
+    Raises:
+        UnavailableError: It does not: nothing is known of what the request did.
+    """
+    if not isinstance(answer.get("ARN"), str) or not answer["ARN"]:
+        raise damaged(call, "it does not name the secret")
+
+
+def version_of(call: Call, answer: Answer) -> VersionId:
+    """Return the version id that an answer tells, checked."""
+    told = answer.get("VersionId")
+    if not isinstance(told, str) or not is_version_id(told):
+        raise damaged(call, "it has no version id")
+    return VersionId(told)
+
+
+def is_version_id(text: str) -> bool:
+    """Tell whether `text` can be the id of a version."""
+    return _VERSION_ID.fullmatch(text) is not None
+
+
+def stages_of(call: Call, told: object) -> frozenset[str]:
+    """Return the staging labels of an answer; none where the field is missing, as AWS leaves out what is empty."""
+    if told is None:
+        return frozenset()
+    if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
+        raise damaged(call, "its staging labels are not a list of texts")
+    return frozenset(told)
+
+
+def created_of(call: Call, answer: Answer) -> int:
+    """Return an answer's ``CreatedDate`` in milliseconds since 1970."""
+    told = answer.get("CreatedDate")
+    if not isinstance(told, datetime) or told.tzinfo is None:
+        raise damaged(call, "it has no time of creation")
+    return round((told - _EPOCH) / _MILLISECOND)
+
+
+def stored_of(call: Call, answer: Answer) -> Stored:
+    """Return the version and the value of a ``GetSecretValue`` answer.
+
+    Raises:
+        UnavailableError: It lacks a part, or holds two values.
+    """
+    check_named(call, answer)
+    text, binary = answer.get("SecretString"), answer.get("SecretBinary")
+    if isinstance(text, str) and text and binary is None:
+        value = SecretBytes(text.encode("utf-8", "surrogatepass"))
+    elif isinstance(binary, bytes) and binary and text is None:
+        value = SecretBytes(binary)
+    else:
+        raise damaged(call, "it has no value")
+    return Stored(
+        id=version_of(call, answer),
+        stages=stages_of(call, answer.get("VersionStages")),
+        created_ms=created_of(call, answer),
+        value=value,
+    )
+
+
+def _mapping(told: object) -> Answer:
+    return told if isinstance(told, dict) else {}

@@ -1,0 +1,107 @@
+"""The IAM policies that a server and a rotator need for one secret, and nothing more.
+
+What it is: text to paste. What it is not: it asks and changes nothing at AWS. Rules: no statement names an action that
+`goatherd.providers.aws.provider` does not call in that role; tests/contract/test_aws_fake.py runs under these policies.
+Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final, Literal
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.aws.address import AWSAddress, parse_uri
+from goatherd.providers.base import ORG_FIELD
+
+Role = Literal["server", "rotator"]
+Statement = dict[str, object]
+
+# ARNs end in a hyphen and six characters of AWS's; `?` for each, so that `…/root` does not cover `…/root-of-others`.
+_SUFFIX: Final = "-??????"
+# Servers read these two and none else; a request without a stage, by version id, lacks the key and is not allowed.
+_SERVER_STAGES: Final = ["AWSCURRENT", "stable"]
+_ROTATOR_ACTIONS: Final = [
+    "secretsmanager:DescribeSecret",
+    "secretsmanager:GetSecretValue",
+    "secretsmanager:ListSecretVersionIds",
+    "secretsmanager:PutSecretValue",
+    "secretsmanager:UpdateSecretVersionStage",
+]
+# What would break the labels, or widen who may read, though another policy should allow it.
+_NEVER: Final = [
+    "secretsmanager:DeleteSecret",
+    "secretsmanager:PutResourcePolicy",
+    "secretsmanager:RotateSecret",
+    "secretsmanager:UpdateSecret",
+]
+
+
+def policy(role: Role, uri: str, *, account: str = "*") -> str:
+    """Return the IAM policy for `role` as JSON text, ready to be pasted.
+
+    Args:
+        role: ``server`` reads the current and the stable version. ``rotator`` also writes versions, moves labels and
+            lists; it cannot create or delete the secret.
+        uri: The address, such as ``aws://eu-west-1/goatdb/prod/root``. With ``kms_key_id`` in it, the rights to that
+            key are added. ``{org}`` allows every organization's secret.
+        account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
+
+    Raises:
+        ConfigurationError: The address is not one, or the role is not one of the two.
+    """
+    address, secret_id = parse_uri(uri)
+    if role not in ("server", "rotator"):
+        raise ConfigurationError(f"no such role: {role!r}", hint="Roles: server, rotator.")
+    if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
+        raise ConfigurationError("an AWS account is twelve digits")
+    region = address.region or "*"
+    partition = _partition(region)
+    name = secret_id.replace(ORG_FIELD, "*")
+    secret = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
+    statements: list[Statement]
+    if role == "server":
+        statements = [
+            {
+                "Sid": "GoatherdReads",
+                "Effect": "Allow",
+                "Action": ["secretsmanager:GetSecretValue"],
+                "Resource": [secret],
+                "Condition": {"StringEquals": {"secretsmanager:VersionStage": _SERVER_STAGES}},
+            }
+        ]
+    else:
+        statements = [
+            {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [secret]},
+            {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [secret]},
+        ]
+    if address.kms_key_id is not None:
+        statements.append(_key_statement(address, address.kms_key_id, role, partition, account))
+    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+
+
+def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, account: str) -> Statement:
+    region = address.region or "*"
+    condition: dict[str, object] = {
+        "StringLike" if region == "*" else "StringEquals": {"kms:ViaService": f"secretsmanager.{region}.amazonaws.com"}
+    }
+    resource = f"arn:{partition}:kms:{region}:{account}:key/{key}"
+    if key.startswith("arn:"):
+        resource = key
+    elif key.startswith("alias/"):
+        # An alias is no resource of these actions; the key behind it is found by this condition.
+        resource = f"arn:{partition}:kms:{region}:{account}:key/*"
+        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [key]}
+    return {
+        "Sid": "GoatherdKey",
+        "Effect": "Allow",
+        "Action": ["kms:Decrypt"] if role == "server" else ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": [resource],
+        "Condition": condition,
+    }
+
+
+def _partition(region: str) -> str:
+    if region.startswith("cn-"):
+        return "aws-cn"
+    return "aws-us-gov" if region.startswith("us-gov-") else "aws"

@@ -1,0 +1,416 @@
+"""Secrets in AWS Secrets Manager.
+
+What it is: `AWSSecretProvider`, the algebra over versions and staging labels. What it is not: the SDK's client, its
+errors and its answers, which are `goatherd.providers.aws.api`. Rules: ``VersionStages`` is always given, or AWS would
+make any write the current one; a label that readers follow moves only by ``UpdateSecretVersionStage`` that names the
+holder; what a read returns has been checked against the version's id.
+API: docs.aws.amazon.com/secretsmanager/latest/apireference/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Self
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    ProviderConfigurationError,
+    SecretDeletedError,
+    SecretExistsError,
+    SecretNotFoundError,
+    UnavailableError,
+)
+from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri
+from goatherd.providers.aws.api import (
+    Refusal,
+    SecretsManagerAPI,
+    Stored,
+    check_named,
+    created_of,
+    damaged,
+    deleted,
+    is_version_id,
+    stages_of,
+    stored_of,
+    version_of,
+)
+from goatherd.providers.base import (
+    CURRENT,
+    MAX_VALUE_BYTES,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    check_label,
+)
+
+CANDIDATE: Final = "goatherd-candidate"
+"""The staging label under which versions are written. No reader follows it, so that it moves without a check."""
+
+_CURRENT_STAGE: Final = "AWSCURRENT"
+_PREVIOUS_STAGE: Final = "AWSPREVIOUS"
+_OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
+_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
+_PAGE: Final = 100
+_MOST_PAGES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """Which version holds which staging label, of one secret."""
+
+    by_version: Mapping[VersionId, frozenset[str]]
+
+    def holder(self, call: Call, stage: str) -> VersionId | None:
+        holders = [version for version, stages in self.by_version.items() if stage in stages]
+        if len(holders) > 1:
+            raise damaged(call, f"{len(holders)} versions hold the label {stage!r}")
+        return holders[0] if holders else None
+
+
+class AWSSecretProvider(SecretProvider):
+    """Keep secrets in AWS Secrets Manager.
+
+    Address: ``aws://eu-west-1/goatdb/prod/root``, the region and the secret's name. Without a region
+        (``aws:///name``), the SDK's standard chain says which. Options after ``?``: ``profile``, ``endpoint`` (https,
+        or http to this machine), ``role_arn`` (assumed with the credentials found), ``kms_key_id`` (for a secret made
+        here), ``recovery_days`` (7 to 30, 30 unless given; 0 deletes at once and for good).
+    Credentials: the SDK's standard chain: environment, ``~/.aws``, SSO, web identity, container, instance.
+    Permissions: see `goatherd.providers.aws.policy`.
+    Guarantees: compare-and-swap on every label; all reads are eventually consistent, also those by version id, though a
+        write returns only after its version was read back whole. 64 KiB a value. AWS keeps about 100 versions, but may
+        remove any without a label; the previous current one has one of AWS's own. A single version cannot be destroyed:
+        `destroy` takes the last labels off it, AWS removes it in its own time. A deleted secret can be restored, and
+        its name is taken, until the recovery window ends. The first version always becomes the current one.
+    """
+
+    scheme = "aws"
+
+    def __init__(
+        self,
+        address: AWSAddress | None = None,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.address = address or AWSAddress()
+        self._api = SecretsManagerAPI(self.address, timeout)
+        self._guarantees = Guarantees(
+            cas=True,
+            read_consistency=ReadConsistency.EVENTUAL,
+            max_value_bytes=MAX_VALUE_BYTES,
+            # "Versions without staging labels are considered deprecated and are subject to deletion" (API reference,
+            # ListSecretVersionIds); AWSPREVIOUS keeps the last one that was current.
+            history=1,
+            destroys=False,
+            deprecates=True,
+            recoverable=self.address.recovery_days > 0,
+            first_is_current=True,
+        )
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        address, secret_id = parse_uri(uri)
+        return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from ``{"provider": "aws", "secretId": "goatdb/prod/root", "region": "eu-west-1"}``.
+
+        More options: ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        """
+        address, secret_id = parse_config(config)
+        return cls(address), secret_id
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self._guarantees
+
+    async def _close(self) -> None:
+        self._api.close()
+
+    # --- the algebra ----------------------------------------------------------------------------------------------
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        if label != CURRENT:
+            await self._must_be_missing(call)
+            # API reference, CreateSecret and PutSecretValue: the first version gets AWSCURRENT whatever is asked.
+            raise call.error(
+                ProviderConfigurationError,
+                f"AWS makes the first version the current one, so it cannot begin as {label!r}",
+                hint="Create it as current, then write the other label.",
+            )
+        token = version_id_for(call.request, value)
+        key = {} if self.address.kms_key_id is None else {"KmsKeyId": self.address.kms_key_id}
+        answer = await self._api.ask(
+            call, "create_secret", Name=call.secret_id, ClientRequestToken=token, **_carried(value), **key
+        )
+        self._check_written(call, answer, token)
+        stored = await self._read_back(call, token, value)
+        return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        if isinstance(at, Label):
+            stage = _stage(call, at)
+            stored = await self._get(call, VersionStage=stage)
+            if stage not in stored.stages:
+                raise damaged(call, "its version does not hold the label asked for")
+        else:
+            _must_be_possible(call, at)
+            stored = await self._get(call, VersionId=at)
+            if stored.id != at:
+                raise damaged(call, "it is of another version than the one asked for")
+        version = SecretVersion(id=stored.id, labels=_labels(stored.stages), created_ms=stored.created_ms)
+        return SecretValue(version=version, value=stored.value)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        stage, token = _stage(call, label), version_id_for(call.request, value)
+        stages = await self._stages(call)
+        holder = stages.holder(call, stage)
+        # An earlier attempt may have done it all, and another writer may have gone on from there since.
+        superseded = stage == _CURRENT_STAGE and _PREVIOUS_STAGE in stages.by_version.get(token, frozenset())
+        if holder == token or superseded:
+            stored = await self._read_back(call, token, value)
+            return SecretVersion(id=token, labels=_labels(stored.stages), created_ms=stored.created_ms)
+        _compare(call, label, holder, expected)
+        answer = await self._api.ask(
+            call,
+            "put_secret_value",
+            SecretId=call.secret_id,
+            ClientRequestToken=token,
+            VersionStages=[CANDIDATE],
+            **_carried(value),
+        )
+        self._check_written(call, answer, token)
+        # Nobody is led to a version that cannot be read yet, or not as it was written.
+        stored = await self._read_back(call, token, value)
+        await self._move(call, label, token, expected)
+        return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        stage = _stage(call, label)
+        stages = await self._stages(call)
+        _must_be_possible(call, version)
+        _compare(call, label, stages.holder(call, stage), expected)
+        if version != expected:
+            await self._move(call, label, version, expected)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        found: dict[VersionId, SecretVersion] = {}
+        page: dict[str, object] = {}
+        for _ in range(_MOST_PAGES):
+            answer = await self._api.ask(
+                call,
+                "list_secret_version_ids",
+                SecretId=call.secret_id,
+                IncludeDeprecated=True,
+                MaxResults=_PAGE,
+                **page,
+            )
+            check_named(call, answer)
+            listed = answer.get("Versions", [])
+            if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+                raise damaged(call, "its list of versions is none")
+            for entry in listed:
+                version = SecretVersion(
+                    id=version_of(call, entry),
+                    labels=_labels(stages_of(call, entry.get("VersionStages"))),
+                    created_ms=created_of(call, entry),
+                )
+                found[version.id] = version
+            following = answer.get("NextToken")
+            if following is None:
+                break
+            if not isinstance(following, str) or page.get("NextToken") == following:
+                raise damaged(call, "its next page is this one again")
+            page = {"NextToken": following}
+        else:
+            raise damaged(call, f"its list has more than {_MOST_PAGES} pages")
+        if not found:
+            await self._stages(call)  # says so if the secret is deleted
+        # Neither is the order of the list told, nor do ids have one.
+        return sorted(found.values(), key=lambda version: version.created_ms, reverse=True)
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
+        (API reference, DeleteSecret). The value stays readable by its id until then."""
+        _must_be_possible(call, version)
+        stages = (await self._stages(call)).by_version.get(version)
+        if stages is None:
+            if version not in {known.id for known in await self._versions(call)}:
+                raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
+            return
+        foreign = sorted(stages - {_PREVIOUS_STAGE, CANDIDATE})
+        if foreign:
+            raise call.error(
+                ConflictError,
+                f"the label {foreign[0]!r} points at version {version}",
+                hint="Move the label to another version first.",
+            )
+        for stage in sorted(stages):
+            answer = await self._api.ask(
+                call,
+                "update_secret_version_stage",
+                SecretId=call.secret_id,
+                VersionStage=stage,
+                RemoveFromVersionId=version,
+            )
+            check_named(call, answer)
+
+    async def _delete(self, call: Call) -> None:
+        days = self.address.recovery_days
+        try:
+            # Deleting by force is no error where there is nothing (API reference, DeleteSecret), so it is looked first.
+            await self._stages(call)
+        except SecretDeletedError:
+            if call.attempt == 1:
+                raise
+            return
+        how = {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
+        check_named(call, await self._api.ask(call, "delete_secret", SecretId=call.secret_id, **how))
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    async def _must_be_missing(self, call: Call) -> None:
+        try:
+            await self._stages(call)
+        except SecretNotFoundError:
+            return
+        raise call.error(SecretExistsError, "the secret exists already")
+
+    async def _get(self, call: Call, **at: str) -> Stored:
+        """Read one version, and check it against its id where the id is of our making."""
+        stored = stored_of(call, await self._api.ask(call, "get_secret_value", SecretId=call.secret_id, **at))
+        ours = _OURS.fullmatch(stored.id)
+        if ours is not None and ours[2] != _sum(ours[1], stored.value):
+            raise damaged(call, f"its value is not the one that was written as version {stored.id}")
+        return stored
+
+    async def _read_back(self, call: Call, token: VersionId, value: SecretBytes) -> Stored:
+        try:
+            stored = await self._get(call, VersionId=token)
+        except SecretNotFoundError as error:
+            # "All Secrets Manager operations are eventually consistent" (API reference, ListSecrets).
+            raise call.error(UnavailableError, "what was just written cannot be read yet") from error
+        if stored.id != token or stored.value != value:
+            raise damaged(call, "it is not what was just written")
+        return stored
+
+    async def _stages(self, call: Call) -> _Stages:
+        answer = await self._api.ask(call, "describe_secret", SecretId=call.secret_id)
+        check_named(call, answer)
+        if answer.get("DeletedDate") is not None:
+            raise deleted(call)
+        # AWS leaves the field out where no version has a label, which no secret of ours comes to.
+        told = answer.get("VersionIdsToStages", {})
+        if not isinstance(told, dict):
+            raise damaged(call, "its labels are no map")
+        return _Stages({version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told})
+
+    async def _move(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        """Move a label, naming its holder: "If the label is attached and you either do not specify this parameter, or
+        the version ID does not match, then the operation fails" (API reference, UpdateSecretVersionStage)."""
+        stage = _stage(call, label)
+        outcome = await self._api.attempt(
+            call,
+            "update_secret_version_stage",
+            SecretId=call.secret_id,
+            VersionStage=stage,
+            MoveToVersionId=version,
+            **({} if expected is None else {"RemoveFromVersionId": expected}),
+        )
+        if not isinstance(outcome, Refusal):
+            check_named(call, outcome)
+            return
+        if outcome.code != "InvalidParameterException":
+            raise outcome.error
+        # The reference does not say which refusal means what; who holds the label now does.
+        holder = (await self._stages(call)).holder(call, stage)
+        if call.operation == "write" and holder == version:
+            return
+        _compare(call, label, holder, expected)
+        if version not in {known.id for known in await self._versions(call)}:
+            raise call.error(SecretNotFoundError, f"there is no version {version!r}")
+        raise call.error(UnavailableError, "AWS refused to move the label, but does not show yet why")
+
+    def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
+        check_named(call, answer)
+        if version_of(call, answer) != token:
+            raise damaged(call, "it is of another version than the one written")
+
+
+def version_id_for(request: str, value: SecretBytes) -> VersionId:
+    """Return the id of the version that a call writes: the same for each of its attempts.
+
+    It is the request as a UUID, then 32 bits of a digest over that and the value, by which a read finds damage. They
+    tell nothing about a value that has a key in it; one that could be guessed does not belong into a public id.
+    """
+    name = str(uuid.UUID(hex=request))
+    return VersionId(f"{name}-g{_sum(name, value)}")
+
+
+def _sum(name: str, value: SecretBytes) -> str:
+    return hashlib.sha256(name.encode() + value.reveal()).hexdigest()[:8]
+
+
+def _carried(value: SecretBytes) -> dict[str, object]:
+    """Return the value as the field of a request: text where it is plain text, so that others read it as such."""
+    raw = value.reveal()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return {"SecretBinary": raw}
+    return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
+
+
+def _stage(call: Call, label: Label) -> str:
+    """Return the staging label of one of our labels."""
+    if label == CURRENT:
+        return _CURRENT_STAGE
+    if label.upper().startswith("AWS") or label == CANDIDATE:
+        raise call.error(ProviderConfigurationError, f"the label {str(label)!r} is kept for AWS, or for this provider")
+    return str(label)
+
+
+def _labels(stages: frozenset[str]) -> frozenset[Label]:
+    """Return our labels of a version's staging labels; AWS's other ones, and what is no label here, are left out."""
+    labels = set()
+    for stage in stages:
+        if stage == _CURRENT_STAGE:
+            labels.add(CURRENT)
+        elif stage != CURRENT and stage != CANDIDATE and not stage.upper().startswith("AWS"):
+            try:
+                labels.add(check_label(stage))
+            except ConfigurationError:
+                continue
+    return frozenset(labels)
+
+
+def _must_be_possible(call: Call, version: VersionId) -> None:
+    if not is_version_id(version):
+        raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
+
+
+def _compare(call: Call, label: Label, holder: VersionId | None, expected: VersionId | None) -> None:
+    if holder != expected:
+        found = "nobody" if holder is None else f"version {holder}"
+        wanted = "nobody" if expected is None else f"version {expected[:64]}"
+        raise call.error(ConflictError, f"{found} holds the label {str(label)!r}, not {wanted}")
