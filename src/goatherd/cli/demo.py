@@ -37,6 +37,7 @@ from goatherd.rotation.rotator import Rotator
 SERVERS: Final = 3
 CLIENTS: Final = 6
 BREATH: Final = timedelta(seconds=3)
+PAUSE: Final = timedelta(milliseconds=50)
 _READY: Final = timedelta(seconds=20)
 
 
@@ -170,7 +171,7 @@ async def _run(top: Path, out: Output) -> DemoReport:
         async with _herd(top, store) as servers:
             urls = [server.url for server in servers]
             _say(out, "servers", f"{len(servers)} servers took it from there: {', '.join(urls)}")
-            load = Workload(urls, clients=CLIENTS, clock=clock)
+            load = Workload(urls, clients=CLIENTS, pause=PAUSE, clock=clock)
             async with load:
                 _say(out, "load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
                 passages = await _passages(load, provider, secret_id, urls, clock, out)
