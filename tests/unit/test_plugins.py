@@ -149,7 +149,7 @@ def test_goatdb_s_configuration_shape_chooses_the_plugin():
     assert secret_id == "secret"
 
 
-@pytest.mark.parametrize("name", ["s3", "aws", "kubernetes", None, 5, "", "Not A Name"])
+@pytest.mark.parametrize("name", ["s3", "swift", "kubernetes", None, 5, "", "Not A Name"])
 def test_a_configuration_with_an_unknown_provider_is_a_configuration_error(name: object):
     with pytest.raises(ConfigurationError, match="cloudConfig"):
         provider_from_config({"provider": name, "secretId": "x"})
