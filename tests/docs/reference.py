@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,8 +164,11 @@ def in_step(text: str) -> str:
 
 
 def main() -> None:
-    """Bring every page into step."""
-    for page in PAGES:
+    """Bring every page into step; with ``--check`` only say which is not."""
+    behind = [page for page in PAGES if page.read_text() != in_step(page.read_text())]
+    if "--check" in sys.argv:
+        sys.exit("".join(f"{page}: out of step\n" for page in behind) or 0)
+    for page in behind:
         page.write_text(in_step(page.read_text()))
 
 

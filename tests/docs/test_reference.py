@@ -130,6 +130,6 @@ def test_python_blocks_of_the_documentation_compile() -> None:
 
 
 def test_the_generator_runs_as_it_is_documented() -> None:
-    before = {page: page.read_text() for page in PAGES}
-    subprocess.run([sys.executable, "-m", "tests.docs.reference"], cwd=ROOT, check=True)
-    assert {page: page.read_text() for page in PAGES} == before
+    command = [sys.executable, "-m", "tests.docs.reference", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,14 @@ from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.store import place
 from goatherd.config import Options
 from goatherd.errors import ConfigurationError, MissingExtraError, NodeError
+from goatherd.providers.base import ORG_FIELD
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
     from goatherd.settings import CloudSecretSettings, FileSettings
 
+SEEN_NAME = ".goatherd.seen.json"
+"""In an organization's directory: which identity must not be gone back behind. Public keys only."""
 NODE_LIBRARIES = ("uvicorn", "httptools")
 
 
@@ -43,14 +45,15 @@ NODE_LIBRARIES = ("uvicorn", "httptools")
 @click.option(
     "--accept-identity",
     is_flag=True,
-    help="While this runs, follow the store once to an identity that no trusted root has endorsed.",
+    help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
 )
 @click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
 def serve(app: App, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 
     Writes one line once it answers requests. SIGTERM or Ctrl-C make it stop gracefully: it accepts no more, finishes
-    what runs, flushes and closes; a second one hurries it. It never invents an identity.
+    what runs, flushes and closes; a second one hurries it. It never invents an identity, and it remembers in its data
+    directory which one it had, so that a restart does not make it follow another.
     """
     require_node_extra()
     from goatherd.node.server import serve as serve_forever
@@ -132,8 +135,14 @@ def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSett
         assert path is not None
         return FileSettings(path)
     provider, secret_id = place(options)
-    interval: timedelta = options.settings_refresh_interval
-    return CloudSecretSettings(provider, secret_id, refresh_interval=interval, accept_identity=accept_identity)
+    seen = None if options.serve_data is None else options.serve_data / ORG_FIELD / SEEN_NAME
+    return CloudSecretSettings(
+        provider,
+        secret_id,
+        refresh_interval=options.settings_refresh_interval,
+        accept_identity=accept_identity,
+        seen=seen,
+    )
 
 
 def _run(serving: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -116,3 +117,21 @@ def test_a_server_starts_from_a_settings_json_too(goatherd: Goatherd, store: str
     server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
     assert server.ready["signer"] == made["current"]["id"]
     assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_restarted_server_does_not_follow_a_store_to_a_stranger_unless_told(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    start = ("--provider", store, "--data", str(tmp_path / "data"))
+    goatherd("init", "--provider", store)
+    assert serve(*start).stop() == 0
+    shutil.rmtree(tmp_path / "keys")
+    stranger = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    refused = goatherd("serve", *start, "--port", "0")
+    assert refused.code == EXIT_CODES["identity"]
+    assert "--accept-identity" in refused.err
+    told = serve(*start, "--accept-identity")
+    assert told.ready["signer"] == stranger
+    assert told.stop() == 0
+    assert serve(*start).stop() == 0
