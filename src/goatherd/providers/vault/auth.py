@@ -144,6 +144,7 @@ class Credentials:
         self._environment = os.environ if environment is None else environment
         self._lease: _Lease | None = None
         self._work: asyncio.Task[_Lease] | None = None
+        self._waiting = 0
 
     async def token(self) -> str:
         """Return a token that should still live."""
@@ -195,13 +196,22 @@ class Credentials:
             await asyncio.wait({self._work})
 
     async def _one(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
-        """Let one task do `work` for all that need it; a cancelled caller does not stop it for the others."""
+        """Let one task do `work` for all that need it; it ends early only when none of them waits any more."""
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(work())
             self._work.add_done_callback(_retrieve)
-        lease = await asyncio.shield(self._work)
-        self._lease = lease
-        return lease
+            self._waiting = 0
+        running = self._work
+        self._waiting += 1
+        try:
+            self._lease = await asyncio.shield(running)
+        finally:
+            if running is self._work:
+                self._waiting -= 1
+                if self._waiting == 0 and not running.done():
+                    running.cancel()
+                    self._work = None
+        return self._lease
 
     async def _login(self) -> _Lease:
         method = self._method

@@ -464,12 +464,16 @@ def _milliseconds(text: str) -> int:
 
 
 def _seconds(header: str | None, now_ms: int) -> float | None:
-    """Return ``Retry-After`` in seconds: it is a number of them, or a date (RFC 9110, 10.2.3)."""
+    """Return ``Retry-After`` in seconds, at least 1: it is a number of them, or a date (RFC 9110, 10.2.3).
+
+    OpenBao rounds down, so that its 0 means "in less than a second", not "now".
+    """
     if header is None:
         return None
-    if header.strip().isdecimal():
-        return float(header)
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now_ms / 1000)
+        seconds = (
+            int(header) if header.strip().isdecimal() else parsedate_to_datetime(header).timestamp() - now_ms / 1e3
+        )
+        return max(1.0, seconds)
     except ValueError:
         return None
