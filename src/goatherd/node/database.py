@@ -350,10 +350,10 @@ class Database:
         self._poke(path)
 
     async def wait_for_peers(self, path: str, timeout: timedelta) -> bool:
-        """Push a repository to every peer that answers; return whether each did within `timeout`."""
-        if not self._peers:
-            return True
+        """Push a repository to every peer; return whether each has answered within `timeout`."""
         watchers = {peer.settled(path) for peer in self._peers}
+        if not watchers:
+            return True
         done, late = await asyncio.wait(watchers, timeout=timeout.total_seconds())
         for watcher in late:
             watcher.cancel()

@@ -175,6 +175,7 @@ class Peer:
 
     @property
     def status(self) -> PeerStatus:
+        """How things stand."""
         return PeerStatus(
             url=self.url,
             online=self._rounds > 0 and not self._failures,
@@ -192,7 +193,12 @@ class Peer:
         self._wake.set()
 
     def settled(self, path: str) -> asyncio.Future[bool]:
-        """Poke, and return a future: True once everything here has been offered and answered, False if that failed."""
+        """Offer what is new, at once even if the peer seemed to be down.
+
+        Returns:
+            A future: True once everything has been offered and answered, False if that failed.
+        """
+        self.hurry()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._state(path).watchers.append(watcher)
         self.poke(path)
@@ -399,8 +405,13 @@ class Peer:
             wake.cancel()
 
     def _interval(self, state: _Repository, now: float) -> float:
-        """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later (protocol 6.3)."""
+        """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later (protocol 6.3).
+
+        Of very many repositories, quiet ones are asked about less often, so that what is asked in all stays bounded.
+        """
         low, high = POLL_MIN.total_seconds(), POLL_MAX.total_seconds()
+        if state.path not in FIRST_PATHS:
+            high *= max(1.0, len(self._repositories) / MAX_PATHS)
         part = min(1.0, max(0.0, now - state.reset) / RAMP.total_seconds())
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 

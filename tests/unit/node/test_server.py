@@ -538,3 +538,18 @@ async def test_a_new_session_is_known_to_the_peers_before_its_client_is_told(tmp
         user, _ = await nodes[0].client.create_session()
         assert asyncio.get_running_loop().time() - started < timedelta(milliseconds=900).total_seconds()
         assert [await node.client.answers(user) for node in nodes] == [True, True, True]
+
+
+async def test_a_peer_that_is_known_to_be_down_keeps_no_new_session_waiting(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), peers=["http://127.0.0.1:1"])
+    async with server, client_of(server) as http:
+
+        async def down() -> bool:
+            return server.database().peers[0].last_error is not None
+
+        await eventually(down)
+        started = asyncio.get_running_loop().time()
+        await NodeClient("http://node", http=http).create_session()
+        assert asyncio.get_running_loop().time() - started < timedelta(milliseconds=500).total_seconds()
