@@ -126,7 +126,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("text", [KEY, f'"d":"{KEY}"', "z" * 64, "0123456789abcdef" * 6, "1" * 115])
+@pytest.mark.parametrize(
+    "text",
+    [KEY, f'"d":"{KEY}"', "z" * 64, "0123456789abcdef" * 6, "1" * 115],
+    ids=["a key", "a member", "64 letters", "96 hexadecimal digits", "115 digits"],
+)
 def test_whatever_may_be_a_key_is_hidden(text: str) -> None:
     assert KEY not in scrub(text)
     assert "<hidden>" in scrub(text)

@@ -470,7 +470,10 @@ GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
         ({"publicKey": {**GOOD_JWK, "x": "short"}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "x": GOOD_JWK["y"]}}, "InvalidPublicKey"),
     ],
-    ids=str,
+    ids=[
+        *("no body", "no JSON", "null", "no members", "an array", "a text", "a null key", "an empty key", "an array key"),
+        *("a private key", "not extractable", "for signing", "another curve", "a short x", "off the curve"),
+    ],
 )
 def test_a_key_that_is_none_is_400_and_leaves_no_session(body: Any, error: str) -> None:
     node = Node(A, A)
