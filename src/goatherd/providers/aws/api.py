@@ -51,6 +51,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 _CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
+_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Lengths of the API's SecretVersionIdType; what a version id consists of is not said, so only what is sure is refused.
 _VERSION_ID = re.compile(r"[\x21-\x7e]{32,64}")
@@ -164,23 +165,33 @@ class SecretsManagerAPI:
         self._pool: ThreadPoolExecutor | None = None
         self._made: Client | None = None
 
-    async def ask(self, call: Call, method: str, **request: object) -> Answer:
+    async def ask(
+        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
+    ) -> Answer:
         """Send one request and return the answer, of which nothing has been checked.
+
+        Args:
+            call: On whose behalf.
+            method: The client's.
+            request: The fields.
+            carried: The value to send. SECURITY: it is hidden up to the thread, so that no frame of an error shows it.
 
         Raises:
             ProviderError: See `refusal_of`.
         """
-        outcome = await self.attempt(call, method, **request)
+        outcome = await self.attempt(call, method, request, carried)
         if isinstance(outcome, Refusal):
             raise outcome.error
         return outcome
 
-    async def attempt(self, call: Call, method: str, **request: object) -> Answer | Refusal:
+    async def attempt(
+        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
+    ) -> Answer | Refusal:
         """Send one request and return the answer, or the refusal for the caller to judge."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
-            job = self._pool.submit(self._send, call, method, request)
+            job = self._pool.submit(self._send, call, method, request, carried)
         # A request that another one keeps from being sent is waited for as well: the deadline says for how long.
         waiting = asyncio.wrap_future(job)
         try:
@@ -201,11 +212,14 @@ class SecretsManagerAPI:
         if made is not None:
             made.close()
 
-    def _send(self, call: Call, method: str, request: Mapping[str, object]) -> Answer | Refusal:
+    def _send(
+        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
+    ) -> Answer | Refusal:
         """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
         try:
             client = self._client()
-            return cast("Answer", getattr(client, method)(**request))
+            value = {} if carried is None else _fields_of(carried)
+            return cast("Answer", getattr(client, method)(**request, **value))
         except Exception as error:  # noqa: BLE001 - under faults, strangers escape the SDK (UnicodeDecodeError, for one)
             return refusal_of(call, error)
 
@@ -214,6 +228,16 @@ class SecretsManagerAPI:
             if self._made is None:
                 self._made = make_client(self._address, self._timeout)
             return self._made
+
+
+def _fields_of(value: SecretBytes) -> dict[str, object]:
+    """Return the value as the field of a request: text where it is plain text, so that others read it as such."""
+    raw = value.reveal()
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return {"SecretBinary": raw}
+    return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
 
 
 async def _settle(job: Future[Answer | Refusal], waiting: asyncio.Future[Answer | Refusal]) -> None:

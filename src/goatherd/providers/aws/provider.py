@@ -63,7 +63,6 @@ CANDIDATE: Final = "goatherd-candidate"
 _CURRENT_STAGE: Final = "AWSCURRENT"
 _PREVIOUS_STAGE: Final = "AWSPREVIOUS"
 _OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
-_PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
 
@@ -159,10 +158,10 @@ class AWSSecretProvider(SecretProvider):
                 hint="Create it as current, then write the other label.",
             )
         token = version_id_for(call.request, value)
-        key = {} if self.address.kms_key_id is None else {"KmsKeyId": self.address.kms_key_id}
-        answer = await self._api.ask(
-            call, "create_secret", Name=call.secret_id, ClientRequestToken=token, **_carried(value), **key
-        )
+        request: dict[str, object] = {"Name": call.secret_id, "ClientRequestToken": token}
+        if self.address.kms_key_id is not None:
+            request["KmsKeyId"] = self.address.kms_key_id
+        answer = await self._api.ask(call, "create_secret", request, value)
         self._check_written(call, answer, token)
         stored = await self._read_back(call, token, value)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
@@ -191,14 +190,8 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._read_back(call, token, value)
             return SecretVersion(id=token, labels=_labels(stored.stages), created_ms=stored.created_ms)
         _compare(call, label, holder, expected)
-        answer = await self._api.ask(
-            call,
-            "put_secret_value",
-            SecretId=call.secret_id,
-            ClientRequestToken=token,
-            VersionStages=[CANDIDATE],
-            **_carried(value),
-        )
+        request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
+        answer = await self._api.ask(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
         # Nobody is led to a version that cannot be read yet, or not as it was written.
         stored = await self._read_back(call, token, value)
@@ -215,16 +208,9 @@ class AWSSecretProvider(SecretProvider):
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         found: dict[VersionId, SecretVersion] = {}
-        page: dict[str, object] = {}
+        request: dict[str, object] = {"SecretId": call.secret_id, "IncludeDeprecated": True, "MaxResults": _PAGE}
         for _ in range(_MOST_PAGES):
-            answer = await self._api.ask(
-                call,
-                "list_secret_version_ids",
-                SecretId=call.secret_id,
-                IncludeDeprecated=True,
-                MaxResults=_PAGE,
-                **page,
-            )
+            answer = await self._api.ask(call, "list_secret_version_ids", request)
             check_named(call, answer)
             listed = answer.get("Versions", [])
             if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
@@ -237,17 +223,17 @@ class AWSSecretProvider(SecretProvider):
                 )
                 found[version.id] = version
             following = answer.get("NextToken")
-            if following is None:
+            if following in (None, ""):
                 break
-            if not isinstance(following, str) or page.get("NextToken") == following:
+            if not isinstance(following, str) or request.get("NextToken") == following:
                 raise damaged(call, "its next page is this one again")
-            page = {"NextToken": following}
+            request["NextToken"] = following
         else:
             raise damaged(call, f"its list has more than {_MOST_PAGES} pages")
         if not found:
             await self._stages(call)  # says so if the secret is deleted
-        # Neither is the order of the list told, nor do ids have one.
-        return sorted(found.values(), key=lambda version: version.created_ms, reverse=True)
+        # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
+        return sorted(reversed(found.values()), key=lambda version: version.created_ms, reverse=True)
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
@@ -266,13 +252,8 @@ class AWSSecretProvider(SecretProvider):
                 hint="Move the label to another version first.",
             )
         for stage in sorted(stages):
-            answer = await self._api.ask(
-                call,
-                "update_secret_version_stage",
-                SecretId=call.secret_id,
-                VersionStage=stage,
-                RemoveFromVersionId=version,
-            )
+            request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
+            answer = await self._api.ask(call, "update_secret_version_stage", request)
             check_named(call, answer)
 
     async def _delete(self, call: Call) -> None:
@@ -284,8 +265,9 @@ class AWSSecretProvider(SecretProvider):
             if call.attempt == 1:
                 raise
             return
-        how = {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
-        check_named(call, await self._api.ask(call, "delete_secret", SecretId=call.secret_id, **how))
+        request: dict[str, object] = {"SecretId": call.secret_id}
+        request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
+        check_named(call, await self._api.ask(call, "delete_secret", request))
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -298,7 +280,7 @@ class AWSSecretProvider(SecretProvider):
 
     async def _get(self, call: Call, **at: str) -> Stored:
         """Read one version, and check it against its id where the id is of our making."""
-        stored = stored_of(call, await self._api.ask(call, "get_secret_value", SecretId=call.secret_id, **at))
+        stored = stored_of(call, await self._api.ask(call, "get_secret_value", {"SecretId": call.secret_id, **at}))
         ours = _OURS.fullmatch(stored.id)
         if ours is not None and ours[2] != _sum(ours[1], stored.value):
             raise damaged(call, f"its value is not the one that was written as version {stored.id}")
@@ -315,7 +297,7 @@ class AWSSecretProvider(SecretProvider):
         return stored
 
     async def _stages(self, call: Call) -> _Stages:
-        answer = await self._api.ask(call, "describe_secret", SecretId=call.secret_id)
+        answer = await self._api.ask(call, "describe_secret", {"SecretId": call.secret_id})
         check_named(call, answer)
         if answer.get("DeletedDate") is not None:
             raise deleted(call)
@@ -329,14 +311,10 @@ class AWSSecretProvider(SecretProvider):
         """Move a label, naming its holder: "If the label is attached and you either do not specify this parameter, or
         the version ID does not match, then the operation fails" (API reference, UpdateSecretVersionStage)."""
         stage = _stage(call, label)
-        outcome = await self._api.attempt(
-            call,
-            "update_secret_version_stage",
-            SecretId=call.secret_id,
-            VersionStage=stage,
-            MoveToVersionId=version,
-            **({} if expected is None else {"RemoveFromVersionId": expected}),
-        )
+        request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
+        if expected is not None:
+            request["RemoveFromVersionId"] = expected
+        outcome = await self._api.attempt(call, "update_secret_version_stage", request)
         if not isinstance(outcome, Refusal):
             check_named(call, outcome)
             return
@@ -369,16 +347,6 @@ def version_id_for(request: str, value: SecretBytes) -> VersionId:
 
 def _sum(name: str, value: SecretBytes) -> str:
     return hashlib.sha256(name.encode() + value.reveal()).hexdigest()[:8]
-
-
-def _carried(value: SecretBytes) -> dict[str, object]:
-    """Return the value as the field of a request: text where it is plain text, so that others read it as such."""
-    raw = value.reveal()
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return {"SecretBinary": raw}
-    return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
 
 
 def _stage(call: Call, label: Label) -> str:

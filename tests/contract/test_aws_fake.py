@@ -1,0 +1,49 @@
+"""AWS Secrets Manager through boto3 against the fake that follows the API reference: the contract, and our requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from goatherd.testing.contract import ProviderContract
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeSecretsManager]:
+    with FakeSecretsManager() as started:
+        yield started
+
+
+class TestAWSFake(ProviderContract):
+    settle = timedelta(0)
+    rounds = 30
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, fake: FakeSecretsManager) -> None:
+        self.fake = fake
+
+    def provider(self) -> SecretProvider:
+        return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url, recovery_days=0))
+
+
+class TestAWSFakeWithRecovery(ProviderContract):
+    settle = timedelta(0)
+    rounds = 3
+
+    @pytest.fixture(autouse=True)
+    def _fake(self, fake: FakeSecretsManager) -> None:
+        self.fake = fake
+
+    def provider(self) -> SecretProvider:
+        return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url))
