@@ -30,6 +30,7 @@ SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/to
 _RENEW_AT: Final = 2 / 3
 _POSTPONED: Final = 5.0
 _TOO_SHORT: Final = 2.0
+_QUOTED: Final = 200
 
 
 class Send(Protocol):
@@ -225,9 +226,11 @@ class Credentials:
         body = await asyncio.to_thread(method.body, self._environment)
         status, answer = await self._send("POST", f"auth/{method.mount}/login", token=None, body=body)
         if status in (400, 403, 404):
+            errors = answer.get("errors")
+            told = f"{errors[0]}"[:_QUOTED] if isinstance(errors, list) and errors else f"HTTP {status}"
             raise VaultProblem(
                 ProviderAccessDeniedError,
-                f"logging in at auth/{method.mount} was refused (HTTP {status})",
+                f"logging in at auth/{method.mount} was refused: {told}",
                 hint="Check the role, its secret id or service account, and that the method is enabled there.",
             )
         return self._lease_from(answer)

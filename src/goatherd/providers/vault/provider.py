@@ -240,6 +240,10 @@ class VaultSecretProvider(SecretProvider):
         if isinstance(found, Gone):
             raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
         if found is None:
+            newest = await client.read(call.secret_id)
+            if newest is not None and newest.version - number >= LEAST_VERSIONS:
+                # Pushed out by later ones: of writers, or of losers, who write a value but no list.
+                raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
             # Between a deletion's two steps, on a standby that lags, or after somebody's hand: not "no such secret".
             raise call.error(
                 UnavailableError,
@@ -293,17 +297,21 @@ class VaultSecretProvider(SecretProvider):
     async def _listing(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
         listed = (await self._existing(call, client)).ledger.newest_first()
         try:
-            states = (await client.metadata(call.secret_id)).states
+            known = await client.metadata(call.secret_id)
         except VaultProblem as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
             return listed  # a server may not see what was done by hand; reading such a version tells
-        return [
-            replace(version, state=states.get(int(version.id), VersionState.DESTROYED))
-            if version.state is VersionState.ENABLED
-            else version
-            for version in listed
-        ]
+        seen = []
+        for version in listed:
+            number = int(version.id)
+            state = known.states.get(number)
+            if state is None and known.current - number >= LEAST_VERSIONS:
+                continue  # pushed out by later ones
+            if version.state is VersionState.ENABLED and state is not VersionState.ENABLED:
+                version = replace(version, state=state or VersionState.DESTROYED)
+            seen.append(version)
+        return seen
 
     async def _destroying(self, call: Call, client: VaultClient, version: VersionId) -> None:
         asked = False

@@ -1,0 +1,110 @@
+"""Two rotators in two processes against one real server: one winner a round, none lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from goatherd.errors import ConflictError
+from goatherd.providers.base import VersionId
+from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
+from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+
+BAO = find_bao()
+pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
+
+SCRIPT = Path(__file__)
+SECRET = "goatdb/root"
+ROUNDS = 100
+
+
+def provider(url: str, token: str) -> VaultSecretProvider:
+    return VaultSecretProvider(VaultAddress(url=url, auth=TokenAuth(token=token), reads_active=True))
+
+
+async def race(url: str, token: str, name: str) -> None:
+    """One shot at each version that is called out, and what was won."""
+    async with provider(url, token) as rotator:
+        print("ready", flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            expected = line.strip()
+            try:
+                version = await rotator.write(SECRET, f"{name} after {expected}".encode(), expected=expected)
+            except ConflictError:
+                print(json.dumps(None), flush=True)
+            else:
+                print(json.dumps(version.id), flush=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BaoServer]:
+    assert BAO is not None
+    with BaoServer(BAO) as running:
+        yield running
+
+
+def start(server: BaoServer, token: str, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), server.url, token, name]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.slow
+def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: BaoServer):
+    token = server.token(policy("rotator", f"secret/{SECRET}"))
+
+    async def begin() -> str:
+        async with provider(server.url, token) as rotator:
+            return (await rotator.create(SECRET, b"start")).id
+
+    expected = asyncio.run(begin())
+    racers = {name: start(server, token, name) for name in ("ann", "bob")}
+    won: dict[str, str] = {}
+    wins = {"ann": 0, "bob": 0}
+    try:
+        assert [line_of(process) for process in racers.values()] == ["ready", "ready"]
+        for _ in range(ROUNDS):
+            for process in racers.values():
+                assert process.stdin is not None
+                process.stdin.write(f"{expected}\n")
+                process.stdin.flush()
+            said = {name: json.loads(line_of(process)) for name, process in racers.items()}
+            winners = [name for name, version in said.items() if version is not None]
+            assert len(winners) == 1, f"{len(winners)} winners after {expected}: {said}"
+            won[said[winners[0]]] = f"{winners[0]} after {expected}"
+            wins[winners[0]] += 1
+            expected = said[winners[0]]
+    finally:
+        for process in racers.values():
+            _, errors = process.communicate(timeout=30)
+            assert process.returncode == 0, errors
+    assert sum(wins.values()) == ROUNDS
+
+    async def end() -> None:
+        async with provider(server.url, ROOT_TOKEN) as reader:
+            found = await reader.read(SECRET)
+            assert (found.version.id, found.value.reveal().decode()) == (expected, won[expected])
+            listed = await reader.versions(SECRET)
+            kept = [version.id for version in listed]
+            assert kept == sorted(won, key=int, reverse=True)[: len(kept)], "only what won is listed"
+            assert len(kept) > reader.guarantees.history >= 24
+            for version in kept:
+                value = await reader.read(SECRET, VersionId(version))
+                assert value.value.reveal().decode() == won[version]
+
+    asyncio.run(end())
+
+
+if __name__ == "__main__":
+    asyncio.run(race(*sys.argv[1:]))
