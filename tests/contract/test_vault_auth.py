@@ -197,7 +197,8 @@ class TokenReview(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         good = body["spec"]["token"] == JWT
         user = {"username": "system:serviceaccount:herd:goat", "uid": "u1", "groups": ["system:serviceaccounts"]}
-        answer = {**body, "status": {"authenticated": good, "user": user} if good else {"authenticated": False}}
+        status = {"authenticated": True, "user": user, "audiences": body["spec"]["audiences"]}
+        answer = {**body, "status": status if good else {"authenticated": False}}
         self.send_response(201)
         self.send_header("content-type", "application/json")
         self.end_headers()
