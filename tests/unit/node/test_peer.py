@@ -202,7 +202,7 @@ class Here:
     """The database that a `Peer` keeps in step."""
 
     def __init__(self, *paths: str) -> None:
-        self.shelves = {path: Shelf() for path in ("/sys/sessions", "/sys/users", *paths)}
+        self.shelves = {path: Shelf() for path in (*paths, "/sys/users", "/sys/sessions")}
         self.current = root("current")
 
     def signer(self) -> OwnedSession:
@@ -334,14 +334,16 @@ async def test_a_refused_commit_is_offered_for_ever_and_less_and_less_often() ->
 
 async def test_refused_commits_do_not_stand_in_the_way_of_new_ones() -> None:
     link = Link(PATH)
-    refused = fake_commits(3 * MAX_COMMITS)
+    refused = fake_commits(10 * MAX_COMMITS)
     link.here.shelves[PATH].put(*refused)
     link.there.refuses = {commit["id"] for commit in refused}
     await link.let_pass(20)
     (news,) = fake_commits(1)
     link.here.shelves[PATH].put(news)
     link.peer.poke(PATH)
+    before = len(link.there.batches)
     await link.until(lambda: link.there.shelves[PATH].ids == [news["id"]], seconds=1)
+    assert len(link.there.batches) == before + 1
 
 
 async def test_requests_stay_small_enough_for_a_slow_server() -> None:

@@ -497,6 +497,37 @@ async def test_stopping_answers_what_runs_before_it_closes(
     assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
 
 
+async def test_a_request_whose_body_is_still_coming_is_answered_before_the_server_closes(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
+    await server.__aenter__()
+    rest = asyncio.Event()
+    commit = signed_commit(signer)
+    parts = [batch("/data/x", commit)[:50], batch("/data/x", commit)[50:]]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        if len(parts) == 1:
+            await rest.wait()
+        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    signature = (b"x-goat-sig", header(signer)["x-goat-sig"].encode())
+    scope = {"type": "http", "method": "POST", "path": "/batch-sync", "scheme": "http", "headers": [signature]}
+    request = asyncio.create_task(server.app(scope, receive, send))
+    while len(parts) > 1:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(server.__aexit__(None, None, None))
+    await asyncio.sleep(0.02)
+    rest.set()
+    await asyncio.gather(request, closing)
+    assert sent[0]["status"] == 200
+    assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
