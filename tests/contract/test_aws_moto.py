@@ -12,7 +12,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract
 from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
-from goatherd.testing.provider_checks import ContractViolationError
+from goatherd.testing.subject import ContractViolationError
 
 REGION = "eu-west-1"
 

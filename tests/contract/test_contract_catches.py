@@ -178,9 +178,11 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
     assert report.passed
     assert skipped == {
         "a_store_that_only_deprecates_keeps_what_is_labelled": "memory declares deprecates=False",
+        "a_store_that_only_disables_does_not_read_what_is_off": "memory declares disables=False",
         "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing": "memory declares recoverable=False",
         "a_destroyed_version_is_gone_for_good": "memory declares destroys=False",
         "a_labelled_version_cannot_be_destroyed": "memory declares destroys=False",
         "of_two_writers_exactly_one_wins": "memory declares cas=False",
+        "of_two_writers_at_most_one_believes_that_it_won": "memory declares best_effort_cas=False",
         "of_many_label_movers_exactly_one_wins": "memory declares cas=False",
     }

@@ -39,6 +39,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.secret_bytes import SecretBytes as SecretBytes
+from goatherd.providers.watchable import WatchableSecretProvider as WatchableSecretProvider
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_SECRET_ID_CHARS: Final = 512
@@ -123,25 +124,31 @@ class Guarantees:
     Attributes:
         cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
             page says what can happen instead.
+        best_effort_cas: Where `cas` is False, whether it still holds while the store is well (the page says what that
+            means): then at most one believes that it won, and all readers agree.
         read_consistency: See `ReadConsistency`.
         max_value_bytes: Longer values are refused before the store is asked.
         history: How many unlabelled versions the store keeps at least; None when it keeps all until destroyed.
         destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
         deprecates: Where it does not, whether it takes off what keeps the version, so that the store removes it in
             its own time. Until then, the value can be read by the version's id.
+        disables: Where it does neither, whether it switches the version off: unreadable, until somebody who may change
+            the secret switches it on again with the store's own tool.
         recoverable: Whether a deleted secret can be brought back, and keeps its name, for a while.
         first_is_current: Whether the first version becomes the current one whatever label it is created with; then
             no other label is taken there.
         durable: Whether a value survives the end of the process that wrote it.
-        push: Whether the store can tell of a change by itself.
+        push: Whether the store can tell of a change by itself: then it is a `WatchableSecretProvider`.
     """
 
     cas: bool
+    best_effort_cas: bool = False
     read_consistency: ReadConsistency
     max_value_bytes: int = MAX_VALUE_BYTES
     history: int | None = None
     destroys: bool = True
     deprecates: bool = False
+    disables: bool = False
     recoverable: bool = False
     first_is_current: bool = False
     durable: bool = True
@@ -323,12 +330,15 @@ class SecretProvider(ABC):
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
         return await self._run(call, lambda now: self._create(now, hidden, checked))
 
-    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
+    async def read(
+        self, secret_id: str, at: Label | VersionId = CURRENT, *, attempts: int | None = None
+    ) -> SecretValue:
         """Return the version that a label points at, or the one with an id, with its value.
 
         Args:
             secret_id: The secret.
             at: ``Label("current")`` or ``VersionId("7")``. Plain text is refused: it could mean either.
+            attempts: The most for this call, where its caller will come again anyhow; never more than `retry` allows.
 
         Raises:
             SecretNotFoundError: No such secret or version, or nobody holds the label.
@@ -339,7 +349,7 @@ class SecretProvider(ABC):
             raise TypeError("at must be a Label or a VersionId")
         call = self._start("read", secret_id)
         place = self._check_label(call, at) if isinstance(at, Label) else at
-        found = await self._run(call, lambda now: self._read(now, place))
+        found = await self._run(call, lambda now: self._read(now, place), attempts)
         if found.value.size > self.guarantees.max_value_bytes:
             raise call.error(SecretTooLargeError, f"version {found.version.id} is {found.value.size} bytes long")
         return found
@@ -401,16 +411,17 @@ class SecretProvider(ABC):
     async def destroy(self, secret_id: str, version: str) -> None:
         """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
 
-        A store that cannot, but removes in its own time what nothing points at, is left to do so: look at
-        `Guarantees.destroys` before telling anybody that the value is gone.
+        A store that cannot, but removes in its own time what nothing points at, is left to do so; one that can only
+        switch a version off does that. Look at `Guarantees.destroys` before telling anybody that the value is gone.
 
         Raises:
             ConflictError: A label points at it: move that first. Nothing was changed.
             SecretNotFoundError: No such secret or version.
-            ProviderConfigurationError: The store does neither (`Guarantees.destroys`, `Guarantees.deprecates`).
+            ProviderConfigurationError: The store does none of it (`Guarantees.destroys`, ``deprecates``, ``disables``).
         """
         call = self._start("destroy", secret_id)
-        if not (self.guarantees.destroys or self.guarantees.deprecates):
+        promised = self.guarantees
+        if not (promised.destroys or promised.deprecates or promised.disables):
             raise call.error(ProviderConfigurationError, "this store cannot destroy a single version")
         target = _version_id(version)
         await self._run(call, lambda now: self._destroy(now, target))
@@ -517,8 +528,11 @@ class SecretProvider(ABC):
             raise call.error(ProviderConfigurationError, "an empty value is no secret: some stores refuse it")
         return hidden
 
-    async def _run(self, call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
+    async def _run(
+        self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
+    ) -> Result:
         """Run one attempt after another until one succeeds, the policy ends, or the deadline passes."""
+        most = min(attempts or self.retry.attempts, self.retry.attempts)
         scope = asyncio.timeout(self.timeout.total_seconds())
         last: ProviderError | None = None
         try:
@@ -528,7 +542,7 @@ class SecretProvider(ABC):
                         return await _guarded(call, action)
                     except (ThrottledError, UnavailableError) as error:
                         last = error
-                        if not error.retryable or call.attempt >= self.retry.attempts:
+                        if not error.retryable or call.attempt >= most:
                             raise
                         pause = self.retry.delay(call.attempt)
                         if isinstance(error, ThrottledError) and error.retry_after is not None:

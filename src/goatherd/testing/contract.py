@@ -17,7 +17,8 @@ from datetime import timedelta
 from goatherd._plugins import open_provider
 from goatherd.errors import GoatherdError
 from goatherd.providers.base import SecretProvider
-from goatherd.testing.provider_checks import CHECKS, Check, Factory, SkippedError, Subject
+from goatherd.testing.provider_checks import CHECKS
+from goatherd.testing.subject import Check, Factory, SkippedError, Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Final
 
 from goatherd.errors import (
     ConflictError,
@@ -36,91 +34,13 @@ from goatherd.providers.base import (
     Label,
     ReadConsistency,
     SecretBytes,
-    SecretProvider,
     SecretVersion,
     VersionId,
     VersionState,
 )
-
-Result = TypeVar("Result")
-Factory = Callable[[], SecretProvider]
+from goatherd.testing.subject import Check, Subject, must, needs, refused
 
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
-
-
-class ContractViolationError(AssertionError):
-    """The provider does not do what every provider must."""
-
-
-class SkippedError(Exception):
-    """The provider declares that it does not promise this."""
-
-
-@dataclass(slots=True)
-class Subject:
-    """A provider under test, and what a check needs besides.
-
-    Attributes:
-        factory: Makes a provider that is not entered yet; each call one more client of the same store.
-        provider: One that is entered.
-        prefix: What the names of the secrets made here begin with.
-        rounds: How often a race is run.
-        settle: How long a store without strong reads may take to show a write.
-        made: The names given out, to be removed at the end.
-    """
-
-    factory: Factory
-    provider: SecretProvider
-    prefix: str
-    rounds: int
-    settle: timedelta
-    made: list[str] = field(default_factory=list)
-
-    def new_id(self) -> str:
-        """Return the name of a secret that does not exist."""
-        name = f"{self.prefix}{secrets.token_hex(6)}"
-        self.made.append(name)
-        return name
-
-    async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
-        """Return the value at a label once it leads to `version`: at once where reads are strong."""
-        patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
-        end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
-        while True:
-            found = await self.provider.read(secret_id, at)
-            if found.version.id == version or time.monotonic() >= end:
-                must(found.version.id == version, f"{at!r} leads to {found.version.id!r} after {version!r} was written")
-                must(at in found.version.labels, f"a version read by {at!r} does not list that label")
-                return found.value.reveal()
-            await asyncio.sleep(0.2)
-
-    async def picture(self, secret_id: str) -> dict[str, str]:
-        """Return which version holds which label."""
-        return {label: v.id for v in await self.provider.versions(secret_id) for label in v.labels}
-
-
-Check = Callable[[Subject], Awaitable[None]]
-
-
-def must(condition: bool, text: str) -> None:
-    """Raise `ContractViolationError` with `text` unless `condition` holds."""
-    if not condition:
-        raise ContractViolationError(text)
-
-
-async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[object]) -> ProviderError:
-    """Await something that must fail with exactly this error, well formed; return it."""
-    try:
-        await doing
-    except ProviderError as error:
-        must(type(error) is kind, f"{kind.__name__} was due, {type(error).__name__} came: {error}")
-        must(error.provider == subject.provider.scheme, f"the error does not name the provider: {error}")
-        must(repr(error.secret_id) in str(error), f"the error does not name the secret: {error}")
-        must(hasattr(SecretProvider, error.operation), f"the error names no operation of a provider: {error}")
-        return error
-    except Exception as error:
-        raise ContractViolationError(f"{kind.__name__} was due, {type(error).__name__} came") from error
-    raise ContractViolationError(f"{kind.__name__} was due, nothing was raised")
 
 
 async def a_new_secret_reads_back(it: Subject) -> None:
@@ -138,7 +58,7 @@ async def a_new_secret_reads_back(it: Subject) -> None:
 
 async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
     """Nobody holds the other labels then."""
-    _needs(it, not it.provider.guarantees.first_is_current, "declares first_is_current=True")
+    needs(it, not it.provider.guarantees.first_is_current, "declares first_is_current=True")
     name = it.new_id()
     made = await it.provider.create(name, b"first", "candidate")
     await it.seen(name, made.id, Label("candidate"))
@@ -293,7 +213,7 @@ async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
 
 async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
     """Its value can't be read, and it can't be labelled; the others are untouched."""
-    _needs(it, it.provider.guarantees.destroys, "declares destroys=False")
+    needs(it, it.provider.guarantees.destroys, "declares destroys=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -312,7 +232,7 @@ async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
 
 async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
     """Whatever readers may be led to stays."""
-    _needs(it, it.provider.guarantees.destroys, "declares destroys=False")
+    needs(it, it.provider.guarantees.destroys, "declares destroys=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     await p.label(name, STABLE, first.id, expected=None)
@@ -325,7 +245,7 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
 async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
     """What is deprecated may go at any time; whatever readers may be led to stays."""
     promised = it.provider.guarantees
-    _needs(it, promised.deprecates and not promised.destroys, "declares deprecates=False")
+    needs(it, promised.deprecates and not promised.destroys, "declares deprecates=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -340,9 +260,32 @@ async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> No
     must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
 
 
+async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> None:
+    """Its value can't be read, and it can't be labelled; what readers may be led to stays on."""
+    promised = it.provider.guarantees
+    needs(it, promised.disables and not promised.destroys, "declares disables=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    second = await p.write(name, b"second", expected=first.id)
+    await p.label(name, STABLE, second.id, expected=None)
+    third = await p.write(name, b"third", expected=second.id)
+    for version in (second, third):
+        await refused(ConflictError, it, p.destroy(name, version.id))
+    await p.destroy(name, first.id)
+    await refused(VersionDisabledError, it, p.read(name, first.id))
+    await refused(VersionDisabledError, it, p.label(name, STABLE, first.id, expected=second.id))
+    await p.destroy(name, first.id)
+    states = {v.id: v.state for v in await p.versions(name)}
+    must(states[first.id] is VersionState.DISABLED, "it is not listed as disabled")
+    for text in NOT_VERSIONS:
+        await refused(SecretNotFoundError, it, p.destroy(name, text))
+    must(await it.seen(name, third.id) == b"third", "another version was harmed")
+    must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
+
+
 async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it: Subject) -> None:
     """It is an error of its own, or somebody would take its place for free."""
-    _needs(it, it.provider.guarantees.recoverable, "declares recoverable=False")
+    needs(it, it.provider.guarantees.recoverable, "declares recoverable=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.delete(name)
@@ -359,7 +302,7 @@ async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it:
 
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
     """With nothing left of the old one."""
-    _needs(it, not it.provider.guarantees.recoverable, "declares recoverable=True")
+    needs(it, not it.provider.guarantees.recoverable, "declares recoverable=True")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.write(name, b"older", expected=first.id)
@@ -374,7 +317,7 @@ async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
 
 async def of_two_writers_exactly_one_wins(it: Subject) -> None:
     """Round after round, from two clients; the loser is told, and the winner's value is what is read."""
-    _needs(it, it.provider.guarantees.cas, "declares cas=False")
+    needs(it, it.provider.guarantees.cas, "declares cas=False")
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -391,9 +334,34 @@ async def of_two_writers_exactly_one_wins(it: Subject) -> None:
             must(await it.seen(name, holder.id) == won, "the loser's value is read")
 
 
+async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
+    """What is left of it without compare-and-swap: maybe nobody wins, never two, and the readers agree with who did."""
+    promised = it.provider.guarantees
+    needs(it, promised.best_effort_cas and not promised.cas, "declares best_effort_cas=False")
+    name = it.new_id()
+    holder = await it.provider.create(name, b"start")
+    async with it.factory() as other:
+        for number in range(it.rounds):
+            done = await asyncio.gather(
+                it.provider.write(name, b"left %d" % number, expected=holder.id),
+                other.write(name, b"right %d" % number, expected=holder.id),
+                return_exceptions=True,
+            )
+            winners = [each for each in done if isinstance(each, SecretVersion)]
+            _only_conflicts(each for each in done if isinstance(each, BaseException))
+            must(len(winners) <= 1, "both writers believe that they won")
+            if winners:
+                won = (b"left %d", b"right %d")[done.index(winners[0])] % number
+                must(await it.seen(name, winners[0].id) == won, "the loser's value is read")
+            left, right = await it.provider.read(name), await other.read(name)
+            must(left == right, "two readers disagree")
+            holder = left.version
+
+
 async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
     """The same for labels."""
-    _needs(it, it.provider.guarantees.cas, "declares cas=False")
+    promised = it.provider.guarantees
+    needs(it, promised.cas or promised.best_effort_cas, "declares cas=False")
     name = it.new_id()
     versions = [await it.provider.create(name, b"0")]
     for number in range(1, 4):
@@ -407,6 +375,8 @@ async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
         )
         winners = [version for version, each in zip(movers, done, strict=True) if each is None]
         _only_conflicts(each for each in done if each is not None)
+        if promised.best_effort_cas and not winners:
+            continue
         must(len(winners) == 1, f"{len(winners)} movers won")
         expected = winners[0].id
         must((await it.picture(name))[STABLE] == expected, "the label is not where the winner put it")
@@ -553,9 +523,11 @@ CHECKS: Final[tuple[Check, ...]] = (
     a_destroyed_version_is_gone_for_good,
     a_labelled_version_cannot_be_destroyed,
     a_store_that_only_deprecates_keeps_what_is_labelled,
+    a_store_that_only_disables_does_not_read_what_is_off,
     a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing,
     a_deleted_secret_is_gone_and_can_be_made_again,
     of_two_writers_exactly_one_wins,
+    of_two_writers_at_most_one_believes_that_it_won,
     of_many_label_movers_exactly_one_wins,
     of_many_creators_exactly_one_wins,
     a_reader_sees_old_or_new_and_never_goes_back,
@@ -564,11 +536,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     a_lost_answer_is_not_a_lost_race,
     what_is_declared_is_true,
 )
-
-
-def _needs(it: Subject, condition: bool, reason: str) -> None:
-    if not condition:
-        raise SkippedError(f"{it.provider.scheme} {reason}")
 
 
 def _winner(done: Iterable[SecretVersion | BaseException]) -> SecretVersion:

@@ -1,0 +1,99 @@
+"""What a check of a provider works with: the provider under test, and the ways to say what must be.
+
+What it is: `Subject`, `must`, `refused` and `needs`, for `goatherd.testing.provider_checks`. What it is not: a check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from goatherd.errors import ProviderError
+from goatherd.providers.base import CURRENT, Label, ReadConsistency, SecretProvider
+
+Factory = Callable[[], SecretProvider]
+
+
+class ContractViolationError(AssertionError):
+    """The provider does not do what every provider must."""
+
+
+class SkippedError(Exception):
+    """The provider declares that it does not promise this."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A provider under test, and what a check needs besides.
+
+    Attributes:
+        factory: Makes a provider that is not entered yet; each call one more client of the same store.
+        provider: One that is entered.
+        prefix: What the names of the secrets made here begin with.
+        rounds: How often a race is run.
+        settle: How long a store without strong reads may take to show a write.
+        made: The names given out, to be removed at the end.
+    """
+
+    factory: Factory
+    provider: SecretProvider
+    prefix: str
+    rounds: int
+    settle: timedelta
+    made: list[str] = field(default_factory=list)
+
+    def new_id(self) -> str:
+        """Return the name of a secret that does not exist."""
+        name = f"{self.prefix}{secrets.token_hex(6)}"
+        self.made.append(name)
+        return name
+
+    async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
+        """Return the value at a label once it leads to `version`: at once where reads are strong."""
+        patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
+        end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
+        while True:
+            found = await self.provider.read(secret_id, at)
+            if found.version.id == version or time.monotonic() >= end:
+                must(found.version.id == version, f"{at!r} leads to {found.version.id!r} after {version!r} was written")
+                must(at in found.version.labels, f"a version read by {at!r} does not list that label")
+                return found.value.reveal()
+            await asyncio.sleep(0.2)
+
+    async def picture(self, secret_id: str) -> dict[str, str]:
+        """Return which version holds which label."""
+        return {label: v.id for v in await self.provider.versions(secret_id) for label in v.labels}
+
+
+Check = Callable[[Subject], Awaitable[None]]
+
+
+def must(condition: bool, text: str) -> None:
+    """Raise `ContractViolationError` with `text` unless `condition` holds."""
+    if not condition:
+        raise ContractViolationError(text)
+
+
+async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[object]) -> ProviderError:
+    """Await something that must fail with exactly this error, well formed; return it."""
+    try:
+        await doing
+    except ProviderError as error:
+        must(type(error) is kind, f"{kind.__name__} was due, {type(error).__name__} came: {error}")
+        must(error.provider == subject.provider.scheme, f"the error does not name the provider: {error}")
+        must(repr(error.secret_id) in str(error), f"the error does not name the secret: {error}")
+        must(hasattr(SecretProvider, error.operation), f"the error names no operation of a provider: {error}")
+        return error
+    except Exception as error:
+        raise ContractViolationError(f"{kind.__name__} was due, {type(error).__name__} came") from error
+    raise ContractViolationError(f"{kind.__name__} was due, nothing was raised")
+
+
+def needs(it: Subject, condition: bool, reason: str) -> None:
+    """Raise `SkippedError` unless the provider promises what the check is about; `reason` is what it declares."""
+    if not condition:
+        raise SkippedError(f"{it.provider.scheme} {reason}")
