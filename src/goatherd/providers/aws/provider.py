@@ -233,7 +233,9 @@ class AWSSecretProvider(SecretProvider):
         if not found:
             await self._stages(call)  # says so if the secret is deleted
         # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
-        return sorted(reversed(found.values()), key=lambda version: version.created_ms, reverse=True)
+        newest_first = list(found.values())[::-1]
+        newest_first.sort(key=lambda version: version.created_ms, reverse=True)
+        return newest_first
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
