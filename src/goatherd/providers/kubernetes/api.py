@@ -1,0 +1,467 @@
+"""A thin client of the Kubernetes API: Secrets, one at a time, as much as Goatherd needs.
+
+What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request again with a
+token read again once the server has refused one) and knows no versions or labels. Rules: an answer is believed only
+when it is the Secret that was asked for; a damaged one is `UnavailableError`, never an absence; an absence is a
+``Status`` of the API server's that names this Secret, never a bare 404 of something in between.
+
+Follows https://kubernetes.io/docs/reference/kubernetes-api/config-and-storage-resources/secret-v1/ and
+https://kubernetes.io/docs/reference/using-api/api-concepts/; the answers of a real kube-apiserver were looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
+
+import httpx2
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+from goatherd.providers.kubernetes.access import Access
+from goatherd.providers.kubernetes.problem import KubernetesProblem
+
+Result = TypeVar("Result")
+
+_LONGEST_ANSWER: Final = 8 << 20
+_PATIENCE: Final = 0.5
+_QUOTED: Final = 200
+_OVERDUE: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What a watch tells.
+
+    Attributes:
+        content: The Secret as it is now; None when it was deleted, or when only time has passed.
+        is_deleted: Whether it was deleted.
+        resource_version: From where to go on after a break.
+    """
+
+    content: Mapping[str, Any] | None = None
+    is_deleted: bool = False
+    resource_version: str
+
+    def __repr__(self) -> str:
+        return f"Event({self.resource_version})"
+
+
+class GoneError(Exception):
+    """The server does not remember the state from which a watch was to go on: begin with the present one."""
+
+
+class KubernetesClient:
+    """One API server, as one user. Open it with `open`, close it with `close`."""
+
+    def __init__(
+        self, access: Access, *, timeout: float, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        self._access = access
+        self._timeout = timeout
+        self._clock = clock
+        self._transport = transport
+        self._http: httpx2.AsyncClient | None = None
+
+    def open(self) -> None:
+        """Make the connection pool. Nothing is sent yet."""
+        self._http = httpx2.AsyncClient(
+            verify=True if self._access.verify is None else self._access.verify,
+            timeout=self._timeout,
+            follow_redirects=False,
+            transport=self._transport,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "goatherd"},
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
+
+    # --- Secrets ----------------------------------------------------------------------------------------------------
+
+    async def get(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Return a Secret; None when there is none.
+
+        Without a resourceVersion in the query, the answer is the most recent state, "consistent read":
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list.
+        """
+        status, answer = await self._call("GET", _path(namespace, name))
+        if status == 404:
+            self._must_be_missing(answer, namespace, name)
+            return None
+        return _secret(answer, namespace, name)
+
+    async def create(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Create a Secret; None when there is one already."""
+        status, answer = await self._settled(self._call("POST", _path(namespace), body=content))
+        if status == 404:
+            raise KubernetesProblem(
+                ProviderConfigurationError,
+                f"there is no namespace {namespace!r}",
+                hint=f"Make it: kubectl create namespace {namespace}",
+            )
+        if status == 409:
+            # The same status means two things; only the reason tells them apart.
+            if answer.get("reason") == "AlreadyExists":
+                return None
+            raise KubernetesProblem(UnavailableError, f"the server refuses to create it now: {_reason(answer)}")
+        return _secret(answer, namespace, name)
+
+    async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Replace a Secret if it still has the resourceVersion in `content`; None when it has not, or is gone."""
+        # SECURITY: without a resourceVersion the server replaces whatever is there
+        # (tests/contract/test_kubernetes_fake.py::test_every_replacement_names_the_state_that_it_replaces).
+        if not content["metadata"].get("resourceVersion"):
+            raise KubernetesProblem(UnavailableError, "the Secret came without a resourceVersion")
+        status, answer = await self._settled(self._call("PUT", _path(namespace, name), body=content))
+        if status in (404, 409):
+            return None
+        return _secret(answer, namespace, name)
+
+    async def delete(self, namespace: str, name: str, content: Mapping[str, Any]) -> bool:
+        """Delete a Secret if it is still in the state of `content`; False when it is not, or is gone."""
+        metadata = content["metadata"]
+        preconditions = {"uid": metadata.get("uid"), "resourceVersion": metadata["resourceVersion"]}
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
+        status, answer = await self._settled(self._call("DELETE", _path(namespace, name), body=body))
+        if status in (404, 409):
+            return False
+        # A Status of success, or the Secret where a finalizer keeps it for a while.
+        if answer.get("kind") not in ("Status", "Secret"):
+            raise _damaged("it is neither a Status nor a Secret")
+        return True
+
+    @asynccontextmanager
+    async def watch(
+        self, namespace: str, name: str, resource_version: str | None, seconds: int
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Watch one Secret for some time, from a state that was seen, or from the present one, which is told first.
+
+        Args:
+            namespace: Where.
+            name: Of the Secret.
+            resource_version: The state to go on from; None for "get state and start at most recent".
+            seconds: After which the server shall end it.
+
+        Raises:
+            GoneError: The server does not remember that state.
+            KubernetesProblem: As for any request.
+
+        The field selector is what lets RBAC check the name:
+        https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources.
+        """
+        params = {
+            "watch": "true",
+            "fieldSelector": f"metadata.name={name}",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
+        if resource_version is not None:
+            params["resourceVersion"] = resource_version
+        path = _path(namespace)
+        for again in (False, True):
+            async with self._stream("GET", path, params=params, again=again, read=seconds + _OVERDUE) as response:
+                if response.status_code == 200:
+                    yield self._events(response, namespace, name)
+                    return
+                raw = await self._read(response)
+            if response.status_code == 410:
+                raise GoneError
+            if response.status_code != 401 or again:
+                self._judged("watch", path, response, raw)
+                raise _damaged(f"HTTP {response.status_code} to a watch")
+
+    async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[Event]:
+        line = bytearray()
+        failure: KubernetesProblem | None = None
+        try:
+            async for chunk in response.aiter_bytes():
+                line += chunk
+                while (end := line.find(b"\n")) >= 0:
+                    whole = bytes(line[:end])
+                    del line[: end + 1]
+                    event = _event(whole, namespace, name)
+                    if event is not None:
+                        yield event
+                if len(line) > _LONGEST_ANSWER:
+                    raise _damaged("an event is too long")
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+            failure = self._unanswered(error)
+        if failure is not None:
+            raise failure
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def _settled(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do `work`; when cancelled, give a request that is on its way a moment to be answered.
+
+        Otherwise it could still take effect after the caller has gone on.
+        """
+        running = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            try:
+                await asyncio.wait({running}, timeout=_PATIENCE)
+            finally:
+                running.add_done_callback(_retrieve)
+                running.cancel()
+            raise
+
+    async def _call(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None
+    ) -> tuple[int, Mapping[str, Any]]:
+        """Send a request; return its status (200 to 202, 404 or 409) and the JSON object in the answer."""
+        content = None if body is None else json.dumps(body).encode()
+        for again in (False, True):
+            async with self._stream(method, path, content=content, again=again) as response:
+                raw = await self._read(response)
+            if response.status_code != 401 or self._access.token_file is None:
+                break
+        return self._judged(method, path, response, raw)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        again: bool,
+        read: float | None = None,
+    ) -> AsyncIterator[httpx2.Response]:
+        http = self._http
+        if http is None:
+            raise KubernetesProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+        token = await asyncio.to_thread(self._access.token, self._clock, again=again)
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        name = self._access.tls_server_name
+        request = http.build_request(
+            method,
+            f"{self._access.server}{path}",
+            params=params,
+            content=content,
+            headers=headers,
+            timeout=httpx2.Timeout(self._timeout, read=read or self._timeout),
+            extensions={} if name is None else {"sni_hostname": name},
+        )
+        problem: KubernetesProblem | None = None
+        try:
+            response = await http.send(request, stream=True)
+        # SECURITY: not `from error`: the exception carries the request, and that the token and the values
+        # (tests/contract/test_kubernetes_faults.py::test_no_error_leads_to_the_token_or_the_value).
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
+            problem = self._unanswered(error)
+        if problem is not None:
+            raise problem
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        raw = bytearray()
+        problem: KubernetesProblem | None = None
+        try:
+            async for chunk in response.aiter_bytes():
+                raw += chunk
+                if len(raw) > _LONGEST_ANSWER:
+                    raise _damaged("it is too long")
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+            problem = self._unanswered(error)
+        if problem is not None:
+            raise problem
+        return bytes(raw)
+
+    def _unanswered(self, error: Exception) -> KubernetesProblem:
+        where = self._access.server
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return KubernetesProblem(
+                    ProviderConfigurationError,
+                    f"the certificate of {where} is not to be trusted: {cause.verify_message}",
+                    hint=f"Check certificate-authority-data in the {self._access.source}.",
+                )
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            return KubernetesProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return KubernetesProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+
+    def _judged(self, method: str, path: str, response: httpx2.Response, raw: bytes) -> tuple[int, Mapping[str, Any]]:
+        what, code = f"{method} {path}", response.status_code
+        answer = _parsed(raw)
+        if code == 429:
+            # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
+            raise KubernetesProblem(
+                ThrottledError,
+                f"the server asks for patience: {what}",
+                retry_after=_seconds(response.headers.get("retry-after"), answer, self._clock.now_ms()),
+            )
+        if code == 413 or (code >= 500 and b"request is too large" in raw):
+            raise KubernetesProblem(SecretTooLargeError, f"the server does not take an object of this size: {what}")
+        if code >= 500 or code == 408:
+            raise KubernetesProblem(
+                UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}"
+            )
+        if code in (401, 403):
+            raise self._denied(what, code, answer or {})
+        if code == 422:
+            raise _invalid(answer or {})
+        if code in (400, 405, 406, 415):
+            # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
+            # (tests/contract/test_kubernetes_fake.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
+            raise KubernetesProblem(
+                ProviderConfigurationError,
+                f"the server does not understand {what}: HTTP {code}{_reason(answer or {}, ', ')}",
+            )
+        if answer is None or code not in (200, 201, 202, 404, 409):
+            raise _damaged(f"HTTP {code} without the JSON that an API server sends")
+        if code in (404, 409) and (answer.get("kind") != "Status" or answer.get("status") != "Failure"):
+            raise _damaged(f"HTTP {code} without a Status: something else answers in the API server's place")
+        return code, answer
+
+    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> KubernetesProblem:
+        if code == 401:
+            return KubernetesProblem(
+                ProviderAccessDeniedError,
+                f"the server does not know who asks ({self._access.source}): {what}",
+                hint="The token or the client certificate is missing, expired or for another cluster.",
+            )
+        # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
+        told = str(answer.get("message") or "")[:_QUOTED]
+        if "exceeded quota" in told or "is being terminated" in told:
+            return KubernetesProblem(ProviderConfigurationError, told)
+        return KubernetesProblem(
+            ProviderAccessDeniedError,
+            f"the server refuses {what}{': ' if told else ''}{told}",
+            hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints it.",
+        )
+
+    def _must_be_missing(self, answer: Mapping[str, Any], namespace: str, name: str) -> None:
+        details = answer.get("details")
+        told = (details.get("kind"), details.get("name")) if isinstance(details, Mapping) else None
+        if answer.get("reason") != "NotFound" or told not in (("secrets", name), ("namespaces", namespace)):
+            raise _damaged("HTTP 404 that does not say that this Secret is missing")
+
+
+def _path(namespace: str, name: str | None = None) -> str:
+    collection = f"/api/v1/namespaces/{namespace}/secrets"
+    return collection if name is None else f"{collection}/{name}"
+
+
+def _secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
+    """Return the answer if it is the Secret that was asked for."""
+    metadata = answer.get("metadata")
+    if answer.get("kind") != "Secret" or not isinstance(metadata, Mapping):
+        raise _damaged("it is no Secret")
+    if (metadata.get("namespace"), metadata.get("name")) != (namespace, name):
+        raise _damaged("it is another Secret than the one asked for")
+    if not isinstance(metadata.get("resourceVersion"), str) or not metadata["resourceVersion"]:
+        raise _damaged("it has no resourceVersion")
+    return dict(answer)
+
+
+def _event(line: bytes, namespace: str, name: str) -> Event | None:
+    """Return what one line of a watch says; None where it says nothing of this Secret.
+
+    https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
+    """
+    parsed = _parsed(line)
+    content = None if parsed is None else parsed.get("object")
+    if parsed is None or not isinstance(content, Mapping):
+        raise _damaged("a line of a watch is no event")
+    kind = parsed.get("type")
+    if kind == "ERROR":
+        if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
+            raise GoneError
+        raise KubernetesProblem(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
+    metadata = content.get("metadata")
+    version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
+    if not isinstance(version, str) or not version:
+        raise _damaged("an event of a watch has no resourceVersion")
+    if kind == "BOOKMARK":
+        return Event(resource_version=version)
+    if not isinstance(metadata, Mapping) or metadata.get("name") != name:
+        return None
+    if kind == "DELETED":
+        return Event(is_deleted=True, resource_version=version)
+    if kind in ("ADDED", "MODIFIED"):
+        return Event(content=_secret(content, namespace, name), resource_version=version)
+    raise _damaged("a watch tells of something unknown")
+
+
+def _parsed(raw: bytes) -> Mapping[str, Any] | None:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _reason(answer: Mapping[str, Any], before: str = "") -> str:
+    """Return the machine-readable reason of a Status, one word, which cannot quote anything."""
+    reason = answer.get("reason")
+    return f"{before}{reason[:60]}" if isinstance(reason, str) and reason.isalnum() else ""
+
+
+def _invalid(answer: Mapping[str, Any]) -> KubernetesProblem:
+    """Return what a 422 means. Its message is not shown: it may quote what was sent."""
+    details = answer.get("details")
+    causes = details.get("causes") if isinstance(details, Mapping) else None
+    found = [cause for cause in causes or () if isinstance(cause, Mapping)]
+    if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
+        return KubernetesProblem(SecretTooLargeError, "the Secret would be longer than the server takes")
+    told = str(answer.get("message") or "")
+    if "field is immutable when `immutable` is set" in told:
+        return KubernetesProblem(
+            ProviderConfigurationError,
+            "the Secret is immutable",
+            hint="Nothing can change it any more: delete it and create it again, without `immutable`.",
+        )
+    fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
+    return KubernetesProblem(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
+
+
+def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
+    """Return the hint of a 429: a number of seconds, a date, or a member of the Status."""
+    if header is not None:
+        if header.strip().isdecimal():
+            return float(header)
+        try:
+            until = parsedate_to_datetime(header)
+        except (TypeError, ValueError):
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        return max(0.0, (until - datetime.fromtimestamp(now_ms / 1000, UTC)).total_seconds())
+    details = (answer or {}).get("details")
+    seconds = details.get("retryAfterSeconds") if isinstance(details, Mapping) else None
+    return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
+
+
+def _retrieve(running: asyncio.Future[Any]) -> None:
+    """Take note of the outcome, so that asyncio does not complain that nobody did."""
+    if not running.cancelled():
+        running.exception()
+
+
+def _damaged(why: str) -> KubernetesProblem:
+    return KubernetesProblem(UnavailableError, f"the server's answer is damaged: {why}")

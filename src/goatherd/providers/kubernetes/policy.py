@@ -1,0 +1,79 @@
+"""The Roles under which Goatherd works with Kubernetes, and nothing more.
+
+Pure: a role and a secret in, YAML out. The tests of the provider run under exactly this text.
+
+Follows https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources: ``create`` cannot be
+restricted by name, because the name is not known yet when the request is authorized; ``watch`` can, with a field
+selector for the name.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.kubernetes.address import address_from_uri, split_secret_id
+
+Role = Literal["server", "rotator", "admin"]
+
+_PURPOSE: Final = {
+    "server": "reads the identity and is told of changes, and can change nothing",
+    "rotator": "rotates the identity and destroys old versions; neither creates nor deletes the Secret",
+    "admin": "the rotator's, and creating and deleting the Secret",
+}
+_VERBS: Final = {
+    "server": ("get", "watch"),
+    "rotator": ("get", "watch", "update"),
+    "admin": ("get", "watch", "update", "delete"),
+}
+
+
+def policy(role: str, uri: str) -> str:
+    """Return the Role that a role needs for one secret, and its RoleBinding, as YAML for ``kubectl apply -f -``.
+
+    The binding names a service account ``goatherd-server`` (or rotator, admin) of the Secret's namespace.
+
+    Args:
+        role: ``server``, ``rotator`` or ``admin``.
+        uri: The address, ``k8s://goatdb/root``, or only ``goatdb/root``.
+
+    Raises:
+        ConfigurationError: The role is unknown, or no Role can be written for the address.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    # SECURITY: what is pasted into YAML is two names of a-z, 0-9, '-' and '.' and cannot grant more
+    # (tests/unit/providers/test_kubernetes_policy.py::test_a_name_that_would_change_the_policy_is_refused).
+    _, secret_id = address_from_uri(uri if "://" in uri else f"k8s://{uri}")
+    if ORG_FIELD in secret_id:
+        raise ConfigurationError(
+            f"a Role names each Secret, and {secret_id} stands for many",
+            hint="Print one for each organization, with its id in the address.",
+        )
+    namespace, name = split_secret_id(secret_id)
+    title = f"goatherd-{role}-{name}"
+    rules = [_rule(_VERBS[role], name)]
+    warning = ""
+    if role == "admin":
+        rules.append(_rule(("create",), None))
+        warning = (
+            "# Kubernetes cannot restrict `create` to a name, and who may create any Secret in a namespace can obtain\n"
+            "# the token of each of its service accounts: give this to a person for the time of `goatherd init`,\n"
+            "# not to a workload.\n"
+        )
+    return (
+        f"# Goatherd {role}: {_PURPOSE[role]}.\n{warning}"
+        f"apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata:\n"
+        f'  namespace: "{namespace}"\n  name: "{title}"\nrules:\n' + "".join(rules) + "---\n"
+        f"apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata:\n"
+        f'  namespace: "{namespace}"\n  name: "{title}"\nroleRef:\n'
+        f'  apiGroup: rbac.authorization.k8s.io\n  kind: Role\n  name: "{title}"\nsubjects:\n'
+        f'  - kind: ServiceAccount\n    namespace: "{namespace}"\n    name: goatherd-{role}\n'
+    )
+
+
+def _rule(verbs: tuple[str, ...], name: str | None) -> str:
+    names = "" if name is None else f'    resourceNames: ["{name}"]\n'
+    quoted = ", ".join(f'"{verb}"' for verb in verbs)
+    return f'  - apiGroups: [""]\n    resources: ["secrets"]\n{names}    verbs: [{quoted}]\n'

@@ -1,0 +1,353 @@
+"""Secrets in a Kubernetes Secret: one object holds every version and the labels.
+
+What it is: the algebra over one object. What it is not: HTTP (`api`), credentials (`access`), or the object's content
+(`record`). Rules:
+
+- Every change is one PUT of the whole object that names the resourceVersion that was read, so payload and pointer
+  change together or not at all. Whoever loses reads again and decides again.
+- An object that is not ours, or that is damaged, is never changed, and never taken for an absent one.
+- Nothing that a label points at is ever dropped to make room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final, Self, TypeVar
+
+import httpx2
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderConfigurationError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    UnavailableError,
+)
+from goatherd.providers.base import (
+    MAX_VALUE_BYTES,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+)
+from goatherd.providers.kubernetes.access import load_access
+from goatherd.providers.kubernetes.address import (
+    KubernetesAddress,
+    address_from_options,
+    address_from_uri,
+    split_secret_id,
+)
+from goatherd.providers.kubernetes.api import GoneError, KubernetesClient
+from goatherd.providers.kubernetes.problem import KubernetesProblem
+from goatherd.providers.kubernetes.record import (
+    HISTORY,
+    DamagedRecordError,
+    ForeignRecordError,
+    NoRoomError,
+    Record,
+    changed,
+    decode,
+    entry_for,
+    new_object,
+)
+from goatherd.providers.ledger import Ledger
+
+Result = TypeVar("Result")
+
+_LONGEST_PAUSE: Final = 0.05
+_WATCH_SECONDS: Final = (240, 300)
+_RANDOM = secrets.SystemRandom()
+
+
+class KubernetesSecretProvider(SecretProvider):
+    """Keep secrets in Kubernetes Secrets.
+
+    Address: ``k8s://namespace/name``: one Secret of type Opaque holds all versions of a secret. Options in the query:
+        ``kubeconfig`` (a file) and ``context`` (one of its contexts). ``{org}`` may stand in the name or the namespace.
+    Credentials: the file in `KUBECONFIG`; a pod's service account, whose token is read again every minute; or
+        ``~/.kube/config``, with a token, a token file or a client certificate. No exec plugins.
+    Permissions: ``goatherd policy k8s --role server`` (or rotator, admin) prints a Role.
+    Guarantees: compare-and-swap, strong reads, and changes are told by a watch. A Secret takes 1 MiB: the oldest
+        unlabelled versions make room for new ones, and at least eight are kept.
+    """
+
+    scheme = "k8s"
+
+    def __init__(
+        self,
+        address: KubernetesAddress | None = None,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        environment: Mapping[str, str] | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.address = address or KubernetesAddress()
+        self._environment = environment
+        self._transport = transport
+        self._client: KubernetesClient | None = None
+        self._seen: dict[str, str] = {}
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        address, secret_id = address_from_uri(uri)
+        return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from ``{"provider": "k8s", "secretId": "goatdb/root"}``.
+
+        ``namespace`` may stand apart; ``kubeconfig`` and ``context`` are as in the address. A region means nothing.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        """
+        address, secret_id = address_from_options(config)
+        return cls(address), secret_id
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return Guarantees(
+            cas=True,
+            read_consistency=ReadConsistency.STRONG,
+            max_value_bytes=MAX_VALUE_BYTES,
+            history=HISTORY,
+            push=True,
+        )
+
+    def check_secret_id(self, secret_id: str) -> None:
+        super().check_secret_id(secret_id)
+        split_secret_id(secret_id)
+
+    async def watch(self, secret_id: str) -> AsyncIterator[None]:
+        """Yield once when the watch stands, then each time that the Secret may have changed.
+
+        The API server ends a watch after some minutes. One that is begun again goes on where the last one was, as long
+        as the server remembers that; where the Secret exists, one that begins afresh gives a second hint at once.
+
+        Raises:
+            ProviderAccessDeniedError: The role has no ``watch``.
+            ProviderError: It cannot stand, or broke.
+        """
+        call = self._start("watch", secret_id)
+        namespace, name = split_secret_id(secret_id)
+        client = self._opened(call)
+        seconds = _RANDOM.randint(*_WATCH_SECONDS)
+        problem: KubernetesProblem | None = None
+        try:
+            for _ in range(2):
+                try:
+                    async with client.watch(namespace, name, self._seen.get(secret_id), seconds) as events:
+                        yield
+                        async for event in events:
+                            self._seen[secret_id] = event.resource_version
+                            if event.content is not None or event.is_deleted:
+                                yield
+                    return
+                except GoneError:
+                    if self._seen.pop(secret_id, None) is None:
+                        return
+        except KubernetesProblem as found:
+            problem = found
+        if problem is not None:
+            raise problem.of(call)
+
+    # --- the algebra ------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        access = await asyncio.to_thread(load_access, self.address, self._environment)
+        # One attempt that hangs shall leave time for another.
+        patience = max(0.2, min(5.0, self.timeout.total_seconds() / 2))
+        client = KubernetesClient(access, timeout=patience, clock=self.clock, transport=self._transport)
+        client.open()
+        self._client = client
+
+    async def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return await self._do(call, lambda client: self._created(client, call, value, label))
+
+    async def _created(self, client: KubernetesClient, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        namespace, name = split_secret_id(call.secret_id)
+        entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
+        ledger = Ledger().created(call, entry, label)
+        content = await client.create(namespace, name, new_object(namespace, name, ledger, value))
+        if content is not None:
+            self._must_be(call, content, ledger)
+            return ledger.describe(1)
+        # An earlier attempt may have made it before its answer got lost. Who may create only, may not look.
+        if call.attempt > 1:
+            found = await client.get(namespace, name)
+            existing = None if found is None else _record_or_none(found)
+            if existing is not None and (made := existing.ledger.made_by(call.request)) is not None:
+                return existing.ledger.describe(made)
+        raise call.error(SecretExistsError, "the secret exists already")
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        record = await self._do(call, lambda client: self._record(client, call))
+        number = record.ledger.find(call, at)
+        try:
+            return SecretValue(version=record.ledger.describe(number), value=record.value(number))
+        except DamagedRecordError as error:
+            raise _damage(call, error) from None
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
+
+        def step(ledger: Ledger) -> Ledger | None:
+            if ledger.made_by(call.request) is not None:
+                return None
+            return ledger.written(call, entry, label, expected)
+
+        record = await self._change(call, step, new=value)
+        made = record.ledger.made_by(call.request)
+        if made is None:
+            raise call.error(UnavailableError, "what was written is not there")
+        return record.ledger.describe(made)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await self._change(call, lambda ledger: ledger.labelled(call, label, version, expected))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        """List the versions. The API has no way to read a part of a Secret, so the values travel along."""
+        record = await self._do(call, lambda client: self._record(client, call))
+        return record.ledger.newest_first()
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        """Take the version's value out of the object.
+
+        etcd keeps earlier states until it is compacted (every five minutes by default) and defragmented, and its
+        backups for as long as they are kept: the how-to page says what to do about that.
+        """
+
+        def step(ledger: Ledger) -> Ledger | None:
+            gone = ledger.destroyed(call, version)
+            return None if gone is ledger else gone
+
+        await self._change(call, step)
+
+    async def _delete(self, call: Call) -> None:
+        await self._do(call, lambda client: self._deleted(client, call))
+
+    async def _deleted(self, client: KubernetesClient, call: Call) -> None:
+        namespace, name = split_secret_id(call.secret_id)
+        while True:
+            record = await self._record(client, call)  # what is not ours is not deleted either
+            if await client.delete(namespace, name, record.content):
+                return
+            await self._pause(call)
+
+    # --- reading and changing the object ----------------------------------------------------------------------------
+
+    async def _change(
+        self, call: Call, step: Callable[[Ledger], Ledger | None], new: SecretBytes | None = None
+    ) -> Record:
+        """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
+        return await self._do(call, lambda client: self._changed(client, call, step, new))
+
+    async def _changed(
+        self,
+        client: KubernetesClient,
+        call: Call,
+        step: Callable[[Ledger], Ledger | None],
+        new: SecretBytes | None,
+    ) -> Record:
+        namespace, name = split_secret_id(call.secret_id)
+        while True:
+            record = await self._record(client, call)
+            ledger = step(record.ledger)
+            if ledger is None:
+                return record
+            # Who holds a label now shall not lose it and be dropped in one go.
+            pinned = set(record.ledger.labels.values())
+            try:
+                wanted = changed(record, ledger, new, pinned)
+            except NoRoomError as error:
+                raise call.error(
+                    SecretTooLargeError,
+                    f"there is no room for it in the Secret: {error}",
+                    hint="Move labels off old versions, or remove other keys from the Secret.",
+                ) from None
+            except DamagedRecordError as error:
+                raise _damage(call, error) from None
+            content = await client.replace(namespace, name, wanted.content)
+            if content is not None:
+                self._must_be(call, content, wanted.ledger)
+                return wanted
+            await self._pause(call)
+
+    async def _record(self, client: KubernetesClient, call: Call) -> Record:
+        namespace, name = split_secret_id(call.secret_id)
+        content = await client.get(namespace, name)
+        if content is None:
+            raise call.error(SecretNotFoundError, "there is no such secret")
+        try:
+            return decode(content)
+        except ForeignRecordError as error:
+            raise call.error(
+                ProviderConfigurationError,
+                f"this Secret was not made by Goatherd: {error}",
+                hint="Choose another name: nothing in it was changed.",
+            ) from None
+        except DamagedRecordError as error:
+            raise _damage(call, error) from None
+
+    def _must_be(self, call: Call, content: Mapping[str, object], ledger: Ledger) -> None:
+        """Raise `UnavailableError` unless what the server says it stored is what was sent."""
+        stored = _record_or_none(content)
+        if stored is None or stored.ledger != ledger:
+            raise call.error(UnavailableError, "the server's answer is damaged: it holds another list of versions")
+
+    async def _pause(self, call: Call) -> None:
+        """Wait a moment, so that many writers do not go in lockstep."""
+        call.waits[:] = ["other writers keep changing the Secret"]
+        # Not the provider's clock: this waits for another process, whose time no test turns.
+        await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
+
+    async def _do(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
+        problem: KubernetesProblem | None = None
+        try:
+            return await work(self._opened(call))
+        except KubernetesProblem as found:
+            problem = found
+        except ConfigurationError as error:  # a token file that is gone
+            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
+        # Outside of the handler: nothing of the request shall hang on the error.
+        raise problem.of(call)
+
+    def _opened(self, call: Call) -> KubernetesClient:
+        if self._client is None:
+            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+        return self._client
+
+
+def _record_or_none(content: Mapping[str, object]) -> Record | None:
+    try:
+        return decode(content)
+    except (ForeignRecordError, DamagedRecordError):
+        return None
+
+
+def _damage(call: Call, error: DamagedRecordError) -> UnavailableError:
+    return call.error(
+        UnavailableError,
+        f"the Secret is damaged: {error}",
+        hint="Nothing was changed. Restore it from a backup, or read a version that is whole by its id.",
+        final=True,
+    )

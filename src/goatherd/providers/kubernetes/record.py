@@ -1,0 +1,256 @@
+"""The content of the one Secret object that holds a secret: its values, and the pointer that says which of them count.
+
+Pure. What it is: the codec of the object, and which old versions make room. What it is not: the order of requests
+(`provider`). Rules: ``identity-7.json`` holds the bytes of version 7 as they are, ``pointer.json`` the list of versions
+and the labels with a digest of itself; what is not exactly as written is damaged, and nothing is repaired; other keys,
+labels and annotations of the object survive every change.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from goatherd.providers.base import MAX_VALUE_BYTES, Label, SecretBytes
+from goatherd.providers.ledger import Entry, Ledger
+
+FORMAT: Final = "goatherd-k8s-pointer/1"
+POINTER: Final = "pointer.json"
+
+MAX_OBJECT_BYTES: Final = 1 << 20
+"""What all values of one Secret may add up to: https://kubernetes.io/docs/concepts/configuration/secret/#restriction-data-size."""
+BUDGET: Final = MAX_OBJECT_BYTES - (16 << 10)
+MOST_UNLABELLED: Final = 32
+MOST_DESTROYED: Final = 32
+HISTORY: Final = 8
+"""With values of the greatest length, so many unlabelled versions fit beside seven labelled ones."""
+
+_VALUE = re.compile(r"identity-([1-9][0-9]{0,17})\.json", re.ASCII)
+
+
+class ForeignRecordError(ValueError):
+    """The Secret was not made by Goatherd, or by a later one."""
+
+
+class DamagedRecordError(ValueError):
+    """The Secret is not as it was written; the text says why and quotes nothing."""
+
+
+class NoRoomError(ValueError):
+    """What labels point at leaves no room for one more version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One Secret object.
+
+    Attributes:
+        ledger: Versions and labels.
+        content: The object as the API server sent it, which holds the values: not to be shown.
+    """
+
+    ledger: Ledger
+    content: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Record({len(self.ledger.entries)} versions)"
+
+    def value(self, number: int) -> SecretBytes:
+        """Return the bytes of a version that is not destroyed.
+
+        Raises:
+            DamagedRecordError: They are not there, or not those that were written.
+        """
+        encoded = self.content["data"].get(key_of(number))
+        return checked(number, self.ledger.entries[number], None if encoded is None else _decoded(encoded))
+
+
+def key_of(number: int) -> str:
+    """Return the key under which the bytes of a version stand."""
+    return f"identity-{number}.json"
+
+
+def checked(number: int, entry: Entry, raw: bytes | None) -> SecretBytes:
+    """Return the bytes of a version if they are those that the pointer promises.
+
+    Raises:
+        DamagedRecordError: They are not.
+    """
+    if raw is None:
+        raise DamagedRecordError(f"the value of version {number} is missing")
+    if len(raw) != entry.size or hashlib.sha256(raw).hexdigest() != entry.digest:
+        raise DamagedRecordError(f"the digest of version {number} does not fit its value")
+    return SecretBytes(raw)
+
+
+def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> Entry:
+    """Return what the ledger keeps of a new version."""
+    digest = hashlib.sha256(value.reveal()).hexdigest()
+    return Entry(created_ms=now_ms, request=request, digest=digest, size=value.size)
+
+
+def decode(content: Mapping[str, Any]) -> Record:
+    """Return what an object of the API holds.
+
+    Raises:
+        ForeignRecordError: It is a Secret, but not one of ours.
+        DamagedRecordError: It is one of ours, but not whole.
+    """
+    data = content.get("data") or {}
+    if not isinstance(data, Mapping):
+        raise DamagedRecordError("its data is no map")
+    if POINTER not in data:
+        raise ForeignRecordError(f"it holds no {POINTER}")
+    return Record(ledger=decode_pointer(_decoded(data[POINTER])), content=content)
+
+
+def new_object(namespace: str, name: str, ledger: Ledger, value: SecretBytes) -> dict[str, Any]:
+    """Return the object of a new secret with one version."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": {"app.kubernetes.io/managed-by": "goatherd"},
+        },
+        "data": {key_of(ledger.next_number - 1): _encoded(value.reveal()), POINTER: _encoded(encode_pointer(ledger))},
+    }
+
+
+def changed(record: Record, ledger: Ledger, new: SecretBytes | None, pinned: Collection[int]) -> Record:
+    """Return the record with another ledger, without the values that nobody needs any more.
+
+    Args:
+        record: As it was read.
+        ledger: What is to be.
+        new: The value of the ledger's newest version, if it is a new one.
+        pinned: Versions that stay, labelled or not.
+
+    Raises:
+        NoRoomError: Too much of it has to stay.
+    """
+    content = copy.deepcopy(dict(record.content))
+    data: dict[str, str] = content["data"]
+    foreign = sum(len(_decoded(data[key])) for key in data if key != POINTER and not _VALUE.fullmatch(key))
+    ledger = fitted(ledger, pinned, foreign)
+    if new is not None:
+        data[key_of(ledger.next_number - 1)] = _encoded(new.reveal())
+    for key in list(data):
+        match = _VALUE.fullmatch(key)
+        if match is not None:
+            entry = ledger.entries.get(int(match[1]))
+            if entry is None or entry.destroyed:
+                del data[key]
+    data[POINTER] = _encoded(encode_pointer(ledger))
+    return Record(ledger=ledger, content=content)
+
+
+def fitted(ledger: Ledger, pinned: Collection[int] = (), foreign: int = 0) -> Ledger:
+    """Return the ledger without the oldest versions, as many as it takes to keep within count and size.
+
+    What a label points at, what is `pinned`, and the newest version always stay.
+
+    Raises:
+        NoRoomError: That is too much.
+    """
+    kept = dict(ledger.entries)
+    stay = {*ledger.labels.values(), *pinned, max(kept, default=0)}
+    loose = sorted(number for number in kept if number not in stay)
+    destroyed = [number for number in loose if kept[number].destroyed]
+    living = [number for number in loose if not kept[number].destroyed]
+    for number in destroyed[: max(0, len(destroyed) - MOST_DESTROYED)]:
+        del kept[number]
+    droppable = iter(living)
+    surplus = max(0, len(living) - MOST_UNLABELLED)
+    while True:
+        while surplus > 0:
+            del kept[next(droppable)]
+            surplus -= 1
+        smaller = replace(ledger, entries=MappingProxyType(kept))
+        size = foreign + sum(entry.size for entry in kept.values()) + len(encode_pointer(smaller))
+        if size <= BUDGET:
+            return smaller if len(kept) < len(ledger.entries) else ledger
+        oldest = next(droppable, None)
+        if oldest is None:
+            raise NoRoomError(f"{size} bytes have to stay, and a Secret takes {MAX_OBJECT_BYTES}")
+        del kept[oldest]
+
+
+def encode_pointer(ledger: Ledger) -> bytes:
+    """Return the bytes of ``pointer.json``."""
+    content = {
+        "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
+        "versions": {
+            str(number): {
+                "created": entry.created_ms,
+                "destroyed": entry.destroyed,
+                "request": entry.request,
+                "sha256": entry.digest,
+                "size": entry.size,
+            }
+            for number, entry in sorted(ledger.entries.items())
+        },
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"format": FORMAT, "sha256": digest, **content}, indent=1).encode() + b"\n"
+
+
+def decode_pointer(raw: bytes) -> Ledger:
+    """Return the versions and labels that ``pointer.json`` holds.
+
+    Raises:
+        ForeignRecordError: It is in another format.
+        DamagedRecordError: It is not what `encode_pointer` wrote.
+    """
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise DamagedRecordError(f"{POINTER} is not JSON") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ForeignRecordError(f"{POINTER} is not in the format {FORMAT}")
+    try:
+        ledger = Ledger(
+            entries=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
+            labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DamagedRecordError(f"a member of {POINTER} is missing or of the wrong kind") from None
+    if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
+        raise DamagedRecordError(f"a label in {POINTER} points at no version")
+    if encode_pointer(ledger) != raw:
+        raise DamagedRecordError(f"the digest of {POINTER} does not fit its content")
+    return ledger
+
+
+def _entry(encoded: Mapping[str, Any]) -> Entry:
+    return Entry(
+        created_ms=int(encoded["created"]),
+        request=str(encoded["request"]),
+        digest=str(encoded["sha256"]),
+        size=int(encoded["size"]),
+        destroyed=bool(encoded["destroyed"]),
+    )
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def _decoded(encoded: object) -> bytes:
+    try:
+        return base64.b64decode(str(encoded), validate=True)
+    except (binascii.Error, ValueError):
+        raise DamagedRecordError("a value is not base64") from None
+
+
+assert BUDGET // MAX_VALUE_BYTES >= HISTORY + 7, "the promised history has to fit"

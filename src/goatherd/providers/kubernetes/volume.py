@@ -1,0 +1,223 @@
+"""Reads a Secret that is mounted into the pod: for pods that may not call the API server.
+
+What it is: the reading half of the algebra over a directory that the kubelet keeps. What it is not: a way to write, or
+to be told of changes: the kubelet brings a change within about a minute or two. Rules: pointer and value are read from
+one and the same snapshot, whatever the kubelet swaps meanwhile; the modes of the files are the pod's business.
+
+The kubelet writes each state into a new directory and then swaps the symbolic link ``..data``, so that a state is seen
+whole: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
+"""
+
+# ruff: noqa: ARG002 - what cannot be done does not look at what it was to be done with
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Final, NoReturn, Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    SecretNotFoundError,
+    UnavailableError,
+)
+from goatherd.providers.base import (
+    ORG_FIELD,
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+)
+from goatherd.providers.kubernetes.record import (
+    HISTORY,
+    MAX_OBJECT_BYTES,
+    POINTER,
+    DamagedRecordError,
+    ForeignRecordError,
+    checked,
+    decode_pointer,
+    key_of,
+)
+from goatherd.providers.ledger import Ledger
+
+Result = TypeVar("Result")
+
+SNAPSHOT: Final = "..data"
+
+_TRIES: Final = 20
+
+
+class SwappedError(Exception):
+    """The kubelet removed the snapshot while it was read: there is a newer one."""
+
+
+class KubernetesVolumeProvider(SecretProvider):
+    """Read a Secret from a volume that is mounted into the pod.
+
+    Address: ``k8s-volume:///var/run/secrets/goatherd``: the directory at which the Secret of a ``k8s://`` secret is
+        mounted, as a whole: without ``subPath``, which never changes, and without ``items``.
+    Credentials: none; the kubelet fetches it.
+    Permissions: the volume's ``defaultMode`` and the pod's user. The pod's service account needs none.
+    Guarantees: read-only. Reads are eventual: the kubelet brings a change within about two minutes.
+    """
+
+    scheme = "k8s-volume"
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.base = base
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        parts = urlsplit(uri)
+        components = unquote(parts.path).split("/")[1:]
+        wrong = parts.netloc or parts.query or parts.fragment or not components or not all(components)
+        if wrong or {".", ".."} & set(components):
+            raise ConfigurationError(
+                f"not the directory of a mounted Secret: {uri!r}",
+                hint="Such as k8s-volume:///var/run/secrets/goatherd.",
+            )
+        split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
+        return cls("/" + "/".join(components[:split])), "/".join(components[split:])
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return Guarantees(
+            cas=False, read_consistency=ReadConsistency.EVENTUAL, history=HISTORY, destroys=False, push=False
+        )
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        def work(snapshot: int) -> SecretValue:
+            ledger = self._ledger(call, snapshot)
+            number = ledger.find(call, at)
+            value = checked(number, ledger.entries[number], _bytes_of(snapshot, key_of(number)))
+            return SecretValue(version=ledger.describe(number), value=value)
+
+        return await self._do(call, work)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return await self._do(call, lambda snapshot: self._ledger(call, snapshot).newest_first())
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        self._refuse(call)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        self._refuse(call)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        self._refuse(call)
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        self._refuse(call)
+
+    async def _delete(self, call: Call) -> None:
+        self._refuse(call)
+
+    def _refuse(self, call: Call) -> NoReturn:
+        raise call.error(
+            ProviderAccessDeniedError,
+            "a mounted Secret can only be read",
+            hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
+        )
+
+    def _ledger(self, call: Call, snapshot: int) -> Ledger:
+        raw = _bytes_of(snapshot, POINTER)
+        if raw is None:
+            names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
+            if not names:  # an `optional: true` volume whose Secret does not exist
+                raise call.error(SecretNotFoundError, "there is no such secret: the mounted directory is empty")
+            raise ForeignRecordError(f"it holds no {POINTER}")
+        return decode_pointer(raw)
+
+    async def _do(self, call: Call, work: Callable[[int], Result]) -> Result:
+        # A few small files in memory: a thread that outlives a cancellation by a moment does no harm.
+        return await asyncio.to_thread(self._look, call, work)
+
+    def _look(self, call: Call, work: Callable[[int], Result]) -> Result:
+        directory = f"{self.base.rstrip('/')}/{call.secret_id}"
+        for _ in range(_TRIES):
+            try:
+                snapshot = self._snapshot(call, directory)
+                try:
+                    return work(snapshot)
+                except (SecretNotFoundError, ForeignRecordError, DamagedRecordError, OSError):
+                    if not _is_newest(snapshot, directory):
+                        raise SwappedError from None
+                    raise
+                finally:
+                    os.close(snapshot)
+            except SwappedError:
+                continue
+            except ForeignRecordError as error:
+                raise call.error(
+                    ProviderConfigurationError,
+                    f"what is mounted at {directory} was not made by Goatherd: {error}",
+                    hint="Mount the whole Secret of a k8s:// address, without items.",
+                ) from None
+            except DamagedRecordError as error:
+                raise call.error(UnavailableError, f"what is mounted at {directory} is damaged: {error}") from None
+            except PermissionError:
+                raise call.error(
+                    ProviderAccessDeniedError,
+                    f"the files in {directory} cannot be read by this user",
+                    hint="Set the volume's defaultMode, or the pod's fsGroup.",
+                ) from None
+            except OSError as error:
+                raise call.error(UnavailableError, f"{error.strerror} at {directory}") from None
+        raise call.error(UnavailableError, f"what is mounted at {directory} keeps changing")
+
+    def _snapshot(self, call: Call, directory: str) -> int:
+        try:
+            return os.open(f"{directory}/{SNAPSHOT}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if os.path.islink(f"{directory}/{SNAPSHOT}"):  # noqa: PTH114 - it points at what was just removed
+                raise SwappedError from None
+            if os.path.isdir(directory):  # noqa: PTH112
+                raise call.error(
+                    ProviderConfigurationError,
+                    f"{directory} is not the volume of a Secret: it has no {SNAPSHOT}",
+                    hint="Mount the Secret as a directory, without subPath: a subPath is never updated.",
+                ) from None
+            raise call.error(
+                SecretNotFoundError, f"nothing is mounted at {directory}", hint="Add the volume to the pod."
+            ) from None
+
+
+def _is_newest(snapshot: int, directory: str) -> bool:
+    """Return whether the kubelet has not put another snapshot in place of the open one, which it then removes."""
+    try:
+        return os.path.samestat(os.fstat(snapshot), os.stat(f"{directory}/{SNAPSHOT}"))  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+
+
+def _bytes_of(snapshot: int, name: str) -> bytes | None:
+    """Return a file of the snapshot, or None."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=snapshot)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        raw = file.read(MAX_OBJECT_BYTES + 1)
+    if len(raw) > MAX_OBJECT_BYTES:
+        raise DamagedRecordError(f"{name} is longer than a Secret can be")
+    return raw
