@@ -30,10 +30,12 @@ class CutOff(FileSecretProvider):
         super().__init__(*arguments, **options)
         self.is_cut = False
 
-    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
+    async def read(
+        self, secret_id: str, at: Label | VersionId = CURRENT, *, attempts: int | None = None
+    ) -> SecretValue:
         if self.is_cut:
             raise UnavailableError("the cable is out", provider="file", secret_id=secret_id, operation="read")
-        return await super().read(secret_id, at)
+        return await super().read(secret_id, at, attempts=attempts)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from goatherd.providers.base import (
     SecretVersion,
     VersionId,
     VersionState,
+    WatchableSecretProvider,
     secret_id_for,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "SecretVersion",
     "VersionId",
     "VersionState",
+    "WatchableSecretProvider",
     "secret_id_for",
 ]
