@@ -158,12 +158,13 @@ async def test_approle_gets_a_new_token_when_its_own_was_revoked(server: BaoServ
 async def test_approle_renews_and_at_the_end_of_its_tokens_life_logs_in_again(server: BaoServer, seen: Seen):
     role_id, secret_id = approle(server, token_ttl="3s", token_max_ttl="5s")
     async with provider(server, AppRoleAuth(role_id=role_id, secret_id=secret_id), seen) as one:
-        for _ in range(36):
-            await asyncio.sleep(0.2)
+        end = asyncio.get_running_loop().time() + 20
+        while seen.count("POST auth/approle/login") < 2 and asyncio.get_running_loop().time() < end:
             assert (await one.read(SECRET)).value.reveal() == b"value"
+            await asyncio.sleep(0.2)
+        assert (await one.read(SECRET)).value.reveal() == b"value"
     assert seen.count("POST auth/token/renew-self") >= 1
-    assert seen.count("POST auth/approle/login") >= 2
-    assert seen.count("GET auth/token/lookup-self") == 0, "no request was refused on the way"
+    assert seen.count("POST auth/approle/login") == 2
     approle(server, token_ttl="1h", token_max_ttl="1h")
 
 

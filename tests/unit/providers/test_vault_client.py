@@ -1,0 +1,163 @@
+"""What answers mean that a single healthy server does not give: standbys, damage, dates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx2
+import pytest
+
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+from goatherd.providers.base import CURRENT, RetryPolicy
+from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.records import encode_pointer
+
+Answer = Callable[[httpx2.Request], httpx2.Response]
+LOOKUP = httpx2.Response(200, json={"data": {"ttl": 0, "renewable": False}})
+
+
+def provider(answer: Answer, url: str = "https://v:8200") -> VaultSecretProvider:
+    """A provider whose token is good, and whose other requests are answered by `answer`."""
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path.endswith("lookup-self"):
+            return httpx2.Response(200, json={"data": {"ttl": 0, "renewable": False}})
+        return answer(request)
+
+    return VaultSecretProvider(
+        VaultAddress(url=url, auth=TokenAuth(token="t")),
+        transport=httpx2.MockTransport(handle),
+        retry=RetryPolicy(attempts=1),
+    )
+
+
+async def error_of(response: httpx2.Response) -> ProviderError:
+    async with provider(lambda request: response) as one:
+        with pytest.raises(ProviderError) as caught:
+            await one.read("goatdb/root")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        (httpx2.Response(200, content=b""), UnavailableError),
+        (httpx2.Response(200, content=b"{"), UnavailableError),
+        (httpx2.Response(200, content=b"[]"), UnavailableError),
+        (httpx2.Response(200, json={}), UnavailableError),
+        (httpx2.Response(200, json={"data": {}}), UnavailableError),
+        (httpx2.Response(200, json={"data": {"data": {}, "metadata": {"version": 1}}}), UnavailableError),
+        (
+            httpx2.Response(200, json={"data": {"data": {}, "metadata": {"version": "1", "created_time": "x"}}}),
+            UnavailableError,
+        ),
+        (httpx2.Response(200, content=b"[" * 100_000), UnavailableError),
+        (httpx2.Response(200, content=b" " * (9 << 20)), UnavailableError),
+        (httpx2.Response(204), UnavailableError),
+        (httpx2.Response(404, content=b"<html>not found</html>"), UnavailableError),
+        (httpx2.Response(418, json={"errors": []}), UnavailableError),
+        (httpx2.Response(412, json={"errors": ["required index state not present"]}), UnavailableError),
+        (
+            httpx2.Response(500, json={"errors": ["local node not active but active cluster node not found"]}),
+            UnavailableError,
+        ),
+        (httpx2.Response(502, content=b"<html>bad gateway</html>"), UnavailableError),
+        (httpx2.Response(503, json={"errors": ["Vault is sealed"]}), UnavailableError),
+        (httpx2.Response(413, content=b""), SecretTooLargeError),
+        (httpx2.Response(500, json={"errors": ["put failed due to value being too large"]}), SecretTooLargeError),
+        (httpx2.Response(400, json={"errors": ["no such parameter"]}), ProviderConfigurationError),
+        (httpx2.Response(404, json={"errors": ['no handler for route "secret/data/x"']}), ProviderConfigurationError),
+    ],
+)
+async def test_an_answer_is_never_taken_for_a_missing_secret_unless_it_says_so(
+    response: httpx2.Response, kind: type[ProviderError]
+):
+    assert type(await error_of(response)) is kind
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("0", 1), ("Fri, 31 Dec 1999 23:59:59 GMT", 1), ("soon", None), (None, None)],
+)
+async def test_the_hint_of_a_throttling_server_is_seconds_or_a_date(header: str | None, seconds: float | None):
+    response = httpx2.Response(429, json={"errors": []}, headers={} if header is None else {"retry-after": header})
+    error = await error_of(response)
+    assert isinstance(error, ThrottledError)
+    assert error.retry_after == seconds
+
+
+async def test_a_standby_that_redirects_is_followed_once_with_the_token():
+    hosts = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        hosts.append((request.url.host, request.headers["x-vault-token"]))
+        if request.url.host == "v":
+            return httpx2.Response(307, headers={"location": f"https://active:8200{request.url.raw_path.decode()}"})
+        return httpx2.Response(404, json={"errors": []})
+
+    async with provider(answer) as one:
+        with pytest.raises(ProviderError, match="no such secret"):
+            await one.read("goatdb/root")
+    assert hosts == [("v", "t"), ("active", "t")]
+
+
+@pytest.mark.parametrize("location", ["http://active/v1/x", "ftp://active/", "", "https://v:8200/v1/again"])
+async def test_a_redirect_that_leads_out_of_tls_or_in_a_circle_is_not_followed(location: str):
+    hosts = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        hosts.append(request.url.host)
+        return httpx2.Response(307, headers={"location": location} if location else {})
+
+    async with provider(answer) as one:
+        with pytest.raises(UnavailableError):
+            await one.read("goatdb/root")
+    assert set(hosts) == {"v"}
+    assert len(hosts) <= 2
+
+
+async def test_what_this_client_has_seen_is_told_to_whoever_answers_next():
+    told = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        told.append(request.headers.get("x-vault-index"))
+        return httpx2.Response(404, json={"errors": []}, headers={"x-vault-index": f"index {len(told)}"})
+
+    async with provider(answer) as one:
+        for _ in range(3):
+            with pytest.raises(ProviderError, match="no such secret"):
+                await one.read("goatdb/root")
+    assert told == [None, "index 1", "index 2"]
+
+
+async def test_an_older_version_than_the_one_asked_for_is_damaged():
+    entry = Entry(created_ms=1, request="r", digest="d", size=1)
+    pointer = encode_pointer(Ledger(entries={2: entry}, labels={CURRENT: 2}))
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        data = pointer if request.url.path.endswith("-pointer") else {"format": "x"}
+        metadata = {"version": 1, "created_time": "2026-11-24T16:05:27.03791695Z"}
+        return httpx2.Response(200, json={"data": {"data": data, "metadata": metadata}})
+
+    async with provider(answer) as one:
+        with pytest.raises(UnavailableError, match="another version than the one asked for"):
+            await one.read("goatdb/root")
+
+
+async def test_a_provider_that_is_not_open_says_so():
+    with pytest.raises(ProviderConfigurationError, match="not open"):
+        await provider(lambda request: LOOKUP).read("goatdb/root")
+
+
+async def test_a_certificate_file_that_is_not_there_is_named_when_it_is_opened():
+    address = VaultAddress(url="https://v", ca="/no/such/ca.pem")
+    with pytest.raises(ConfigurationError, match=r"/no/such/ca\.pem"):
+        await VaultSecretProvider(address).__aenter__()
