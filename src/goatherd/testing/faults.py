@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 
 _CHUNK: Final = 1 << 16
+_LAST_BYTES: Final = 0.5
 _LINGER_0: Final = struct.pack("ii", 1, 0)
 
 
@@ -132,6 +133,7 @@ class FaultProxy:
             answers, server = await asyncio.open_connection(*self._upstream)
         except OSError:
             _reset(writer)
+            await _closed(writer)
             return
         both = _Connection(client=writer, server=server)
         pumps = [
@@ -147,7 +149,7 @@ class FaultProxy:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             for each in (writer, server):
-                each.close()
+                await _closed(each)
 
     async def _sent(self, both: _Connection, chunk: bytes) -> bool:
         """Deal with what the client sends; return whether to go on."""
@@ -192,6 +194,14 @@ async def _pump(reader: asyncio.StreamReader, deal: Callable[[bytes], Awaitable[
         while chunk := await reader.read(_CHUNK):
             if not await deal(chunk):
                 return
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Close once what was written is on its way; at once where nobody takes it."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        await asyncio.wait_for(writer.wait_closed(), _LAST_BYTES)
+    writer.transport.abort()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

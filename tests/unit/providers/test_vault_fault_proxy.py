@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -19,10 +20,15 @@ class Echo:
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            self.got.append(line)
-            writer.write(b"0123456789")
-        writer.close()
+        try:
+            while line := await reader.readline():
+                self.got.append(line)
+                writer.write(b"0123456789")
+        except ConnectionResetError:
+            pass
+        finally:
+            writer.close()
+            await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -51,6 +57,8 @@ async def say(proxy: FaultProxy, line: bytes = b"hello\n") -> bytes:
         return error.partial
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await writer.wait_closed()
 
 
 async def test_ok_passes_both_ways(proxy: FaultProxy, echo: Echo):
