@@ -1,7 +1,8 @@
 """How Sphinx makes the documentation: `make docs`."""
 
 project = "Goatherd"
-author = copyright = "The Goatherd authors"
+author = "The Goatherd authors"
+copyright = author  # noqa: A001 - the name that Sphinx reads
 extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "Goatherd"

@@ -7,22 +7,24 @@ they are.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 import goatherd.errors
-from goatherd._plugins import provider_schemes
 from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.config import keys
 from goatherd.errors import GoatherdError
 from goatherd.telemetry import Event
 
 DOCS = Path(__file__).parents[2] / "docs"
+SOURCE = DOCS.parent / "src/goatherd"
 PAGES = sorted((DOCS / "reference").glob("*.md"))
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -42,7 +44,7 @@ def _short(text: str | None) -> str:
     return (text or "").strip().splitlines()[0] if text and text.strip() else ""
 
 
-COMMON = ("--provider", "--org", "--config", "--json", "--debug", "--help")
+COMMON = ("--provider", "--org", "--config", "--json", "--debug")
 
 
 def _options(name: str, *, common: bool) -> list[list[str]]:
@@ -52,7 +54,11 @@ def _options(name: str, *, common: bool) -> list[list[str]]:
     inner = click.Context(found, info_name=name, parent=context)
     rows = []
     for parameter in found.get_params(inner):
-        if isinstance(parameter, click.Option) and (parameter.opts[-1] in COMMON) == common:
+        if (
+            isinstance(parameter, click.Option)
+            and parameter.name != "help"
+            and (parameter.opts[-1] in COMMON) == common
+        ):
             record = parameter.get_help_record(inner)
             assert record is not None
             rows.append([f"`{record[0]}`", record[1]])
@@ -130,20 +136,23 @@ def events() -> str:
     return _table(["event", "meaning"], [[f"`{event.value}`", meanings[event.value]] for event in Event])
 
 
-def schemes() -> str:
-    """Return the table of URI schemes, from the docstrings of the providers."""
-    from goatherd._plugins import _provider_class
+def _docstring(class_name: str) -> str:
+    """Return a provider's docstring from its source, so that no SDK has to be installed to write the page."""
+    for path in sorted((SOURCE / "providers").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                return (ast.get_docstring(node) or "").replace("``", "`")
+    raise LookupError(class_name)
 
+
+def schemes() -> str:
+    """Return the table of Goatherd's own URI schemes, from the docstrings of the providers."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
     rows = []
-    for scheme in provider_schemes():
-        text = inspect.cleandoc(_provider_class(scheme).__doc__ or "").replace("``", "`")
-        rows.append(
-            [
-                f"`{scheme}://`",
-                _short(text),
-                (re.search(r"Address: (.*?)(?=\n[A-Z]\w+:)", text, re.DOTALL) or [""] * 2)[1],
-            ]
-        )
+    for scheme, place in sorted(project["entry-points"]["goatherd.providers"].items()):
+        text = _docstring(place.partition(":")[2])
+        address = re.search(r"Address: (.*?)(?=\n[A-Z]\w+:|\Z)", text, re.DOTALL)
+        rows.append([f"`{scheme}://`", _short(text), address[1] if address else ""])
     return _table(["scheme", "what it is", "address"], rows)
 
 
