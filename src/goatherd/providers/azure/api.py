@@ -1,0 +1,393 @@
+"""The SDK's client for one key vault, and what its errors and answers mean.
+
+What it is: `KeyVault`, which sends one request and returns the answer, checked, or raises our error. What it is not: it
+retries nothing (`goatherd.providers.base` does, so the SDK's retries are off) and knows no labels. Rules: every
+exception of the SDK is translated here; an answer is damaged until its shape has been checked.
+
+SECURITY: of the SDK's exceptions nothing is chained or quoted but a status, the service's codes, and the text of a
+denial: the rest may quote what was sent or received (tests/contract/test_azure_faults.py, `…_shows_no_value`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import Awaitable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
+
+import aiohttp
+from azure.core import exceptions as sdk
+from azure.core.credentials_async import AsyncTokenCredential
+from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline.transport import AioHttpTransport
+from azure.identity.aio import DefaultAzureCredential
+from azure.keyvault.secrets import SecretProperties
+from azure.keyvault.secrets.aio import SecretClient
+
+from goatherd.errors import (
+    ConfigurationError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretDeletedError,
+    SecretTooLargeError,
+    ThrottledError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
+from goatherd.providers.azure.records import is_version_id
+from goatherd.providers.base import Call
+
+Result = TypeVar("Result")
+
+_PATIENCE: Final = 1.0
+_CODE = re.compile(r"[A-Za-z0-9]{1,64}")
+_NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Stored:
+    """One version with its value, as the service tells it. SECURITY: it has no repr that could show the value.
+
+    Attributes:
+        version: Its id.
+        created: Seconds since 1970, by the service's clock.
+        value: The value.
+    """
+
+    version: str
+    created: int
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One version as it is listed.
+
+    Attributes:
+        version: Its id.
+        created: Seconds since 1970, by the service's clock.
+        enabled: Whether its value can be read.
+        content_type: What it was written with.
+        tags: The same.
+    """
+
+    version: str
+    created: int
+    enabled: bool
+    content_type: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """All versions of one secret, in no order.
+
+    Attributes:
+        now: The service's clock when the first page was answered, in seconds since 1970.
+        items: The versions; none where there is no such secret.
+    """
+
+    now: int
+    items: Mapping[str, Item]
+
+
+class KeyVault:
+    """One client and, unless it is given one, the credential it works with.
+
+    Args:
+        address: Where and as whom.
+        timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
+        credential: Instead of Azure's default chain. It is not closed here.
+    """
+
+    def __init__(self, address: AzureAddress, timeout: timedelta, credential: AsyncTokenCredential | None) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._given = credential
+        self._stack = AsyncExitStack()
+        self._client: SecretClient | None = None
+
+    async def open(self) -> None:
+        """Make the client. Sends nothing.
+
+        Raises:
+            ConfigurationError: The file of certificates cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            credential = self._given
+            if credential is None:
+                options: dict[str, Any] = {}
+                if self._address.authority is not None:
+                    options["authority"] = self._address.authority
+                if self._address.identity is not None:
+                    options["managed_identity_client_id"] = self._address.identity
+                credential = await stack.enter_async_context(DefaultAzureCredential(**options))
+            half = self._timeout.total_seconds() / 2
+            options = {"retry_total": 0, "connection_timeout": half, "read_timeout": half}
+            if self._address.ca is not None:
+                options["transport"] = AioHttpTransport(session=_session(self._address.ca))
+            client = SecretClient(
+                self._address.url,
+                credential,
+                verify_challenge_resource=self._address.check_challenge,
+                logging_enable=False,
+                **options,
+            )
+            self._client = await stack.enter_async_context(client)
+            self._stack = stack.pop_all()
+
+    async def close(self) -> None:
+        """Close what `open` made."""
+        self._client = None
+        await self._stack.aclose()
+
+    async def get(self, call: Call, name: str, version: str = "") -> Stored | None:
+        """Return one version, or the newest; None where there is none (or the secret is deleted)."""
+        found = await self._ask(call, self._sdk(call).get_secret(name, version), name, missing=None)
+        if found is None:
+            return None
+        stored = _checked(call, found.value, found.properties, name)
+        if version and stored.version != version:
+            raise call.error(UnavailableError, f"another version of {name} was answered than was asked for")
+        return stored
+
+    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> str:
+        """Write one more version and return its id. Once it is sent, a cancellation waits a little for the answer."""
+        writing = self._ask(
+            call, self._sdk(call).set_secret(name, value, content_type=content_type, tags=tags), name, missing=None
+        )
+        made = await _settled(writing)
+        if made is None:
+            raise call.error(UnavailableError, f"the service knows no place to write {name} to (404)")
+        return _checked(call, value, made.properties, name).version
+
+    async def listing(self, call: Call, name: str) -> Listing:
+        """Return all versions of a secret, without values."""
+        dates: list[int] = []
+
+        def note(response: PipelineResponse[Any, Any]) -> None:
+            dates.append(_date(response.http_response.headers.get("Date")))
+
+        async def collect() -> list[SecretProperties]:
+            listed = self._sdk(call).list_properties_of_secret_versions(name, raw_response_hook=note)
+            return [item async for item in listed]
+
+        found = await self._ask(call, collect(), name, missing=[])
+        if not dates or min(dates) == 0:
+            raise call.error(UnavailableError, "the answer bears no date, by which to tell which write came first")
+        items = [_item(call, item, name) for item in found]
+        return Listing(now=min(dates), items={item.version: item for item in items})
+
+    async def disable(self, call: Call, name: str, version: str) -> None:
+        """Switch one version off."""
+        changed = await self._ask(
+            call, self._sdk(call).update_secret_properties(name, version, enabled=False), name, missing=None
+        )
+        if changed is None:
+            raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
+
+    async def delete(self, call: Call, name: str) -> None:
+        """Delete a secret with all its versions, for which it can be brought back for a while. Also if it is gone."""
+        await self._ask(call, self._sdk(call).delete_secret(name), name, missing=None)
+
+    async def is_deleted(self, call: Call, name: str) -> bool:
+        """Whether a secret is deleted and can still be brought back. No, where the caller may not know."""
+        try:
+            return await self._ask(call, self._sdk(call).get_deleted_secret(name), name, missing=None) is not None
+        except ProviderAccessDeniedError:
+            return False
+
+    def deleted(self, call: Call) -> SecretDeletedError:
+        """Return the error for a secret that is deleted and can be brought back."""
+        return _deleted(call, self._address.vault)
+
+    def _sdk(self, call: Call) -> SecretClient:
+        if self._client is None:
+            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
+        return self._client
+
+    async def _ask(self, call: Call, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
+        """Await one operation of the SDK.
+
+        Raises:
+            ProviderError: Whatever went wrong, but that there is no such secret: `missing` is returned then.
+        """
+        try:
+            return await work
+        except sdk.ResourceNotFoundError as error:
+            code, _, _ = _codes(error)
+            # A 404 of something else on the way (a proxy, a wrong address) must not be taken for an absent secret.
+            if code == "SecretNotFound":
+                return missing
+            raise call.error(
+                UnavailableError, f"{self._address.url} answered 404 without being a key vault", final=True
+            ) from None
+        except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
+            raise self._translated(call, error, name) from None
+
+    def _translated(self, call: Call, error: Exception, name: str) -> ProviderError:
+        if isinstance(error, ProviderError):
+            return error
+        if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
+            return self._refusal(call, error, name)
+        if isinstance(error, sdk.ClientAuthenticationError):
+            return call.error(
+                ProviderAccessDeniedError,
+                "no credential of Azure's default chain gave a token",
+                hint="Give the machine a managed identity, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and "
+                "AZURE_CLIENT_SECRET, or run `az login`.",
+            )
+        if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
+            return call.error(UnavailableError, f"no answer from {self._address.url}: {_why(error)}")
+        if isinstance(error, TimeoutError):
+            return call.error(UnavailableError, f"no answer from {self._address.url} in time")
+        if isinstance(error, ValueError) and "challenge" in str(error):
+            return call.error(
+                ProviderConfigurationError,
+                f"{self._address.url} demands a token for another domain than its own",
+                hint="Check the address. Where a host of your own stands before the vault, add challenge=unchecked.",
+            )
+        # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
+        return call.error(UnavailableError, f"the answer of {self._address.url} is damaged ({type(error).__name__})")
+
+    def _refusal(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
+        status = error.status_code or 0
+        code, inner, message = _codes(error)
+        told = f"{status} {inner or code}".rstrip()
+        if status == 403 and inner == "SecretDisabled":
+            return call.error(
+                VersionDisabledError,
+                f"a version of {name} is switched off",
+                hint=f"`az keyvault secret set-attributes --vault-name {self._address.vault} --name {name} "
+                "--enabled true` switches it on (with --version, for one that is not the newest).",
+            )
+        if status in (401, 403):
+            return call.error(
+                ProviderAccessDeniedError,
+                f"{told}: {_first_line(message)}",
+                hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
+                "ForbiddenByFirewall and ForbiddenByConnection are matters of the vault's network settings.",
+            )
+        if status == 409 and inner == "ObjectIsDeletedButRecoverable":
+            return _deleted(call, self._address.vault)
+        if status in (409, 423):
+            # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
+            return call.error(UnavailableError, f"{name} is being changed ({told})")
+        if status == 429:
+            throttled = call.error(ThrottledError, f"the vault asks for patience ({told})")
+            throttled.retry_after = _seconds(error)
+            return throttled
+        if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
+            return call.error(SecretTooLargeError, f"the vault does not take a value of that size ({told})")
+        if status == 408 or status >= 500:
+            return call.error(UnavailableError, f"the vault is not well ({told})")
+        return call.error(ProviderConfigurationError, f"the vault refused the request ({told})")
+
+
+def _session(ca: str) -> aiohttp.ClientSession:
+    """Return a session as the SDK makes it, but that trusts `ca`; given to the SDK, `ca` would cost it its pool."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"the file of certificates {ca!r} cannot be used: {type(error).__name__}") from None
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context),
+        trust_env=True,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
+
+
+async def _settled(work: Coroutine[Any, Any, Result]) -> Result:
+    """Await a write. A cancellation waits a little for its end, so that the next look finds it done or not."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=_PATIENCE)
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+def _checked(call: Call, value: object, properties: SecretProperties, name: str) -> Stored:
+    try:
+        version, created = properties.version, properties.created_on
+    except (AttributeError, TypeError, ValueError):
+        version, created = None, None
+    if not isinstance(value, str) or not is_version_id(version) or not isinstance(created, datetime):
+        raise call.error(UnavailableError, f"the answer about {name} is damaged: a member is missing")
+    return Stored(version=str(version), created=int(created.timestamp()), value=value)
+
+
+def _item(call: Call, listed: SecretProperties, name: str) -> Item:
+    known = _checked(call, "", listed, name)
+    return Item(
+        version=known.version,
+        created=known.created,
+        enabled=listed.enabled is not False,
+        content_type=listed.content_type or "",
+        tags=dict(listed.tags or {}),
+    )
+
+
+def _deleted(call: Call, vault: str) -> SecretDeletedError:
+    names = f"{call.secret_id} and {call.secret_id}{POINTER_SUFFIX}"
+    return call.error(
+        SecretDeletedError,
+        "it is deleted, but can be recovered, and its name is taken until it is purged",
+        hint=f"Recover both {names} (`az keyvault secret recover --vault-name {vault} --name …`), or purge both.",
+    )
+
+
+def _codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
+    """Return the service's code, inner code (whose key is spelled in two ways) and message."""
+    try:
+        body = json.loads(error.response.text()) if error.response is not None else {}
+        told = body["error"]
+        inner = told.get("innererror") or told.get("innerError") or {}
+        code, within, message = told.get("code"), inner.get("code"), told.get("message")
+    except Exception:  # noqa: BLE001 - whatever else answered
+        return "", "", ""
+    return (
+        code if isinstance(code, str) and _CODE.fullmatch(code) else "",
+        within if isinstance(within, str) and _CODE.fullmatch(within) else "",
+        message if isinstance(message, str) else "",
+    )
+
+
+def _first_line(message: str) -> str:
+    return message.splitlines()[0][:200] if message else "the vault refuses"
+
+
+def _why(error: Exception) -> str:
+    inner = getattr(error, "inner_exception", None) or error.__cause__ or error
+    return type(inner).__name__
+
+
+def _seconds(error: sdk.HttpResponseError) -> float | None:
+    header = getattr(error.response, "headers", {}).get("Retry-After")
+    try:
+        seconds = float(header) if header is not None else None
+    except ValueError:
+        return None
+    return seconds if seconds is not None and 0 <= seconds < 86_400 else None
+
+
+def _date(header: str | None) -> int:
+    """Return an HTTP date in seconds since 1970; 0 where it is none."""
+    try:
+        told = parsedate_to_datetime(header) if header else _NOT_A_DATE
+    except (TypeError, ValueError):
+        return 0
+    return int(told.timestamp())

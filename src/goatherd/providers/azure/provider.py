@@ -1,0 +1,443 @@
+"""Secrets in Azure Key Vault: versions in one secret, and what counts of them in a second.
+
+What it is: the algebra over two secrets. What it is not: HTTP and credentials (`api`), or the rule by which one of two
+writers wins (`records`). The secret ``name`` holds the values, one per version. The secret ``name-pointer`` holds the
+list of versions and the labels; each change writes it anew. Rules:
+
+- A value is written first, and nobody looks for it. The pointer is the only commit point. A crash before it leaves a
+  value that no list names.
+- A pointer that is written is a proposal. The writer waits until it is decided (`records.decide`), then looks who won,
+  and decides anew where it was not him. So does a reader, who never takes what is not decided.
+- The newest pointer is asked for with one request. Only when it is one that was not seen yet are the proposals listed.
+- Tags are for people. The one that names a request saves writing a value twice; lost, it costs one unused version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final, Self
+
+from azure.core.credentials_async import AsyncTokenCredential
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ProviderConfigurationError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    UnavailableError,
+)
+from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress, check_name, from_options, parse_uri
+from goatherd.providers.azure.api import KeyVault, Listing, Stored
+from goatherd.providers.azure.records import (
+    BASE64_TYPE,
+    BEGINNING,
+    HISTORY,
+    MAX_STORED,
+    MAX_VALUE,
+    POINTER_TYPE,
+    TEXT_TYPE,
+    DamagedRecordError,
+    Decision,
+    Entry,
+    ForeignRecordError,
+    Pointer,
+    Proposal,
+    decide,
+    decode_pointer,
+    decode_value,
+    digest_of,
+    encode_pointer,
+    encode_value,
+    people_see,
+)
+from goatherd.providers.base import (
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+
+SETTLE: Final = timedelta(seconds=2)
+"""A version's time is in whole seconds, which is one; the rest is how far the clocks of the service may be apart."""
+
+_REMEMBERED: Final = 64
+_REQUEST_TAG: Final = "goatherd-request"
+_NUMBER_TAG: Final = "goatherd-number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What was found out about one secret: it holds for as long as `newest` is the newest proposal.
+
+    Attributes:
+        newest: The version id of the newest proposal when nothing was pending; empty while something was.
+        decided: What counted then.
+    """
+
+    newest: str
+    decided: Proposal
+
+
+class AzureSecretProvider(SecretProvider):
+    """Keep secrets in Azure Key Vault.
+
+    Address: ``azure://vault-name/secret-name``. Options in the query: ``suffix=vault.azure.cn`` (another cloud),
+        ``endpoint=https://…`` (a host of your own before the vault; then mostly with ``challenge=unchecked``),
+        ``identity`` (the client id of a user-assigned managed identity), ``ca`` (a file of certificates).
+    Credentials: Azure's default chain: the environment, workload identity, managed identity, ``az login``.
+    Permissions: ``goatherd policy azure --role server`` (or rotator, admin) prints the role assignments.
+    Guarantees: compare-and-swap by best effort. Key Vault has none; of two writers the earlier wins, as long as the
+        clocks of the service differ by less than half a second and its lists are up to date. A change takes three
+        seconds. At least 40 versions without a label are kept. `destroy` switches a version off. A deleted secret can
+        be recovered, and keeps its name, until it is purged.
+    """
+
+    scheme = "azure"
+
+    def __init__(
+        self,
+        address: AzureAddress,
+        *,
+        timeout: timedelta = timedelta(seconds=20),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        credential: AsyncTokenCredential | None = None,
+        settle: timedelta = SETTLE,
+    ) -> None:
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.address = address
+        self._credential = credential
+        self._settle = math.ceil(settle.total_seconds())
+        self._vault: KeyVault | None = None
+        self._known: dict[str, _Known] = {}
+        self._proposals: dict[str, Proposal] = {}
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        address, secret_id = parse_uri(uri)
+        return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = from_options(config)
+        return cls(address), secret_id
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return Guarantees(
+            cas=False,
+            best_effort_cas=True,
+            read_consistency=ReadConsistency.EVENTUAL,
+            max_value_bytes=MAX_VALUE,
+            history=HISTORY,
+            destroys=False,
+            disables=True,
+            recoverable=True,
+        )
+
+    def check_secret_id(self, secret_id: str) -> None:
+        super().check_secret_id(secret_id)
+        check_name(secret_id)
+
+    async def _open(self) -> None:
+        vault = KeyVault(self.address, self.timeout, self._credential)
+        await vault.open()
+        self._vault = vault
+
+    async def _close(self) -> None:
+        vault, self._vault = self._vault, None
+        if vault is not None:
+            await vault.close()
+
+    # --- the algebra ------------------------------------------------------------------------------------------------
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        vault = self._opened(call)
+        newest = await self._newest(call, vault)
+        if newest is None:
+            if await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
+                raise vault.deleted(call)
+            version, entry = await self._value(call, vault, value, BEGINNING.pointer)
+            pointer = BEGINNING.pointer.written(label, version, entry)
+            if (made := await self._propose(call, vault, BEGINNING, pointer)) is not None:
+                return made.describe(version)
+        else:
+            chain = (await self._look(call, vault, newest)).chain
+            if (found := chain[-1].pointer.made_by(call.request)) is not None:
+                return chain[-1].pointer.describe(found)
+        raise call.error(SecretExistsError, "the secret exists already")
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        vault = self._opened(call)
+        pointer = (await self._decided(call, vault)).pointer
+        version = pointer.find(call, at)
+        return SecretValue(
+            version=pointer.describe(version), value=await self._read_back(call, vault, pointer, version)
+        )
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        vault = self._opened(call)
+        written: list[tuple[VersionId, Entry]] = []
+
+        async def change(pointer: Pointer) -> Pointer:
+            if pointer.made_by(call.request) is not None:
+                return pointer
+            pointer.compare(call, label, expected)
+            if not written:
+                written.append(await self._value(call, vault, value, pointer))
+            return pointer.written(label, *written[0])
+
+        pointer = await self._change(call, vault, change)
+        made = pointer.made_by(call.request)
+        if made is None:
+            raise call.error(UnavailableError, "the pointer that was written does not hold what was written")
+        return pointer.describe(made)
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        vault = self._opened(call)
+
+        async def change(pointer: Pointer) -> Pointer:
+            moved = pointer.labelled(call, label, version, expected)
+            await self._read_back(call, vault, pointer, version)  # what is switched off or damaged gets no label
+            return moved if moved.labels != pointer.labels else pointer
+
+        await self._change(call, vault, change)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        vault = self._opened(call)
+        listed = (await self._decided(call, vault)).pointer.newest_first()
+        items = (await vault.listing(call, call.secret_id)).items
+        if not items:
+            raise await self._lost(call, vault)
+        return [
+            replace(version, state=VersionState.DISABLED)
+            if version.id in items and not items[version.id].enabled
+            else version
+            for version in listed
+        ]
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        """Switch the version off: first in the pointer, so that no label can move there, then in Key Vault."""
+        vault = self._opened(call)
+
+        async def change(pointer: Pointer) -> Pointer:
+            return pointer.disabled(call, version)
+
+        await self._change(call, vault, change)
+        await vault.disable(call, call.secret_id, version)
+
+    async def _delete(self, call: Call) -> None:
+        vault = self._opened(call)
+        if await self._newest(call, vault) is None:
+            if not await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
+                raise call.error(SecretNotFoundError, "there is no such secret")
+            if call.attempt > 1:
+                return  # an earlier attempt did it, and its answer was lost
+            raise vault.deleted(call)
+        # The values first: while the pointer stands, nobody can make the secret again, and it can be deleted again.
+        await vault.delete(call, call.secret_id)
+        await vault.delete(call, call.secret_id + POINTER_SUFFIX)
+        self._known.pop(call.secret_id, None)
+
+    # --- values -----------------------------------------------------------------------------------------------------
+
+    async def _value(
+        self, call: Call, vault: KeyVault, value: SecretBytes, pointer: Pointer
+    ) -> tuple[VersionId, Entry]:
+        """Write a value that nobody looks for yet, or find the one that an earlier attempt wrote."""
+        stored, is_text = encode_value(value)
+        if len(stored.encode()) > MAX_STORED:
+            raise call.error(SecretTooLargeError, f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
+        entry = Entry(number=0, created=0, request=call.request, digest=digest_of(value), text=is_text)
+        if call.attempt > 1 or not pointer.versions:
+            items = (await vault.listing(call, call.secret_id)).items
+            if not pointer.versions and any("by=goatherd" not in item.content_type for item in items.values()):
+                raise call.error(
+                    SecretExistsError,
+                    f"the secret {call.secret_id} exists in the vault and is not Goatherd's",
+                    hint="Choose another name, or delete that secret and purge it.",
+                )
+            for item in items.values():
+                if item.tags.get(_REQUEST_TAG) == call.request and item.version not in pointer.versions:
+                    found = replace(entry, created=item.created)
+                    if await self._fits(call, vault, item.version, found):
+                        return VersionId(item.version), found
+        number = max((known.number for known in pointer.versions.values()), default=0) + 1
+        version = await vault.put(
+            call,
+            call.secret_id,
+            stored,
+            TEXT_TYPE if is_text else BASE64_TYPE,
+            {_NUMBER_TAG: str(number), _REQUEST_TAG: call.request},
+        )
+        back = await vault.get(call, call.secret_id, version)
+        if back is None or not _is_whole(back, entry):
+            raise call.error(UnavailableError, "the value does not read back as it was written")
+        return VersionId(version), replace(entry, created=back.created)
+
+    async def _fits(self, call: Call, vault: KeyVault, version: str, entry: Entry) -> bool:
+        found = await vault.get(call, call.secret_id, version)
+        return found is not None and _is_whole(found, entry)
+
+    async def _read_back(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretBytes:
+        found = await vault.get(call, call.secret_id, version)
+        if found is None:
+            raise await self._lost(call, vault)
+        try:
+            return decode_value(found.value, pointer.versions[version])
+        except DamagedRecordError as error:
+            raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
+
+    async def _lost(self, call: Call, vault: KeyVault) -> Exception:
+        """Return the error for a value that is listed, but not there. Never "no such secret"."""
+        if await vault.is_deleted(call, call.secret_id):
+            return vault.deleted(call)
+        return call.error(
+            UnavailableError,
+            f"the pointer names versions of {call.secret_id} that the vault does not have",
+            hint=f"If it stays so, they were purged by hand: delete {call.secret_id}{POINTER_SUFFIX} and purge it too.",
+        )
+
+    # --- the pointer ------------------------------------------------------------------------------------------------
+
+    async def _newest(self, call: Call, vault: KeyVault) -> Stored | None:
+        return await vault.get(call, call.secret_id + POINTER_SUFFIX)
+
+    async def _decided(self, call: Call, vault: KeyVault) -> Proposal:
+        """Return the pointer that counts.
+
+        What was written just before is waited for, so that a change whose outcome nobody was told is seen too.
+        """
+        newest = await self._newest(call, vault)
+        if newest is None:
+            if await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
+                raise vault.deleted(call)
+            raise call.error(SecretNotFoundError, "there is no such secret")
+        known = self._known.get(call.secret_id)
+        if known is not None and known.newest == newest.version:
+            return known.decided
+        return (await self._look(call, vault, newest)).last
+
+    async def _look(self, call: Call, vault: KeyVault, newest: Stored) -> Decision:
+        """List the proposals and decide. Wait for what was pending at first, but not for what follows that."""
+        known = self._known.get(call.secret_id)
+        start = await self._root(call, vault, newest) if known is None else known.decided
+        waited = False
+        while True:
+            listing = await vault.listing(call, call.secret_id + POINTER_SUFFIX)
+            if newest.version not in listing.items:
+                raise call.error(UnavailableError, "the vault's list of pointers lacks the newest one")
+            if start.id and start.id not in listing.items:
+                if known is None:
+                    raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
+                known, start = None, await self._root(call, vault, newest)  # it was purged, and made again
+                continue
+            decision = await self._decision(call, vault, start, listing)
+            start = decision.last
+            if decision.pending is None or (waited and start.id):
+                settled = decision.pending is None and listing.now - newest.created >= self._settle
+                self._known[call.secret_id] = _Known(newest=newest.version if settled else "", decided=start)
+                return decision
+            waited = True
+            await self._until(decision.pending, listing)
+
+    async def _root(self, call: Call, vault: KeyVault, newest: Stored) -> Proposal:
+        """Return a decided pointer to begin with: who writes one follows only what is decided."""
+        try:
+            parent = self._decoded(call, newest).pointer.parent
+            return await self._proposal(call, vault, parent) if parent else BEGINNING
+        except ForeignRecordError as error:
+            raise call.error(
+                ProviderConfigurationError,
+                f"the secret {call.secret_id}{POINTER_SUFFIX} is not Goatherd's: {error}",
+                hint="Set it to the value of the version before, or choose another name.",
+            ) from None
+
+    async def _decision(self, call: Call, vault: KeyVault, start: Proposal, listing: Listing) -> Decision:
+        proposals = []
+        for item in listing.items.values():
+            if item.created >= start.created and item.version != start.id:
+                with contextlib.suppress(ForeignRecordError):  # it cannot win
+                    proposals.append(await self._proposal(call, vault, item.version))
+        return decide(start, proposals, now=listing.now, settle=self._settle)
+
+    async def _proposal(self, call: Call, vault: KeyVault, version: str) -> Proposal:
+        if version in self._proposals:
+            return self._proposals[version]
+        stored = await vault.get(call, call.secret_id + POINTER_SUFFIX, version)
+        if stored is None:
+            raise call.error(UnavailableError, "a pointer that is named is not there")
+        proposal = self._decoded(call, stored)
+        while len(self._proposals) >= _REMEMBERED:
+            self._proposals.pop(next(iter(self._proposals)))
+        self._proposals[version] = proposal
+        return proposal
+
+    def _decoded(self, call: Call, stored: Stored) -> Proposal:
+        try:
+            return Proposal(id=stored.version, created=stored.created, pointer=decode_pointer(stored.value))
+        except DamagedRecordError as error:
+            place = f"version {stored.version} of {call.secret_id}{POINTER_SUFFIX}"
+            raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
+
+    async def _change(self, call: Call, vault: KeyVault, change: Callable[[Pointer], Awaitable[Pointer]]) -> Pointer:
+        """Propose what `change` makes of the pointer, until it is decided; `change` returns it as it is to end that."""
+        while True:
+            last = await self._decided(call, vault)
+            changed = await change(last.pointer)
+            if changed is last.pointer:
+                return changed
+            if (decided := await self._propose(call, vault, last, changed)) is not None:
+                return decided
+
+    async def _propose(self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer) -> Pointer | None:
+        """Write a pointer that follows `last`; return it once it is decided, or None when another one was."""
+        proposed = replace(pointer, epoch=last.pointer.epoch + 1, parent=last.id, request=call.request)
+        stored = encode_pointer(proposed)
+        if len(stored) > MAX_STORED:
+            raise call.error(ProviderConfigurationError, "there are more labels than the pointer has room for")
+        name = call.secret_id + POINTER_SUFFIX
+        version = await vault.put(call, name, stored, POINTER_TYPE, people_see(proposed))
+        start = last
+        while True:
+            listing = await vault.listing(call, name)
+            if version not in listing.items:
+                raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
+            decision = await self._decision(call, vault, start, listing)
+            # The epoch after `last` is all that matters; what others may have built on it is looked at later.
+            following = decision.chain[1] if len(decision.chain) > 1 else None
+            if following is not None:
+                self._known[call.secret_id] = _Known(newest="", decided=following)
+                return following.pointer if following.pointer.request == call.request else None
+            if decision.pending is None:
+                raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
+            await self._until(decision.pending, listing)
+
+    async def _until(self, pending: Proposal, listing: Listing) -> None:
+        seconds = pending.created + self._settle - listing.now
+        await self.clock.sleep(timedelta(seconds=max(0.1, min(seconds, self._settle))))
+
+    def _opened(self, call: Call) -> KeyVault:
+        if self._vault is None:
+            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
+        return self._vault
+
+
+def _is_whole(stored: Stored, entry: Entry) -> bool:
+    try:
+        decode_value(stored.value, entry)
+    except DamagedRecordError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""The Azure role assignments that a server, a rotator and an administrator need for one secret, and nothing more.
+
+Pure: text to paste. What it is not: it asks and changes nothing at Azure. Rules: no role holds a data action that
+`goatherd.providers.azure.provider` does not use in that role; tests/contract/test_azure_policy.py runs under them.
+Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final, Literal, get_args
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.azure.address import POINTER_SUFFIX, parse_uri
+from goatherd.providers.base import ORG_FIELD
+
+Role = Literal["server", "rotator", "admin"]
+
+_PREFIX: Final = "Microsoft.KeyVault/vaults/secrets/"
+_READ: Final = (f"{_PREFIX}getSecret/action", f"{_PREFIX}readMetadata/action")
+# The built-in role that holds exactly these two; its id is 4633458b-17de-408a-b874-0445c86b69e6.
+SERVER_ROLE: Final = "Key Vault Secrets User"
+DATA_ACTIONS: Final[dict[str, tuple[str, ...]]] = {
+    "server": _READ,
+    "rotator": (*_READ, f"{_PREFIX}setSecret/action"),
+    "admin": (*_READ, f"{_PREFIX}setSecret/action", f"{_PREFIX}update/action", f"{_PREFIX}delete"),
+}
+_PURPOSE: Final = {
+    "server": "reads the identity, and can change nothing",
+    "rotator": "creates and rotates the identity; switches nothing off and deletes nothing",
+    "admin": "does what the rotator does, switches versions off (goatherd retire) and deletes the secret",
+}
+
+
+def policy(role: str, uri: str) -> str:
+    """Return the ``az`` commands that give `role` to somebody, for one secret; a vault with Azure RBAC is needed.
+
+    Args:
+        role: ``server``, ``rotator`` or ``admin``.
+        uri: The address, such as ``azure://my-vault/goatdb-root``. With ``{org}`` in it, the roles are given for the
+            whole vault, because Azure knows no patterns of names.
+
+    Raises:
+        ConfigurationError: The address is not one, or the role is not one of the three.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    address, secret_id = parse_uri(uri)
+    if ORG_FIELD in secret_id:
+        about = [
+            "# Azure knows no patterns of names, so this holds for every secret of the vault: keep nothing else in it,",
+            "# or print the commands for each organization.",
+        ]
+        scopes = ['"$VAULT"']
+    else:
+        about = ["# For two secrets: the versions, and the pointer that says which of them count."]
+        scopes = [f'"$VAULT/secrets/{name}"' for name in (secret_id, secret_id + POINTER_SUFFIX)]
+    lines = [
+        f"# Goatherd {role}: {_PURPOSE[role]}.",
+        *about,
+        "# PRINCIPAL is the object id of the managed identity, service principal or user.",
+        f'VAULT="$(az keyvault show --name {address.vault} --query id --output tsv)"',
+    ]
+    if role == "server":
+        name = f"'{SERVER_ROLE}'"
+    else:
+        name = f"'Goatherd {role} of {address.vault}'"
+        lines += [
+            'GROUP="${VAULT%/providers/*}"',
+            f"az role definition create --role-definition '{_definition(role, address.vault)}'",
+        ]
+    lines += [f'az role assignment create --assignee "$PRINCIPAL" --role {name} --scope {scope}' for scope in scopes]
+    return "\n".join(lines) + "\n"
+
+
+def _definition(role: str, vault: str) -> str:
+    """Return a custom role as JSON, to stand in single quotes, which it leaves for the one variable in it."""
+    definition = {
+        "Name": f"Goatherd {role} of {vault}",
+        "Description": f"Goatherd: {_PURPOSE[role]}.",
+        "Actions": [],
+        "DataActions": list(DATA_ACTIONS[role]),
+        "AssignableScopes": ["GROUP"],
+    }
+    return json.dumps(definition, indent=2).replace('"GROUP"', """"'"$GROUP"'\"""")

@@ -1,0 +1,361 @@
+"""The content of the two secrets that make one: versions of the value, and a pointer that says which of them count.
+
+Pure. What it is: `Pointer` with its codec, and `decide`, the rule by which all who look at the same proposals agree on
+one. What it is not: the order in which they are written (`provider`). Rules: a pointer carries a digest of itself and
+one of every value, because Key Vault gives none; what is not exactly as written is damaged; nothing is repaired.
+
+Key Vault has no compare-and-swap, but it keeps every version of a secret and stamps it with a time. So a pointer that
+is written is a proposal: "as number n+1, after the version with that id". Of the proposals to follow one decided
+pointer, the earliest wins, and of those stamped with the same second, the one with the highest id. Who looks waits
+until the earliest is so old that none can come before it any more. From then on, whoever looks finds the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
+from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
+
+POINTER_FORMAT: Final = "goatherd-azure-pointer/1"
+TEXT_TYPE: Final = "text/plain; charset=utf-8; by=goatherd"
+BASE64_TYPE: Final = "application/octet-stream; encoding=base64; by=goatherd"
+POINTER_TYPE: Final = "application/json; by=goatherd"
+MAX_STORED: Final = 25 * 1024
+"""learn.microsoft.com/azure/key-vault/secrets/about-secrets: a value has at most 25k bytes."""
+MAX_VALUE: Final = MAX_STORED // 4 * 3
+"""What of it is left for bytes that are no text, in base64."""
+MAX_LISTED: Final = 64
+HISTORY: Final = 40
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class ForeignRecordError(ValueError):
+    """It was not written by Goatherd, or by a later one."""
+
+
+class DamagedRecordError(ValueError):
+    """It is not as it was written; the text says why and quotes nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the pointer knows of one version of the value.
+
+    Attributes:
+        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give.
+        created: Seconds since 1970, by Key Vault's clock.
+        request: The `goatherd.providers.base.Call.request` that wrote it.
+        digest: SHA-256 of the value in hex.
+        text: Whether the value is stored as it is; else in base64.
+        disabled: Whether it was switched off.
+    """
+
+    number: int
+    created: int
+    request: str
+    digest: str
+    text: bool
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointer:
+    """All that counts of one secret.
+
+    Attributes:
+        epoch: 1 for the first pointer, and one more than the one that it follows.
+        parent: The version id, in the pointer secret, of the one that it follows; empty for the first.
+        request: The `Call.request` that proposes it.
+        versions: The versions of the value.
+        labels: Who holds which label.
+    """
+
+    epoch: int
+    parent: str
+    request: str
+    versions: Mapping[VersionId, Entry]
+    labels: Mapping[Label, VersionId]
+
+    def describe(self, version: VersionId) -> SecretVersion:
+        """Return what a caller is told of a version."""
+        entry = self.versions[version]
+        return SecretVersion(
+            id=version,
+            labels=frozenset(label for label, holder in self.labels.items() if holder == version),
+            created_ms=entry.created * 1000,
+            state=VersionState.DISABLED if entry.disabled else VersionState.ENABLED,
+        )
+
+    def newest_first(self) -> list[SecretVersion]:
+        """Return all versions, the highest number first."""
+        return [self.describe(version) for version in self._in_order()]
+
+    def find(self, call: Call, at: Label | VersionId) -> VersionId:
+        """Return the id of a version that is not switched off.
+
+        Raises:
+            SecretNotFoundError: No such version, or nobody holds the label.
+            VersionDisabledError: It is off.
+        """
+        if isinstance(at, VersionId):
+            version = self._known(call, at)
+        elif at in self.labels:
+            version = self.labels[at]
+        else:
+            raise call.error(SecretNotFoundError, f"no version holds the label {at!r}")
+        if self.versions[version].disabled:
+            raise call.error(VersionDisabledError, f"version {version} was switched off")
+        return version
+
+    def made_by(self, request: str) -> VersionId | None:
+        """Return the version that an earlier attempt of the same call wrote, if there is one."""
+        return next((version for version, entry in self.versions.items() if entry.request == request), None)
+
+    def compare(self, call: Call, label: Label, expected: VersionId | None) -> None:
+        """Raise `ConflictError` unless `label` is where `expected` says."""
+        holder = self.labels.get(label)
+        if holder != expected:
+            found = "nobody" if holder is None else f"version {holder}"
+            wanted = "nobody" if expected is None else f"version {expected[:40]}"
+            raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")
+
+    def written(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
+        """Return it with one more version, which holds `label`. The oldest that hold none are forgotten."""
+        number = max((known.number for known in self.versions.values()), default=0) + 1
+        grown = replace(
+            self,
+            versions=MappingProxyType({**self.versions, version: replace(entry, number=number)}),
+            labels=MappingProxyType({**self.labels, label: version}),
+        )
+        holders = set(grown.labels.values())
+        free = [each for each in grown._in_order() if each not in holders]
+        kept = {*holders, *free[: max(HISTORY, MAX_LISTED - len(holders))]}
+        return replace(
+            grown, versions=MappingProxyType({each: grown.versions[each] for each in grown.versions if each in kept})
+        )
+
+    def labelled(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Pointer:
+        """Return it with `label` moved.
+
+        Raises:
+            SecretNotFoundError: No such version.
+            VersionDisabledError: The version is off.
+            ConflictError: `label` is not where `expected` says.
+        """
+        target = self.find(call, version)
+        self.compare(call, label, expected)
+        return replace(self, labels=MappingProxyType({**self.labels, label: target}))
+
+    def disabled(self, call: Call, version: VersionId) -> Pointer:
+        """Return it with a version switched off; itself when it is off already.
+
+        Raises:
+            SecretNotFoundError: No such version.
+            ConflictError: A label points at it.
+        """
+        known = self._known(call, version)
+        holders = sorted(label for label, holder in self.labels.items() if holder == known)
+        if holders:
+            raise call.error(
+                ConflictError,
+                f"the label {holders[0]!r} points at version {known}",
+                hint="Move the label to another version first.",
+            )
+        if self.versions[known].disabled:
+            return self
+        off = replace(self.versions[known], disabled=True)
+        return replace(self, versions=MappingProxyType({**self.versions, known: off}))
+
+    def _known(self, call: Call, version: VersionId) -> VersionId:
+        if version not in self.versions:
+            raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+        return version
+
+    def _in_order(self) -> list[VersionId]:
+        return sorted(self.versions, key=lambda version: self.versions[version].number, reverse=True)
+
+
+NOTHING: Final = Pointer(epoch=0, parent="", request="", versions=MappingProxyType({}), labels=MappingProxyType({}))
+"""What the first pointer follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """One version of the pointer secret.
+
+    Attributes:
+        id: Its version id; empty for `BEGINNING`.
+        created: Seconds since 1970, by Key Vault's clock.
+        pointer: What it says.
+    """
+
+    id: str
+    created: int
+    pointer: Pointer
+
+
+BEGINNING: Final = Proposal(id="", created=0, pointer=NOTHING)
+"""What is decided before there is any proposal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What one look at the proposals tells.
+
+    Attributes:
+        chain: The decided ones, oldest first, from the one where the look began.
+        pending: The earliest that follows the last of them, if it is still too young to be sure of.
+    """
+
+    chain: tuple[Proposal, ...]
+    pending: Proposal | None = None
+
+    @property
+    def last(self) -> Proposal:
+        """What counts now."""
+        return self.chain[-1]
+
+
+def decide(start: Proposal, proposals: Iterable[Proposal], *, now: int, settle: int) -> Decision:
+    """Follow the decided proposals from `start` on, as far as they are decided.
+
+    Args:
+        start: A decided one.
+        proposals: All that were stored at the time `now`, or later; older ones than `start` may be missing.
+        now: Key Vault's clock, in seconds, before the proposals were listed.
+        settle: How many seconds after its time a proposal can be sure that none with an earlier one appears.
+    """
+    listed = list(proposals)
+    chain = [start]
+    while True:
+        last = chain[-1]
+        rivals = [p for p in listed if p.pointer.parent == last.id and p.pointer.epoch == last.pointer.epoch + 1]
+        if not rivals:
+            return Decision(chain=tuple(chain))
+        first = min(rivals, key=lambda p: (p.created, -int(p.id, 16)))
+        if now - first.created < settle:
+            return Decision(chain=tuple(chain), pending=first)
+        chain.append(first)
+
+
+def is_version_id(text: object) -> bool:
+    """Whether `text` is an id as Key Vault gives them: 32 hexadecimal digits."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
+def digest_of(value: SecretBytes) -> str:
+    """Return the SHA-256 of a value in hex."""
+    return hashlib.sha256(value.reveal()).hexdigest()
+
+
+def encode_value(value: SecretBytes) -> tuple[str, bool]:
+    """Return what is stored for a value, and whether it is the value itself: text that people can read stays so."""
+    raw = value.reveal()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if text.strip() and all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
+        return text, True
+    return base64.b64encode(raw).decode("ascii"), False
+
+
+def decode_value(stored: str, entry: Entry) -> SecretBytes:
+    """Return the value.
+
+    Raises:
+        DamagedRecordError: It is not the one that was written.
+    """
+    try:
+        value = SecretBytes(stored.encode() if entry.text else base64.b64decode(stored, validate=True))
+    except (binascii.Error, ValueError):
+        raise DamagedRecordError("it is not in base64") from None
+    if digest_of(value) != entry.digest:
+        raise DamagedRecordError("its digest does not fit")
+    return value
+
+
+def encode_pointer(pointer: Pointer) -> str:
+    """Return what is stored for a pointer."""
+    content = _content(pointer)
+    whole = {"format": POINTER_FORMAT, "sha256": _digest(content), **content}
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"))
+
+
+def decode_pointer(stored: str) -> Pointer:
+    """Return the pointer.
+
+    Raises:
+        ForeignRecordError: It is not one of ours.
+        DamagedRecordError: It is one of ours, but not whole.
+    """
+    try:
+        data = json.loads(stored)
+    except ValueError:
+        raise ForeignRecordError("it is not JSON") from None
+    if not isinstance(data, dict) or data.get("format") != POINTER_FORMAT:
+        raise ForeignRecordError(f"it is not in the format {POINTER_FORMAT}")
+    try:
+        pointer = Pointer(
+            epoch=int(data["epoch"]),
+            parent=str(data["parent"]),
+            request=str(data["request"]),
+            versions=MappingProxyType({VersionId(v): _entry(entry) for v, entry in data["versions"].items()}),
+            labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DamagedRecordError("a member is missing or of the wrong kind") from None
+    if encode_pointer(pointer) != stored:
+        raise DamagedRecordError("its digest does not fit its content")
+    return pointer
+
+
+def people_see(pointer: Pointer) -> dict[str, str]:
+    """Return tags for people: at most 15, and nothing reads them."""
+    shown: Sequence[tuple[Label, VersionId]] = sorted(pointer.labels.items())[:12]
+    return {"goatherd-epoch": str(pointer.epoch), **{f"label-{label}": str(version) for label, version in shown}}
+
+
+def _content(pointer: Pointer) -> dict[str, Any]:
+    return {
+        "epoch": pointer.epoch,
+        "parent": pointer.parent,
+        "request": pointer.request,
+        "labels": {str(label): str(version) for label, version in pointer.labels.items()},
+        "versions": {
+            str(version): {
+                "number": entry.number,
+                "created": entry.created,
+                "request": entry.request,
+                "sha256": entry.digest,
+                "text": entry.text,
+                "state": "disabled" if entry.disabled else "enabled",
+            }
+            for version, entry in pointer.versions.items()
+        },
+    }
+
+
+def _entry(encoded: Mapping[str, Any]) -> Entry:
+    return Entry(
+        number=int(encoded["number"]),
+        created=int(encoded["created"]),
+        request=str(encoded["request"]),
+        digest=str(encoded["sha256"]),
+        text=encoded["text"] is True,
+        disabled=encoded["state"] == "disabled",
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
