@@ -41,6 +41,31 @@ _PATIENCE: Final = 0.5
 _QUOTED: Final = 200
 _OVERDUE: Final = 15.0
 
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/
+_REASONS: Final = frozenset(
+    {
+        "Unauthorized",
+        "Forbidden",
+        "NotFound",
+        "AlreadyExists",
+        "Conflict",
+        "Gone",
+        "Invalid",
+        "ServerTimeout",
+        "StoreReadError",
+        "Timeout",
+        "TooManyRequests",
+        "BadRequest",
+        "MethodNotAllowed",
+        "NotAcceptable",
+        "RequestEntityTooLarge",
+        "UnsupportedMediaType",
+        "InternalError",
+        "Expired",
+        "ServiceUnavailable",
+    }
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -119,7 +144,7 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise KubernetesProblem(UnavailableError, f"the server refuses to create it now: {_reason(answer)}")
+            raise KubernetesProblem(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
         return _secret(answer, namespace, name)
 
     async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -418,9 +443,9 @@ def _parsed(raw: bytes) -> Mapping[str, Any] | None:
 
 
 def _reason(answer: Mapping[str, Any], before: str = "") -> str:
-    """Return the machine-readable reason of a Status, one word, which cannot quote anything."""
+    """Return the machine-readable reason of a Status, if it is one of those that exist, so that it quotes nothing."""
     reason = answer.get("reason")
-    return f"{before}{reason[:60]}" if isinstance(reason, str) and reason.isalnum() else ""
+    return f"{before}{reason}" if reason in _REASONS else ""
 
 
 def _invalid(answer: Mapping[str, Any]) -> KubernetesProblem:
