@@ -122,9 +122,10 @@ class KeyVault:
             ConfigurationError: The file of certificates cannot be used.
         """
         async with AsyncExitStack() as stack:
-            credential = self._given
-            if credential is None:
-                options: dict[str, Any] = {}
+            options: dict[str, Any] = {}
+            if self._given is not None:
+                credential = self._given
+            else:
                 if self._address.authority is not None:
                     options["authority"] = self._address.authority
                 if self._address.identity is not None:
