@@ -54,11 +54,9 @@ def _options(name: str, *, common: bool) -> list[list[str]]:
     inner = click.Context(found, info_name=name, parent=context)
     rows = []
     for parameter in found.get_params(inner):
-        if (
-            isinstance(parameter, click.Option)
-            and parameter.name != "help"
-            and (parameter.opts[-1] in COMMON) == common
-        ):
+        if not isinstance(parameter, click.Option) or "--help" in parameter.opts:
+            continue
+        if (parameter.opts[-1] in COMMON) == common:
             record = parameter.get_help_record(inner)
             assert record is not None
             rows.append([f"`{record[0]}`", record[1]])
