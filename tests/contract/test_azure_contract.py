@@ -1,0 +1,40 @@
+"""The contract over Azure Key Vault as it is faked, through the real SDK, over TLS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
+
+from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
+from goatherd.testing.contract import ProviderContract
+
+SPEED = 50.0
+
+
+class TestAzure(ProviderContract):
+    """Its clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
+
+    rounds = 20
+    settle = timedelta(0)
+
+    @pytest.fixture(autouse=True)
+    def _vault(self) -> Iterator[None]:
+        with FakeKeyVault(speed=SPEED) as vault:
+            self.vault = vault
+            yield
+
+    def provider(self) -> SecretProvider:
+        address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
+        return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(SPEED))
+
+
+@pytest.mark.slow
+class TestAzureAtLength(TestAzure):
+    rounds = 100
