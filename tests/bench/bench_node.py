@@ -112,7 +112,9 @@ async def measure(rounds: int = 5, count: int = 2000) -> dict[str, float]:
         ports = herd.free_ports(2)
         async with (
             herd.serve(top / "a", port=ports[0], settings=["--provider", store]) as (_, from_store),
-            herd.serve(top / "b", port=ports[1], settings=["--settings", str(top / "b" / "localhost" / "settings.json")]) as (_, from_file),
+            herd.serve(
+                top / "b", port=ports[1], settings=["--settings", str(top / "b" / "localhost" / "settings.json")]
+            ) as (_, from_file),
         ):
             async with NodeClient(from_store) as a, NodeClient(from_file) as b:
                 owned_a, _ = await a.create_session()

@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from goatherd.errors import (
@@ -23,6 +24,7 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.node.births import unmerged_births
 from goatherd.node.repository import Repository
+from goatherd.node.server import Server
 from goatherd.node.storage import LogDirectory, MemoryLog
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
@@ -45,6 +47,7 @@ from .goats import (
     root,
     signed_header,
 )
+from .node.nodes import document_of, settings_of, store_of
 
 A, B = root("root-a"), root("root-b")
 X, Y = owned("anon-x"), owned("anon-y")
@@ -385,3 +388,14 @@ def repository_of(records: list[dict[str, object]]) -> Repository:
     )
     repository.load()
     return repository
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/auth/send-login-email"), ("GET", "/auth/temp-login?t=x")])
+async def test_t12_no_login_is_taken_on_an_unchecked_signature(method: str, path: str, tmp_path: Path) -> None:
+    """The login endpoints are not in this version: nothing is mailed and no token is taken, whatever is sent."""
+    store = await store_of(document_of(root("r", expiration_ms=2**52)))
+    async with Server(tmp_path, settings_of(store)) as server:
+        transport = httpx2.ASGITransport(server.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://node", verify=False) as http:
+            answer = await http.request(method, path, content=b'{"email": "a@b.example", "signature": "forged"}')
+    assert (answer.status_code, answer.content) == (404, b"")

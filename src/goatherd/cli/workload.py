@@ -167,11 +167,11 @@ class Workload:
         by_signer: dict[str, int] = {}
         for node, commits in zip(self._nodes, held, strict=True):
             known = {root.id: root for root in roots}
-            introductions = [_decode(c) for c in await node.pull(SESSIONS, reader)]
-            signers = _learn(known, introductions)
+            introductions = [decode_commit(c) for c in await node.pull(SESSIONS, reader)]
+            signers = learn_sessions(known, introductions)
             if node is self._nodes[0]:
                 by_signer = signers
-            bad = await asyncio.to_thread(_unverifiable, known, [_decode(c) for c in commits])
+            bad = await asyncio.to_thread(unverifiable_commits, known, [decode_commit(c) for c in commits])
             unverifiable |= bad
         return Audit(
             accepted=len(self.accepted), lost=lost, unverifiable=tuple(sorted(unverifiable)), by_signer=by_signer
@@ -270,11 +270,12 @@ def _quantile(ordered: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
 
 
-def _decode(encoded: Mapping[str, Any]) -> Commit:
+def decode_commit(encoded: Mapping[str, Any]) -> Commit:
+    """Read a commit as a server of the default organization does."""
     return Commit.from_json(encoded, org="localhost")
 
 
-def _learn(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
+def learn_sessions(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
     """Add the sessions that a root introduced, as often as something new comes; count them by root."""
     signers: dict[str, int] = {}
     waiting = list(introductions)
@@ -297,7 +298,8 @@ def _learn(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[s
         waiting = later
 
 
-def _unverifiable(known: Mapping[str, Session], commits: Sequence[Commit]) -> set[str]:
+def unverifiable_commits(known: Mapping[str, Session], commits: Sequence[Commit]) -> set[str]:
+    """Return the ids of the commits that no session of `known` has signed as it claims."""
     bad = set()
     for commit in commits:
         session = known.get(commit.session)

@@ -1,0 +1,110 @@
+"""The whole way of a GoatDB 0.5.1 server: its own data directory, migrated, served, rotated, exported, served again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd._plugins import open_provider
+from goatherd.cli.main import run as run_here
+from goatherd.cli.workload import decode_commit, learn_sessions, unverifiable_commits
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.identity.session import Session
+from goatherd.node.server import Listener, Server
+from goatherd.rotation.rotator import Rotator
+from goatherd.settings import CloudSecretSettings, FileSettings
+
+VECTORS = Path(__file__).parent.parent / "vectors" / "jsonl"
+DESCRIPTION = json.loads((VECTORS / "description.json").read_text())
+SETTINGS = json.loads(DESCRIPTION["settings_json"])
+A = SETTINGS["currentSession"]
+REPOSITORIES = {repository["path"]: repository for repository in DESCRIPTION["repositories"]}
+NOTES = "/data/notes"
+
+
+@pytest.fixture
+def then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the day on which GoatDB wrote these files, and time goes on from there."""
+    started, day_ms = time.monotonic_ns(), int(A["expiration"] * 1000) - 29 * 86_400_000
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: day_ms + (time.monotonic_ns() - started) // 1_000_000)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory as GoatDB 0.5.1 left it."""
+    top = tmp_path / "data" / "localhost"
+    for repository in DESCRIPTION["repositories"]:
+        file = top / repository["path_in_data_dir"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(VECTORS.parent / repository["file"], file)
+    (top / "settings.json").write_text(DESCRIPTION["settings_json"])
+    return top
+
+
+async def run(*arguments: str) -> int:
+    return await asyncio.to_thread(run_here, arguments)
+
+
+async def look(url: str, path: str) -> list[dict[str, Any]]:
+    async with NodeClient(url) as node:
+        client, roots = await node.create_session()
+        assert roots
+        return await node.pull(path, client)
+
+
+async def check_old_commits(url: str, anchors: Sequence[Session]) -> None:
+    """Every commit that GoatDB wrote is there, and verifies for somebody who knows nothing but `anchors`."""
+    commits = await look(url, NOTES)
+    assert {c["id"] for c in commits} >= {c["id"] for c in REPOSITORIES[NOTES]["commits"]}
+    known = {session.id: session for session in anchors}
+    learn_sessions(known, [decode_commit(commit) for commit in await look(url, "/sys/sessions")])
+    assert unverifiable_commits(known, [decode_commit(commit) for commit in commits]) == set()
+
+
+async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_every_old_commit_verifying(
+    then: None, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"file://{tmp_path}/keys/root"
+    first = Session.from_json(A)
+
+    assert await run("migrate", str(data), "--provider", uri) == 0
+    assert await run("migrate", str(data), "--provider", uri) == 0, "twice is harmless"
+
+    provider, secret_id = open_provider(uri)
+    async with Server(data.parent, CloudSecretSettings(provider, secret_id)) as server, Listener(server) as listener:
+        assert server.database().pool.current.id == A["id"]
+        items = {item["key"]: item["item"] for item in REPOSITORIES[NOTES]["items"]}
+        for key in await server.database().repository(NOTES).keys():
+            item = await server.database().repository(NOTES).get(key)
+            assert item is not None
+            assert key in items
+        await check_old_commits(listener.url, [first])
+        async with NodeClient(listener.url) as node, open_provider(uri)[0] as store:
+            await Rotator(store, secret_id, [node], started_by="test").rotate()
+        second = server.database().pool.current.session
+        assert second.id != A["id"]
+        # Somebody who comes now and is told of B alone must be able to verify what was signed under A (hazard 3).
+        await check_old_commits(listener.url, [second])
+
+    settings = tmp_path / "settings.json"
+    assert await run("export", str(settings), "--provider", uri, "--data", str(data)) == 0
+    exported = json.loads(settings.read_text())
+    assert exported["currentSession"]["id"] == second.id
+    assert all("privateKey" not in root for root in [*exported["roots"], *exported["trustedSessions"]])
+    assert {root["id"] for root in exported["roots"]} == {A["id"], second.id}
+    assert A["privateKey"]["d"] not in settings.read_text()
+
+    shutil.copy(settings, data / "settings.json")
+    async with Server(data.parent, FileSettings(data.parent)) as server, Listener(server) as listener:
+        assert server.database().pool.current.id == second.id
+        await check_old_commits(listener.url, [second])
+    printed = capsys.readouterr()
+    assert A["privateKey"]["d"] not in printed.out + printed.err
