@@ -1,0 +1,156 @@
+"""Where a secret is in Google Secret Manager: ``gcp://PROJECT/SECRET?option=…``, and the service's resource names.
+
+Pure: text in, text out. Rules: a name that the service answers with is compared by what identifies it, and its project
+is not compared at all: we may say an id where the service says the project's number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from goatherd.errors import ConfigurationError
+
+HOST: Final = "secretmanager.googleapis.com"
+OPTIONS: Final = ("endpoint", "location", "replication")
+
+_PROJECT = re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}[a-z0-9]")
+_LOCATION = re.compile(r"[a-z][a-z0-9-]{1,40}")
+_ENDPOINT = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?")
+_SECRET = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_RESOURCE = re.compile(
+    r"projects/(?P<project>[^/]+)(/locations/(?P<location>[^/]+))?/secrets/(?P<secret>[^/]+)"
+    r"(/versions/(?P<version>[^/]+))?"
+)
+_HINT: Final = "Write gcp://project-id/secret-name, with ?location=europe-west3 for a regional secret."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GCPAddress:
+    """A project, and how to reach its secrets.
+
+    Attributes:
+        project: The project's id or number.
+        location: The region of a regional secret; None for a global one.
+        endpoint: ``host`` or ``host:port`` of the API, where it is not Google's public one (Private Service Connect).
+        replication: The locations that a secret created here is kept in; empty for Google's automatic choice.
+    """
+
+    project: str
+    location: str | None = None
+    endpoint: str | None = None
+    replication: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every part.
+
+        Raises:
+            ConfigurationError: One cannot be what it is given as.
+        """
+        if not _PROJECT.fullmatch(self.project):
+            raise ConfigurationError(f"not a Google Cloud project: {self.project[:100]!r}", hint=_HINT)
+        for location in ([] if self.location is None else [self.location]) + list(self.replication):
+            if not _LOCATION.fullmatch(location):
+                raise ConfigurationError(f"not a Google Cloud location: {location[:50]!r}", hint=_HINT)
+        if self.endpoint is not None and not _ENDPOINT.fullmatch(self.endpoint):
+            raise ConfigurationError(f"not an endpoint: {self.endpoint[:100]!r}", hint="Write host or host:port.")
+        if self.location is not None and self.replication:
+            raise ConfigurationError("a regional secret is not replicated: give location or replication, not both")
+
+    @property
+    def host(self) -> str:
+        """The API's host. Regional secrets have one for each region.
+
+        https://docs.cloud.google.com/secret-manager/regional-secrets/create-regional-secret
+        """
+        if self.endpoint is not None:
+            return self.endpoint
+        return HOST if self.location is None else f"secretmanager.{self.location}.rep.googleapis.com"
+
+    @property
+    def parent(self) -> str:
+        """The name of what the secret is created in."""
+        return f"projects/{self.project}" + ("" if self.location is None else f"/locations/{self.location}")
+
+    def secret(self, secret_id: str) -> str:
+        """Return the secret's resource name."""
+        return f"{self.parent}/secrets/{secret_id}"
+
+    def version(self, secret_id: str, version: str | int) -> str:
+        """Return the resource name of a version, by number or by alias."""
+        return f"{self.secret(secret_id)}/versions/{version}"
+
+    def is_secret(self, name: str, secret_id: str) -> bool:
+        """Whether the service's `name` is this secret's."""
+        return self._identified(name, secret_id) == ""
+
+    def number(self, name: str, secret_id: str) -> int | None:
+        """Return the version's number in the service's `name`, or None unless it is one of this secret's versions."""
+        found = self._identified(name, secret_id)
+        return parse_number(found) if found else None
+
+    def _identified(self, name: str, secret_id: str) -> str | None:
+        match = _RESOURCE.fullmatch(name)
+        if match is None or match["secret"] != secret_id or match["location"] != self.location:
+            return None
+        return match["version"] or ""
+
+
+def parse_number(text: str) -> int | None:
+    """Return the version's number that `text` writes, or None: it is no version of this store."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def check_name(secret_id: str) -> None:
+    """Check a secret's name by the service's rule: 1 to 255 of letters, digits, ``_`` and ``-``.
+
+    Raises:
+        ConfigurationError: It is not one.
+    """
+    if not _SECRET.fullmatch(secret_id):
+        raise ConfigurationError(
+            f"not a name for a secret at Google: {secret_id[:255]!r}",
+            hint="Use A-Z a-z 0-9 _ - only: no slash and no dot, also not in an organization's id.",
+        )
+
+
+def parse_uri(uri: str) -> tuple[GCPAddress, str]:
+    """Return the address and the secret id (maybe with ``{org}`` in it) that `uri` names.
+
+    Raises:
+        ConfigurationError: It is not of the form above, or an option is unknown or given twice.
+    """
+    parts = urlsplit(uri)
+    secret_id = unquote(parts.path.removeprefix("/"))
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in options]
+    unknown = sorted(set(names) - set(OPTIONS))
+    if unknown:
+        known = ", ".join(OPTIONS)
+        raise ConfigurationError(f"a gcp address has no option {unknown[0][:40]!r}", hint=f"Options: {known}.")
+    if len(set(names)) != len(names):
+        raise ConfigurationError("an option of the gcp address is given twice")
+    if parts.scheme != "gcp" or parts.fragment or not parts.netloc or not secret_id or "/" in secret_id:
+        raise ConfigurationError(f"not a gcp address: {uri[:200]!r}", hint=_HINT)
+    given = dict(options)
+    replication = tuple(given["replication"].split(",")) if "replication" in given else ()
+    return (
+        GCPAddress(
+            project=parts.netloc,
+            location=given.get("location"),
+            endpoint=given.get("endpoint"),
+            replication=replication,
+        ),
+        secret_id,
+    )
+
+
+def parse_resource(name: str) -> tuple[str, str | None, str] | None:
+    """Return project, location and secret id of a secret's full resource name, or None: it is not one."""
+    match = _RESOURCE.fullmatch(name)
+    if match is None or match["version"] is not None:
+        return None
+    return match["project"], match["location"], match["secret"]

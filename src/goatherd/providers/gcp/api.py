@@ -1,0 +1,273 @@
+"""The SDK's asynchronous client of Google Secret Manager, one method for each call that we make.
+
+What it is: `SecretManagerAPI`, which sends one request and returns what was checked, or raises our error. What it is
+not: it retries nothing (`goatherd.providers.base` does) and knows no rule about labels. Rules: an answer is damaged
+until its names, its state and its checksum have been looked at; damaged is `UnavailableError`, never "not there".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import google.auth
+import google_crc32c
+from google.api_core import exceptions as sdk
+from google.api_core.client_options import ClientOptions
+from google.auth.credentials import Credentials
+from google.cloud.secretmanager_v1 import SecretManagerServiceAsyncClient as Client
+from google.cloud.secretmanager_v1 import types as wire
+from google.cloud.secretmanager_v1.services.secret_manager_service.transports import (
+    SecretManagerServiceGrpcAsyncIOTransport as Transport,
+)
+
+from goatherd.errors import SecretNotFoundError, UnavailableError
+from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
+from goatherd.providers.gcp.address import GCPAddress
+from goatherd.providers.gcp.problem import EtagMovedError, status_of, translated
+
+Answer = TypeVar("Answer")
+
+SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
+PAGE: Final = 250
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_MOVED: Final = frozenset({"FAILED_PRECONDITION", "ABORTED"})
+# gRPC waits a second after a connection broke, longer than our first retries take.
+_CHANNEL: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+_STATES: Final = {
+    wire.SecretVersion.State.ENABLED: VersionState.ENABLED,
+    wire.SecretVersion.State.DISABLED: VersionState.DISABLED,
+    wire.SecretVersion.State.DESTROYED: VersionState.DESTROYED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """What we use of the resource `Secret`."""
+
+    etag: str
+    aliases: Mapping[str, int]
+    annotations: Mapping[str, str]
+
+    def labels(self, number: int) -> frozenset[Label]:
+        """Return the labels that point at version `number`."""
+        return frozenset(Label(alias) for alias, target in self.aliases.items() if target == number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """What we use of the resource `SecretVersion`; `doomed` where its destruction is done or has a date."""
+
+    number: int
+    created_ms: int
+    state: VersionState
+    doomed: bool
+
+    def described(self, labels: frozenset[Label]) -> SecretVersion:
+        """Return what a caller is told."""
+        return SecretVersion(id=VersionId(self.number), labels=labels, created_ms=self.created_ms, state=self.state)
+
+
+class SecretManagerAPI:
+    """The calls; each raises `goatherd.errors`, as `goatherd.providers.gcp.problem` says."""
+
+    def __init__(self, address: GCPAddress, credentials: Credentials | None, timeout: timedelta) -> None:
+        self._address = address
+        self._credentials = credentials
+        self._timeout = timeout.total_seconds()
+        self._client: Client | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.transport.close()  # type: ignore[no-untyped-call]
+
+    async def get_secret(self, call: Call) -> Secret:
+        """GetSecret. Counts against the project's 600 reads of metadata a minute."""
+        request = wire.GetSecretRequest(name=self._secret(call))
+        return self._checked(call, await self._send(call, lambda it: it.get_secret, request))
+
+    async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
+        """CreateSecret, without any version."""
+        body = wire.Secret(annotations=dict(annotations))
+        if self._address.replication:
+            replicas = [wire.Replication.UserManaged.Replica(location=each) for each in self._address.replication]
+            body.replication = wire.Replication(user_managed=wire.Replication.UserManaged(replicas=replicas))
+        elif self._address.location is None:
+            body.replication = wire.Replication(automatic=wire.Replication.Automatic())
+        request = wire.CreateSecretRequest(parent=self._address.parent, secret_id=call.secret_id, secret=body)
+        return self._checked(call, await self._send(call, lambda it: it.create_secret, request))
+
+    async def update_secret(
+        self,
+        call: Call,
+        seen: Secret,
+        *,
+        annotations: Mapping[str, str],
+        aliases: Mapping[str, int] | None = None,
+    ) -> Secret:
+        """UpdateSecret, if the secret's etag is still that of `seen`.
+
+        https://docs.cloud.google.com/secret-manager/docs/etags
+
+        Raises:
+            EtagMovedError: It is not.
+        """
+        body = wire.Secret(name=self._secret(call), etag=seen.etag, annotations=dict(annotations))
+        mask = ["annotations"]
+        if aliases is not None:
+            body.version_aliases = dict(aliases)
+            mask.append("version_aliases")
+        request = wire.UpdateSecretRequest(secret=body, update_mask={"paths": mask})
+        return self._checked(call, await self._send(call, lambda it: it.update_secret, request, compares=True))
+
+    async def delete_secret(self, call: Call) -> None:
+        """DeleteSecret, with all versions."""
+        await self._send(call, lambda it: it.delete_secret, wire.DeleteSecretRequest(name=self._secret(call)))
+
+    async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
+        """AddSecretVersion, with the value's CRC32C, which the service checks."""
+        data = value.reveal()
+        payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
+        request = wire.AddSecretVersionRequest(parent=self._secret(call), payload=payload)
+        answer = await self._send(
+            call, lambda it: it.add_secret_version, request, timeout=min(timeout, self._timeout), quoting=False
+        )
+        return self._version(call, answer)
+
+    async def access(self, call: Call, at: str | int) -> tuple[int, SecretBytes]:
+        """AccessSecretVersion, by alias or by number. Returns the number that it led to, and the value."""
+        name = self._address.version(call.secret_id, at)
+        request = wire.AccessSecretVersionRequest(name=name)
+        answer = await self._send(call, lambda it: it.access_secret_version, request)
+        number = self._address.number(answer.name, call.secret_id)
+        if number is None or (isinstance(at, int) and number != at):
+            raise call.error(UnavailableError, f"the answer is about another version than {str(at)!r}")
+        data = answer.payload.data
+        if not data:
+            raise call.error(UnavailableError, f"the answer about version {number} holds no value")
+        # SECURITY: what was cut or changed on the way is no value
+        # (tests/contract/test_gcp_faults.py::test_a_damaged_value_is_unavailable_and_never_returned).
+        if "data_crc32c" not in answer.payload or answer.payload.data_crc32c != google_crc32c.value(data):
+            raise call.error(UnavailableError, f"the value of version {number} does not have its checksum")
+        return number, SecretBytes(data)
+
+    async def get_version(self, call: Call, number: int) -> Version:
+        """GetSecretVersion. Counts against the project's 600 reads of metadata a minute."""
+        request = wire.GetSecretVersionRequest(name=self._address.version(call.secret_id, number))
+        found = self._version(call, await self._send(call, lambda it: it.get_secret_version, request))
+        if found.number != number:
+            raise call.error(UnavailableError, f"the answer is about another version than {number}")
+        return found
+
+    async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
+        """ListSecretVersions, newest first, down to number `after` and without it."""
+        request = wire.ListSecretVersionsRequest(parent=self._secret(call), page_size=PAGE)
+        found: list[Version] = []
+        while True:
+            page = await self._send(call, lambda it: it.list_secret_versions, request)
+            listed = [self._version(call, each) for each in page.versions]
+            found += [each for each in listed if each.number > after]
+            last = page.next_page_token in ("", request.page_token)
+            if last or any(each.number <= after for each in listed):
+                return sorted(found, key=lambda each: each.number, reverse=True)
+            request.page_token = page.next_page_token
+
+    async def destroy_version(self, call: Call, number: int) -> None:
+        """DestroySecretVersion. With a `version_destroy_ttl` it is disabled now and destroyed then."""
+        request = wire.DestroySecretVersionRequest(name=self._address.version(call.secret_id, number))
+        await self._send(call, lambda it: it.destroy_secret_version, request)
+
+    async def disable_version(self, call: Call, number: int) -> None:
+        """DisableSecretVersion; EnableSecretVersion undoes it."""
+        request = wire.DisableSecretVersionRequest(name=self._address.version(call.secret_id, number))
+        await self._send(call, lambda it: it.disable_secret_version, request)
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def _send(
+        self,
+        call: Call,
+        method: Callable[[Client], Callable[..., Awaitable[Answer]]],
+        request: object,
+        *,
+        timeout: float | None = None,
+        quoting: bool = True,
+        compares: bool = False,
+    ) -> Answer:
+        """Send one request, with a deadline of its own and without the SDK's retries."""
+        doing = type(request).__name__.removesuffix("Request")
+        try:
+            client = await self._connected()
+            return await method(client)(request=request, retry=None, timeout=timeout or self._timeout)
+        except sdk.GoogleAPICallError as error:
+            moved = compares and status_of(error) in _MOVED
+            problem: Exception = EtagMovedError() if moved else translated(call, error, doing=doing, quoting=quoting)
+        except Exception as error:  # noqa: BLE001 - the libraries below raise what they like when bytes are cut
+            problem = translated(call, error, doing=doing)
+        raise problem  # outside of the handlers, so that the SDK's exception is not its context
+
+    async def _connected(self) -> Client:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            # In a thread: it reads files, and may ask the metadata server.
+            credentials = self._credentials or await asyncio.to_thread(_default_credentials)
+            if self._client is None or self._loop is not loop:
+                options = ClientOptions(api_endpoint=self._address.host)
+                self._client = Client(credentials=credentials, transport=_transport, client_options=options)
+                self._loop = loop
+        return self._client
+
+    # --- one answer -------------------------------------------------------------------------------------------------
+
+    def _secret(self, call: Call) -> str:
+        return self._address.secret(call.secret_id)
+
+    def _checked(self, call: Call, answer: wire.Secret) -> Secret:
+        if not self._address.is_secret(answer.name, call.secret_id) or not answer.etag:
+            raise call.error(UnavailableError, "the answer does not describe this secret")
+        return Secret(etag=answer.etag, aliases=dict(answer.version_aliases), annotations=dict(answer.annotations))
+
+    def _version(self, call: Call, answer: wire.SecretVersion) -> Version:
+        number = self._address.number(answer.name, call.secret_id)
+        state = _STATES.get(answer.state)
+        created = answer.create_time
+        if number is None or state is None or not created:
+            raise call.error(UnavailableError, "the answer does not describe a version of this secret")
+        return Version(
+            number=number,
+            created_ms=(created - _EPOCH) // _MILLISECOND,
+            state=state,
+            doomed=state is VersionState.DESTROYED or bool(answer.scheduled_destroy_time),
+        )
+
+
+def not_there(call: Call, version: str) -> SecretNotFoundError:
+    """Return the error for a version id that is none of this store's."""
+    return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+
+
+def _default_credentials() -> Credentials:
+    found: Credentials = google.auth.default(scopes=list(SCOPES))[0]
+    return found
+
+
+def _transport(**options: Any) -> Transport:
+    return Transport(channel=_channel, **options)
+
+
+def _channel(host: str, *, options: list[tuple[str, object]], **others: Any) -> Any:
+    return Transport.create_channel(host, options=[*options, *_CHANNEL], **others)

@@ -1,0 +1,91 @@
+"""What Goatherd keeps in a secret's annotations: who is about to add or destroy a version, and which calls are done.
+
+Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API) and change
+under the same etag as the aliases, so that a label's move and the note of it are one step. Pure: maps in, maps out.
+
+Rules:
+- The announcement keeps the newest version and ``current`` together: a version is added while nobody else adds one. It
+  decides no race about a label; the etag does.
+- A missing, foreign or damaged note is as good as none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+ANNOUNCED: Final = "goatherd-announced"
+DONE: Final = "goatherd-done"
+REMEMBERED: Final = 8
+
+_ANNOUNCEMENT = re.compile(
+    r"(?P<purpose>add|destroy) (?P<request>[0-9a-f]{16}) (?P<nonce>[0-9a-f]{16}) (?P<base>[0-9]{1,18})"
+)
+_ENTRY = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """Somebody is at work.
+
+    Attributes:
+        purpose: ``add`` or ``destroy`` a version.
+        request: The beginning of the `Call.request` of whoever is at work.
+        nonce: New each time that the same call announces itself.
+        base: Versions that the work adds have higher numbers.
+    """
+
+    purpose: str
+    request: str
+    nonce: str
+    base: int
+
+    def __str__(self) -> str:
+        return f"{self.purpose} {self.request} {self.nonce} {self.base}"
+
+
+def short(request: str) -> str:
+    """Return the part of a `Call.request` that is noted."""
+    return request[:16]
+
+
+def announcement(annotations: Mapping[str, str]) -> Announcement | None:
+    """Return who is at work, if anybody."""
+    match = _ANNOUNCEMENT.fullmatch(annotations.get(ANNOUNCED, ""))
+    if match is None:
+        return None
+    return Announcement(
+        purpose=match["purpose"], request=match["request"], nonce=match["nonce"], base=int(match["base"])
+    )
+
+
+def announced(annotations: Mapping[str, str], new: Announcement) -> dict[str, str]:
+    """Return the annotations with `new` in the place of any other announcement."""
+    return {**annotations, ANNOUNCED: str(new)}
+
+
+def withdrawn(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return the annotations without an announcement."""
+    return {key: text for key, text in annotations.items() if key != ANNOUNCED}
+
+
+def done(annotations: Mapping[str, str], request: str, number: int) -> dict[str, str]:
+    """Return the annotations without an announcement, and with the note that `request` wrote version `number`."""
+    entries = _ENTRY.findall(annotations.get(DONE, ""))[: REMEMBERED - 1]
+    noted = [(str(number), short(request)), *entries]
+    return {**withdrawn(annotations), DONE: " ".join(f"{version}={by}" for version, by in noted)}
+
+
+def written_by(annotations: Mapping[str, str], request: str) -> int | None:
+    """Return the version that `request` wrote, if that is among the last few."""
+    for version, by in _ENTRY.findall(annotations.get(DONE, "")):
+        if by == short(request):
+            return int(version)
+    return None
+
+
+def newest_known(annotations: Mapping[str, str], aliases: Mapping[str, int]) -> int:
+    """Return the highest number of a version that a label points at or that Goatherd has written, or 0."""
+    return max([0, *aliases.values(), *(int(number) for number, _ in _ENTRY.findall(annotations.get(DONE, "")))])

@@ -1,0 +1,101 @@
+"""The rights in IAM that each role needs for one secret, and nothing more, as commands to paste.
+
+Pure: a role and an address in, text out. Rules: a permission stands here only if `goatherd.providers.gcp.provider` asks
+for it in that role; tests/contract/test_gcp_policy.py runs the provider under exactly these.
+Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_uri
+
+Role = Literal["server", "rotator", "admin"]
+
+ACCESSOR: Final = "roles/secretmanager.secretAccessor"
+
+_PURPOSE: Final = {
+    "server": "reads the identity, and can change nothing",
+    "rotator": "puts the identity into a secret that is there, rotates it, and destroys what is retired",
+    "admin": "the rotator's, and making and deleting the secret",
+}
+_READS: Final = frozenset({"secretmanager.versions.access"})
+_ROTATES: Final = _READS | {
+    "secretmanager.secrets.get",
+    "secretmanager.secrets.update",
+    "secretmanager.versions.add",
+    "secretmanager.versions.destroy",
+    "secretmanager.versions.disable",
+    "secretmanager.versions.get",
+    "secretmanager.versions.list",
+}
+_ADMINISTERS: Final = _ROTATES | {"secretmanager.secrets.create", "secretmanager.secrets.delete"}
+
+
+def permissions(role: str) -> frozenset[str]:
+    """Return the IAM permissions that `role` needs.
+
+    Raises:
+        ConfigurationError: There is no such role.
+    """
+    known = {"server": _READS, "rotator": _ROTATES, "admin": _ADMINISTERS}
+    if role not in known:
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    return known[role]
+
+
+def policy(role: str, uri: str) -> str:
+    """Return the ``gcloud`` commands that give `role` its rights for one secret, with the custom role's YAML.
+
+    Args:
+        role: ``server``, ``rotator`` or ``admin``.
+        uri: The address, such as ``gcp://my-project/goatdb-root``. ``{org}`` becomes ``$ORG``, to be set.
+
+    Raises:
+        ConfigurationError: There is no such role, or the address is not one.
+    """
+    wanted = permissions(role)
+    address, secret_id = parse_uri(uri)
+    # SECURITY: what is pasted into a shell is made of checked names only
+    # (tests/unit/providers/test_gcp_policy.py::test_a_name_that_a_shell_would_read_is_refused).
+    check_name(secret_id.replace(ORG_FIELD, "x"))
+    lines = [f"# Goatherd {role}: {_PURPOSE[role]}.", f"MEMBER=serviceAccount:goatherd-{role}@{_domain(address)}"]
+    if ORG_FIELD in secret_id:
+        lines.append("ORG=acme  # each organization has a secret of its own: repeat for each")
+    if role == "server":
+        return "\n".join([*lines, *_binding(address, secret_id, ACCESSOR)]) + "\n"
+    name = f"goatherd{role.capitalize()}"
+    lines += [
+        f"cat > {name}.yaml <<'END'",
+        f"title: Goatherd {role}",
+        f"description: The {role} {_PURPOSE[role]}.",
+        "stage: GA",
+        "includedPermissions:",
+        *(f"- {permission}" for permission in sorted(wanted)),
+        "END",
+        f"gcloud iam roles create {name} --project={address.project} --file={name}.yaml",
+    ]
+    full = f"projects/{address.project}/roles/{name}"
+    if role == "admin":
+        # A secret that does not exist yet cannot carry a grant.
+        return "\n".join([*lines, *_binding(address, None, full)]) + "\n"
+    return "\n".join([*lines, *_binding(address, secret_id, full)]) + "\n"
+
+
+def _binding(address: GCPAddress, secret_id: str | None, role: str) -> list[str]:
+    if secret_id is None:
+        target = f"gcloud projects add-iam-policy-binding {address.project}"
+    else:
+        target = f'gcloud secrets add-iam-policy-binding "{secret_id.replace(ORG_FIELD, "${ORG}")}"'
+        target += f" --project={address.project}"
+        target += "" if address.location is None else f" --location={address.location}"
+    return [f"{target} \\", f'    --member="$MEMBER" --role={role} --condition=None']
+
+
+def _domain(address: GCPAddress) -> str:
+    """Return where the project's service accounts live; of a project ``example.com:name`` the parts are swapped."""
+    domain, separator, name = address.project.partition(":")
+    return f"{name}.{domain}.iam.gserviceaccount.com" if separator else f"{domain}.iam.gserviceaccount.com"

@@ -1,0 +1,114 @@
+"""What the errors of Google's libraries mean to us.
+
+Rules: an error is told by its status, never by its class, which differs between transports. Of the service's text only
+that is quoted which cannot hold a value; nothing is chained.
+
+SECURITY: an exception of the SDK may carry the request, so it never becomes the cause or the context of ours
+(tests/contract/test_gcp_faults.py::test_no_error_of_the_service_shows_a_value).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from google.api_core import exceptions as sdk
+from google.auth import exceptions as auth
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+
+from goatherd.errors import (
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretExistsError,
+    SecretNotFoundError,
+    ThrottledError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.base import Call
+
+CREDENTIALS_HINT: Final = (
+    "On Google Cloud, attach a service account (on GKE: Workload Identity). Elsewhere, set "
+    "GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login"
+)
+DENIED_HINT: Final = (
+    "Grant what `goatherd policy` prints for this role; a secret that does not exist may be denied like this too. "
+    "New grants take minutes to reach every server."
+)
+QUOTA_HINT: Final = "See the project's quotas for secretmanager.googleapis.com; poll less often, or ask for more."
+
+_LONGEST: Final = 300
+_PLUGIN: Final = "Getting metadata from plugin failed"
+_PASSING: Final = frozenset(
+    {"UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
+)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]+")
+_STATE = re.compile(r"\b(DISABLED|DESTROYED) state\b")
+_FINAL_LOGIN = re.compile(r"invalid_grant|RefreshError|[Rr]eauthentication|unauthorized_client|account not found")
+
+
+class EtagMovedError(Exception):
+    """The secret changed after it was read: read it again. Never leaves the provider."""
+
+
+def status_of(error: sdk.GoogleAPICallError) -> str:
+    """Return the name of the gRPC status, such as ``NOT_FOUND``."""
+    return str(getattr(error.grpc_status_code, "name", "UNKNOWN"))
+
+
+def translated(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
+    """Return our error for one of the SDK's.
+
+    Args:
+        call: What was to be done.
+        error: The SDK's exception.
+        doing: The API's method, such as ``AccessSecretVersion``.
+        quoting: Whether the service's text may be shown; not where the request held a value.
+    """
+    if isinstance(error, sdk.GoogleAPICallError):
+        return _from_status(call, error, doing=doing, quoting=quoting)
+    if isinstance(error, auth.DefaultCredentialsError):
+        return call.error(ProviderAccessDeniedError, "no Google credentials were found", hint=CREDENTIALS_HINT)
+    if isinstance(error, auth.GoogleAuthError):
+        name = type(error).__name__
+        if getattr(error, "retryable", False) or isinstance(error, auth.TransportError):
+            return call.error(UnavailableError, f"Google's login did not answer ({name})")
+        return call.error(ProviderAccessDeniedError, f"Google's login refused ({name})", hint=CREDENTIALS_HINT)
+    return call.error(UnavailableError, f"{doing} failed ({type(error).__name__})")
+
+
+def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoting: bool) -> ProviderError:
+    status = status_of(error)
+    text = _UNPRINTABLE.sub(" ", str(error.message or ""))
+    what = f"{doing}: {status}" + (f": {text[:_LONGEST]}" if quoting and text else "")
+    if status in _PASSING:
+        if text.startswith(_PLUGIN):
+            if _FINAL_LOGIN.search(text):
+                return call.error(ProviderAccessDeniedError, "Google's login refused", hint=CREDENTIALS_HINT)
+            return call.error(UnavailableError, "Google's login did not answer", hint=CREDENTIALS_HINT)
+        return call.error(UnavailableError, what)
+    if status == "RESOURCE_EXHAUSTED":
+        throttled = call.error(ThrottledError, what, hint=QUOTA_HINT)
+        throttled.retry_after = _retry_after(error)
+        return throttled
+    if status in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        hint = DENIED_HINT if status == "PERMISSION_DENIED" else CREDENTIALS_HINT
+        return call.error(ProviderAccessDeniedError, what, hint=hint)
+    if status == "NOT_FOUND":
+        return call.error(SecretNotFoundError, what)
+    if status == "ALREADY_EXISTS":
+        return call.error(SecretExistsError, "the secret exists already")
+    if status == "FAILED_PRECONDITION" and (state := _STATE.search(text)):
+        return call.error(VersionDisabledError, f"the version was {state[1].lower()}")
+    if status == "INVALID_ARGUMENT" and ("checksum" in text.lower() or "crc32c" in text.lower()):
+        return call.error(UnavailableError, f"{doing}: the value was damaged on its way to the store")
+    return call.error(ProviderConfigurationError, what)
+
+
+def _retry_after(error: sdk.GoogleAPICallError) -> float | None:
+    """Return the seconds that the service asks to wait (google.rpc.RetryInfo), if it said."""
+    for detail in error.details or ():
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            return max(0.0, float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9))
+    return None

@@ -1,0 +1,533 @@
+"""Google Secret Manager as a store: aliases are the labels, and the secret's etag is the compare-and-swap.
+
+What it is: the algebra over `goatherd.providers.gcp.api`. What it is not: it retries nothing and sees no SDK type.
+
+How a version is written:
+
+1. `UpdateSecret` notes in an annotation, under the secret's etag, that somebody is about to add a version.
+2. `AddSecretVersion`. It has no precondition and no idempotency token, and makes its version ``latest`` at once.
+3. `UpdateSecret` moves the alias and removes the note, under the etag of step 1. This is the only commit point.
+
+The alias decides every race by itself; the note is for those who read ``latest``, which is the newest version whatever
+its state, so that a loser's version would be what they get, or once it is destroyed an error. With the note, nobody
+adds a version while another does, so a loser has added none. A note that stands unchanged for `LEASE` belongs to
+somebody who is gone; what he added is disabled, not destroyed, by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, Self, TypeVar
+
+from google.auth.credentials import Credentials
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    ProviderAccessDeniedError,
+    ProviderError,
+    SecretExistsError,
+    SecretNotFoundError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.base import (
+    Call,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    RetryPolicy,
+    SecretBytes,
+    SecretProvider,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+from goatherd.providers.gcp import journal
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
+from goatherd.providers.gcp.api import Secret, SecretManagerAPI, Version, not_there
+from goatherd.providers.gcp.problem import EtagMovedError
+
+Check = Callable[[Secret], None]
+Outcome = TypeVar("Outcome")
+
+LEASE: Final = timedelta(seconds=5)
+"""For how long a note must stand unchanged before its author is taken for gone, by the clock of whoever looks."""
+_MARGIN: Final = timedelta(seconds=1)
+_ATTEMPT: Final = timedelta(seconds=4)
+_PATIENCE: Final = 1.0
+_PROBES: Final = 32
+_REMEMBERED: Final = 256
+_RANDOM = secrets.SystemRandom()
+
+
+@dataclass(slots=True)
+class _Work:
+    """How far one attempt to add or destroy a version has come, for whoever must clear up after it."""
+
+    announced: bool = False
+    began: float = 0.0
+    base: int = 0
+    resumed: bool = False
+    abandoned_base: int | None = None
+    done: int | None = None
+    number: int | None = None
+
+
+class GCPSecretProvider(SecretProvider):
+    """Keep secrets in Google Secret Manager. Needs the extra ``gcp``.
+
+    Address: ``gcp://PROJECT/SECRET``. ``?location=europe-west3`` for a regional secret and its regional endpoint;
+        ``?replication=europe-west3,europe-west4`` for where a global secret is kept, if it is created here (Google
+        chooses otherwise); ``?endpoint=host:port`` for a private endpoint. Names have no slash and no dot.
+    Credentials: application default credentials: the attached service account, Workload Identity,
+        GOOGLE_APPLICATION_CREDENTIALS, ``gcloud auth application-default login``.
+    Permissions: `goatherd.providers.gcp.policy` has the exact ones for each role.
+    Guarantees: compare-and-swap; a read by version id is strong, one by label may show an older version for minutes;
+        every version is kept until destroyed. Once a write has returned, its version is also the newest, so that
+        readers of ``latest`` get it. A read by label names that label only, and a version's `created_ms` is 0 for
+        whoever may not read metadata. With a ``version_destroy_ttl`` on the secret, a destroyed version is unreadable
+        at once and can be restored until that time has passed.
+    """
+
+    scheme = "gcp"
+
+    def __init__(
+        self,
+        address: GCPAddress,
+        *,
+        timeout: timedelta = timedelta(seconds=10),
+        retry: RetryPolicy | None = None,
+        clock: Clock | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """Take the address; connect to nothing.
+
+        Args:
+            address: The project and how to reach it.
+            timeout: The deadline of one call, retries included.
+            retry: How often and how fast to retry.
+            clock: For the pauses between retries.
+            credentials: Instead of the application default credentials.
+        """
+        super().__init__(timeout=timeout, retry=retry, clock=clock)
+        self.address = address
+        self._api = SecretManagerAPI(address, credentials, min(_ATTEMPT, timeout))
+        self._created: dict[tuple[str, int, int], int] = {}
+        self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION)
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        address, secret_id = parse_uri(uri)
+        return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        """Return the same from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
+
+        The secret id may be the full name, ``projects/my-project/secrets/goatdb-root``. Without a project in either,
+        GOOGLE_CLOUD_PROJECT is taken. A ``region`` means a regional secret.
+
+        Raises:
+            ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
+        """
+        unknown = sorted(set(config) - {"provider", "secretId", "region", "project", "endpoint"})
+        if unknown:
+            raise ConfigurationError(f"cloudConfig: provider 'gcp' has no option {unknown[0]!r}")
+        given: dict[str, str] = {}
+        for name in ("secretId", "region", "project", "endpoint"):
+            text = config.get(name)
+            if text is not None and (not isinstance(text, str) or not text):
+                raise ConfigurationError(f"cloudConfig: {name} must be a text")
+            if isinstance(text, str):
+                given[name] = text
+        if "secretId" not in given:
+            raise ConfigurationError("cloudConfig: secretId must be a text")
+        secret_id, project, region = given["secretId"], given.get("project"), given.get("region")
+        if "/" in secret_id:
+            parsed = parse_resource(secret_id)
+            if parsed is None or (project or parsed[0]) != parsed[0] or (region or parsed[1]) != parsed[1]:
+                raise ConfigurationError(
+                    f"cloudConfig: secretId {secret_id[:300]!r} is not a secret, or contradicts project or region",
+                    hint="Write the secret's name, or projects/my-project/secrets/name, without a version.",
+                )
+            project, region, secret_id = parsed
+        project = project or os.environ.get("GOOGLE_CLOUD_PROJECT")
+        if not project:
+            raise ConfigurationError("cloudConfig: provider 'gcp' needs a project", hint='Add "project": "my-project".')
+        return cls(GCPAddress(project=project, location=region, endpoint=given.get("endpoint"))), secret_id
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self._guarantees
+
+    def check_secret_id(self, secret_id: str) -> None:
+        super().check_secret_id(secret_id)
+        check_name(secret_id)
+
+    async def _close(self) -> None:
+        await self._api.close()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        if isinstance(at, Label):
+            number, value = await self._by_label(call, at)
+            labels = frozenset({at})
+        else:
+            wanted = parse_number(at)
+            if wanted is None:
+                raise not_there(call, at)
+            number, value = await self._api.access(call, wanted)
+            labels = await self._labels(call, number)
+        version = SecretVersion(
+            id=VersionId(number), labels=labels, created_ms=await self._created_ms(call, number, value)
+        )
+        return SecretValue(version=version, value=value)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        listed = {version.number: version for version in await self._api.list_versions(call)}
+        secret = await self._api.get_secret(call)
+        for number in sorted(set(secret.aliases.values()) - set(listed)):  # the list lags
+            with contextlib.suppress(SecretNotFoundError):
+                listed[number] = await self._api.get_version(call, number)
+        return [listed[number].described(secret.labels(number)) for number in sorted(listed, reverse=True)]
+
+    async def _by_label(self, call: Call, label: Label) -> tuple[int, SecretBytes]:
+        """Access by alias, which has a large quota; a new alias is looked up on the secret, which knows it earlier."""
+        try:
+            return await self._api.access(call, label)
+        except SecretNotFoundError as missing:
+            try:
+                number = (await self._api.get_secret(call)).aliases.get(label)
+            except ProviderAccessDeniedError:
+                number = None
+            if number is None:
+                raise call.error(SecretNotFoundError, f"no version holds the label {label!r}") from missing
+        return await self._api.access(call, number)
+
+    async def _labels(self, call: Call, number: int) -> frozenset[Label]:
+        try:
+            return (await self._api.get_secret(call)).labels(number)
+        except ProviderAccessDeniedError:  # a server may read values and nothing else
+            return frozenset()
+
+    async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
+        """Return when a version was made: asked for once, since metadata has a small quota; 0 where that is denied."""
+        # The value too: a secret that somebody deleted and made again has other versions with the same numbers.
+        key = (call.secret_id, number, hash(value.reveal()))
+        if key not in self._created:
+            try:
+                created_ms = (await self._api.get_version(call, number)).created_ms
+            except ProviderAccessDeniedError:
+                created_ms = 0
+            while len(self._created) >= _REMEMBERED:
+                del self._created[next(iter(self._created))]
+            self._created[key] = created_ms
+        return self._created[key]
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        def absent(secret: Secret) -> None:
+            if secret.aliases:
+                raise call.error(SecretExistsError, "the secret exists already")
+
+        work = _Work(began=_now())
+        mine = self._announcement(call, "add", 0)
+        try:
+            made = await self._api.create_secret(call, journal.announced({}, mine))
+            work.announced = True
+        except (SecretExistsError, ProviderAccessDeniedError) as error:
+            made = None
+            try:
+                await self._must_be_empty(call)
+            except SecretNotFoundError:
+                raise error from None  # not to be made by us, and not there
+        except asyncio.CancelledError:
+            await self._briefly(self._withdraw(call))
+            raise
+        self._forget(call)
+        return await self._add(call, value, label, absent, work, made)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return await self._add(call, value, label, lambda secret: _compare(call, secret, label, expected), _Work())
+
+    async def _must_be_empty(self, call: Call) -> None:
+        """Refuse a secret that holds a value. One without is as good as none: whoever grants rights made it before."""
+        secret = await self._api.get_secret(call)
+        if journal.announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
+            return
+        if secret.aliases or await self._api.list_versions(call):
+            raise call.error(SecretExistsError, "the secret exists already")
+
+    async def _add(
+        self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
+    ) -> SecretVersion:
+        """Add a version and move `label` to it, if `check` allows that; clear up unless the outcome is unknown."""
+        try:
+            if secret is None:
+                secret = await self._announce(call, "add", check, work)
+            if work.done is not None:
+                return (await self._api.get_version(call, work.done)).described(secret.labels(work.done))
+            version = await self._added(call, value, work)
+            secret = await self._flipped(call, secret, label, version.number, check)
+        except (ConflictError, SecretExistsError):
+            if work.announced or call.attempt > 1:
+                await self._briefly(self._undo(call, value, work))
+            raise
+        except asyncio.CancelledError:
+            if work.announced:
+                await self._briefly(self._undo(call, value, work))
+            raise
+        if work.resumed or work.abandoned_base is not None:
+            await self._briefly(self._sweep(call, value, work, secret))
+        return version.described(secret.labels(version.number))
+
+    async def _announce(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
+        """Note that we are at work, once nobody else is. Sets `_Work.done` instead if this call's work is done."""
+        watched, since, pause = "", 0.0, _Pause()
+        while True:
+            secret = await self._api.get_secret(call)
+            work.done = journal.written_by(secret.annotations, call.request)
+            if work.done is not None:
+                return secret
+            check(secret)
+            other = journal.announcement(secret.annotations)
+            work.resumed = other is not None and other.request == journal.short(call.request)
+            work.base = journal.newest_known(secret.annotations, secret.aliases)
+            work.abandoned_base = None
+            if other is not None and work.resumed:
+                work.base = other.base
+            elif other is not None:
+                if other.nonce != watched:
+                    watched, since = other.nonce, _now()
+                if _now() - since < LEASE.total_seconds():
+                    call.waits[:] = [f"another writer is at work on the secret ({other.purpose})"]
+                    await pause()
+                    continue
+                work.abandoned_base = other.base
+            work.began, work.announced = _now(), True
+            noted = journal.announced(secret.annotations, self._announcement(call, purpose, work.base))
+            try:
+                return await self._api.update_secret(call, secret, annotations=noted)
+            except EtagMovedError:
+                work.announced = work.resumed
+                await pause()
+
+    async def _added(self, call: Call, value: SecretBytes, work: _Work) -> Version:
+        if work.resumed:
+            # AddSecretVersion has no token by which to repeat it: an earlier attempt's version is found by its value.
+            work.number = await self._find(call, value, work.base)
+            if work.number is not None:
+                return await self._api.get_version(call, work.number)
+        left = (LEASE - _MARGIN).total_seconds() - (_now() - work.began)
+        if left <= 0:
+            raise call.error(UnavailableError, "the store took too long to begin the write")
+        sending = asyncio.ensure_future(self._api.add_version(call, value, timeout=left))
+        try:
+            version = await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            # Whoever knows the number can take the version away again.
+            await asyncio.wait({sending}, timeout=_PATIENCE)
+            if sending.done() and not sending.cancelled() and sending.exception() is None:
+                work.number = sending.result().number
+            sending.add_done_callback(_retrieve)
+            sending.cancel()
+            raise
+        work.number = version.number
+        return version
+
+    async def _flipped(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
+        """Move the label and withdraw the note, in one step."""
+        pause = _Pause()
+        while True:
+            aliases = {**secret.aliases, label: number}
+            noted = journal.done(secret.annotations, call.request, number)
+            try:
+                return await self._api.update_secret(call, secret, aliases=aliases, annotations=noted)
+            except EtagMovedError:
+                await pause()
+            secret = await self._api.get_secret(call)
+            if journal.written_by(secret.annotations, call.request) == number:
+                return secret
+            check(secret)
+            other = journal.announcement(secret.annotations)
+            if other is not None and other.request != journal.short(call.request):
+                # We were too slow, and are taken for gone. Whoever goes on disables our version; let him win.
+                raise call.error(ConflictError, "another writer took over, because this one took too long")
+
+    async def _find(self, call: Call, value: SecretBytes, base: int) -> int | None:
+        """Return a version above `base` that holds `value`. By number, which alone is strongly consistent."""
+        for number in range(base + 1, base + 1 + _PROBES):
+            try:
+                _, found = await self._api.access(call, number)
+            except SecretNotFoundError:
+                return None
+            except VersionDisabledError:
+                continue
+            if found == value:
+                return number
+        return None
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        number, pause = parse_number(version), _Pause()
+        watched, since = "", 0.0
+        while True:
+            secret = await self._api.get_secret(call)
+            if number is None:
+                raise not_there(call, version)
+            other = journal.announcement(secret.annotations)
+            if other is not None and other.purpose == "destroy":
+                if other.nonce != watched:
+                    watched, since = other.nonce, _now()
+                if _now() - since < LEASE.total_seconds():
+                    call.waits[:] = ["a version of the secret is being destroyed"]
+                    await pause()
+                    continue
+            # After the secret: whoever destroys it from here on changes the etag first.
+            found = await self._api.get_version(call, number)
+            if found.state is not VersionState.ENABLED:
+                raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
+            _compare(call, secret, label, expected)
+            aliases = {**secret.aliases, label: number}
+            try:
+                await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
+            except EtagMovedError:
+                await pause()
+            else:
+                return
+
+    # --- removing ---------------------------------------------------------------------------------------------------
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        def unlabelled(secret: Secret) -> None:
+            if number is not None and (held := sorted(secret.labels(number))):
+                raise call.error(
+                    ConflictError,
+                    f"the label {held[0]!r} points at version {number}",
+                    hint="Move the label to another version first.",
+                )
+
+        number, work = parse_number(version), _Work()
+        unlabelled(await self._api.get_secret(call))
+        if number is None:
+            raise not_there(call, version)
+        if (await self._api.get_version(call, number)).doomed:
+            if call.attempt > 1:
+                await self._briefly(self._withdraw(call))
+            return
+        try:
+            await self._announce(call, "destroy", unlabelled, work)
+            await self._api.destroy_version(call, number)
+        finally:
+            if work.announced:
+                await self._briefly(self._withdraw(call))
+
+    async def _delete(self, call: Call) -> None:
+        self._forget(call)
+        await self._api.delete_secret(call)
+
+    # --- clearing up ------------------------------------------------------------------------------------------------
+
+    async def _undo(self, call: Call, value: SecretBytes, work: _Work) -> None:
+        """Take back what this call announced and added, unless it has moved the label after all."""
+        secret = await self._withdraw(call)
+        if secret is None:
+            return
+        if work.number is None and call.attempt > 1:
+            known = journal.newest_known(secret.annotations, secret.aliases)
+            work.number = await self._find(call, value, max(work.base, known))
+        if work.number is not None and not secret.labels(work.number):
+            await self._api.destroy_version(call, work.number)
+
+    async def _withdraw(self, call: Call) -> Secret | None:
+        """Remove our note, if it stands; None if our version has its label.
+
+        The secret is updated in any case: what of ours is still on its way to the store then has an old etag.
+        """
+        pause = _Pause()
+        while True:
+            secret = await self._api.get_secret(call)
+            if journal.written_by(secret.annotations, call.request) is not None:
+                return None
+            standing = journal.announcement(secret.annotations)
+            ours = standing is not None and standing.request == journal.short(call.request)
+            kept = journal.withdrawn(secret.annotations) if ours else secret.annotations
+            try:
+                return await self._api.update_secret(call, secret, annotations=kept)
+            except EtagMovedError:
+                await pause()
+
+    async def _sweep(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
+        """Destroy what an earlier attempt of ours has added too; disable what somebody who is gone has left."""
+        base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
+        for version in await self._api.list_versions(call, after=base):
+            if version.number == work.number or version.state is not VersionState.ENABLED:
+                continue
+            if secret.labels(version.number):
+                continue
+            if work.abandoned_base is not None and version.number < (work.number or 0):
+                await self._api.disable_version(call, version.number)
+            elif work.resumed and (await self._api.access(call, version.number))[1] == value:
+                await self._api.destroy_version(call, version.number)
+
+    async def _briefly(self, clearing: Coroutine[object, object, object]) -> None:
+        """Clear up for a second at most, even while being cancelled. What fails here is left to the next writer."""
+        task = asyncio.ensure_future(clearing)
+        task.add_done_callback(_retrieve)
+        try:
+            await asyncio.wait({task}, timeout=_PATIENCE)
+        finally:
+            task.cancel()
+        if task.done() and not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, ProviderError):
+                raise error
+
+    def _announcement(self, call: Call, purpose: str, base: int) -> journal.Announcement:
+        return journal.Announcement(
+            purpose=purpose, request=journal.short(call.request), nonce=secrets.token_hex(8), base=base
+        )
+
+    def _forget(self, call: Call) -> None:
+        """Forget what is known of the versions of a secret that is made or deleted here."""
+        self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
+
+
+class _Pause:
+    """Waits longer each time; called between two looks at what somebody else is changing."""
+
+    def __init__(self) -> None:
+        self._next = 0.02
+
+    async def __call__(self) -> None:
+        # Not the provider's clock: this waits for another process, whose time no test turns.
+        await asyncio.sleep(self._next * _RANDOM.uniform(0.5, 1))
+        self._next = min(1.0, self._next * 1.6)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _retrieve(task: asyncio.Future[Outcome]) -> None:
+    """Take note of the outcome, so that asyncio does not complain that nobody did."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _compare(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:
+    holder = secret.aliases.get(label)
+    if (None if holder is None else str(holder)) != expected:
+        found = "nobody" if holder is None else f"version {holder}"
+        wanted = "nobody" if expected is None else f"version {expected[:40]}"
+        raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")

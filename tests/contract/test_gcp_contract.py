@@ -1,0 +1,61 @@
+"""The contract over Google Secret Manager: the official client, over TLS, against `goatherd.testing.gcp_fake`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.testing.contract import ProviderContract
+from goatherd.testing.gcp_fake import FakeSecretManager
+
+PROJECT = "goatherd-testing"
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakeSecretManager]:
+    with FakeSecretManager(PROJECT) as server:
+        yield server
+
+
+class TestGlobal(ProviderContract):
+    settle = timedelta(seconds=5)
+    rounds = 20
+
+    @pytest.fixture(autouse=True)
+    def _server(self, fake: FakeSecretManager) -> None:
+        self.fake = fake
+
+    def provider(self) -> SecretProvider:
+        address = GCPAddress(project=PROJECT, endpoint=self.fake.endpoint)
+        return GCPSecretProvider(address, credentials=AnonymousCredentials())
+
+
+class TestRegional(TestGlobal):
+    rounds = 5
+
+    def provider(self) -> SecretProvider:
+        address = GCPAddress(project=PROJECT, location="europe-west3", endpoint=self.fake.endpoint)
+        return GCPSecretProvider(address, credentials=AnonymousCredentials())
+
+
+@pytest.mark.slow
+class TestAtLength(TestGlobal):
+    rounds = 100
+
+
+@pytest.mark.slow
+class TestWhileAliasesLag(TestGlobal):
+    """Accesses by alias show what was, for a while; what is decided is decided on the secret itself."""
+
+    rounds = 5
+
+    @pytest.fixture(autouse=True)
+    def _lagging(self, _server: None) -> Iterator[None]:
+        self.fake.service.lag = 0.3
+        yield
+        self.fake.service.lag = 0.0
