@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from goatherd.errors import SecretDeletedError
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract
+from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
 from goatherd.testing.subject import ContractViolationError
 
@@ -55,3 +57,40 @@ class TestMoto(ProviderContract):
         """It fails (500) when the versions of a missing secret are listed."""
         with pytest.raises(ContractViolationError, match="UnavailableError came: aws: versions"):
             self.run(provider_checks.what_is_not_there_is_not_found)
+
+
+async def test_a_role_is_assumed_with_the_credentials_found(moto: MotoServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto.url)
+    address = AWSAddress(
+        region=REGION, endpoint=moto.url, role_arn="arn:aws:iam::123456789012:role/goatherd", recovery_days=0
+    )
+    async with AWSSecretProvider(address) as store:
+        made = await store.create("role/root", b"1")
+        assert (await store.read("role/root")).version.id == made.id
+        # moto, like AWS, gives temporary keys that begin so; the one in the environment begins with AKIA.
+        client = store._api._client()
+        assert client._request_signer._credentials.access_key.startswith("ASIA")  # type: ignore[attr-defined]
+        await store.delete("role/root")
+
+
+async def test_a_secret_that_is_scheduled_for_deletion_is_an_error_of_its_own(moto: MotoServer):
+    async with AWSSecretProvider(AWSAddress(region=REGION, endpoint=moto.url)) as store:
+        await store.create("scheduled/root", b"1")
+        await store.delete("scheduled/root")
+        for begin in (lambda: store.read("scheduled/root"), lambda: store.delete("scheduled/root")):
+            with pytest.raises(SecretDeletedError):
+                await begin()
+
+
+async def test_a_reply_that_is_lost_after_the_write_took_effect_leaves_one_version(moto: MotoServer):
+    async with FaultProxy("127.0.0.1", moto.port) as proxy:
+        address = AWSAddress(region=REGION, endpoint=f"http://127.0.0.1:{proxy.port}", recovery_days=0)
+        async with AWSSecretProvider(address) as store:
+            holder = await store.create("lost/root", b"0")
+            for number, step in enumerate(("PutSecretValue", "UpdateSecretVersionStage"), 1):
+                proxy.fault = Fault(mode=Mode.REPLY_LOST, times=1, match=f"secretsmanager.{step}".encode())
+                holder = await store.write("lost/root", b"%d" % number, expected=holder.id)
+                assert proxy.hits == number
+                assert (await store.read("lost/root")).version.id == holder.id
+            assert len(await store.versions("lost/root")) == 3
+            await store.delete("lost/root")

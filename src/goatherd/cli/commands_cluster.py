@@ -215,6 +215,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "reason": report.reason,
         "behind": list(report.behind),
         "destroyed": list(report.destroyed),
+        "givenUp": list(report.given_up),
         "began": iso(report.began_ms),
         "ended": iso(report.ended_ms),
         "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
@@ -294,5 +295,6 @@ async def _retire(app: App, *, yes: bool) -> int:
         report = await rotator.retire()
     found = list(report.destroyed)
     lines = [f"destroyed version {version}" for version in found]
+    lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
     app.out.result(report_data(report), lines or [f"nothing to destroy: no replaced root is older than {grace}"])
     return 0

@@ -72,6 +72,8 @@ class Report:
         reason: Why the rotation was abandoned, if it was.
         behind: Nodes that were not seen to sign with the current root.
         destroyed: Versions whose value was destroyed.
+        given_up: Versions that the store was told to give up, but may hold for longer: it destroys none at once
+            (`goatherd.providers.base.Guarantees`). The keys in them are not on record as destroyed.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 
@@ -85,6 +87,7 @@ class Report:
     reason: str | None = None
     behind: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
+    given_up: tuple[str, ...] = ()
     began_ms: int
     ended_ms: int
 

@@ -121,6 +121,7 @@ class Rotator:
         self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout)
         self._highest = 0
         self._seen: tuple[NodeView, ...] = ()
+        self._given_up: list[str] = []
         self._phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ class Rotator:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _asked(self, goal: Goal, *, to_phase: Phase | None = None, reason: str = _MEANT) -> Report:
-        self._phase, self._seen = None, ()
+        self._phase, self._seen, self._given_up = None, (), []
         document, _ = await self._read()
         intent = Intent(
             goal=goal, began_ms=self._clock.now_ms(), from_id=document.current.id, to_phase=to_phase, reason=reason
@@ -219,7 +220,10 @@ class Rotator:
                     poll = await self._pause(poll, action.until_ms)
                     continue
                 await self._act(action, document, candidate)
-                if isinstance(action, Destroy):
+                if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
+                    # The store may go on showing it for as long as it likes.
+                    self._given_up.append(action.version)
+                elif isinstance(action, Destroy):
                     destroyed.append(action.version)
                     gone = _private_ids(observation, action.version) & {root.id for root in document.roots}
                     intent = replace(intent, destroyed_ids=intent.destroyed_ids | gone - document.retired_ids)
@@ -356,7 +360,7 @@ class Rotator:
     async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
         views = []
         for version in await self._provider.versions(self._secret_id):
-            if version.state is not VersionState.ENABLED:
+            if version.state is not VersionState.ENABLED or version.id in self._given_up:
                 continue
             try:
                 found = await self._provider.read(self._secret_id, version.id)
@@ -448,6 +452,7 @@ class Rotator:
             reason=last.reason if abandoned and last is not None else None,
             behind=action.behind,
             destroyed=destroyed,
+            given_up=tuple(self._given_up),
             began_ms=intent.began_ms,
             ended_ms=self._clock.now_ms(),
         )

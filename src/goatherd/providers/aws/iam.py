@@ -1,22 +1,24 @@
-"""The IAM policies that a server and a rotator need for one secret, and nothing more.
+"""The IAM policies that a server, a rotator and an admin need for one secret, and nothing more.
 
 What it is: text to paste. What it is not: it asks and changes nothing at AWS. Rules: no statement names an action that
-`goatherd.providers.aws.provider` does not call in that role; tests/contract/test_aws_fake.py runs under these policies.
+`goatherd.providers.aws.provider` does not call in that role; tests/contract/test_aws_faults.py runs under them.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
 """
 
 from __future__ import annotations
 
 import json
-from typing import Final, Literal
+import re
+from typing import Final, Literal, get_args
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.aws.address import AWSAddress, parse_uri
 from goatherd.providers.base import ORG_FIELD
 
-Role = Literal["server", "rotator"]
+Role = Literal["server", "rotator", "admin"]
 Statement = dict[str, object]
 
+_NAME = re.compile(r"[A-Za-z0-9/._-]{1,512}")
 # ARNs end in a hyphen and six characters of AWS's; `?` for each, so that `…/root` does not cover `…/root-of-others`.
 _SUFFIX: Final = "-??????"
 # Servers read these two and none else; a request without a stage, by version id, lacks the key and is not allowed.
@@ -28,6 +30,7 @@ _ROTATOR_ACTIONS: Final = [
     "secretsmanager:PutSecretValue",
     "secretsmanager:UpdateSecretVersionStage",
 ]
+_ADMIN_ACTIONS: Final = sorted([*_ROTATOR_ACTIONS, "secretsmanager:CreateSecret", "secretsmanager:DeleteSecret"])
 # What would break the labels, or widen who may read, though another policy should allow it.
 _NEVER: Final = [
     "secretsmanager:DeleteSecret",
@@ -42,17 +45,21 @@ def policy(role: Role, uri: str, *, account: str = "*") -> str:
 
     Args:
         role: ``server`` reads the current and the stable version. ``rotator`` also writes versions, moves labels and
-            lists; it cannot create or delete the secret.
+            lists; it cannot create or delete the secret. ``admin`` can, and all that a rotator can.
         uri: The address, such as ``aws://eu-west-1/goatdb/prod/root``. With ``kms_key_id`` in it, the rights to that
             key are added. ``{org}`` allows every organization's secret.
         account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
 
     Raises:
-        ConfigurationError: The address is not one, or the role is not one of the two.
+        ConfigurationError: The address is not one, the role is unknown, or a name would mean more than one secret.
     """
     address, secret_id = parse_uri(uri)
-    if role not in ("server", "rotator"):
-        raise ConfigurationError(f"no such role: {role!r}", hint="Roles: server, rotator.")
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
+    # (tests/unit/providers/test_aws_iam.py::test_a_name_that_would_grant_more_is_refused).
+    if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):
+        raise ConfigurationError(f"not a secret's name: {secret_id[:80]!r}")
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
         raise ConfigurationError("an AWS account is twelve digits")
     region = address.region or "*"
@@ -70,11 +77,13 @@ def policy(role: Role, uri: str, *, account: str = "*") -> str:
                 "Condition": {"StringEquals": {"secretsmanager:VersionStage": _SERVER_STAGES}},
             }
         ]
-    else:
+    elif role == "rotator":
         statements = [
             {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [secret]},
             {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [secret]},
         ]
+    else:
+        statements = [{"Sid": "GoatherdAdmin", "Effect": "Allow", "Action": _ADMIN_ACTIONS, "Resource": [secret]}]
     if address.kms_key_id is not None:
         statements.append(_key_statement(address, address.kms_key_id, role, partition, account))
     return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
