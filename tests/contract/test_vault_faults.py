@@ -359,3 +359,17 @@ async def test_a_dead_token_is_told_apart_from_a_missing_right(server: BaoServer
             await provider.read("goatdb/root")
     assert isinstance(caught.value, ProviderError)
     assert "hvs.no" not in f"{caught.value} {caught.value.hint}"
+
+
+async def test_a_write_that_is_cancelled_on_its_way_does_not_take_effect_later(server: BaoServer, proxy: FaultProxy):
+    name = await prepared(server, write)
+    async with through(proxy) as provider:
+        commit = f"POST /v1/secret/data/{name}-pointer ".encode()
+        proxy.fault = Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=200), match=commit)
+        task = asyncio.ensure_future(write(provider, name))
+        while proxy.hits == 0:
+            await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await provider.read(name)).value.reveal() == b"new", "settled when the call has ended"
