@@ -1,0 +1,110 @@
+"""Two rotators in two processes: one winner a round, none lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from goatherd.errors import ConflictError
+from goatherd.providers.base import VersionId
+from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+
+SCRIPT = Path(__file__)
+
+
+def provider(kubeconfig: str) -> KubernetesSecretProvider:
+    return KubernetesSecretProvider(KubernetesAddress(kubeconfig=kubeconfig))
+
+
+async def race(kubeconfig: str, secret: str, name: str) -> None:
+    """One shot at each version that is called out, and what was won."""
+    async with provider(kubeconfig) as rotator:
+        print("ready", flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            expected = line.strip()
+            try:
+                version = await rotator.write(secret, f"{name} after {expected}".encode(), expected=expected)
+            except ConflictError:
+                print(json.dumps(None), flush=True)
+            else:
+                print(json.dumps(version.id), flush=True)
+
+
+def start(kubeconfig: str, secret: str, name: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(SCRIPT), kubeconfig, secret, name]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
+    """Let two processes race, and look at what is left."""
+
+    async def begin() -> str:
+        async with provider(admin) as first:
+            return (await first.create(secret, b"start")).id
+
+    expected = asyncio.run(begin())
+    racers = {name: start(rotator, secret, name) for name in ("ann", "bob")}
+    won: dict[str, str] = {}
+    try:
+        assert [line_of(process) for process in racers.values()] == ["ready", "ready"]
+        for _ in range(rounds):
+            for process in racers.values():
+                assert process.stdin is not None
+                process.stdin.write(f"{expected}\n")
+                process.stdin.flush()
+            outcomes = {name: json.loads(line_of(process)) for name, process in racers.items()}
+            winners = [name for name, version in outcomes.items() if version is not None]
+            assert len(winners) == 1, outcomes
+            winner = winners[0]
+            version = outcomes[winner]
+            assert int(version) == int(expected) + 1, "a round was skipped"
+            won[version] = f"{winner} after {expected}"
+            expected = version
+    finally:
+        for process in racers.values():
+            _, errors = process.communicate(timeout=20)
+            assert process.returncode == 0, errors
+
+    async def look() -> None:
+        async with provider(admin) as reader:
+            assert (await reader.read(secret)).version.id == expected
+            for version in await reader.versions(secret):
+                if version.id != "1":
+                    found = await reader.read(secret, VersionId(version.id))
+                    assert found.value.reveal().decode() == won[version.id]
+            await reader.delete(secret)
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path: Path, rounds: int):
+    import yaml
+    from tests.contract.test_kubernetes_fake import kubeconfig
+
+    from goatherd.providers.kubernetes import policy
+    from goatherd.testing.kubernetes_fake import FakeKubernetes
+
+    with FakeKubernetes() as fake:
+        token = fake.account("rotator", next(yaml.safe_load_all(policy("rotator", "default/root"))))
+        race_of_two(
+            "default/root",
+            rotator=kubeconfig(tmp_path, fake.url, token),
+            admin=kubeconfig(tmp_path, fake.url),
+            rounds=rounds,
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(race(*sys.argv[1:]))
