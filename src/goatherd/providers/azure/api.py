@@ -30,6 +30,7 @@ from azure.identity.aio import DefaultAzureCredential
 from azure.keyvault.secrets import SecretProperties
 from azure.keyvault.secrets.aio import SecretClient
 
+from goatherd.clock import Clock
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -91,7 +92,7 @@ class Listing:
     """All versions of one secret, in no order.
 
     Attributes:
-        now: The service's clock when the first page was answered, in seconds since 1970.
+        now: The service's clock when they were asked for, or less, in seconds since 1970.
         items: The versions; none where there is no such secret.
     """
 
@@ -105,12 +106,17 @@ class KeyVault:
     Args:
         address: Where and as whom.
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
+        clock: For the time that passes between two answers.
         credential: Instead of Azure's default chain. It is not closed here.
     """
 
-    def __init__(self, address: AzureAddress, timeout: timedelta, credential: AsyncTokenCredential | None) -> None:
+    def __init__(
+        self, address: AzureAddress, timeout: timedelta, clock: Clock, credential: AsyncTokenCredential | None
+    ) -> None:
         self._address = address
         self._timeout = timeout
+        self._clock = clock
+        self._told: tuple[int, float] | None = None
         self._given = credential
         self._stack = AsyncExitStack()
         self._client: SecretClient | None = None
@@ -140,6 +146,7 @@ class KeyVault:
                 credential,
                 verify_challenge_resource=self._address.check_challenge,
                 logging_enable=False,
+                raw_response_hook=self._note_date,
                 **options,
             )
             self._client = await stack.enter_async_context(client)
@@ -171,21 +178,20 @@ class KeyVault:
         return _checked(call, value, made.properties, name).version
 
     async def listing(self, call: Call, name: str) -> Listing:
-        """Return all versions of a secret, without values."""
-        dates: list[int] = []
-
-        def note(response: PipelineResponse[Any, Any]) -> None:
-            dates.append(_date(response.http_response.headers.get("Date")))
+        """Return all versions of a secret, without values. Not the first thing to ask: the time is not known then."""
+        # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
+        # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
+        if self._told is None:
+            raise call.error(UnavailableError, "the answers bear no date, by which to tell which write came first")
+        date, then = self._told
+        now = date + int(self._clock.monotonic() - then)
 
         async def collect() -> list[SecretProperties]:
-            listed = self._sdk(call).list_properties_of_secret_versions(name, raw_response_hook=note)
-            return [item async for item in listed]
+            return [item async for item in self._sdk(call).list_properties_of_secret_versions(name)]
 
         found = await self._ask(call, collect(), name, missing=[])
-        if not dates or min(dates) == 0:
-            raise call.error(UnavailableError, "the answer bears no date, by which to tell which write came first")
         items = [_item(call, item, name) for item in found]
-        return Listing(now=min(dates), items={item.version: item for item in items})
+        return Listing(now=now, items={item.version: item for item in items})
 
     async def disable(self, call: Call, name: str, version: str) -> None:
         """Switch one version off."""
@@ -209,6 +215,10 @@ class KeyVault:
     def deleted(self, call: Call) -> SecretDeletedError:
         """Return the error for a secret that is deleted and can be brought back."""
         return _deleted(call, self._address.vault)
+
+    def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
+        date = _date(response.http_response.headers.get("Date"))
+        self._told = (date, self._clock.monotonic()) if date else None
 
     def _sdk(self, call: Call) -> SecretClient:
         if self._client is None:

@@ -69,8 +69,9 @@ from goatherd.providers.base import (
     VersionState,
 )
 
-SETTLE: Final = timedelta(seconds=2)
-"""A version's time is in whole seconds, which is one; the rest is how far the clocks of the service may be apart."""
+SETTLE: Final = timedelta(seconds=3)
+"""A version's time is in whole seconds, which is one; two are for clocks of the service that differ, and for the time
+from when a version gets its time to when it is listed."""
 
 _REMEMBERED: Final = 64
 _REQUEST_TAG: Final = "goatherd-request"
@@ -99,7 +100,7 @@ class AzureSecretProvider(SecretProvider):
     Credentials: Azure's default chain: the environment, workload identity, managed identity, ``az login``.
     Permissions: ``goatherd policy azure --role server`` (or rotator, admin) prints the role assignments.
     Guarantees: compare-and-swap by best effort. Key Vault has none; of two writers the earlier wins, as long as the
-        clocks of the service differ by less than half a second and its lists are up to date. A change takes three
+        service lists a version within two seconds of its time, differing clocks included. A change takes four
         seconds. At least 40 versions without a label are kept. `destroy` switches a version off. A deleted secret can
         be recovered, and keeps its name, until it is purged.
     """
@@ -152,7 +153,7 @@ class AzureSecretProvider(SecretProvider):
         check_name(secret_id)
 
     async def _open(self) -> None:
-        vault = KeyVault(self.address, self.timeout, self._credential)
+        vault = KeyVault(self.address, self.timeout, self.clock, self._credential)
         await vault.open()
         self._vault = vault
 
