@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,7 @@ def test_a_key_of_ones_own_may_be_used_through_the_service_only(
     ("uri", "account", "resource"),
     [
         (URI, "111122223333", "arn:aws:secretsmanager:eu-west-1:111122223333:secret:goatdb/prod/root-??????"),
+        ("root", "*", "arn:aws:secretsmanager:*:*:secret:root-??????"),
         ("aws:///root", "*", "arn:aws:secretsmanager:*:*:secret:root-??????"),
         ("aws://cn-north-1/root", "*", "arn:aws-cn:secretsmanager:cn-north-1:*:secret:root-??????"),
         ("aws://us-gov-west-1/root", "*", "arn:aws-us-gov:secretsmanager:us-gov-west-1:*:secret:root-??????"),
@@ -109,3 +111,8 @@ def test_a_name_that_would_grant_more_is_refused(name: str):
 def test_what_is_no_role_or_account_is_refused(role: str, account: str):
     with pytest.raises(ConfigurationError):
         policy(role, URI, account=account)  # type: ignore[arg-type]
+
+
+def test_the_page_shows_the_server_policy_as_it_is_printed():
+    page = (Path(__file__).parents[3] / "docs/how-to/store-aws.md").read_text()
+    assert f"```json\n{policy('server', URI)}\n```" in page

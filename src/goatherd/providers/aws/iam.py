@@ -40,20 +40,20 @@ _NEVER: Final = [
 ]
 
 
-def policy(role: Role, uri: str, *, account: str = "*") -> str:
+def policy(role: Role, secret: str, *, account: str = "*") -> str:
     """Return the IAM policy for `role` as JSON text, ready to be pasted.
 
     Args:
         role: ``server`` reads the current and the stable version. ``rotator`` also writes versions, moves labels and
             lists; it cannot create or delete the secret. ``admin`` can, and all that a rotator can.
-        uri: The address, such as ``aws://eu-west-1/goatdb/prod/root``. With ``kms_key_id`` in it, the rights to that
-            key are added. ``{org}`` allows every organization's secret.
+        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``; a bare name stands for any region. With
+            ``kms_key_id`` in it, the rights to that key are added. ``{org}`` allows every organization's secret.
         account: The account's twelve digits. ``*`` means whichever account the policy is pasted into.
 
     Raises:
         ConfigurationError: The address is not one, the role is unknown, or a name would mean more than one secret.
     """
-    address, secret_id = parse_uri(uri)
+    address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
     if role not in get_args(Role):
         raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
     # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
@@ -65,7 +65,7 @@ def policy(role: Role, uri: str, *, account: str = "*") -> str:
     region = address.region or "*"
     partition = _partition(region)
     name = secret_id.replace(ORG_FIELD, "*")
-    secret = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
+    resource = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
     statements: list[Statement]
     if role == "server":
         statements = [
@@ -73,17 +73,17 @@ def policy(role: Role, uri: str, *, account: str = "*") -> str:
                 "Sid": "GoatherdReads",
                 "Effect": "Allow",
                 "Action": ["secretsmanager:GetSecretValue"],
-                "Resource": [secret],
+                "Resource": [resource],
                 "Condition": {"StringEquals": {"secretsmanager:VersionStage": _SERVER_STAGES}},
             }
         ]
     elif role == "rotator":
         statements = [
-            {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [secret]},
-            {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [secret]},
+            {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [resource]},
+            {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [resource]},
         ]
     else:
-        statements = [{"Sid": "GoatherdAdmin", "Effect": "Allow", "Action": _ADMIN_ACTIONS, "Resource": [secret]}]
+        statements = [{"Sid": "GoatherdAdmin", "Effect": "Allow", "Action": _ADMIN_ACTIONS, "Resource": [resource]}]
     if address.kms_key_id is not None:
         statements.append(_key_statement(address, address.kms_key_id, role, partition, account))
     return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
