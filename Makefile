@@ -18,7 +18,7 @@ test: .venv/.dev ## every test
 	$(BIN)/python -m pytest -rs $(ARGS)
 
 test-fast: .venv/.dev ## the tests that take no time
-	$(BIN)/python -m pytest -rs -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -rs -m "not slow" --hypothesis-profile=fast -n auto $(ARGS)
 
 lint: .venv/.dev ## ruff (rules and format) and the import contracts
 	$(BIN)/ruff check .

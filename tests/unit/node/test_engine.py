@@ -471,7 +471,8 @@ GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
         ({"publicKey": {**GOOD_JWK, "x": GOOD_JWK["y"]}}, "InvalidPublicKey"),
     ],
     ids=[
-        *("no body", "no JSON", "null", "no members", "an array", "a text", "a null key", "an empty key", "an array key"),
+        *("no body", "no JSON", "null", "no members", "an array"),
+        *("a text", "a null key", "an empty key", "an array key"),
         *("a private key", "not extractable", "for signing", "another curve", "a short x", "off the curve"),
     ],
 )

@@ -1,0 +1,26 @@
+"""What all tests share: which of them are slow, and how hard Hypothesis tries.
+
+Hypothesis profiles: ``full`` is the default, ``make test-fast`` asks for ``fast``. No deadlines: a busy machine is no
+bug. Slow by where they stand: the tests that start servers or kill processes. Single ones elsewhere carry the mark.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+HERE = Path(__file__).parent
+SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract"))
+QUICK_FILES = (HERE / "contract" / "test_provider_contract.py", HERE / "contract" / "test_contract_catches.py")
+
+settings.register_profile("full", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=20)
+settings.load_profile("full")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path not in QUICK_FILES and any(folder in item.path.parents for folder in SLOW_FOLDERS):
+            item.add_marker(pytest.mark.slow)
