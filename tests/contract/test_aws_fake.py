@@ -9,8 +9,10 @@ import pytest
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import SecretProvider
+from goatherd.testing import provider_checks
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from goatherd.testing.contract import ProviderContract
+from goatherd.testing.contract import ProviderContract, check_name, run_check
+from goatherd.testing.provider_checks import Check
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +39,14 @@ class TestAWSFake(ProviderContract):
         return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url, recovery_days=0))
 
 
-class TestAWSFakeWithRecovery(ProviderContract):
-    settle = timedelta(0)
-    rounds = 3
-
-    @pytest.fixture(autouse=True)
-    def _fake(self, fake: FakeSecretsManager) -> None:
-        self.fake = fake
-
-    def provider(self) -> SecretProvider:
-        return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url))
+@pytest.mark.parametrize(
+    "check",
+    [
+        provider_checks.a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing,
+        provider_checks.what_is_declared_is_true,
+    ],
+    ids=check_name,
+)
+async def test_a_store_that_keeps_what_is_deleted_holds_to_it(fake: FakeSecretsManager, check: Check):
+    address = AWSAddress(region=REGION, endpoint=fake.url)
+    await run_check(check, lambda: AWSSecretProvider(address), settle=timedelta(0))

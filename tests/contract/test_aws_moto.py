@@ -18,6 +18,8 @@ from goatherd.testing.subject import ContractViolationError
 
 REGION = "eu-west-1"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[MotoServer]:

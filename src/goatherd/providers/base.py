@@ -432,7 +432,7 @@ class SecretProvider(ABC):
         Raises:
             SecretNotFoundError: No such secret.
             SecretDeletedError: It is deleted already, but could still be brought back (`Guarantees.recoverable`). Every
-                other method raises it too for such a secret.
+                other method but `versions` raises it too for such a secret.
         """
         call = self._start("delete", secret_id)
 

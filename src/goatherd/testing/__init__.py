@@ -5,4 +5,5 @@
 - `provider_checks`: these checks, one function each.
 - `vectors`: checks a directory of vector files that GoatDB produced: ``python -m goatherd.testing.vectors DIR``.
 - `herd`: simulated GoatDB nodes, for rotations without a network.
+- `aws_fake`: AWS Secrets Manager on the wire, after its API reference; `moto`: the emulator, found and started.
 """

@@ -114,6 +114,7 @@ def test_the_id_of_a_version_is_that_of_its_request_and_value():
     assert version_id_for(request, SecretBytes(b"other")) != name
 
 
+@pytest.mark.slow
 def test_no_sdk_is_imported_before_a_store_of_aws_is_opened():
     code = (
         "import sys, goatherd._plugins as p, goatherd.cli.main; p.open_provider('memory:///a/b'); "

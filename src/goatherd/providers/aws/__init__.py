@@ -6,8 +6,16 @@
 - `iam`: `policy`, the exact IAM policy for a server or a rotator.
 """
 
+from typing import TYPE_CHECKING
+
+from goatherd._plugins import later
 from goatherd.providers.aws.address import AWSAddress
 from goatherd.providers.aws.iam import policy
-from goatherd.providers.aws.provider import AWSSecretProvider
+
+if TYPE_CHECKING:
+    from goatherd.providers.aws.provider import AWSSecretProvider
 
 __all__ = ["AWSAddress", "AWSSecretProvider", "policy"]
+
+# The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
+__getattr__ = later(__name__, AWSSecretProvider="provider")
