@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
 from goatherd.providers.aws.provider import CANDIDATE
@@ -14,6 +13,7 @@ from goatherd.providers.base import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.herd import FakeClock, Herd
+from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
 
 
 @pytest.fixture
