@@ -1,0 +1,419 @@
+"""What comes out of the Azure provider when the vault, the way to it, or what lies in it is not as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import pytest
+
+pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
+
+from goatherd._plugins import open_provider
+from goatherd.errors import (
+    ConflictError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretDeletedError,
+    SecretExistsError,
+    ThrottledError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, VersionState
+from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
+from goatherd.testing.faults import Fault, FaultProxy, Mode
+
+SPEED = 50.0
+ONCE = RetryPolicy(attempts=1)
+VALUE = b"S3CRET-of-this-test"
+
+
+@pytest.fixture
+def vault() -> Iterator[FakeKeyVault]:
+    with FakeKeyVault(speed=SPEED) as running:
+        yield running
+
+
+def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None, seconds: float = 20):
+    """A provider for the vault, or for a proxy before it."""
+    url = f"https://localhost:{port or vault.port}"
+    address = AzureAddress(vault="fake", url=url, ca=str(vault.ca), check_challenge=False)
+    return AzureSecretProvider(
+        address,
+        credential=FakeCredential(),
+        clock=FastClock(SPEED),
+        retry=retry,
+        timeout=timedelta(seconds=seconds),
+    )
+
+
+@pytest.fixture
+async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
+    async with made(vault) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def once(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
+    """One that does not repeat."""
+    async with made(vault, retry=ONCE) as opened:
+        yield opened
+
+
+DAMAGED = {
+    "a text": b"<html>not a vault</html>",
+    "nothing": b"",
+    "an empty object": b"{}",
+    "a list": b"[]",
+    "null": b"null",
+    "cut JSON": b'{"value":"x","id":"https://localhost/secrets/root/0123',
+    "no value": b'{"id":"https://localhost/secrets/root/%s","attributes":{"created":1}}' % (b"a" * 32),
+    "no id": b'{"value":"x","attributes":{"created":1}}',
+    "no time": b'{"value":"x","id":"https://localhost/secrets/root/%s","attributes":{}}' % (b"a" * 32),
+    "no attributes": b'{"value":"x","id":"https://localhost/secrets/root/%s"}' % (b"a" * 32),
+    "another version": b'{"value":"x","id":"https://localhost/secrets/root/%s","attributes":{"created":1}}'
+    % (b"a" * 32),
+}
+
+
+@pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED.keys())
+@pytest.mark.parametrize("what", ["GET /secrets/root-pointer/", "GET /secrets/root/"])
+async def test_a_damaged_answer_is_unavailable_and_neither_a_value_nor_no_secret(
+    vault: FakeKeyVault, once: AzureSecretProvider, body: bytes, what: str
+):
+    await once.create("root", VALUE)
+    vault.trouble = [Trouble(match=what, status=200, body=body)]
+    with pytest.raises(UnavailableError):
+        await once.read("root")
+    assert (await once.read("root")).value.reveal() == VALUE
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b"null", b'{"value":[{}]}', b'{"value":[{"id":"x"}]}'])
+async def test_a_damaged_list_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider, body: bytes):
+    await once.create("root", VALUE)
+    vault.trouble = [Trouble(match="GET /secrets/root/versions", status=200, body=body)]
+    with pytest.raises(UnavailableError):
+        await once.versions("root")
+
+
+async def test_a_value_that_changed_where_it_lies_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider):
+    first = await once.create("root", VALUE)
+    vault.overwrite("root", first.id, "another")
+    with pytest.raises(UnavailableError, match="its digest does not fit"):
+        await once.read("root")
+
+
+async def test_a_pointer_that_changed_where_it_lies_is_unavailable(vault: FakeKeyVault):
+    async with made(vault) as writer:
+        await writer.create("root", VALUE)
+    (version, stored), *_ = vault.versions("root-pointer").items()
+    changed = json.loads(stored)
+    changed["labels"] = {}
+    vault.overwrite("root-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")))
+    async with made(vault, retry=ONCE) as reader:
+        with pytest.raises(UnavailableError, match="is damaged: its digest does not fit"):
+            await reader.read("root")
+
+
+async def test_a_404_that_does_not_come_from_a_vault_is_not_an_absent_secret(
+    vault: FakeKeyVault, once: AzureSecretProvider
+):
+    await once.create("root", VALUE)
+    vault.trouble = [Trouble(match="GET /secrets/root-pointer/", status=404, body=b"<html>no such page</html>")]
+    with pytest.raises(UnavailableError, match="not as a key vault does"):
+        await once.read("root")
+
+
+async def test_429_carries_the_hint_and_is_waited_for(vault: FakeKeyVault, once: AzureSecretProvider):
+    await once.create("root", VALUE)
+    hinted = Trouble(match="GET /secrets/root", status=429, headers=(("Retry-After", "7"),))
+    vault.trouble = [hinted]
+    with pytest.raises(ThrottledError) as caught:
+        await once.read("root")
+    assert caught.value.retry_after == 7
+    async with made(vault) as patient:
+        vault.trouble = [hinted]
+        began = time.monotonic()
+        assert (await patient.read("root")).value.reveal() == VALUE
+        assert time.monotonic() - began >= 7 / SPEED
+
+
+async def test_429_without_a_hint_and_500_for_a_while_are_tried_again(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    await provider.create("root", VALUE)
+    for status in (429, 500, 503, 408):
+        vault.trouble = [Trouble(match="GET", status=status, times=2)]
+        assert (await provider.read("root")).value.reveal() == VALUE
+        assert vault.trouble == []
+
+
+async def test_the_sdk_itself_repeats_nothing(vault: FakeKeyVault, once: AzureSecretProvider):
+    await once.create("root", VALUE)
+    vault.requests.clear()
+    vault.trouble = [Trouble(match="GET", status=500, times=None)]
+    with pytest.raises(UnavailableError):
+        await once.read("root")
+    assert len(vault.requests) == 1
+
+
+async def test_a_version_switched_off_by_hand_is_disabled_and_not_denied(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("root", VALUE)
+    second = await provider.write("root", b"second", expected=first.id)
+    assert provider._vault is not None
+    await provider._vault.disable(provider_call(provider), "root", second.id)
+    with pytest.raises(VersionDisabledError) as caught:
+        await provider.read("root")
+    assert "az keyvault secret set-attributes" in caught.value.hint
+    assert {v.id: v.state for v in await provider.versions("root")} == {
+        first.id: VersionState.ENABLED,
+        second.id: VersionState.DISABLED,
+    }
+    with pytest.raises(VersionDisabledError):
+        await provider.label("root", STABLE, second.id, expected=None)
+
+
+def provider_call(provider: AzureSecretProvider):
+    from goatherd.providers.base import Call
+
+    return Call(provider=provider.scheme, secret_id="root", operation="destroy")
+
+
+async def test_a_denial_is_told_with_the_vaults_reason(vault: FakeKeyVault):
+    vault.allow("nobody", [])
+    address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
+    async with AzureSecretProvider(address, credential=FakeCredential("nobody"), clock=FastClock(SPEED)) as denied:
+        with pytest.raises(ProviderAccessDeniedError, match=r"403 ForbiddenByRbac: Caller is not authorized") as caught:
+            await denied.read("root")
+    assert "goatherd policy azure" in caught.value.hint
+
+
+async def test_a_token_that_the_vault_refuses_is_a_denial(vault: FakeKeyVault):
+    address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
+    async with AzureSecretProvider(address, credential=FakeCredential("unknown")) as denied:
+        with pytest.raises(ProviderAccessDeniedError, match="401"):
+            await denied.read("root")
+
+
+async def test_azures_own_credentials_chain_finds_the_managed_identity(
+    vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_TOKEN_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in vault.environment.items():
+        monkeypatch.setenv(name, value)
+    provider, secret_id = open_provider(vault.uri("root"))
+    provider.clock = FastClock(SPEED)
+    async with provider:
+        await provider.create(secret_id, VALUE)
+        assert (await provider.read(secret_id)).value.reveal() == VALUE
+    assert vault.challenges == 1, "only the first request goes without a token"
+
+
+async def test_a_vault_in_another_domain_than_the_token_is_refused(vault: FakeKeyVault):
+    address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca))
+    async with AzureSecretProvider(address, credential=FakeCredential()) as provider:
+        with pytest.raises(ProviderConfigurationError, match="another domain") as caught:
+            await provider.read("root")
+    assert "challenge=unchecked" in caught.value.hint
+    assert vault.requests == [], "no token was sent"
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_unavailable(vault: FakeKeyVault):
+    address = AzureAddress(vault="fake", url=vault.url, check_challenge=False)
+    async with AzureSecretProvider(address, credential=FakeCredential(), retry=ONCE) as provider:
+        with pytest.raises(UnavailableError, match="Certificate"):
+            await provider.read("root")
+
+
+async def test_a_deleted_secret_says_how_to_recover_it(provider: AzureSecretProvider):
+    await provider.create("root", VALUE)
+    await provider.delete("root")
+    for begin in (lambda: provider.create("root", VALUE), lambda: provider.read("root")):
+        with pytest.raises(SecretDeletedError, match="can be recovered") as caught:
+            await begin()
+        assert "root and root-pointer" in caught.value.hint
+        assert "az keyvault secret recover --vault-name fake" in caught.value.hint
+
+
+async def test_a_deletion_that_was_cut_in_the_middle_can_be_finished(
+    vault: FakeKeyVault, once: AzureSecretProvider, provider: AzureSecretProvider
+):
+    await once.create("root", VALUE)
+    vault.trouble = [Trouble(match="DELETE /secrets/root-pointer", status=500)]
+    with pytest.raises(UnavailableError):
+        await once.delete("root")
+    with pytest.raises(SecretDeletedError):
+        await once.read("root")
+    await provider.delete("root")
+    with pytest.raises(SecretDeletedError):
+        await provider.delete("root")
+
+
+async def test_a_deletion_whose_answer_was_lost_is_not_an_error(vault: FakeKeyVault, provider: AzureSecretProvider):
+    await provider.create("root", VALUE)
+    vault.trouble = [Trouble(match="DELETE /secrets/root-pointer", after=True, hang_up=True)]
+    await provider.delete("root")
+
+
+async def test_a_secret_that_is_not_ours_is_not_written_to(vault: FakeKeyVault, provider: AzureSecretProvider):
+    assert provider._vault is not None
+    await provider._vault.put(provider_call(provider), "root", "of somebody", "text/plain", {})
+    with pytest.raises(SecretExistsError, match="is not Goatherd's"):
+        await provider.create("root", VALUE)
+    assert list(vault.versions("root").values()) == ["of somebody"]
+
+
+async def test_a_pointer_set_by_hand_is_told_and_setting_it_back_helps(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("root", VALUE)
+    assert provider._vault is not None
+    before = list(vault.versions("root-pointer").values())[-1]
+    await provider._vault.put(provider_call(provider), "root-pointer", "oops", "text/plain", {})
+    async with made(vault) as reader:
+        with pytest.raises(ProviderConfigurationError, match="is not Goatherd's"):
+            await reader.read("root")
+        await provider._vault.put(provider_call(provider), "root-pointer", before, "text/plain", {})
+        assert (await reader.read("root")).version.id == first.id
+        second = await reader.write("root", b"second", expected=first.id)
+    assert (await provider.read("root")).version.id == second.id
+
+
+# --- answers that are lost after the vault did it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["PUT /secrets/root", "PUT /secrets/root-pointer"])
+async def test_a_write_whose_answer_was_lost_is_done_once(
+    vault: FakeKeyVault, provider: AzureSecretProvider, what: str
+):
+    first = await provider.create("root", b"first")
+    vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
+    second = await provider.write("root", b"second", expected=first.id)
+    assert vault.trouble == []
+    assert list(vault.versions("root").values()) == ["first", "second"], "the vault holds no third version"
+    assert [v.id for v in await provider.versions("root")] == [second.id, first.id]
+    assert (await provider.read("root")).value.reveal() == b"second"
+
+
+@pytest.mark.parametrize("what", ["PUT /secrets/root", "PUT /secrets/root-pointer"])
+async def test_a_creation_whose_answer_was_lost_is_done_once(
+    vault: FakeKeyVault, provider: AzureSecretProvider, what: str
+):
+    vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
+    first = await provider.create("root", b"first")
+    assert list(vault.versions("root").values()) == ["first"]
+    assert (await provider.read("root")).version.id == first.id
+
+
+async def test_a_label_whose_answer_was_lost_is_moved_once(vault: FakeKeyVault, provider: AzureSecretProvider):
+    first = await provider.create("root", b"first")
+    vault.trouble = [Trouble(match="PUT /secrets/root-pointer", after=True, hang_up=True)]
+    await provider.label("root", STABLE, first.id, expected=None)
+    assert (await provider.read("root", STABLE)).version.labels == {CURRENT, STABLE}
+
+
+async def test_a_write_that_was_lost_with_its_writer_is_settled_by_the_next_reader(
+    vault: FakeKeyVault, once: AzureSecretProvider, provider: AzureSecretProvider
+):
+    first = await once.create("root", b"first")
+    vault.trouble = [Trouble(match="PUT /secrets/root-pointer", after=True, hang_up=True)]
+    with pytest.raises(UnavailableError):
+        await once.write("root", b"second", expected=first.id)
+    assert (await provider.read("root")).value.reveal() == b"second"
+    with pytest.raises(ConflictError):
+        await once.write("root", b"third", expected=first.id)
+
+
+# --- over a proxy ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(mode=Mode.RESET, times=1),
+        Fault(mode=Mode.CUT, after=0, times=1),
+        Fault(mode=Mode.CUT, after=60, times=1),
+        Fault(mode=Mode.CUT, after=400, times=1),
+        Fault(mode=Mode.REPLY_LOST, times=1),
+        Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=50), times=3),
+    ],
+    ids=lambda fault: f"{fault.mode} {fault.after}",
+)
+async def test_after_a_fault_on_the_way_old_or_new_is_there_and_nothing_was_written_twice(
+    vault: FakeKeyVault, fault: Fault
+):
+    async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port) as provider:
+        holder = (await provider.create("root", b"0")).id
+        for number in range(1, 4):
+            proxy.fault = fault
+            holder = (await provider.write("root", b"%d" % number, expected=holder)).id
+            assert proxy.fault.mode is Mode.OK, "it happened"
+            assert (await provider.read("root")).value.reveal() == b"%d" % number
+        assert len(await provider.versions("root")) == 4
+        assert len(vault.versions("root")) == 4
+
+
+async def test_nobody_there_is_unavailable(vault: FakeKeyVault):
+    async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port, retry=ONCE) as provider:
+        await provider.create("root", VALUE)
+        await proxy.stop()
+        with pytest.raises(UnavailableError, match="no answer from"):
+            await provider.read("root")
+
+
+async def test_a_vault_that_says_nothing_is_waited_for_no_longer_than_the_deadline(vault: FakeKeyVault):
+    async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port, seconds=0.5) as provider:
+        await provider.create("root", VALUE)
+        proxy.fault = Fault(mode=Mode.BLACK_HOLE)
+        began = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"0\.5 s|no answer"):
+            await provider.read("root")
+        assert time.monotonic() - began < 3
+
+
+async def test_no_error_and_no_log_shows_a_value_or_a_token(
+    vault: FakeKeyVault, once: AzureSecretProvider, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.DEBUG)
+    first = await once.create("root", VALUE)
+    shown = []
+    for trouble in (
+        Trouble(match="PUT", status=200, body=b'{"value":"' + VALUE + b'"'),
+        Trouble(match="PUT", status=400, body=b'{"error":{"code":"BadParameter","message":"' + VALUE + b'"}}'),
+        Trouble(match="PUT", status=500, body=VALUE),
+        Trouble(match="PUT", hang_up=True),
+        Trouble(match="GET /secrets/root/", status=200, body=b'{"value":"' + VALUE),
+    ):
+        vault.trouble = [trouble]
+        with pytest.raises(ProviderError) as caught:
+            await once.write("root", VALUE, expected=first.id)
+        error: BaseException | None = caught.value
+        while error is not None:
+            shown.append(repr(error) + "".join(traceback.format_exception(error)) + repr(vars(error)))
+            error = error.__cause__ or error.__context__
+    shown += [record.getMessage() for record in caplog.records]
+    leaks = [text for text in shown if VALUE.decode() in text or "token-of-the-owner" in text]
+    assert leaks == []
+
+
+async def test_reading_again_costs_two_requests(vault: FakeKeyVault, provider: AzureSecretProvider):
+    await provider.create("root", VALUE)
+    await asyncio.sleep(5 / SPEED)
+    await provider.read("root")
+    vault.requests.clear()
+    await provider.read("root")
+    assert [request.rpartition("/")[0] for request in vault.requests] == [
+        "GET /secrets/root-pointer",
+        "GET /secrets/root",
+    ]
