@@ -540,8 +540,8 @@ def test_the_fake_answers_as_the_real_server_does(server: RealKubernetes, talk: 
             return parsed(http.request(method, f"{fake.url}{path}", headers=headers, json=body or None))
 
         found = talk(faked, next(iter(fake._users)), fake.account("account", role))
-    for one, other in zip(found, wanted, strict=True):
-        assert one == other
+    different = [pair for pair in zip(found, wanted, strict=True) if pair[0] != pair[1]]
+    assert not different, json.dumps(different, indent=1)[:6000]
 
 
 # --- two processes --------------------------------------------------------------------------------------------------

@@ -253,11 +253,11 @@ class FakeKubernetes:
 
         An update without a resourceVersion is unconditional; an old one is a Conflict; so is another uid.
         """
-        found = self.get(namespace, name)
         metadata = content.get("metadata", {})
         if metadata.get("name") != name:
             told = f"the name of the object ({metadata.get('name')}) does not match the name on the URL ({name})"
             raise StatusError(400, "BadRequest", told)
+        found = self.get(namespace, name)
         if metadata.get("uid") not in (None, found["metadata"]["uid"]):
             raise _conflict(
                 name,
@@ -289,6 +289,7 @@ class FakeKubernetes:
                     name,
                     f"the {title} in the precondition ({wanted}) does not match the {title} in record "
                     f"({found[member]}). The object might have been modified",
+                    "Secret",
                 )
         gone = self._objects.pop((namespace, name))
         self._tell("DELETED", gone)
@@ -361,25 +362,33 @@ class FakeKubernetes:
         for key, value in (content.get("data") or {}).items():
             if not re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", key):
                 raise _invalid(name, "FieldValueInvalid", f'Invalid value: "{key}"', f"data[{key}]")
-            try:
-                total += len(base64.b64decode(value, validate=True))
-            except (binascii.Error, ValueError, TypeError):
-                # A real server quotes the neighbourhood of the place where it could not go on.
-                told = f"illegal base64 data at input byte 0, error found in #10 byte of ...|{str(value)[:40]}|..."
-                raise StatusError(
-                    400, "BadRequest", f'Secret in version "v1" cannot be handled as a Secret: {told}'
-                ) from None
+            total += len(base64.b64decode(value))
         if total > MOST_BYTES:
             raise _invalid(name, "FieldValueTooLong", f"Too long: must have at most {MOST_BYTES} bytes", "data")
+
+
+def _decoded(raw: bytes) -> Fields:
+    """Return the body of a request; values are checked to be base64 before anything else is looked at."""
+    body: Fields = json.loads(raw) if raw else {}
+    for value in (body.get("data") or {}).values():
+        try:
+            base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError, TypeError):
+            # A real server quotes the neighbourhood of the place where it could not go on.
+            told = f"illegal base64 data at input byte 0, error found in #10 byte of ...|{str(value)[:40]}|..."
+            raise StatusError(
+                400, "BadRequest", f'Secret in version "v1" cannot be handled as a Secret: {told}'
+            ) from None
+    return body
 
 
 def _not_found(kind: str, name: str) -> StatusError:
     return StatusError(404, "NotFound", f'{kind} "{name}" not found', {"name": name, "kind": kind})
 
 
-def _conflict(name: str, why: str) -> StatusError:
-    message = f'Operation cannot be fulfilled on secrets "{name}": {why}'
-    return StatusError(409, "Conflict", message, {"name": name, "kind": "secrets"})
+def _conflict(name: str, why: str, kind: str = "secrets") -> StatusError:
+    message = f'Operation cannot be fulfilled on {kind} "{name}": {why}'
+    return StatusError(409, "Conflict", message, {"name": name, "kind": kind})
 
 
 def _invalid(name: str, reason: str, message: str, where: str) -> StatusError:
@@ -464,7 +473,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(raw) > MOST_REQUEST_BYTES:
             message = f"Request entity too large: limit is {MOST_REQUEST_BYTES}"
             raise StatusError(413, "RequestEntityTooLarge", message)
-        body: Fields = json.loads(raw) if raw else {}
+        body = _decoded(raw)
         match verb:
             case "get":
                 return 200, self.api.get(namespace, name)
