@@ -161,6 +161,30 @@ class Options:
         "How often a server reads the store, give or take a little jitter.",
     )
 
+    settings_last_known_good: Path | None = _key(
+        "settings.last_known_good",
+        _path,
+        None,
+        "path",
+        "A sealed copy of the identity, to start from while the store cannot be reached; `{org}` in it is replaced. "
+        "Without it, such a start fails.",
+    )
+    settings_last_known_good_key: str | None = _key(
+        "settings.last_known_good_key",
+        _text,
+        None,
+        "text",
+        "Where the key is that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
+        "Never the key itself.",
+    )
+    settings_last_known_good_max_age: timedelta = _key(
+        "settings.last_known_good_max_age",
+        parse_duration,
+        timedelta(hours=24),
+        "time",
+        "How long after the store's last word a node may start from the copy.",
+    )
+
     serve_data: Path | None = _key("serve.data", _path, None, "path", "The data directory of `goatherd serve`.")
     serve_settings: Path | None = _key(
         "serve.settings", _path, None, "path", "A GoatDB settings.json to serve from, in place of a store."

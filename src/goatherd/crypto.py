@@ -1,4 +1,4 @@
-"""P-384 keys, JWK and raw signatures.
+"""P-384 keys, JWK and raw signatures; and data sealed for the disk.
 
 What it is: the one place that touches `cryptography`. What it is not: it knows no sessions and no GoatDB envelopes.
 Rules: signatures are raw ``r || s``, 96 bytes, big-endian (IEEE P1363), hash SHA-384; verification raises and returns
@@ -12,15 +12,20 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from goatherd.errors import DecodeError, InvalidSignatureError
+from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 
 COORDINATE_BYTES = 48
 SIGNATURE_BYTES = 96
+SEAL_KEY_BYTES = 32
+
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
 
 _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 _CURVE = ec.SECP384R1()
@@ -206,3 +211,42 @@ class PrivateKey:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a private key is not pickled")
+
+
+def seal(data: bytes, *, key: bytes, associated: bytes) -> bytes:
+    """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
+
+    One key may seal some four thousand million times, far more than a file is ever written.
+
+    Args:
+        data: What nobody else may read.
+        key: 32 random bytes.
+        associated: What is not hidden, but must be the same at `open_sealed`.
+
+    Returns:
+        The nonce (12 bytes), then the ciphertext with its tag: 28 bytes more than `data`.
+    """
+    # `cryptography` has no name for "random bytes"; a key is what it calls them. A nonce is never the caller's affair.
+    nonce = AESGCM.generate_key(bit_length=128)[:_NONCE_BYTES]
+    return nonce + AESGCM(_checked(key)).encrypt(nonce, data, associated)
+
+
+def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
+    """Return what `seal` was given.
+
+    Raises:
+        InvalidSealError: Another key, other associated data, or not a byte-for-byte copy of what `seal` returned. Which
+            of them it is cannot be told.
+    """
+    if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+        raise InvalidSealError("too short to be sealed data")
+    try:
+        return AESGCM(_checked(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
+    except InvalidTag:
+        raise InvalidSealError("sealed with another key or for another purpose, or damaged") from None
+
+
+def _checked(key: bytes) -> bytes:
+    if len(key) != SEAL_KEY_BYTES:
+        raise ValueError(f"a key to seal with has {SEAL_KEY_BYTES} bytes")
+    return key

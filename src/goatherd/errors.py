@@ -89,6 +89,12 @@ class InvalidSignatureError(VerificationError):
     code = "verification.invalid_signature"
 
 
+class InvalidSealError(VerificationError):
+    """Sealed data was sealed with another key or for another purpose, or is damaged."""
+
+    code = "verification.invalid_seal"
+
+
 class UnknownSignerError(VerificationError):
     """The session named in the signature is not known here."""
 
@@ -265,6 +271,24 @@ class SettingsError(GoatherdError):
     """Settings could not be read or written; nothing was invented in their place."""
 
     code = "settings.unreadable"
+
+
+class LastKnownGoodError(SettingsError):
+    """The store cannot be reached, and the sealed copy of the last known good identity is not to be used either.
+
+    It is damaged, too old, from the future, of another secret or store, sealed with another key, or goes back behind
+    what this node has used.
+    """
+
+    code = "settings.last_known_good"
+
+
+class DegradedError(SettingsError):
+    """A change of the identity was asked for where it is in use from a last known good copy, without the store."""
+
+    code = "settings.degraded"
+    hint = "Wait until the store can be read again."
+    retryable = True
 
 
 class NodeError(GoatherdError):

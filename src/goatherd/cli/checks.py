@@ -24,6 +24,7 @@ from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, VersionD
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
 from goatherd.providers.base import CURRENT, STABLE, SecretVersion, VersionState
+from goatherd.settings.base import Origin
 
 OK: Final = "ok"
 WARNING: Final = "warn"
@@ -42,6 +43,7 @@ class NodeState:
         is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
         trusts_current: Whether it answers a request signed by the store's current root.
         view_age: How old its view of the store is.
+        source: What its identity is from: ``store``, ``file`` or ``last known good``.
     """
 
     url: str
@@ -52,6 +54,7 @@ class NodeState:
     phase: str | None = None
     view_age: timedelta | None = None
     is_degraded: bool | None = None
+    source: str | None = None
     roots: tuple[str, ...] = ()
     problem: str | None = None
 
@@ -70,6 +73,7 @@ class NodeState:
             "phase": self.phase,
             "viewAge": None if self.view_age is None else format_duration(self.view_age),
             "degraded": self.is_degraded,
+            "source": self.source,
             "roots": list(self.roots),
             "problem": self.problem,
         }
@@ -111,7 +115,8 @@ async def _look_at(client: NodeClient, document: IdentityDocument) -> NodeState:
 def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
     generation, age = answer.get("generation"), answer.get("viewAgeMs")
     phase, roots = answer.get("phase"), answer.get("roots")
-    refusal = answer.get("refusal")
+    refusal, source = answer.get("refusal"), answer.get("source")
+    code = str(refusal.get("code") or "") if isinstance(refusal, Mapping) else ""
     return NodeState(
         url=url,
         trusts_current=trusts,
@@ -120,8 +125,9 @@ def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
         phase=phase if isinstance(phase, str) else None,
         view_age=timedelta(milliseconds=int(age)) if isinstance(age, int | float) else None,
         is_degraded=bool(answer.get("degraded")),
+        source=source if isinstance(source, str) else None,
         roots=tuple(str(root) for root in roots) if isinstance(roots, list) else (),
-        problem=f"refuses the store's identity: {refusal}" if isinstance(refusal, str) and refusal else None,
+        problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
     )
 
 
@@ -299,6 +305,10 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
         text = f"{url} signs with {node.signs_with}, not with {current}"
         return Check(name=name, level=FAILED, text=text, hint="Can it read the store? It looks at every refresh.")
     stale = node.view_age is not None and node.view_age > 3 * options.settings_refresh_interval
+    if node.source == Origin.LAST_KNOWN_GOOD:
+        age = "unknown" if node.view_age is None else format_duration(node.view_age)
+        text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
+        return Check(name=name, level=WARNING, text=text, hint="It serves, but follows no rotation until it can.")
     if node.is_degraded or stale:
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} has not seen the store for a while; its view is of age {age}"

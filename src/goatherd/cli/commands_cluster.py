@@ -25,6 +25,7 @@ from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.plan import Plan
 from goatherd.rotation.rotator import Rotator
+from goatherd.settings.base import Origin
 
 
 @command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
@@ -68,6 +69,10 @@ def _node_row(node: NodeState) -> tuple[str, ...]:
     if node.is_unmodified:
         generation, age = "-", "-"
     problem = node.problem or ("an unmodified GoatDB server" if node.is_unmodified else "")
+    if node.source == Origin.LAST_KNOWN_GOOD:
+        problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
+    elif node.is_degraded and not problem:
+        problem = "degraded: cannot use what the store holds"
     return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
 
 

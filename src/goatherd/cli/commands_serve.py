@@ -20,7 +20,7 @@ from goatherd.providers.base import ORG_FIELD
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
-    from goatherd.settings import CloudSecretSettings, FileSettings
+    from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
 
 SEEN_NAME = ".goatherd.seen.json"
 """In an organization's directory: which identity must not be gone back behind. Public keys only."""
@@ -136,13 +136,46 @@ def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSett
         return FileSettings(path)
     provider, secret_id = place(options)
     seen = None if options.serve_data is None else options.serve_data / ORG_FIELD / SEEN_NAME
+    copy = last_known_good(options, is_per_org=ORG_FIELD in secret_id)
     return CloudSecretSettings(
         provider,
         secret_id,
         refresh_interval=options.settings_refresh_interval,
         accept_identity=accept_identity,
         seen=seen,
+        last_known_good=copy,
     )
+
+
+def last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
+    """Return the sealed copy that the options describe; None where they name none.
+
+    Args:
+        options: The options.
+        is_per_org: Each organization has an identity of its own.
+
+    Raises:
+        ConfigurationError: A copy without a key, a key without a copy, or one copy for many identities.
+    """
+    from goatherd.settings import KeySource, LastKnownGood
+
+    path, key = options.settings_last_known_good, options.settings_last_known_good_key
+    if path is None and key is None:
+        return None
+    if path is None or key is None:
+        missing = "last_known_good" if path is None else "last_known_good_key"
+        raise ConfigurationError(
+            f"settings.{missing} is missing",
+            hint="A last known good identity needs both: a path for the copy, and where the key is that seals it.",
+        )
+    if is_per_org and ORG_FIELD not in str(path):
+        raise ConfigurationError(
+            f"settings.last_known_good is one file, and there is an identity for each {ORG_FIELD}",
+            hint=f"Write {ORG_FIELD} into the path, too.",
+        )
+    store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
+    max_age = options.settings_last_known_good_max_age
+    return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
 
 
 def _run(serving: object) -> None:

@@ -406,6 +406,7 @@ class Database:
             "rotation": document.rotation.id if document.rotation is not None else None,
             "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
             "degraded": status.is_degraded,
+            "source": str(status.origin),
             # A rotation that sees a node refuse the document goes back at once (rotation.observe).
             "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
             "known": pool.known_count,

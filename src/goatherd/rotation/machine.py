@@ -177,6 +177,7 @@ class NodeView:
     Attributes:
         reachable: It answered something, be it a refusal.
         rejects: Why it says that it will not take the document; None when it does not say so.
+        without_store: It says that it serves a last known good identity, because it cannot reach the store.
         problem: One line for people, when something could not be seen.
     """
 
@@ -187,6 +188,7 @@ class NodeView:
     signs_with: str | None = None
     holds_cross_signature: bool | None = None
     rejects: str | None = None
+    without_store: bool = False
     problem: str | None = None
 
     def shows(self, evidence: Evidence, to_id: str | None) -> bool:

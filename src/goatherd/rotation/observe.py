@@ -29,6 +29,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.vouching import Sought, signer_of
+from goatherd.settings.base import Origin
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.messages import VERSION
@@ -100,6 +101,7 @@ class _Sight:
     holds: dict[str, bool] = field(default_factory=dict)
     signs_with: str | None = None
     rejects: str | None = None
+    without_store: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -134,6 +136,21 @@ class Observer:
         (reply,) = await self.nodes[url].batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
         return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
 
+    async def without_store(self) -> tuple[str, ...]:
+        """Return the URLs of the nodes that say that they serve a last known good identity. Never raises for a node."""
+
+        async def ask(url: str) -> str | None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answer = await self.nodes[url].identity()
+            except (NodeError, TimeoutError):
+                return None  # whether it takes part is for the rotation to see
+            return url if answer is not None and answer.get("source") == Origin.LAST_KNOWN_GOOD else None
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(url)) for url in self.nodes]
+        return tuple(url for task in tasks if (url := task.result()) is not None)
+
     async def _look(self, url: str, question: Question) -> NodeView:
         sight = _Sight()
         try:
@@ -153,6 +170,7 @@ class Observer:
             signs_with=sight.signs_with,
             holds_cross_signature=None if cross is None else sight.holds.get(cross.commit_id),
             rejects=sight.rejects,
+            without_store=sight.without_store,
             problem="; ".join(dict.fromkeys(sight.problems)) or None,
         )
 
@@ -166,6 +184,7 @@ class Observer:
                     signer = answer.get("signer")
                     sight.signs_with = signer if isinstance(signer, str) else None
                     sight.rejects = _rejection(answer)
+                    sight.without_store = answer.get("source") == Origin.LAST_KNOWN_GOOD
                     return
                 memory.unmodified = True
             if question.signer:

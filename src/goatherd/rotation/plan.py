@@ -89,6 +89,7 @@ def make_plan(observation: Observation, policy: Policy, now_ms: int) -> Plan:
         phase = after(phase, step)
     obstacles = [f"{node.url}: {node.problem or 'does not answer'}" for node in observation.nodes if not node.reachable]
     obstacles += [f"{node.url} refuses the document: {node.rejects}" for node in observation.nodes if node.rejects]
+    obstacles += [f"{node.url} cannot reach the store" for node in observation.nodes if node.without_store]
     expected = store.current_id
     obstacles += [
         f"{node.url} signs with {node.signs_with}, not with {expected}"

@@ -21,6 +21,7 @@ from typing import Final
 from goatherd.clock import Clock, SystemClock, iso
 from goatherd.errors import (
     ConflictError,
+    DegradedError,
     GenerationError,
     IllegalStepError,
     NodeError,
@@ -138,10 +139,12 @@ class Rotator:
             NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
                 `report` tells more.
             IllegalStepError: The root that signs has expired.
+            DegradedError: A node serves a last known good identity, and could not follow. Nothing was begun.
             ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
+        await self._refuse_without_store()
         return await self._asked(Goal.ROTATE, to_phase=to_phase)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
@@ -413,6 +416,16 @@ class Rotator:
         async with asyncio.TaskGroup() as group:
             for url in urls:
                 group.create_task(one(url))
+
+    async def _refuse_without_store(self) -> None:
+        """Raise where a node cannot reach the store, after it was told to try again."""
+        cut_off = await self._observer.without_store()
+        if cut_off:
+            document, _ = await self._read()
+            await self._tell(document, cut_off)
+            cut_off = await self._observer.without_store()
+        if cut_off:
+            raise DegradedError(f"{', '.join(cut_off)}: serves a last known good identity and cannot reach the store")
 
     async def _pause(self, poll: timedelta, until_ms: int | None) -> timedelta:
         left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._clock.now_ms()))

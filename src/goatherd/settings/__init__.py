@@ -2,20 +2,26 @@
 
 - `base`: `DBSettings`, `DBSettingsProvider`, and what every source shares.
 - `cloud`: `CloudSecretSettings`, from a store, kept fresh.
+- `keeper`: when the store is asked; `breaker` is its memory of failures.
+- `sealed`: `LastKnownGood`, the copy to start from while the store cannot be reached.
 - `file`: `FileSettings`, from ``settings.json``; `storage` is that file on the disk.
 - `options`: settings by a server's options.
 """
 
-from goatherd.settings.base import DBSettings, DBSettingsProvider, Refusal, SettingsStatus
+from goatherd.settings.base import DBSettings, DBSettingsProvider, Origin, Refusal, SettingsStatus
 from goatherd.settings.cloud import CloudSecretSettings
 from goatherd.settings.file import FileSettings
 from goatherd.settings.options import settings_from_options
+from goatherd.settings.sealed import KeySource, LastKnownGood
 
 __all__ = [
     "CloudSecretSettings",
     "DBSettings",
     "DBSettingsProvider",
     "FileSettings",
+    "KeySource",
+    "LastKnownGood",
+    "Origin",
     "Refusal",
     "SettingsStatus",
     "settings_from_options",

@@ -10,10 +10,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
@@ -22,6 +23,15 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.settings")
+
+
+class Origin(StrEnum):
+    """What kind of source the identity in use is from."""
+
+    STORE = "store"
+    FILE = "file"
+    LAST_KNOWN_GOOD = "last known good"
+    """A sealed copy of what the store held; the store has not been reached since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +46,8 @@ class DBSettings:
         loaded_at_ms: When it was taken over, in milliseconds since 1970.
         source: Where it came from, for people.
         notes: What was changed in reading it, or is worth knowing.
+        confirmed_at_ms: When the store last confirmed it, in milliseconds since 1970, where it is from a last known
+            good copy; else None.
     """
 
     current: OwnedSession
@@ -45,6 +57,7 @@ class DBSettings:
     loaded_at_ms: int
     source: str
     notes: tuple[str, ...] = ()
+    confirmed_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +91,9 @@ class SettingsStatus:
         age: Time since then.
         failures: How many refreshes in a row have failed or were refused.
         last_refusal: The last failure; it stays after a recovery, for the record.
+        origin: What kind of source the identity in use is from.
+        is_backing_off: Whether the source is asked ever more seldom, because it fails.
+        is_watching: Whether the source tells of changes by itself, now.
     """
 
     source: str
@@ -87,6 +103,9 @@ class SettingsStatus:
     age: timedelta | None
     failures: int
     last_refusal: Refusal | None
+    origin: Origin = Origin.STORE
+    is_backing_off: bool = False
+    is_watching: bool = False
 
     @property
     def is_degraded(self) -> bool:
@@ -145,7 +164,13 @@ REFUSED_HINT: Final = (
 
 
 class Settings(ABC):
-    """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures."""
+    """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures.
+
+    Attributes:
+        origin: What kind of source this is.
+    """
+
+    origin: ClassVar[Origin]
 
     def __init__(self, *, source: str, clock: Clock | None) -> None:
         self._source = source
@@ -216,7 +241,12 @@ class Settings(ABC):
             age=age,
             failures=self._failures,
             last_refusal=self._last_refusal,
+            origin=Origin.LAST_KNOWN_GOOD if self._is_copy else self.origin,
         )
+
+    @property
+    def _is_copy(self) -> bool:
+        return self._settings is not None and self._settings.confirmed_at_ms is not None
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
         """Have `callback` called, on the event loop, with every new settings; return what ends that."""
@@ -257,22 +287,28 @@ class Settings(ABC):
         Raises:
             SettingsError: Nothing has been loaded yet.
         """
+        return await self._refresh(is_told=True)
+
+    async def _refresh(self, *, is_told: bool) -> bool:
+        """Look now; with `is_told`, somebody waits for the answer, else it is one of many looks."""
         _ = self.settings
         if self._queued is not None and not self._queued.done():
             task = self._queued
         elif self._active is not None and not self._active.done():
-            task = self._queued = asyncio.create_task(self._look(self._active), name=f"refresh {self._source} again")
+            look = self._look(self._active, is_told=is_told)
+            task = self._queued = asyncio.create_task(look, name=f"refresh {self._source} again")
         else:
-            task = self._active = asyncio.create_task(self._look(None), name=f"refresh {self._source}")
+            look = self._look(None, is_told=is_told)
+            task = self._active = asyncio.create_task(look, name=f"refresh {self._source}")
         # One caller that goes away must not take the answer from the others.
         return await asyncio.shield(task)
 
-    async def _look(self, before: asyncio.Task[bool] | None) -> bool:
+    async def _look(self, before: asyncio.Task[bool] | None, *, is_told: bool) -> bool:
         if before is not None:
             await asyncio.wait({before})
             self._active, self._queued = self._queued, None
         try:
-            found = await self._read_again()
+            found = await self._read_again(is_told=is_told)
         except GoatherdError as error:
             self._refused(error)
             return False
@@ -287,12 +323,15 @@ class Settings(ABC):
         """Return the settings, or raise."""
 
     @abstractmethod
-    async def _read_again(self) -> DBSettings | None:
+    async def _read_again(self, *, is_told: bool) -> DBSettings | None:
         """Return new settings, or None where nothing has changed, or raise to refuse."""
 
     def _take(self, settings: DBSettings, event: Event) -> None:
         self._settings = settings
-        self._succeeded()
+        if settings.confirmed_at_ms is None:
+            self._succeeded()
+        else:
+            self._last_success_ms = settings.confirmed_at_ms
         document = settings.document
         _log.info(
             event_text(
@@ -319,6 +358,8 @@ class Settings(ABC):
             _log.warning(event_text(Event.SETTINGS_RECOVERED, source=self._source, failures=self._failures))
         self._failures = 0
         self._last_success_ms = self._clock.now_ms()
+        if self._settings is not None and self._is_copy:
+            self._settings = replace(self._settings, source=self._source, confirmed_at_ms=None)
 
     def _refused(self, error: GoatherdError) -> None:
         self._failures += 1

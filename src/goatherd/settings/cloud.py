@@ -2,15 +2,16 @@
 
 What it is not: it decides nothing about rotation, and keeps no user session in the store. Rules: one read of the store
 for each refresh, none for a request; a version that was looked at is not parsed again; no write unless the server
-identity itself changed; no lock is held while the store is waited for.
+identity itself changed; no lock is held while the store is waited for; when the store is asked is the affair of
+`goatherd.settings.keeper` alone, and a last known good copy counts only where the store gave no answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -19,24 +20,31 @@ from goatherd.clock import Clock
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
+    DegradedError,
     GenerationError,
     IdentityError,
+    LastKnownGoodError,
+    ProviderError,
     SettingsError,
     SuccessionError,
+    ThrottledError,
     UnavailableError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.succession import Seen, verify_successor
 from goatherd.providers.base import CURRENT, ORG_FIELD, SecretProvider, SecretValue, secret_id_for
-from goatherd.settings.base import DBSettings, Settings, cancelled
+from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
+from goatherd.settings.breaker import Breaker
+from goatherd.settings.keeper import Keeper, new_breaker
+from goatherd.settings.sealed import LastKnownGood
 from goatherd.settings.storage import read_file, replace_file
 from goatherd.telemetry import Event, event_text
 
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
+_BREAKERS: Final = 1000
 
 _log = logging.getLogger("goatherd.settings")
-_RANDOM = secrets.SystemRandom()
 
 
 class CloudSecretSettings(Settings):
@@ -56,7 +64,11 @@ class CloudSecretSettings(Settings):
             says so.
         seen: A file in which to remember, over restarts, what must not be gone back behind: a generation and public
             keys. ``{org}`` in it is replaced by `for_org`.
+        last_known_good: A sealed copy to keep, and to start from where the store cannot be reached. None: such a start
+            fails.
     """
+
+    origin = Origin.STORE
 
     def __init__(
         self,
@@ -68,6 +80,7 @@ class CloudSecretSettings(Settings):
         clock: Clock | None = None,
         accept_identity: bool = False,
         seen: Path | str | None = None,
+        last_known_good: LastKnownGood | None = None,
     ) -> None:
         if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
             raise ConfigurationError("a refresh interval is longer than nothing, and its jitter from 0 to 1")
@@ -78,9 +91,29 @@ class CloudSecretSettings(Settings):
         self._jitter = jitter
         self._is_next_accepted = accept_identity
         self._seen = None if seen is None else Path(seen)
+        self._copy = last_known_good
+        # One for each secret, kept over the organizations' settings, which come and go while a secret cannot be read.
+        self._breakers: dict[str, Breaker] = {}
+        self._keeper = self._new_keeper()
         self._refused_error: IdentityError | None = None
         self._loop: asyncio.Task[None] | None = None
         self._remembering: asyncio.Task[None] | None = None
+        self._remembered: IdentityDocument | None = None
+
+    def _new_keeper(self) -> Keeper:
+        breaker = self._breakers.get(self._secret_id)
+        if breaker is None:
+            while len(self._breakers) >= _BREAKERS:
+                del self._breakers[next(iter(self._breakers))]
+            breaker = self._breakers[self._secret_id] = new_breaker(self._refresh_interval)
+        return Keeper(
+            provider=self._provider,
+            secret_id=self._secret_id,
+            interval=self._refresh_interval,
+            jitter=self._jitter,
+            breaker=breaker,
+            clock=self._clock,
+        )
 
     def for_org(self, org: str) -> CloudSecretSettings:
         """Return the settings of one organization; itself where there is no ``{org}`` to replace.
@@ -88,9 +121,9 @@ class CloudSecretSettings(Settings):
         Raises:
             ConfigurationError: The organization's id cannot stand in a secret id.
         """
-        if ORG_FIELD not in self._secret_id and ORG_FIELD not in str(self._seen):
+        if not any(ORG_FIELD in str(one) for one in (self._secret_id, self._seen, self._copy and self._copy.path)):
             return self
-        return CloudSecretSettings(
+        settings = CloudSecretSettings(
             self._provider,
             secret_id_for(self._secret_id, org),
             refresh_interval=self._refresh_interval,
@@ -98,7 +131,16 @@ class CloudSecretSettings(Settings):
             clock=self._clock,
             accept_identity=self._is_next_accepted,
             seen=None if self._seen is None else secret_id_for(str(self._seen), org),
+            last_known_good=None if self._copy is None else self._copy.for_org(org),
         )
+        settings._breakers = self._breakers
+        settings._keeper = settings._new_keeper()
+        return settings
+
+    @property
+    def status(self) -> SettingsStatus:
+        """How fresh what is in use is, and how the store is asked."""
+        return replace(super().status, is_backing_off=self._keeper.is_open, is_watching=self._keeper.is_watching)
 
     def accept_next(self) -> None:
         """Take over the next identity that has no succession, once. The operator says so."""
@@ -107,7 +149,7 @@ class CloudSecretSettings(Settings):
 
     async def _open(self) -> None:
         await self._provider.__aenter__()
-        self._loop = asyncio.create_task(self._keep_fresh(), name=f"keep {self._source} fresh")
+        self._loop = asyncio.create_task(self._keeper.run(self._poll), name=f"keep {self._source} fresh")
 
     async def _close(self) -> None:
         try:
@@ -118,35 +160,83 @@ class CloudSecretSettings(Settings):
             self._loop = self._remembering = None
             await self._provider.__aexit__(None, None, None)
 
-    async def _keep_fresh(self) -> None:
-        while True:
-            # Spread, so that a cluster that was started at once does not ask at once for ever.
-            spread = _RANDOM.uniform(1 - self._jitter, 1 + self._jitter)
-            await self._clock.sleep(self._refresh_interval * spread)
-            if self._settings is None:
-                continue
-            try:
-                await self.refresh()
-            except Exception:  # noqa: BLE001 - without the loop, a node keeps an old key for ever
-                _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
+    async def _poll(self) -> None:
+        if self._settings is None:
+            return
+        try:
+            await self._refresh(is_told=False)
+        except Exception:  # noqa: BLE001 - without the loop, a node keeps an old key for ever
+            _log.exception(event_text(Event.SETTINGS_UNREACHABLE, source=self._source))
+
+    async def refresh(self) -> bool:
+        """Look at the store now, as `Settings.refresh`.
+
+        While the store fails, it is asked no more than once in a few seconds, however often this is called; in between
+        the answer is False, and `status` tells why.
+        """
+        _ = self.settings
+        if not self._keeper.admits():
+            return False
+        return await super().refresh()
 
     async def _read_first(self) -> DBSettings:
-        found = await self._provider.read(self._secret_id, CURRENT)
-        document = decode_document(found.value.reveal())
         if ORG_FIELD in str(self._seen):
             raise ConfigurationError(f"{self._seen} still holds {ORG_FIELD}: name an organization")
-        if self._seen is not None:
-            before = await asyncio.to_thread(_recall, self._seen)
-            if before is not None:
-                self._verify_first(document, before)
+        if self._copy is not None:
+            await asyncio.to_thread(self._copy.check)
+        try:
+            found = await self._keeper.ask(is_told=True)
+        except (ThrottledError, UnavailableError) as error:
+            # SECURITY: a store that answers "no", or with an identity that is refused, is never answered with a copy
+            # (tests/unit/settings/test_last_known_good.py).
+            return await self._read_copy(error)
+        document = decode_document(found.value.reveal())
+        before = await self._recalled()
+        if before is not None:
+            self._verify_first(document, before)
         if self._settings is None:
             self._version = str(found.version.id)
         return self._settings_from(document)
 
-    async def _read_again(self) -> DBSettings | None:
+    async def _recalled(self) -> Seen | None:
+        return None if self._seen is None else await asyncio.to_thread(_recall, self._seen)
+
+    async def _read_copy(self, failure: ProviderError) -> DBSettings:
+        """Return what the last known good copy holds; where there is none, raise what the store failed with."""
+        if self._copy is None:
+            raise failure
+        try:
+            opened = await asyncio.to_thread(self._copy.open, self._secret_id, self._clock.now_ms())
+            if opened is None:
+                raise failure
+            before = await self._recalled()
+            if before is not None:
+                verify_successor(opened.document, before)
+        except (LastKnownGoodError, GenerationError, SuccessionError) as error:
+            message = str(error) if isinstance(error, LastKnownGoodError) else f"{self._copy.path}: {error}"
+            problem = LastKnownGoodError(f"{failure}; and {message}", hint=error.hint)
+            raise problem from failure
+        self._refused(failure)
+        settings = replace(
+            self._settings_from(opened.document),
+            source=f"the last known good copy {self._copy.path} of {self._source}",
+            confirmed_at_ms=opened.confirmed_ms,
+        )
+        age = timedelta(milliseconds=self._clock.now_ms() - opened.confirmed_ms)
+        _log.error(
+            event_text(
+                Event.SETTINGS_LAST_KNOWN_GOOD,
+                source=self._source,
+                generation=opened.document.generation,
+                age=f"{age.total_seconds():.0f}s",
+            )
+        )
+        return settings
+
+    async def _read_again(self, *, is_told: bool) -> DBSettings | None:
         while True:
             before = self._version
-            found = await self._provider.read(self._secret_id, CURRENT)
+            found = await self._keeper.ask(is_told=is_told)
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
             if self._version == before:
                 break
@@ -181,19 +271,30 @@ class CloudSecretSettings(Settings):
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
-    def _take(self, settings: DBSettings, event: Event) -> None:
-        super()._take(settings, event)
-        if self._seen is not None:
-            self._remembering = asyncio.create_task(self._remember(self._seen, self._remembering))
+    def _succeeded(self) -> None:
+        super()._succeeded()
+        document, now_ms = self.settings.document, self._clock.now_ms()
+        is_due = self._copy is not None and self._copy.is_due(document, now_ms)
+        if is_due or (self._seen is not None and self._remembered is not document):
+            self._remembered = document
+            self._remembering = asyncio.create_task(self._remember(document, now_ms, self._remembering))
 
-    async def _remember(self, path: Path, before: asyncio.Task[None] | None) -> None:
+    async def _remember(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
+        """Write the copy, then what was seen: a crash in between leaves a copy that a restart may use."""
         if before is not None:
             await asyncio.wait({before})
-        try:
-            await asyncio.to_thread(replace_file, path, Seen.of(self.settings.document).to_bytes())
-        except SettingsError as error:
-            # Without it, a restart trusts the store's word; that is no reason to stop serving now.
-            _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
+        # Neither is a reason to stop serving: without the one, a start without the store uses the copy before or fails,
+        # and without the other, a restart trusts the store's word.
+        if self._copy is not None:
+            try:
+                await asyncio.to_thread(self._copy.save, self._secret_id, document, now_ms)
+            except SettingsError as error:
+                _log.error(event_text(Event.SETTINGS_NOT_SEALED, source=self._source, message=error))
+        if self._seen is not None:
+            try:
+                await asyncio.to_thread(replace_file, self._seen, Seen.of(document).to_bytes())
+            except SettingsError as error:
+                _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
 
     def _verify(self, document: IdentityDocument, seen: IdentityDocument) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
@@ -228,6 +329,7 @@ class CloudSecretSettings(Settings):
             Whether the identity was written.
 
         Raises:
+            DegradedError: The one in use is from a last known good copy: what the store holds is not known.
             GenerationError: It is not the next generation of the one in use.
             SuccessionError: Nodes would refuse it.
             ConflictError: Somebody else wrote first; what he wrote has been looked at, as by `refresh`.
@@ -239,6 +341,8 @@ class CloudSecretSettings(Settings):
         raw, seen = encode_document(document), self.settings.document
         if raw == encode_document(seen):
             return False
+        if self._is_copy:
+            raise DegradedError(f"{self._source} cannot be reached: its last known good identity serves, unchanged")
         if document.generation != seen.generation + 1:
             raise GenerationError(f"generation {document.generation} does not come next after {seen.generation}")
         self._verify(document, seen)

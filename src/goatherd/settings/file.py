@@ -20,7 +20,7 @@ from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings, to_settings_keeping
 from goatherd.identity.succession import check_generation, verify_succession, verify_successor
 from goatherd.providers.base import ORG_FIELD, secret_id_for
-from goatherd.settings.base import DBSettings, Settings, cancelled
+from goatherd.settings.base import DBSettings, Origin, Settings, cancelled
 from goatherd.settings.storage import create_file, read_file, replace_file
 from goatherd.telemetry import Event
 
@@ -40,6 +40,8 @@ class FileSettings(Settings):
         write_delay: How long to wait for more sessions before writing.
         clock: The time.
     """
+
+    origin = Origin.FILE
 
     def __init__(self, path: Path | str, *, write_delay: timedelta = WRITE_DELAY, clock: Clock | None = None) -> None:
         given = Path(path)
@@ -109,7 +111,7 @@ class FileSettings(Settings):
             self._trusted = {session.id: session for session in settings.trusted}
         return settings
 
-    async def _read_again(self) -> DBSettings | None:
+    async def _read_again(self, *, is_told: bool) -> DBSettings | None:  # noqa: ARG002 - a file is read either way
         async with self._writing:
             raw = await asyncio.to_thread(read_file, self.path)
             if raw == self._written:

@@ -11,6 +11,7 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.settings.cloud import REFRESH_INTERVAL, CloudSecretSettings
 from goatherd.settings.file import FileSettings
+from goatherd.settings.sealed import LastKnownGood
 
 
 def settings_from_options(
@@ -18,6 +19,8 @@ def settings_from_options(
     *,
     path: Path | str | None = None,
     refresh_interval: timedelta = REFRESH_INTERVAL,
+    seen: Path | str | None = None,
+    last_known_good: LastKnownGood | None = None,
     clock: Clock | None = None,
 ) -> CloudSecretSettings | FileSettings:
     """Return the settings that a server's options name.
@@ -27,6 +30,8 @@ def settings_from_options(
             ``{"type": "file", "path"?}``.
         path: The server's data directory, for ``file`` without a path.
         refresh_interval: For ``cloud``.
+        seen: For ``cloud``: as for `CloudSecretSettings`.
+        last_known_good: For ``cloud``: as for `CloudSecretSettings`.
         clock: The time.
 
     Raises:
@@ -45,7 +50,14 @@ def settings_from_options(
         if not isinstance(config, Mapping):
             raise ConfigurationError("settings: cloud needs a cloudConfig")
         provider, secret_id = provider_from_config(config)
-        return CloudSecretSettings(provider, secret_id, refresh_interval=refresh_interval, clock=clock)
+        return CloudSecretSettings(
+            provider,
+            secret_id,
+            refresh_interval=refresh_interval,
+            clock=clock,
+            seen=seen,
+            last_known_good=last_known_good,
+        )
     place = options.get("path", path)
     if not isinstance(place, str | Path) or not str(place):
         raise ConfigurationError("settings: file needs a path")

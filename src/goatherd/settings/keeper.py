@@ -1,0 +1,185 @@
+"""When the store is asked: at intervals, ever more seldom while it fails, and when it tells of a change by itself.
+
+What it is not: it does not know what is read, or what is done with it. Rules: every call to the store goes through
+`Keeper.ask`; a poll, which another one follows, is given few attempts, and a probe of a store that failed one; a watch
+carries no value, so that a lost one costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.errors import ProviderError, UnavailableError
+from goatherd.providers.base import CURRENT, SecretProvider, SecretValue, WatchableSecretProvider
+from goatherd.settings.breaker import CAP, GAP, Breaker
+from goatherd.telemetry import Event, event_text
+
+POLL_ATTEMPTS: Final = 2
+SAFETY_FACTOR: Final = 10
+"""While a watch stands, a poll at every tenth interval: the store may have forgotten to tell."""
+PUSH_SPREAD: Final = timedelta(milliseconds=500)
+"""All nodes are told at the same moment; they read within this."""
+
+_log = logging.getLogger("goatherd.settings")
+_RANDOM = secrets.SystemRandom()
+
+
+def new_breaker(interval: timedelta) -> Breaker:
+    """Return a breaker for a store that is polled at `interval`."""
+    return Breaker(first=2 * interval, cap=max(CAP, interval), gap=min(GAP, interval), roll=_RANDOM.random)
+
+
+class Keeper:
+    """Asks one store for one secret, and says when.
+
+    Args:
+        provider: The store.
+        secret_id: The secret.
+        interval: Between two polls.
+        jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
+        breaker: The one for this secret.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: SecretProvider,
+        secret_id: str,
+        interval: timedelta,
+        jitter: float,
+        breaker: Breaker,
+        clock: Clock,
+    ) -> None:
+        self._provider = provider
+        self._secret_id = secret_id
+        self._name = f"{provider.scheme} secret {secret_id}"
+        self._interval = interval
+        self._jitter = jitter
+        self._breaker = breaker
+        self._clock = clock
+        self._is_outdated = asyncio.Event()
+        self.is_watching = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store failed when it was last asked."""
+        return self._breaker.is_open
+
+    def admits(self) -> bool:
+        """Whether a call would reach the store now."""
+        return self._breaker.admits(self._clock.monotonic())
+
+    async def ask(self, *, is_told: bool) -> SecretValue:
+        """Read the secret's current version, or raise what the store said last where it is too early to ask again.
+
+        Args:
+            is_told: Somebody waits for the answer; else it is a poll, and the next one comes by itself.
+
+        Raises:
+            ProviderError: From the store, now or before.
+        """
+        breaker = self._breaker
+        now = self._clock.monotonic()
+        was_open = breaker.error
+        if was_open is not None and not breaker.admits(now):
+            raise was_open.with_traceback(None)
+        breaker.asked(now)
+        attempts = 1 if was_open else None if is_told else POLL_ATTEMPTS
+        try:
+            found = await self._provider.read(self._secret_id, CURRENT, attempts=attempts)
+        except ProviderError as error:
+            breaker.failed(self._clock.monotonic(), error)
+            if not was_open:
+                wait = breaker.wait(self._clock.monotonic())
+                self._changed(Event.SETTINGS_BREAKER_OPENED, code=error.code, probe_in=f"{wait.total_seconds():.0f}s")
+            raise
+        breaker.succeeded()
+        if was_open:
+            self._changed(Event.SETTINGS_BREAKER_CLOSED)
+        return found
+
+    async def run(self, poll: Callable[[], Awaitable[object]]) -> None:
+        """Call `poll` when it is time, for ever. It must not raise."""
+        async with asyncio.TaskGroup() as group:
+            if isinstance(self._provider, WatchableSecretProvider):
+                provider, secret_id = self._provider, self._secret_id
+                group.create_task(self._listen(lambda: provider.watch(secret_id), poll), name=f"watch {self._name}")
+            while True:
+                if await self._nap(self._pause()) and not self._breaker.wait(self._clock.monotonic()):
+                    await poll()
+
+    def _pause(self) -> timedelta:
+        if self._breaker.is_open:
+            return self._breaker.wait(self._clock.monotonic())
+        # Spread, so that a cluster that was started at once does not ask at once for ever.
+        spread = _RANDOM.uniform(1 - self._jitter, 1 + self._jitter)
+        return self._interval * spread * (SAFETY_FACTOR if self.is_watching else 1)
+
+    async def _nap(self, pause: timedelta) -> bool:
+        """Sleep; return whether to the end. What makes the pause a wrong one ends it."""
+        self._is_outdated.clear()
+        sleep = asyncio.ensure_future(self._clock.sleep(pause))
+        change = asyncio.ensure_future(self._is_outdated.wait())
+        try:
+            await asyncio.wait({sleep, change}, return_when=asyncio.FIRST_COMPLETED)
+            return sleep.done()
+        finally:
+            sleep.cancel()
+            change.cancel()
+
+    async def _listen(self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]) -> None:
+        # A watch that breaks at once, again and again, must not become a storm either.
+        backoff = new_breaker(self._interval)
+        while True:
+            began = self._clock.monotonic()
+            error = await self._hear(watch, poll)
+            if self._clock.monotonic() - began >= self._interval.total_seconds():
+                backoff.succeeded()
+                if error is None:
+                    continue  # stores end a watch every few minutes
+            is_news = not backoff.is_open
+            error = error or self._unheard("it ended at once")
+            backoff.failed(self._clock.monotonic(), error)
+            self.is_watching = False
+            self._is_outdated.set()
+            if is_news:
+                self._changed(Event.SETTINGS_WATCH_LOST, code=error.code, message=error)
+            await self._clock.sleep(backoff.wait(self._clock.monotonic()))
+
+    async def _hear(
+        self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
+    ) -> ProviderError | None:
+        """Poll at every hint, until the watch ends; return why it broke."""
+        hints = watch()
+        try:
+            async for _ in hints:
+                if not self.is_watching:
+                    self.is_watching = True
+                    self._changed(Event.SETTINGS_WATCHING)
+                await self._clock.sleep(PUSH_SPREAD * _RANDOM.random())
+                await poll()
+        except ProviderError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - without the watch there are the polls; without this task, neither
+            # SECURITY: as in `goatherd.providers.base`, the text of a stranger's exception is not shown
+            # (tests/unit/settings/test_watching.py).
+            return self._unheard(f"the plugin failed with {type(error).__name__}")
+        finally:
+            if isinstance(hints, AsyncGenerator):
+                await hints.aclose()
+        return None
+
+    def _unheard(self, message: str) -> UnavailableError:
+        return UnavailableError(message, provider=self._provider.scheme, secret_id=self._secret_id, operation="watch")
+
+    def _changed(self, event: Event, **fields: object) -> None:
+        self._is_outdated.set()
+        level = logging.WARNING if event in (Event.SETTINGS_BREAKER_OPENED, Event.SETTINGS_WATCH_LOST) else logging.INFO
+        _log.log(level, event_text(event, source=self._name, **fields))

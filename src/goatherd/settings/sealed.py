@@ -1,0 +1,313 @@
+"""The last known good identity: a sealed copy on this machine, for a start while the store cannot be reached.
+
+What it is not: a cache. It is opened only where the store did not answer, and never where it answered "no". It does not
+replace the store's word on anything: what it holds must pass the same checks.
+
+Rules: nothing is on the disk in the clear; the key is the operator's and does not lie beside the copy; the copy tells
+when the store last confirmed it, under the seal, and is worth nothing after `max_age`; whatever is wrong with it is an
+error, never "no copy".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from goatherd.crypto import SEAL_KEY_BYTES, open_sealed, seal
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityError,
+    InvalidSealError,
+    LastKnownGoodError,
+    MalformedIdentityError,
+    SettingsError,
+)
+from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
+from goatherd.identity.text import parse, pretty
+from goatherd.providers.base import ORG_FIELD, secret_id_for
+from goatherd.providers.secret_bytes import SecretBytes
+from goatherd.settings.storage import read_file, replace_file
+
+MAX_AGE: Final = timedelta(hours=24)
+CLOCK_TOLERANCE: Final = timedelta(minutes=5)
+STAMPS: Final = 24
+"""The copy is written again when the store has confirmed it and this part of `max_age` has passed."""
+CREDENTIALS_VARIABLE: Final = "CREDENTIALS_DIRECTORY"
+
+_FORMAT: Final = "goatherd last known good 1"
+_HEAD: Final = ("format", "secret", "generation", "confirmedAt")
+_SIZE_LIMIT: Final = 2 * SIZE_LIMIT_BYTES + 4096
+_KEY_HINT: Final = "A key is 32 random bytes as base64 or hexadecimal: `openssl rand -base64 32`."
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeySource:
+    """Where the operator keeps the key that the copy is sealed with.
+
+    Attributes:
+        kind: ``file``, ``env`` or ``credential``.
+        name: A path, the name of an environment variable, or that of a systemd credential.
+    """
+
+    kind: str
+    name: str
+
+    @classmethod
+    def from_text(cls, text: str) -> KeySource:
+        """Read ``file:/run/keys/seal``, ``env:GOATHERD_SEAL_KEY`` or ``credential:seal``.
+
+        Raises:
+            ConfigurationError: It is none of these. SECURITY: not quoted, since somebody may have put the key itself
+                there (tests/unit/settings/test_last_known_good.py).
+        """
+        kind, _, name = text.partition(":")
+        is_fine = (kind == "file" and Path(name).is_absolute()) or (
+            kind in ("env", "credential") and _NAME.fullmatch(name) is not None and name.strip(".") != ""
+        )
+        if not is_fine:
+            raise ConfigurationError(
+                "the key's place is not file:/PATH, env:NAME or credential:NAME",
+                hint="It names where the key is; the key itself does not belong in a configuration.",
+            )
+        return cls(kind=kind, name=name)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    def read(self, environ: Mapping[str, str]) -> SecretBytes:
+        """Return the key.
+
+        Raises:
+            ConfigurationError: It is not there, others may read it, or it is no key.
+        """
+        if self.kind == "env":
+            text = environ.get(self.name, "")
+            if not text:
+                raise self._problem("the environment variable is not set")
+            return self._decode(text.encode("utf-8", "surrogateescape"))
+        if self.kind == "file":
+            return self._decode(self._contents(Path(self.name), forbidden=0o077))
+        directory = environ.get(CREDENTIALS_VARIABLE, "")
+        if not directory:
+            raise self._problem(f"{CREDENTIALS_VARIABLE} is not set", hint="Use LoadCredential= in the systemd unit.")
+        # systemd may grant the service's user access by an ACL, which shows as bits of the group.
+        return self._decode(self._contents(Path(directory) / self.name, forbidden=0o007))
+
+    def _contents(self, path: Path, *, forbidden: int) -> bytes:
+        try:
+            # O_NONBLOCK: a pipe in the file's place must not make the start wait. Links are followed: Kubernetes mounts
+            # its secrets as links.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._problem("it is not a file")
+                # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
+                if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
+                    mode = stat.S_IMODE(status.st_mode)
+                    hint = f"Make it the server's own: chown it, and chmod 0600 {path}."
+                    raise self._problem(f"others can read or change it (mode {mode:04o})", hint=hint)
+                return os.read(descriptor, 4096)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._problem(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+
+    def _decode(self, raw: bytes) -> SecretBytes:
+        # SECURITY: 32 characters that somebody thought up are no key, so bytes as they are do not count as one.
+        text = raw.strip()
+        try:
+            key = bytes.fromhex(text.decode()) if len(text) == 2 * SEAL_KEY_BYTES else _from_base64(text)
+        except (ValueError, binascii.Error):
+            key = b""
+        if len(key) != SEAL_KEY_BYTES or len(set(key)) < SEAL_KEY_BYTES // 2:
+            raise self._problem("what is there is not 32 random bytes as base64 or hexadecimal", hint=_KEY_HINT)
+        return SecretBytes(key)
+
+    def _problem(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
+        return ConfigurationError(f"the key of the last known good identity, {self}: {problem}", hint=hint)
+
+
+def _from_base64(text: bytes) -> bytes:
+    padded = text.translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+    return base64.b64decode(padded + b"=" * (-len(padded) % 4), validate=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """What the file says in the clear. It is under the seal as well, so a change shows."""
+
+    secret: str
+    generation: int
+    confirmed_ms: int
+
+    def to_json(self) -> dict[str, object]:
+        return dict(zip(_HEAD, (_FORMAT, self.secret, self.generation, self.confirmed_ms), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What a copy held.
+
+    Attributes:
+        document: The identity.
+        confirmed_ms: When the store last confirmed it, in milliseconds since 1970.
+    """
+
+    document: IdentityDocument
+    confirmed_ms: int
+
+
+class LastKnownGood:
+    """A sealed copy of one identity, or of one for each organization. Blocks on the disk.
+
+    Args:
+        path: The file; ``{org}`` in it is replaced by `for_org`.
+        key: Where the key is.
+        max_age: How long after the store's last word the copy may be used.
+        store: Which store it is a copy from, such as the URI: a copy from another one does not open.
+    """
+
+    def __init__(self, path: Path | str, key: KeySource, *, max_age: timedelta = MAX_AGE, store: str = "") -> None:
+        if max_age <= timedelta(0):
+            raise ConfigurationError("the longest age of a last known good identity is longer than nothing")
+        self.path = Path(path)
+        self.max_age = max_age
+        self._source = key
+        self._store = store
+        self._key: SecretBytes | None = None
+        self._written: tuple[bytes, int] | None = None
+
+    def for_org(self, org: str) -> LastKnownGood:
+        """Return the copy of one organization's identity.
+
+        Raises:
+            ConfigurationError: The organization's id cannot stand in a path.
+        """
+        path = secret_id_for(str(self.path), org)
+        return LastKnownGood(path, self._source, max_age=self.max_age, store=self._store)
+
+    def check(self) -> None:
+        """Get the key, so that what is wrong with it shows at every start and not in the outage.
+
+        Raises:
+            ConfigurationError: There is no usable key, or it lies beside the copy, or an organization is missing.
+        """
+        if ORG_FIELD in str(self.path):
+            raise ConfigurationError(f"{self.path} still holds {ORG_FIELD}: name an organization")
+        if self._source.kind == "file" and Path(self._source.name).resolve().parent == self.path.resolve().parent:
+            raise ConfigurationError(
+                f"the key {self._source} lies beside the copy that it seals",
+                hint="Who gets one would get both. Keep the key on another file system: a tmpfs, a systemd credential.",
+            )
+        self._key = self._source.read(os.environ)
+
+    def is_due(self, document: IdentityDocument, confirmed_ms: int) -> bool:
+        """Whether the copy should be written, because the identity is another one or the store's word has aged."""
+        if self._written is None:
+            return True
+        raw, stamped_ms = self._written
+        aged = timedelta(milliseconds=confirmed_ms - stamped_ms) >= self.max_age / STAMPS
+        return aged or raw != encode_document(document)
+
+    def save(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
+        """Replace the copy, in one step, mode 0600.
+
+        Args:
+            secret: The secret's name.
+            document: The identity.
+            confirmed_ms: When the store confirmed it, in milliseconds since 1970.
+
+        Raises:
+            SettingsError: It cannot be written; the one before is as it was.
+        """
+        raw = encode_document(document)
+        head = _Head(secret=secret, generation=document.generation, confirmed_ms=confirmed_ms)
+        sealed = seal(raw, key=self._secret_key(), associated=self._associated(head))
+        replace_file(self.path, pretty({**head.to_json(), "sealed": base64.b64encode(sealed).decode("ascii")}))
+        self._written = (raw, confirmed_ms)
+
+    def open(self, secret: str, now_ms: int) -> Opened | None:
+        """Return the identity, or None where there is no copy.
+
+        Args:
+            secret: The secret's name.
+            now_ms: Milliseconds since 1970.
+
+        Raises:
+            LastKnownGoodError: There is one that must not be used; the message says why.
+        """
+        found = self._read()
+        if found is None:
+            return None
+        head, sealed = found
+        if head.secret != secret:
+            raise self._unusable(f"is a copy of secret {head.secret!r}")
+        try:
+            raw = open_sealed(sealed, key=self._secret_key(), associated=self._associated(head))
+            document = decode_document(raw)
+        except InvalidSealError:
+            raise self._unusable("was sealed with another key, or for another store, or was changed since") from None
+        except IdentityError as error:
+            raise self._unusable(f"holds no identity: {error}") from None
+        # From here on, the head is known to be ours too: it is under the seal.
+        age = timedelta(milliseconds=now_ms - head.confirmed_ms)
+        if age > self.max_age:
+            raise self._unusable(f"is {_hours(age)} old, and the longest age is {_hours(self.max_age)}")
+        if age < -CLOCK_TOLERANCE:
+            raise self._unusable("is from the future: this machine's clock is wrong, or was when it was written")
+        return Opened(document=document, confirmed_ms=min(now_ms, head.confirmed_ms))
+
+    def _read(self) -> tuple[_Head, bytes] | None:
+        try:
+            if self.path.stat().st_size > _SIZE_LIMIT:
+                raise self._unusable("is damaged: it is too long")
+            tree = parse(read_file(self.path), max_bytes=_SIZE_LIMIT)
+            sealed = base64.b64decode(str(tree.pop("sealed", "")), validate=True)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(f"cannot be read: {error.strerror or type(error).__name__}") from error
+        except LastKnownGoodError:
+            raise
+        except SettingsError as error:
+            raise self._unusable(f"cannot be used: {error}") from error
+        except (MalformedIdentityError, binascii.Error, ValueError):
+            raise self._unusable("is damaged") from None
+        secret, generation, confirmed = tree.get("secret"), tree.get("generation"), tree.get("confirmedAt")
+        if tree.get("format") != _FORMAT or not isinstance(secret, str):
+            raise self._unusable("is damaged, or of another version of Goatherd")
+        if not isinstance(generation, int) or not isinstance(confirmed, int) or tree.keys() != set(_HEAD):
+            raise self._unusable("is damaged")
+        return _Head(secret=secret, generation=generation, confirmed_ms=confirmed), sealed
+
+    def _associated(self, head: _Head) -> bytes:
+        # SECURITY: a copy of another secret, of another generation, with another time or from another store does not
+        # open (tests/unit/settings/test_last_known_good.py).
+        return pretty({**head.to_json(), "store": self._store})
+
+    def _secret_key(self) -> bytes:
+        if self._key is None:
+            self.check()
+        assert self._key is not None
+        return self._key.reveal()
+
+    def _unusable(self, problem: str) -> LastKnownGoodError:
+        return LastKnownGoodError(
+            f"the last known good identity {self.path} {problem}",
+            hint="It was left as it is, and no new identity is made. Bring the store back; remove the copy if it is"
+            " not yours.",
+        )
+
+
+def _hours(duration: timedelta) -> str:
+    return f"{duration / timedelta(hours=1):.1f} h"
