@@ -171,7 +171,7 @@ async def test_a_version_switched_off_by_hand_is_disabled_and_not_denied(
     first = await provider.create("root", VALUE)
     second = await provider.write("root", b"second", expected=first.id)
     assert provider._vault is not None
-    await provider._vault.disable(provider_call(provider), "root", second.id)
+    await provider._vault.update(provider_call(provider), "root", second.id, enabled=False)
     with pytest.raises(VersionDisabledError) as caught:
         await provider.read("root")
     assert "az keyvault secret set-attributes" in caught.value.hint

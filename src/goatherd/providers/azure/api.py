@@ -194,12 +194,12 @@ class KeyVault:
         items = [_item(call, item, name) for item in found]
         return Listing(now=now, items={item.version: item for item in items})
 
-    async def disable(self, call: Call, name: str, version: str) -> None:
-        """Switch one version off."""
-        changed = await self._ask(
-            call, self._sdk(call).update_secret_properties(name, version, enabled=False), name, missing=None
-        )
-        if changed is None:
+    async def update(
+        self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
+    ) -> None:
+        """Change what is told of one version, such as whether it is switched on; None leaves as it is."""
+        work = self._sdk(call).update_secret_properties(name, version, enabled=enabled, content_type=content_type)
+        if await self._ask(call, work, name, missing=None) is None:
             raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
 
     async def delete(self, call: Call, name: str) -> None:

@@ -234,10 +234,15 @@ class AzureSecretProvider(SecretProvider):
         vault = self._opened(call)
 
         async def change(pointer: Pointer) -> Pointer:
-            return pointer.disabled(call, version)
+            off = pointer.disabled(call, version)
+            if off is not pointer:
+                # Who may not do the second step is told before the first, by a change that changes nothing.
+                kind = TEXT_TYPE if pointer.versions[version].text else BASE64_TYPE
+                await vault.update(call, call.secret_id, version, content_type=kind)
+            return off
 
         await self._change(call, vault, change)
-        await vault.disable(call, call.secret_id, version)
+        await vault.update(call, call.secret_id, version, enabled=False)
 
     async def _delete(self, call: Call) -> None:
         vault = self._opened(call)

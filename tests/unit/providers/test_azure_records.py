@@ -1,0 +1,210 @@
+"""Which of the proposals is decided, whoever looks and whenever; and what is stored of values and pointers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
+from goatherd.providers.azure.records import (
+    BEGINNING,
+    HISTORY,
+    MAX_LISTED,
+    MAX_STORED,
+    MAX_VALUE,
+    NOTHING,
+    DamagedRecordError,
+    Entry,
+    ForeignRecordError,
+    Pointer,
+    Proposal,
+    decide,
+    decode_pointer,
+    decode_value,
+    digest_of,
+    encode_pointer,
+    encode_value,
+    people_see,
+)
+from goatherd.providers.base import CURRENT, STABLE, Call, Label, SecretBytes, VersionId
+
+SETTLE = 3
+CALL = Call(provider="azure", secret_id="root", operation="write")
+
+
+def proposal(number: int, created: int, parent: Proposal = BEGINNING) -> Proposal:
+    pointer = replace(NOTHING, epoch=parent.pointer.epoch + 1, parent=parent.id, request=f"request {number}")
+    return Proposal(id=f"{number:032x}", created=created, pointer=pointer)
+
+
+def entry(value: bytes = b"x", *, request: str = "r") -> Entry:
+    hidden = SecretBytes(value)
+    return Entry(
+        number=0, created=1_700_000_000, request=request, digest=digest_of(hidden), text=encode_value(hidden)[1]
+    )
+
+
+def filled(count: int) -> Pointer:
+    pointer = NOTHING
+    for number in range(1, count + 1):
+        pointer = pointer.written(CURRENT, VersionId(f"{number:032x}"), entry(request=f"{number:032x}"))
+    return pointer
+
+
+def test_the_earliest_wins_and_of_those_with_the_same_second_the_highest_id():
+    late, low, high = proposal(9, 101), proposal(1, 100), proposal(2, 100)
+    assert decide(BEGINNING, [late, low, high], now=200, settle=SETTLE).last is high
+
+
+def test_nothing_is_decided_while_an_earlier_one_could_still_appear():
+    one = proposal(1, 100)
+    young = decide(BEGINNING, [one], now=102, settle=SETTLE)
+    assert (young.last, young.pending) == (BEGINNING, one)
+    old = decide(BEGINNING, [one], now=103, settle=SETTLE)
+    assert (old.last, old.pending) == (one, None)
+
+
+def test_who_follows_a_loser_is_lost_too():
+    winner, loser = proposal(1, 100), proposal(2, 101)
+    follows_loser, follows_winner = proposal(3, 105, loser), proposal(4, 106, winner)
+    decision = decide(BEGINNING, [follows_loser, loser, follows_winner, winner], now=200, settle=SETTLE)
+    assert decision.chain == (BEGINNING, winner, follows_winner)
+
+
+def test_a_proposal_that_skips_an_epoch_does_not_count():
+    first = proposal(1, 100)
+    skipping = replace(proposal(2, 110, first), pointer=replace(proposal(2, 110, first).pointer, epoch=7))
+    assert decide(BEGINNING, [first, skipping], now=200, settle=SETTLE).last is first
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[Proposal, int]]:
+    """Proposals of writers who follow what they saw decided, and the second from which each of them is listed.
+
+    A version is listed up to two seconds after its time, as the settling time allows.
+    """
+    listed: list[tuple[Proposal, int]] = []
+    now = 100
+    for number in draw(st.permutations(range(1, draw(st.integers(1, 12)) + 1))):
+        now += draw(st.integers(0, 4))
+        seen = [each for each, since in listed if since <= now]
+        last = decide(BEGINNING, seen, now=now, settle=SETTLE).last
+        listed.append((proposal(number, now, last), now + draw(st.integers(0, 2))))
+    return listed
+
+
+@given(histories(), st.integers(90, 160), st.integers(0, 30))
+def test_what_one_observer_finds_decided_every_later_one_finds_too(
+    history: list[tuple[Proposal, int]], at: int, later: int
+):
+    def chain(now: int) -> tuple[Proposal, ...]:
+        return decide(BEGINNING, [each for each, since in history if since <= now], now=now, settle=SETTLE).chain
+
+    early, late = chain(at), chain(at + later)
+    assert late[: len(early)] == early
+
+
+@given(histories(), st.integers(90, 160))
+def test_beginning_later_in_the_chain_leads_to_the_same_end(history: list[tuple[Proposal, int]], at: int):
+    seen = [each for each, since in history if since <= at]
+    whole = decide(BEGINNING, seen, now=at, settle=SETTLE)
+    for start in whole.chain:
+        recent = [each for each in seen if each.created >= start.created]
+        assert decide(start, recent, now=at, settle=SETTLE).last is whole.last
+
+
+@pytest.mark.parametrize("text", ['{"a": "Zürich 羊"}', "a\nb\tc\n", " x"])
+def test_text_is_stored_as_it_is_so_that_people_can_read_it(text: str):
+    assert encode_value(SecretBytes(text.encode())) == (text, True)
+
+
+@given(st.binary(min_size=1, max_size=300) | st.text(min_size=1, max_size=100).map(str.encode))
+def test_any_bytes_come_back(raw: bytes):
+    value = SecretBytes(raw)
+    stored, is_text = encode_value(value)
+    assert decode_value(stored, replace(entry(raw), text=is_text)) == value
+    assert stored.isascii() or is_text
+
+
+def test_the_longest_value_fits_whatever_it_is():
+    assert len(encode_value(SecretBytes(bytes([255]) * MAX_VALUE))[0]) == MAX_STORED
+
+
+@pytest.mark.parametrize("stored", ["", "y", "eA=", "ä"])
+def test_a_value_that_is_not_the_one_written_is_damaged(stored: str):
+    for is_text in (True, False):
+        with pytest.raises(DamagedRecordError):
+            decode_value(stored, replace(entry(b"x"), text=is_text))
+
+
+def test_a_pointer_comes_back_as_it_was():
+    pointer = replace(filled(5), epoch=7, parent="f" * 32, request="r" * 32)
+    pointer = pointer.labelled(CALL, STABLE, VersionId(f"{3:032x}"), None)
+    pointer = pointer.disabled(CALL, VersionId(f"{1:032x}"))
+    assert decode_pointer(encode_pointer(pointer)) == pointer
+
+
+@pytest.mark.parametrize("stored", ["", "x", "null", "[]", "{}", '{"format":"goatherd-azure-pointer/2"}'])
+def test_what_is_not_a_pointer_is_foreign(stored: str):
+    with pytest.raises(ForeignRecordError):
+        decode_pointer(stored)
+
+
+@given(st.data())
+def test_a_pointer_of_which_anything_changed_is_damaged(data: st.DataObject):
+    stored = encode_pointer(replace(filled(2), epoch=1, request="r"))
+    at = data.draw(st.integers(0, len(stored) - 1))
+    changed = stored[:at] + data.draw(st.characters(codec="ascii").filter(lambda c: c != stored[at])) + stored[at + 1 :]
+    with pytest.raises((DamagedRecordError, ForeignRecordError)):
+        decode_pointer(changed)
+
+
+@pytest.mark.parametrize("member", ["epoch", "parent", "labels", "versions", "request", "sha256"])
+def test_a_pointer_that_lacks_a_member_is_damaged(member: str):
+    whole = json.loads(encode_pointer(filled(1)))
+    del whole[member]
+    with pytest.raises(DamagedRecordError):
+        decode_pointer(json.dumps(whole))
+
+
+def test_the_oldest_without_a_label_are_forgotten_and_what_has_one_never():
+    pointer = filled(1).labelled(CALL, STABLE, VersionId(f"{1:032x}"), None)
+    for number in range(2, 201):
+        pointer = pointer.written(CURRENT, VersionId(f"{number:032x}"), entry())
+    assert len(pointer.versions) == MAX_LISTED
+    assert HISTORY < MAX_LISTED
+    numbers = [pointer.versions[version.id].number for version in pointer.newest_first()]
+    assert numbers == [*range(200, 200 - MAX_LISTED + 1, -1), 1]
+    assert len(encode_pointer(pointer)) < MAX_STORED * 3 / 4
+
+
+def test_a_label_leads_to_a_version_and_an_unknown_one_nowhere():
+    pointer = filled(2)
+    assert pointer.find(CALL, CURRENT) == f"{2:032x}"
+    for missing in (STABLE, VersionId("current"), VersionId("2")):
+        with pytest.raises(SecretNotFoundError):
+            pointer.find(CALL, missing)
+
+
+def test_what_is_off_is_neither_read_nor_labelled_and_what_is_labelled_is_not_switched_off():
+    first, second = VersionId(f"{1:032x}"), VersionId(f"{2:032x}")
+    with pytest.raises(ConflictError, match="current"):
+        filled(2).disabled(CALL, second)
+    pointer = filled(2).disabled(CALL, first)
+    assert pointer.disabled(CALL, first) is pointer
+    with pytest.raises(VersionDisabledError):
+        pointer.find(CALL, first)
+    with pytest.raises(VersionDisabledError):
+        pointer.labelled(CALL, STABLE, first, None)
+
+
+def test_people_see_the_labels_in_at_most_fifteen_tags():
+    first = VersionId(f"{1:032x}")
+    crowded = replace(filled(1), labels=MappingProxyType({Label(f"label{n}"): first for n in range(40)}))
+    assert len(people_see(crowded)) <= 15
+    assert people_see(replace(filled(1), epoch=4)) == {"goatherd-epoch": "4", "label-current": first}
