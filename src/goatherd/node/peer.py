@@ -329,8 +329,7 @@ class Peer:
             size, rate = filter_parameters(len(ids) + len(ids) // 8, state.size, CYCLES)
             state.own = BloomFilter.for_size(size, rate, new_seeds(seed_count(size, rate)))
             state.own_size, state.own_seen = size, 0
-        for position in range(state.own_seen, len(ids)):
-            state.own.add(ids[position])
+        state.own.update(ids[state.own_seen :])
         state.own_seen = len(ids)
         return state.own
 

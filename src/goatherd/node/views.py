@@ -122,10 +122,10 @@ class Views:
         """
         if len(view.commits) <= BIG_VIEW:
             made = self._empty(size, cycles)
-            for commit in view.commits:
-                made.add(commit.id)
+            made.update([commit.id for commit in view.commits])
             return made
-        grain = 1 << max(0, size.bit_length() - 4)
+        # Room to grow by a quarter and more: a filter is made anew a few times while a repository doubles.
+        grain = 1 << max(0, size.bit_length() - 2)
         size = -(-size // grain) * grain
         life = max(_FILTER_LIFE_MS, len(view.commits) // _COMMITS_PER_MS)
         known = view.filters.get((size, cycles))
@@ -133,8 +133,7 @@ class Views:
             known = _Filter(now_ms, 0, self._empty(size, cycles))
         done = known.count
         fresh = view.commits[done:]
-        for commit in fresh:
-            known.bloom.add(commit.id)
+        known.bloom.update([commit.id for commit in fresh])
         known.count = max(known.count, done + len(fresh))
         # Another thread may be at the same: it must not see a filter that is not full yet.
         if len(view.filters) > _MOST:
