@@ -152,6 +152,7 @@ class BaoServer:
                 return False  # most likely the port was taken meanwhile
             with contextlib.suppress(httpx2.HTTPError, json.JSONDecodeError, OSError, AssertionError):
                 self.ask("GET", "sys/health")
+                self.ask("GET", "secret/config")  # for a moment, the engine answers that it is being upgraded
                 return True
             time.sleep(0.02)
         raise AssertionError(f"{self._program} is not ready after {_READY_WITHIN:g} s:\n{log.read_text()[-2000:]}")

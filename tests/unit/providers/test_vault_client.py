@@ -71,6 +71,12 @@ async def error_of(response: httpx2.Response) -> ProviderError:
         ),
         (httpx2.Response(502, content=b"<html>bad gateway</html>"), UnavailableError),
         (httpx2.Response(503, json={"errors": ["Vault is sealed"]}), UnavailableError),
+        (
+            httpx2.Response(
+                400, json={"errors": ["Upgrading from non-versioned to versioned data. This backend will be"]}
+            ),
+            UnavailableError,
+        ),
         (httpx2.Response(413, content=b""), SecretTooLargeError),
         (httpx2.Response(500, json={"errors": ["put failed due to value being too large"]}), SecretTooLargeError),
         (httpx2.Response(400, json={"errors": ["no such parameter"]}), ProviderConfigurationError),

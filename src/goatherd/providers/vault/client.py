@@ -44,6 +44,7 @@ _LONGEST_ANSWER: Final = 8 << 20
 _PATIENCE: Final = 0.5
 _QUOTED: Final = 200
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
+_UPGRADING: Final = "Upgrading from non-versioned to versioned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +258,8 @@ class VaultClient:
                 f"nothing is mounted at {self._address.mount}",
                 hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
             )
+        if status == 400 and _UPGRADING in told:
+            raise VaultProblem(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
         if status == 400 and _CAS_MISMATCH not in told:
             raise VaultProblem(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer
