@@ -11,13 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.contract.test_kubernetes_fake import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
 
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, UnavailableError
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
+from tests.contract.test_kubernetes_fake import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
 
 
 @pytest.fixture

@@ -91,10 +91,10 @@ def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
 @pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path: Path, rounds: int):
     import yaml
-    from tests.contract.test_kubernetes_fake import kubeconfig
 
     from goatherd.providers.kubernetes import policy
     from goatherd.testing.kubernetes_fake import FakeKubernetes
+    from tests.contract.test_kubernetes_fake import kubeconfig
 
     with FakeKubernetes() as fake:
         token = fake.account("rotator", next(yaml.safe_load_all(policy("rotator", "default/root"))))

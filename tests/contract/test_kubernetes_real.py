@@ -32,7 +32,6 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from tests.contract.test_kubernetes_fake import kubeconfig
 
 from goatherd.errors import (
     ProviderAccessDeniedError,
@@ -45,6 +44,7 @@ from goatherd.providers.base import STABLE, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.testing.contract import ProviderContract
 from goatherd.testing.kubernetes_fake import FakeKubernetes
+from tests.contract.test_kubernetes_fake import kubeconfig
 
 APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")
 ETCD = os.environ.get("GOATHERD_ETCD") or shutil.which("etcd")

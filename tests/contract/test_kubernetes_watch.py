@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.contract.test_kubernetes_fake import ROOT, provider_of
 
 from goatherd.errors import ProviderAccessDeniedError, ThrottledError, UnavailableError
 from goatherd.providers.base import WatchableSecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
 from goatherd.testing.kubernetes_fake import FakeKubernetes, Trouble
+from tests.contract.test_kubernetes_fake import ROOT, provider_of
 
 
 @pytest.fixture

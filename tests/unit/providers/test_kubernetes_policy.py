@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.contract.test_kubernetes_fake import provider_of
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError
 from goatherd.providers.base import STABLE, RetryPolicy
-from goatherd.providers.kubernetes import policy
+from goatherd.providers.kubernetes import policy, volume_policy
 from goatherd.testing.kubernetes_fake import FakeKubernetes
+from tests.contract.test_kubernetes_fake import provider_of
 
 ROOT = "goatdb/root"
 NEVER = RetryPolicy(attempts=1, base=timedelta(0))
@@ -104,3 +104,27 @@ async def test_under_its_role_each_may_do_what_it_is_for_and_nothing_more(fake: 
                 await denied
             assert "goatherd policy k8s" in caught.value.hint
         await admin.delete(ROOT)
+
+
+def test_a_pod_that_reads_a_mounted_secret_needs_the_mount_and_no_right():
+    made = yaml.safe_load(volume_policy("server", "k8s-volume:///var/run/secrets/goatherd"))["spec"]
+    assert made["automountServiceAccountToken"] is False
+    assert made["containers"][0]["volumeMounts"] == [
+        {"name": "identity", "mountPath": "/var/run/secrets/goatherd", "readOnly": True}
+    ]
+    assert made["volumes"][0]["secret"]["defaultMode"] == 0o440
+
+
+@pytest.mark.parametrize("role", ["rotator", "admin"])
+def test_who_changes_something_is_sent_to_the_address_in_the_api(role: str):
+    with pytest.raises(ConfigurationError) as caught:
+        volume_policy(role, "/var/run/secrets/goatherd")
+    assert f"goatherd policy k8s --role {role}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "relative", '/a"\n  readOnly: false', "/a/../b", "/", "/a b", "k8s-volume://host/x"]
+)
+def test_a_directory_that_would_change_the_manifest_is_refused(uri: str):
+    with pytest.raises(ConfigurationError):
+        volume_policy("server", uri)

@@ -7,8 +7,15 @@ RBAC Roles.
 
 from goatherd.providers.kubernetes.access import Access
 from goatherd.providers.kubernetes.address import KubernetesAddress
-from goatherd.providers.kubernetes.policy import policy
+from goatherd.providers.kubernetes.policy import policy, volume_policy
 from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.kubernetes.volume import KubernetesVolumeProvider
 
-__all__ = ["Access", "KubernetesAddress", "KubernetesSecretProvider", "KubernetesVolumeProvider", "policy"]
+__all__ = [
+    "Access",
+    "KubernetesAddress",
+    "KubernetesSecretProvider",
+    "KubernetesVolumeProvider",
+    "policy",
+    "volume_policy",
+]

@@ -9,6 +9,7 @@ selector for the name.
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, get_args
 
 from goatherd.errors import ConfigurationError
@@ -27,6 +28,8 @@ _VERBS: Final = {
     "rotator": ("get", "watch", "update"),
     "admin": ("get", "watch", "update", "delete"),
 }
+
+_PATH = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 
 
 def policy(role: str, uri: str) -> str:
@@ -70,6 +73,39 @@ def policy(role: str, uri: str) -> str:
         f'  namespace: "{namespace}"\n  name: "{title}"\nroleRef:\n'
         f'  apiGroup: rbac.authorization.k8s.io\n  kind: Role\n  name: "{title}"\nsubjects:\n'
         f'  - kind: ServiceAccount\n    namespace: "{namespace}"\n    name: goatherd-{role}\n'
+    )
+
+
+def volume_policy(role: str, uri: str) -> str:
+    """Return the part of a pod that lets its servers read a mounted Secret, as YAML. Nobody can write through it.
+
+    Args:
+        role: ``server``.
+        uri: The directory, ``k8s-volume:///var/run/secrets/goatherd``, or only the path.
+
+    Raises:
+        ConfigurationError: The role is another one, or no such part can be written for the address.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    if role != "server":
+        raise ConfigurationError(
+            f"a mounted Secret is read-only, so it has no {role}",
+            hint=f"`goatherd policy k8s --role {role} k8s://NAMESPACE/NAME` prints one for the Secret itself.",
+        )
+    path = uri.removeprefix("k8s-volume://")
+    # SECURITY: what is pasted into YAML is a plain path (tests/unit/cli/test_policy.py).
+    if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise ConfigurationError(
+            f"not the directory of a mounted Secret: {uri!r}", hint="Such as k8s-volume:///var/run/secrets/goatherd."
+        )
+    return (
+        f"# Goatherd server: reads the identity from a volume. The pod's service account needs no Role for it.\n"
+        f"# NAME is the Secret's. Mount it whole: no subPath, which never changes, and no items.\n"
+        f"spec:\n  automountServiceAccountToken: false\n  securityContext:\n    fsGroup: 10001\n"
+        f"  containers:\n    - name: goatherd\n      volumeMounts:\n        - name: identity\n"
+        f'          mountPath: "{path}"\n          readOnly: true\n'
+        f"  volumes:\n    - name: identity\n      secret:\n        secretName: NAME\n        defaultMode: 0440\n"
     )
 
 
