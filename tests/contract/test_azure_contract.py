@@ -20,7 +20,7 @@ SPEED = 50.0
 class TestAzure(ProviderContract):
     """Its clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
 
-    rounds = 20
+    rounds = 40
     settle = timedelta(0)
 
     @pytest.fixture(autouse=True)
@@ -32,8 +32,3 @@ class TestAzure(ProviderContract):
     def provider(self) -> SecretProvider:
         address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
         return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(SPEED))
-
-
-@pytest.mark.slow
-class TestAzureAtLength(TestAzure):
-    rounds = 100
