@@ -8,8 +8,16 @@
 - `policy`: the exact rights in IAM for a server, a rotator and an administrator.
 """
 
+from typing import TYPE_CHECKING
+
+from goatherd._plugins import later
 from goatherd.providers.gcp.address import GCPAddress
 from goatherd.providers.gcp.policy import policy
-from goatherd.providers.gcp.provider import GCPSecretProvider
+
+if TYPE_CHECKING:
+    from goatherd.providers.gcp.provider import GCPSecretProvider
 
 __all__ = ["GCPAddress", "GCPSecretProvider", "policy"]
+
+# The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
+__getattr__ = later(__name__, GCPSecretProvider="provider")

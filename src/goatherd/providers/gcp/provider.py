@@ -63,6 +63,7 @@ LEASE: Final = timedelta(seconds=5)
 """For how long a note must stand unchanged before its author is taken for gone, by the clock of whoever looks."""
 _MARGIN: Final = timedelta(seconds=1)
 _ATTEMPT: Final = timedelta(seconds=4)
+_SHARE: Final = 0.4  # of the whole deadline, so that one silent request leaves time for another
 _PATIENCE: Final = 1.0
 _PROBES: Final = 32
 _REMEMBERED: Final = 256
@@ -79,6 +80,7 @@ class _Work:
     resumed: bool = False
     abandoned_base: int | None = None
     done: int | None = None
+    sent: bool = False
     number: int | None = None
 
 
@@ -120,7 +122,7 @@ class GCPSecretProvider(SecretProvider):
         """
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.address = address
-        self._api = SecretManagerAPI(address, credentials, min(_ATTEMPT, timeout))
+        self._api = SecretManagerAPI(address, credentials, min(_ATTEMPT, timeout * _SHARE))
         self._created: dict[tuple[str, int, int], int] = {}
         self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION)
 
@@ -272,7 +274,7 @@ class GCPSecretProvider(SecretProvider):
     async def _add(
         self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
     ) -> SecretVersion:
-        """Add a version and move `label` to it, if `check` allows that; clear up unless the outcome is unknown."""
+        """Add a version and move `label` to it, if `check` allows that; clear up unless another attempt follows."""
         try:
             if secret is None:
                 secret = await self._announce(call, "add", check, work)
@@ -280,8 +282,9 @@ class GCPSecretProvider(SecretProvider):
                 return (await self._api.get_version(call, work.done)).described(secret.labels(work.done))
             version = await self._added(call, value, work)
             secret = await self._flipped(call, secret, label, version.number, check)
-        except (ConflictError, SecretExistsError):
-            if work.announced or call.attempt > 1:
+        except ProviderError as error:
+            given_up = not error.retryable or call.attempt >= self.retry.attempts
+            if given_up and (work.announced or call.attempt > 1):
                 await self._briefly(self._undo(call, value, work))
             raise
         except asyncio.CancelledError:
@@ -332,6 +335,7 @@ class GCPSecretProvider(SecretProvider):
         left = (LEASE - _MARGIN).total_seconds() - (_now() - work.began)
         if left <= 0:
             raise call.error(UnavailableError, "the store took too long to begin the write")
+        work.sent = True
         sending = asyncio.ensure_future(self._api.add_version(call, value, timeout=left))
         try:
             version = await asyncio.shield(sending)
@@ -418,19 +422,20 @@ class GCPSecretProvider(SecretProvider):
                 )
 
         number, work = parse_number(version), _Work()
-        unlabelled(await self._api.get_secret(call))
         if number is None:
             raise not_there(call, version)
         if (await self._api.get_version(call, number)).doomed:
             if call.attempt > 1:
-                await self._briefly(self._withdraw(call))
+                await self._withdraw(call)
             return
         try:
             await self._announce(call, "destroy", unlabelled, work)
             await self._api.destroy_version(call, number)
-        finally:
+        except (ProviderError, asyncio.CancelledError):
             if work.announced:
                 await self._briefly(self._withdraw(call))
+            raise
+        await self._withdraw(call)
 
     async def _delete(self, call: Call) -> None:
         self._forget(call)
@@ -443,7 +448,7 @@ class GCPSecretProvider(SecretProvider):
         secret = await self._withdraw(call)
         if secret is None:
             return
-        if work.number is None and call.attempt > 1:
+        if work.number is None and (work.sent or call.attempt > 1):
             known = journal.newest_known(secret.annotations, secret.aliases)
             work.number = await self._find(call, value, max(work.base, known))
         if work.number is not None and not secret.labels(work.number):
