@@ -94,5 +94,8 @@ def address_from_options(config: Mapping[str, object]) -> tuple[KubernetesAddres
     secret_id = texts["secretId"]
     if "namespace" in texts:
         secret_id = f"{texts['namespace']}/{secret_id}"
-    split_secret_id(secret_id.replace(ORG_FIELD, "org"))
+    try:
+        split_secret_id(secret_id.replace(ORG_FIELD, "org"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from None
     return KubernetesAddress(kubeconfig=texts.get("kubeconfig"), context=texts.get("context")), secret_id
