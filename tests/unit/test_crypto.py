@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd.crypto import PrivateKey, PublicKey, _raw_from_der
-from goatherd.errors import DecodeError, InvalidSignatureError
+from goatherd.crypto import PrivateKey, PublicKey, _raw_from_der, open_sealed, seal
+from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 
 KEY = PrivateKey.generate()
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
@@ -169,3 +169,48 @@ class TestSecrecy:
 
     def test_a_public_key_shows_only_its_beginning(self) -> None:
         assert len(repr(KEY.public_key)) < 40
+
+
+class TestSeal:
+    """Data on the disk under a key of the operator's."""
+
+    KEY = bytes.fromhex("feffe9928665731c6d6a8f9467308308" * 2)
+
+    def test_what_was_sealed_elsewhere_by_aes_256_gcm_opens(self) -> None:
+        """Test case 16 of McGrew and Viega, "The Galois/Counter Mode of Operation"."""
+        nonce, tag = "cafebabefacedbaddecaf888", "76fc6ece0f4e1768cddf8853bb2d551b"
+        text = (
+            "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa"
+            "8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662"
+        )
+        plain = (
+            "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a72"
+            "1c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b39"
+        )
+        associated = bytes.fromhex("feedfacedeadbeeffeedfacedeadbeefabaddad2")
+        assert open_sealed(bytes.fromhex(nonce + text + tag), key=self.KEY, associated=associated).hex() == plain
+
+    @given(st.binary(max_size=300), st.binary(max_size=50))
+    def test_it_opens_with_the_same_key_and_data_and_is_28_bytes_longer(self, data: bytes, associated: bytes) -> None:
+        sealed = seal(data, key=self.KEY, associated=associated)
+        assert len(sealed) == len(data) + 28
+        assert open_sealed(sealed, key=self.KEY, associated=associated) == data
+        assert seal(data, key=self.KEY, associated=associated)[:12] != sealed[:12]
+
+    @given(st.binary(max_size=100), st.integers(0, 10_000), st.integers(1, 255))
+    def test_any_change_of_it_shows(self, data: bytes, place: int, change: int) -> None:
+        sealed = bytearray(seal(data, key=self.KEY, associated=b"a"))
+        with pytest.raises(InvalidSealError):
+            open_sealed(bytes(sealed), key=self.KEY, associated=b"b")
+        with pytest.raises(InvalidSealError):
+            open_sealed(bytes(sealed), key=bytes(32), associated=b"a")
+        with pytest.raises(InvalidSealError):
+            open_sealed(bytes(sealed[: place % len(sealed)]), key=self.KEY, associated=b"a")
+        sealed[place % len(sealed)] ^= change
+        with pytest.raises(InvalidSealError):
+            open_sealed(bytes(sealed), key=self.KEY, associated=b"a")
+
+    @pytest.mark.parametrize("size", [0, 16, 24, 31, 33])
+    def test_a_shorter_key_is_no_weaker_seal_but_a_mistake(self, size: int) -> None:
+        with pytest.raises(ValueError, match="32 bytes"):
+            seal(b"", key=bytes(size), associated=b"")
