@@ -74,119 +74,119 @@ DAMAGED = {
     "an empty object": b"{}",
     "a list": b"[]",
     "null": b"null",
-    "cut JSON": b'{"value":"x","id":"https://localhost/secrets/root/0123',
-    "no value": b'{"id":"https://localhost/secrets/root/%s","attributes":{"created":1}}' % (b"a" * 32),
+    "cut JSON": b'{"value":"x","id":"https://localhost/secrets/herd/0123',
+    "no value": b'{"id":"https://localhost/secrets/herd/%s","attributes":{"created":1}}' % (b"a" * 32),
     "no id": b'{"value":"x","attributes":{"created":1}}',
-    "no time": b'{"value":"x","id":"https://localhost/secrets/root/%s","attributes":{}}' % (b"a" * 32),
-    "no attributes": b'{"value":"x","id":"https://localhost/secrets/root/%s"}' % (b"a" * 32),
-    "another version": b'{"value":"x","id":"https://localhost/secrets/root/%s","attributes":{"created":1}}'
+    "no time": b'{"value":"x","id":"https://localhost/secrets/herd/%s","attributes":{}}' % (b"a" * 32),
+    "no attributes": b'{"value":"x","id":"https://localhost/secrets/herd/%s"}' % (b"a" * 32),
+    "another version": b'{"value":"x","id":"https://localhost/secrets/herd/%s","attributes":{"created":1}}'
     % (b"a" * 32),
 }
 
 
 @pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED.keys())
-@pytest.mark.parametrize("what", ["GET /secrets/root-pointer/", "GET /secrets/root/"])
+@pytest.mark.parametrize("what", ["GET /secrets/herd-pointer/", "GET /secrets/herd/"])
 async def test_a_damaged_answer_is_unavailable_and_neither_a_value_nor_no_secret(
     vault: FakeKeyVault, once: AzureSecretProvider, body: bytes, what: str
 ):
-    await once.create("root", VALUE)
+    await once.create("herd", VALUE)
     vault.trouble = [Trouble(match=what, status=200, body=body)]
     with pytest.raises(UnavailableError):
-        await once.read("root")
-    assert (await once.read("root")).value.reveal() == VALUE
+        await once.read("herd")
+    assert (await once.read("herd")).value.reveal() == VALUE
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b"null", b'{"value":[{}]}', b'{"value":[{"id":"x"}]}'])
 async def test_a_damaged_list_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider, body: bytes):
-    await once.create("root", VALUE)
-    vault.trouble = [Trouble(match="GET /secrets/root/versions", status=200, body=body)]
+    await once.create("herd", VALUE)
+    vault.trouble = [Trouble(match="GET /secrets/herd/versions", status=200, body=body)]
     with pytest.raises(UnavailableError):
-        await once.versions("root")
+        await once.versions("herd")
 
 
 async def test_a_value_that_changed_where_it_lies_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider):
-    first = await once.create("root", VALUE)
-    vault.overwrite("root", first.id, "another")
+    first = await once.create("herd", VALUE)
+    vault.overwrite("herd", first.id, "another")
     with pytest.raises(UnavailableError, match="its digest does not fit"):
-        await once.read("root")
+        await once.read("herd")
 
 
 async def test_a_pointer_that_changed_where_it_lies_is_unavailable(vault: FakeKeyVault):
     async with made(vault) as writer:
-        await writer.create("root", VALUE)
-    (version, stored), *_ = vault.versions("root-pointer").items()
+        await writer.create("herd", VALUE)
+    (version, stored), *_ = vault.versions("herd-pointer").items()
     changed = json.loads(stored)
     changed["labels"] = {}
-    vault.overwrite("root-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")))
+    vault.overwrite("herd-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")))
     async with made(vault, retry=ONCE) as reader:
         with pytest.raises(UnavailableError, match="is damaged: its digest does not fit"):
-            await reader.read("root")
+            await reader.read("herd")
 
 
 async def test_a_404_that_does_not_come_from_a_vault_is_not_an_absent_secret(
     vault: FakeKeyVault, once: AzureSecretProvider
 ):
-    await once.create("root", VALUE)
-    vault.trouble = [Trouble(match="GET /secrets/root-pointer/", status=404, body=b"<html>no such page</html>")]
+    await once.create("herd", VALUE)
+    vault.trouble = [Trouble(match="GET /secrets/herd-pointer/", status=404, body=b"<html>no such page</html>")]
     with pytest.raises(UnavailableError, match="not as a key vault does"):
-        await once.read("root")
+        await once.read("herd")
 
 
 async def test_429_carries_the_hint_and_is_waited_for(vault: FakeKeyVault, once: AzureSecretProvider):
-    await once.create("root", VALUE)
-    hinted = Trouble(match="GET /secrets/root", status=429, headers=(("Retry-After", "7"),))
+    await once.create("herd", VALUE)
+    hinted = Trouble(match="GET /secrets/herd", status=429, headers=(("Retry-After", "7"),))
     vault.trouble = [hinted]
     with pytest.raises(ThrottledError) as caught:
-        await once.read("root")
+        await once.read("herd")
     assert caught.value.retry_after == 7
     async with made(vault) as patient:
         vault.trouble = [hinted]
         began = time.monotonic()
-        assert (await patient.read("root")).value.reveal() == VALUE
+        assert (await patient.read("herd")).value.reveal() == VALUE
         assert time.monotonic() - began >= 7 / SPEED
 
 
 async def test_429_without_a_hint_and_500_for_a_while_are_tried_again(
     vault: FakeKeyVault, provider: AzureSecretProvider
 ):
-    await provider.create("root", VALUE)
+    await provider.create("herd", VALUE)
     for status in (429, 500, 503, 408):
         vault.trouble = [Trouble(match="GET", status=status, times=2)]
-        assert (await provider.read("root")).value.reveal() == VALUE
+        assert (await provider.read("herd")).value.reveal() == VALUE
         assert vault.trouble == []
 
 
 async def test_the_sdk_itself_repeats_nothing(vault: FakeKeyVault, once: AzureSecretProvider):
-    await once.create("root", VALUE)
+    await once.create("herd", VALUE)
     vault.requests.clear()
     vault.trouble = [Trouble(match="GET", status=500, times=None)]
     with pytest.raises(UnavailableError):
-        await once.read("root")
+        await once.read("herd")
     assert len(vault.requests) == 1
 
 
 async def test_a_version_switched_off_by_hand_is_disabled_and_not_denied(
     vault: FakeKeyVault, provider: AzureSecretProvider
 ):
-    first = await provider.create("root", VALUE)
-    second = await provider.write("root", b"second", expected=first.id)
+    first = await provider.create("herd", VALUE)
+    second = await provider.write("herd", b"second", expected=first.id)
     assert provider._vault is not None
-    await provider._vault.update(provider_call(provider), "root", second.id, enabled=False)
+    await provider._vault.update(provider_call(provider), "herd", second.id, enabled=False)
     with pytest.raises(VersionDisabledError) as caught:
-        await provider.read("root")
+        await provider.read("herd")
     assert "az keyvault secret set-attributes" in caught.value.hint
-    assert {v.id: v.state for v in await provider.versions("root")} == {
+    assert {v.id: v.state for v in await provider.versions("herd")} == {
         first.id: VersionState.ENABLED,
         second.id: VersionState.DISABLED,
     }
     with pytest.raises(VersionDisabledError):
-        await provider.label("root", STABLE, second.id, expected=None)
+        await provider.label("herd", STABLE, second.id, expected=None)
 
 
 def provider_call(provider: AzureSecretProvider):
     from goatherd.providers.base import Call
 
-    return Call(provider=provider.scheme, secret_id="root", operation="destroy")
+    return Call(provider=provider.scheme, secret_id="herd", operation="destroy")
 
 
 async def test_a_denial_is_told_with_the_vaults_reason(vault: FakeKeyVault):
@@ -194,7 +194,7 @@ async def test_a_denial_is_told_with_the_vaults_reason(vault: FakeKeyVault):
     address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
     async with AzureSecretProvider(address, credential=FakeCredential("nobody"), clock=FastClock(SPEED)) as denied:
         with pytest.raises(ProviderAccessDeniedError, match=r"403 ForbiddenByRbac: Caller is not authorized") as caught:
-            await denied.read("root")
+            await denied.read("herd")
     assert "goatherd policy azure" in caught.value.hint
 
 
@@ -202,7 +202,7 @@ async def test_a_token_that_the_vault_refuses_is_a_denial(vault: FakeKeyVault):
     address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
     async with AzureSecretProvider(address, credential=FakeCredential("unknown")) as denied:
         with pytest.raises(ProviderAccessDeniedError, match="401"):
-            await denied.read("root")
+            await denied.read("herd")
 
 
 async def test_azures_own_credentials_chain_finds_the_managed_identity(
@@ -212,7 +212,7 @@ async def test_azures_own_credentials_chain_finds_the_managed_identity(
         monkeypatch.delenv(name, raising=False)
     for name, value in vault.environment.items():
         monkeypatch.setenv(name, value)
-    provider, secret_id = open_provider(vault.uri("root"))
+    provider, secret_id = open_provider(vault.uri("herd"))
     provider.clock = FastClock(SPEED)
     async with provider:
         await provider.create(secret_id, VALUE)
@@ -224,7 +224,7 @@ async def test_a_vault_in_another_domain_than_the_token_is_refused(vault: FakeKe
     address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca))
     async with AzureSecretProvider(address, credential=FakeCredential()) as provider:
         with pytest.raises(ProviderConfigurationError, match="another domain") as caught:
-            await provider.read("root")
+            await provider.read("herd")
     assert "challenge=unchecked" in caught.value.hint
     assert vault.requests == [], "no token was sent"
 
@@ -233,106 +233,106 @@ async def test_a_certificate_that_nobody_vouches_for_is_unavailable(vault: FakeK
     address = AzureAddress(vault="fake", url=vault.url, check_challenge=False)
     async with AzureSecretProvider(address, credential=FakeCredential(), retry=ONCE) as provider:
         with pytest.raises(UnavailableError, match="Certificate"):
-            await provider.read("root")
+            await provider.read("herd")
 
 
 async def test_a_deleted_secret_says_how_to_recover_it(provider: AzureSecretProvider):
-    await provider.create("root", VALUE)
-    await provider.delete("root")
-    for begin in (lambda: provider.create("root", VALUE), lambda: provider.read("root")):
+    await provider.create("herd", VALUE)
+    await provider.delete("herd")
+    for begin in (lambda: provider.create("herd", VALUE), lambda: provider.read("herd")):
         with pytest.raises(SecretDeletedError, match="can be recovered") as caught:
             await begin()
-        assert "root and root-pointer" in caught.value.hint
+        assert "herd and herd-pointer" in caught.value.hint
         assert "az keyvault secret recover --vault-name fake" in caught.value.hint
 
 
 async def test_a_deletion_that_was_cut_in_the_middle_can_be_finished(
     vault: FakeKeyVault, once: AzureSecretProvider, provider: AzureSecretProvider
 ):
-    await once.create("root", VALUE)
-    vault.trouble = [Trouble(match="DELETE /secrets/root-pointer", status=500)]
+    await once.create("herd", VALUE)
+    vault.trouble = [Trouble(match="DELETE /secrets/herd-pointer", status=500)]
     with pytest.raises(UnavailableError):
-        await once.delete("root")
+        await once.delete("herd")
     with pytest.raises(SecretDeletedError):
-        await once.read("root")
-    await provider.delete("root")
+        await once.read("herd")
+    await provider.delete("herd")
     with pytest.raises(SecretDeletedError):
-        await provider.delete("root")
+        await provider.delete("herd")
 
 
 async def test_a_deletion_whose_answer_was_lost_is_not_an_error(vault: FakeKeyVault, provider: AzureSecretProvider):
-    await provider.create("root", VALUE)
-    vault.trouble = [Trouble(match="DELETE /secrets/root-pointer", after=True, hang_up=True)]
-    await provider.delete("root")
+    await provider.create("herd", VALUE)
+    vault.trouble = [Trouble(match="DELETE /secrets/herd-pointer", after=True, hang_up=True)]
+    await provider.delete("herd")
 
 
 async def test_a_secret_that_is_not_ours_is_not_written_to(vault: FakeKeyVault, provider: AzureSecretProvider):
     assert provider._vault is not None
-    await provider._vault.put(provider_call(provider), "root", "of somebody", "text/plain", {})
+    await provider._vault.put(provider_call(provider), "herd", "of somebody", "text/plain", {})
     with pytest.raises(SecretExistsError, match="is not Goatherd's"):
-        await provider.create("root", VALUE)
-    assert list(vault.versions("root").values()) == ["of somebody"]
+        await provider.create("herd", VALUE)
+    assert list(vault.versions("herd").values()) == ["of somebody"]
 
 
 async def test_a_pointer_set_by_hand_is_told_and_setting_it_back_helps(
     vault: FakeKeyVault, provider: AzureSecretProvider
 ):
-    first = await provider.create("root", VALUE)
+    first = await provider.create("herd", VALUE)
     assert provider._vault is not None
-    before = list(vault.versions("root-pointer").values())[-1]
-    await provider._vault.put(provider_call(provider), "root-pointer", "oops", "text/plain", {})
+    before = list(vault.versions("herd-pointer").values())[-1]
+    await provider._vault.put(provider_call(provider), "herd-pointer", "oops", "text/plain", {})
     async with made(vault) as reader:
         with pytest.raises(ProviderConfigurationError, match="is not Goatherd's"):
-            await reader.read("root")
-        await provider._vault.put(provider_call(provider), "root-pointer", before, "text/plain", {})
-        assert (await reader.read("root")).version.id == first.id
-        second = await reader.write("root", b"second", expected=first.id)
-    assert (await provider.read("root")).version.id == second.id
+            await reader.read("herd")
+        await provider._vault.put(provider_call(provider), "herd-pointer", before, "text/plain", {})
+        assert (await reader.read("herd")).version.id == first.id
+        second = await reader.write("herd", b"second", expected=first.id)
+    assert (await provider.read("herd")).version.id == second.id
 
 
 # --- answers that are lost after the vault did it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["PUT /secrets/root", "PUT /secrets/root-pointer"])
+@pytest.mark.parametrize("what", ["PUT /secrets/herd", "PUT /secrets/herd-pointer"])
 async def test_a_write_whose_answer_was_lost_is_done_once(
     vault: FakeKeyVault, provider: AzureSecretProvider, what: str
 ):
-    first = await provider.create("root", b"first")
+    first = await provider.create("herd", b"first")
     vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
-    second = await provider.write("root", b"second", expected=first.id)
+    second = await provider.write("herd", b"second", expected=first.id)
     assert vault.trouble == []
-    assert list(vault.versions("root").values()) == ["first", "second"], "the vault holds no third version"
-    assert [v.id for v in await provider.versions("root")] == [second.id, first.id]
-    assert (await provider.read("root")).value.reveal() == b"second"
+    assert list(vault.versions("herd").values()) == ["first", "second"], "the vault holds no third version"
+    assert [v.id for v in await provider.versions("herd")] == [second.id, first.id]
+    assert (await provider.read("herd")).value.reveal() == b"second"
 
 
-@pytest.mark.parametrize("what", ["PUT /secrets/root", "PUT /secrets/root-pointer"])
+@pytest.mark.parametrize("what", ["PUT /secrets/herd", "PUT /secrets/herd-pointer"])
 async def test_a_creation_whose_answer_was_lost_is_done_once(
     vault: FakeKeyVault, provider: AzureSecretProvider, what: str
 ):
     vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
-    first = await provider.create("root", b"first")
-    assert list(vault.versions("root").values()) == ["first"]
-    assert (await provider.read("root")).version.id == first.id
+    first = await provider.create("herd", b"first")
+    assert list(vault.versions("herd").values()) == ["first"]
+    assert (await provider.read("herd")).version.id == first.id
 
 
 async def test_a_label_whose_answer_was_lost_is_moved_once(vault: FakeKeyVault, provider: AzureSecretProvider):
-    first = await provider.create("root", b"first")
-    vault.trouble = [Trouble(match="PUT /secrets/root-pointer", after=True, hang_up=True)]
-    await provider.label("root", STABLE, first.id, expected=None)
-    assert (await provider.read("root", STABLE)).version.labels == {CURRENT, STABLE}
+    first = await provider.create("herd", b"first")
+    vault.trouble = [Trouble(match="PUT /secrets/herd-pointer", after=True, hang_up=True)]
+    await provider.label("herd", STABLE, first.id, expected=None)
+    assert (await provider.read("herd", STABLE)).version.labels == {CURRENT, STABLE}
 
 
 async def test_a_write_that_was_lost_with_its_writer_is_settled_by_the_next_reader(
     vault: FakeKeyVault, once: AzureSecretProvider, provider: AzureSecretProvider
 ):
-    first = await once.create("root", b"first")
-    vault.trouble = [Trouble(match="PUT /secrets/root-pointer", after=True, hang_up=True)]
+    first = await once.create("herd", b"first")
+    vault.trouble = [Trouble(match="PUT /secrets/herd-pointer", after=True, hang_up=True)]
     with pytest.raises(UnavailableError):
-        await once.write("root", b"second", expected=first.id)
-    assert (await provider.read("root")).value.reveal() == b"second"
+        await once.write("herd", b"second", expected=first.id)
+    assert (await provider.read("herd")).value.reveal() == b"second"
     with pytest.raises(ConflictError):
-        await once.write("root", b"third", expected=first.id)
+        await once.write("herd", b"third", expected=first.id)
 
 
 # --- over a proxy ----------------------------------------------------------------------------------------------------
@@ -354,31 +354,31 @@ async def test_after_a_fault_on_the_way_old_or_new_is_there_and_nothing_was_writ
     vault: FakeKeyVault, fault: Fault
 ):
     async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port) as provider:
-        holder = (await provider.create("root", b"0")).id
+        holder = (await provider.create("herd", b"0")).id
         for number in range(1, 4):
             proxy.fault = fault
-            holder = (await provider.write("root", b"%d" % number, expected=holder)).id
+            holder = (await provider.write("herd", b"%d" % number, expected=holder)).id
             assert proxy.fault.mode is Mode.OK, "it happened"
-            assert (await provider.read("root")).value.reveal() == b"%d" % number
-        assert len(await provider.versions("root")) == 4
-        assert len(vault.versions("root")) == 4
+            assert (await provider.read("herd")).value.reveal() == b"%d" % number
+        assert len(await provider.versions("herd")) == 4
+        assert len(vault.versions("herd")) == 4
 
 
 async def test_nobody_there_is_unavailable(vault: FakeKeyVault):
     async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port, retry=ONCE) as provider:
-        await provider.create("root", VALUE)
+        await provider.create("herd", VALUE)
         await proxy.stop()
         with pytest.raises(UnavailableError, match="no answer from"):
-            await provider.read("root")
+            await provider.read("herd")
 
 
 async def test_a_vault_that_says_nothing_is_waited_for_no_longer_than_the_deadline(vault: FakeKeyVault):
     async with FaultProxy("127.0.0.1", vault.port) as proxy, made(vault, port=proxy.port, seconds=0.5) as provider:
-        await provider.create("root", VALUE)
+        await provider.create("herd", VALUE)
         proxy.fault = Fault(mode=Mode.BLACK_HOLE)
         began = time.monotonic()
         with pytest.raises(UnavailableError, match=r"0\.5 s|no answer"):
-            await provider.read("root")
+            await provider.read("herd")
         assert time.monotonic() - began < 3
 
 
@@ -386,18 +386,18 @@ async def test_no_error_and_no_log_shows_a_value_or_a_token(
     vault: FakeKeyVault, once: AzureSecretProvider, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.DEBUG)
-    first = await once.create("root", VALUE)
+    first = await once.create("herd", VALUE)
     shown = []
     for trouble in (
         Trouble(match="PUT", status=200, body=b'{"value":"' + VALUE + b'"'),
         Trouble(match="PUT", status=400, body=b'{"error":{"code":"BadParameter","message":"' + VALUE + b'"}}'),
         Trouble(match="PUT", status=500, body=VALUE),
         Trouble(match="PUT", hang_up=True),
-        Trouble(match="GET /secrets/root/", status=200, body=b'{"value":"' + VALUE),
+        Trouble(match="GET /secrets/herd/", status=200, body=b'{"value":"' + VALUE),
     ):
         vault.trouble = [trouble]
         with pytest.raises(ProviderError) as caught:
-            await once.write("root", VALUE, expected=first.id)
+            await once.write("herd", VALUE, expected=first.id)
         error: BaseException | None = caught.value
         while error is not None:
             shown.append(repr(error) + "".join(traceback.format_exception(error)) + repr(vars(error)))
@@ -408,12 +408,12 @@ async def test_no_error_and_no_log_shows_a_value_or_a_token(
 
 
 async def test_reading_again_costs_two_requests(vault: FakeKeyVault, provider: AzureSecretProvider):
-    await provider.create("root", VALUE)
+    await provider.create("herd", VALUE)
     await asyncio.sleep(5 / SPEED)
-    await provider.read("root")
+    await provider.read("herd")
     vault.requests.clear()
-    await provider.read("root")
+    await provider.read("herd")
     assert [request.rpartition("/")[0] for request in vault.requests] == [
-        "GET /secrets/root-pointer",
-        "GET /secrets/root",
+        "GET /secrets/herd-pointer",
+        "GET /secrets/herd",
     ]

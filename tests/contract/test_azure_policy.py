@@ -149,6 +149,7 @@ def test_one_secret_is_two_scopes_and_a_template_is_the_whole_vault(role: str, t
     vault = "/subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/my-vault"
     assert run(policy(role, URI), tmp_path)[1] == [f"{vault}/secrets/root", f"{vault}/secrets/root-pointer"]
     assert run(policy(role, "azure://my-vault/{org}-root"), tmp_path)[1] == [vault]
+    assert policy(role, "my-vault/root") == policy(role, URI)
 
 
 def test_an_unknown_role_and_an_address_that_would_change_the_commands_are_refused():

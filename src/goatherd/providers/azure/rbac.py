@@ -37,15 +37,15 @@ def policy(role: str, uri: str) -> str:
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``azure://my-vault/goatdb-root``. With ``{org}`` in it, the roles are given for the
-            whole vault, because Azure knows no patterns of names.
+        uri: The address, such as ``azure://my-vault/goatdb-root``, also without the scheme. With ``{org}`` in it, the
+            roles are given for the whole vault, because Azure knows no patterns of names.
 
     Raises:
         ConfigurationError: The address is not one, or the role is not one of the three.
     """
     if role not in get_args(Role):
         raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
-    address, secret_id = parse_uri(uri)
+    address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
     if ORG_FIELD in secret_id:
         about = [
             "# Azure knows no patterns of names, so this holds for every secret of the vault: keep nothing else in it,",
