@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -28,7 +29,8 @@ import httpx2
 
 VARIABLE: Final = "GOATHERD_BAO"
 INSTALLED: Final = Path("build/tools/openbao/bin/bao")
-ROOT_TOKEN: Final = "goatherd-test-root"  # noqa: S105 - of a server that lives for one test
+ROOT_TOKEN: Final = f"goatherd-test-{secrets.token_hex(8)}"
+"""Of this process's servers, so that another's, which took the port first, is not mistaken for ours."""
 WHY_SKIPPED: Final = (
     "NO OPENBAO, SO THE VAULT PROVIDER IS NOT TESTED: run tools/install-openbao, put `bao` on the PATH, or set "
     f"{VARIABLE}"
