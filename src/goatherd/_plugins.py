@@ -8,10 +8,11 @@ a scheme that two distributions claim is refused with both names; a URI is not q
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
 
@@ -19,19 +20,18 @@ if TYPE_CHECKING:
     from goatherd.providers.base import SecretProvider
 
 PROVIDERS: Final = "goatherd.providers"
+POLICIES: Final = "goatherd.policies"
+
+Policy = Callable[[str, str], str]
+"""What an entry point of `POLICIES` is: a role (``server``, ``rotator``, ``admin``) and an address in, the text of
+exactly the rights that the role needs out. Pure, and without the platform's SDK. It raises `ConfigurationError`."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _OURS = "goatherd"
-# The platforms of the design whose plugin is not in this version. A scheme that gets an entry point is found before.
-_LATER: Final[Mapping[str, str]] = {
-    "aws": "AWS Secrets Manager",
-    "azure": "Azure Key Vault",
-    "gcp": "Google Secret Manager",
-    "k8s": "Kubernetes Secrets",
-    "vault": "HashiCorp Vault and OpenBao",
-}
 # What GoatDB's cloudConfig calls a provider, where that is not the scheme.
 _NAMES: Final[Mapping[str, str]] = {"kubernetes": "k8s"}
+# The extra that brings a scheme's libraries, where that is not the scheme.
+_EXTRAS: Final[Mapping[str, str]] = {"k8s": "kubernetes", "k8s-volume": "kubernetes", "openbao": "vault"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,48 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
     return plugin.from_config(cloud_config)
 
 
+def policy_text(name: str, role: str, secret: str) -> str:
+    """Return the text of the rights that `role` needs for one secret. Needs no SDK.
+
+    Args:
+        name: The scheme, or GoatDB's name for the provider.
+        role: ``server``, ``rotator`` or ``admin``.
+        secret: The address, or what that provider takes for short.
+
+    Raises:
+        ConfigurationError: The role is unknown, or no policy can be written for the address.
+        PluginNotFoundError: No plugin prints policies for the scheme; the message lists those that do.
+    """
+    scheme = _NAMES.get(name, name)
+    points = [point for point in _points(POLICIES) if point.name == scheme]
+    if not points:
+        known = ", ".join(sorted({point.name for point in _points(POLICIES)}))
+        raise PluginNotFoundError(f"no policies for the scheme {scheme!r}; known schemes: {known}")
+    if len(points) > 1:
+        raise _claimed_twice(scheme, points)
+    policy: Policy = _load(points[0], scheme)
+    return policy(role, secret)
+
+
+def later(package: str, **homes: str) -> Callable[[str], object]:
+    """Return a module's ``__getattr__`` that imports a name when it is first asked for.
+
+    For a plugin's package whose provider needs an SDK and whose policies do not.
+
+    Args:
+        package: The package's name.
+        homes: For each name, the module of the package that has it.
+    """
+
+    def find(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found: object = getattr(import_module(f"{package}.{homes[name]}"), name)
+        return found
+
+    return find
+
+
 def _points(group: str) -> list[EntryPoint]:
     """Return the group's entry points, sorted, each once though its distribution be found twice on the path."""
     unique = {(point.name, _distribution(point), point.value): point for point in entry_points(group=group)}
@@ -131,15 +173,27 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
     if not points:
         raise _not_found(scheme)
     if len(points) > 1:
-        names = " and ".join(f"{_distribution(point)} ({point.value})" for point in points)
-        raise ConfigurationError(
-            f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
-        )
-    point, distribution = points[0], _distribution(points[0])
+        raise _claimed_twice(scheme, points)
+    loaded = _load(points[0], scheme)
+    if not (isinstance(loaded, type) and hasattr(loaded, "from_uri") and hasattr(loaded, "from_config")):
+        distribution, value = _distribution(points[0]), points[0].value
+        raise ConfigurationError(f"the {scheme} provider of {distribution} is not a SecretProvider: {value}")
+    return loaded
+
+
+def _claimed_twice(scheme: str, points: list[EntryPoint]) -> ConfigurationError:
+    names = " and ".join(f"{_distribution(point)} ({point.value})" for point in points)
+    return ConfigurationError(
+        f"the scheme {scheme!r} is claimed twice: by {names}", hint="Uninstall the one that you do not want."
+    )
+
+
+def _load(point: EntryPoint, scheme: str) -> Any:
+    distribution = _distribution(point)
     try:
-        loaded = point.load()
+        return point.load()
     except ImportError as error:
-        wanted = f"'goatherd[{scheme}]'" if distribution == _OURS else distribution
+        wanted = f"'goatherd[{_EXTRAS.get(scheme, scheme)}]'" if distribution == _OURS else distribution
         raise MissingExtraError(
             f"the {scheme} provider needs a library that is not installed: {error.name or error}",
             hint=f"Install it: pip install {wanted}",
@@ -149,16 +203,8 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
             f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
             hint=f"Report it to the makers of {distribution}.",
         ) from error
-    if not (isinstance(loaded, type) and hasattr(loaded, "from_uri") and hasattr(loaded, "from_config")):
-        raise ConfigurationError(f"the {scheme} provider of {distribution} is not a SecretProvider: {point.value}")
-    return loaded
 
 
 def _not_found(scheme: str) -> PluginNotFoundError:
     known = ", ".join(provider_schemes()) or "none: goatherd itself is not installed"
-    if scheme in _LATER:
-        return PluginNotFoundError(
-            f"{_LATER[scheme]} ({scheme}) is not in this version; known schemes: {known}",
-            hint="A later version brings it; meanwhile use a file store, or a provider of your own.",
-        )
     return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}")

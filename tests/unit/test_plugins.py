@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -74,20 +77,6 @@ def test_an_unknown_scheme_is_answered_with_the_known_ones(installed: list[Entry
         open_provider("s3://bucket/key")
 
 
-@pytest.mark.parametrize(
-    "uri", ["aws://eu-west-1/x", "gcp://project/x", "azure://vault/x", "vault://host/m/x", "k8s://ns/x"]
-)
-def test_a_platform_whose_plugin_is_yet_to_come_is_said_to_be_so(uri: str, installed: list[EntryPoint]):
-    installed.append(point("file", "goatherd.providers.file:FileSecretProvider"))
-    with pytest.raises(PluginNotFoundError, match="is not in this version; known schemes: file"):
-        open_provider(uri)
-
-
-def test_a_later_plugin_for_such_a_platform_is_used(installed: list[EntryPoint]):
-    installed.append(point("aws", MEMORY))
-    assert isinstance(open_provider("aws:///name/secret")[0], MemorySecretProvider) is True
-
-
 def test_nothing_installed_is_told_apart_from_an_unknown_scheme(installed: list[EntryPoint]):
     with pytest.raises(PluginNotFoundError, match="goatherd itself is not installed"):
         open_provider("file:///srv/keys/root")
@@ -112,15 +101,46 @@ def test_one_distribution_found_twice_on_the_path_is_one(installed: list[EntryPo
 
 
 @pytest.mark.parametrize(
-    ("distribution", "command"), [("goatherd", "pip install 'goatherd[aws]'"), ("stranger", "pip install stranger")]
+    ("scheme", "distribution", "command"),
+    [
+        ("aws", "goatherd", "pip install 'goatherd[aws]'"),
+        ("azure", "goatherd", "pip install 'goatherd[azure]'"),
+        ("gcp", "goatherd", "pip install 'goatherd[gcp]'"),
+        ("k8s", "goatherd", "pip install 'goatherd[kubernetes]'"),
+        ("k8s-volume", "goatherd", "pip install 'goatherd[kubernetes]'"),
+        ("openbao", "goatherd", "pip install 'goatherd[vault]'"),
+        ("vault", "goatherd", "pip install 'goatherd[vault]'"),
+        ("aws", "stranger", "pip install stranger"),
+    ],
 )
 def test_a_missing_library_is_answered_with_the_install_command(
-    installed: list[EntryPoint], distribution: str, command: str
+    installed: list[EntryPoint], scheme: str, distribution: str, command: str
 ):
-    installed.append(point("aws", "no_such_library_at_all.provider:Provider", distribution))
+    installed.append(point(scheme, "no_such_library_at_all.provider:Provider", distribution))
     with pytest.raises(MissingExtraError, match="no_such_library_at_all") as caught:
-        open_provider("aws://eu-west-1/x")
+        open_provider(f"{scheme}://somewhere/x")
     assert command in caught.value.hint
+
+
+def test_every_extra_that_an_install_command_may_name_exists_and_all_brings_each():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    schemes = set(provider_schemes()) - {"file", "memory"}
+    assert {_plugins._EXTRAS.get(scheme, scheme) for scheme in schemes} <= set(extras)
+    named = set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
+    assert named == set(extras) - {"all"}
+
+
+def test_whoever_has_a_provider_prints_policies_too():
+    assert {point.name for point in _plugins._points(_plugins.POLICIES)} == set(provider_schemes())
+
+
+def test_a_name_that_a_package_hands_out_later_is_the_provider_and_no_other_is_made_up():
+    import goatherd.providers.aws as package
+
+    assert package.AWSSecretProvider.scheme == "aws"
+    with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+        _ = package.Nonsense
 
 
 @pytest.mark.parametrize(
@@ -149,7 +169,7 @@ def test_goatdb_s_configuration_shape_chooses_the_plugin():
     assert secret_id == "secret"
 
 
-@pytest.mark.parametrize("name", ["s3", "swift", "kubernetes", None, 5, "", "Not A Name"])
+@pytest.mark.parametrize("name", ["s3", "swift", "Kubernetes", None, 5, "", "Not A Name"])
 def test_a_configuration_with_an_unknown_provider_is_a_configuration_error(name: object):
     with pytest.raises(ConfigurationError, match="cloudConfig"):
         provider_from_config({"provider": name, "secretId": "x"})

@@ -1,4 +1,4 @@
-"""The commands that touch the store only: init, migrate, export, show, versions."""
+"""The commands that touch the store only, or only its address: init, migrate, export, show, versions, policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from goatherd._plugins import policy_text
 from goatherd.cli.main import App, command
 from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
@@ -213,3 +214,31 @@ async def _versions(app: App) -> None:
         for version in found
     ]
     app.out.result(data, app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows))
+
+
+@command(
+    example="goatherd policy aws --role server aws://eu-west-1/goatdb/prod/root\n"
+    "goatherd policy vault --role rotator secret/goatdb/root | vault policy write goatherd-rotator -"
+)
+@click.argument("platform", metavar="PROVIDER")
+@click.argument("secret", required=False)
+@click.option(
+    "--role",
+    type=click.Choice(["server", "rotator", "admin"]),
+    required=True,
+    help="Who: a server reads, a rotator rotates, an admin also creates, deletes and destroys.",
+)
+def policy(app: App, platform: str, secret: str | None, role: str) -> None:
+    """Print the rights that a server or a rotator needs, to be pasted.
+
+    PROVIDER is a URI's scheme, such as aws, gcp, azure, vault, k8s or file. SECRET is the secret's address; without
+    one, the store that is configured. What is printed is exactly what that role needs and nothing more. Nothing is
+    asked or changed, and no SDK has to be installed.
+    """
+    address = secret or app.options.provider
+    if not address:
+        raise click.UsageError("which secret? Give its address, such as aws://eu-west-1/goatdb/prod/root")
+    text = policy_text(platform, role, address)
+    app.out.result(
+        {"provider": platform, "role": role, "secret": address, "policy": text}, text.removesuffix("\n").split("\n")
+    )

@@ -64,6 +64,8 @@ COMMANDS = {
     "export": ("commands_store", "Write the identity as a GoatDB settings.json."),
     "show": ("commands_store", "Show the identity, without its keys."),
     "versions": ("commands_store", "List the stored versions and their labels."),
+    "copy": ("commands_copy", "Copy an identity from one store to another."),
+    "policy": ("commands_store", "Print the rights that a server or a rotator needs, to be pasted."),
     "status": ("commands_cluster", "Show the store, the identity, and what every node does."),
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),

@@ -7,8 +7,16 @@
 - `rbac`: `policy`, the role assignments for a server, a rotator or an administrator.
 """
 
+from typing import TYPE_CHECKING
+
+from goatherd._plugins import later
 from goatherd.providers.azure.address import AzureAddress
-from goatherd.providers.azure.provider import AzureSecretProvider
 from goatherd.providers.azure.rbac import policy
 
+if TYPE_CHECKING:
+    from goatherd.providers.azure.provider import AzureSecretProvider
+
 __all__ = ["AzureAddress", "AzureSecretProvider", "policy"]
+
+# The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
+__getattr__ = later(__name__, AzureSecretProvider="provider")

@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.vault.address import address_from_uri
 
 Role = Literal["server", "rotator", "admin"]
 
@@ -30,7 +31,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     Args:
         role: ``server``, ``rotator`` or ``admin``.
         secret_id: The path, such as ``secret/goatdb/root``: the mount first, as in the address. A component may be
-            ``{org}``, which stands for any one component.
+            ``{org}``, which stands for any one component. Or the whole address, ``vault://host:port/secret/goatdb/root``.
         mount: The mount, where it has a slash in it; `secret_id` is then the path below it.
 
     Raises:
@@ -38,6 +39,14 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     """
     if role not in get_args(Role):
         raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    scheme, separator, _ = secret_id.partition("://")
+    if separator:
+        if scheme not in ("vault", "openbao"):
+            raise ConfigurationError(f"not a vault address: {secret_id!r}")
+        # Which server it is makes no difference here, so none has to be known.
+        anywhere = {"VAULT_ADDR": "https://anywhere"}
+        address, secret_id = address_from_uri(scheme, secret_id, environment=anywhere)
+        mount = address.mount
     if mount is None:
         mount, _, secret_id = secret_id.partition("/")
     components = [*mount.split("/"), *(component.replace(ORG_FIELD, "x") for component in secret_id.split("/"))]

@@ -1,0 +1,67 @@
+"""The command that copies an identity from one store to another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from goatherd.cli.copying import Copied, check_addresses, copy_secret, open_both
+from goatherd.cli.main import App, command
+
+
+@command(
+    example="goatherd copy file:///srv/keys/root aws://eu-west-1/goatdb/prod/root --dry-run\n"
+    "goatherd copy file:///srv/keys/root aws://eu-west-1/goatdb/prod/root"
+)
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option("--dry-run", is_flag=True, help="Say what would be copied; write nothing.")
+@click.option("--resume", is_flag=True, help="Carry on a copy that was interrupted.")
+def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -> None:
+    """Copy an identity from one store to another.
+
+    SRC and DST are addresses. Every version that can be read is copied, oldest first, then the labels, `current` as the
+    last, and then all is read back and compared. DST must not exist; what was copied in part is carried on by --resume,
+    where it is the beginning of the very same versions. The versions get new ids, which are listed. While a rotation is
+    under way, nothing is copied. SRC stays as it is.
+    """
+    check_addresses(source, destination)
+    done = asyncio.run(_copy(app, source, destination, dry_run=dry_run, resume=resume))
+    app.out.result(
+        {"source": source, "destination": destination, "org": app.options.org, **_data(done)}, _lines(app, done)
+    )
+
+
+async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resume: bool) -> Copied:
+    def told(old: str, new: str) -> None:
+        app.out.event("copied", {"from": old, "to": new}, f"copied version {old} as {new}")
+
+    async with open_both(app.options, source, destination) as (first, second):
+        return await copy_secret(first, second, dry_run=dry_run, resume=resume, progress=told)
+
+
+def _data(done: Copied) -> dict[str, Any]:
+    return {
+        "dryRun": done.is_dry,
+        "complete": not done.is_dry,
+        "alreadyThere": done.present,
+        "versions": [
+            {"from": item.source, "to": item.target, "labels": done.labels_of(item)} for item in done.plan.items
+        ],
+        "skipped": [each.to_json() for each in done.plan.skipped],
+    }
+
+
+def _lines(app: App, done: Copied) -> list[str]:
+    rows = [(item.source, item.target or "-", " ".join(done.labels_of(item))) for item in done.plan.items]
+    lines = app.out.table(("FROM VERSION", "TO VERSION", "LABELS"), rows)
+    lines += [f"skipped version {each.id}: {each.reason}" for each in done.plan.skipped]
+    count = len(rows)
+    if not done.is_dry:
+        return [*lines, f"copied and read back: {count} versions, {len(done.plan.labels)} labels"]
+    lines.append(f"would copy {count - done.present} of {count} versions; nothing was written")
+    if done.shows_current_early:
+        lines.append("until the copy is complete, its `current` is an older version: start no server from it before")
+    return lines

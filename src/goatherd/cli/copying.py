@@ -1,0 +1,390 @@
+"""From one store to another: the work of ``goatherd copy``.
+
+What it is: every readable version of a secret, oldest first, and then its labels, into a secret that does not exist
+yet. What it is not: it changes nothing in the source, deletes nothing anywhere, and reads an identity only to see
+whether a rotation is under way. Rules:
+
+- `current` is the last label to be set, so that a copy that was interrupted has no current version and nobody starts
+  from it. (Where the platform makes the first version the current one, and where the source has no other label, it has
+  one: the report says so.)
+- What is in the destination is written by compare-and-swap only; a copy is carried on only where what is there is the
+  beginning of what is to be there, digest by digest.
+- It has succeeded when every version was read back equal and every label leads where it must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.cli.store import Store, open_store
+from goatherd.clock import Clock, SystemClock
+from goatherd.config import Options
+from goatherd.errors import (
+    ConflictError,
+    IdentityError,
+    IdentityExistsError,
+    IllegalStepError,
+    ProviderConfigurationError,
+    SecretExistsError,
+    SecretNotFoundError,
+    SecretTooLargeError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import (
+    CURRENT,
+    STABLE,
+    Label,
+    ReadConsistency,
+    SecretBytes,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
+
+SETTLE: Final = timedelta(seconds=30)
+_PAUSE: Final = timedelta(milliseconds=200)
+
+Progress = Callable[[str, str], None]
+"""Told of each version when it is there: the source's id, the destination's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One version to copy. `target` is its id in the destination, once it is there."""
+
+    source: VersionId
+    value: SecretBytes
+    digest: str
+    target: VersionId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A version that stays behind, and why."""
+
+    id: VersionId
+    reason: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return it as data."""
+        return {"id": self.id, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be there in the end.
+
+    Attributes:
+        items: The versions, oldest first.
+        labels: For each label the source's version id.
+        skipped: What stays behind.
+        listing: What the source listed, to see whether it changed meanwhile.
+    """
+
+    items: tuple[Item, ...]
+    labels: Mapping[Label, VersionId]
+    skipped: tuple[Skipped, ...]
+    listing: tuple[SecretVersion, ...] = field(repr=False)
+
+    @property
+    def carrier(self) -> Label:
+        """The label that each new version is written with: not `current`, if there is another one."""
+        others = sorted(set(self.labels) - {CURRENT})
+        return STABLE if STABLE in others else Label(others[0]) if others else CURRENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What a copy has done, or would do.
+
+    Attributes:
+        plan: With the destination's ids, where they are known.
+        present: How many versions were there before.
+        is_dry: Nothing was written.
+        shows_current_early: The destination has a current version before the copy is complete.
+    """
+
+    plan: Plan
+    present: int
+    is_dry: bool
+    shows_current_early: bool
+
+    def labels_of(self, item: Item) -> list[str]:
+        """Return the labels that lead to a version."""
+        return sorted(label for label, holder in self.plan.labels.items() if holder == item.source)
+
+
+@asynccontextmanager
+async def open_both(options: Options, source: str, destination: str) -> AsyncIterator[tuple[Store, Store]]:
+    """Open two stores by their addresses."""
+    async with (
+        open_store(replace(options, provider=source)) as first,
+        open_store(replace(options, provider=destination)) as second,
+    ):
+        yield first, second
+
+
+async def copy_secret(
+    source: Store,
+    destination: Store,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    clock: Clock | None = None,
+) -> Copied:
+    """Copy a secret with its readable versions and its labels.
+
+    Args:
+        source: Where from.
+        destination: Where to.
+        resume: Carry on a copy that was interrupted.
+        dry_run: Read both and write nothing.
+        progress: Told of each version.
+        clock: The time.
+
+    Raises:
+        IllegalStepError: A rotation is under way in the source.
+        IdentityExistsError: The destination has a secret, and `resume` is False or it is not the beginning of this one.
+        ConflictError: Somebody changed one of the two meanwhile.
+        ProviderError: Either store.
+    """
+    plan = await _plan(source, destination)
+    _refuse_rotation(plan)
+    there = await _present(destination)
+    if there and not resume:
+        raise IdentityExistsError(
+            f"{destination.name} holds a secret already; nothing was changed",
+            hint="If it is a copy that was interrupted, --resume carries it on.",
+        )
+    plan, holders = await _matched(plan, destination, there)
+    promised = destination.provider.guarantees
+    is_early = len(plan.items) > 1 and (promised.first_is_current or plan.carrier == CURRENT)
+    done = Copied(plan=plan, present=len(there), is_dry=dry_run, shows_current_early=is_early)
+    if dry_run:
+        return done
+    plan, holders = await _write_versions(plan, destination, holders, progress)
+    await _unchanged(source, plan)
+    await _move_labels(plan, destination, holders)
+    await _verify(plan, destination, clock or SystemClock())
+    return replace(done, plan=plan)
+
+
+def digest_of(value: SecretBytes) -> str:
+    """Return the SHA-256 of a value, for comparing."""
+    return hashlib.sha256(value.reveal()).hexdigest()
+
+
+async def _plan(source: Store, destination: Store) -> Plan:
+    listing = tuple(await source.versions())
+    items: list[Item] = []
+    skipped: list[Skipped] = []
+    for version in reversed(listing):
+        if version.state is not VersionState.ENABLED:
+            skipped.append(Skipped(id=version.id, reason=version.state.value))
+            continue
+        try:
+            found = await source.provider.read(source.secret_id, version.id)
+        except VersionDisabledError:
+            skipped.append(Skipped(id=version.id, reason="cannot be read any more"))
+            continue
+        items.append(Item(source=version.id, value=found.value, digest=digest_of(found.value)))
+    labels = {label: version.id for version in listing for label in version.labels}
+    history = destination.provider.guarantees.history
+    loose = [item for item in items if item.source not in labels.values()]
+    if history is not None and len(loose) > history:
+        for item in loose[: len(loose) - history]:
+            items.remove(item)
+            skipped.append(Skipped(id=item.source, reason=f"the destination keeps {history} old versions"))
+    known = {item.source for item in items}
+    if labels.get(CURRENT) not in known:
+        raise SecretNotFoundError(
+            "no readable version holds the label 'current'",
+            provider=source.provider.scheme,
+            secret_id=source.secret_id,
+            operation="copy",
+        )
+    plan = Plan(
+        items=tuple(items),
+        labels={label: holder for label, holder in labels.items() if holder in known},
+        skipped=tuple(skipped),
+        listing=listing,
+    )
+    await _unchanged(source, plan)
+    limit = destination.provider.guarantees.max_value_bytes
+    for item in items:
+        if item.value.size > limit:
+            raise SecretTooLargeError(
+                f"version {item.source} is {item.value.size} bytes long, the destination takes {limit}",
+                provider=destination.provider.scheme,
+                secret_id=destination.secret_id,
+                operation="copy",
+            )
+    return plan
+
+
+def _refuse_rotation(plan: Plan) -> None:
+    """Refuse while the current document names versions of its own store, to which a roll-back would lead."""
+    current = next(item for item in plan.items if item.source == plan.labels[CURRENT])
+    try:
+        document = decode_document(current.value.reveal())
+    except IdentityError:
+        return  # bytes of somebody else's, copied as they are
+    if document.rotation is not None:
+        raise IllegalStepError(
+            f"a rotation is under way ({document.rotation.phase.value}), and it names versions of the store it is in",
+            hint="End it first: `goatherd rotate --resume`, or `goatherd rotate --rollback`.",
+        )
+
+
+async def _unchanged(source: Store, plan: Plan) -> None:
+    before = {(version.id, version.labels, version.state) for version in plan.listing}
+    now = {(version.id, version.labels, version.state) for version in await source.versions()}
+    if now != before:
+        raise ConflictError(
+            "the source changed while it was copied; `current` was not set in the destination",
+            provider=source.provider.scheme,
+            secret_id=source.secret_id,
+            operation="copy",
+            hint="Copy while nobody rotates. Delete the copy, and begin anew.",
+        )
+
+
+async def _present(destination: Store) -> list[SecretVersion]:
+    """Return the destination's versions, oldest first; none where there is no secret."""
+    try:
+        found = await destination.versions()
+    except SecretNotFoundError:
+        return []
+    return list(reversed(found))
+
+
+async def _matched(
+    plan: Plan, destination: Store, there: Sequence[SecretVersion]
+) -> tuple[Plan, dict[Label, VersionId]]:
+    """Return the plan with the ids of what is there already, and which version holds which label there."""
+    holders = {label: version.id for version in there for label in version.labels}
+    items = list(plan.items)
+    reason = None
+    if len(there) > len(items):
+        reason = "it has more versions"
+    for number, version in enumerate(there[: len(items)]):
+        try:
+            found = await destination.provider.read(destination.secret_id, version.id)
+        except VersionDisabledError:
+            reason = f"its version {version.id} cannot be read"
+            break
+        if digest_of(found.value) != items[number].digest:
+            reason = f"its version {version.id} is not what version {items[number].source} of the source is"
+            break
+        items[number] = replace(items[number], target=version.id)
+    strange = sorted(set(holders) - set(plan.labels))
+    if reason is None and strange:
+        reason = f"it has a label {strange[0]!r}, which the source has not"
+    if reason is not None:
+        raise IdentityExistsError(
+            f"{destination.name} is not the beginning of this copy: {reason}; nothing was changed",
+            hint="Choose a secret that does not exist yet, or delete that one with the store's own tool.",
+        )
+    return replace(plan, items=tuple(items)), holders
+
+
+async def _write_versions(
+    plan: Plan, destination: Store, holders: dict[Label, VersionId], progress: Progress | None
+) -> tuple[Plan, dict[Label, VersionId]]:
+    provider, secret_id, carrier = destination.provider, destination.secret_id, plan.carrier
+    items = list(plan.items)
+    for number, item in enumerate(items):
+        if item.target is not None:
+            continue
+        if number == 0:
+            label = CURRENT if provider.guarantees.first_is_current else carrier
+            try:
+                made = await provider.create(secret_id, item.value, label)
+            except SecretExistsError as error:
+                raise IdentityExistsError(
+                    f"{destination.name} was made by somebody else meanwhile; it was not touched",
+                    hint="Choose a secret that does not exist yet.",
+                ) from error
+        else:
+            label = carrier
+            made = await provider.write(secret_id, item.value, label=label, expected=holders.get(label))
+        holders[label] = made.id
+        items[number] = replace(item, target=made.id)
+        if progress is not None:
+            progress(item.source, made.id)
+    return replace(plan, items=tuple(items)), holders
+
+
+async def _move_labels(plan: Plan, destination: Store, holders: dict[Label, VersionId]) -> None:
+    targets = {item.source: item.target for item in plan.items}
+    # `current` last: until then, nobody starts from the copy.
+    for label in sorted(plan.labels, key=lambda each: (each == CURRENT, each)):
+        target = targets[plan.labels[label]]
+        assert target is not None
+        if holders.get(label) != target:
+            await destination.provider.label(destination.secret_id, label, target, expected=holders.get(label))
+            holders[label] = target
+
+
+async def _verify(plan: Plan, destination: Store, clock: Clock) -> None:
+    """Read everything back.
+
+    Raises:
+        UnavailableError: What is there is not what was written.
+    """
+    strong = destination.provider.guarantees.read_consistency is ReadConsistency.STRONG
+    patience = timedelta(0) if strong else SETTLE
+    end = clock.monotonic() + patience.total_seconds()
+    while True:
+        problem = await _difference(plan, destination)
+        if problem is None:
+            return
+        if clock.monotonic() >= end:
+            raise UnavailableError(
+                f"read back, {problem}",
+                provider=destination.provider.scheme,
+                secret_id=destination.secret_id,
+                operation="copy",
+                hint="Do not use the copy. --resume looks again.",
+            )
+        await clock.sleep(_PAUSE)
+
+
+async def _difference(plan: Plan, destination: Store) -> str | None:
+    provider, secret_id = destination.provider, destination.secret_id
+    targets = {item.source: item.target for item in plan.items}
+    try:
+        listed = {label: version.id for version in await destination.versions() for label in version.labels}
+        if listed != {label: targets[holder] for label, holder in plan.labels.items()}:
+            return "the labels lead elsewhere"
+        found = await asyncio.gather(
+            *(provider.read(secret_id, item.target) for item in plan.items if item.target is not None)
+        )
+        current = await provider.read(secret_id, CURRENT)
+    except (SecretNotFoundError, VersionDisabledError) as error:
+        return str(error)
+    for item, there in zip(plan.items, found, strict=True):
+        if digest_of(there.value) != item.digest:
+            return f"version {item.target} differs from version {item.source} of the source"
+    return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` leads elsewhere"
+
+
+def check_addresses(source: str, destination: str) -> None:
+    """Refuse a copy onto itself.
+
+    Raises:
+        ProviderConfigurationError: Both are one address.
+    """
+    if source == destination:
+        raise ProviderConfigurationError(
+            "source and destination are the same", provider=source.partition(":")[0], secret_id="", operation="copy"
+        )

@@ -1,0 +1,94 @@
+"""Who may do what in the stores of this machine: the file store's owners and modes. The memory store has none.
+
+Pure: a role and an address in, commands to paste out. What it is not: the provider, which checks the modes itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.base import ORG_FIELD
+
+ROLES: Final = ("server", "rotator", "admin")
+
+_PURPOSE: Final = {
+    "server": "reads the identity; needs no right to write, and the file system may be mounted read-only",
+    "rotator": "rotates the identity; creates files in the secret's directory, and no directory",
+    "admin": "the rotator's, and making and removing the secret's directory (goatherd init)",
+}
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+def file_policy(role: str, secret: str) -> str:
+    """Return the commands that give a secret of the file store its owner and modes.
+
+    The store wants one user to own all of a secret, so a server that shall not write gets that from a read-only mount.
+
+    Args:
+        role: ``server``, ``rotator`` or ``admin``.
+        secret: The address, ``file:///srv/keys/root``, or only the path.
+
+    Raises:
+        ConfigurationError: The role is unknown, or the address is not one.
+    """
+    _check_role(role)
+    parts = urlsplit(secret if "://" in secret else f"file://{secret}")
+    path = unquote(parts.path)
+    components = path.split("/")[1:]
+    wrong = parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment
+    # SECURITY: what is pasted into a shell is made of checked names only
+    # (tests/unit/cli/test_policy.py::test_a_name_that_a_shell_would_read_is_refused).
+    checked = [component.replace(ORG_FIELD, "x") for component in components]
+    if wrong or len(components) < 2 or not all(_COMPONENT.fullmatch(one) and one.strip(".") for one in checked):
+        raise ConfigurationError(f"not a file address: {secret[:200]!r}", hint="Such as file:///srv/keys/root.")
+    split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
+    base = "/" + "/".join(components[:split])
+    directory = path.replace(ORG_FIELD, "$ORG")
+    lines = [
+        f"# Goatherd {role}: {_PURPOSE[role]}.",
+        "# OWNER is the user that the servers and `goatherd` run as: one user owns all of the secret.",
+        "OWNER=goatherd",
+    ]
+    if ORG_FIELD in path:
+        lines.append("ORG=acme  # each organization has a secret of its own: repeat for each")
+    if role == "admin":
+        lines += [
+            "# Nobody but the owner may write to the base directory; others may enter it.",
+            f'install -d -o "$OWNER" -m 0755 "{base}"',
+            "# `goatherd init`, run as OWNER, makes the secret's directory, 0700, and its files, 0600.",
+        ]
+        return "\n".join(lines) + "\n"
+    lines += [
+        f'chown -R "$OWNER" "{directory}"',
+        f'chmod 0700 "{directory}"',
+        f'find "{directory}" -type f -exec chmod 0600 {{}} +',
+    ]
+    if role == "server":
+        lines += [
+            "# So that a server cannot write: the same user, and a file system that is read-only for it. With systemd:",
+            "#   [Service]",
+            "#   User=goatherd",
+            f"#   ReadOnlyPaths={base}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def memory_policy(role: str, secret: str) -> str:
+    """Refuse: whoever can run code in the process can do everything.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    _check_role(role)
+    raise ConfigurationError(
+        f"{secret[:200]!r} lives in one process's memory, where there are no rights to give",
+        hint="It is for tests. `goatherd policy file` is for a store on this machine.",
+    )
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(ROLES)}.")

@@ -1,0 +1,142 @@
+"""policy: what the provider's function says, verbatim, for every scheme, and without an SDK."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.errors import ConfigurationError
+from goatherd.providers.aws.iam import policy as aws
+from goatherd.providers.azure.rbac import policy as azure
+from goatherd.providers.gcp.policy import policy as gcp
+from goatherd.providers.kubernetes.policy import policy as kubernetes
+from goatherd.providers.kubernetes.policy import volume_policy
+from goatherd.providers.local_policy import file_policy, memory_policy
+from goatherd.providers.vault.policy import policy as vault
+from tests.unit.test_bare_install import bare
+
+from .conftest import Goatherd
+
+ADDRESSES = {
+    "aws": (aws, "aws://eu-west-1/goatdb/prod/root"),
+    "azure": (azure, "azure://my-vault/goatdb-root"),
+    "file": (file_policy, "file:///srv/keys/root"),
+    "gcp": (gcp, "gcp://my-project/goatdb-root"),
+    "k8s": (kubernetes, "k8s://goatdb/root"),
+    "vault": (vault, "vault://vault.example.org:8200/secret/goatdb/root"),
+    "openbao": (vault, "openbao:///secret/goatdb/root"),
+}
+
+
+@pytest.mark.parametrize("role", ["server", "rotator", "admin"])
+@pytest.mark.parametrize("scheme", list(ADDRESSES))
+def test_the_command_prints_exactly_what_the_provider_says(goatherd: Goatherd, scheme: str, role: str) -> None:
+    function, address = ADDRESSES[scheme]
+    text = function(role, address)  # type: ignore[operator]
+    result = goatherd("policy", scheme, "--role", role, address)
+    assert result.code == 0
+    assert result.out == text.removesuffix("\n") + "\n"
+    assert result.err == ""
+    assert goatherd("policy", scheme, "--role", role, address, "--json").json == {
+        "provider": scheme,
+        "role": role,
+        "secret": address,
+        "policy": text,
+    }
+
+
+def test_goatdb_s_name_for_kubernetes_works_too(goatherd: Goatherd) -> None:
+    assert goatherd("policy", "kubernetes", "--role", "server", "goatdb/root").out.count("kind: Role\n") == 2
+
+
+def test_without_an_address_the_configured_store_is_taken(goatherd: Goatherd) -> None:
+    here = goatherd("policy", "file", "--role", "rotator", "--provider", "file:///srv/keys/root")
+    assert here.out == file_policy("rotator", "file:///srv/keys/root")
+    nowhere = goatherd("policy", "file", "--role", "rotator")
+    assert nowhere.code == EXIT_USAGE
+    assert "which secret?" in nowhere.err
+
+
+def test_a_scheme_that_nobody_has_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:
+    result = goatherd("policy", "s3", "--role", "server", "s3://bucket/key")
+    assert result.code == EXIT_CODES["plugin"]
+    assert "aws, azure, file, gcp, k8s" in result.err
+
+
+def test_an_address_of_another_scheme_is_refused(goatherd: Goatherd) -> None:
+    for scheme, (_, address) in ADDRESSES.items():
+        other = "file:///srv/keys/root" if scheme != "file" else "gcp://project/root"
+        assert goatherd("policy", scheme, "--role", "server", other).code == EXIT_CODES["configuration"], address
+
+
+def test_no_sdk_has_to_be_installed_for_it() -> None:
+    script = (
+        "from goatherd.cli.main import run\n"
+        f"for scheme, address in {[(scheme, address) for scheme, (_, address) in ADDRESSES.items()]!r}:\n"
+        "    assert run(['policy', scheme, '--role', 'server', address]) == 0, scheme\n"
+        "heavy = [name for name in ('boto3', 'google.api_core', 'azure.core', 'aiohttp') if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = bare(script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_vault_policy_is_the_same_by_path_and_by_address() -> None:
+    assert vault("server", "vault://anywhere:1/secret/goatdb/root") == vault("server", "secret/goatdb/root")
+    by_option = vault("server", "vault:///goatdb/root?mount=kv/team")
+    assert by_option == vault("server", "goatdb/root", mount="kv/team")
+
+
+# --- the file store ---------------------------------------------------------------------------------------------------
+
+
+def test_the_file_store_s_modes_are_those_that_the_store_wants() -> None:
+    assert 'chmod 0700 "/srv/keys/root"' in file_policy("rotator", "/srv/keys/root")
+    assert "ReadOnlyPaths=/srv/keys\n" in file_policy("server", "file:///srv/keys/{org}/root")
+    assert 'install -d -o "$OWNER" -m 0755 "/srv/keys"' in file_policy("admin", "file:///srv/keys/{org}/root")
+    assert 'chown -R "$OWNER" "/srv/keys/$ORG/root"' in file_policy("rotator", "file:///srv/keys/{org}/root")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["file:///srv/$(id)/root", "/srv/a b/root", '/srv/"/root', "/srv/../root", "srv/keys", "/root", "file://x"],
+)
+def test_a_name_that_a_shell_would_read_is_refused(secret: str) -> None:
+    with pytest.raises(ConfigurationError, match="not a file address"):
+        file_policy("server", secret)
+
+
+def test_memory_has_no_rights_to_give() -> None:
+    with pytest.raises(ConfigurationError, match="one process's memory"):
+        memory_policy("server", "memory:///a/b")
+
+
+@pytest.mark.parametrize("function", [file_policy, memory_policy, volume_policy])
+def test_an_unknown_role_is_refused_with_the_known_ones(function: object) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        function("reader", "/srv/keys/root")  # type: ignore[operator]
+    assert caught.value.hint == "Roles: server, rotator, admin."
+
+
+# --- the mounted volume -----------------------------------------------------------------------------------------------
+
+
+def test_the_volume_s_part_of_a_pod_mounts_the_whole_secret_read_only() -> None:
+    text = volume_policy("server", "k8s-volume:///var/run/secrets/goatherd")
+    spec = yaml.safe_load(text)["spec"]
+    assert spec["containers"][0]["volumeMounts"] == [
+        {"name": "identity", "mountPath": "/var/run/secrets/goatherd", "readOnly": True}
+    ]
+    assert spec["volumes"][0]["secret"] == {"secretName": "NAME", "defaultMode": 0o440}
+
+
+def test_nobody_rotates_through_a_volume() -> None:
+    with pytest.raises(ConfigurationError, match="read-only"):
+        volume_policy("rotator", "/var/run/secrets/goatherd")
+
+
+@pytest.mark.parametrize("path", ['/a"/b', "/a/../b", "relative", "/", "/a\nb"])
+def test_a_path_that_would_change_the_yaml_is_refused(path: str) -> None:
+    with pytest.raises(ConfigurationError, match="not the directory"):
+        volume_policy("server", path)
