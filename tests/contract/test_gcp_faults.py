@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import logging
 import secrets
 import threading
 import traceback
@@ -613,6 +615,22 @@ async def test_no_error_of_the_service_shows_a_value(fake: FakeSecretManager):
             with pytest.raises(ProviderError) as caught:
                 await provider.write(name, value, label=f"l-{status}", expected=None)
             assert not any(value.decode() in text for text in shown(caught.value))
+
+
+async def test_the_sdk_logs_no_value(fake: FakeSecretManager, caplog: pytest.LogCaptureFixture):
+    name, value = new_secret(), b"S3CRET-" + secrets.token_hex(8).encode()
+    names = ["google", *(each for each in logging.root.manager.loggerDict if each.startswith("google."))]
+    for each in names:
+        logger = logging.getLogger(each)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = True
+    with caplog.at_level(logging.DEBUG):
+        async with client(fake.port) as provider:
+            await provider.create(name, value)
+            assert (await provider.read(name)).value.reveal() == value
+    told = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    encoded = base64.b64encode(value).decode()
+    assert not [text for text in (value.decode(), encoded, encoded[:12]) if text in told]
 
 
 async def test_a_foreign_alias_is_a_label_like_any_other(fake: FakeSecretManager):

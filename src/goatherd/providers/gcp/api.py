@@ -8,6 +8,7 @@ until its names, its state and its checksum have been looked at; damaged is `Una
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,9 @@ from goatherd.providers.gcp.problem import EtagMovedError, status_of, translated
 
 Answer = TypeVar("Answer")
 
+# SECURITY: the SDK logs requests and answers, values too, where its loggers are let
+# (tests/contract/test_gcp_faults.py::test_the_sdk_logs_no_value).
+_NOISY: Final = ("google", "google.cloud.secretmanager_v1", Client.__module__, Transport.__module__)
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 PAGE: Final = 250
 
@@ -232,6 +236,9 @@ class SecretManagerAPI:
             # In a thread: it reads files, and may ask the metadata server.
             credentials = self._credentials or await asyncio.to_thread(_default_credentials)
             if self._client is None or self._loop is not loop:
+                for name in _NOISY:
+                    logger = logging.getLogger(name)
+                    logger.setLevel(max(logger.level, logging.INFO))
                 options = ClientOptions(api_endpoint=self._address.host)
                 self._client = Client(credentials=credentials, transport=_transport, client_options=options)
                 self._loop = loop

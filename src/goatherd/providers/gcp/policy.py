@@ -52,13 +52,14 @@ def policy(role: str, uri: str) -> str:
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``gcp://my-project/goatdb-root``. ``{org}`` becomes ``$ORG``, to be set.
+        uri: The address, such as ``gcp://my-project/goatdb-root``, also without the scheme. ``{org}`` becomes
+            ``$ORG``, to be set.
 
     Raises:
         ConfigurationError: There is no such role, or the address is not one.
     """
     wanted = permissions(role)
-    address, secret_id = parse_uri(uri)
+    address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
     # SECURITY: what is pasted into a shell is made of checked names only
     # (tests/unit/providers/test_gcp_policy.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))

@@ -126,6 +126,11 @@ class SecretManager:
             "DestroySecretVersion": ("secretmanager.versions.destroy", self.destroy_secret_version),
         }
 
+    def has(self, secret_id: str) -> bool:
+        """Whether there is a global secret of that name."""
+        with self._lock:
+            return f"projects/{NUMBER}/secrets/{secret_id}" in self._secrets
+
     # --- secrets ----------------------------------------------------------------------------------------------------
 
     def create_secret(self, request: wire.CreateSecretRequest) -> wire.Secret:

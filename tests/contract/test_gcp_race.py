@@ -1,0 +1,100 @@
+"""Two rotators in two processes at Google Secret Manager: one winner a round, none lost, and ``latest`` is current."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.secretmanager_v1 import types as wire
+
+from goatherd.errors import ConflictError
+from goatherd.providers.base import VersionState
+from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.testing.gcp_fake import FakeSecretManager
+
+SCRIPT = Path(__file__)
+PROJECT = "goatherd-testing"
+SECRET = "goatdb-root"
+
+
+def rotator(endpoint: str) -> GCPSecretProvider:
+    address = GCPAddress(project=PROJECT, endpoint=endpoint)
+    return GCPSecretProvider(address, credentials=AnonymousCredentials())
+
+
+async def race(endpoint: str, name: str) -> None:
+    """One shot at each version that is called out."""
+    async with rotator(endpoint) as provider:
+        print("ready", flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            expected = line.strip()
+            try:
+                version = await provider.write(SECRET, f"{name} after {expected}".encode(), expected=expected)
+            except ConflictError:
+                print("lost", flush=True)
+            else:
+                print(version.id, flush=True)
+
+
+def start(endpoint: str, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), endpoint, name]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeSecretManager]:
+    with FakeSecretManager(PROJECT) as running:
+        yield running
+
+
+@pytest.mark.parametrize("rounds", [15, pytest.param(100, marks=pytest.mark.slow)])
+async def test_of_two_rotators_one_wins_each_round_and_latest_is_what_he_wrote(fake: FakeSecretManager, rounds: int):
+    async with rotator(fake.endpoint) as provider:
+        holder: str = (await provider.create(SECRET, b"start")).id
+        processes = [start(fake.endpoint, name) for name in ("ann", "bob")]
+        try:
+            assert [await asyncio.to_thread(line_of, each) for each in processes] == ["ready"] * 2
+            winners = set()
+            for _ in range(rounds):
+                for process in processes:
+                    tell(process, holder)
+                outcomes = [await asyncio.to_thread(line_of, each) for each in processes]
+                assert outcomes.count("lost") == 1, outcomes
+                winner = outcomes.index(next(each for each in outcomes if each != "lost"))
+                winners.add(winner)
+                value = f"{('ann', 'bob')[winner]} after {holder}".encode()
+                holder = outcomes[winner]
+                found = await provider.read(SECRET)
+                assert (found.version.id, found.value.reveal()) == (holder, value)
+                latest = fake.service.access_secret_version(
+                    wire.AccessSecretVersionRequest(name=f"projects/{PROJECT}/secrets/{SECRET}/versions/latest")
+                )
+                assert latest.payload.data == value
+        finally:
+            for process in processes:
+                errors = process.communicate(timeout=30)[1]
+                assert process.returncode == 0, errors
+        versions = await provider.versions(SECRET)
+        assert [v.id for v in versions] == [str(number) for number in range(rounds + 1, 0, -1)]
+        assert {v.state for v in versions} == {VersionState.ENABLED}, "no loser added a version"
+
+
+if __name__ == "__main__":
+    asyncio.run(race(*sys.argv[1:]))
