@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import shutil
 import signal
 import socket
@@ -117,6 +118,67 @@ def test_a_server_starts_from_a_settings_json_too(goatherd: Goatherd, store: str
     server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
     assert server.ready["signer"] == made["current"]["id"]
     assert server.stop() == 0
+
+
+def last_known_good(tmp_path: Path) -> None:
+    """Write a goatherd.toml with a sealed copy, and its key."""
+    (tmp_path / "seal").write_text(secrets.token_hex(32))
+    (tmp_path / "seal").chmod(0o600)
+    (tmp_path / "goatherd.toml").write_text(
+        f'''[settings]
+        refresh_interval = "30d"
+        last_known_good = "{tmp_path}/copies/{{org}}.sealed"
+        last_known_good_key = "file:{tmp_path}/seal"
+        '''
+    )
+
+
+@pytest.mark.slow
+def test_a_server_starts_from_its_last_known_good_identity_while_the_store_cannot_be_read(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    made: Any = goatherd("init", "--provider", store, "--json").json
+    start = ("--provider", store, "--data", str(tmp_path / "data"))
+    last_known_good(tmp_path)
+    assert serve(*start).stop() == 0
+    assert (tmp_path / "copies/localhost.sealed").exists()
+    manifests = [path for path in (tmp_path / "keys/root").iterdir() if path.is_file() and path.stat().st_size < 2000]
+    whole = {path: path.read_bytes() for path in manifests}
+    for path in manifests:
+        path.write_bytes(b"damaged")
+    server = serve(*start)
+    assert server.ready["signer"] == made["current"]["id"]
+    assert "settings.last_known_good" in server.stderr.read_text()
+    for path, raw in whole.items():
+        path.write_bytes(raw)
+    shown = goatherd("status", "--provider", store, "--node", server.url)
+    assert "LAST KNOWN GOOD: cannot reach the store" in shown.out
+    (node,) = goatherd("status", "--provider", store, "--node", server.url, "--json").json["nodes"]
+    assert (node["source"], node["degraded"], node["problem"]) == ("last known good", True, None)
+    checks = goatherd("doctor", "--provider", store, "--node", server.url, "--json").json["checks"]
+    assert any(check["level"] == "warn" and "last known good" in check["text"] for check in checks)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('last_known_good = "/x/copy"', "settings.last_known_good_key is missing"),
+        ('last_known_good_key = "env:KEY"', "settings.last_known_good is missing"),
+        ('last_known_good = "/x/{org}"\nlast_known_good_key = "hunter2"', "is not file:/PATH"),
+        ('last_known_good = "/x/copy"\nlast_known_good_key = "env:KEY"', "one file"),
+        ('last_known_good = "/x/{org}"\nlast_known_good_key = "env:KEY"\nlast_known_good_max_age = "0s"', "longest"),
+    ],
+)
+def test_half_a_last_known_good_identity_is_refused_at_the_start(
+    goatherd: Goatherd, tmp_path: Path, line: str, told: str
+) -> None:
+    (tmp_path / "goatherd.toml").write_text(f"[settings]\n{line}\n")
+    store = f"file://{tmp_path}/keys/{{org}}/root"
+    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", "0")
+    assert result.code == EXIT_CODES["configuration"]
+    assert told in result.err
+    assert "hunter2" not in result.err
 
 
 @pytest.mark.slow
