@@ -1,16 +1,19 @@
-"""Five Goatherd servers in one process, on real sockets, around one file store; each can be cut off from the store."""
+"""Five Goatherd servers in one process, on real sockets, around one store.
+
+Around the file store by default, and then each can be cut off from it; around any other that a factory makes clients
+of.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from goatherd._plugins import open_provider
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -44,7 +47,7 @@ class Herd:
 
     urls: list[str]
     servers: list[Server]
-    cables: list[CutOff]
+    cables: Sequence[SecretProvider]
     provider: SecretProvider
     secret_id: str
     first: OwnedSession
@@ -66,7 +69,24 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def herd(top: Path, count: int = 5) -> AsyncIterator[Herd]:
-    provider, secret_id = open_provider(f"file://{top}/keys/root")
+    """Yield servers around a file store; their `cables` are `CutOff`."""
+    async with herd_around(top, lambda: CutOff(top / "keys"), "root", count=count) as started:
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def herd_around(
+    top: Path, factory: Callable[[], SecretProvider], secret_id: str, *, count: int = 5
+) -> AsyncIterator[Herd]:
+    """Yield servers around a store, with a first identity in it.
+
+    Args:
+        top: Where the servers keep their data.
+        factory: Makes one more client of the store, not entered yet: one for each server, and one for the operator.
+        secret_id: The secret; it must not exist.
+        count: How many servers.
+    """
+    provider = factory()
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(provider)
         now_ms = SystemClock().now_ms()
@@ -76,7 +96,7 @@ async def herd(top: Path, count: int = 5) -> AsyncIterator[Herd]:
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         servers, cables = [], []
         for number, port in enumerate(ports):
-            cable = CutOff(top / "keys")
+            cable = factory()
             settings = CloudSecretSettings(cable, secret_id, refresh_interval=timedelta(seconds=1))
             peers = [url for url in urls if not url.endswith(f":{port}")]
             server = Server(top / f"node-{number}", settings, peers=peers)

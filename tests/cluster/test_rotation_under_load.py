@@ -16,7 +16,7 @@ from goatherd.errors import NotAdoptedError
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
 
-from .herd import Herd, herd
+from .herd import CutOff, Herd, herd
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)
@@ -71,10 +71,12 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
             await rotator.rotate(to_phase=Phase.PUBLISHED)
             b = (await cluster.document()).next
             assert b is not None
-            cluster.cables[4].is_cut = True
+            cable = cluster.cables[4]
+            assert isinstance(cable, CutOff)
+            cable.is_cut = True
             with pytest.raises(NotAdoptedError):
                 await rotator.resume()
-            cluster.cables[4].is_cut = False
+            cable.is_cut = False
             await clock.sleep(SECOND)
             audit = await audit_of(cluster, load)
         document = await cluster.document()
