@@ -13,13 +13,13 @@ def test_an_address_is_a_project_and_a_secret():
     address, secret_id = parse_uri("gcp://my-project/goatdb-{org}-root")
     assert (address, secret_id) == (GCPAddress(project="my-project"), "goatdb-{org}-root")
     assert address.host == "secretmanager.googleapis.com"
-    assert address.version("root", 3) == "projects/my-project/secrets/root/versions/3"
+    assert address.version("herd", 3) == "projects/my-project/secrets/herd/versions/3"
 
 
 def test_a_location_means_a_regional_secret_and_its_own_host():
     address, _ = parse_uri("gcp://my-project/root?location=europe-west3")
     assert address.host == "secretmanager.europe-west3.rep.googleapis.com"
-    assert address.secret("root") == "projects/my-project/locations/europe-west3/secrets/root"
+    assert address.secret("herd") == "projects/my-project/locations/europe-west3/secrets/herd"
 
 
 def test_an_endpoint_replaces_the_host_and_a_project_may_have_a_domain():
@@ -58,20 +58,20 @@ def test_what_is_no_address_is_refused(uri: str):
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("projects/1234/secrets/root/versions/3", 3),
-        ("projects/my-project/secrets/root/versions/3", 3),
+        ("projects/1234/secrets/herd/versions/3", 3),
+        ("projects/my-project/secrets/herd/versions/3", 3),
         ("projects/1234/secrets/other/versions/3", None),
-        ("projects/1234/locations/europe-west3/secrets/root/versions/3", None),
-        ("projects/1234/secrets/root", None),
-        ("projects/1234/secrets/root/versions/latest", None),
-        ("projects/1234/secrets/root/versions/0", None),
-        ("projects/1234/secrets/root/versions/3/x", None),
-        ("x/projects/1234/secrets/root/versions/3", None),
+        ("projects/1234/locations/europe-west3/secrets/herd/versions/3", None),
+        ("projects/1234/secrets/herd", None),
+        ("projects/1234/secrets/herd/versions/latest", None),
+        ("projects/1234/secrets/herd/versions/0", None),
+        ("projects/1234/secrets/herd/versions/3/x", None),
+        ("x/projects/1234/secrets/herd/versions/3", None),
         ("", None),
     ],
 )
 def test_an_answers_name_must_be_this_secrets_whatever_it_calls_the_project(name: str, number: int | None):
-    assert GCPAddress(project="my-project").number(name, "root") == number
+    assert GCPAddress(project="my-project").number(name, "herd") == number
 
 
 def test_numbers_are_parsed_as_the_service_writes_them():
@@ -102,10 +102,10 @@ def test_a_full_name_names_the_project_and_the_location():
 @pytest.mark.parametrize(
     ("config", "project", "location", "secret_id"),
     [
-        ({"secretId": "root", "project": "my-project"}, "my-project", None, "root"),
-        ({"secretId": "root"}, "from-environment", None, "root"),
-        ({"secretId": "projects/my-project/secrets/root"}, "my-project", None, "root"),
-        ({"secretId": "root", "region": "europe-west3"}, "from-environment", "europe-west3", "root"),
+        ({"secretId": "herd", "project": "my-project"}, "my-project", None, "herd"),
+        ({"secretId": "herd"}, "from-environment", None, "herd"),
+        ({"secretId": "projects/my-project/secrets/herd"}, "my-project", None, "herd"),
+        ({"secretId": "herd", "region": "europe-west3"}, "from-environment", "europe-west3", "herd"),
         ({"secretId": "projects/my-project/locations/eu/secrets/a-{org}"}, "my-project", "eu", "a-{org}"),
     ],
 )
@@ -126,9 +126,9 @@ def test_the_configuration_shape_of_goatdb(
         {"secretId": "root"},
         {"secretId": "root", "project": "my-project", "profile": "x"},
         {"secretId": "root", "project": 7},
-        {"secretId": "projects/my-project/secrets/root", "project": "another"},
-        {"secretId": "projects/my-project/secrets/root", "region": "europe-west3"},
-        {"secretId": "projects/my-project/secrets/root/versions/latest"},
+        {"secretId": "projects/my-project/secrets/herd", "project": "another"},
+        {"secretId": "projects/my-project/secrets/herd", "region": "europe-west3"},
+        {"secretId": "projects/my-project/secrets/herd/versions/latest"},
     ],
 )
 def test_a_configuration_that_lacks_something_or_contradicts_itself_is_refused(

@@ -12,13 +12,13 @@ from google.cloud.secretmanager_v1 import types as wire
 from goatherd.testing.gcp_fake import SecretManager, StatusError
 
 PARENT = "projects/goatherd-testing"
-NAME = f"{PARENT}/secrets/root"
+NAME = f"{PARENT}/secrets/herd"
 
 
 @pytest.fixture
 def service() -> SecretManager:
     made = SecretManager()
-    made.create_secret(wire.CreateSecretRequest(parent=PARENT, secret_id="root", secret=automatic()))
+    made.create_secret(wire.CreateSecretRequest(parent=PARENT, secret_id="herd", secret=automatic()))
     return made
 
 
@@ -41,7 +41,7 @@ def update(service: SecretManager, *paths: str, etag: str = "", **fields: object
 
 
 def test_names_in_answers_hold_the_projects_number(service: SecretManager):
-    assert add(service, b"one").name == "projects/100200300400/secrets/root/versions/1"
+    assert add(service, b"one").name == "projects/100200300400/secrets/herd/versions/1"
 
 
 def test_an_etag_is_compared_where_given_and_renewed_by_every_change(service: SecretManager):
@@ -167,9 +167,9 @@ def test_an_alias_lags_where_asked_to_and_a_number_never_does(service: SecretMan
     ("name", "status"),
     [
         (f"{PARENT}/secrets/other", "NOT_FOUND"),
-        ("projects/another/secrets/root", "PERMISSION_DENIED"),
-        (f"{PARENT}/secrets/root/versions/1", "INVALID_ARGUMENT"),
-        (f"{PARENT}/locations/europe-west3/secrets/root", "NOT_FOUND"),
+        ("projects/another/secrets/herd", "PERMISSION_DENIED"),
+        (f"{PARENT}/secrets/herd/versions/1", "INVALID_ARGUMENT"),
+        (f"{PARENT}/locations/europe-west3/secrets/herd", "NOT_FOUND"),
         ("root", "INVALID_ARGUMENT"),
     ],
 )
