@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -102,19 +101,13 @@ async def measure(rounds: int = 5, count: int = 2000) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         store = f"file://{top}/keys/root"
-        goatherd = [sys.executable, "-m", "goatherd"]
-        subprocess.run([*goatherd, "init", "--provider", store], check=True, capture_output=True)
-        subprocess.run(
-            [*goatherd, "export", "--provider", store, str(top / "b" / "localhost" / "settings.json")],
-            check=True,
-            capture_output=True,
-        )
+        await _goatherd("init", "--provider", store)
+        settings = top / "b" / "localhost" / "settings.json"
+        await _goatherd("export", "--provider", store, str(settings))
         ports = herd.free_ports(2)
         async with (
             herd.serve(top / "a", port=ports[0], settings=["--provider", store]) as (_, from_store),
-            herd.serve(
-                top / "b", port=ports[1], settings=["--settings", str(top / "b" / "localhost" / "settings.json")]
-            ) as (_, from_file),
+            herd.serve(top / "b", port=ports[1], settings=["--settings", str(settings)]) as (_, from_file),
         ):
             async with NodeClient(from_store) as a, NodeClient(from_file) as b:
                 owned_a, _ = await a.create_session()
@@ -136,6 +129,12 @@ async def measure(rounds: int = 5, count: int = 2000) -> dict[str, float]:
         "node_over_bare_verification_min": min(over_bare),
         "store_over_file_settings": statistics.median(over_file),
     }
+
+
+async def _goatherd(*arguments: str) -> None:
+    command = [sys.executable, "-m", "goatherd", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    assert await process.wait() == 0
 
 
 def run() -> dict[str, float]:

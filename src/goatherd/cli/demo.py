@@ -116,13 +116,13 @@ class DemoReport:
             for passage in self.passages
         ]
         signed = ", ".join(f"{name} {self.audit.by_signer.get(root, 0)}" for name, root in self.roots.items())
+        checked = f"{len(self.audit.unverifiable)}   (each asked of all {self.servers} servers, each signature checked)"
         lines = [
             "",
             *out.table(["", "requests", "refused", "p50", "p99", "time of each phase"], rows),
             "",
             f"  requests {self.requests}   refused {self.refused}",
-            f"  commits  {self.audit.accepted}   lost {len(self.audit.lost)}   unverifiable "
-            f"{len(self.audit.unverifiable)}   (each asked of all {self.servers} servers, each signature checked)",
+            f"  commits  {self.audit.accepted}   lost {len(self.audit.lost)}   unverifiable {checked}",
             f"  session commits signed by root: {signed}",
             "",
         ]
@@ -207,8 +207,7 @@ async def _passages(
         entered.clear()
         began = load.now()
         yield
-        ended = load.now()
-        passages.append(Passage(name=name, window=load.window(began, ended), phases=_durations(began, entered, ended)))
+        passages.append(Passage(name=name, window=load.window(began, load.now()), phases=_durations(began, entered)))
 
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
@@ -231,7 +230,7 @@ async def _passages(
     return tuple(passages)
 
 
-def _durations(began: float, entered: Sequence[tuple[str, float]], ended: float) -> dict[str, float]:
+def _durations(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
     """Return how long it took to reach each phase from the one before it."""
     durations: dict[str, float] = {}
     previous = began

@@ -507,7 +507,9 @@ async def test_a_key_that_is_not_there_is_an_error(make: Make, key: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "text", ["", "file:relative", "env:", "env:A B", "credential:../x", "credential:..", "x:y", KEY.hex()]
+    "text",
+    ["", "file:relative", "env:", "env:A B", "credential:../x", "credential:..", "x:y", KEY.hex()],
+    ids=["nothing", "relative", "no name", "a space", "up", "up only", "another kind", "the key itself"],
 )
 def test_a_place_that_is_none_is_refused_and_not_quoted(text: str) -> None:
     """Somebody may have written the key itself where its place should stand."""
