@@ -459,6 +459,7 @@ async def test_a_key_beside_the_copy_is_refused(make: Make, path: Path, key: Pat
         base64.b64encode(KEY + b"x").decode(),
         KEY.hex()[:-1] + "g",
     ],
+    ids=["nothing", "a word", "letters", "zeros", "zeros in base64", "a byte short", "a byte long", "not hexadecimal"],
 )
 async def test_what_is_no_key_is_refused_and_not_quoted(make: Make, key: Path, text: str) -> None:
     key.write_text(text)
@@ -469,7 +470,9 @@ async def test_what_is_no_key_is_refused_and_not_quoted(make: Make, key: Path, t
 
 
 @pytest.mark.parametrize(
-    "text", [KEY.hex(), base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KEY).decode().rstrip("=") + "\n"]
+    "text",
+    [KEY.hex(), base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KEY).decode().rstrip("=") + "\n"],
+    ids=["hexadecimal", "base64", "base64url with a newline"],
 )
 async def test_the_key_comes_from_a_file_the_environment_or_a_systemd_credential(
     make: Make, provider: CountingProvider, key: Path, text: str, monkeypatch: pytest.MonkeyPatch
