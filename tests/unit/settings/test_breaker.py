@@ -123,6 +123,7 @@ async def test_however_often_it_is_told_a_failing_store_is_asked_once_in_a_short
     assert provider.reads == 1
     status = settings.status
     assert status.is_backing_off
+    assert status.failures == 1, "what did not reach the store did not fail there"
     assert status.is_degraded
     assert status.last_refusal is not None
     assert status.last_refusal.code == kind.code
