@@ -1,7 +1,8 @@
-"""What ``goatherd status`` sees of the nodes, and the checks of ``goatherd doctor``.
+"""What ``goatherd status`` sees of the nodes, and the checks of ``goatherd doctor`` on them and on the identity.
 
-What it is not: it changes nothing, but that the attacker's question makes one anonymous session on each node. Rules: a
-check that could not be made is not a check that passed; texts hold ids and times, never key material.
+The store's own checks are `goatherd.cli.store_checks`. What it is not: it changes nothing, but that the attacker's
+question makes one anonymous session on each node. Rules: a check that could not be made is not a check that passed;
+texts hold ids and times, never key material.
 """
 
 from __future__ import annotations
@@ -9,26 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx2
 
-from goatherd.cli.store import Store, open_store
+from goatherd.cli.store import open_store
+from goatherd.cli.store_checks import FAILED, OK, WARNING, Check, store_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
-from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, VersionDisabledError
+from goatherd.errors import GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
-from goatherd.providers.base import CURRENT, STABLE, SecretVersion, VersionState
 from goatherd.settings.base import Origin
-
-OK: Final = "ok"
-WARNING: Final = "warn"
-FAILED: Final = "FAIL"
 
 SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
@@ -77,20 +74,6 @@ class NodeState:
             "roots": list(self.roots),
             "problem": self.problem,
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One thing that was looked at. `level` is ``ok``, ``warn`` or ``FAIL``."""
-
-    name: str
-    level: str
-    text: str
-    hint: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return it as data."""
-        return asdict(self) | {"level": self.level.lower()}
 
 
 async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
@@ -150,7 +133,7 @@ async def examine(options: Options) -> list[Check]:
             checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
         else:
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
-            checks += await _store_checks(store, version, document, options)
+            checks += await store_checks(store, version, document, options)
             checks += _identity_checks(document, options)
     for found in await asyncio.gather(*(_node_checks(url, document, options) for url in options.nodes)):
         checks += found
@@ -159,62 +142,6 @@ async def examine(options: Options) -> list[Check]:
             Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
         )
     return checks
-
-
-async def _store_checks(
-    store: Store, version: SecretVersion, document: IdentityDocument, options: Options
-) -> list[Check]:
-    checks = []
-    guarantees = store.provider.guarantees
-    if guarantees.cas:
-        checks.append(Check(name="store writes", level=OK, text="of two writers at once exactly one wins"))
-    else:
-        checks.append(
-            Check(
-                name="store writes",
-                level=WARNING,
-                text=f"{store.provider.scheme} cannot make sure that of two writers at once exactly one wins",
-                hint="Let one operator at a time rotate.",
-            )
-        )
-    if not guarantees.durable:
-        checks.append(Check(name="store durability", level=FAILED, text="the identity is lost when this process ends"))
-    versions = await store.versions()
-    labels = {label: one for one in versions for label in one.labels}
-    if labels[CURRENT].id != version.id:
-        checks.append(Check(name="label current", level=WARNING, text="it moved while this looked"))
-    checks.append(await _stable_check(store, labels.get(STABLE), document))
-    now_ms = SystemClock().now_ms()
-    grace_ms = int(options.rotation_grace.total_seconds() * 1000)
-    old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
-    overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
-    if overdue and document.rotation is None:
-        text = f"{len(overdue)} unlabelled versions are older than {format_duration(options.rotation_grace)}"
-        hint = "Private keys that were replaced may lie in them: `goatherd retire`."
-        checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
-    else:
-        checks.append(Check(name="old versions", level=OK, text=f"{len(versions)} versions, none overdue"))
-    return checks
-
-
-async def _stable_check(store: Store, stable: SecretVersion | None, document: IdentityDocument) -> Check:
-    name = "label stable"
-    if stable is None:
-        if document.rotation is None:
-            return Check(name=name, level=OK, text="not set: nothing has been rotated yet")
-        text = "not set, though a rotation is under way"
-        return Check(name=name, level=FAILED, text=text, hint="Going back needs it: `goatherd rotate --resume`.")
-    try:
-        _, there = await store.read(stable.id)
-    except VersionDisabledError:
-        text = f"version {stable.id} cannot be read any more"
-        return Check(name=name, level=FAILED, text=text, hint="There is nothing to roll back to.")
-    except GoatherdError as error:
-        return Check(name=name, level=FAILED, text=f"version {stable.id}: {error}", hint=error.hint)
-    if document.rotation is None and there.current.id != document.current.id:
-        text = f"version {stable.id} is of root {there.current.id}, but {document.current.id} signs"
-        return Check(name=name, level=WARNING, text=text, hint="`goatherd rotate --resume` mends the label.")
-    return Check(name=name, level=OK, text=f"version {stable.id}, root {there.current.id}")
 
 
 def _identity_checks(document: IdentityDocument, options: Options) -> list[Check]:

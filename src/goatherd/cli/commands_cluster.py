@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
-from goatherd.cli.checks import FAILED, NodeState, examine, look
+from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.progress import Progress
 from goatherd.cli.store import open_store
+from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
@@ -80,6 +81,10 @@ def _node_row(node: NodeState) -> tuple[str, ...]:
 def doctor(app: App) -> int:
     """Check the store, the identity and every node.
 
+    Of the store: can it be read, how fast, what may these credentials do (where the platform tells without its being
+    done), where do the labels lead, is its clock ours. Of the identity: is it whole, how long is it valid, is somebody
+    driving the rotation. Each finding says what to do.
+
     Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. (That
     makes one anonymous session on each.) Ends with 11 when a check has failed; a warning does not count.
     """
@@ -90,7 +95,9 @@ def doctor(app: App) -> int:
         rows.append(f"{check.level:<4}  {check.name:<22}  {check.text}")
         if check.hint:
             rows.append(f"      {'':<22}  -> {check.hint}")
-    rows += ["", f"{len(checks)} checks, {len(failed)} failed, {sum(c.level == 'warn' for c in checks)} warnings"]
+    warnings, skipped = (sum(check.level == level for check in checks) for level in (WARNING, SKIPPED))
+    total = f"{len(checks)} checks, {len(failed)} failed, {warnings} warnings"
+    rows += ["", f"{total}, {skipped} not possible" if skipped else total]
     app.out.result({"healthy": not failed, "checks": [check.to_json() for check in checks]}, rows)
     return EXIT_FINDINGS if failed else 0
 

@@ -38,6 +38,7 @@ from goatherd.providers.base import (
     SecretVersion,
     VersionId,
 )
+from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.directory import LOCK, MANIFEST, NEW_MANIFEST, VALUE, LockHeldError, SecretDirectory
 from goatherd.providers.posix import SUPPORTED, System
 
@@ -49,6 +50,7 @@ _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, er
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST})
 _LONGEST_PAUSE: Final = 0.02
 _PATIENCE: Final = 1.0
+_LEAST_ROOM: Final = 16_000_000
 _RANDOM = secrets.SystemRandom()
 
 
@@ -133,6 +135,21 @@ class FileSecretProvider(SecretProvider):
         for component in secret_id.split("/"):
             if component in _RESERVED or VALUE.fullmatch(component):
                 raise ConfigurationError(f"the file store keeps the name {component!r} for itself")
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return whether the process may write, and whether there is room. See `diagnosable`."""
+        call = self._start("diagnose", secret_id)
+        return await self._run(call, lambda now: self._do(now, lambda _: self._diagnosed(secret_id)))
+
+    def _diagnosed(self, secret_id: str) -> list[Finding]:
+        place = f"{self.base.rstrip('/')}/{secret_id}"
+        may_write = self._system.may_write(place)
+        first = rights(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
+        room = self._system.room(place)
+        text = f"{room // 1_000_000} MB free"
+        if room < _LEAST_ROOM:
+            return [first, Finding(name="room", verdict=Verdict.CAUTION, text=text, hint=f"Make room under {place}.")]
+        return [first, Finding(name="room", verdict=Verdict.FINE, text=text)]
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         now_ms = self.clock.now_ms()

@@ -41,6 +41,15 @@ class System:
         """Return the effective user id."""
         return os.geteuid()
 
+    def may_write(self, path: str) -> bool:
+        """Return whether the process may create files in a directory; False on a read-only file system."""
+        return self.call(os.access, path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+
+    def room(self, path: str) -> int:
+        """Return how many bytes an ordinary user may still write to a path's file system."""
+        status = self.call(os.statvfs, path)
+        return status.f_bavail * status.f_frsize
+
     def open_base(self, path: str) -> int:
         """Open a directory by path; links on the way are the administrator's and are followed."""
         return self.call(os.open, path, _DIRECTORY)

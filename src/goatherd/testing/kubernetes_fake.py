@@ -35,6 +35,7 @@ MOST_REQUEST_BYTES: Final = 3 << 20
 
 _PATH = re.compile(r"/api/v1/namespaces/([^/]+)/secrets(?:/([^/]+))?")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
 
 
@@ -213,6 +214,15 @@ class FakeKubernetes:
             f'"{namespace}"',
             {"name": name, "kind": "secrets"} if name else {"kind": "secrets"},
         )
+
+    def reviewed(self, user: str, roles: tuple[Fields, ...] | None, review: Fields) -> Fields:
+        """Say whether the asker may do something: everybody may ask, by the ClusterRole system:basic-user."""
+        asked = review["spec"]["resourceAttributes"]
+        try:
+            self.authorize(user, roles, asked["verb"], asked["namespace"], asked.get("name"))
+        except StatusError:
+            return {**review, "status": {"allowed": False}}
+        return {**review, "status": {"allowed": True}}
 
     def get(self, namespace: str, name: str) -> Fields:
         """reference/kubernetes-api/config-and-storage-resources/secret-v1/#get-read-the-specified-secret."""
@@ -430,6 +440,9 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 match = _PATH.fullmatch(parts.path)
                 user, roles = api.user_of(self.headers.get("Authorization", ""))
+                if parts.path == _REVIEWS and self.command == "POST":
+                    self._send(201, {}, api.reviewed(user, roles, _decoded(raw)))
+                    return
                 if match is None:
                     raise StatusError(404, "NotFound", "the server could not find the requested resource", {})
                 namespace, found = match[1], match[2]

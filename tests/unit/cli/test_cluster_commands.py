@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.cli.store_checks import _other_label_checks
+from goatherd.clock import SystemClock
+from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
+from goatherd.providers.base import CURRENT, Label, SecretVersion, VersionId, VersionState
+from goatherd.providers.file import FileSecretProvider
 
 from .conftest import Goatherd, Serving
 
@@ -315,3 +320,62 @@ def test_a_rotation_that_a_node_does_not_follow_ends_with_10_and_the_earlier_roo
     assert result.json["error"]["code"] == "rotation.not_adopted"
     assert "127.0.0.1:1" in result.json["error"]["message"]
     assert goatherd("show", "--provider", store, "--json").json["current"]["id"] == first
+
+
+# --- the doctor on the store ------------------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_the_credentials_may_do_how_fast_the_store_is_and_where_labels_lead(
+    goatherd: Goatherd, store: str
+) -> None:
+    goatherd("init", "--provider", store)
+    found = checks(goatherd("doctor", "--provider", store, "--json"))
+    for name in ("latency", "rights", "room", "label current", "label stable", "store clock"):
+        assert found[name][0][0] == "ok", name
+    assert "the longest of 5" in found["latency"][0][1]
+
+
+def test_doctor_does_not_pass_what_it_cannot_check(goatherd: Goatherd) -> None:
+    uri = "memory:///doctor-cannot-check/root"
+    goatherd("init", "--provider", uri)
+    result = goatherd("doctor", "--provider", uri, "--json")
+    rights = next(check for check in result.json["checks"] if check["name"] == "rights")
+    assert rights["level"] == "skip"
+    assert "`goatherd policy memory --role rotator`" in rights["hint"]
+    assert "1 not possible" in goatherd("doctor", "--provider", uri).out
+
+
+def test_doctor_warns_of_a_version_from_the_future(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    real = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda self: real(self) - 3_600_000)
+        found = checks(goatherd("doctor", "--provider", store, "--json"))
+    assert found["store clock"][0][0] == "warn"
+
+
+def test_doctor_names_a_store_that_stops_answering_while_it_looks(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goatherd("init", "--provider", store)
+    read, calls = FileSecretProvider.read, []
+
+    async def fails_later(self: FileSecretProvider, secret_id: str, *arguments: Any, **options: Any) -> Any:
+        calls.append(secret_id)
+        if 2 < len(calls) < 5:
+            raise UnavailableError("the disk is away", provider="file", secret_id=secret_id, operation="read")
+        return await read(self, secret_id, *arguments, **options)
+
+    monkeypatch.setattr(FileSecretProvider, "read", fails_later)
+    result = goatherd("doctor", "--provider", store, "--json")
+    assert result.code == EXIT_FINDINGS
+    level, text = checks(result)["latency"][0]
+    assert level == "fail"
+    assert text.startswith("read 1 of 5 times, then: file: read 'root': the disk is away")
+
+
+def test_doctor_tells_of_a_label_whose_version_is_gone(goatherd: Goatherd) -> None:
+    gone = SecretVersion(id=VersionId("3"), created_ms=0, state=VersionState.DESTROYED)
+    assert [(one.name, one.level) for one in _other_label_checks({Label("drill"): gone, CURRENT: gone})] == [
+        ("label drill", "warn")
+    ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -24,6 +24,7 @@ from google.cloud.secretmanager_v1 import types as wire
 from google.cloud.secretmanager_v1.services.secret_manager_service.transports import (
     SecretManagerServiceGrpcAsyncIOTransport as Transport,
 )
+from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 
 from goatherd.errors import SecretNotFoundError, UnavailableError
 from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
@@ -200,6 +201,12 @@ class SecretManagerAPI:
         """DisableSecretVersion; EnableSecretVersion undoes it."""
         request = wire.DisableSecretVersionRequest(name=self._address.version(call.secret_id, number))
         await self._send(call, lambda it: it.disable_secret_version, request)
+
+    async def granted(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
+        """TestIamPermissions: which of these the credentials have for the secret. Asking needs no right."""
+        request = iam_policy_pb2.TestIamPermissionsRequest(resource=self._secret(call), permissions=sorted(permissions))
+        answer = await self._send(call, lambda it: it.test_iam_permissions, request)
+        return frozenset(answer.permissions)
 
     # --- one request ------------------------------------------------------------------------------------------------
 

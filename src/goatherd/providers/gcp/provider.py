@@ -51,9 +51,11 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
+from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
 from goatherd.providers.gcp.api import Secret, SecretManagerAPI, Version, not_there
+from goatherd.providers.gcp.policy import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
 
 Check = Callable[[Secret], None]
@@ -177,6 +179,18 @@ class GCPSecretProvider(SecretProvider):
 
     async def _close(self) -> None:
         await self._api.close()
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return what the credentials may do. See `diagnosable`."""
+        call = self._start("diagnose", secret_id)
+        rotator = permissions("rotator")
+        granted = await self._run(call, lambda now: self._api.granted(now, rotator))
+        missing = sorted(rotator - granted)
+        if not missing or granted == permissions("server"):
+            return [rights(self.scheme, may_write=not missing, may_destroy=None if missing else True)]
+        text = f"neither a server's rights nor a rotator's: {', '.join(missing)} missing for that"
+        hint = f"`goatherd policy {self.scheme} --role server` or `--role rotator` prints all that is needed."
+        return [Finding(name="rights", verdict=Verdict.CAUTION, text=text, hint=hint)]
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -171,6 +171,28 @@ class KubernetesClient:
             raise _damaged("it is neither a Status nor a Secret")
         return True
 
+    async def may(self, verb: str, namespace: str, name: str) -> bool | None:
+        """Return whether the credentials may do something to a Secret; None where the server does not say.
+
+        Everybody may ask about himself: reference/access-authn-authz/authorization/#checking-api-access.
+        """
+        attributes = {"verb": verb, "resource": "secrets", "namespace": namespace, "name": name}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        try:
+            _, answer = await self._call("POST", path, body=body)
+        except KubernetesProblem as problem:
+            if problem.kind is ProviderAccessDeniedError:
+                return None
+            raise
+        status = answer.get("status")
+        allowed = status.get("allowed") if isinstance(status, Mapping) else None
+        return allowed if isinstance(allowed, bool) else None
+
     @asynccontextmanager
     async def watch(
         self, namespace: str, name: str, resource_version: str | None, seconds: int

@@ -12,6 +12,7 @@ What it is: the algebra over one object. What it is not: HTTP (`api`), credentia
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -41,6 +42,7 @@ from goatherd.providers.base import (
     SecretVersion,
     VersionId,
 )
+from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
@@ -52,6 +54,7 @@ from goatherd.providers.kubernetes.api import GoneError, KubernetesClient
 from goatherd.providers.kubernetes.problem import KubernetesProblem
 from goatherd.providers.kubernetes.record import (
     HISTORY,
+    MAX_OBJECT_BYTES,
     DamagedRecordError,
     ForeignRecordError,
     NoRoomError,
@@ -65,6 +68,7 @@ from goatherd.providers.ledger import Ledger
 
 Result = TypeVar("Result")
 
+_FULL_PERCENT: Final = 90
 _LONGEST_PAUSE: Final = 0.05
 _WATCH_SECONDS: Final = (240, 300)
 _RANDOM = secrets.SystemRandom()
@@ -164,6 +168,28 @@ class KubernetesSecretProvider(SecretProvider):
             problem = found
         if problem is not None:
             raise problem.of(call)
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return what the credentials may do, and how full the Secret is. See `diagnosable`."""
+        call = self._start("diagnose", secret_id)
+        return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
+
+    async def _diagnosed(self, call: Call, client: KubernetesClient) -> list[Finding]:
+        namespace, name = split_secret_id(call.secret_id)
+        may_write = await client.may("update", namespace, name)
+        if may_write is None:
+            text = "the API server does not say what the credentials may do"
+            first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text)
+        else:
+            # Destroying a version is an update, too.
+            first = rights(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
+        size = len(json.dumps((await self._record(client, call)).content.get("data", {})))
+        share = round(100 * size / MAX_OBJECT_BYTES)
+        text = f"the Secret is {share} % full"
+        if share >= _FULL_PERCENT:
+            hint = "`goatherd retire` takes old versions out of it; writes drop the oldest by themselves."
+            return [first, Finding(name="size", verdict=Verdict.CAUTION, text=text, hint=hint)]
+        return [first, Finding(name="size", verdict=Verdict.FINE, text=text)]
 
     # --- the algebra ------------------------------------------------------------------------------------------------
 

@@ -191,15 +191,19 @@ class VaultClient:
 
     async def may_destroy(self, path: str) -> bool:
         """Return whether the token may destroy versions; True also where the server does not say."""
-        where = self._path("destroy", path)
+        return await self.may("update", "destroy", path) is not False
+
+    async def may(self, capability: str, kind: str, path: str) -> bool | None:
+        """Return whether the token has a capability, such as ``update``; None where the server does not say."""
+        where = self._path(kind, path)
         try:
             _, answer = await self._call("POST", "sys/capabilities-self", body={"paths": [where]})
         except VaultProblem as problem:
             if problem.kind is ProviderAccessDeniedError:
-                return True
+                return None
             raise
         listed = _object(answer, "data").get(where)
-        return not isinstance(listed, list) or bool({"update", "root", "sudo"} & set(listed))
+        return bool({capability, "root", "sudo"} & set(listed)) if isinstance(listed, list) else None
 
     async def engine(self) -> str | None:
         """Return what is mounted, such as ``kv 2``; None where the token may not know."""

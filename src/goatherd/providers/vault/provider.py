@@ -49,6 +49,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
+from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
 from goatherd.providers.vault.client import Found, Gone, VaultClient
@@ -199,6 +200,38 @@ class VaultSecretProvider(SecretProvider):
 
     async def _delete(self, call: Call) -> None:
         await self._do(call, lambda client: self._deleting(call, client))
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return what the token may do, and whether the server keeps enough versions. See `diagnosable`."""
+        call = self._start("diagnose", secret_id)
+        return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
+
+    async def _diagnosed(self, call: Call, client: VaultClient) -> list[Finding]:
+        path, ledger = call.secret_id, (await self._existing(call, client)).ledger
+        may_write = await client.may("update", "data", path + POINTER_SUFFIX)
+        if may_write is None:
+            text = "the server does not say what the token may do"
+            first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give it the `default` policy.")
+        else:
+            first = rights(self.scheme, may_write=may_write, may_destroy=await client.may("update", "destroy", path))
+        try:
+            known = await client.metadata(path)
+        except VaultProblem as problem:
+            if problem.kind is not ProviderAccessDeniedError:
+                raise
+            text = "a token that may only read does not see how many versions the server keeps"
+            return [first, Finding(name="history", verdict=Verdict.NOT_CHECKED, text=text)]
+        oldest = min(ledger.labels.values(), default=known.current)
+        by_hand = f"vault kv metadata put -mount={self.address.mount} -max-versions={MAX_VERSIONS} {path}"
+        keeps, span = known.max_versions, known.current + 1 - oldest + 1
+        if span > MAX_VERSIONS:
+            text = f"the next write would make the server drop version {oldest}, which has a label, and is refused"
+            hint = "Move that label to a newer version."
+            return [first, Finding(name="history", verdict=Verdict.WRONG, text=text, hint=hint)]
+        text = f"the server keeps {keeps or 'ten'} versions, the labels need {span}"
+        if keeps < LEAST_VERSIONS:
+            return [first, Finding(name="history", verdict=Verdict.CAUTION, text=text, hint=by_hand)]
+        return [first, Finding(name="history", verdict=Verdict.FINE, text=text)]
 
     async def _do(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
         """Do `work`, and give what goes wrong the names of this call."""

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import grpc  # type: ignore[import-untyped]
 from google.cloud.secretmanager_v1 import types as wire
+from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 from google.protobuf import any_pb2, duration_pb2, empty_pb2  # type: ignore[import-untyped]
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
@@ -102,6 +103,7 @@ class FakeSecretManager:
         one = certified()
         self._server = grpc.server(ThreadPoolExecutor(8, thread_name_prefix="gcp-fake"))
         methods = {name: self._handler(name, *what) for name, what in self.service.handlers().items()}
+        methods["TestIamPermissions"] = self._tester()
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
         credentials = grpc.ssl_server_credentials([(one.key, one.certificate)])
         self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
@@ -137,6 +139,20 @@ class FakeSecretManager:
 
         return grpc.unary_unary_rpc_method_handler(
             serve, request_deserializer=request_type.deserialize, response_serializer=encode
+        )
+
+    def _tester(self) -> object:
+        """Answer which of the asked permissions the caller has, whoever it is [rpc, TestIamPermissions]."""
+
+        def serve(request: Any, context: Any) -> Any:
+            asked = frozenset(request.permissions)
+            has = asked if self.granted is None else asked & self.granted.get(_principal(context), frozenset())
+            return iam_policy_pb2.TestIamPermissionsResponse(permissions=sorted(has))
+
+        return grpc.unary_unary_rpc_method_handler(
+            serve,
+            request_deserializer=iam_policy_pb2.TestIamPermissionsRequest.FromString,
+            response_serializer=iam_policy_pb2.TestIamPermissionsResponse.SerializeToString,
         )
 
     def _allow(self, name: str, permission: str, principal: str) -> None:

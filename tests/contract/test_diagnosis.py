@@ -1,0 +1,190 @@
+"""What each store tells about itself, asked under each role's rights; and that asking changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.errors import ProviderError, SecretNotFoundError
+from goatherd.providers.base import STABLE, SecretProvider
+from goatherd.providers.diagnosable import DiagnosableSecretProvider, Finding, Verdict, rights
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.posix import System
+from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+
+READS = "may read and not write: right for a server, too little to rotate"
+ROTATES = "may read and write, and not destroy: right for a rotator, too little for `goatherd retire`"
+ALL = "may read, write and destroy versions: more than a server needs"
+
+
+async def found(provider: SecretProvider, secret_id: str) -> dict[str, Finding]:
+    assert isinstance(provider, DiagnosableSecretProvider)
+    return {finding.name: finding for finding in await provider.diagnose(secret_id)}
+
+
+def test_each_finding_on_rights_names_the_command_that_prints_what_is_needed():
+    for may_write, may_destroy, role in ((False, None, "rotator"), (True, False, "admin"), (True, True, "server")):
+        finding = rights("aws", may_write=may_write, may_destroy=may_destroy)
+        assert finding.verdict is Verdict.FINE
+        assert f"`goatherd policy aws --role {role}`" in finding.hint
+
+
+def test_a_store_that_tells_nothing_does_not_pretend_to():
+    assert not isinstance(MemorySecretProvider(), DiagnosableSecretProvider)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class Told(System):
+    """What the operating system says of a directory, made up."""
+
+    def __init__(self, *, writes: bool, room: int) -> None:
+        self.writes, self.left = writes, room
+
+    def may_write(self, path: str) -> bool:
+        return self.writes
+
+    def room(self, path: str) -> int:
+        return self.left
+
+
+@pytest.mark.parametrize(
+    ("writes", "room", "text", "verdict"), [(True, 10**9, ALL, "fine"), (False, 10, READS, "caution")]
+)
+async def test_a_directory_says_whether_it_can_be_written_and_how_much_room_there_is(
+    tmp_path: Path, writes: bool, room: int, text: str, verdict: str
+):
+    provider = FileSecretProvider(tmp_path / "keys")
+    await provider.create("root", b"value")
+    asked = await found(FileSecretProvider(tmp_path / "keys", system=Told(writes=writes, room=room)), "root")
+    assert asked["rights"].text == text
+    assert asked["room"].verdict == verdict
+    real = await found(provider, "root")
+    assert real["rights"].text == ALL
+    assert real["room"].verdict is not Verdict.WRONG
+
+
+async def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path):
+    with pytest.raises(ProviderError):
+        await found(FileSecretProvider(tmp_path / "keys", system=System()), "root")
+
+
+# --- Kubernetes -------------------------------------------------------------------------------------------------------
+
+
+async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret_is(tmp_path: Path):
+    yaml = pytest.importorskip("yaml")
+    from goatherd.providers.kubernetes import policy
+    from goatherd.testing.kubernetes_fake import FakeKubernetes
+    from tests.contract.test_kubernetes_fake import provider_of
+
+    with FakeKubernetes() as fake:
+        async with provider_of(fake, tmp_path) as admin:
+            await admin.create("default/root", b"x" * 40_000)
+        before = fake.stored("default", "root")
+        for role, text in (("server", READS), ("rotator", ALL)):
+            token = fake.account(role, next(yaml.safe_load_all(policy(role, "default/root"))))
+            async with provider_of(fake, tmp_path, token=token) as provider:
+                asked = await found(provider, "default/root")
+                assert asked["rights"].text == text
+                assert asked["size"] == Finding(name="size", verdict=Verdict.FINE, text="the Secret is 5 % full")
+                with pytest.raises(ProviderError):
+                    await found(provider, "default/other")
+        assert fake.stored("default", "root") == before
+
+
+# --- Google -----------------------------------------------------------------------------------------------------------
+
+
+async def test_google_tells_each_role_what_it_may_do_and_what_is_missing():
+    pytest.importorskip("google.cloud.secretmanager_v1", reason="needs the extra gcp")
+    from google.auth.credentials import AnonymousCredentials
+
+    from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+    from goatherd.providers.gcp.policy import permissions
+    from goatherd.testing.gcp_fake import FakeSecretManager
+
+    with FakeSecretManager("goatherd-testing") as fake:
+        address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)
+        async with GCPSecretProvider(address, credentials=AnonymousCredentials()) as provider:
+            await provider.create("root", b"value")
+            for role, text in (("server", READS), ("rotator", ALL), ("admin", ALL)):
+                fake.granted = {"": permissions(role)}
+                assert (await found(provider, "root"))["rights"].text == text
+            fake.granted = {"": permissions("rotator") - {"secretmanager.versions.destroy"}}
+            short = (await found(provider, "root"))["rights"]
+            assert short.verdict is Verdict.CAUTION
+            assert "secretmanager.versions.destroy missing" in short.text
+
+
+# --- Vault ------------------------------------------------------------------------------------------------------------
+
+BAO = find_bao()
+
+
+@pytest.fixture(scope="module")
+def bao() -> Any:
+    if BAO is None:
+        pytest.skip(WHY_SKIPPED)
+    with BaoServer(BAO) as running:
+        yield running
+
+
+@pytest.fixture
+def vault(bao: BaoServer) -> Callable[[str], SecretProvider]:
+    from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+
+    def provider(token: str) -> SecretProvider:
+        return VaultSecretProvider(VaultAddress(url=bao.url, auth=TokenAuth(token=token), reads_active=True))
+
+    return provider
+
+
+async def test_vault_tells_each_role_what_it_may_do(bao: BaoServer, vault: Callable[[str], SecretProvider]):
+    from goatherd.providers.vault import policy
+
+    async with vault(ROOT_TOKEN) as root:
+        await root.create("diagnosis/roles", b"value")
+    expected = {
+        "server": (READS, Verdict.NOT_CHECKED),
+        "rotator": (ROTATES, Verdict.FINE),
+        "admin": (ALL, Verdict.FINE),
+    }
+    for role, (text, history) in expected.items():
+        async with vault(bao.token(policy(role, "secret/diagnosis/roles"))) as provider:
+            asked = await found(provider, "diagnosis/roles")
+            assert asked["rights"].text == text
+            assert asked["history"].verdict is history
+
+
+async def test_vault_warns_where_too_few_versions_are_kept_and_before_a_write_is_refused(
+    bao: BaoServer, vault: Callable[[str], SecretProvider]
+):
+    async with vault(ROOT_TOKEN) as root:
+        first = await root.create("diagnosis/history", b"0")
+        await root.label("diagnosis/history", STABLE, first.id, expected=None)
+        assert (await found(root, "diagnosis/history"))["history"].verdict is Verdict.FINE
+        bao.ask("POST", "secret/metadata/diagnosis/history", {"max_versions": 10})
+        few = (await found(root, "diagnosis/history"))["history"]
+        assert few.verdict is Verdict.CAUTION
+        assert "the server keeps 10 versions" in few.text
+        assert few.hint == "vault kv metadata put -mount=secret -max-versions=64 diagnosis/history"
+        holder = first
+        for number in range(1, 64):
+            holder = await root.write("diagnosis/history", b"%d" % number, expected=holder.id)
+        full = (await found(root, "diagnosis/history"))["history"]
+        assert full.verdict is Verdict.WRONG
+        assert "drop version 1, which has a label" in full.text
+        with pytest.raises(ProviderError, match="would make the server drop version 1"):
+            await root.write("diagnosis/history", b"more", expected=holder.id)
+
+
+async def test_what_is_not_there_is_not_diagnosed(bao: BaoServer, vault: Callable[[str], SecretProvider]):
+    async with vault(ROOT_TOKEN) as root:
+        with pytest.raises(SecretNotFoundError):
+            await found(root, "diagnosis/missing")
