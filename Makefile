@@ -15,7 +15,7 @@ demo: .venv/.run ## three servers, one identity in a store, rotated under traffi
 	@$(BIN)/goatherd demo $(ARGS)
 
 test: .venv/.dev ## every test
-	$(BIN)/python -m pytest -rs $(ARGS)
+	$(BIN)/python -m pytest -rs -n auto --dist loadfile $(ARGS)
 
 test-fast: .venv/.dev ## the tests that take no time
 	$(BIN)/python -m pytest -rs -m "not slow" --hypothesis-profile=fast -n auto $(ARGS)
