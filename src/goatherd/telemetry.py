@@ -57,8 +57,10 @@ class Metric(StrEnum):
     """1 while the store is asked ever more seldom because it fails, else 0."""
     SETTINGS_WATCHING = "goatherd_settings_watching"
     """1 while the store tells of changes by itself, else 0."""
-    SETTINGS_REFRESHES_TOTAL = "goatherd_settings_refreshes_total"
-    """Reads of the store, by outcome: unchanged, changed, refused, unreachable."""
+    SETTINGS_DEGRADED = "goatherd_settings_degraded"
+    """1 while the last look at the store failed or was refused, else 0."""
+    SETTINGS_FAILURES = "goatherd_settings_failures"
+    """How many looks at the store in a row have failed or were refused."""
 
 
 def event_text(event: Event, **fields: object) -> str:

@@ -46,7 +46,7 @@ from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
-from goatherd.settings import DBSettings, DBSettingsProvider
+from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
 from goatherd.trust import TrustPool
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.paths import check_repository_path
@@ -387,6 +387,11 @@ class Database:
         changed = await self._finish(self._settings.refresh())
         body = {"generation": self._settings.settings.document.generation, "changed": changed}
         return Response(status=200, body=to_json_bytes(body), content_type=_JSON)
+
+    @property
+    def status(self) -> SettingsStatus:
+        """How fresh the identity in use is."""
+        return self._settings.status
 
     def identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.

@@ -33,6 +33,7 @@ from goatherd.errors import GoatherdError
 from goatherd.ids import new_id
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
+from goatherd.node.report import METRICS_TYPE, health, metrics
 from goatherd.node.rules import Rule
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
@@ -315,6 +316,10 @@ class Server:
                 return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
             if path == "/goatherd/v1/identity":
                 return Response(status=200, body=to_json_bytes(database.identity()), content_type=JSON_TYPE)
+            if path == "/goatherd/v1/health":
+                return Response(status=200, body=to_json_bytes(health(database.status)), content_type=JSON_TYPE)
+            if path == "/goatherd/v1/metrics":
+                return Response(status=200, body=metrics(database.status), content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
         elif method == "OPTIONS":

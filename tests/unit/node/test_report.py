@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from goatherd.errors import UnavailableError
+from goatherd.node import Server
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.telemetry import Metric
+
+from .nodes import document_of, root, settings_of, store_of
+
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "http-api.md"
+
+
+def numbers(text: str) -> dict[str, float]:
+    return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if not line.startswith("#")}
+
+
+async def test_a_store_that_goes_away_shows_in_health_and_metrics_but_requests_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(await store_of(document_of(root())))
+
+    async def away(*_: object, **__: object) -> None:
+        raise UnavailableError("gone", provider="memory", secret_id="root", operation="read")
+
+    async with Server(tmp_path, settings) as server:
+        transport = httpx2.ASGITransport(server.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://node", verify=False) as http:
+            assert (await http.get("/goatherd/v1/health")).json() == {"status": "ok", "source": "store", "reason": None}
+            before = await http.get("/goatherd/v1/metrics")
+            assert before.headers["content-type"].startswith("text/plain; version=0.0.4")
+            assert numbers(before.text)[Metric.SETTINGS_DEGRADED] == 0
+            assert numbers(before.text)[Metric.SETTINGS_GENERATION] == settings.settings.document.generation
+
+            with monkeypatch.context() as patch:
+                patch.setattr(MemorySecretProvider, "read", away)
+                await settings.refresh()
+            health = (await http.get("/goatherd/v1/health")).json()
+            assert health == {"status": "degraded", "source": "store", "reason": "provider.unavailable"}
+            during = numbers((await http.get("/goatherd/v1/metrics")).text)
+            assert during[Metric.SETTINGS_DEGRADED] == 1
+            assert during[Metric.SETTINGS_FAILURES] == 1
+            assert during[Metric.SETTINGS_BREAKER_OPEN] == 1
+            healthy = await http.get("/healthy")
+            assert (healthy.status_code, healthy.text) == (200, "OK")
+
+
+async def test_every_metric_is_served_and_documented(tmp_path: Path) -> None:
+    async with Server(tmp_path, settings_of(await store_of(document_of(root())))) as server:
+        transport = httpx2.ASGITransport(server.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://node", verify=False) as http:
+            served = numbers((await http.get("/goatherd/v1/metrics")).text)
+    assert set(served) == {metric.value for metric in Metric}
+    assert all(f"`{metric}`" in DOCS.read_text() for metric in Metric)
