@@ -3,6 +3,7 @@
 - `session`: sessions, and what they sign.
 - `text`: the JSON of the document, read strictly.
 - `endorsement`: one root vouches for another.
+- `revocation`: a root that is not to be believed, and the proof by which nodes follow to the next.
 - `document`: `IdentityDocument`, its checks, its text.
 - `redaction`: what may be shown of it.
 - `succession`: which document may follow which.
@@ -14,19 +15,20 @@ from goatherd.identity.document import (
     HistoryEntry,
     IdentityDocument,
     Phase,
-    Revocation,
     RotationRecord,
     decode_document,
     encode_document,
 )
 from goatherd.identity.endorsement import Endorsement, endorse, verify_endorsement
 from goatherd.identity.redaction import days_left, fingerprint, notes, redacted
+from goatherd.identity.revocation import Freeze, Revocation
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings, to_settings
 from goatherd.identity.succession import Seen, check_generation, verify_succession, verify_successor
 from goatherd.identity.transitions import (
     activate,
     cancel,
+    close_freeze,
     create,
     finalize,
     prepare,
@@ -39,6 +41,7 @@ from goatherd.identity.transitions import (
 
 __all__ = [
     "Endorsement",
+    "Freeze",
     "HistoryEntry",
     "IdentityDocument",
     "OwnedSession",
@@ -50,6 +53,7 @@ __all__ = [
     "activate",
     "cancel",
     "check_generation",
+    "close_freeze",
     "create",
     "days_left",
     "decode_document",

@@ -17,14 +17,16 @@ from typing import Any, Final
 
 from goatherd.errors import DecodeError, KeyMismatchError, MalformedIdentityError, SuccessionError
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
+from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.text import holds_private_key, parse, pretty, strings
+from goatherd.identity.text import holds_private_key, iso, parse, pretty, strings
 
 VERSION: Final = 2
 SIZE_WARNING_BYTES: Final = 10 * 1024
 SIZE_LIMIT_BYTES: Final = 64 * 1024
 # 63, since a private key's text has 64 characters: it can never be taken for an id and then be shown.
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z")
 _MAX_MS = 253_402_300_799_999
 _MAX_TEXT = 500
@@ -65,15 +67,6 @@ class RotationRecord:
     phase_at: int
     stable_version: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revocation:
-    """A root that must not be believed any more. `at` is in milliseconds since 1970."""
-
-    id: str
-    at: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,14 +349,27 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
     result = []
     for item, position in _read_list(value, where):
         member = _read_object(item, position)
+        successor, proof, freeze = (member.get(name) for name in ("successor", "proof", "freeze"))
         result.append(
             Revocation(
                 id=read_id(member.get("id"), f"{position}.id"),
                 at=_read_time(member.get("at"), f"{position}.at"),
                 reason=read_text(member.get("reason", ""), f"{position}.reason"),
+                successor=None if successor is None else read_id(successor, f"{position}.successor"),
+                proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
+                freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
             )
         )
     return tuple(result)
+
+
+def _read_freeze(value: Any, where: str) -> Freeze:
+    member = _read_object(value, where)
+    digest = member.get("digest")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise MalformedIdentityError(f"{where}.digest is not a SHA-256")
+    commits = _read_generation(member.get("commits"), f"{where}.commits")
+    return Freeze(at=_read_time(member.get("at"), f"{where}.at"), commits=commits, digest=digest)
 
 
 def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
@@ -426,6 +432,7 @@ def _check(document: IdentityDocument) -> None:
         raise MalformedIdentityError("a session is revoked twice")
     _check_rotation(document)
     _check_endorsements(document)
+    _check_proofs(document)
 
 
 def _check_rotation(document: IdentityDocument) -> None:
@@ -464,6 +471,19 @@ def _check_endorsements(document: IdentityDocument) -> None:
             broken = True
         if broken:
             raise MalformedIdentityError(f"endorsements[{index}] does not verify")
+
+
+def _check_proofs(document: IdentityDocument) -> None:
+    for index, revocation in enumerate(document.revoked):
+        if revocation.successor is None and revocation.proof is None:
+            continue
+        revoked, successor = document.root(revocation.id), document.root(revocation.successor or "")
+        try:
+            if revoked is None or successor is None:
+                raise SuccessionError("a session that is not among the roots")
+            verify_proof(revocation, revoked=revoked, successor=successor)
+        except SuccessionError:
+            raise MalformedIdentityError(f"the proof of revoked[{index}] does not verify") from None
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
@@ -539,7 +559,7 @@ def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
     if isinstance(value, RotationRecord):
         return rotation_json(value)
     if isinstance(value, Revocation):
-        return {"id": value.id, "at": iso(value.at), "reason": value.reason}
+        return revocation_json(value)
     if isinstance(value, HistoryEntry):
         return history_json(value)
     return value
@@ -568,9 +588,3 @@ def rotation_json(record: RotationRecord) -> dict[str, Any]:
 def settled(document: IdentityDocument) -> IdentityDocument:
     """Return the document as its own text reads: checked whole, and with nothing of an earlier text behind it."""
     return decode_document(encode_document(document))
-
-
-def iso(ms: int) -> str:
-    """Return the time as JavaScript's ``toISOString`` writes it."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

@@ -16,10 +16,11 @@ from goatherd.identity.document import (
     IdentityDocument,
     encode_document,
     history_json,
-    iso,
     rotation_json,
 )
+from goatherd.identity.revocation import Revocation, revocation_json
 from goatherd.identity.session import Session
+from goatherd.identity.text import iso
 
 SHORT_LIFE: Final = timedelta(days=15)
 """COMPAT: with less than this left, GoatDB extends the root by itself at its next start, and then hands its private key
@@ -70,7 +71,7 @@ def redacted(document: IdentityDocument) -> dict[str, Any]:
         "rotatedAt": _iso_or_none(document.rotated_at),
         "rotation": rotation_json(replace(rotation, extra={})) if rotation else None,
         "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
-        "revoked": [{"id": item.id, "at": iso(item.at), "reason": item.reason} for item in document.revoked],
+        "revoked": [_redacted_revocation(item) for item in document.revoked],
         "history": [history_json(item) for item in document.history],
         "unknownMembers": sorted(document.extra),
     }
@@ -83,6 +84,10 @@ def _redacted_session(session: Session) -> dict[str, Any]:
         "owner": session.owner,
         "expiration": iso(session.expiration_ms),
     }
+
+
+def _redacted_revocation(revocation: Revocation) -> dict[str, Any]:
+    return {name: value for name, value in revocation_json(revocation).items() if name != "proof"}
 
 
 def _iso_or_none(ms: int | None) -> str | None:

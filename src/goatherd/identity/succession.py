@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from goatherd.errors import GenerationError, MalformedIdentityError, SuccessionError
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, encode_document, read_id, read_session
 from goatherd.identity.endorsement import verify_endorsement
+from goatherd.identity.revocation import verify_proof
 from goatherd.identity.session import Session
 from goatherd.identity.text import parse, pretty
 
@@ -22,7 +23,8 @@ def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) ->
 
     Its current root, and every other root that it lists, must be trusted already (same id and same key), or a chain of
     endorsements must lead to it from a trusted root that the document does not revoke. A rollback passes, since the
-    earlier root is trusted still.
+    earlier root is trusted still. After a revocation one more link counts: from a revoked root that is trusted here, or
+    endorsed by one that is, to the successor that its proof names.
 
     Args:
         document: The new document, checked whole.
@@ -52,22 +54,29 @@ def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) ->
 
 
 def _believed(document: IdentityDocument, known: dict[str, Session]) -> set[str]:
+    """Return the roots to believe: no revoked one is among them, though some are passed through."""
     revoked = document.revoked_ids
     listed = {root.id: root for root in document.roots}
-    believed = {session_id for session_id in known if session_id not in revoked}
+    reached = set(known)
     while True:
-        found = {
-            endorsement.of
-            for endorsement in document.endorsements
-            if endorsement.by in believed and endorsement.of not in believed and endorsement.of not in revoked
-        }
-        if not found:
-            return believed
+        found: set[str] = set()
         for endorsement in document.endorsements:
-            if endorsement.of in found and endorsement.by in believed:
+            if endorsement.by in reached - revoked and endorsement.of not in reached:
                 by = known.get(endorsement.by) or listed[endorsement.by]
                 verify_endorsement(endorsement, by=by, of=listed[endorsement.of])
-        believed |= found
+                found.add(endorsement.of)
+        for revocation in document.revoked:
+            heir = revocation.successor
+            if heir is not None and revocation.id in reached and heir not in reached:
+                # SECURITY: a document that came out of the store, and a proof by the revoked key itself. Whoever can
+                # write the store but has no root's key lacks the one, whoever has stolen a key lacks the other
+                # (tests/unit/identity/test_revocation.py).
+                by = known.get(revocation.id) or listed[revocation.id]
+                verify_proof(revocation, revoked=by, successor=listed[heir])
+                found.add(heir)
+        if not found:
+            return reached - revoked
+        reached |= found
 
 
 def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:

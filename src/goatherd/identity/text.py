@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from goatherd.errors import MalformedIdentityError
@@ -166,3 +167,9 @@ def holds_private_key(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(holds_private_key(member) for member in value)
     return False
+
+
+def iso(ms: int) -> str:
+    """Return the time as JavaScript's ``toISOString`` writes it."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

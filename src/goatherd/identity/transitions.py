@@ -16,11 +16,11 @@ from goatherd.identity.document import (
     HistoryEntry,
     IdentityDocument,
     Phase,
-    Revocation,
     RotationRecord,
     settled,
 )
-from goatherd.identity.endorsement import endorse
+from goatherd.identity.endorsement import Endorsement, endorse
+from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
 
 MAX_ENDORSEMENTS = 8
@@ -220,28 +220,64 @@ def retire(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
 
 
 def revoke(
-    document: IdentityDocument, session_id: str, now_ms: int, *, reason: str, successor: OwnedSession | None = None
+    document: IdentityDocument,
+    session_id: str,
+    now_ms: int,
+    *,
+    reason: str,
+    successor: OwnedSession | None = None,
+    proving: OwnedSession | None = None,
 ) -> IdentityDocument:
-    """List a root as not to be believed any more, whatever it signed and whenever it claims to have.
+    """List a root as not to be believed any more, whatever it signs from now on and whenever it claims to have.
 
-    Revoking the current root puts `successor` in its place, without the endorsement of the stolen key: every node must
-    then be told to accept the new identity. A rotation under way ends; its next session stays a root, since nodes may
-    know it already.
+    Revoking the current root puts `successor` in its place, without the endorsement of the stolen key. The key is used
+    once more all the same, for the proof that whoever writes this had it (`goatherd.identity.revocation`): by it nodes
+    follow. A rotation under way ends. A next session that has signed nothing yet is revoked with it, unless it is the
+    successor: it lay beside the stolen key.
+
+    Args:
+        document: Any document.
+        session_id: The root to revoke.
+        now_ms: Milliseconds since 1970.
+        reason: For people.
+        successor: Who signs from now on: a fresh root, the next session, or an earlier root. Only, and always, when the
+            current root is revoked.
+        proving: The revoked root with its private key, where it is not the current one and can still be had. Without
+            it, nodes that know no other root of the document must be told to accept it.
 
     Raises:
-        IllegalStepError: The root is unknown or revoked already, the current root has no successor given, or another
-            root has one.
+        IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another
+            root has one, or the successor is no root, revoked, expired, or known with another key.
     """
     if document.root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is no root that could be revoked")
     is_current = session_id == document.current.id
     if is_current == (successor is None):
         raise IllegalStepError("a successor is given when, and only when, the current root is revoked")
-    revocation = Revocation(id=session_id, at=now_ms, reason=reason[:_MAX_REASON])
+    current = successor or document.current
+    _check_heir(document, current, session_id, now_ms)
+    prover = document.current if is_current else proving
+    if prover is not None and prover.session != document.root(session_id):
+        raise IllegalStepError("the proof is not made with the revoked root")
+    revoked = [
+        Revocation(
+            id=session_id,
+            at=now_ms,
+            reason=reason[:_MAX_REASON],
+            successor=None if prover is None else current.id,
+            proof=None if prover is None else prove(prover, current.session, now_ms),
+        )
+    ]
+    if document.next is not None and document.next.id not in (session_id, current.id):
+        revoked.append(Revocation(id=document.next.id, at=now_ms, reason=f"lay beside {session_id}"))
+    roots = document.roots if document.root(current.id) else (*document.roots, current.session)
+    revoked_ids = document.revoked_ids | {one.id for one in revoked}
     changes: dict[str, Any] = {
-        "revoked": (*document.revoked, revocation),
+        "revoked": (*document.revoked, *revoked),
         "rotation": None,
         "next": None,
+        "roots": roots,
+        "endorsements": _vouched_anew(document, current, roots, revoked_ids, now_ms),
         "entry": HistoryEntry(
             at=now_ms,
             event="revoked",
@@ -251,15 +287,53 @@ def revoke(
         ),
     }
     if successor is not None:
-        if document.root(successor.id) is not None or not successor.session.is_root:
-            raise IllegalStepError("the successor is no fresh root")
-        changes.update(
-            current=successor,
-            roots=(*document.roots, successor.session),
-            rotated_from=session_id,
-            rotated_at=now_ms,
-        )
+        changes.update(current=successor, rotated_from=session_id, rotated_at=now_ms)
     return _changed(document, now_ms, **changes)
+
+
+def close_freeze(
+    document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
+) -> IdentityDocument:
+    """Record what the cluster held of a revoked root's commits: nothing else of it is taken in any more, by anybody.
+
+    Args:
+        document: A document that lists the root as revoked.
+        session_id: The revoked root.
+        now_ms: Milliseconds since 1970.
+        commits: How many commits are in the list.
+        digest: SHA-256 of the list, hexadecimal.
+
+    Raises:
+        IllegalStepError: The root is not revoked.
+    """
+    if session_id not in document.revoked_ids:
+        raise IllegalStepError(f"{session_id} is not revoked")
+    freeze = Freeze(at=now_ms, commits=commits, digest=digest)
+    revoked = tuple(replace(one, freeze=freeze) if one.id == session_id else one for one in document.revoked)
+    return _changed(document, now_ms, revoked=revoked)
+
+
+def _check_heir(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
+    if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
+        raise IllegalStepError("the successor is no root that is to be believed")
+    if document.root(heir.id) not in (None, heir.session):
+        raise IllegalStepError("the successor is known with another key")
+    if heir.session.is_expired(now_ms):
+        raise IllegalStepError("the successor has expired")
+
+
+def _vouched_anew(
+    document: IdentityDocument,
+    current: OwnedSession,
+    roots: Iterable[Session],
+    revoked_ids: frozenset[str],
+    now_ms: int,
+) -> tuple[Endorsement, ...]:
+    """Let the root that signs now endorse the other good ones: some were endorsed by the revoked root alone."""
+    kept = [item for item in document.endorsements if item.by not in revoked_ids]
+    known = {item.of for item in kept if item.by == current.id}
+    others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
+    return tuple([*kept, *(endorse(current, root, now_ms) for root in others)][-MAX_ENDORSEMENTS:])
 
 
 def _rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:

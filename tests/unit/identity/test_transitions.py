@@ -30,6 +30,7 @@ from goatherd.identity.transitions import MAX_ENDORSEMENTS, MAX_HISTORY
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 
 A, B, C = owned("a"), owned("b"), owned("c")
+NOBODY, EXPIRED = owned("u", owner=None), owned("e", days=-1)
 LATER = NOW + 1000
 
 STEPS: dict[str, Callable[[IdentityDocument], IdentityDocument]] = {
@@ -163,7 +164,7 @@ def test_a_root_is_retired_once_and_stays_as_a_public_key() -> None:
 def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() -> None:
     document = revoke(published(), A.id, LATER, reason="stolen", successor=C)
     assert document.current == C
-    assert document.revoked_ids == {A.id}
+    assert document.revoked_ids == {A.id, B.id}, "B lay beside A, and has signed nothing"
     assert document.rotation is None
     assert C.id not in {item.of for item in document.endorsements}
     assert not shows_key(encode_document(document).decode(), A, B)
@@ -171,7 +172,14 @@ def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() 
 
 @pytest.mark.parametrize(
     ("session_id", "successor"),
-    [(A.id, None), ("stranger", None), (B.id, C), (A.id, B), (A.id, owned("u", owner=None))],
+    [
+        (A.id, None),
+        ("stranger", None),
+        (B.id, C),
+        (A.id, A),
+        (A.id, owned("u", owner=None)),
+        (A.id, owned("e", days=-1)),
+    ],
 )
 def test_a_revocation_that_makes_no_sense_is_refused(session_id: str, successor: OwnedSession | None) -> None:
     with pytest.raises(IllegalStepError):

@@ -342,13 +342,28 @@ async def test_a_refused_version_is_parsed_once(
 async def test_the_operators_word_lets_one_stranger_in_and_no_second(
     settings: CloudSecretSettings, provider: CountingProvider
 ) -> None:
-    replaced = revoke(FIRST, A.id, NOW, reason="stolen", successor=C)
-    await provider.put(replaced)
+    await provider.put(replace(create(C, NOW), generation=98))
     assert await settings.refresh() is False
     settings.accept_next()
     assert await settings.refresh() is True
     assert settings.settings.current == C
     await provider.put(replace(create(B, NOW), generation=99))
+    assert await settings.refresh() is False
+    assert settings.settings.current == C
+
+
+async def test_a_revocation_is_followed_at_once_and_only_with_its_proof(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    replaced = revoke(FIRST, A.id, NOW, reason="stolen", successor=C)
+    bare = replace(replaced.revoked[0], successor=None, proof=None)
+    await provider.put(replace(replaced, revoked=(bare,)))
+    assert await settings.refresh() is False
+    assert settings.settings.current == A
+    await provider.put(replaced)
+    assert await settings.refresh() is True
+    assert settings.settings.current == C
+    await provider.put(replace(FIRST, generation=99))
     assert await settings.refresh() is False
     assert settings.settings.current == C
 
