@@ -351,6 +351,13 @@ class RotationBusyError(RotationError):
     hint = "Wait for it, or carry it on with `goatherd rotate --resume`."
 
 
+class UnhealthyError(RotationError):
+    """The operator's health signal is bad before a rotation goes on to a new root; nothing was written."""
+
+    code = "rotation.unhealthy"
+    hint = "Make the cluster well first, or look at the health signal itself."
+
+
 class NotAdoptedError(RotationError):
     """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back.
 
@@ -362,3 +369,32 @@ class NotAdoptedError(RotationError):
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.report = report
+
+
+# --- the agent ------------------------------------------------------------------------------------------------------
+
+
+class AgentError(GoatherdError):
+    """The agent cannot run a server, or not go on running it. Base of the named reasons."""
+
+    code = "agent.failed"
+
+
+class AgentBusyError(AgentError):
+    """Another agent looks after this data directory."""
+
+    code = "agent.busy"
+    hint = "Stop that one first; one data directory has one server."
+
+
+class NotInMemoryError(AgentError):
+    """There is no place in memory for the private key, and nobody has said that it may lie on a disk."""
+
+    code = "agent.not_in_memory"
+
+
+class KeyLeakedError(AgentError):
+    """The server gave a private key to an anonymous caller. The server was stopped; that key is burnt."""
+
+    code = "agent.key_leaked"
+    hint = "Everybody who could reach it may have the key. Replace that root by a new identity, not by a rotation."

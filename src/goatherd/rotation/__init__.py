@@ -1,16 +1,19 @@
 """Replacing the root key of a cluster while it serves.
 
-- `machine`: phases, legal steps, gates, policy, `decide`. Pure.
+- `table`, `action`, `policy`: phases, legal steps and gates; what can come next; how patient to be. Pure.
+- `machine`: what was seen, and `decide`; it hands on the names of the three above. Pure.
 - `plan`: what a rotation would do, for people. Pure.
 - `vouching`: the commits by which one root introduces another. Pure.
-- `observe`: what each node trusts, holds and signs with.
+- `observe`: who the nodes are, and what each trusts, holds and signs with.
+- `health`: the operator's own signal of whether the cluster is well.
+- `holdings`: which stored version holds whose private keys.
 - `events`: what a run tells while it runs.
 - `rotator`: does what the machine decides.
 """
 
 from goatherd.rotation.events import Event, Report
-from goatherd.rotation.machine import Outcome, Phase, Policy
+from goatherd.rotation.machine import Outcome, Phase, Policy, Quorum
 from goatherd.rotation.plan import Plan
 from goatherd.rotation.rotator import Rotator
 
-__all__ = ["Event", "Outcome", "Phase", "Plan", "Policy", "Report", "Rotator"]
+__all__ = ["Event", "Outcome", "Phase", "Plan", "Policy", "Quorum", "Report", "Rotator"]

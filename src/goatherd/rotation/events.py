@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from goatherd.rotation.machine import Action, NodeView, Outcome, Phase
+from goatherd.rotation.machine import Action, HealthView, NodeView, Outcome, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseEntered:
-    """The store was seen in this phase, for the first time in this run or anew. `at_ms` is when it was seen."""
+    """The store was seen in this phase, for the first time in this run or anew.
+
+    Attributes:
+        at_ms: When it was seen.
+        since_ms: When the document entered the phase.
+        started_by, started_at: Of the rotation under way; empty where there is none.
+        is_own: Whether this run has begun that rotation; False where it carries on somebody's, or leaves it.
+    """
 
     phase: Phase
     generation: int
@@ -21,6 +28,10 @@ class PhaseEntered:
     current_id: str
     next_id: str | None
     at_ms: int
+    since_ms: int = 0
+    started_by: str = ""
+    started_at: str = ""
+    is_own: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +39,20 @@ class NodesSeen:
     """What the nodes were seen to do has changed."""
 
     nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSeen:
+    """What the health signal says has changed."""
+
+    health: HealthView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesUnknown:
+    """It cannot be told who the nodes are; those that were known last are looked at."""
+
+    problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +96,7 @@ class Report:
         phase: Where the document stands; anything but steady only where the run was to stop there.
         reason: Why the rotation was abandoned, if it was.
         behind: Nodes that were not seen to sign with the current root.
+        left_out: Nodes that did not answer in time, and that the declared quorum went on without.
         destroyed: Versions whose value was destroyed.
         given_up: Versions that the store was told to give up, but may hold for longer: it destroys none at once
             (`goatherd.providers.base.Guarantees`). The keys in them are not on record as destroyed.
@@ -86,6 +112,7 @@ class Report:
     generation: int
     reason: str | None = None
     behind: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
     began_ms: int
@@ -99,4 +126,6 @@ class RunEnded:
     report: Report
 
 
-Event = PhaseEntered | NodesSeen | Decided | NodeTold | ConflictMet | StoreTroubled | RunEnded
+Event = (
+    PhaseEntered | NodesSeen | NodesUnknown | HealthSeen | Decided | NodeTold | ConflictMet | StoreTroubled | RunEnded
+)

@@ -6,10 +6,11 @@ What it is: the phases, the legal steps between them, what must hold on every no
 Rules of this file:
 1. Pure. Time comes in as an argument, evidence comes in as an `Observation`; the answer is one `Action`.
 2. `STEPS` is the only place that says which step is legal in which phase, and `GATES` the only place that says which
-   evidence a step needs. Nothing else may move a phase.
+   evidence a step needs (both in `goatherd.rotation.table`). Nothing else may move a phase.
 3. Evidence is three-valued. "Not known" is never taken for "yes": it waits, and past the deadline it counts as "no".
-4. No step waits by time alone, and every wait has an end: the deadline of its phase, after which the rotation is
-   cancelled (B has signed nothing yet) or rolled back (A signs again, B stays trusted).
+4. No step is taken because time has passed: time only adds to evidence (`Policy.unlisted`, `Policy.health_soak`), or
+   ends a wait. Every wait has an end: the deadline of its phase, after which the rotation is cancelled (B has signed
+   nothing yet) or rolled back (A signs again, B stays trusted), or goes on with the quorum that the operator declared.
 """
 
 from __future__ import annotations
@@ -18,128 +19,65 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
 
+from goatherd.rotation.action import (
+    Abandon,
+    Action,
+    Advance,
+    Busy,
+    CrossSign,
+    Destroy,
+    Done,
+    Illegal,
+    Introduce,
+    LabelStable,
+    Outcome,
+    Prepare,
+    RecordRetired,
+    Wait,
+)
+from goatherd.rotation.policy import Policy, Quorum
+from goatherd.rotation.table import BACKWARD, FORWARD, GATES, SETTLED, STEPS, Evidence, Phase, Step, after
 
-class Phase(StrEnum):
-    """What the identity document records; `STEADY` is the absence of a rotation."""
-
-    STEADY = "steady"
-    PREPARED = "prepared"
-    PUBLISHED = "published"
-    ACTIVATED = "activated"
-    VERIFIED = "verified"
-
-
-class Step(StrEnum):
-    """A write of the document that moves the phase."""
-
-    PREPARE = "prepare"
-    PUBLISH = "publish"
-    ACTIVATE = "activate"
-    VERIFY = "verify"
-    FINALIZE = "finalize"
-    CANCEL = "cancel"
-    ROLL_BACK = "roll back"
-
-
-class Evidence(StrEnum):
-    """Something that one node was, or was not, seen to do."""
-
-    HOLDS_INTRODUCTION = "holds the introduction of the next root"
-    TRUSTS_NEXT = "answers a request signed by the next root"
-    SIGNS_WITH_NEXT = "signs with the next root"
-    HOLDS_CROSS_SIGNATURE = "holds the introduction of the earlier root, signed by the next one"
-
-
-STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
-    (Phase.STEADY, Step.PREPARE): Phase.PREPARED,
-    (Phase.PREPARED, Step.PUBLISH): Phase.PUBLISHED,
-    (Phase.PREPARED, Step.CANCEL): Phase.STEADY,
-    (Phase.PUBLISHED, Step.ACTIVATE): Phase.ACTIVATED,
-    (Phase.PUBLISHED, Step.CANCEL): Phase.STEADY,
-    (Phase.ACTIVATED, Step.VERIFY): Phase.VERIFIED,
-    (Phase.ACTIVATED, Step.ROLL_BACK): Phase.STEADY,
-    (Phase.VERIFIED, Step.FINALIZE): Phase.STEADY,
-    (Phase.VERIFIED, Step.ROLL_BACK): Phase.STEADY,
-}
-"""The legal steps. Tests print, walk and exhaust this table."""
-
-GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
-    Step.PREPARE: (),
-    # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
-    Step.PUBLISH: (),
-    # SECURITY: hazard 1. A node that signs with B before the others know B loses commits
-    # (tests/unit/rotation/test_hazards.py).
-    Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
-    # Hazard 3. Without the cross-signature nobody who comes after A's expiry can verify A's commits.
-    Step.VERIFY: (Evidence.SIGNS_WITH_NEXT, Evidence.HOLDS_CROSS_SIGNATURE),
-    Step.FINALIZE: (),
-    Step.CANCEL: (),
-    Step.ROLL_BACK: (),
-}
-"""What must hold on every listed node before a step. Leaving a rotation needs nobody's consent."""
-
-SETTLED: Final[dict[Phase, frozenset[Evidence]]] = {
-    Phase.PUBLISHED: frozenset({Evidence.HOLDS_INTRODUCTION, Evidence.TRUSTS_NEXT}),
-    Phase.ACTIVATED: frozenset({Evidence.SIGNS_WITH_NEXT}),
-}
-"""What a run that shall stop in a phase waits for before it says that the phase is reached."""
-
-FORWARD: Final[dict[Phase, Step]] = {
-    Phase.STEADY: Step.PREPARE,
-    Phase.PREPARED: Step.PUBLISH,
-    Phase.PUBLISHED: Step.ACTIVATE,
-    Phase.ACTIVATED: Step.VERIFY,
-    Phase.VERIFIED: Step.FINALIZE,
-}
-"""The step that carries a rotation on from each phase."""
-
-BACKWARD: Final[dict[Phase, Step]] = {
-    Phase.PREPARED: Step.CANCEL,
-    Phase.PUBLISHED: Step.CANCEL,
-    Phase.ACTIVATED: Step.ROLL_BACK,
-    Phase.VERIFIED: Step.ROLL_BACK,
-}
-"""The step that leaves a rotation from each phase: cancel where B has not signed yet, else roll back."""
-
-
-def after(phase: Phase, step: Step) -> Phase:
-    """Return the phase that `step` leads to.
-
-    Raises:
-        KeyError: The step is not legal in this phase.
-    """
-    return STEPS[phase, step]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How patient a rotation is. Durations are what an operator would write in the configuration.
-
-    Attributes:
-        adoption: Longest time that one phase may wait for nodes; past it the rotation is cancelled or rolled back.
-        settle: Longest time to wait, after a cancel or a roll-back, for nodes to sign with the restored root.
-        node_timeout: Longest time that one observation of one node may take.
-        poll_min, poll_max: Bounds of the pause between two observations; it starts small and doubles.
-        store_patience: How long a store that does not answer is asked again, beyond the provider's own retries.
-        lifetime: From the making of a new root to its expiration. GoatDB rewrites the expiration of a key with less
-            than 15 days left, so it must stay well above that.
-        grace: How long versions that hold a retired private key are kept before `retire` destroys them.
-        renewal_fraction, renewal_cap: A root is due for rotation when less than this fraction of its lifetime, and at
-            most this time, is left.
-    """
-
-    adoption: timedelta = timedelta(minutes=5)
-    settle: timedelta = timedelta(seconds=90)
-    node_timeout: timedelta = timedelta(seconds=5)
-    poll_min: timedelta = timedelta(milliseconds=25)
-    poll_max: timedelta = timedelta(seconds=1)
-    store_patience: timedelta = timedelta(seconds=60)
-    lifetime: timedelta = timedelta(days=180)
-    grace: timedelta = timedelta(days=30)
-    renewal_fraction: float = 0.5
-    renewal_cap: timedelta = timedelta(days=60)
+__all__ = [
+    "BACKWARD",
+    "FORWARD",
+    "GATES",
+    "SETTLED",
+    "STEPS",
+    "Abandon",
+    "Action",
+    "Advance",
+    "Busy",
+    "CrossSign",
+    "Destroy",
+    "Done",
+    "Evidence",
+    "Goal",
+    "HealthView",
+    "Illegal",
+    "Intent",
+    "Introduce",
+    "LabelStable",
+    "NodeView",
+    "Observation",
+    "Outcome",
+    "Phase",
+    "Policy",
+    "Prepare",
+    "Quorum",
+    "RecordRetired",
+    "Step",
+    "StoreView",
+    "VersionView",
+    "Wait",
+    "after",
+    "deadline_ms",
+    "decide",
+    "describe",
+    "missing",
+    "rotation_due_ms",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,21 +146,44 @@ class VersionView:
 
     Attributes:
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
+        problem: Why its value could not be looked at; then nobody knows whose keys it holds.
     """
 
     version: str
     created_ms: int
     private_ids: frozenset[str]
     retired_ms: int
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthView:
+    """What the operator's health signal has said lately.
+
+    Attributes:
+        failures: How many bad answers in a row; 0 while the last one was good.
+        problem: What the last bad answer was, in one line for people.
+    """
+
+    failures: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Everything that `decide` may know."""
+    """Everything that `decide` may know.
+
+    Attributes:
+        nodes: Those that there are now; from one look to the next some may have joined, or left.
+        health: None where no signal is configured, or none is asked for in this phase.
+        nodes_unknown: Why it cannot be told who the nodes are now; `nodes` are those that were known last.
+    """
 
     store: StoreView
     nodes: tuple[NodeView, ...] = ()
     versions: tuple[VersionView, ...] = ()
+    health: HealthView | None = None
+    nodes_unknown: str | None = None
 
 
 class Goal(StrEnum):
@@ -247,6 +208,7 @@ class Intent:
         to_phase: Stop when this phase is reached.
         reason: Why to abandon; goes into the document's history.
         destroyed_ids: Roots of whose private key this run has destroyed a copy, and that are not yet on record for it.
+        leave_by: With `Goal.ABANDON`, the only step by which to leave; None for whichever the phase allows.
     """
 
     goal: Goal
@@ -257,129 +219,7 @@ class Intent:
     to_phase: Phase | None = None
     reason: str = "asked for by the operator"
     destroyed_ids: frozenset[str] = frozenset()
-
-
-# --- actions -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelStable:
-    """Move label ``stable`` to `version`, if it still points at `expected`."""
-
-    version: str
-    expected: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """Make B and write the prepared document, if ``current`` still points at `expected`."""
-
-    expected: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Introduce:
-    """Push the introduction of B, signed by A, to these nodes."""
-
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrossSign:
-    """Push the introduction of A, signed by B, to one node; the nodes must carry it to each other."""
-
-    node: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
-    """Write the document of the next phase, if ``current`` still points at `expected`."""
-
-    step: Step
-    expected: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abandon:
-    """Write the document that leaves the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
-
-    step: Step
-    expected: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Look again soon; nothing may be done until `nodes` show what `reason` says, at the latest at `until_ms`."""
-
-    nodes: tuple[str, ...]
-    reason: str
-    until_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destroy:
-    """Destroy one stored version for good."""
-
-    version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordRetired:
-    """Write into the document's history that no stored version holds this root's private key any more."""
-
-    session_id: str
-    expected: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Busy:
-    """Somebody else's rotation is in progress, or was made while this run began."""
-
-    rotation_id: str | None
-    started_by: str
-    started_at: str
-    phase: Phase
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Illegal:
-    """What was asked cannot follow from what is."""
-
-    why: str
-
-
-class Outcome(StrEnum):
-    """How a run ended."""
-
-    ROTATED = "rotated"
-    ABANDONED = "abandoned"
-    REACHED = "reached"
-    NOTHING = "nothing to do"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """The run is over. `behind` are the nodes that were not seen to sign with the current root."""
-
-    outcome: Outcome
-    behind: tuple[str, ...] = ()
-
-
-Action = (
-    LabelStable
-    | Prepare
-    | Introduce
-    | CrossSign
-    | Advance
-    | Abandon
-    | Wait
-    | Destroy
-    | RecordRetired
-    | Busy
-    | Illegal
-    | Done
-)
+    leave_by: Step | None = None
 
 
 # --- the decision --------------------------------------------------------------------------------------------------
@@ -401,7 +241,11 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         return Illegal(why=f"nothing is retired while a rotation is in phase {store.phase}")
     if store.rotation_id != intent.rotation_id:
         return Busy(
-            rotation_id=store.rotation_id, started_by=store.started_by, started_at=store.started_at, phase=store.phase
+            rotation_id=store.rotation_id,
+            started_by=store.started_by,
+            started_at=store.started_at,
+            phase=store.phase,
+            phase_since_ms=store.phase_since_ms,
         )
     return _rotating(observation, policy, intent, now_ms)
 
@@ -418,7 +262,24 @@ def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, .
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
     """Return when the current phase's patience ends, in milliseconds since 1970."""
-    return max(store.phase_since_ms, intent.began_ms) + _ms(policy.adoption)
+    since_ms = max(store.phase_since_ms, intent.began_ms)
+    if store.phase is Phase.PUBLISHED:
+        return since_ms + max(_ms(policy.adoption), _ms(policy.unlisted))
+    if store.phase is Phase.VERIFIED:
+        return since_ms + _ms(policy.adoption) + _ms(policy.health_soak)
+    return since_ms + _ms(policy.adoption)
+
+
+def excused(observation: Observation, policy: Policy) -> frozenset[str]:
+    """Return the URLs of the nodes that a declared quorum may leave out: those that do not answer, if enough others do.
+
+    SECURITY: a node that answers and does not trust B would refuse and drop what B signs, so it is never left out. One
+    that nobody reaches is offered nothing, and so drops nothing; when it comes back it learns B from the store, and
+    fetches from its peers what it has missed (tests/unit/rotation/test_quorum.py).
+    """
+    away = frozenset(node.url for node in observation.nodes if not node.reachable)
+    total = len(observation.nodes)
+    return away if total - len(away) >= policy.quorum.needed(total) else frozenset()
 
 
 def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
@@ -432,45 +293,103 @@ def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
 
 
 def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    store = observation.store
+    store, health = observation.store, observation.health
     if intent.goal is Goal.ABANDON:
-        return _abandon(store, intent.reason)
+        return _left(store, intent)
     for node in observation.nodes:
         if node.rejects is not None:
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
+    if health is not None and health.failures >= policy.health_failures:
+        return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
     step = FORWARD[store.phase]
     lacking = missing(observation, step)
-    if intent.to_phase is store.phase and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
-        return Done(outcome=Outcome.REACHED)
-    if not lacking:
-        return Advance(step=step, expected=store.version)
     until_ms = deadline_ms(store, policy, intent)
+    left_out: tuple[str, ...] = ()
+    if lacking and now_ms >= until_ms:
+        lacking, left_out = _without_excused(observation, policy, lacking)
+    blocker = _blocker(observation)
+    if intent.to_phase is store.phase and not blocker and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
+        return Done(outcome=Outcome.REACHED)
+    if not lacking and not blocker:
+        return _when_ready(
+            observation, policy, intent, now_ms, Advance(step=step, expected=store.version, left_out=left_out)
+        )
     if now_ms >= until_ms:
         # SECURITY: hazard 1 and the promise of the operator's evening: no rotation hangs
         # (tests/unit/rotation/test_machine.py).
-        return _abandon(store, f"not adopted in time: {describe(lacking)}")
-    return _help(observation, lacking, until_ms)
+        return _abandon(store, f"not adopted in time: {describe(lacking)}" if lacking else f"not in time: {blocker}")
+    if blocker and not lacking:
+        return Wait(nodes=(), reason=blocker, until_ms=until_ms)
+    return _help(observation, lacking, excused(observation, policy), until_ms)
 
 
-def _help(observation: Observation, lacking: dict[Evidence, tuple[str, ...]], until_ms: int) -> Action:
-    """Return what brings the missing evidence about, or a wait where only the nodes themselves can."""
+def _blocker(observation: Observation) -> str | None:
+    """Return what stands in the way of every gate, whatever the nodes show."""
+    if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
+        return f"it can be told who the nodes are: {observation.nodes_unknown}"
+    if observation.health is not None and observation.health.failures:
+        return f"healthy again: {observation.health.problem}"
+    return None
+
+
+def _without_excused(
+    observation: Observation, policy: Policy, lacking: dict[Evidence, tuple[str, ...]]
+) -> tuple[dict[Evidence, tuple[str, ...]], tuple[str, ...]]:
+    """Return what is lacking still and whom the quorum leaves out: nobody, unless that settles it."""
+    away = excused(observation, policy)
+    behind = {url for urls in lacking.values() for url in urls}
+    if behind <= away:
+        return {}, tuple(node.url for node in observation.nodes if node.url in behind)
+    return lacking, ()
+
+
+def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms: int, advance: Advance) -> Action:
+    """Return the step, or a wait for the time that it must not be taken before."""
+    store = observation.store
+    since_ms = max(store.phase_since_ms, intent.began_ms)
+    ready_ms, reason = 0, ""
+    if advance.step is Step.ACTIVATE:
+        ready_ms, reason = since_ms + _ms(policy.unlisted), "servers that nobody has listed look at the store"
+    elif advance.step is Step.FINALIZE and observation.health is not None:
+        ready_ms, reason = since_ms + _ms(policy.health_soak), "stays healthy"
+    return Wait(nodes=(), reason=reason, until_ms=ready_ms) if now_ms < ready_ms else advance
+
+
+def _help(
+    observation: Observation, lacking: dict[Evidence, tuple[str, ...]], away: frozenset[str], until_ms: int
+) -> Action:
+    """Return what brings the missing evidence about, or a wait where only the nodes themselves can.
+
+    Nodes in `away` are waited for like all others, but the others do not wait for them.
+    """
     reachable = {node.url for node in observation.nodes if node.reachable}
-    if Evidence.SIGNS_WITH_NEXT in lacking:
+    pressing = {evidence: left for evidence, urls in lacking.items() if (left := [u for u in urls if u not in away])}
+    if Evidence.SIGNS_WITH_NEXT in pressing:
         # The cross-signature waits until every node signs with B: design's order, and one thing at a time to go wrong.
         return Wait(nodes=lacking[Evidence.SIGNS_WITH_NEXT], reason=Evidence.SIGNS_WITH_NEXT, until_ms=until_ms)
-    if Evidence.HOLDS_CROSS_SIGNATURE in lacking:
+    if Evidence.HOLDS_CROSS_SIGNATURE in pressing:
         behind = lacking[Evidence.HOLDS_CROSS_SIGNATURE]
         known = all(node.holds_cross_signature is not None for node in observation.nodes if node.reachable)
         if known and len(behind) == len(observation.nodes) and reachable:
             return CrossSign(node=next(node.url for node in observation.nodes if node.reachable))
         return Wait(nodes=behind, reason=Evidence.HOLDS_CROSS_SIGNATURE, until_ms=until_ms)
-    if Evidence.HOLDS_INTRODUCTION in lacking:
+    if Evidence.HOLDS_INTRODUCTION in pressing:
         # Pushing again is harmless (one and the same commit), so "not known" is treated like "no".
         push = tuple(url for url in lacking[Evidence.HOLDS_INTRODUCTION] if url in reachable)
         if push:
             return Introduce(nodes=push)
         return Wait(nodes=lacking[Evidence.HOLDS_INTRODUCTION], reason=Evidence.HOLDS_INTRODUCTION, until_ms=until_ms)
-    return Wait(nodes=lacking[Evidence.TRUSTS_NEXT], reason=Evidence.TRUSTS_NEXT, until_ms=until_ms)
+    evidence = next(iter(pressing), next(iter(lacking)))
+    return Wait(nodes=lacking[evidence], reason=evidence, until_ms=until_ms)
+
+
+def _left(store: StoreView, intent: Intent) -> Action:
+    step = BACKWARD[store.phase]
+    if intent.leave_by in (None, step):
+        return _abandon(store, intent.reason)
+    if intent.leave_by is Step.CANCEL:
+        return Illegal(why=f"the rotation is {store.phase}: the next root signs already, so it is rolled back instead")
+    return Illegal(why=f"the rotation is {store.phase}: the next root signs nothing yet, so it is cancelled instead")
 
 
 def _abandon(store: StoreView, reason: str) -> Action:
@@ -526,6 +445,9 @@ def _retire(observation: Observation, policy: Policy, intent: Intent, now_ms: in
         if retired and not kept and now_ms >= version.retired_ms + _ms(policy.grace):
             # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
             return Destroy(version=version.version)
+    if any(version.problem is not None for version in observation.versions):
+        # Whose keys are in there is not known, so nothing can be said to be gone.
+        return Done(outcome=Outcome.NOTHING)
     for session_id in sorted(intent.destroyed_ids - left - {store.current_id}):
         return RecordRetired(session_id=session_id, expected=store.version)
     return Done(outcome=Outcome.NOTHING)

@@ -18,13 +18,13 @@ Rules: no answer, or one that is no answer, is "not known" (None), never "no" an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
-from goatherd.errors import GenerationError, NodeError, NodeRefusedError
+from goatherd.errors import GenerationError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import NodeView
@@ -62,6 +62,10 @@ class Node(Protocol):
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None: ...
 
     async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
+
+
+NodeSource = Callable[[], Awaitable[Sequence[Node]]]
+"""Who the nodes are now, asked again at each look; whoever makes them closes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,19 +113,48 @@ class Observer:
     """Looks at nodes, all at once, each within its own time limit.
 
     Args:
-        nodes: The nodes, each with a URL of its own.
+        nodes: The nodes, each with a URL of its own; or what tells who they are. Nodes that have joined are looked at
+            from then on, those that have left no more.
         clock: Signs the requests' time.
-        timeout: Longest time for one look at one node.
+        timeout: Longest time for one look at one node, and for being told who the nodes are.
+
+    Attributes:
+        nodes: Those that there are, by URL.
+        unknown: Why it could not be told, last time, who the nodes are; `nodes` are those that were known before.
     """
 
-    def __init__(self, nodes: Sequence[Node], *, clock: Clock, timeout: timedelta) -> None:
-        self.nodes: dict[str, Node] = {node.base_url: node for node in nodes}
+    def __init__(self, nodes: Sequence[Node] | NodeSource, *, clock: Clock, timeout: timedelta) -> None:
+        self._source = nodes if callable(nodes) else None
+        self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
+        self.unknown: str | None = None
         self._clock = clock
         self._timeout = timeout.total_seconds()
-        self._memory = {url: _Memory() for url in self.nodes}
+        self._memory: dict[str, _Memory] = {}
+
+    async def call_the_roll(self) -> None:
+        """Ask again who the nodes are. Where that fails, those known before stay, and `unknown` says why.
+
+        SECURITY: no answer, and an empty one, are not "nobody": a rotation would go on without waiting for anybody
+        (tests/unit/rotation/test_joining.py).
+        """
+        if self._source is None:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = await self._source()
+        except TimeoutError:
+            self.unknown = f"no answer within {self._timeout:g} s"
+            return
+        except (GoatherdError, OSError) as error:
+            self.unknown = str(error) or type(error).__name__
+            return
+        self.unknown = None if found else "no node was found"
+        if found:
+            self.nodes = {node.base_url: node for node in found}
 
     async def look(self, question: Question) -> tuple[NodeView, ...]:
-        """Return one view per node, in the order of `nodes`. Never raises for what a node does."""
+        """Return one view per node that there is now, in the order of `nodes`. Never raises for what a node does."""
+        await self.call_the_roll()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._look(url, question)) for url in self.nodes]
         return tuple([task.result() for task in tasks])
@@ -147,6 +180,7 @@ class Observer:
                 return None  # whether it takes part is for the rotation to see
             return url if answer is not None and answer.get("source") == Origin.LAST_KNOWN_GOOD else None
 
+        await self.call_the_roll()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ask(url)) for url in self.nodes]
         return tuple(url for task in tasks if (url := task.result()) is not None)
@@ -175,7 +209,7 @@ class Observer:
         )
 
     async def _see_identity(self, url: str, question: Question, sight: _Sight) -> None:
-        memory = self._memory[url]
+        memory = self._memory.setdefault(url, _Memory())
         try:
             if not memory.unmodified:
                 answer = await self.nodes[url].identity()

@@ -1,10 +1,11 @@
-"""What a rotation would do, to whom, and what could stop it: for people, before anything is done.
+"""What a rotation would do, to whom, at what cost and risk, and what could stop it: for people, before it is done.
 
 Pure. It adds no rule: steps and gates are read from the machine's tables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -19,7 +20,41 @@ EFFECTS: Final[dict[Step, str]] = {
     Step.FINALIZE: "end the rotation; move label stable to this version",
 }
 
-_WRITES: Final = {Step.PREPARE: 2, Step.FINALIZE: 2}
+RISKS: Final[dict[Step, str]] = {
+    Step.PREPARE: "none: nothing is signed otherwise, and a cancel takes the next root out again",
+    Step.PUBLISH: "next to none: from here on the next root stays among the roots, as a public key, even if cancelled",
+    Step.ACTIVATE: "a server that is not listed, and reads neither store nor peers, refuses what the next root signs",
+    Step.VERIFY: "none: both roots are trusted everywhere, and a roll-back loses nothing",
+    Step.FINALIZE: "none; but from here on going back is another rotation",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a step costs where all goes well and all nodes are Goatherd's: the least.
+
+    Every further look while it waits costs one read of the store and two requests of each node. A server of unmodified
+    GoatDB is asked who signs at most every five seconds, by three requests that leave an anonymous session behind.
+
+    Attributes:
+        store_reads: Values read, and versions listed.
+        store_writes: Versions written, and labels moved.
+        node_requests: Requests to each node.
+    """
+
+    store_reads: int
+    store_writes: int
+    node_requests: int
+
+
+# Two requests a look, one to introduce, one to tell (tests/unit/rotation/test_plan.py counts them).
+COSTS: Final[dict[Step, Cost]] = {
+    Step.PREPARE: Cost(store_reads=4, store_writes=2, node_requests=2),
+    Step.PUBLISH: Cost(store_reads=1, store_writes=1, node_requests=3),
+    Step.ACTIVATE: Cost(store_reads=2, store_writes=1, node_requests=6),
+    Step.VERIFY: Cost(store_reads=2, store_writes=1, node_requests=5),
+    Step.FINALIZE: Cost(store_reads=4, store_writes=2, node_requests=7),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +64,25 @@ class PlannedStep:
     Attributes:
         leads_to: The phase after it.
         effect: What it does, for people.
+        risk: What could go wrong by it, for people.
         gate: What every node must be seen to do before it.
+        also: What else must hold before it: time for unlisted servers, health.
         patience: How long it waits for that at most; None where it waits for nobody.
         otherwise: The step that leaves the rotation if that does not happen.
         store_writes: Writes to the store, labels included.
+        cost: See `Cost`.
     """
 
     step: Step
     leads_to: Phase
     effect: str
+    risk: str
     gate: tuple[str, ...]
+    also: tuple[str, ...] = ()
     patience: timedelta | None
     otherwise: Step | None
     store_writes: int
+    cost: Cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,61 +91,135 @@ class Plan:
 
     Attributes:
         resumes: The rotation that would be carried on, or None for a new one.
+        started_by, started_at: Of that rotation.
         obstacles: What would stop it, for people. Empty means: nothing is known that would.
+        not_waited_for: Who would not be waited for, for people.
+        stops: What would end it without anybody asking, for people.
     """
 
     phase: Phase
     current_id: str
     resumes: str | None
+    started_by: str = ""
+    started_at: str = ""
     steps: tuple[PlannedStep, ...]
     nodes: tuple[str, ...]
     obstacles: tuple[str, ...]
+    not_waited_for: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
 
-def make_plan(observation: Observation, policy: Policy, now_ms: int) -> Plan:
+def make_plan(observation: Observation, policy: Policy, now_ms: int, *, signals: Sequence[str] = ()) -> Plan:
     """Return what would happen from here on.
 
     Args:
         observation: The store, and the nodes as far as they could be asked at no cost.
         policy: How patient the rotation would be.
         now_ms: Milliseconds since 1970.
+        signals: The names of the health signals.
     """
     store = observation.store
     steps: list[PlannedStep] = []
     phase = store.phase
     while not steps or phase is not Phase.STEADY:
-        step = FORWARD[phase]
-        gate = tuple(str(evidence) for evidence in GATES[step])
-        steps.append(
-            PlannedStep(
-                step=step,
-                leads_to=after(phase, step),
-                effect=EFFECTS[step],
-                gate=gate,
-                patience=policy.adoption if gate else None,
-                otherwise=BACKWARD[phase] if gate else None,
-                store_writes=_WRITES.get(step, 1),
-            )
-        )
-        phase = after(phase, step)
-    obstacles = [f"{node.url}: {node.problem or 'does not answer'}" for node in observation.nodes if not node.reachable]
-    obstacles += [f"{node.url} refuses the document: {node.rejects}" for node in observation.nodes if node.rejects]
-    obstacles += [f"{node.url} cannot reach the store" for node in observation.nodes if node.without_store]
-    expected = store.current_id
-    obstacles += [
-        f"{node.url} signs with {node.signs_with}, not with {expected}"
-        for node in observation.nodes
-        if node.signs_with not in (None, expected)
-    ]
-    if store.phase is Phase.STEADY and now_ms > store.current_expires_ms:
-        obstacles.append(f"root {store.current_id} has expired and can introduce nobody")
-    if not observation.nodes:
-        obstacles.append("no node is listed: nothing would wait for the servers that hold this identity")
+        steps.append(_planned(phase, FORWARD[phase], policy, signals))
+        phase = after(phase, FORWARD[phase])
     return Plan(
         phase=store.phase,
         current_id=store.current_id,
         resumes=store.rotation_id,
+        started_by=store.started_by,
+        started_at=store.started_at,
         steps=tuple(steps),
         nodes=tuple(node.url for node in observation.nodes),
-        obstacles=tuple(obstacles),
+        obstacles=tuple(_obstacles(observation, now_ms)),
+        not_waited_for=tuple(_not_waited_for(observation, policy)),
+        stops=tuple(_stops(policy, signals)),
     )
+
+
+def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -> PlannedStep:
+    gate = tuple(str(evidence) for evidence in GATES[step])
+    also = []
+    if step is Step.ACTIVATE and policy.unlisted:
+        also.append(f"{_seconds(policy.unlisted)} since published, for servers that nobody has listed")
+    if step in (Step.VERIFY, Step.FINALIZE):
+        also += [f"well: {name}" for name in signals]
+    if step is Step.FINALIZE and signals and policy.health_soak:
+        also.append(f"well for {_seconds(policy.health_soak)}")
+    patience = policy.adoption if gate else None
+    if step is Step.ACTIVATE:
+        patience = max(policy.adoption, policy.unlisted)
+    elif step is Step.FINALIZE and signals:
+        patience = policy.adoption + policy.health_soak
+    return PlannedStep(
+        step=step,
+        leads_to=after(phase, step),
+        effect=EFFECTS[step],
+        risk=RISKS[step],
+        gate=gate,
+        also=tuple(also),
+        patience=patience,
+        otherwise=None if patience is None else BACKWARD[phase],
+        store_writes=COSTS[step].store_writes,
+        cost=COSTS[step],
+    )
+
+
+def _obstacles(observation: Observation, now_ms: int) -> list[str]:
+    store = observation.store
+    found = [f"{node.url}: {node.problem or 'does not answer'}" for node in observation.nodes if not node.reachable]
+    found += [f"{node.url} refuses the document: {node.rejects}" for node in observation.nodes if node.rejects]
+    found += [f"{node.url} cannot reach the store" for node in observation.nodes if node.without_store]
+    found += [
+        f"{node.url} signs with {node.signs_with}, not with {store.current_id}"
+        for node in observation.nodes
+        if node.signs_with not in (None, store.current_id)
+    ]
+    if observation.health is not None and observation.health.failures:
+        found.append(f"not healthy: {observation.health.problem}")
+    if store.phase is Phase.STEADY and now_ms > store.current_expires_ms:
+        found.append(f"root {store.current_id} has expired and can introduce nobody")
+    if observation.nodes_unknown is not None:
+        found.append(f"it cannot be told who the nodes are: {observation.nodes_unknown}")
+    elif not observation.nodes:
+        found.append("no node is listed: nothing would wait for the servers that hold this identity")
+    return found
+
+
+def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
+    total = len(observation.nodes)
+    needed = policy.quorum.needed(total)
+    found = []
+    if policy.unlisted:
+        found.append(f"servers that nobody has listed: they have {_seconds(policy.unlisted)} after published to follow")
+    else:
+        found.append("servers that nobody has listed: there are said to be none (no time is left for them)")
+    if needed < total:
+        found.append(
+            f"up to {total - needed} of {total} nodes (quorum {policy.quorum}), where they do not answer at all for "
+            f"{_seconds(policy.adoption)}; they must read the store, or fetch /sys/sessions from a peer, before they "
+            "serve again"
+        )
+    return found
+
+
+def _stops(policy: Policy, signals: Sequence[str]) -> list[str]:
+    late, away = _seconds(policy.adoption), _seconds(policy.store_patience)
+    found = [
+        f"a listed node that has not followed after {late} in a phase: cancelled; rolled back once the next root signs",
+        "a node that says that it refuses the document: the same, at once",
+        f"a store that does not answer for {away}: this run ends, the rotation stands where it is, --resume carries on",
+    ]
+    found += [
+        f"{name}: {policy.health_failures} bad answers in a row while the next root signs: rolled back within "
+        f"{_seconds(policy.health_bound)} of the first"
+        for name in signals
+    ]
+    return found
+
+
+def _seconds(duration: timedelta) -> str:
+    seconds = duration.total_seconds()
+    minutes, left = divmod(seconds, 60)
+    return f"{minutes:g} min" if minutes and not left else f"{seconds:g} s"

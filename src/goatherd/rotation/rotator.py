@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -28,26 +29,29 @@ from goatherd.errors import (
     NotAdoptedError,
     ProviderError,
     RotationBusyError,
-    SecretNotFoundError,
-    VersionDisabledError,
+    UnhealthyError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion, VersionId, VersionState
+from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion, VersionId
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
     Event,
+    HealthSeen,
     NodesSeen,
+    NodesUnknown,
     NodeTold,
     PhaseEntered,
     Report,
     RunEnded,
     StoreTroubled,
 )
+from goatherd.rotation.health import HealthSignal, HealthWatch
+from goatherd.rotation.holdings import find_holdings
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -57,6 +61,7 @@ from goatherd.rotation.machine import (
     Destroy,
     Done,
     Goal,
+    HealthView,
     Illegal,
     Intent,
     Introduce,
@@ -74,7 +79,7 @@ from goatherd.rotation.machine import (
     Wait,
     decide,
 )
-from goatherd.rotation.observe import SESSIONS, Node, Observer, Question
+from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.vouching import (
     cross_signature,
@@ -82,6 +87,10 @@ from goatherd.rotation.vouching import (
     sought_cross_signature,
     sought_introduction,
 )
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text
+
+_log = logging.getLogger("goatherd.rotation")
 
 _MEANT: Final = "asked for by the operator"
 
@@ -92,25 +101,28 @@ class Rotator:
     Args:
         provider: The store.
         secret_id: The identity's secret in it, with no ``{org}`` left.
-        nodes: Every server that holds this identity. One that is missing here is not waited for.
+        nodes: Every server that holds this identity, or what tells who they are and is asked again at each look. One
+            that is missing here is not waited for; see `Policy.unlisted`.
         org: The organization id, which is part of every signed commit.
         policy: How patient to be.
         clock: Tells the time and waits.
         started_by: Who runs this, for people: ``user@host:pid``.
         on_event: Called with each event as it happens; must not block and must not raise.
+        health: Signals that must be well before a rotation begins, and while B signs.
     """
 
     def __init__(
         self,
         provider: SecretProvider,
         secret_id: str,
-        nodes: Sequence[Node],
+        nodes: Sequence[Node] | NodeSource,
         *,
         org: str = "localhost",
         policy: Policy | None = None,
         clock: Clock | None = None,
         started_by: str = "",
         on_event: Callable[[Event], None] | None = None,
+        health: Sequence[HealthSignal] = (),
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -120,9 +132,12 @@ class Rotator:
         self._started_by = started_by
         self._on_event = on_event
         self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout)
+        self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
+        self._well: HealthView | None = None
         self._highest = 0
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
+        self._left_out: tuple[str, ...] = ()
         self._phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -140,11 +155,13 @@ class Rotator:
                 `report` tells more.
             IllegalStepError: The root that signs has expired.
             DegradedError: A node serves a last known good identity, and could not follow. Nothing was begun.
+            UnhealthyError: The health signal is bad already. Nothing was begun.
             ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
         await self._refuse_without_store()
+        await self._refuse_unwell()
         return await self._asked(Goal.ROTATE, to_phase=to_phase)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
@@ -153,18 +170,26 @@ class Rotator:
         Raises:
             As `rotate`, but for `RotationBusyError`.
         """
+        if self._health.signals and (await self._read())[0].next is not None:
+            # Once B signs, a bad health signal is a reason to go back, not one to stand still.
+            await self._refuse_unwell()
         return await self._asked(Goal.RESUME, to_phase=to_phase)
 
-    async def abandon(self, reason: str = _MEANT) -> Report:
+    async def abandon(self, reason: str = _MEANT, *, by: Step | None = None) -> Report:
         """Leave the rotation in progress: cancel it where B has not signed yet, else roll back to A.
 
         Afterwards A signs, and B stays trusted. Nodes that could not be seen to sign with A are in the report.
 
+        Args:
+            reason: For the document's history.
+            by: `Step.CANCEL` or `Step.ROLL_BACK`, to leave by this step only; None leaves by whichever is right.
+
         Raises:
-            IllegalStepError: A has expired or is revoked, so that only going on is left.
+            IllegalStepError: `by` is not the step that leaves this phase; or A has expired or is revoked, so that only
+                going on is left.
             ProviderError: The store did not take part, or no longer holds A's private key.
         """
-        return await self._asked(Goal.ABANDON, reason=reason)
+        return await self._asked(Goal.ABANDON, reason=reason, leave_by=by)
 
     async def retire(self) -> Report:
         """Destroy the stored versions that hold private keys retired for longer than the grace period.
@@ -185,15 +210,29 @@ class Rotator:
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
         nodes = await self._observer.look(self._question(document, signer=False))
-        return make_plan(Observation(store=store, nodes=nodes), self.policy, self._clock.now_ms())
+        health = None
+        if self._health.signals:
+            problem = await self._health.ask()
+            health = HealthView(failures=0 if problem is None else 1, problem=problem)
+        observation = Observation(store=store, nodes=nodes, health=health, nodes_unknown=self._observer.unknown)
+        names = tuple(one.name for one in self._health.signals)
+        return make_plan(observation, self.policy, self._clock.now_ms(), signals=names)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    async def _asked(self, goal: Goal, *, to_phase: Phase | None = None, reason: str = _MEANT) -> Report:
-        self._phase, self._seen, self._given_up = None, (), []
+    async def _asked(
+        self, goal: Goal, *, to_phase: Phase | None = None, reason: str = _MEANT, leave_by: Step | None = None
+    ) -> Report:
+        self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
+        self._health.forget()
         document, _ = await self._read()
         intent = Intent(
-            goal=goal, began_ms=self._clock.now_ms(), from_id=document.current.id, to_phase=to_phase, reason=reason
+            goal=goal,
+            began_ms=self._clock.now_ms(),
+            from_id=document.current.id,
+            to_phase=to_phase,
+            reason=reason,
+            leave_by=leave_by,
         )
         record = document.rotation
         if record is not None and goal in (Goal.RESUME, Goal.ABANDON):
@@ -223,6 +262,8 @@ class Rotator:
                     poll = await self._pause(poll, action.until_ms)
                     continue
                 await self._act(action, document, candidate)
+                if isinstance(action, Advance):
+                    self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
                     # The store may go on showing it for as long as it likes.
                     self._given_up.append(action.version)
@@ -258,11 +299,23 @@ class Rotator:
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
             versions = await self._version_views(document)
         nodes: tuple[NodeView, ...] = ()
+        health: HealthView | None = None
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
         if signer or store.phase is not Phase.STEADY:
-            nodes = await self._observer.look(self._question(document, signer=signer))
-        self._note(store, nodes, document)
-        return Observation(store=store, nodes=nodes, versions=versions), document
+            async with asyncio.TaskGroup() as group:
+                looking = group.create_task(self._observer.look(self._question(document, signer=signer)))
+                asking = group.create_task(self._look_at_health(store, intent))
+            nodes, health = looking.result(), asking.result()
+        self._note(store, nodes, document, health, intent)
+        observation = Observation(
+            store=store, nodes=nodes, versions=versions, health=health, nodes_unknown=self._observer.unknown
+        )
+        return observation, document
+
+    async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
+        if store.phase not in _SIGNING or not self._health.signals or intent.goal is Goal.ABANDON:
+            return None
+        return await self._health.look(anew=store.phase is not self._phase)
 
     async def _act(self, action: Action, document: IdentityDocument, candidate: str) -> None:
         now_ms = self._clock.now_ms()
@@ -361,25 +414,17 @@ class Rotator:
         )
 
     async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
-        views = []
-        for version in await self._provider.versions(self._secret_id):
-            if version.state is not VersionState.ENABLED or version.id in self._given_up:
-                continue
-            try:
-                found = await self._provider.read(self._secret_id, version.id)
-            except (VersionDisabledError, SecretNotFoundError):
-                continue
-            held = decode_document(found.value.reveal())
-            private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
-            retired_ms = max(
-                [version.created_ms, *(_retired_ms(document, key) for key in private - {document.current.id})]
+        held = await find_holdings(self._provider, self._secret_id, document, without=self._given_up)
+        return tuple(
+            VersionView(
+                version=one.version.id,
+                created_ms=one.version.created_ms,
+                private_ids=one.private_ids,
+                retired_ms=one.retired_ms,
+                problem=one.problem,
             )
-            views.append(
-                VersionView(
-                    version=version.id, created_ms=version.created_ms, private_ids=private, retired_ms=retired_ms
-                )
-            )
-        return tuple(views)
+            for one in held
+        )
 
     # --- the nodes --------------------------------------------------------------------------------------------------
 
@@ -410,12 +455,19 @@ class Rotator:
             try:
                 async with asyncio.timeout(self.policy.node_timeout.total_seconds()):
                     await call(self._observer.nodes[url])
+            except KeyError:
+                pass  # it has left
             except (NodeError, TimeoutError) as error:
                 self._emit(NodeTold(url=url, heard=False, problem=str(error)))
 
         async with asyncio.TaskGroup() as group:
             for url in urls:
                 group.create_task(one(url))
+
+    async def _refuse_unwell(self) -> None:
+        problem = await self._health.ask()
+        if problem is not None:
+            raise UnhealthyError(f"not healthy before the rotation goes on, so nothing was begun: {problem}")
 
     async def _refuse_without_store(self) -> None:
         """Raise where a node cannot reach the store, after it was told to try again."""
@@ -434,22 +486,38 @@ class Rotator:
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
-    def _note(self, store: StoreView, nodes: tuple[NodeView, ...], document: IdentityDocument) -> None:
+    def _note(
+        self,
+        store: StoreView,
+        nodes: tuple[NodeView, ...],
+        document: IdentityDocument,
+        health: HealthView | None,
+        intent: Intent,
+    ) -> None:
         if store.phase is not self._phase:
             self._phase = store.phase
-            self._emit(
-                PhaseEntered(
-                    phase=store.phase,
-                    generation=store.generation,
-                    rotation_id=store.rotation_id,
-                    current_id=store.current_id,
-                    next_id=document.next.id if document.next is not None else None,
-                    at_ms=self._clock.now_ms(),
-                )
+            entered = PhaseEntered(
+                phase=store.phase,
+                generation=store.generation,
+                rotation_id=store.rotation_id,
+                current_id=store.current_id,
+                next_id=document.next.id if document.next is not None else None,
+                at_ms=self._clock.now_ms(),
+                since_ms=store.phase_since_ms,
+                started_by=store.started_by,
+                started_at=store.started_at,
+                is_own=intent.goal is Goal.ROTATE,
             )
+            self._emit(entered)
+            _log.info(event_text(LogEvent.ROTATION_PHASE, **_fields(entered)))
         if nodes != self._seen:
             self._seen = nodes
             self._emit(NodesSeen(nodes=nodes))
+        if health is not None and health != self._well:
+            self._well = health
+            self._emit(HealthSeen(health=health))
+        if self._observer.unknown is not None:
+            self._emit(NodesUnknown(problem=self._observer.unknown))
 
     def _end(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
         last = document.history[-1] if document.history else None
@@ -464,12 +532,25 @@ class Rotator:
             generation=document.generation,
             reason=last.reason if abandoned and last is not None else None,
             behind=action.behind,
+            left_out=self._left_out,
             destroyed=destroyed,
             given_up=tuple(self._given_up),
             began_ms=intent.began_ms,
             ended_ms=self._clock.now_ms(),
         )
         self._emit(RunEnded(report=report))
+        if abandoned:
+            _log.warning(
+                event_text(
+                    LogEvent.ROTATION_ABANDONED,
+                    rotation=report.rotation_id,
+                    current=report.current_id,
+                    abandoned=report.to_id,
+                    reason=report.reason,
+                )
+            )
+        elif action.outcome is Outcome.ROTATED:
+            _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
         if abandoned and intent.goal is not Goal.ABANDON:
             raise NotAdoptedError(f"the rotation was abandoned: {report.reason}", report=report)
         return report
@@ -487,19 +568,21 @@ def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDo
     return transitions.with_phase(document, _RECORDED[step], now_ms)
 
 
+def _fields(entered: PhaseEntered) -> dict[str, object]:
+    return {
+        "phase": entered.phase,
+        "generation": entered.generation,
+        "rotation": entered.rotation_id,
+        "current": entered.current_id,
+    }
+
+
+_SIGNING: Final = (Phase.ACTIVATED, Phase.VERIFIED)
 _RECORDED: Final = {Step.PUBLISH: DocumentPhase.PUBLISHED, Step.VERIFY: DocumentPhase.VERIFIED}
 
 
 def _private_ids(observation: Observation, version: str) -> frozenset[str]:
     return next((one.private_ids for one in observation.versions if one.version == version), frozenset())
-
-
-def _retired_ms(document: IdentityDocument, session_id: str) -> int:
-    """Return since when a root has not signed: by the history, else the latest time that the document can mean."""
-    times = [entry.at for entry in document.history if session_id in (entry.from_id, entry.to_id)]
-    if times:
-        return max(times)
-    return max(document.rotated_at or 0, 0 if document.root(session_id) is None else document.last_updated or 0)
 
 
 def _refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
@@ -510,6 +593,7 @@ def _refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
             "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."
         )
     who = action.started_by or "somebody who gave no name"
+    since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
     return RotationBusyError(
-        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}"
+        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"
     )

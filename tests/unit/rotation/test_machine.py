@@ -131,7 +131,13 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [],
         ASKED,
         NOW,
-        Busy(rotation_id="r1", started_by="bob@host:1", started_at="2026-11-24T12:00:00.000Z", phase=Phase.PREPARED),
+        Busy(
+            rotation_id="r1",
+            started_by="bob@host:1",
+            started_at="2026-11-24T12:00:00.000Z",
+            phase=Phase.PREPARED,
+            phase_since_ms=NOW,
+        ),
     ),
     (
         "that publishing has begun is written before anything is published",

@@ -1,0 +1,140 @@
+"""What `goatherd.rotation.machine.decide` can answer: one class for each action, ids and texts only.
+
+Pure data; what an action means in the world is `goatherd.rotation.rotator`'s. Everybody imports them from the machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from goatherd.rotation.table import Phase, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStable:
+    """Move label ``stable`` to `version`, if it still points at `expected`."""
+
+    version: str
+    expected: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Make B and write the prepared document, if ``current`` still points at `expected`."""
+
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduce:
+    """Push the introduction of B, signed by A, to these nodes."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossSign:
+    """Push the introduction of A, signed by B, to one node; the nodes must carry it to each other."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance:
+    """Write the document of the next phase, if ``current`` still points at `expected`.
+
+    Attributes:
+        left_out: Nodes that did not answer, and that the declared quorum does without.
+    """
+
+    step: Step
+    expected: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """Write the document that leaves the rotation (`step` is `CANCEL` or `ROLL_BACK`)."""
+
+    step: Step
+    expected: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Look again soon; nothing may be done until `nodes` show what `reason` says, at the latest at `until_ms`.
+
+    Without nodes, it is something else that `reason` names: time, the health signal, the list of the nodes.
+    """
+
+    nodes: tuple[str, ...]
+    reason: str
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destroy:
+    """Destroy one stored version for good."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRetired:
+    """Write into the document's history that no stored version holds this root's private key any more."""
+
+    session_id: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Busy:
+    """Somebody else's rotation is in progress, or was made while this run began."""
+
+    rotation_id: str | None
+    started_by: str
+    started_at: str
+    phase: Phase
+    phase_since_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Illegal:
+    """What was asked cannot follow from what is."""
+
+    why: str
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    ROTATED = "rotated"
+    ABANDONED = "abandoned"
+    REACHED = "reached"
+    NOTHING = "nothing to do"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The run is over. `behind` are the nodes that were not seen to sign with the current root."""
+
+    outcome: Outcome
+    behind: tuple[str, ...] = ()
+
+
+Action = (
+    LabelStable
+    | Prepare
+    | Introduce
+    | CrossSign
+    | Advance
+    | Abandon
+    | Wait
+    | Destroy
+    | RecordRetired
+    | Busy
+    | Illegal
+    | Done
+)

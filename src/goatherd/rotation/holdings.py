@@ -1,0 +1,101 @@
+"""Which stored version holds whose private keys: what `retire` destroys by, and what `status` shows as proof.
+
+It reads every version's value, so it needs a rotator's rights. What it is not: it destroys nothing. Rules: a version
+that cannot be looked at is listed with the reason, never left away; results hold ids, no key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.providers.base import Guarantees, SecretProvider, SecretVersion, VersionState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One version that may still hold private keys. Destroyed ones are none.
+
+    Attributes:
+        private_ids: Roots whose private keys it holds; empty where `problem` says why nobody could look.
+        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
+        problem: Why its value could not be looked at.
+    """
+
+    version: SecretVersion
+    private_ids: frozenset[str]
+    retired_ms: int
+    problem: str | None = None
+
+
+async def find_holdings(
+    provider: SecretProvider, secret_id: str, document: IdentityDocument, *, without: Collection[str] = ()
+) -> tuple[Holding, ...]:
+    """Look into every version that is not destroyed, newest first.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        document: The current identity; its history says when a root was retired.
+        without: Versions not to look into.
+
+    Raises:
+        ProviderError: The store did not take part.
+    """
+    found = []
+    for version in await provider.versions(secret_id):
+        if version.state is VersionState.DESTROYED or version.id in without:
+            continue
+        holding = await _look_into(provider, secret_id, document, version)
+        if holding is not None:
+            found.append(holding)
+    return tuple(found)
+
+
+async def _look_into(
+    provider: SecretProvider, secret_id: str, document: IdentityDocument, version: SecretVersion
+) -> Holding | None:
+    private: frozenset[str] = frozenset()
+    problem: str | None = None
+    try:
+        found = await provider.read(secret_id, version.id)
+        held = decode_document(found.value.reveal())
+        private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
+    except SecretNotFoundError:
+        return None  # gone since it was listed
+    except VersionDisabledError:
+        problem = "switched off; whoever may change the secret can switch it on again"
+    except IdentityError as error:
+        problem = f"not an identity ({error.code})"
+    retired_ms = max([version.created_ms, *(_retired_ms(document, key) for key in private - {document.current.id})])
+    return Holding(version=version, private_ids=private, retired_ms=retired_ms, problem=problem)
+
+
+def _retired_ms(document: IdentityDocument, session_id: str) -> int:
+    """Return since when a root has not signed: by the history, else the latest time that the document can mean."""
+    times = [entry.at for entry in document.history if session_id in (entry.from_id, entry.to_id)]
+    if times:
+        return max(times)
+    return max(document.rotated_at or 0, 0 if document.root(session_id) is None else document.last_updated or 0)
+
+
+def copies_left(guarantees: Guarantees) -> str | None:
+    """Return where a value can still be found after `destroy`, for people; None where it is gone at once.
+
+    A copy that a store makes of itself (a replica, a backup, a snapshot) is beyond what any provider can see.
+    """
+    if guarantees.destroys:
+        return None
+    if guarantees.deprecates:
+        return (
+            "this store removes a version in its own time after nothing points at it; until then its value can be "
+            "read by the version's id"
+        )
+    if guarantees.disables:
+        return (
+            "this store only switches a version off: the value is kept, and whoever may change the secret can switch "
+            "it on again, until the whole secret is deleted and purged"
+        )
+    return "this store cannot destroy a single version"
