@@ -23,9 +23,11 @@ Rules for a commit, in this order; the first that is broken is raised:
 
 Verdicts are remembered for session commits only, with the key they were made with, never by signature text (T10, T14).
 
-Revocation. A revoked session signs nothing new. Session commits that it signed and that we *hold* (they are in our own
-log) keep counting for user sessions, so that users stay signed in until the new root has re-signed them; they do not
-count for roots: a root that only a revoked root introduced is no root, and neither is what that one introduced.
+Revocation. A revoked root signs nothing new. What it signed counts where it is *held*: the commits in our own log, and
+those in the list of what the cluster held when the root was frozen (`freeze`), which a node that was away, or is new,
+may still take in. Its session commits keep counting for user sessions, so that users stay signed in until the new root
+has introduced them again; they do not count for roots: a root that only a revoked root introduced is no root, and
+neither is what that one introduced.
 
 Laziness. `offer_session_commits` only indexes; a session is verified when somebody first needs it, the rest by
 `verify_pending`. Roots are settled at once, repeated until nothing changes, so the order in the log does not matter.
@@ -49,7 +51,14 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
-from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit, verify_commit_by
+from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.introduction import (
+    SESSIONS_NAMESPACE,
+    better,
+    claims_root,
+    session_from_commit,
+    verify_commit_by,
+)
 from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_request
 
 if TYPE_CHECKING:
@@ -136,7 +145,7 @@ class Verification:
         found: dict[str, Session] = {}
         for job in self._jobs:
             if isinstance(job.outcome, Session):
-                found[job.session_id] = _better(found.get(job.session_id), job.outcome)
+                found[job.session_id] = better(found.get(job.session_id), job.outcome)
         pairs = list(zip(self._commits, self._signers, strict=True))
 
         def judge(pair: tuple[Commit, Session | VerificationError | None]) -> VerificationError | None:
@@ -186,9 +195,10 @@ class TrustPool:
         self._vouchers: dict[str, Session] = {}
         self._document: dict[str, Session] = {}
         self._revoked: frozenset[str] = frozenset()
+        self._frozen: Mapping[str, FrozenList] = {}
         self._current = current
         for session in trusted:
-            self._given[session.id] = self._learnt[session.id] = _better(self._given.get(session.id), session)
+            self._given[session.id] = self._learnt[session.id] = better(self._given.get(session.id), session)
         self.replace(current=current, roots=roots, revoked=revoked)
 
     # --- what it knows ---------------------------------------------------------------------------------------------
@@ -286,6 +296,10 @@ class TrustPool:
             self._weigh_again()
         self._settle_roots()
 
+    def freeze(self, lists: Mapping[str, FrozenList]) -> None:
+        """Say, for each revoked root of which it is known, what the cluster held of it. The last word counts."""
+        self._frozen = dict(lists)
+
     # --- learning from /sys/sessions -------------------------------------------------------------------------------
 
     def offer_session_commits(self, commits: Iterable[Commit]) -> None:
@@ -298,7 +312,7 @@ class TrustPool:
                 continue
             self._pending.setdefault(commit.key, []).append(commit)
             self._queue[commit.key] = None
-            if _claims_root(commit):
+            if claims_root(commit):
                 self._pending_roots.add(commit.key)
         self._settle_roots()
 
@@ -316,10 +330,12 @@ class TrustPool:
 
     def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
         """As `add_session_commit`, for a commit whose signature by `commit.session` this pool has just verified."""
+        root = self._may_vouch(commit)
+        if root is None:
+            return False
         try:
-            root = self.root(commit.session)
             session = session_from_commit(commit)
-        except (VerificationError, DecodeError):
+        except DecodeError:
             return False
         self._accept(_Introduction(session, commit, root.id))
         if session.is_root:
@@ -351,15 +367,31 @@ class TrustPool:
             raise verdict
 
     def verify_commits(
-        self, commits: Sequence[Commit], executor: Executor | None = None
+        self, commits: Sequence[Commit], executor: Executor | None = None, *, held: bool = False
     ) -> list[VerificationError | None]:
-        """Check many commits at once; one verdict per commit, None for a good one. Never raises for a bad commit."""
-        verification = self.prepare(commits)
+        """Check many commits at once; one verdict per commit, None for a good one. Never raises for a bad commit.
+
+        Args:
+            commits: What to check.
+            executor: See `Verification.run`.
+            held: They are from our own log, so a revoked root's count as well.
+        """
+        verification = self.prepare(commits, held=held)
         verification.run(executor)
         return self.conclude(verification)
 
-    def prepare(self, commits: Sequence[Commit]) -> Verification:
-        """Take a snapshot of what is needed to judge `commits`; cheap, no cryptography."""
+    def author(self, commit: Commit) -> Session:
+        """Return who wrote a commit that has been verified: a trusted session, or a revoked root that is frozen.
+
+        Raises:
+            RevokedSessionError, UnknownSignerError: As `session`.
+        """
+        if commit.session in self._revoked and self._is_frozen(commit):
+            return self._vouchers[commit.session]
+        return self.session(commit.session)
+
+    def prepare(self, commits: Sequence[Commit], *, held: bool = False) -> Verification:
+        """Take a snapshot of what is needed to judge `commits`; cheap, no cryptography but digests."""
         signers: list[Session | VerificationError | None] = []
         jobs: dict[str, list[_Job]] = {}
         for commit in commits:
@@ -367,7 +399,10 @@ class TrustPool:
             try:
                 signer = self._find(commit.session)
             except RevokedSessionError as error:
-                signer = error
+                # SECURITY: what a stolen root signs is not to be told from what it signed before, but by this
+                # (tests/unit/test_trust_frozen.py).
+                is_held = held or self._is_frozen(commit)
+                signer = (self._vouchers.get(commit.session) if is_held else None) or error
             if signer is None and commit.session in self._pending and commit.session not in jobs:
                 jobs[commit.session] = self._jobs(commit.session)
             signers.append(signer)
@@ -446,11 +481,15 @@ class TrustPool:
             raise RevokedSessionError(f"session {session_id!r} has been revoked")
         return self._document.get(session_id) or self._learnt.get(session_id)
 
+    def _is_frozen(self, commit: Commit) -> bool:
+        frozen = self._frozen.get(commit.session)
+        return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
+
     def _may_vouch(self, commit: Commit) -> Session | None:
         """Return the root that may have signed a session commit that we hold, or None."""
         signer = commit.session
         if signer in self._revoked:
-            return None if _claims_root(commit) else self._vouchers.get(signer)
+            return None if claims_root(commit) else self._vouchers.get(signer)
         session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
         return session if session is not None and session.is_root else None
 
@@ -476,7 +515,7 @@ class TrustPool:
         introductions = self._accepted.setdefault(session_id, [])
         if all(known.commit.id != introduction.commit.id for known in introductions):
             introductions.append(introduction)
-        self._learnt[session_id] = _better(self._learnt.get(session_id), introduction.session)
+        self._learnt[session_id] = better(self._learnt.get(session_id), introduction.session)
 
     def _settle_roots(self) -> None:
         """Verify what claims to be a root until nothing changes any more, then wake those that waited for a root."""
@@ -485,7 +524,7 @@ class TrustPool:
         while progress:
             progress = False
             for session_id in list(self._pending_roots):
-                jobs = [job for job in self._jobs(session_id) if _claims_root(job.commit)]
+                jobs = [job for job in self._jobs(session_id) if claims_root(job.commit)]
                 for job in jobs:
                     job.run()
                     commits = self._pending[session_id]
@@ -530,7 +569,7 @@ class TrustPool:
                         self._pending_roots.add(session_id)
             best = self._given.get(session_id)
             for one in good:
-                best = _better(best, one.session)
+                best = better(best, one.session)
             if good:
                 self._accepted[session_id] = good
             else:
@@ -541,24 +580,6 @@ class TrustPool:
                 self._learnt.pop(session_id, None)
         self._queue.update(dict.fromkeys(self._waiting))
         self._waiting.clear()
-
-
-def _better(known: Session | None, new: Session) -> Session:
-    """Apply GoatDB's rule for a second word about one session (7.5 step 1).
-
-    Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.
-    """
-    if known is None:
-        return new
-    if known.is_root and not new.is_root:
-        return known
-    if new.expiration_ms > known.expiration_ms or (known.owner is None and new.owner is not None):
-        return new
-    return known
-
-
-def _claims_root(commit: Commit) -> bool:
-    return isinstance(commit.data, Mapping) and commit.data.get("owner") == "root"
 
 
 def _spread(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:

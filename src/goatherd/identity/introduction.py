@@ -87,3 +87,22 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
         verify_commit(session, commit, envelope)
     except RecursionError:
         raise InvalidSignatureError(f"commit {commit.id!r} is nested too deeply") from None
+
+
+def better(known: Session | None, new: Session) -> Session:
+    """Apply GoatDB's rule for a second word about one session (7.5 step 1).
+
+    Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.
+    """
+    if known is None:
+        return new
+    if known.is_root and not new.is_root:
+        return known
+    if new.expiration_ms > known.expiration_ms or (known.owner is None and new.owner is not None):
+        return new
+    return known
+
+
+def claims_root(commit: Commit) -> bool:
+    """Whether a session commit says that its session is a root; nothing is verified."""
+    return isinstance(commit.data, Mapping) and commit.data.get("owner") == "root"

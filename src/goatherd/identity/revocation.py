@@ -27,7 +27,7 @@ class Freeze:
     Attributes:
         at: When it was closed, in milliseconds since 1970.
         commits: How many there are.
-        digest: SHA-256, hexadecimal, of the list itself (`goatherd.trust.frozen_digest`).
+        digest: SHA-256, hexadecimal, of the list itself (`goatherd.identity.freeze.FrozenList`).
     """
 
     at: int

@@ -218,6 +218,14 @@ class Engine:
             self._register(f"/{kind}/{name}", read)
         return self.repository(f"/{kind}/{name}")
 
+    def peek(self, path: str) -> Repository:
+        """Read a repository that need not stay open. Blocks; any thread.
+
+        Raises:
+            PathError, StorageError: As `repository`.
+        """
+        return self._read(path)
+
     def flush_log(self, path: str) -> Log:
         """Return the log to flush for a path in `Response.flush`."""
         return self._repositories[path].log
@@ -456,7 +464,7 @@ class Engine:
         """Authorize a verified commit by its signer and store it, or return why not."""
         repository = self._repositories[path]
         try:
-            author = self.pool.session(commit.session)
+            author = self.pool.author(commit)
             check_against(commit, repository)
         except (VerificationError, DecodeError) as error:
             return error
@@ -500,7 +508,7 @@ class Engine:
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False
-        return not any(self.pool.verify_commits(commits))
+        return not any(self.pool.verify_commits(commits, held=True))
 
     # --- answering ---------------------------------------------------------------------------------------------------
 
