@@ -1,0 +1,143 @@
+"""Maintenance windows: when a rotation may begin, by the clock on a wall somewhere.
+
+What it is: windows of days and times of day in a time zone, and the spans of real time that they cover. What it is not:
+it decides nothing (`schedule` does). Rules: pure; moments are milliseconds since 1970, wall times have a zone.
+
+A change to or from daylight saving time leaves no doubt: what the clocks leave out is in no window, so that a window
+which falls into it whole does not open on that day; of an hour that comes twice, a window begins and ends at the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from goatherd.errors import ConfigurationError
+
+DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_DAY_MINUTES: Final = 24 * 60
+_TIMES: Final = re.compile(r"(\d\d):(\d\d)-(\d\d):(\d\d)")
+# A window of one day a week may lie in what the clocks leave out, twice in a row at most.
+_SEARCH_DAYS: Final = 22
+_MINUTE: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """From `start` to `end` on each of `days`; both are minutes after midnight.
+
+    Attributes:
+        days: 0 is Monday. The day is the one on which the window opens.
+        end: Up to, and without. Not after `start` means: on the next day. 1440 is midnight.
+    """
+
+    days: frozenset[int]
+    start: int
+    end: int
+
+    @classmethod
+    def from_text(cls, text: str) -> Window:
+        """Read ``Mon-Fri 02:00-04:00``, ``Sat,Sun 22:00-06:00`` or ``02:00-04:00`` (every day).
+
+        Raises:
+            ConfigurationError: It is something else.
+        """
+        days_text, _, times_text = text.strip().rpartition(" ")
+        times = _TIMES.fullmatch(times_text)
+        if times is None:
+            raise _refusal(text, "the times look like 02:00-04:00")
+        hours = [int(part) for part in times.groups()]
+        start, end = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
+        if hours[1] > 59 or hours[3] > 59 or start >= _DAY_MINUTES or end > _DAY_MINUTES:
+            raise _refusal(text, "a day has 24 hours of 60 minutes")
+        if start == end:
+            raise _refusal(text, "it opens and closes at the same time; all day is 00:00-24:00")
+        return cls(days=_days(text, days_text.strip()), start=start, end=end)
+
+    @property
+    def length(self) -> int:
+        """Minutes from opening to closing on an ordinary day."""
+        return self.end - self.start if self.end > self.start else self.end + _DAY_MINUTES - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One opening of a window: from `open_ms` up to, and without, `close_ms`."""
+
+    open_ms: int
+    close_ms: int
+
+
+def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | None:
+    """Return the span that is open at `at_ms`, else the next one; None where there is none to come.
+
+    Windows that touch or overlap are one span.
+
+    Args:
+        windows: At least one.
+        zone: Whose wall clock the windows mean.
+        at_ms: Milliseconds since 1970.
+    """
+    chosen: Span | None = None
+    today = datetime.fromtimestamp(at_ms / 1000, zone).date()
+    for offset in range(-1, _SEARCH_DAYS):
+        day = today + timedelta(days=offset)
+        if chosen is not None and chosen.close_ms < _moment(day, 0, zone):
+            break
+        for span in sorted(_spans(windows, zone, day), key=lambda span: span.open_ms):
+            if span.close_ms <= at_ms:
+                continue
+            if chosen is None:
+                chosen = span
+            elif span.open_ms <= chosen.close_ms:
+                chosen = Span(open_ms=chosen.open_ms, close_ms=max(chosen.close_ms, span.close_ms))
+    return chosen
+
+
+def _spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterator[Span]:
+    for window in windows:
+        if day.weekday() in window.days:
+            open_ms = _moment(day, window.start, zone)
+            close_ms = _moment(day, window.start + window.length, zone)
+            if open_ms < close_ms:
+                yield Span(open_ms=open_ms, close_ms=close_ms)
+
+
+def _moment(day: date, minutes: int, zone: ZoneInfo) -> int:
+    """Return when the wall clock first shows this time or a later one."""
+    wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
+    moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    if moment.astimezone(zone).replace(tzinfo=None) != wall:
+        # The clocks leave it out: look for the change, between what the two offsets make of it.
+        early = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
+        while moment - early > timedelta(milliseconds=1):
+            middle = early + (moment - early) / 2
+            if middle.astimezone(zone).replace(tzinfo=None) < wall:
+                early = middle
+            else:
+                moment = middle
+        moment = moment.replace(microsecond=0)
+    return round(moment.timestamp() * 1000)
+
+
+def _days(text: str, days_text: str) -> frozenset[int]:
+    if not days_text:
+        return frozenset(range(7))
+    days: set[int] = set()
+    for part in days_text.split(","):
+        first, dash, last = (word.strip().capitalize() for word in part.partition("-"))
+        if first not in DAYS or (dash and last not in DAYS):
+            raise _refusal(text, "the days are " + ", ".join(DAYS))
+        begin = DAYS.index(first)
+        days.update((begin + step) % 7 for step in range((DAYS.index(last) - begin) % 7 + 1 if dash else 1))
+    return frozenset(days)
+
+
+def _refusal(text: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{text!r} is not a maintenance window: {why}", hint="Such as `Mon-Fri 02:00-04:00` or `Sat,Sun 22:00-06:00`."
+    )
