@@ -89,6 +89,11 @@ class NodeClient:
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
 
+    @property
+    def timeout(self) -> timedelta:
+        """The deadline of each request."""
+        return self._timeout
+
     async def __aenter__(self) -> NodeClient:
         return self
 
@@ -264,6 +269,41 @@ class NodeClient:
         if not isinstance(answer, dict):
             raise self._nonsense("POST", path, "not an object")
         return answer
+
+    async def held(self, session_id: str, signer: OwnedSession, now_ms: int | None = None) -> bytes:
+        """Return the list of what the server holds of a revoked root (`goatherd.identity.freeze`); `signer` is a root.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours. 409: not revoked there.
+        """
+        path = "/goatherd/v1/held"
+        body = to_json_bytes({"session": session_id})
+        response = await self._send("POST", path, content=body, headers=self._signed(signer, now_ms))
+        self._check("POST", path, response)
+        return response.content
+
+    async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
+        """Hand over the list of what the cluster held of a revoked root; `signer` is a root there.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+        """
+        path = "/goatherd/v1/frozen"
+        response = await self._send("POST", path, content=body, headers=self._signed(signer, now_ms))
+        self._check("POST", path, response)
+
+    async def frozen(self, digest: str) -> bytes | None:
+        """Return the list with this SHA-256, as the server says; None where it has none.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module.
+        """
+        path = f"/goatherd/v1/frozen/{digest}"
+        response = await self._send("GET", path)
+        if response.status_code == 404:
+            return None
+        self._check("GET", path, response)
+        return response.content
 
     async def healthy(self) -> bool:
         """Return whether ``GET /healthy`` says so; a server that cannot be reached is not healthy."""

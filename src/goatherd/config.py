@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -87,6 +88,31 @@ def _port(value: object) -> int:
     return int(text)
 
 
+def _count(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ConfigurationError(f"{value!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def _quorum(value: object) -> str:
+    text = str(value)
+    if text != "all":
+        # Here, since the package brings the whole of cryptography with it.
+        from goatherd.rotation.policy import Quorum
+
+        text = str(Quorum.from_text(text))
+    return text
+
+
+def _http_url(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"https?://[^/\s]+\S*", text):
+        # Not shown: it may hold credentials.
+        raise ConfigurationError("not an http or https URL", hint="Such as http://127.0.0.1:9000/healthy.")
+    return text
+
+
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -121,6 +147,33 @@ def _cloud_config(value: object) -> Mapping[str, str]:
         if name not in value:
             raise ConfigurationError(f"cloudConfig has no {name!r}")
     return dict(value)
+
+
+def _agent_url(value: object) -> str:
+    return _url(_text(value))
+
+
+def _on_change(value: object) -> str:
+    ways = ("restart", "signal", "command", "ignore")
+    if value not in ways:
+        raise ConfigurationError(f"{value!r} is none of {', '.join(ways)}")
+    return str(value)
+
+
+def _restarts(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 1000:
+        raise ConfigurationError(f"{value!r} is not a number from 0 to 1000")
+    return int(text)
+
+
+def _signal(value: object) -> int:
+    text = str(value).upper()
+    found = {number.name: int(number) for number in signal.Signals}
+    number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)
+    if isinstance(value, bool) or number not in found.values():
+        raise ConfigurationError(f"{value!r} is not a signal", hint="Such as TERM, HUP or USR1.")
+    return number
 
 
 def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
@@ -202,6 +255,69 @@ class Options:
         "How long a stopping server waits for the requests that it is answering.",
     )
 
+    agent_data: Path | None = _key(
+        "agent.data", _path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
+    )
+    agent_url: str = _key(
+        "agent.url",
+        _agent_url,
+        "http://127.0.0.1:8080",
+        "URL",
+        "Where that server answers; `{org}` in it is replaced by the organization.",
+    )
+    agent_memory: Path | None = _key(
+        "agent.memory",
+        _path,
+        None,
+        "path",
+        "A directory in memory (tmpfs) for settings.json; found by itself unless named.",
+    )
+    agent_on_change: str = _key(
+        "agent.on_change",
+        _on_change,
+        "restart",
+        "text",
+        "What happens when the identity changes: restart, signal, command or ignore.",
+    )
+    agent_signal: int = _key(
+        "agent.signal", _signal, 1, "signal", 'What the server is told with where `on_change` is "signal".'
+    )
+    agent_command: str | None = _key(
+        "agent.command", _text, None, "text", 'What is run where `on_change` is "command"; without a shell.'
+    )
+    agent_stop_signal: int = _key(
+        "agent.stop_signal", _signal, 15, "signal", "What the server is asked to stop with, for a restart."
+    )
+    agent_grace: timedelta = _key(
+        "agent.grace",
+        parse_duration,
+        timedelta(seconds=30),
+        "time",
+        "How long a server that was asked to stop may take before it is killed.",
+    )
+    agent_ready_timeout: timedelta = _key(
+        "agent.ready_timeout",
+        parse_duration,
+        timedelta(seconds=60),
+        "time",
+        "How long a started server may take until it answers what its root signed.",
+    )
+    agent_crashes: int = _key(
+        "agent.crashes",
+        _restarts,
+        5,
+        "number",
+        "How many times in a row the server is started again after it ended with an error; 0 ends with it.",
+    )
+    agent_lease: str | None = _key(
+        "agent.lease",
+        _text,
+        None,
+        "URI",
+        'Where the nodes agree whose turn it is to restart: beside the identity, "<secret>-lease", unless named. '
+        '"none": they do not.',
+    )
+
     rotation_lifetime: timedelta = _key(
         "rotation.lifetime",
         parse_duration,
@@ -238,6 +354,65 @@ class Options:
         "How long after a rotation the old private key stays in the store, so that one can go back. "
         "`retire` waits for it.",
     )
+    rotation_quorum: str = _key(
+        "rotation.quorum",
+        _quorum,
+        "all",
+        "text",
+        "How many of the nodes must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a part "
+        "such as `80%`. Only nodes that do not answer at all are ever left out.",
+    )
+    rotation_unlisted: timedelta | None = _key(
+        "rotation.unlisted",
+        parse_duration,
+        None,
+        "time",
+        "How long the next root must have been published before it signs, for servers that nobody has listed. By "
+        "default none where every node is given by its URL, and `settings.refresh_interval` with its jitter and two "
+        "seconds more where nodes are discovered; `0s` says that all servers are known.",
+    )
+    rotation_health_url: str | None = _key(
+        "rotation.health_url",
+        _http_url,
+        None,
+        "URL",
+        "An HTTP probe that says whether the cluster is well: a GET is answered with 200 to 299.",
+    )
+    rotation_health_command: str | None = _key(
+        "rotation.health_command",
+        _text,
+        None,
+        "text",
+        "A command, run by /bin/sh, that ends with 0 while the cluster is well.",
+    )
+    rotation_health_failures: int = _key(
+        "rotation.health_failures",
+        _count,
+        3,
+        "number",
+        "After so many bad answers in a row the rotation is rolled back.",
+    )
+    rotation_health_interval: timedelta = _key(
+        "rotation.health_interval",
+        parse_duration,
+        timedelta(seconds=2),
+        "time",
+        "The shortest time between two questions whether the cluster is well.",
+    )
+    rotation_health_timeout: timedelta = _key(
+        "rotation.health_timeout",
+        parse_duration,
+        timedelta(seconds=5),
+        "time",
+        "The longest time for one answer; none in time is a bad one.",
+    )
+    rotation_health_soak: timedelta = _key(
+        "rotation.health_soak",
+        parse_duration,
+        timedelta(seconds=10),
+        "time",
+        "With a health signal: how long it is watched while the next root signs, before the rotation is final.",
+    )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -259,6 +434,8 @@ class Key:
         """Return the default as goatherd.toml would write it, or nothing."""
         if self.default is None or self.default == ():
             return ""
+        if self.form == "signal":
+            return signal.Signals(self.default).name.removeprefix("SIG")
         if isinstance(self.default, timedelta):
             return format_duration(self.default)
         return str(self.default)

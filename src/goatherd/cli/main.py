@@ -35,6 +35,7 @@ EXIT_CODES = {
     "settings": 8,
     "node": 9,
     "rotation": 10,
+    "agent": 12,
 }
 """By the first part of an error's code."""
 EXIT_INTERNAL = 1
@@ -54,6 +55,7 @@ EXIT_MEANINGS = {
     8: "settings could not be read",
     9: "a server, or its data directory, does not answer as one should",
     10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
+    12: "the agent cannot run a server, or has stopped one that gave its private key away",
     EXIT_FINDINGS: "`doctor` or `status` found something wrong",
     EXIT_INTERRUPTED: "interrupted",
 }
@@ -71,6 +73,9 @@ COMMANDS = {
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
+    "run": ("commands_agent", "Run an unmodified GoatDB server with its identity from a store."),
+    "fetch": ("commands_agent", "Write a GoatDB server's settings.json once, and end."),
+    "watch": ("commands_agent", "Keep the settings.json of a server that something else runs up to date."),
     "demo": ("commands_serve", "Three servers, one identity, two rotations under traffic."),
 }
 
@@ -122,7 +127,9 @@ def cli() -> None:
     """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
 
 
-def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., int | None]], click.Command]:
+def command(
+    *, example: str, nodes: bool = False, orgs: bool = False
+) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a function into a command with the options that every command has.
 
     The function gets an `App` first, then those of its own options that are not fields of `Options`.
@@ -130,6 +137,7 @@ def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., int
     Args:
         example: What the help shows as an example, one command a line.
         nodes: Whether the command talks to servers: adds --node and --timeout.
+        orgs: Whether it takes several organizations: --org may be given again, and the function gets `orgs`.
     """
     attributes = {key.attribute for key in keys()}
 
@@ -144,7 +152,13 @@ def command(*, example: str, nodes: bool = False) -> Callable[[Callable[..., int
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
         shared = [
             click.option("--provider", metavar="URI", help="The store, such as file:///srv/keys/root."),
-            click.option("--org", metavar="ID", help="The organization, for `{org}` in the secret's name."),
+            click.option(
+                "--org",
+                *(["orgs"] if orgs else []),
+                multiple=orgs,
+                metavar="ID",
+                help="The organization, for `{org}` in the secret's name.",
+            ),
             click.option("--config", "config_file", type=click.Path(path_type=Path), help="Not ./goatherd.toml."),
             click.option("--json", "as_json", is_flag=True, help="Write one JSON document, an error too."),
             click.option("--debug", is_flag=True, help="Show where an error came from."),

@@ -1,0 +1,489 @@
+"""The loop: start the server, follow the store, one node at a time, and see to it that nothing leaks.
+
+What it is: `run` with a child of its own, `watch` beside a server that somebody else runs (`Supervisor` is None).
+What it is not: it never writes the identity, and holds no rule of rotation. Rules:
+
+- The file is written while the server is stopped, or the server is told at once (signal, command).
+- A change is prepared while the server serves, and made only when it is this node's turn.
+- Whatever ends the agent ends the child first, then the files. A child that crashes backs off and writes nothing
+  anywhere.
+- After every start the server is asked what an attacker would ask. If a private key comes back, it is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any, Final
+
+from goatherd.agent.claim import Claim
+from goatherd.agent.handover import Handover, problem_of
+from goatherd.agent.lease import Lease, NoLease
+from goatherd.agent.plan import OnChange, backoff
+from goatherd.agent.question import Standing
+from goatherd.agent.supervisor import Supervisor, end_leftover
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
+from goatherd.telemetry import Event, event_text
+
+STABLE_AFTER: Final = timedelta(minutes=1)
+LEAK_GRACE: Final = timedelta(seconds=5)
+AGAIN_AFTER: Final = timedelta(minutes=1)
+PROBE: Final = timedelta(milliseconds=200)
+SIGNER_PROBE: Final = timedelta(seconds=1)
+"""Each such look costs a session."""
+RENOTIFY: Final = 3
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+_log = logging.getLogger("goatherd.agent")
+
+Notify = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How the agent behaves.
+
+    Attributes:
+        on_change: What to do when the identity changes.
+        stop_signal: What the child is asked to stop with for a restart.
+        ready_timeout: How long a server may take until it answers signed requests.
+        crashes: How many times in a row the child may end by itself, with an error, before the agent gives up.
+        look_every: How often the file is looked at.
+    """
+
+    on_change: OnChange = OnChange.RESTART
+    stop_signal: int = signal.SIGTERM
+    ready_timeout: timedelta = timedelta(seconds=60)
+    crashes: int = 5
+    look_every: timedelta = timedelta(seconds=2)
+
+
+class _Up(Enum):
+    YES = auto()
+    NO = auto()
+    STRANGER = auto()
+    ENDED = auto()
+
+
+class Agent:
+    """Looks after one server until it is told to stop, or the server ends.
+
+    Args:
+        handovers: One for each organization.
+        claim: The hold on the data directory; entered by the caller.
+        supervisor: The child; None to stay beside a server that somebody else runs.
+        lease: Whose turn it is.
+        rules: How to behave.
+        notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        handovers: Sequence[Handover],
+        *,
+        claim: Claim,
+        supervisor: Supervisor | None,
+        lease: Lease | NoLease,
+        rules: Rules | None = None,
+        notify: Notify | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._handovers = tuple(handovers)
+        self._claim = claim
+        self._supervisor = supervisor
+        self._lease = lease
+        self._rules = rules or Rules()
+        self._notify = notify
+        self._clock: Clock = clock or SystemClock()
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._stop_number: int | None = None
+        self._ended: asyncio.Task[int] | None = None
+        self._up_since: float | None = None
+        self._ignored: set[tuple[str, int]] = set()
+        self._again_at: float | None = None
+        self._passed_on: set[int] = set()
+
+    async def run(self) -> int:
+        """Run to the end and return the exit code: the child's own, or 128 and the signal that ended it.
+
+        Raises:
+            IdentityError, ProviderError, SettingsError: There is no identity to start a server with. None was started.
+            KeyLeakedError: The server gave its key away; it was stopped.
+            AgentError: The server does not read its file, or cannot be started.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for handover in self._handovers:
+                await stack.enter_async_context(handover)
+                await handover.load(self._changed)
+            await self._take_place()
+            with self._signals():
+                return await self._until_the_end()
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Have it end: the child gets the signal now. A second call passes the signal on again."""
+        self._stop_number = number if self._stop_number is None else self._stop_number
+        if self._supervisor is not None:
+            self._supervisor.send(number)
+        self._stop.set()
+
+    def _pass_on(self, number: int) -> None:
+        self._passed_on.add(number)
+        if self._supervisor is not None:
+            self._supervisor.send(number)
+
+    # --- begin and end ----------------------------------------------------------------------------------------------
+
+    async def _take_place(self) -> None:
+        """Make sure that nothing is lost by writing, and note what will be written."""
+        before = self._claim.before
+        for handover in self._handovers:
+            await handover.check_place(is_left_over=handover.org in before.orgs)
+        orgs = {*before.orgs, *(handover.org for handover in self._handovers)}
+        await asyncio.to_thread(lambda: self._claim.note(orgs=orgs))
+
+    async def _until_the_end(self) -> int:
+        life = asyncio.create_task(self._life(), name="agent")
+        told = asyncio.create_task(self._stop.wait())
+        grace: timedelta | None = None
+        try:
+            await asyncio.wait({life, told}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                return life.result()
+        except KeyLeakedError:
+            grace = LEAK_GRACE
+            raise
+        finally:
+            for task in (life, told):
+                task.cancel()
+            await asyncio.wait({life, told})
+            code = await self._end(grace)
+        if life.done() and not life.cancelled() and (error := life.exception()) is not None:
+            raise error
+        if code is not None:
+            return code
+        return 128 + (self._stop_number or signal.SIGTERM) if self._supervisor is not None else 0
+
+    async def _end(self, grace: timedelta | None) -> int | None:
+        """Stop the child, then remove what it was given. Beside somebody else's server, everything stays."""
+        if self._supervisor is None:
+            return None
+        number = self._stop_number if self._stop_number is not None else self._rules.stop_signal
+        code = await self._supervisor.stop(number, grace=grace)
+        self._tell_killed()
+        if self._ended is not None:
+            self._ended.cancel()
+        for handover in self._handovers:
+            await handover.remove()
+        await asyncio.to_thread(self._claim.forget)
+        return code
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        taken = []
+        for number in STOPPING:
+            loop.add_signal_handler(number, self.stop, number)
+            taken.append(number)
+        for number in PASSED_ON if self._supervisor is not None else ():
+            # What nohup has set to be ignored stays ignored, here and there.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                assert self._supervisor is not None
+                loop.add_signal_handler(number, self._pass_on, number)
+                taken.append(number)
+        try:
+            yield
+        finally:
+            for number in taken:
+                loop.remove_signal_handler(number)
+
+    # --- the life of a server ---------------------------------------------------------------------------------------
+
+    async def _life(self) -> int:
+        if self._supervisor is None:
+            return await self._beside()
+        crashes, has_come_up = 0, False
+        while True:
+            for handover in self._handovers:
+                await handover.write()
+            await self._start()
+            up = await self._await_up(sees_signer=False)
+            if up is _Up.YES:
+                has_come_up = True
+            elif up is not _Up.ENDED:
+                await self._not_up(up, is_first=not has_come_up)
+            code = await self._serve()
+            _log.warning(event_text(Event.AGENT_ENDED, code=code))
+            if self._up_since is not None and self._clock.monotonic() - self._up_since > STABLE_AFTER.total_seconds():
+                crashes = 0
+            if self._up_since is None and self._refuses():
+                self._tell_stepped_back()
+            crashes += 1
+            if code == 0 or self._is_by_our_signal(code) or crashes > self._rules.crashes:
+                return code
+            pause = backoff(crashes)
+            _log.warning(event_text(Event.AGENT_ENDED, again_in=f"{pause.total_seconds():g}s", crashes=crashes))
+            await self._clock.sleep(pause)
+
+    async def _beside(self) -> int:
+        """Keep the file up to date beside a server that somebody else runs."""
+        for handover in self._handovers:
+            if not await handover.adopt():
+                await handover.write()
+        while True:
+            await self._serve()
+
+    async def _not_up(self, up: _Up, *, is_first: bool) -> None:
+        """The child runs and does not answer as it should: step back, give up, or go on waiting."""
+        if self._refuses():
+            await self._step_back()
+        elif up is _Up.STRANGER and is_first:
+            files = ", ".join(str(handover.file.link) for handover in self._handovers)
+            raise AgentError(
+                f"the server answers, but does not know the root that it was given: it does not read {files}",
+                hint="Check --data, --org and --url against the server's own path, organization and port.",
+            )
+
+    async def _serve(self) -> int:
+        """Follow the store until the child has ended by itself; return its exit code."""
+        while True:
+            changed = asyncio.create_task(self._changed.wait())
+            waits: set[asyncio.Task[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
+            try:
+                await asyncio.wait(
+                    waits, timeout=self._rules.look_every.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                changed.cancel()
+            if self._ended is not None and self._ended.done():
+                return self._ended.result()
+            is_due = self._again_at is not None and self._clock.monotonic() >= self._again_at
+            if self._changed.is_set() or is_due:
+                self._changed.clear()
+                self._again_at = None
+                await self._follow()
+            await self._look()
+
+    async def _look(self) -> None:
+        for handover in self._handovers:
+            must_ask = await handover.look()
+            if not handover.is_asked and await handover.standing() is Standing.UP:
+                handover.came_up()
+                self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
+                must_ask = True
+            if must_ask:
+                await handover.ask()
+            handover.warn_of_age()
+
+    def _is_by_our_signal(self, code: int) -> bool:
+        return code - 128 in self._passed_on
+
+    # --- a change ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Bring the server to what the store holds now, when it is this node's turn."""
+        reasons = self._reasons()
+        if not reasons:
+            return
+        if self._rules.on_change is OnChange.IGNORE:
+            self._ignore(reasons)
+            return
+        _log.warning(event_text(Event.AGENT_CHANGE, message="; ".join(reasons)))
+        try:
+            for handover in self._handovers:
+                await handover.prepare()
+        except GoatherdError as error:
+            self._refused(error)
+            return
+        async with self._turn() as is_ours:
+            # While others had their turn, the change may have been taken back.
+            if is_ours and self._reasons():
+                await self._switch()
+
+    def _refused(self, error: GoatherdError) -> None:
+        self._again_at = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
+        _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
+
+    def _reasons(self) -> tuple[str, ...]:
+        return tuple(reason for handover in self._handovers for reason in handover.reasons())
+
+    def _ignore(self, reasons: Sequence[str]) -> None:
+        now = {(handover.org, handover.document.generation) for handover in self._handovers}
+        if now != self._ignored:
+            self._ignored = now
+            text = f"{'; '.join(reasons)}: the server goes on as it is until its next start"
+            _log.warning(event_text(Event.AGENT_CHANGE, message=text))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[bool]:
+        """Wait for this node's turn; False where the child has ended meanwhile, or nothing is to be done any more."""
+        async with contextlib.AsyncExitStack() as stack:
+            entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
+            waits: set[asyncio.Task[Any]] = {entering, *([self._ended] if self._ended is not None else [])}
+            every = self._rules.look_every.total_seconds()
+            try:
+                while not (await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED))[0]:
+                    if not self._reasons():
+                        break
+                    await self._look()
+            finally:
+                if not entering.done():
+                    entering.cancel()
+                    await asyncio.wait({entering})
+            if entering.cancelled():
+                yield False
+                return
+            entering.result()
+            yield True
+
+    async def _switch(self) -> None:
+        up = await self._hand_over()
+        if up is _Up.YES or up is _Up.ENDED:
+            return
+        if self._refuses():
+            await self._step_back()
+
+    def _refuses(self) -> bool:
+        """Note that the server did not come up; return whether there is an earlier root to go back to."""
+        return True in [handover.step_back() for handover in self._handovers]
+
+    async def _step_back(self) -> None:
+        self._tell_stepped_back()
+        await self._hand_over()
+
+    def _tell_stepped_back(self) -> None:
+        for handover in self._handovers:
+            if handover.wanted is not handover.document:
+                fields = {"org": handover.org, "refused": handover.document.current.id}
+                _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=handover.wanted.current.id))
+
+    async def _hand_over(self) -> _Up:
+        """Give the server what is wanted, by the way that the rules name, and wait until it is up."""
+        if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
+            if self._ended is not None and self._ended.done():
+                return _Up.ENDED
+            await self._supervisor.stop(self._rules.stop_signal)
+            self._tell_killed()
+            try:
+                for handover in self._handovers:
+                    await handover.write()
+            except GoatherdError as error:
+                # The server is down: what it ran with is still there, and is better than nothing.
+                self._refused(error)
+            await self._start()
+            return await self._await_up(sees_signer=False)
+        for handover in self._handovers:
+            await handover.write()
+        await self._tell_server()
+        return await self._await_up(sees_signer=True)
+
+    async def _tell_server(self) -> None:
+        if self._notify is None:
+            return
+        try:
+            await self._notify()
+        except GoatherdError as error:
+            _log.error(event_text(Event.AGENT_NOT_UP, message=problem_of(error)))
+
+    async def _start(self) -> None:
+        assert self._supervisor is not None
+        self._up_since = None
+        self._passed_on.clear()
+        await self._supervisor.start()
+        child = self._supervisor.child
+        await asyncio.to_thread(lambda: self._claim.note(child=child))
+        self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
+        _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
+
+    async def _await_up(self, *, sees_signer: bool) -> _Up:
+        """Wait until the server answers what its root signed, then ask it the attacker's question.
+
+        Args:
+            sees_signer: It was not restarted by us, so who signs must be seen.
+
+        Raises:
+            KeyLeakedError: It gave a private key away.
+        """
+        until = self._clock.monotonic() + self._rules.ready_timeout.total_seconds()
+        up, told = _Up.NO, 1
+        while self._clock.monotonic() < until:
+            if self._ended is not None and self._ended.done():
+                return _Up.ENDED
+            standings = [await handover.standing() for handover in self._handovers]
+            up = _Up.STRANGER if Standing.STRANGER in standings else _Up.NO
+            if all(one is Standing.UP for one in standings):
+                if not sees_signer or all([await handover.signs() for handover in self._handovers]):
+                    await self._is_up()
+                    return _Up.YES
+                if told < RENOTIFY and any([await handover.is_regressed() for handover in self._handovers]):
+                    # COMPAT: a server that runs writes over its file with every new session (protocol 8.2).
+                    told += 1
+                    for handover in self._handovers:
+                        await handover.write()
+                    await self._tell_server()
+            await self._clock.sleep(SIGNER_PROBE if sees_signer else PROBE)
+        _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))
+        return up
+
+    async def _is_up(self) -> None:
+        self._up_since = self._clock.monotonic()
+        for handover in self._handovers:
+            handover.came_up()
+            assert handover.running is not None
+            _log.info(event_text(Event.AGENT_UP, org=handover.org, signs=handover.running.current.id))
+        for handover in self._handovers:
+            await handover.ask()
+
+    def _tell_killed(self) -> None:
+        if self._supervisor is not None and self._supervisor.was_killed:
+            _log.error(event_text(Event.AGENT_KILLED, message="the server did not stop when it was asked to"))
+
+
+async def take_over(claim: Claim, grace: timedelta, clock: Clock) -> None:
+    """Stop the server that an agent which was killed has left running, if any.
+
+    Raises:
+        AgentError: It cannot be stopped.
+    """
+    child = claim.before.child
+    if child is not None and await end_leftover(child, grace, clock):
+        _log.warning(event_text(Event.AGENT_LEFTOVER, pid=child.pid))
+
+
+async def run_command(command: Sequence[str], patience: timedelta, clock: Clock, environ: Mapping[str, str]) -> None:
+    """Run a command that tells a server to take its new file; its output goes to standard error.
+
+    Raises:
+        AgentError: It cannot be started, fails, or takes too long.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=environ
+        )
+    except OSError as error:
+        raise AgentError(f"cannot run {command[0]}: {error.strerror}") from error
+    ending = asyncio.create_task(process.wait())
+    limit = asyncio.create_task(clock.sleep(patience))
+    try:
+        await asyncio.wait({ending, limit}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            raise AgentError(f"{command[0]} has not ended after {patience.total_seconds():g} s")
+        if process.returncode:
+            raise AgentError(f"{command[0]} has ended with {process.returncode}")
+    finally:
+        limit.cancel()
+        if process.returncode is None:
+            process.kill()
+        await asyncio.wait({ending})

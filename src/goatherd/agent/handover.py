@@ -1,0 +1,348 @@
+"""One organization's way from the store to the server: what is wanted, what was given, what became of it.
+
+What it is not: it starts and stops nothing (`goatherd.agent.agent` does). Rules: what a server gets is made of a
+document that was checked whole, and looked at once more before it goes out; what the server makes of its file is told
+and never taken over; the store is only read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from goatherd.agent.plan import (
+    FileView,
+    differences,
+    reasons_to_restart,
+    require_life,
+    short_life,
+    stepped_back,
+    verify_safe,
+    view_of,
+)
+from goatherd.agent.question import Standing, ask_as_an_attacker, signer_at, standing
+from goatherd.agent.sessions import SESSIONS_LOG, Findings, SessionBook
+from goatherd.agent.settings_file import Place, SettingsFile, Stamp
+from goatherd.client import NodeClient
+from goatherd.clock import Clock
+from goatherd.errors import GoatherdError, IdentityError, IdentityExistsError, KeyLeakedError, SettingsError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.settings_text import from_settings, to_settings
+from goatherd.settings.base import DBSettings, DBSettingsProvider
+from goatherd.telemetry import Event, event_text
+
+WARN_EVERY: Final = timedelta(hours=12)
+_LOOK_COST: Final = 20
+"""A look at a large file may take this part of the time at most: after one, the next waits twenty times as long."""
+_PATIENCE: Final = 3
+
+_log = logging.getLogger("goatherd.agent")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is remembered of the file."""
+
+    stamp: Stamp | None = None
+    view: FileView | None = None
+    unreadable: int = 0
+    not_before: float = 0
+
+
+class Handover:
+    """One organization. Enter it to have its settings kept fresh; `load` before anything else.
+
+    Args:
+        org: The organization.
+        settings: Its identity in the store.
+        directory: Its directory in the server's data directory.
+        file: Its settings.json.
+        client: The server, as this organization's clients reach it.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        *,
+        org: str,
+        settings: DBSettingsProvider,
+        directory: Path,
+        file: SettingsFile,
+        client: NodeClient,
+        clock: Clock,
+    ) -> None:
+        self.org = org
+        self.file = file
+        self.is_asked = False
+        self._settings = settings
+        self._client = client
+        self._clock = clock
+        self._book = SessionBook(directory / SESSIONS_LOG, org)
+        self._running: IdentityDocument | None = None
+        self._good: IdentityDocument | None = None
+        self._refused: int | None = None
+        self._seen = _Seen()
+        self._told: tuple[str | int, ...] = ()
+        self._warned_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._settings.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._client.aclose()
+        finally:
+            await self._settings.__aexit__(kind, error, trace)
+
+    async def load(self, changed: asyncio.Event) -> None:
+        """Read the identity for the first time, and have `changed` set with every other one.
+
+        Raises:
+            GoatherdError: As `goatherd.settings.Settings.load`. No new identity is ever made up.
+        """
+        await self._settings.load()
+
+        def on_change(_: DBSettings) -> None:
+            changed.set()
+
+        self._settings.subscribe(on_change)
+
+    # --- what is wanted ---------------------------------------------------------------------------------------------
+
+    @property
+    def document(self) -> IdentityDocument:
+        """What the store holds."""
+        return self._settings.settings.document
+
+    @property
+    def wanted(self) -> IdentityDocument:
+        """What the server shall run with: what the store holds, unless it did not come up with that."""
+        document = self.document
+        if self._refused == document.generation and self._good is not None:
+            return stepped_back(document, self._good) or document
+        return document
+
+    @property
+    def running(self) -> IdentityDocument | None:
+        """What the server was given last."""
+        return self._running
+
+    def reasons(self) -> tuple[str, ...]:
+        """Return why the server must be told of what is wanted; nothing if it need not."""
+        return () if self._running is None else reasons_to_restart(self._running, self.wanted)
+
+    def came_up(self) -> None:
+        """Note that the server has come up with what it was given."""
+        self._good = self._running
+
+    def step_back(self) -> bool:
+        """Note that the server did not come up with what it was given; return whether there is another root to try."""
+        if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
+            return False
+        self._refused = self.document.generation
+        return stepped_back(self.document, self._good) is not None
+
+    # --- the file ---------------------------------------------------------------------------------------------------
+
+    async def check_place(self, *, is_left_over: bool) -> None:
+        """Make sure that nothing is lost when the file is written.
+
+        Args:
+            is_left_over: The file is of an agent that was killed.
+
+        Raises:
+            IdentityExistsError: There is a settings.json of another identity, or one that cannot be read.
+        """
+        raw = await asyncio.to_thread(self.file.read)
+        if raw is None or is_left_over:
+            return
+        where, hint = self.file.link, "Bring it into the store with `goatherd migrate`, or move it away."
+        try:
+            found, _, _ = from_settings(raw, self._clock.now_ms())
+        except IdentityError as error:
+            raise IdentityExistsError(f"{where} is there already and cannot be read: {error}", hint=hint) from error
+        mine = found.current.session
+        known = self.document.root(mine.id)
+        if known is None or known.public_key != mine.public_key:
+            raise IdentityExistsError(
+                f"{where} is there already and holds another identity (root {mine.id}) than the store"
+                f" (root {self.document.current.id})",
+                hint=hint + " Was the server started without the agent? Then it has invented that root.",
+            )
+
+    async def prepare(self) -> None:
+        """Verify now what `write` will need, so that a server that has to stop for it stops for a short time.
+
+        Raises:
+            IdentityError: A server cannot be started with what is wanted.
+        """
+        await self._text(self.wanted)
+
+    async def write(self) -> None:
+        """Write what is wanted for the server to read. The server must not run, or must be told at once.
+
+        Raises:
+            IdentityError: A server cannot be started with it.
+            SettingsError: It cannot be written.
+        """
+        wanted = self.wanted
+        text, _ = await self._text(wanted)
+        stamp = await asyncio.to_thread(self.file.write, text)
+        self.is_asked = False
+        self._running = wanted
+        self._seen = _Seen(stamp=stamp, view=view_of(text))
+
+    async def adopt(self) -> bool:
+        """Take the file for written that is there already, if it is of what is wanted; return whether it is."""
+        raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)
+        view = None if raw is None else view_of(raw)
+        mine = self.wanted.current.session
+        if view is None or (view.current_id, view.expiration) != (mine.id, mine.expiration_ms / 1000):
+            return False
+        self._running = self._good = self.wanted
+        self._seen = _Seen(stamp=stamp, view=view)
+        return True
+
+    async def _text(self, wanted: IdentityDocument) -> tuple[bytes, Findings]:
+        require_life(wanted, self._clock.now_ms())
+        found = await self._book.read(wanted)
+        self._tell(found)
+        text = to_settings(wanted, found.sessions)
+        verify_safe(text)
+        return text, found
+
+    def _tell(self, found: Findings) -> None:
+        news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
+        if news == self._told:
+            return
+        self._told = news
+        level = logging.WARNING if found.unvouched else logging.INFO
+        fields = {"org": self.org, "verified": len(found.sessions), "unvouched": len(found.unvouched)}
+        _log.log(level, event_text(Event.AGENT_SESSIONS, **fields))
+        for session_id in found.unvouched_roots:
+            text = f"/sys/sessions holds {session_id}, which claims to be a root and is vouched for by nobody trusted"
+            _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=f"{text}: the server will trust it"))
+        if found.damage is not None:
+            _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
+
+    async def remove(self) -> None:
+        """Remove the file, unless it holds a root that the store does not know."""
+        try:
+            raw = await asyncio.to_thread(self.file.read)
+        except SettingsError:
+            raw = None
+        view = None if raw is None else view_of(raw)
+        known = {self.document.current.id, *(root.id for root in self.document.roots)}
+        if view is not None and view.current_id is not None and view.current_id not in known:
+            text = f"{self.file.link} holds root {view.current_id}, which the store does not know: it was left there"
+            _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
+            return
+        await asyncio.to_thread(self.file.remove)
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    async def look(self) -> bool:
+        """Look at what the server has made of its file; tell it, mend it; return whether the server must be asked."""
+        now = self._clock.monotonic()
+        if self._running is None or now < self._seen.not_before:
+            return False
+        must_ask = False
+        try:
+            place = await asyncio.to_thread(self.file.look)
+            if place is not Place.OURS:
+                await self._mend(place)
+            stamp = await asyncio.to_thread(self.file.stamp)
+            if stamp != self._seen.stamp:
+                must_ask = await self._compare(stamp)
+        except SettingsError as error:
+            _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=error))
+        self._seen.not_before = now + _LOOK_COST * (self._clock.monotonic() - now)
+        return must_ask
+
+    async def is_regressed(self) -> bool:
+        """Return whether the file holds another root than it was given: the server wrote over it before it read it."""
+        raw = await asyncio.to_thread(self.file.read)
+        view = None if raw is None else view_of(raw)
+        return self._running is not None and view is not None and view.current_id != self._running.current.id
+
+    async def _mend(self, place: Place) -> None:
+        if place is Place.REPLACED:
+            # SECURITY: the key has been on the disk for a moment, and may be found there
+            # (tests/unit/agent/test_handover.py).
+            await asyncio.to_thread(self.file.mend)
+            text = "it was replaced by a plain file, so that the private key was on the disk for a moment"
+        else:
+            assert self._running is not None
+            found = await self._book.read(self._running)
+            await asyncio.to_thread(self.file.write, to_settings(self._running, found.sessions))
+            text = "it was gone"
+        _log.error(event_text(Event.AGENT_MENDED, org=self.org, file=self.file.link, message=text))
+
+    async def _compare(self, stamp: Stamp | None) -> bool:
+        raw = await asyncio.to_thread(self.file.read)
+        view = None if raw is None else await asyncio.to_thread(view_of, raw)
+        if view is None:
+            # GoatDB writes in place: it may be in the middle of it.
+            self._seen.unreadable += 1
+            if self._seen.unreadable == _PATIENCE:
+                text = "it has left its settings.json unreadable; it gets a good one at its next start"
+                _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
+            return False
+        before = self._seen.view
+        self._seen.stamp, self._seen.view, self._seen.unreadable = stamp, view, 0
+        must_ask = False
+        for one in () if before is None else differences(before, view):
+            must_ask = must_ask or one.is_serious
+            event = Event.AGENT_KEY_IN_DANGER if one.is_serious else Event.AGENT_REWRITTEN
+            level = logging.ERROR if one.is_serious else logging.DEBUG if one.is_common else logging.INFO
+            _log.log(level, event_text(event, org=self.org, message=one.text))
+        return must_ask
+
+    def warn_of_age(self) -> None:
+        """Tell, now and then, that the root will soon be too old for a start."""
+        now = self._clock.monotonic()
+        if self._warned_at is not None and now - self._warned_at < WARN_EVERY.total_seconds():
+            return
+        text = short_life(self.document, self._clock.now_ms())
+        if text is not None:
+            self._warned_at = now
+            _log.warning(event_text(Event.AGENT_SHORT_LIFE, org=self.org, message=text))
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    async def standing(self) -> Standing:
+        """Return how the server stands to the root that it was given."""
+        assert self._running is not None
+        return await standing(self._client, self._running)
+
+    async def signs(self) -> bool:
+        """Return whether the server is seen to sign with the root that it was given. Costs a session."""
+        assert self._running is not None
+        return await signer_at(self._client, self._running, self._clock) == self._running.current.id
+
+    async def ask(self) -> None:
+        """Put the attacker's question to the server.
+
+        Raises:
+            KeyLeakedError: It gave a private key away.
+        """
+        try:
+            self.is_asked = await ask_as_an_attacker(self._client)
+        except KeyLeakedError as error:
+            _log.critical(event_text(Event.AGENT_KEY_LEAKED, org=self.org, message=error))
+            raise
+        if not self.is_asked:
+            _log.warning(event_text(Event.AGENT_NOT_ASKED, org=self.org, url=self._client.base_url))
+
+
+def problem_of(error: GoatherdError) -> str:
+    """Return an error as one line for the log: what, and what to do."""
+    return f"{error} ({error.hint})" if error.hint else str(error)

@@ -1,0 +1,131 @@
+"""The sessions that a GoatDB server's own ``/sys/sessions`` log introduces, each verified.
+
+What it is not: it writes nothing, and mends no log. Rules: a session is told only when a root that the identity trusts
+has signed it; what was verified once is not verified again, so that a restart costs only what is new; the verifying
+happens in threads.
+
+COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time (design §5). It trusts
+whatever its log holds, verified or not (T3): `Findings.unvouched` tells what that would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.errors import DecodeError, SettingsError, VerificationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import Session
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.log import Scan, scan
+
+SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
+_EVERYTHING: Final = 1 << 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the log holds.
+
+    Attributes:
+        sessions: User sessions that a trusted root has introduced.
+        unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same (T3).
+        unvouched_roots: Those of them that claim to be roots.
+        damage: What is wrong with the log's text, if anything: the server cuts it off there.
+    """
+
+    sessions: tuple[Session, ...] = field(repr=False)
+    unvouched: tuple[str, ...] = ()
+    unvouched_roots: tuple[str, ...] = ()
+    damage: str | None = None
+
+
+class SessionBook:
+    """Reads one organization's log again and again, and remembers what was verified.
+
+    Args:
+        path: The log.
+        org: The organization; commits carry it in what is signed.
+    """
+
+    def __init__(self, path: Path, org: str) -> None:
+        self._path = path
+        self._org = org
+        self._pool: TrustPool | None = None
+        self._offered: set[str] = set()
+        self._keys: dict[str, bool] = {}
+        self._reading = asyncio.Lock()
+
+    async def read(self, document: IdentityDocument) -> Findings:
+        """Return the sessions that the log holds now, judged by the roots of `document`.
+
+        Raises:
+            SettingsError: The log is there and cannot be read.
+        """
+        async with self._reading:
+            found, fresh = await asyncio.to_thread(self._fresh)
+            if self._pool is None:
+                self._pool = TrustPool(
+                    org=self._org, current=document.current, roots=document.roots, revoked=document.revoked_ids
+                )
+            else:
+                self._pool.swap(document)
+            self._offered |= {commit.id for commit in fresh}
+            for commit in fresh:
+                self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
+            self._pool.offer_session_commits(fresh)
+            verification = self._pool.prepare_pending(_EVERYTHING)
+            with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
+                await asyncio.to_thread(verification.run, executor)
+            self._pool.conclude(verification)
+            return self._findings(self._pool, found)
+
+    def _fresh(self) -> tuple[Scan, list[Commit]]:
+        try:
+            found = scan(self._path.read_bytes())
+        except FileNotFoundError:
+            return scan(b""), []
+        except OSError as error:
+            raise SettingsError(f"cannot read {self._path}: {error.strerror}") from error
+        commits = []
+        for record in found.records:
+            if _id_of(record) in self._offered:
+                continue
+            try:
+                commits.append(Commit.from_json(record, org=self._org))
+            except DecodeError:
+                continue
+        return found, commits
+
+    def _findings(self, pool: TrustPool, found: Scan) -> Findings:
+        sessions, unvouched = [], []
+        for key in self._keys:
+            try:
+                session = pool.session(key)
+            except VerificationError:
+                unvouched.append(key)
+                continue
+            if not session.is_root:
+                sessions.append(session)
+        damage = None
+        if found.records_after_damage:
+            damage = f"{found.damage}, and {found.records_after_damage} good records stand behind it"
+        return Findings(
+            sessions=tuple(sessions),
+            unvouched=tuple(unvouched),
+            unvouched_roots=tuple(key for key in unvouched if self._keys[key]),
+            damage=damage,
+        )
+
+
+def _id_of(record: Any) -> object:
+    return record.get("id") if isinstance(record, dict) else None
+
+
+def _claims_root(commit: Commit) -> bool:
+    return isinstance(commit.data, dict) and commit.data.get("owner") == "root"

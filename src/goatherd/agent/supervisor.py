@@ -1,0 +1,206 @@
+"""One child process: started, signalled, stopped for good, its exit code read.
+
+What it is not: it does not decide when. Rules: the child has the agent's own input, output, environment and directory;
+nothing of a key is ever among its arguments or in its environment; it leads a process group of its own, so that a
+signal from a terminal reaches it once (from the agent), and so that nothing of it is left once it has ended.
+
+If the agent is killed outright, the kernel asks the child to stop (Linux): otherwise it would hold port and data
+directory against the next agent, and no longer be looked after. `end_leftover` sees to what did not listen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+from goatherd.agent.claim import Process
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import AgentError, ConfigurationError
+
+KILL_PATIENCE: Final = timedelta(seconds=10)
+_POLL: Final = timedelta(milliseconds=50)
+
+# In a process of its own and not between fork and exec of this one, which has threads. It becomes the command.
+_LAUNCHER: Final = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(128 + signal.SIGTERM)
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+try:
+    os.execv(sys.argv[2], sys.argv[3:])
+except OSError as error:
+    sys.stderr.write(f"{sys.argv[2]}: {error.strerror}\\n")
+    sys.exit(126)
+"""
+
+
+def exit_code(returned: int) -> int:
+    """Return what a shell would say: the process's own code, or 128 and the signal that ended it."""
+    return 128 - returned if returned < 0 else returned
+
+
+def find_command(command: Sequence[str]) -> str:
+    """Return the path of the program that a command names.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    found = shutil.which(command[0]) if command else None
+    if found is None:
+        raise ConfigurationError(f"there is no command {command[0] if command else ''!r}")
+    return os.path.abspath(found)  # noqa: PTH100 - a link must stay the link that it is
+
+
+class Supervisor:
+    """Runs one command as a child process, one at a time.
+
+    Args:
+        command: Program and arguments.
+        environ: The child's environment.
+        grace: How long a child that was asked to stop may take before it is killed.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        grace: timedelta = timedelta(seconds=30),
+        clock: Clock | None = None,
+    ) -> None:
+        self._command = tuple(command)
+        self._environ = dict(environ)
+        self._grace = grace
+        self._clock: Clock = clock or SystemClock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[int] | None = None
+        self.asked: set[int] = set()
+        """The signals that were sent to the child that runs, or ran last."""
+        self.was_killed = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a child was started and has not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def child(self) -> Process | None:
+        """The child that runs, as it can be found again by somebody else."""
+        return Process.of(self._process.pid) if self._process is not None and self.is_running else None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the child that runs."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    async def start(self) -> None:
+        """Start the child.
+
+        Raises:
+            AgentError: The operating system does not start it.
+        """
+        if self.is_running:
+            raise RuntimeError("a child runs already")
+        self.asked, self.was_killed = set(), False
+        self._starting = asyncio.ensure_future(self._spawn())
+        # Not cut short by a cancellation: a child that nobody knows of would never be stopped.
+        await asyncio.shield(self._starting)
+
+    async def _spawn(self) -> None:
+        program, arguments = find_command(self._command), list(self._command)
+        if sys.platform == "linux" and sys.executable:
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), program, *arguments]
+            program, arguments = sys.executable, launcher
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *arguments, executable=program, env=self._environ, process_group=0
+            )
+        except OSError as error:
+            raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
+        self._ending = asyncio.ensure_future(self._reap(self._process))
+
+    @staticmethod
+    async def _reap(process: asyncio.subprocess.Process) -> int:
+        returned = await process.wait()
+        # Once, and at once: later the number may be somebody else's.
+        _kill_group(process.pid)
+        return exit_code(returned)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the child; nothing where none runs."""
+        self.asked.add(number)
+        if self._process is not None and self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Return the child's exit code once it has ended, with everything that it started."""
+        assert self._ending is not None
+        return await asyncio.shield(self._ending)
+
+    async def stop(self, number: int = signal.SIGTERM, *, grace: timedelta | None = None) -> int | None:
+        """Ask the child to stop, kill it if it does not, and return its exit code; None where none was started.
+
+        Args:
+            number: The signal to ask with; not sent again to a child that has had it.
+            grace: How long to wait before killing, where it is not the usual.
+        """
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
+        if self._process is None or self._ending is None:
+            return None
+        if self.is_running and number not in self.asked:
+            self.send(number)
+        ending = self._ending
+        patience = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
+        try:
+            await asyncio.wait({ending, patience}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                self.was_killed = True
+                _kill_group(self._process.pid)
+            return await asyncio.shield(ending)
+        finally:
+            patience.cancel()
+
+
+async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool:
+    """Stop the child of an agent that was killed, if it still runs; return whether it did.
+
+    Raises:
+        AgentError: It runs on, whatever is done.
+    """
+    if not process.is_running():
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGTERM)
+    if not await _gone(process, grace, clock):
+        _kill_group(process.pid)
+        if not await _gone(process, KILL_PATIENCE, clock):
+            raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
+    _kill_group(process.pid)
+    return True
+
+
+async def _gone(process: Process, patience: timedelta, clock: Clock) -> bool:
+    until = clock.monotonic() + patience.total_seconds()
+    while process.is_running():
+        if clock.monotonic() >= until:
+            return False
+        await clock.sleep(_POLL)
+    return True
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

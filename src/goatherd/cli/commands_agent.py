@@ -1,0 +1,362 @@
+"""The commands for GoatDB servers that know nothing of Goatherd: run, fetch, watch.
+
+What it is: the wiring of `goatherd.agent`. What it is not: it decides nothing. Rules: standard output is the server's;
+what the agent has to say goes to standard error; no key and no password is ever an argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd._plugins import open_provider
+from goatherd.cli.commands_serve import SEEN_NAME, last_known_good
+from goatherd.cli.main import App, command
+from goatherd.cli.store import place
+from goatherd.clock import SystemClock
+from goatherd.config import Options
+from goatherd.errors import AgentError, ConfigurationError
+from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
+
+if TYPE_CHECKING:
+    from goatherd.agent import Handover, Lease, Supervisor
+    from goatherd.agent.agent import Notify
+    from goatherd.agent.claim import Claim
+    from goatherd.agent.lease import NoLease
+
+SETTINGS_NAME = "settings.json"
+NO_LEASE = "none"
+
+Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
+
+
+def _place_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Add the options that say where the file goes and where it comes from."""
+    for option in reversed(
+        [
+            click.option(
+                "--data", "agent_data", type=click.Path(path_type=Path, file_okay=False), help="The server's."
+            ),
+            click.option("--url", "agent_url", metavar="URL", help="Where the server answers; http://127.0.0.1:8080."),
+            click.option("--memory", "agent_memory", type=click.Path(path_type=Path), help="A directory on a tmpfs."),
+            click.option("--plain-file", is_flag=True, help="Have the private key in a plain file, on the disk."),
+            click.option(
+                "--accept-identity",
+                is_flag=True,
+                help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
+            ),
+            click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="info"),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def _change_options(ways: Sequence[str]) -> Decorator:
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
+        for option in reversed(
+            [
+                click.option("--on-change", "agent_on_change", type=click.Choice(ways), help="When the key changes."),
+                click.option("--signal", "agent_signal", metavar="NAME", help="With signal: which; HUP unless told."),
+                click.option("--command", "agent_command", metavar="TEXT", help="With command: what to run."),
+                click.option("--lease", "agent_lease", metavar="URI", help="Whose turn it is; `none` for a lone one."),
+                click.option("--ready-timeout", "agent_ready_timeout", metavar="TIME", help="Patience with a start."),
+                click.option("--refresh-interval", "settings_refresh_interval", metavar="TIME", help="Of the store."),
+            ]
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@command(
+    example="goatherd run --provider file:///srv/keys/root --data /srv/goatdb -- deno run -A server.ts\n"
+    "goatherd run --provider vault://vault:8200/secret/{org} --data /srv/goatdb --org a --org b -- node server.js",
+    orgs=True,
+)
+@_place_options
+@_change_options(["restart", "signal", "command", "ignore"])
+@click.option("--stop-signal", "agent_stop_signal", metavar="NAME", help="To stop for a restart; TERM unless told.")
+@click.option("--grace", "agent_grace", metavar="TIME", help="From being asked to stop to being killed.")
+@click.option("--crashes", "agent_crashes", metavar="N", help="How many starts after a crash, in a row; 5 unless told.")
+@click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    app: App, orgs: tuple[str, ...], child: tuple[str, ...], plain_file: bool, accept_identity: bool, log_level: str
+) -> int:
+    """Run an unmodified GoatDB server with its identity from a store.
+
+    Writes the settings.json that the server expects, in memory with a link where it looks, and starts COMMAND. When the
+    identity changes, the server is restarted, one node of the cluster at a time; if it does not come up with the new
+    root, it gets the one before. After every start it is asked what an attacker would ask, and is stopped if it gives
+    its private key away. Ends with the server's exit code, or 128 and the signal's number.
+    """
+    from goatherd.agent import Supervisor
+    from goatherd.agent.supervisor import find_command
+
+    _log_to_stderr(log_level)
+    find_command(child)
+    environ = _environ(app.options)
+    supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
+    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    return asyncio.run(_run(plan, supervisor, None))
+
+
+run.allow_interspersed_args = False  # what follows the command is the command's
+
+
+@command(
+    example="goatherd fetch --provider k8s://prod/goatdb-root --data /srv/goatdb --memory /run/goatdb-keys\n"
+    "goatherd fetch --provider file:///srv/keys/{org}/root --data /srv/goatdb --org a --org b",
+    orgs=True,
+)
+@_place_options
+def fetch(app: App, orgs: tuple[str, ...], plain_file: bool, accept_identity: bool, log_level: str) -> None:
+    """Write a GoatDB server's settings.json once, and end.
+
+    For an init container, or before a server that something else starts. The server must not run: it would write over
+    the file. The file stays until it is removed, or the memory that it lies in is gone.
+    """
+    _log_to_stderr(log_level)
+    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    written = asyncio.run(_fetch(plan))
+    data = {"organizations": [{"org": org, "file": file, "current": current} for org, file, current in written]}
+    app.out.result(data, [f"wrote {file}: root {current}" for _, file, current in written])
+
+
+@command(
+    example="goatherd watch --data /srv/goatdb --memory /run/goatdb-keys --on-change signal --signal TERM"
+    " --pid-file /run/goatdb.pid\n"
+    'goatherd watch --data /srv/goatdb --on-change command --command "systemctl restart goatdb"',
+    orgs=True,
+)
+@_place_options
+@_change_options(["signal", "command", "ignore"])
+@click.option("--pid-file", type=click.Path(path_type=Path), help="With signal: the file with the server's number.")
+def watch(
+    app: App,
+    orgs: tuple[str, ...],
+    pid_file: Path | None,
+    plain_file: bool,
+    accept_identity: bool,
+    log_level: str,
+) -> int:
+    """Keep the settings.json of a server that something else runs up to date.
+
+    For a sidecar. Writes the file, and again when the identity changes, one node of the cluster at a time; then tells
+    the server to start anew, by a signal or a command, and waits until it signs with the new root. If it does not, it
+    gets the one before. The file stays when this ends, since the server may need it for its next start.
+    """
+    _log_to_stderr(log_level)
+    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    if "agent.on_change" not in app.options.origin or app.options.agent_on_change == "restart":
+        raise click.UsageError("say how the server is told: --on-change signal, command, or ignore")
+    if app.options.agent_on_change == "signal" and pid_file is None:
+        raise click.UsageError("--on-change signal needs --pid-file FILE")
+    return asyncio.run(_run(plan, None, pid_file))
+
+
+# --- wiring ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    options: Options
+    orgs: tuple[str, ...]
+    plain_file: bool
+    accept_identity: bool
+
+    def __init__(self, options: Options, orgs: Sequence[str], *, plain_file: bool, accept_identity: bool) -> None:
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "orgs", tuple(dict.fromkeys(orgs)) or (options.org,))
+        object.__setattr__(self, "plain_file", plain_file)
+        object.__setattr__(self, "accept_identity", accept_identity)
+
+    @property
+    def data(self) -> Path:
+        if self.options.agent_data is None:
+            raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_AGENT_DATA.")
+        return self.options.agent_data.resolve()
+
+    def memory(self) -> Path | None:
+        """Return the directory in memory for this data directory; None where a plain file was asked for."""
+        from goatherd.agent.memory import directory_for, find_memory
+
+        if self.plain_file:
+            return None
+        return directory_for(find_memory(self.options.agent_memory, os.environ), self.data)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("goatherd").setLevel(level.upper())
+
+
+def _environ(options: Options) -> dict[str, str]:
+    """Return the server's environment: the agent's own, without the key that seals the last known good identity."""
+    key = options.settings_last_known_good_key or ""
+    hidden = key.removeprefix("env:") if key.startswith("env:") else None
+    return {name: value for name, value in os.environ.items() if name != hidden}
+
+
+async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None) -> int:
+    from goatherd.agent import Agent, OnChange, Rules
+    from goatherd.agent.agent import take_over
+    from goatherd.agent.claim import Claim
+    from goatherd.agent.memory import clear
+
+    options, clock = plan.options, SystemClock()
+    async with AsyncExitStack() as stack:
+        claim = stack.enter_context(Claim(plan.data))
+        memory = plan.memory()
+        await take_over(claim, options.agent_grace, clock)
+        handovers, provider, template = _handovers(plan, claim, memory)
+        on_change = OnChange(options.agent_on_change)
+        lease = await _lease(plan, stack, provider, template) if on_change is not OnChange.IGNORE else None
+        agent = Agent(
+            handovers,
+            claim=claim,
+            supervisor=supervisor,
+            lease=lease or _no_lease(),
+            rules=Rules(
+                on_change=on_change,
+                stop_signal=options.agent_stop_signal,
+                ready_timeout=options.agent_ready_timeout,
+                crashes=options.agent_crashes,
+            ),
+            notify=_notify(options, on_change, supervisor, pid_file),
+            clock=clock,
+        )
+        try:
+            return await agent.run()
+        finally:
+            if supervisor is not None and memory is not None:
+                clear(memory)
+
+
+async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
+    from goatherd.agent.claim import Claim
+    from goatherd.cli.migration import refuse_running
+
+    written = []
+    async with AsyncExitStack() as stack:
+        claim = stack.enter_context(Claim(plan.data))
+        handovers, _, _ = _handovers(plan, claim, plan.memory())
+        for handover in handovers:
+            refuse_running(handover.file.link.parent)
+            await stack.enter_async_context(handover)
+            await handover.load(asyncio.Event())
+            await handover.check_place(is_left_over=handover.org in claim.before.orgs)
+        for handover in handovers:
+            await handover.write()
+            assert handover.running is not None
+            written.append((handover.org, str(handover.file.link), handover.running.current.id))
+        claim.note(orgs={*claim.before.orgs, *(handover.org for handover in handovers)})
+    return written
+
+
+def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Handover], SecretProvider, str]:
+    """Make the directory in memory and what each organization needs; nothing is asked of the store yet."""
+    from goatherd.agent import Handover
+    from goatherd.agent.memory import make_private
+    from goatherd.agent.settings_file import SettingsFile
+    from goatherd.client import NodeClient
+    from goatherd.settings import CloudSecretSettings
+
+    options = plan.options
+    provider, template = place(options)
+    is_per_org = ORG_FIELD in template
+    if len(plan.orgs) > 1 and not is_per_org:
+        raise ConfigurationError(
+            "several organizations would share one identity",
+            hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
+        )
+    copy = last_known_good(options, is_per_org=is_per_org)
+    if memory is not None:
+        claim.note(memory=memory)
+        make_private(memory)
+    handovers = []
+    for org in plan.orgs:
+        name = secret_id_for(ORG_FIELD, org)
+        directory = plan.data / name
+        handovers.append(
+            Handover(
+                org=org,
+                settings=CloudSecretSettings(
+                    provider,
+                    secret_id_for(template, org),
+                    refresh_interval=options.settings_refresh_interval,
+                    accept_identity=plan.accept_identity,
+                    seen=directory / SEEN_NAME,
+                    last_known_good=None if copy is None else copy.for_org(org),
+                ),
+                directory=directory,
+                file=SettingsFile(
+                    link=directory / SETTINGS_NAME, target=None if memory is None else memory / f"{name}.json"
+                ),
+                client=NodeClient(options.agent_url.replace(ORG_FIELD, org), timeout=options.timeout),
+                clock=SystemClock(),
+            )
+        )
+    return handovers, provider, template
+
+
+async def _lease(plan: _Plan, stack: AsyncExitStack, provider: SecretProvider, template: str) -> Lease | None:
+    from goatherd.agent import Lease
+    from goatherd.agent.lease import lease_id_for
+
+    named = plan.options.agent_lease
+    if named == NO_LEASE:
+        return None
+    # One process serves all organizations, so its turn is one, too: the first one's secret stands for all.
+    secret_id = lease_id_for(secret_id_for(template, plan.orgs[0]))
+    if named is not None:
+        provider, secret_id = open_provider(named)
+    await stack.enter_async_context(provider)
+    return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}")
+
+
+def _no_lease() -> NoLease:
+    from goatherd.agent.lease import NoLease
+
+    return NoLease()
+
+
+def _notify(options: Options, way: str, supervisor: Supervisor | None, pid_file: Path | None) -> Notify | None:
+    from goatherd.agent.agent import run_command
+
+    if way == "command":
+        if not options.agent_command:
+            raise ConfigurationError("on_change is command, and there is none", hint="Give --command TEXT.")
+        words = shlex.split(options.agent_command)
+        environ = _environ(options)
+        return lambda: run_command(words, options.agent_ready_timeout, SystemClock(), environ)
+    if way == "signal":
+        return lambda: _signal(options.agent_signal, supervisor, pid_file)
+    return None
+
+
+async def _signal(number: int, supervisor: Supervisor | None, pid_file: Path | None) -> None:
+    if supervisor is not None:
+        supervisor.send(number)
+        return
+    assert pid_file is not None
+    try:
+        pid = int(await asyncio.to_thread(pid_file.read_text))
+        if pid > 1:
+            os.kill(pid, number)
+    except (OSError, ValueError) as error:
+        raise AgentError(f"cannot tell the server of {pid_file}: {error}") from error
