@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
 import socket
 from contextlib import AsyncExitStack
-from typing import Any
+from datetime import timedelta
 
 import click
 
@@ -15,16 +16,27 @@ from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.progress import Progress
+from goatherd.cli.rotation_text import (
+    ending_data,
+    ending_line,
+    last_ending,
+    plan_data,
+    plan_lines,
+    report_data,
+    report_lines,
+)
 from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
+from goatherd.cli.whereabouts import find_whereabouts
 from goatherd.client import NodeClient
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
-from goatherd.errors import ConfigurationError, IllegalStepError
+from goatherd.errors import ConfigurationError
 from goatherd.identity.redaction import notes, redacted
 from goatherd.rotation.events import Report
-from goatherd.rotation.machine import Outcome, Phase, Policy
-from goatherd.rotation.plan import Plan
+from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
+from goatherd.rotation.machine import Phase, Policy, Quorum, Step
+from goatherd.rotation.policy import unlisted_for
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings.base import Origin
 
@@ -32,6 +44,9 @@ from goatherd.settings.base import Origin
 @command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
 def status(app: App) -> int:
     """Show the store, the identity, and what every node does.
+
+    Looks into every stored version too, and says whose private keys it holds, since when each could be destroyed, and
+    how the last rotation ended and why. (Rights that read only the current version don't go so far; then it says that.)
 
     Ends with 11 when a node does not answer, does not trust the current root, or signs with another one.
     """
@@ -42,19 +57,26 @@ async def _status(app: App) -> int:
     async with open_store(app.options) as store:
         version, document = await store.read()
         labels = {label: one.id for one in await store.versions() for label in one.labels}
+        keys = await find_whereabouts(store, document, app.options.rotation_grace)
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
     remarks = notes(document, now_ms)
+    ending = last_ending(document)
     data = {
         "store": store.name,
         "storeVersion": version.id,
         "labels": labels,
         "identity": redacted(document),
+        "lastRotation": ending_data(ending),
+        "privateKeys": keys.to_json(now_ms),
         "notes": remarks,
         "nodes": [node.to_json() for node in nodes],
     }
     lines = describe(app.out, store, version.id, document)
     lines.insert(1, "labels      " + ", ".join(f"{label} -> {labels[label]}" for label in sorted(labels)))
+    if ending is not None:
+        lines.insert(2, ending_line(ending))
+    lines += ["", *keys.lines(app.out, now_ms)]
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
         lines += ["", *app.out.table(heads, [_node_row(node) for node in nodes])]
@@ -108,10 +130,10 @@ def doctor(app: App) -> int:
     "goatherd rotate --rollback",
     nodes=True,
 )
-@click.option("--plan", is_flag=True, help="Say what would happen; write nothing.")
+@click.option("--plan", is_flag=True, help="Say what would happen, to whom, and what could stop it; write nothing.")
 @click.option("--resume", is_flag=True, help="Carry on the rotation under way, whoever began it.")
-@click.option("--rollback", is_flag=True, help="Leave the rotation under way; the earlier root signs again.")
-@click.option("--cancel", is_flag=True, help="As --rollback, but only where the next root has not signed yet.")
+@click.option("--cancel", is_flag=True, help="Leave it before the next root has signed; nobody has noticed.")
+@click.option("--rollback", is_flag=True, help="Leave it after that: the earlier root signs again, both stay trusted.")
 @click.option(
     "--to",
     "to_phase",
@@ -121,6 +143,16 @@ def doctor(app: App) -> int:
 @click.option("--reason", metavar="TEXT", help="Why, for the document's history; with --rollback or --cancel.")
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid.")
 @click.option("--adoption", "rotation_adoption", metavar="TIME", help="Patience with the nodes, for each phase.")
+@click.option(
+    "--quorum", "rotation_quorum", metavar="N|N%|all", help="How many nodes must follow when patience ends; else all."
+)
+@click.option(
+    "--unlisted", "rotation_unlisted", metavar="TIME", help="Time for servers that nobody has listed; 0s for none."
+)
+@click.option("--health-url", "rotation_health_url", metavar="URL", help="Go back when this is not answered with 2xx.")
+@click.option(
+    "--health-command", "rotation_health_command", metavar="CMD", help="Go back when this ends with anything but 0."
+)
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
 def rotate(
     app: App,
@@ -135,15 +167,25 @@ def rotate(
     """Replace the root key while the cluster serves.
 
     Trust in the next root spreads to every node first; signing moves when all of them trust it. A node that does not
-    follow in time makes the rotation cancel itself, or roll back. List every server that holds this identity: one that
-    is missing is not waited for.
+    follow in time makes the rotation cancel itself, or roll back; so does a health signal that turns bad. List every
+    server that holds this identity: one that is missing is not waited for.
+
+    Afterwards the earlier private key stays in the store for the grace period, so that one could go back; then
+    `goatherd retire` destroys it.
     """
-    if sum((plan, resume, rollback, cancel)) > 1:
+    asked = {"plan": plan, "resume": resume, "rollback": rollback, "cancel": cancel}
+    chosen = [name for name, is_asked in asked.items() if is_asked]
+    if len(chosen) > 1:
         raise click.UsageError("--plan, --resume, --rollback and --cancel exclude one another")
+    what = chosen[0] if chosen else ""
+    if reason is not None and what not in ("rollback", "cancel"):
+        raise click.UsageError("--reason goes with --rollback or --cancel")
+    if to_phase is not None and what in ("rollback", "cancel"):
+        raise click.UsageError(f"--to does not go with --{what}")
     return asyncio.run(
         _rotate(
             app,
-            what="plan" if plan else "resume" if resume else "rollback" if rollback else "cancel" if cancel else "",
+            what=what,
             to_phase=Phase(to_phase) if to_phase else None,
             reason=reason or "asked for by the operator",
             unsafe_without_nodes=unsafe_without_nodes,
@@ -151,8 +193,16 @@ def rotate(
     )
 
 
-def policy_of(options: Options) -> Policy:
-    """Return the policy that the options describe."""
+def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
+    """Return the policy that the options describe.
+
+    Args:
+        options: The options.
+        is_discovered: Whether nodes are found by asking, so that there may be some that were not found.
+    """
+    unlisted = options.rotation_unlisted
+    if unlisted is None:
+        unlisted = unlisted_for(options.settings_refresh_interval) if is_discovered else timedelta(0)
     return Policy(
         adoption=options.rotation_adoption,
         settle=options.rotation_settle,
@@ -161,26 +211,37 @@ def policy_of(options: Options) -> Policy:
         poll_min=min(Policy().poll_min, options.rotation_poll),
         lifetime=options.rotation_lifetime,
         grace=options.rotation_grace,
+        quorum=Quorum.from_text(options.rotation_quorum),
+        unlisted=unlisted,
+        health_failures=options.rotation_health_failures,
+        health_interval=options.rotation_health_interval,
+        health_timeout=options.rotation_health_timeout,
+        health_soak=options.rotation_health_soak,
     )
+
+
+def health_signals(options: Options) -> list[HealthSignal]:
+    """Return the health signals that the options name."""
+    signals: list[HealthSignal] = []
+    if options.rotation_health_url is not None:
+        signals.append(HTTPProbe(options.rotation_health_url, timeout=options.rotation_health_timeout))
+    if options.rotation_health_command is not None:
+        signals.append(HealthCommand(options.rotation_health_command, timeout=options.rotation_health_timeout))
+    return signals
 
 
 async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, unsafe_without_nodes: bool) -> int:
     options = app.options
-    # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_rotate.py).
+    # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_cluster_commands.py).
     if not options.nodes and not unsafe_without_nodes and what in ("", "resume"):
         raise ConfigurationError(
             "no node is listed, so the rotation would wait for nobody",
             hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
         )
+    # Progress tells what the log would.
+    logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(options))
-        if what == "cancel":
-            _, document = await store.read()
-            if document.phase in ("activated", "verified"):
-                raise IllegalStepError(
-                    f"the rotation is {document.phase}: the next root signs already",
-                    hint="`goatherd rotate --rollback` makes the earlier root sign again and keeps trusting both.",
-                )
         nodes = [await stack.enter_async_context(NodeClient(url, timeout=options.timeout)) for url in options.nodes]
         progress = stack.enter_context(Progress(app.out))
         rotator = Rotator(
@@ -191,18 +252,23 @@ async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, u
             policy=policy_of(options),
             started_by=_who(),
             on_event=progress.told,
+            health=health_signals(options),
         )
         if what == "plan":
-            _show_plan(app, await rotator.plan())
+            plan = await rotator.plan()
+            app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
             return 0
-        if what == "resume":
-            report = await rotator.resume(to_phase=to_phase)
-        elif what in ("rollback", "cancel"):
-            report = await rotator.abandon(reason)
-        else:
-            report = await rotator.rotate(to_phase=to_phase)
-    app.out.result(report_data(report), _report_lines(report))
+        report = await _asked(rotator, what, to_phase, reason)
+    app.out.result(report_data(report), report_lines(report, options.rotation_grace))
     return 0
+
+
+async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: str) -> Report:
+    if what == "":
+        return await rotator.rotate(to_phase=to_phase)
+    if what == "resume":
+        return await rotator.resume(to_phase=to_phase)
+    return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)
 
 
 def _who() -> str:
@@ -212,74 +278,6 @@ def _who() -> str:
     except (KeyError, OSError):
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}:{os.getpid()}"
-
-
-def report_data(report: Report) -> dict[str, Any]:
-    """Return a rotation's report as data: ids and times."""
-    return {
-        "outcome": report.outcome.value,
-        "rotation": report.rotation_id,
-        "from": report.from_id,
-        "to": report.to_id,
-        "current": report.current_id,
-        "phase": report.phase.value,
-        "generation": report.generation,
-        "reason": report.reason,
-        "behind": list(report.behind),
-        "destroyed": list(report.destroyed),
-        "givenUp": list(report.given_up),
-        "began": iso(report.began_ms),
-        "ended": iso(report.ended_ms),
-        "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
-    }
-
-
-def _report_lines(report: Report) -> list[str]:
-    took = f"{(report.ended_ms - report.began_ms) / 1000:.1f} s"
-    signs = f"in place of {report.from_id}" if report.current_id == report.to_id else f"next is {report.to_id}"
-    lines = {
-        Outcome.ROTATED: [f"rotated: {report.current_id} signs in place of {report.from_id}, after {took}"],
-        Outcome.ABANDONED: [f"abandoned: {report.current_id} signs; both roots stay trusted ({report.reason})"],
-        Outcome.REACHED: [
-            f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
-            "`goatherd rotate --resume` carries on, `--rollback` goes back",
-        ],
-        Outcome.NOTHING: [f"nothing to do: {report.current_id} signs, no rotation is under way"],
-    }[report.outcome]
-    lines += [f"not seen to sign with it: {url}" for url in report.behind]
-    return lines
-
-
-def _show_plan(app: App, plan: Plan) -> None:
-    data = {
-        "phase": plan.phase.value,
-        "current": plan.current_id,
-        "resumes": plan.resumes,
-        "nodes": list(plan.nodes),
-        "obstacles": list(plan.obstacles),
-        "steps": [
-            {
-                "step": step.step.value,
-                "leadsTo": step.leads_to.value,
-                "effect": step.effect,
-                "gate": list(step.gate),
-                "patience": None if step.patience is None else format_duration(step.patience),
-                "otherwise": None if step.otherwise is None else step.otherwise.value,
-                "storeWrites": step.store_writes,
-            }
-            for step in plan.steps
-        ],
-    }
-    begins = f"carries on rotation {plan.resumes}" if plan.resumes else "a new rotation"
-    lines = [f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {len(plan.nodes)} nodes", ""]
-    for number, step in enumerate(plan.steps, 1):
-        lines.append(f"{number}. {step.step.value} -> {step.leads_to.value}: {step.effect}")
-        lines += [f"   first, every node: {gate}" for gate in step.gate]
-        if step.patience is not None and step.otherwise is not None:
-            lines.append(f"   waits {format_duration(step.patience)} at most, else: {step.otherwise.value}")
-    lines += ["", *(f"obstacle: {obstacle}" for obstacle in plan.obstacles)]
-    lines += [] if plan.obstacles else ["nothing is known that would stand in its way"]
-    app.out.result(data, lines)
 
 
 @command(example="goatherd retire --provider file:///srv/keys/root")

@@ -16,7 +16,9 @@ from goatherd.rotation.events import (
     ConflictMet,
     Decided,
     Event,
+    HealthSeen,
     NodesSeen,
+    NodesUnknown,
     NodeTold,
     PhaseEntered,
     RunEnded,
@@ -42,6 +44,7 @@ class Progress:
         self._phase: PhaseEntered | None = None
         self._wait = ""
         self._trouble = ""
+        self._is_taken_over = False
         self._told: set[tuple[str, str | None]] = set()
 
     def __enter__(self) -> Self:
@@ -62,26 +65,24 @@ class Progress:
 
     def told(self, event: Event) -> None:
         """Show one event."""
+        data: dict[str, object]
         if isinstance(event, PhaseEntered):
-            self._phase, self._wait, self._trouble = event, "", ""
-            data: dict[str, object] = {
-                "phase": event.phase.value,
-                "generation": event.generation,
-                "rotation": event.rotation_id,
-                "current": event.current_id,
-                "next": event.next_id,
-                "at": iso(event.at_ms),
-            }
-            to = f", next is {event.next_id}" if event.next_id else ""
-            self._line(
-                "phase", data, f"{event.phase.value}: generation {event.generation}, {event.current_id} signs{to}"
-            )
+            self._entered(event)
         elif isinstance(event, NodesSeen):
-            self._nodes = event.nodes
+            self._joined(event.nodes)
+        elif isinstance(event, NodesUnknown):
+            if event.problem != self._trouble:
+                self._trouble = event.problem
+                text = f"it cannot be told who the nodes are: {event.problem}; asking again"
+                self._line("nodes", {"problem": event.problem}, text)
+        elif isinstance(event, HealthSeen):
+            health = event.health
+            text = f"not healthy, {health.failures} in a row: {health.problem}" if health.failures else "healthy"
+            self._line("health", {"failures": health.failures, "problem": health.problem}, text)
         elif isinstance(event, Decided):
             if isinstance(event.action, Wait):
-                wait = f"waiting until {iso(event.action.until_ms)} for {', '.join(event.action.nodes)}"
-                wait += f": {event.action.reason}"
+                whom = f" for {', '.join(event.action.nodes)}" if event.action.nodes else ""
+                wait = f"waiting until {iso(event.action.until_ms)}{whom}: {event.action.reason}"
                 if wait != self._wait:
                     self._wait = wait
                     data = {
@@ -106,6 +107,34 @@ class Progress:
             self._wait = ""
         if self._live is not None:
             self._live.update(self._view(), refresh=True)
+
+    def _entered(self, event: PhaseEntered) -> None:
+        self._phase, self._wait, self._trouble = event, "", ""
+        data: dict[str, object] = {
+            "phase": event.phase.value,
+            "generation": event.generation,
+            "rotation": event.rotation_id,
+            "current": event.current_id,
+            "next": event.next_id,
+            "at": iso(event.at_ms),
+        }
+        to = f", next is {event.next_id}" if event.next_id else ""
+        text = f"{event.phase.value}: generation {event.generation}, {event.current_id} signs{to}"
+        self._line("phase", data, text)
+        if event.is_own or event.rotation_id is None or self._is_taken_over:
+            return
+        self._is_taken_over = True
+        who, since = event.started_by or "somebody who gave no name", iso(event.since_ms)
+        data = {"rotation": event.rotation_id, "startedBy": who, "startedAt": event.started_at, "phaseSince": since}
+        text = f"rotation {event.rotation_id} was begun by {who} at {event.started_at}; in this phase since {since}"
+        self._line("takenOver", data, text)
+
+    def _joined(self, nodes: tuple[NodeView, ...]) -> None:
+        before, now = ({node.url for node in views} for views in (self._nodes, nodes))
+        for url in sorted(before ^ now) if before else []:
+            text = f"{url} has joined" if url in now else f"{url} has left, and is not waited for"
+            self._line("joined" if url in now else "left", {"node": url}, text)
+        self._nodes = nodes
 
     def _line(self, name: str, data: Mapping[str, object], text: str) -> None:
         if self._live is None:

@@ -102,9 +102,10 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Illegal:
-    """What was asked cannot follow from what is."""
+    """What was asked cannot follow from what is. `hint` says what can, where something does."""
 
     why: str
+    hint: str = ""
 
 
 class Outcome(StrEnum):

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import Final
 
 from goatherd.rotation.action import (
     Abandon,
@@ -91,6 +92,7 @@ class StoreView:
         current_expires_ms: Expiration of the session that signs.
         rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
         rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
+        rotated_to: Roots that took over in a rotation that came to its end, as far as the document remembers.
     """
 
     version: str
@@ -106,6 +108,7 @@ class StoreView:
     started_by: str = ""
     started_at: str = ""
     rollback_version: str | None = None
+    rotated_to: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +304,11 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
+    if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
+        return Illegal(
+            why=f"the rotation is {store.phase} already, and cannot stop at {intent.to_phase}",
+            hint="`goatherd rotate --resume` without --to carries it to its end.",
+        )
     step = FORWARD[store.phase]
     lacking = missing(observation, step)
     until_ms = deadline_ms(store, policy, intent)
@@ -388,8 +396,14 @@ def _left(store: StoreView, intent: Intent) -> Action:
     if intent.leave_by in (None, step):
         return _abandon(store, intent.reason)
     if intent.leave_by is Step.CANCEL:
-        return Illegal(why=f"the rotation is {store.phase}: the next root signs already, so it is rolled back instead")
-    return Illegal(why=f"the rotation is {store.phase}: the next root signs nothing yet, so it is cancelled instead")
+        return Illegal(
+            why=f"the rotation is {store.phase}: the next root signs already, so it can no longer be cancelled",
+            hint="`goatherd rotate --rollback` makes the earlier root sign again and keeps trusting both.",
+        )
+    return Illegal(
+        why=f"the rotation is {store.phase}: the next root has signed nothing, so there is nothing to roll back",
+        hint="`goatherd rotate --cancel` gives it up; the current root goes on signing.",
+    )
 
 
 def _abandon(store: StoreView, reason: str) -> Action:
@@ -421,7 +435,9 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     if label is not None:
         return label
     behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
-    outcome = Outcome.ROTATED if store.current_id == intent.to_id else Outcome.ABANDONED
+    # A run that was held up may find that its rotation was finished, and another one after it (tests/model).
+    is_rotated = intent.to_id == store.current_id or intent.to_id in store.rotated_to
+    outcome = Outcome.ROTATED if is_rotated else Outcome.ABANDONED
     waiting = tuple(node.url for node in observation.nodes if node.url in behind and node.reachable)
     until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
@@ -461,6 +477,9 @@ def describe(lacking: dict[Evidence, tuple[str, ...]]) -> str:
 def _names(urls: Iterable[str]) -> str:
     listed = list(urls)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+_ORDER: Final = tuple(Phase)
 
 
 def _ms(duration: timedelta) -> int:

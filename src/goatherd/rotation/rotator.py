@@ -587,7 +587,7 @@ def _private_ids(observation: Observation, version: str) -> frozenset[str]:
 
 def _refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
     if isinstance(action, Illegal):
-        return IllegalStepError(action.why)
+        return IllegalStepError(action.why, hint=action.hint)
     if action.rotation_id is None:
         return RotationBusyError(
             "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."

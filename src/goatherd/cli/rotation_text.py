@@ -1,0 +1,171 @@
+"""What ``goatherd rotate`` says: the plan before, the report after, and how the last rotation ended.
+
+What it is not: it decides nothing. Rules: ids, times, addresses and counts; the same facts as data and as lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from goatherd.clock import iso
+from goatherd.config import format_duration
+from goatherd.identity.document import HistoryEntry, IdentityDocument
+from goatherd.rotation.events import Report
+from goatherd.rotation.machine import Outcome, Phase, Step
+from goatherd.rotation.plan import Plan, PlannedStep
+
+_ENDINGS = ("rotated", "cancelled", "rolled-back", "revoked")
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """Return a rotation's report as data: ids and times."""
+    return {
+        "outcome": report.outcome.value,
+        "rotation": report.rotation_id,
+        "from": report.from_id,
+        "to": report.to_id,
+        "current": report.current_id,
+        "phase": report.phase.value,
+        "generation": report.generation,
+        "reason": report.reason,
+        "behind": list(report.behind),
+        "leftOut": list(report.left_out),
+        "destroyed": list(report.destroyed),
+        "givenUp": list(report.given_up),
+        "began": iso(report.began_ms),
+        "ended": iso(report.ended_ms),
+        "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
+    }
+
+
+def report_lines(report: Report, grace: timedelta) -> list[str]:
+    """Return a rotation's report for people, and what there is to do next."""
+    took = f"{(report.ended_ms - report.began_ms) / 1000:.1f} s"
+    signs = f"in place of {report.from_id}" if report.current_id == report.to_id else f"next is {report.to_id}"
+    lines = {
+        Outcome.ROTATED: [f"rotated: {report.current_id} signs in place of {report.from_id}, after {took}"],
+        Outcome.ABANDONED: [f"abandoned: {report.current_id} signs; both roots stay trusted ({report.reason})"],
+        Outcome.REACHED: [
+            f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
+            f"`goatherd rotate --resume` carries on, `{_way_back(report.phase)}` goes back",
+        ],
+        Outcome.NOTHING: [f"nothing to do: {report.current_id} signs, no rotation is under way"],
+    }[report.outcome]
+    lines += [f"not waited for any longer, by the quorum: {url}" for url in report.left_out]
+    lines += [f"not seen to sign with it: {url}" for url in report.behind]
+    if report.outcome in (Outcome.ROTATED, Outcome.ABANDONED):
+        retired = report.from_id if report.outcome is Outcome.ROTATED else report.to_id
+        due = iso(report.ended_ms + grace // timedelta(milliseconds=1))
+        lines.append(
+            f"the private key of {retired} stays in the store for {format_duration(grace)}: "
+            f"`goatherd retire` destroys it from {due} on"
+        )
+    return lines
+
+
+def _way_back(phase: Phase) -> str:
+    return "--cancel" if phase in (Phase.PREPARED, Phase.PUBLISHED) else "--rollback"
+
+
+def last_ending(document: IdentityDocument) -> HistoryEntry | None:
+    """Return how the last rotation ended, as far as the document remembers."""
+    return next((entry for entry in reversed(document.history) if entry.event in _ENDINGS), None)
+
+
+def ending_data(entry: HistoryEntry | None) -> dict[str, Any] | None:
+    """Return how the last rotation ended, as data."""
+    if entry is None:
+        return None
+    return {
+        "event": entry.event,
+        "at": iso(entry.at),
+        "from": entry.from_id,
+        "to": entry.to_id,
+        "reason": entry.reason,
+    }
+
+
+def ending_line(entry: HistoryEntry) -> str:
+    """Return how the last rotation ended, for people; the reason where it did not succeed."""
+    reason = f": {entry.reason}" if entry.reason else ""
+    roots = " -> ".join(filter(None, (entry.from_id, entry.to_id)))
+    return f"last        {entry.event} at {iso(entry.at)}, {roots}{reason}"
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
+    """Return a plan as data, up to the phase where it shall stop."""
+    return {
+        "phase": plan.phase.value,
+        "current": plan.current_id,
+        "resumes": plan.resumes,
+        "startedBy": plan.started_by or None,
+        "startedAt": plan.started_at or None,
+        "nodes": list(plan.nodes),
+        "notWaitedFor": list(plan.not_waited_for),
+        "obstacles": list(plan.obstacles),
+        "stops": list(plan.stops),
+        "steps": [
+            {
+                "step": step.step.value,
+                "leadsTo": step.leads_to.value,
+                "effect": step.effect,
+                "risk": step.risk,
+                "gate": list(step.gate),
+                "also": list(step.also),
+                "patience": None if step.patience is None else format_duration(step.patience),
+                "otherwise": None if step.otherwise is None else step.otherwise.value,
+                "storeReads": step.cost.store_reads,
+                "storeWrites": step.cost.store_writes,
+                "nodeRequests": step.cost.node_requests,
+            }
+            for step in _until(plan.steps, to_phase)
+        ],
+    }
+
+
+def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
+    """Return a plan for people, up to the phase where it shall stop."""
+    steps = _until(plan.steps, to_phase)
+    begins = "a new rotation"
+    if plan.resumes:
+        begins = (
+            f"carries on rotation {plan.resumes}, by {plan.started_by or 'nobody named'}, begun at {plan.started_at}"
+        )
+    lines = [f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {len(plan.nodes)} nodes"]
+    lines += [f"  {url}" for url in plan.nodes]
+    lines.append("")
+    for number, step in enumerate(steps, 1):
+        lines.append(f"{number}. {step.step.value} -> {step.leads_to.value}: {step.effect}")
+        lines += [f"   first, every node: {gate}" for gate in step.gate]
+        lines += [f"   first: {also}" for also in step.also]
+        if step.patience is not None and step.otherwise is not None:
+            lines.append(f"   waits {format_duration(step.patience)} at most, else: {step.otherwise.value}")
+        cost = step.cost
+        lines.append(
+            f"   costs {cost.store_writes} writes and {cost.store_reads} reads of the store at least, "
+            f"{cost.node_requests} requests to each node"
+        )
+        lines.append(f"   risk: {step.risk}")
+    if to_phase is not None:
+        lines.append(f"then it stops in phase {to_phase.value}; `goatherd rotate --resume` carries on")
+    lines += ["", *(f"not waited for: {who}" for who in plan.not_waited_for)]
+    lines += [f"stopped by: {what}" for what in plan.stops]
+    lines += ["", *(f"obstacle: {obstacle}" for obstacle in plan.obstacles)]
+    lines += [] if plan.obstacles else ["nothing is known that would stand in its way"]
+    return lines
+
+
+def _until(steps: Sequence[PlannedStep], to_phase: Phase | None) -> tuple[PlannedStep, ...]:
+    if to_phase is None:
+        return tuple(steps)
+    chosen = []
+    for step in steps:
+        chosen.append(step)
+        if step.leads_to is to_phase or step.step is Step.FINALIZE:
+            break
+    return tuple(chosen)

@@ -1,0 +1,142 @@
+"""Where private halves still are: what ``goatherd status`` shows of the versions, and when ``retire`` is due.
+
+What it is: every version that is not destroyed and whose private keys it holds, turned round into roots and the
+versions that still hold each. What it is not: it destroys nothing. Rules: a version that could not be looked at is
+never taken for one without keys; ids and times only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from goatherd.cli.output import Output
+from goatherd.cli.store import Store
+from goatherd.clock import iso
+from goatherd.errors import GoatherdError
+from goatherd.identity.document import IdentityDocument
+from goatherd.providers.base import CURRENT, STABLE
+from goatherd.rotation.holdings import Holding, copies_left, find_holdings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """What was found.
+
+    Attributes:
+        holdings: The versions that are not destroyed, newest first.
+        signing: Roots whose private keys are needed: the current one, and the next one of a rotation.
+        roots: All roots of the document, in its order.
+        recorded: Roots whose private keys are on record as destroyed.
+        grace: How long after it was replaced a key is kept.
+        copies: Where a value can be found even after it was destroyed, for people; None where nowhere.
+        problem: Why nothing could be found out.
+    """
+
+    holdings: tuple[Holding, ...]
+    signing: frozenset[str]
+    roots: tuple[str, ...]
+    recorded: frozenset[str]
+    grace: timedelta
+    copies: str | None
+    problem: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every version could be looked at, so that absence is proven."""
+        return self.problem is None and all(one.problem is None for one in self.holdings)
+
+    def versions_with(self, root: str) -> tuple[str, ...]:
+        """Return the versions that were seen to hold this root's private key."""
+        return tuple(one.version.id for one in self.holdings if root in one.private_ids)
+
+    def due(self, now_ms: int) -> tuple[str, ...]:
+        """Return the versions that `goatherd retire` would destroy now."""
+        return tuple(one.version.id for one in self._old() if self._due_ms(one) <= now_ms)
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return when the next version is due to be destroyed, where one is."""
+        return min([self._due_ms(one) for one in self._old() if self._due_ms(one) > now_ms], default=None)
+
+    def _old(self) -> list[Holding]:
+        kept = {CURRENT, STABLE}
+        return [one for one in self.holdings if one.private_ids - self.signing and not kept & one.version.labels]
+
+    def _due_ms(self, one: Holding) -> int:
+        return one.retired_ms + self.grace // timedelta(milliseconds=1)
+
+    def to_json(self, now_ms: int) -> dict[str, object]:
+        """Return it as data."""
+        following = self.next_due_ms(now_ms)
+        return {
+            "complete": self.is_complete,
+            "problem": self.problem,
+            "versions": [
+                {
+                    "id": one.version.id,
+                    "labels": sorted(one.version.labels),
+                    "state": one.version.state.value,
+                    "privateKeysOf": sorted(one.private_ids),
+                    "problem": one.problem,
+                }
+                for one in self.holdings
+            ],
+            "roots": [
+                {"id": root, "versions": list(self.versions_with(root)), "recordedDestroyed": root in self.recorded}
+                for root in self.roots
+            ],
+            "copies": self.copies,
+            "retireDue": list(self.due(now_ms)),
+            "retireNext": None if following is None else iso(following),
+        }
+
+    def lines(self, out: Output, now_ms: int) -> list[str]:
+        """Return it for people."""
+        if self.problem is not None:
+            return [f"private keys: it cannot be told which version holds which ({self.problem})"]
+        rows = [
+            (
+                one.version.id,
+                " ".join(sorted(one.version.labels)),
+                one.problem or " ".join(sorted(one.private_ids)),
+                iso(self._due_ms(one)) if one in self._old() else "",
+            )
+            for one in self.holdings
+        ]
+        lines = out.table(("VERSION", "LABELS", "PRIVATE KEYS OF", "RETIRE FROM"), rows)
+        for root in self.roots:
+            if not self.versions_with(root):
+                lines.append(self._absence(root))
+        due, following = self.due(now_ms), self.next_due_ms(now_ms)
+        if due:
+            lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(due)}")
+        elif following is not None:
+            lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
+        if self.copies is not None:
+            lines.append(f"mind: {self.copies}")
+        return lines
+
+    def _absence(self, root: str) -> str:
+        record = ", and it is on record as destroyed" if root in self.recorded else ""
+        if self.is_complete:
+            return f"the private key of {root} is in no version of this secret{record}"
+        return f"the private key of {root} was not seen, but some versions could not be looked at{record}"
+
+
+async def find_whereabouts(store: Store, document: IdentityDocument, grace: timedelta) -> Whereabouts:
+    """Look into every version of the store. A store that does not let us is told as that, not as "none"."""
+    holdings: tuple[Holding, ...] = ()
+    problem: str | None = None
+    try:
+        holdings = await find_holdings(store.provider, store.secret_id, document)
+    except GoatherdError as error:
+        problem = error.code
+    return Whereabouts(
+        holdings=holdings,
+        signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
+        roots=tuple(root.id for root in document.roots),
+        recorded=document.retired_ids,
+        grace=grace,
+        copies=copies_left(store.provider.guarantees),
+        problem=problem,
+    )
