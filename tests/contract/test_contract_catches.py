@@ -30,6 +30,11 @@ class SortsAsText(MemorySecretProvider):
         return sorted(await super()._versions(call), key=lambda version: version.id, reverse=True)
 
 
+class SortsByTime(MemorySecretProvider):
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return sorted(await super()._versions(call), key=lambda version: version.created_ms, reverse=True)
+
+
 class LastWriterWins(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         holder = self._ledger(call).labels.get(label)
@@ -133,6 +138,7 @@ MAX_OF_THE_STORE = 65536
 
 MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
     (SortsAsText, "eleven_versions_list_newest_first"),
+    (SortsByTime, "a_wrong_clock_changes_nothing"),
     (LastWriterWins, "a_conflicting_write_changes_nothing"),
     (LastWriterWins, "of_two_writers_exactly_one_wins"),
     (LastMoverWins, "a_label_moves_by_compare_and_swap"),

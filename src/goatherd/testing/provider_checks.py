@@ -13,9 +13,11 @@ import hashlib
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
+from unittest import mock
 
+from goatherd.clock import SystemClock
 from goatherd.errors import (
     ConflictError,
     ProviderConfigurationError,
@@ -159,6 +161,27 @@ async def eleven_versions_list_newest_first(it: Subject) -> None:
         if version in kept:
             found = await it.provider.read(name, version.id)
             must(found.value.reveal() == b"value %d" % number, f"{version.id!r} holds another version's value")
+
+
+async def a_wrong_clock_changes_nothing(it: Subject) -> None:
+    """Writers whose clocks are hours ahead and behind: the order, the labels and the races are those of a right one."""
+    name = it.new_id()
+    made = [await it.provider.create(name, b"value 0")]
+    for number, hours in enumerate((5, -5, 0, 9), 1):
+        with _clock_ahead(hours):
+            async with it.factory() as other:
+                written = await other.write(name, b"value %d" % number, expected=made[-1].id)
+                await refused(ConflictError, it, other.write(name, b"late", expected=made[-1].id))
+                must(await it.seen(name, written.id) == b"value %d" % number, "another value is read")
+        made.append(written)
+    with _clock_ahead(-9):
+        async with it.factory() as other:
+            held = (await other.read(name)).version.id
+            must(held == made[-1].id, "a reader whose clock is behind is led elsewhere")
+            await other.label(name, STABLE, made[1].id, expected=None)
+    must(await it.picture(name) == {STABLE: made[1].id, CURRENT: made[-1].id}, "the labels are elsewhere")
+    listed = [v.id for v in await it.provider.versions(name)]
+    must(listed == [v.id for v in reversed(made) if v.id in listed], "the order is not the one of writing")
 
 
 async def a_version_read_by_id_never_changes(it: Subject) -> None:
@@ -518,6 +541,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     expecting_nobody_works_once,
     a_label_moves_by_compare_and_swap,
     eleven_versions_list_newest_first,
+    a_wrong_clock_changes_nothing,
     a_version_read_by_id_never_changes,
     any_bytes_come_back_as_they_were,
     sizes_are_limited_on_the_byte,
@@ -538,6 +562,17 @@ CHECKS: Final[tuple[Check, ...]] = (
     a_lost_answer_is_not_a_lost_race,
     what_is_declared_is_true,
 )
+
+
+@contextlib.contextmanager
+def _clock_ahead(hours: int) -> Iterator[None]:
+    """Put the clock of this process's providers ahead."""
+
+    def now_ms(_: SystemClock) -> int:
+        return time.time_ns() // 1_000_000 + hours * 3_600_000
+
+    with mock.patch.object(SystemClock, "now_ms", now_ms):
+        yield
 
 
 def _winner(done: Iterable[SecretVersion | BaseException]) -> SecretVersion:
