@@ -42,6 +42,8 @@ from goatherd.ids import new_seeds
 from goatherd.node.deferred import Deferred, fingerprint_of
 from goatherd.node.disk import Disk, TrackedLog
 from goatherd.node.engine import Engine, Response, Step, Steps, drive
+from goatherd.node.expiry import ExpiryWatch
+from goatherd.node.freeze import FOLDER, Freezer
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
@@ -215,6 +217,8 @@ class Database:
         self._running: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._trust_changed = asyncio.Event()
+        self._freezer: Freezer | None = None
+        self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
 
     async def open(self) -> None:
@@ -256,7 +260,18 @@ class Database:
         await asyncio.to_thread(engine.load)
         self._engine = engine
         self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repositories)))
+        self._freezer = Freezer(
+            engine=engine,
+            folder=self._directory.path / FOLDER if isinstance(self._directory, LogDirectory) else None,
+            repositories=self._directory.repositories,
+            peers=lambda: [peer.client for peer in self._peers],
+            clock=self._clock,
+            changed=self._trust_changed.set,
+        )
+        self._freezer.look(document)
         self._stack.callback(self._settings.subscribe(self._swap))
+        self._spawn(self._freezer.run(), "fetch frozen lists")
+        self._spawn(self._expiry.run(), "watch the root's expiration")
         self._spawn(self._verify_sessions(), "verify sessions")
         self._spawn(self._retry_deferred(), "retry deferred commits")
         for url in self._peer_urls:
@@ -393,6 +408,22 @@ class Database:
         """How fresh the identity in use is."""
         return self._settings.status
 
+    @property
+    def freezer(self) -> Freezer:
+        """What this server knows of revoked roots.
+
+        Raises:
+            SettingsError: The database is not open.
+        """
+        if self._freezer is None:
+            raise SettingsError(f"the database of {self.org!r} is not open")
+        return self._freezer
+
+    @property
+    def expiry(self) -> ExpiryWatch:
+        """How long the root that signs still lives."""
+        return self._expiry
+
     def identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers only.
 
@@ -451,6 +482,8 @@ class Database:
     def _swap(self, settings: DBSettings) -> None:
         before = self.pool.current.id
         self.pool.swap(settings.document)
+        self.freezer.look(settings.document)
+        self._expiry.look()
         if self.pool.current.id != before:
             _log.info("%s signs with %s from now on, before with %s", self.org, self.pool.current.id, before)
         self._trust_changed.set()

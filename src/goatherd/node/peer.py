@@ -174,6 +174,11 @@ class Peer:
         return self._client.base_url
 
     @property
+    def client(self) -> NodeClient:
+        """What talks to the other server."""
+        return self._client
+
+    @property
     def status(self) -> PeerStatus:
         """How things stand."""
         return PeerStatus(

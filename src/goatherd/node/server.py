@@ -55,6 +55,8 @@ GRACE: Final = timedelta(seconds=10)
 # setting, and both cores idle. `make bench` shows the difference.
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
+FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
+
 # SECURITY: an organization's id becomes a directory (T49, tests/unit/node/test_server.py).
 _ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -305,19 +307,29 @@ class Server:
         self, database: Database, method: str, path: str, headers: Mapping[bytes, str], receive: Receive
     ) -> Response:
         if method == "POST":
+            signature = headers.get(b"x-goat-sig")
             if path == "/batch-sync":
-                return await database.answer_sync(await self._body(headers, receive), headers.get(b"x-goat-sig"))
+                return await database.answer_sync(await self._body(headers, receive), signature)
             if path == "/auth/session":
                 return await database.answer_session(await self._body(headers, receive))
             if path == "/goatherd/v1/refresh":
                 return await database.answer_refresh(headers.get(b"x-goat-sig"))
+            if path == "/goatherd/v1/held":
+                return await database.freezer.answer_held(
+                    await self._body(headers, receive), headers.get(b"x-goat-sig")
+                )
+            if path == "/goatherd/v1/frozen":
+                return await database.freezer.answer_put(await self._body(headers, receive), headers.get(b"x-goat-sig"))
         elif method == "GET":
             if path == "/healthy":
                 return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
             if path == "/goatherd/v1/identity":
                 return Response(status=200, body=to_json_bytes(database.identity()), content_type=JSON_TYPE)
             if path == "/goatherd/v1/health":
-                return Response(status=200, body=to_json_bytes(health(database.status)), content_type=JSON_TYPE)
+                found = {**health(database.status), "expiry": database.expiry.report()}
+                return Response(status=200, body=to_json_bytes(found), content_type=JSON_TYPE)
+            if path.startswith(FROZEN_PREFIX):
+                return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
                 return Response(status=200, body=metrics(database.status), content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":

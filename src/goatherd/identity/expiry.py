@@ -1,0 +1,63 @@
+"""How soon the root that signs expires, told long before it matters.
+
+Pure. What it is not: it replaces nothing (`goatherd.rotation`). Rules: a cluster whose root has expired takes no new
+client, so there is time enough in every stage for somebody to be on holiday. A root that was made to live shortly is
+not late from its first day on: the stages are parts of its life, where that is known.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from goatherd.identity.redaction import SHORT_LIFE
+
+if TYPE_CHECKING:
+    from goatherd.identity.document import IdentityDocument
+
+
+class Urgency(StrEnum):
+    """How urgent a new root is."""
+
+    FINE = "fine"
+    DUE = "due"
+    """A rotation is due; nothing is wrong yet."""
+    SOON = "soon"
+    """Somebody should have rotated."""
+    URGENT = "urgent"
+    """COMPAT: at its next start a GoatDB server would extend the root by itself, and then give its key away."""
+    EXPIRED = "expired"
+    """No new client gets in, and nothing that the root signs now convinces anybody."""
+
+
+STAGES: Final[tuple[tuple[Urgency, timedelta, float], ...]] = (
+    (Urgency.URGENT, SHORT_LIFE, 1 / 6),
+    (Urgency.SOON, timedelta(days=30), 1 / 3),
+    (Urgency.DUE, timedelta(days=60), 1 / 2),
+)
+"""A stage begins when less than this time is left, and less than this part of the root's life where it is known."""
+
+
+def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
+    """Return how long the root that signs still lives; negative once it has expired."""
+    return timedelta(milliseconds=document.current.session.expiration_ms - now_ms)
+
+
+def urgency(document: IdentityDocument, now_ms: int) -> Urgency:
+    """Return how urgent a new root is.
+
+    Args:
+        document: The identity. When signing last moved tells how long its root was made to live.
+        now_ms: Milliseconds since 1970.
+    """
+    left = time_left(document, now_ms)
+    if left < timedelta(0):
+        return Urgency.EXPIRED
+    began = document.rotated_at
+    life = None if began is None else timedelta(milliseconds=document.current.session.expiration_ms - began)
+    for stage, most, part in STAGES:
+        limit = most if life is None else min(most, life * part)
+        if left < limit:
+            return stage
+    return Urgency.FINE

@@ -1,0 +1,85 @@
+"""Says aloud, again and again, that the root that signs is about to expire.
+
+Not a rotation, and not the metrics: lines in the log and a field of the health page, for a server that nobody has
+looked after. Rules: said at start, whenever it becomes more urgent, and once a day; as an error where nobody may sleep.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+from goatherd.clock import Clock, iso
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.expiry import Urgency, time_left, urgency
+from goatherd.telemetry import Event, event_text
+
+_log = logging.getLogger("goatherd.node.expiry")
+
+LOOK_EVERY: Final = timedelta(hours=1)
+SAY_EVERY: Final = timedelta(days=1)
+
+_LEVELS: Final = {
+    Urgency.DUE: logging.WARNING,
+    Urgency.SOON: logging.WARNING,
+    Urgency.URGENT: logging.ERROR,
+    Urgency.EXPIRED: logging.ERROR,
+}
+_DAY: Final = timedelta(days=1)
+
+
+class ExpiryWatch:
+    """Watches the identity in use.
+
+    Args:
+        org: Whose it is.
+        document: Returns the identity in use.
+        clock: The time.
+    """
+
+    def __init__(self, org: str, document: Callable[[], IdentityDocument], clock: Clock) -> None:
+        self._org = org
+        self._document = document
+        self._clock = clock
+        self._said: tuple[str, Urgency] | None = None
+        self._said_at = 0.0
+
+    async def run(self) -> None:
+        """Look once an hour, until cancelled."""
+        while True:
+            self.look()
+            await self._clock.sleep(LOOK_EVERY)
+
+    def look(self) -> None:
+        """Look now, and say what there is to say and was not said today."""
+        document, now_ms = self._document(), self._clock.now_ms()
+        stage = urgency(document, now_ms)
+        news = (document.current.id, stage)
+        age = self._clock.monotonic() - self._said_at
+        if stage is Urgency.FINE or (news == self._said and age < SAY_EVERY.total_seconds()):
+            return
+        self._said, self._said_at = news, self._clock.monotonic()
+        _log.log(
+            _LEVELS[stage],
+            event_text(
+                Event.IDENTITY_EXPIRING,
+                org=self._org,
+                root=document.current.id,
+                urgency=stage.value,
+                days_left=f"{time_left(document, now_ms) / _DAY:.1f}",
+                expires=iso(document.current.session.expiration_ms),
+                do="goatherd rotate",
+            ),
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return what the health page shows."""
+        document, now_ms = self._document(), self._clock.now_ms()
+        return {
+            "root": document.current.id,
+            "expires": iso(document.current.session.expiration_ms),
+            "daysLeft": round(time_left(document, now_ms) / _DAY, 2),
+            "urgency": urgency(document, now_ms).value,
+        }

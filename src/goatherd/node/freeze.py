@@ -1,0 +1,224 @@
+"""What this server knows of the lists of what the cluster held of revoked roots, and what it holds of them itself.
+
+Not trust (`goatherd.trust` judges) and not the document, which names each list by its SHA-256: a list is believed
+because its digest is the one in the identity, so it does not matter who brought it. Kept on disk beside the
+logs, asked for from the peers when it is missing, handed out to whoever asks.
+
+Rules: what this server holds of a root is told only after it has stopped to take in more of it; introductions of roots
+that the identity does not list are never told, so that what a thief has made does not travel further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, NodeError, SettingsError, VerificationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.introduction import claims_root
+from goatherd.node.engine import JSON_TYPE, Engine, Response
+from goatherd.node.rules import SESSIONS_PATH
+from goatherd.settings.storage import read_file, replace_file
+from goatherd.telemetry import Event, event_text
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import parse_json, to_json_bytes
+
+if TYPE_CHECKING:
+    from goatherd.client import NodeClient
+
+_log = logging.getLogger("goatherd.node.freeze")
+
+FOLDER: Final = ".goatherd.frozen"
+RETRY: Final = timedelta(seconds=5)
+BINARY_TYPE: Final = "application/octet-stream"
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class Freezer:
+    """The lists of one organization.
+
+    Args:
+        engine: Whose pool is told.
+        folder: Where lists are kept; None keeps them in memory only.
+        repositories: Returns the paths of the repositories on the disk. May block.
+        peers: Whom to ask for a list.
+        clock: The time.
+        changed: Called when a list has come into force.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        folder: Path | None,
+        repositories: Callable[[], Sequence[str]],
+        peers: Callable[[], Sequence[NodeClient]],
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._repositories = repositories
+        self._peers = peers
+        self._clock = clock
+        self._changed = changed
+        self._lists: dict[str, FrozenList] = {}
+        self._document: IdentityDocument | None = None
+        self._wake = asyncio.Event()
+
+    # --- keeping up -------------------------------------------------------------------------------------------------
+
+    def look(self, document: IdentityDocument) -> None:
+        """Take up what an identity says; what is missing is fetched by `run`."""
+        self._document = document
+        for digest in self._wanted():
+            if digest not in self._lists:
+                self._recall(digest)
+        self._apply()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fetch what is missing, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while missing := [digest for digest in self._wanted() if digest not in self._lists]:
+                for digest in missing:
+                    await self._fetch(digest)
+                if any(digest not in self._lists for digest in missing):
+                    await self._clock.sleep(RETRY)
+
+    def _wanted(self) -> list[str]:
+        revoked = self._document.revoked if self._document is not None else ()
+        return [one.freeze.digest for one in revoked if one.freeze is not None]
+
+    def _apply(self) -> None:
+        if self._document is None:
+            return
+        known = {
+            one.id: self._lists[one.freeze.digest]
+            for one in self._document.revoked
+            if one.freeze is not None and one.freeze.digest in self._lists
+        }
+        self._engine.pool.freeze(known)
+        if known:
+            self._changed()
+
+    async def _fetch(self, digest: str) -> None:
+        for client in self._peers():
+            try:
+                raw = await client.frozen(digest)
+                found = None if raw is None else FrozenList.from_bytes(raw)
+            except (NodeError, DecodeError):
+                continue
+            # SECURITY: the identity says which list counts, whoever brings it (tests/unit/node/test_revocation.py).
+            if found is not None and found.digest == digest:
+                await self._keep(found)
+                return
+
+    async def _keep(self, frozen: FrozenList) -> None:
+        digest = frozen.digest
+        if self._folder is not None and digest not in self._lists:
+            await asyncio.to_thread(self._write, self._folder, digest, frozen.to_bytes())
+        self._lists[digest] = frozen
+        self._apply()
+
+    def _write(self, folder: Path, digest: str, raw: bytes) -> None:
+        try:
+            replace_file(folder / digest, raw)
+        except SettingsError as error:
+            # The list stays in memory, and peers have it: no reason to stop serving.
+            _log.error(event_text(Event.FREEZE_NOT_KEPT, digest=digest, message=error))
+
+    def _recall(self, digest: str) -> None:
+        if self._folder is None or not (self._folder / digest).exists():
+            return
+        try:
+            frozen = FrozenList.from_bytes(read_file(self._folder / digest))
+        except (DecodeError, SettingsError):
+            return  # as if it were not there: it is asked for again
+        if frozen.digest == digest:
+            self._lists[digest] = frozen
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def answer_get(self, digest: str) -> Response:
+        """Answer ``GET /goatherd/v1/frozen/<digest>``: unsigned, since digests of commits tell nothing."""
+        frozen = self._lists.get(digest) if _DIGEST.fullmatch(digest) else None
+        if frozen is None:
+            return Response(status=404)
+        return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
+
+    async def answer_put(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/frozen``: keep a list that a root hands over, until the identity names it."""
+        if not self._is_root(header):
+            return Response(status=403)
+        try:
+            frozen = FrozenList.from_bytes(body)
+        except DecodeError:
+            return Response(status=400)
+        await self._keep(frozen)
+        return Response(status=200, body=to_json_bytes({"digest": frozen.digest}), content_type=JSON_TYPE)
+
+    async def answer_held(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/held``: the list of what this server holds of a revoked root.
+
+        409 where the root is not revoked here: a list made before the freeze would be none.
+        """
+        if not self._is_root(header):
+            return Response(status=403)
+        try:
+            asked = parse_json(body)
+        except DecodeError:
+            return Response(status=400)
+        session_id = asked.get("session") if isinstance(asked, dict) else None
+        if not isinstance(session_id, str):
+            return Response(status=400)
+        if session_id not in self._engine.pool.revoked:
+            return Response(status=409)
+        frozen = await self.held(session_id)
+        return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
+
+    async def held(self, session_id: str) -> FrozenList:
+        """Return what this server holds of a root's commits, in memory or on the disk.
+
+        Raises:
+            StorageError: A log cannot be read.
+        """
+        open_now = dict(self._engine.repositories)
+        commits = {path: _by(session_id, repository) for path, repository in open_now.items()}
+        roots = frozenset() if self._document is None else frozenset(root.id for root in self._document.roots)
+        digests = await asyncio.to_thread(self._digests, session_id, commits, roots)
+        return FrozenList(digests)
+
+    def _digests(self, session_id: str, commits: dict[str, list[Commit]], roots: frozenset[str]) -> frozenset[bytes]:
+        found: set[bytes] = set()
+        closed = [path for path in self._repositories() if path not in commits]
+        for path, listed in commits.items():
+            found |= _digests_of(path, listed, roots)
+        for path in closed:
+            found |= _digests_of(path, _by(session_id, self._engine.peek(path)), roots)
+        return frozenset(found)
+
+    def _is_root(self, header: str | None) -> bool:
+        try:
+            return self._engine.pool.verify_request(header or "", self._clock.now_ms()).is_root
+        except VerificationError:
+            return False
+
+
+def _by(session_id: str, commits: Iterable[Commit]) -> list[Commit]:
+    return [commit for commit in commits if commit.session == session_id]
+
+
+def _digests_of(path: str, commits: Iterable[Commit], roots: frozenset[str]) -> set[bytes]:
+    good = [commit for commit in commits if path != SESSIONS_PATH or not claims_root(commit) or commit.key in roots]
+    return {digest for commit in good if (digest := commit_digest(commit)) is not None}
