@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/reference from the code: commands, options, errors, events, URI schemes.
+"""Writes the generated parts of docs/reference from the code: commands, options, errors, events, metrics, URI schemes.
 
 Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page stands what the code says; the rest is written by
 people. ``python -m tests.docs.reference`` brings all pages into step; test_reference.py looks whether
@@ -21,6 +21,7 @@ import goatherd.errors
 from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.config import keys
 from goatherd.errors import GoatherdError
+from goatherd.metrics import FAMILIES
 from goatherd.telemetry import Event
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -134,6 +135,15 @@ def events() -> str:
     return _table(["event", "meaning"], [[f"`{event.value}`", meanings[event.value]] for event in Event])
 
 
+def metrics() -> str:
+    """Return the table of metrics."""
+    rows = []
+    for metric, about in FAMILIES.items():
+        labels = ", ".join(f"`{label}`" for label in about.labels)
+        rows.append([f"`{metric.value}`", about.kind.value, labels, about.where.value, about.help])
+    return _table(["metric", "type", "labels", "of", "meaning"], rows)
+
+
 def _docstring(class_name: str) -> str:
     """Return a provider's docstring from its source, so that no SDK has to be installed to write the page."""
     for path in sorted((SOURCE / "providers").rglob("*.py")):
@@ -161,6 +171,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "options": options,
     "errors": errors,
     "events": events,
+    "metrics": metrics,
     "schemes": schemes,
 }
 

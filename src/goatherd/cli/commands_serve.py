@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SEEN_NAME = ".goatherd.seen.json"
 """In an organization's directory: which identity must not be gone back behind. Public keys only."""
-NODE_LIBRARIES = ("uvicorn", "httptools")
+NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 
 
 @command(

@@ -36,6 +36,7 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
@@ -402,6 +403,11 @@ class Database:
         changed = await self._finish(self._settings.refresh())
         body = {"generation": self._settings.settings.document.generation, "changed": changed}
         return Response(status=200, body=to_json_bytes(body), content_type=_JSON)
+
+    @property
+    def document(self) -> IdentityDocument:
+        """The identity in use. It holds private keys."""
+        return self._settings.settings.document
 
     @property
     def status(self) -> SettingsStatus:

@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError
 from goatherd.ids import new_id
+from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.report import METRICS_TYPE, health, metrics
+from goatherd.node.report import health, metrics
 from goatherd.node.rules import Rule
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
@@ -331,7 +332,8 @@ class Server:
             if path.startswith(FROZEN_PREFIX):
                 return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                return Response(status=200, body=metrics(database.status), content_type=METRICS_TYPE)
+                body = await asyncio.to_thread(metrics, database.document, database.status)
+                return Response(status=200, body=body, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
         elif method == "OPTIONS":

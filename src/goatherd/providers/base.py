@@ -38,6 +38,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.providers.calls import CallCounts
 from goatherd.providers.secret_bytes import SecretBytes as SecretBytes
 from goatherd.providers.watchable import WatchableSecretProvider as WatchableSecretProvider
 
@@ -251,6 +252,7 @@ class SecretProvider(ABC):
         scheme: The URI scheme, which is also the entry point's name.
         timeout: The deadline of one call, retries included.
         retry: How often and how fast to retry.
+        call_counts: How many calls there were, and how they ended.
     """
 
     scheme: ClassVar[str]
@@ -265,6 +267,7 @@ class SecretProvider(ABC):
         self.timeout = timeout
         self.retry = retry or RetryPolicy()
         self.clock: Clock = clock or SystemClock()
+        self.call_counts = CallCounts(self.scheme)
         self._entered = 0
 
     # --- made and opened ------------------------------------------------------------------------------------------
@@ -531,7 +534,11 @@ class SecretProvider(ABC):
     async def _run(
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
     ) -> Result:
-        """Run one attempt after another until one succeeds, the policy ends, or the deadline passes."""
+        """Run one attempt after another until one succeeds, the policy ends, or the deadline passes; and count it."""
+        with self.call_counts.timed(call.operation, self.clock.monotonic):
+            return await self._attempts(call, action, attempts)
+
+    async def _attempts(self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None) -> Result:
         most = min(attempts or self.retry.attempts, self.retry.attempts)
         scope = asyncio.timeout(self.timeout.total_seconds())
         last: ProviderError | None = None
@@ -551,6 +558,7 @@ class SecretProvider(ABC):
                             raise
                     await self.clock.sleep(pause)
                     call = replace(call, attempt=call.attempt + 1)
+                    self.call_counts.retried(call.operation)
         except TimeoutError:
             waited = f"no answer within {self.timeout.total_seconds():g} s"
             reason = call.waits[-1] if call.waits else str(last or "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -20,6 +20,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
+from goatherd.providers.calls import CallCounts
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.settings")
@@ -94,6 +95,8 @@ class SettingsStatus:
         origin: What kind of source the identity in use is from.
         is_backing_off: Whether the source is asked ever more seldom, because it fails.
         is_watching: Whether the source tells of changes by itself, now.
+        refused: How many looks found an identity that is not to be used, by the error's code, since the start.
+        calls: The calls of the store, where there is one; shared by all who use the same provider.
     """
 
     source: str
@@ -106,6 +109,8 @@ class SettingsStatus:
     origin: Origin = Origin.STORE
     is_backing_off: bool = False
     is_watching: bool = False
+    refused: Mapping[str, int] = field(default_factory=dict)
+    calls: CallCounts | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_degraded(self) -> bool:
@@ -179,6 +184,7 @@ class Settings(ABC):
         self._version: str | None = None
         self._last_success_ms: int | None = None
         self._failures = 0
+        self._refusals = dict.fromkeys(identity_codes(), 0)
         self._last_refusal: Refusal | None = None
         self._subscribers: dict[object, Subscriber] = {}
         self._active: asyncio.Task[bool] | None = None
@@ -240,6 +246,7 @@ class Settings(ABC):
             last_success_ms=self._last_success_ms,
             age=age,
             failures=self._failures,
+            refused=dict(self._refusals),
             last_refusal=self._last_refusal,
             origin=Origin.LAST_KNOWN_GOOD if self._is_copy else self.origin,
         )
@@ -363,6 +370,8 @@ class Settings(ABC):
 
     def _refused(self, error: GoatherdError) -> None:
         self._failures += 1
+        if isinstance(error, IdentityError):
+            self._refusals[error.code] = self._refusals.get(error.code, 0) + 1
         last = self._last_refusal
         self._last_refusal = Refusal(
             code=error.code,
@@ -377,6 +386,12 @@ class Settings(ABC):
             logging.ERROR if is_news else logging.DEBUG,
             event_text(event, source=self._source, code=error.code, failures=self._failures, message=error),
         )
+
+
+def identity_codes() -> tuple[str, ...]:
+    """Return the code of every reason for which an identity can be refused."""
+    kinds: list[type[GoatherdError]] = [IdentityError, *IdentityError.__subclasses__()]
+    return tuple(sorted({kind.code for kind in kinds}))
 
 
 async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:

@@ -140,7 +140,12 @@ class CloudSecretSettings(Settings):
     @property
     def status(self) -> SettingsStatus:
         """How fresh what is in use is, and how the store is asked."""
-        return replace(super().status, is_backing_off=self._keeper.is_open, is_watching=self._keeper.is_watching)
+        return replace(
+            super().status,
+            is_backing_off=self._keeper.is_open,
+            is_watching=self._keeper.is_watching,
+            calls=self._provider.call_counts,
+        )
 
     def accept_next(self) -> None:
         """Take over the next identity that has no succession, once. The operator says so."""

@@ -1,0 +1,452 @@
+"""What Prometheus is told: the one table of metrics, where their values come from, and how they leave the process.
+
+What it is: pure functions from a document, a settings' status and a provider's counts to samples; `RotationMetrics` for
+what a process that rotates has seen; and three ways out: text, an HTTP endpoint, a file for node_exporter. What it is
+not: a store of numbers; but for a few of the last run, whoever does the work counts it.
+
+Rules:
+- Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Moments are
+  exported as moments, not as ages: a number in a file or behind a late scrape must not look young.
+- Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the root that
+  signs; there is one at a time.
+- SECURITY: nothing but ids, codes and numbers; a document's keys are not looked at (tests/unit/test_metrics.py).
+- The format is written by ``prometheus_client``, which is imported when somebody asks, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import goatherd
+from goatherd.clock import Clock
+from goatherd.errors import GoatherdError, MissingExtraError, RotationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.providers.calls import BUCKETS, CallCounts, Durations
+from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
+from goatherd.rotation.machine import Outcome, Phase
+from goatherd.settings.base import Origin, SettingsStatus
+from goatherd.telemetry import Metric
+
+if TYPE_CHECKING:
+    from prometheus_client.core import CollectorRegistry
+    from prometheus_client.core import Metric as Family
+
+TEXT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+NEVER: Final = 0.0
+"""The moment of what has never happened."""
+FAILURES: Final = ("cancelled", "rolled-back")
+"""The events in a document's history by which a rotation ends without its root."""
+INTERRUPTED: Final = "interrupted"
+_SUCCESS: Final = "rotated"
+
+
+class Kind(StrEnum):
+    """Prometheus' type of a metric."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+class Where(StrEnum):
+    """Who exports a metric."""
+
+    NODE = "a node"
+    ROTATOR = "what rotates"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a metric is. `help` is one line for people, and Prometheus' HELP."""
+
+    kind: Kind
+    where: Where
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+FAMILIES: Final[dict[Metric, About]] = {
+    Metric.BUILD_INFO: About(Kind.GAUGE, Where.BOTH, "1; the label is Goatherd's version.", ("version",)),
+    Metric.IDENTITY_GENERATION: About(
+        Kind.GAUGE, Where.BOTH, "Generation of the identity in use; rises by one with every write."
+    ),
+    Metric.IDENTITY_INFO: About(Kind.GAUGE, Where.BOTH, "1; the label is the id of the root that signs.", ("root",)),
+    Metric.ROOT_SIGNING_SINCE: About(
+        Kind.GAUGE,
+        Where.BOTH,
+        "When the root that signs came to sign, in seconds since 1970; where the document no longer tells, the "
+        "earliest moment that it remembers. time() minus this is the age of the key.",
+    ),
+    Metric.ROOT_EXPIRES: About(
+        Kind.GAUGE, Where.BOTH, "When the root that signs expires, in seconds since 1970. Minus time(): what is left."
+    ),
+    Metric.ROTATION_PHASE: About(
+        Kind.GAUGE, Where.BOTH, "1 for the phase in which the identity is, 0 for the others.", ("phase",)
+    ),
+    Metric.ROTATION_PHASE_ENTERED: About(
+        Kind.GAUGE,
+        Where.BOTH,
+        "When the phase was entered, in seconds since 1970; while steady, when the identity was last written.",
+    ),
+    Metric.ROTATION_LAST_SUCCESS: About(
+        Kind.GAUGE,
+        Where.BOTH,
+        "When a rotation last ended with its new root, in seconds since 1970; 0 where the document remembers none.",
+    ),
+    Metric.ROTATION_LAST_FAILURE: About(
+        Kind.GAUGE,
+        Where.BOTH,
+        "When a rotation last ended without its new root, in seconds since 1970; 0 where the document remembers none.",
+        ("event",),
+    ),
+    Metric.SETTINGS_AGE_SECONDS: About(Kind.GAUGE, Where.NODE, "Seconds since the store last gave a good answer."),
+    Metric.SETTINGS_DEGRADED: About(
+        Kind.GAUGE, Where.NODE, "1 while the last look at the store failed or was refused."
+    ),
+    Metric.SETTINGS_FAILURES: About(Kind.GAUGE, Where.NODE, "Looks at the store in a row that failed or were refused."),
+    Metric.SETTINGS_LAST_KNOWN_GOOD: About(
+        Kind.GAUGE, Where.NODE, "1 while the identity in use is from the sealed copy."
+    ),
+    Metric.SETTINGS_BREAKER_OPEN: About(
+        Kind.GAUGE, Where.NODE, "1 while the store is asked ever more seldom because it fails."
+    ),
+    Metric.SETTINGS_WATCHING: About(Kind.GAUGE, Where.NODE, "1 while the store tells of changes by itself."),
+    Metric.DOCUMENTS_REFUSED: About(
+        Kind.COUNTER,
+        Where.NODE,
+        "Looks at the store that found an identity which is not to be used, by the error's code.",
+        ("code",),
+    ),
+    Metric.PROVIDER_CALLS: About(
+        Kind.COUNTER,
+        Where.BOTH,
+        "Calls of the store by operation and outcome: ok, cancelled, or the error's code. Retries are not counted.",
+        ("provider", "operation", "outcome"),
+    ),
+    Metric.PROVIDER_RETRIES: About(
+        Kind.COUNTER, Where.BOTH, "Attempts at the store beyond the first of each call.", ("provider", "operation")
+    ),
+    Metric.PROVIDER_CALL_DURATION: About(
+        Kind.HISTOGRAM,
+        Where.BOTH,
+        "How long calls of the store took, retries and pauses included, in seconds.",
+        ("provider", "operation"),
+    ),
+    Metric.RUNS: About(
+        Kind.COUNTER,
+        Where.ROTATOR,
+        "Runs of a rotation by outcome: rotated, abandoned, reached, nothing, interrupted, or the error's code.",
+        ("outcome",),
+    ),
+    Metric.RUN_ENDED: About(Kind.GAUGE, Where.ROTATOR, "When the last run ended, in seconds since 1970."),
+    Metric.RUN_SUCCEEDED: About(Kind.GAUGE, Where.ROTATOR, "1 if the last run did what was asked of it, else 0."),
+    Metric.PHASE_DURATION: About(
+        Kind.GAUGE,
+        Where.ROTATOR,
+        "How long the rotation that was last driven from here was in a phase, in seconds.",
+        ("phase",),
+    ),
+    Metric.NODES: About(
+        Kind.GAUGE, Where.ROTATOR, "Nodes as they were last seen: reachable or unreachable.", ("state",)
+    ),
+    Metric.NEXT_ROTATION: About(
+        Kind.GAUGE, Where.ROTATOR, "When the next rotation is planned, in seconds since 1970; absent where none is."
+    ),
+}
+"""Every metric, in the order of the reference page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value, or the durations of a histogram. `labels` are the values of the family's labels, in their order."""
+
+    metric: Metric
+    value: float | Durations
+    labels: tuple[str, ...] = ()
+
+
+# --- where values come from ---------------------------------------------------------------------------------------
+
+
+def build_samples() -> Iterator[Sample]:
+    """Tell which Goatherd this is."""
+    yield Sample(Metric.BUILD_INFO, 1, (goatherd.__version__,))
+
+
+def identity_samples(document: IdentityDocument) -> Iterator[Sample]:
+    """Tell who signs, since when and until when, where its rotation stands, and how earlier ones ended."""
+    record = document.rotation
+    phase = Phase.STEADY if record is None else Phase(record.phase)
+    entered = document.last_updated if record is None else record.phase_at
+    yield Sample(Metric.IDENTITY_GENERATION, document.generation)
+    yield Sample(Metric.IDENTITY_INFO, 1, (document.current.id,))
+    since = signing_since_ms(document)
+    if since is not None:
+        yield Sample(Metric.ROOT_SIGNING_SINCE, since / 1000)
+    yield Sample(Metric.ROOT_EXPIRES, document.current.session.expiration_ms / 1000)
+    for each in Phase:
+        yield Sample(Metric.ROTATION_PHASE, each is phase, (each.value,))
+    if entered is not None:
+        yield Sample(Metric.ROTATION_PHASE_ENTERED, entered / 1000)
+    yield Sample(Metric.ROTATION_LAST_SUCCESS, _last(document, _SUCCESS))
+    for event in FAILURES:
+        yield Sample(Metric.ROTATION_LAST_FAILURE, _last(document, event), (event,))
+
+
+def signing_since_ms(document: IdentityDocument) -> int | None:
+    """Return when the current root came to sign, in milliseconds since 1970, or the earliest time that is remembered.
+
+    A root that signs again after a roll-back has signed since it first did.
+    """
+    current = document.current.id
+    came = [entry.at for entry in document.history if entry.event == _SUCCESS and entry.to_id == current]
+    if came:
+        return min(came)
+    record = document.rotation
+    if record is not None and record.to_id == current:
+        return document.rotated_at
+    known = [*(entry.at for entry in document.history), *([] if record is None else [record.started_at])]
+    known += [moment for moment in (document.last_updated,) if moment is not None]
+    return min(known, default=None)
+
+
+def rotation_codes() -> tuple[str, ...]:
+    """Return the code of every reason for which a rotation can fail by itself; a store's codes come on top."""
+    kinds: list[type[GoatherdError]] = [RotationError, *RotationError.__subclasses__()]
+    return tuple(sorted({kind.code for kind in kinds}))
+
+
+def _last(document: IdentityDocument, event: str) -> float:
+    return max((entry.at / 1000 for entry in document.history if entry.event == event), default=NEVER)
+
+
+def settings_samples(status: SettingsStatus) -> Iterator[Sample]:
+    """Tell how fresh a node's identity is, and how often it has refused another."""
+    if status.age is not None:
+        yield Sample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
+    yield Sample(Metric.SETTINGS_DEGRADED, status.is_degraded)
+    yield Sample(Metric.SETTINGS_FAILURES, status.failures)
+    yield Sample(Metric.SETTINGS_LAST_KNOWN_GOOD, status.origin is Origin.LAST_KNOWN_GOOD)
+    yield Sample(Metric.SETTINGS_BREAKER_OPEN, status.is_backing_off)
+    yield Sample(Metric.SETTINGS_WATCHING, status.is_watching)
+    for code, count in status.refused.items():
+        yield Sample(Metric.DOCUMENTS_REFUSED, count, (code,))
+
+
+def call_samples(calls: CallCounts) -> Iterator[Sample]:
+    """Tell of a provider's calls."""
+    for (operation, outcome), count in calls.ended.items():
+        yield Sample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
+    for operation, count in calls.retries.items():
+        yield Sample(Metric.PROVIDER_RETRIES, count, (calls.provider, operation))
+    for operation, durations in calls.durations.items():
+        yield Sample(Metric.PROVIDER_CALL_DURATION, durations, (calls.provider, operation))
+
+
+class RotationMetrics:
+    """What a process that rotates has seen: hand `told` to the `Rotator`, and run it inside `run`.
+
+    Attributes:
+        calls: The store's calls; None where they are of no interest.
+        document: The identity as the process last read it; it sets it whenever it does.
+        next_ms: When the next rotation is planned, in milliseconds since 1970.
+    """
+
+    def __init__(self, calls: CallCounts | None = None) -> None:
+        self.calls = calls
+        self.document: IdentityDocument | None = None
+        self.next_ms: int | None = None
+        # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
+        self._runs = dict.fromkeys((*(each.name.lower() for each in Outcome), INTERRUPTED, *rotation_codes()), 0)
+        self._ended_ms: int | None = None
+        self._succeeded = False
+        self._outcome: str | None = None
+        self._rotation_id: str | None = None
+        self._entered: tuple[Phase, int] | None = None
+        self._phases: dict[Phase, float] = {}
+        self._reachable: tuple[int, int] | None = None
+
+    def told(self, event: Event) -> None:
+        """Take note of what a rotation tells."""
+        if isinstance(event, PhaseEntered):
+            self._enter(event)
+        elif isinstance(event, NodesSeen):
+            up = sum(node.reachable for node in event.nodes)
+            self._reachable = (up, len(event.nodes) - up)
+        elif isinstance(event, RunEnded):
+            self._outcome = event.report.outcome.name.lower()
+
+    @contextmanager
+    def run(self, clock: Clock) -> Iterator[None]:
+        """Count what happens inside as one run of a rotation."""
+        self._outcome, self._entered, self._succeeded = None, None, False
+        try:
+            yield
+            self._succeeded = True
+        except GoatherdError as error:
+            self._outcome = self._outcome or error.code
+            raise
+        finally:
+            outcome = self._outcome or INTERRUPTED
+            self._runs[outcome] = self._runs.get(outcome, 0) + 1
+            self._ended_ms = clock.now_ms()
+
+    def samples(self) -> Iterator[Sample]:
+        """Tell everything."""
+        yield from build_samples()
+        if self.document is not None:
+            yield from identity_samples(self.document)
+        for outcome, count in dict(self._runs).items():
+            yield Sample(Metric.RUNS, count, (outcome,))
+        if self._ended_ms is not None:
+            yield Sample(Metric.RUN_ENDED, self._ended_ms / 1000)
+            yield Sample(Metric.RUN_SUCCEEDED, self._succeeded)
+        for phase, seconds in dict(self._phases).items():
+            yield Sample(Metric.PHASE_DURATION, seconds, (phase.value,))
+        if self._reachable is not None:
+            for state, count in zip(("reachable", "unreachable"), self._reachable, strict=True):
+                yield Sample(Metric.NODES, count, (state,))
+        if self.next_ms is not None:
+            yield Sample(Metric.NEXT_ROTATION, self.next_ms / 1000)
+        if self.calls is not None:
+            yield from call_samples(self.calls)
+
+    def _enter(self, event: PhaseEntered) -> None:
+        if event.rotation_id is not None and event.rotation_id != self._rotation_id:
+            self._rotation_id, self._entered, self._phases = event.rotation_id, None, {}
+        if self._entered is not None:
+            phase, since_ms = self._entered
+            self._phases[phase] = (event.at_ms - since_ms) / 1000
+        self._entered = None if event.phase is Phase.STEADY else (event.phase, event.at_ms)
+
+
+# --- ways out -----------------------------------------------------------------------------------------------------
+
+
+def exposition(samples: Iterable[Sample]) -> bytes:
+    """Return the samples in Prometheus' text format 0.0.4 (`TEXT_TYPE`). Takes milliseconds: not for an event loop.
+
+    Raises:
+        MissingExtraError: ``prometheus_client`` is not installed.
+    """
+    listed = list(samples)
+    registry = _registry(lambda: listed)
+    from prometheus_client import generate_latest
+
+    return generate_latest(registry)
+
+
+@contextmanager
+def served(samples: Callable[[], Iterable[Sample]], *, host: str, port: int) -> Iterator[int]:
+    """Answer ``GET /metrics`` with the samples while the block runs, from a thread of its own; yields the port.
+
+    Args:
+        samples: Called at each scrape, in that thread.
+        host: The address to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        MissingExtraError: ``prometheus_client`` is not installed.
+        OSError: The address cannot be had.
+    """
+    registry = _registry(samples)
+    from prometheus_client import start_http_server
+
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def write_file(path: Path, samples: Iterable[Sample], *, store: str) -> None:
+    """Write the gauges for node_exporter's textfile collector: another file takes the place of the one before, whole.
+
+    Counters are left out: a process that runs once has counted from nothing, and Prometheus would see no increase.
+
+    Args:
+        path: Ends in ``.prom``, or node_exporter does not look at it.
+        samples: What to write.
+        store: Becomes the label ``store``, so that several identities can have their files on one machine.
+
+    Raises:
+        MissingExtraError: ``prometheus_client`` is not installed.
+        OSError: The file cannot be written; the one before is as it was.
+    """
+    gauges = [sample for sample in samples if FAMILIES[sample.metric].kind is Kind.GAUGE]
+    registry = _registry(lambda: gauges, {"store": store})
+    from prometheus_client import write_to_textfile
+
+    write_to_textfile(str(path), registry)
+
+
+def require_library() -> None:
+    """Make sure that metrics can be written, before the work that they are about.
+
+    Raises:
+        MissingExtraError: ``prometheus_client`` is not installed.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "metrics need a library that is not installed: prometheus-client",
+            hint="Install it: pip install 'goatherd[metrics]'",
+        ) from error
+
+
+def _registry(samples: Callable[[], Iterable[Sample]], constant: dict[str, str] | None = None) -> CollectorRegistry:
+    require_library()
+    from prometheus_client.core import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+    class Samples(Collector):
+        def collect(self) -> Iterable[Family]:
+            return _families(samples(), constant or {})
+
+        def describe(self) -> Iterable[Family]:
+            return ()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Samples())
+    return registry
+
+
+def _families(samples: Iterable[Sample], constant: dict[str, str]) -> list[Family]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    found: dict[Metric, CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily] = {}
+    for sample in samples:
+        about = FAMILIES[sample.metric]
+        family = found.get(sample.metric)
+        names, values = [*about.labels, *constant], [*sample.labels, *constant.values()]
+        if isinstance(sample.value, Durations):
+            if family is None:
+                family = found[sample.metric] = HistogramMetricFamily(sample.metric, about.help, labels=names)
+            assert isinstance(family, HistogramMetricFamily)
+            family.add_metric(values, _buckets(sample.value), sample.value.total)
+            continue
+        if family is None:
+            make = CounterMetricFamily if about.kind is Kind.COUNTER else GaugeMetricFamily
+            family = found[sample.metric] = make(sample.metric, about.help, labels=names)
+        assert not isinstance(family, HistogramMetricFamily)
+        family.add_metric(values, float(sample.value))
+    return list(found.values())
+
+
+def _buckets(durations: Durations) -> list[tuple[str, float]]:
+    """Return the cumulative counts by upper bound, as Prometheus wants them."""
+    counts, running = [], 0
+    for bound, count in zip((*map(str, BUCKETS), "+Inf"), durations.counts, strict=True):
+        running += count
+        counts.append((bound, float(running)))
+    return counts

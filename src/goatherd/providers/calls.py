@@ -1,0 +1,96 @@
+"""How often a store was called, how that ended and how long it took.
+
+What it is: counts, kept by each provider in memory. What it is not: an exporter (`goatherd.metrics`). Rules: what is
+counted by comes from short lists in the code, never from a store or a secret's name; safe to read from another thread.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from goatherd.errors import GoatherdError, ProviderError
+
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds in seconds; the last is a provider's own deadline."""
+OK: Final = "ok"
+CANCELLED: Final = "cancelled"
+"""The caller went away before the store had answered."""
+
+
+def outcomes() -> tuple[str, ...]:
+    """Return every outcome that a call can have: ``ok``, ``cancelled``, or the code of the error."""
+    kinds = [ProviderError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return (OK, CANCELLED, *sorted({kind.code for kind in kinds}))
+
+
+@dataclass(slots=True)
+class Durations:
+    """How long calls took: one count for each of `BUCKETS` and one for what took longer, and seconds in all."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+class CallCounts:
+    """The calls of one provider since it was made. An operation appears with its first call, and then whole."""
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+        self._ended: dict[tuple[str, str], int] = {}
+        self._retries: dict[str, int] = {}
+        self._durations: dict[str, Durations] = {}
+
+    @contextmanager
+    def timed(self, operation: str, monotonic: Callable[[], float]) -> Iterator[None]:
+        """Count what happens inside as one call.
+
+        Args:
+            operation: The name of the provider's public method.
+            monotonic: Tells seconds.
+        """
+        began, outcome = monotonic(), CANCELLED
+        try:
+            yield
+            outcome = OK
+        except GoatherdError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._ended_with(operation, outcome, monotonic() - began)
+
+    def retried(self, operation: str) -> None:
+        """Count one more attempt of a call that was made before."""
+        self._retries[operation] = self._retries.get(operation, 0) + 1
+
+    @property
+    def ended(self) -> Mapping[tuple[str, str], int]:
+        """How many calls ended, by operation and outcome."""
+        return dict(self._ended)
+
+    @property
+    def retries(self) -> Mapping[str, int]:
+        """How many attempts were made beyond the first of each call, by operation."""
+        return {operation: self._retries.get(operation, 0) for operation in list(self._durations)}
+
+    @property
+    def durations(self) -> Mapping[str, Durations]:
+        """How long the calls took, retries and pauses included, by operation."""
+        return {operation: Durations(list(one.counts), one.total) for operation, one in list(self._durations.items())}
+
+    def _ended_with(self, operation: str, outcome: str, seconds: float) -> None:
+        if operation not in self._durations:
+            # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
+            self._ended.update({(operation, each): 0 for each in outcomes()})
+            self._durations[operation] = Durations()
+        self._ended[operation, outcome] = self._ended.get((operation, outcome), 0) + 1
+        self._durations[operation].add(seconds)

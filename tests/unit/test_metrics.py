@@ -1,0 +1,503 @@
+"""What Prometheus is told, read back with its own client's parser, and the example alerts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+import goatherd
+from goatherd.clock import SystemClock
+from goatherd.errors import (
+    ConflictError,
+    MissingExtraError,
+    NotAdoptedError,
+    SecretNotFoundError,
+    UnavailableError,
+)
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import activate, cancel, create, finalize, prepare, roll_back, verified, with_phase
+from goatherd.metrics import (
+    FAMILIES,
+    NEVER,
+    Kind,
+    RotationMetrics,
+    Sample,
+    Where,
+    call_samples,
+    exposition,
+    identity_samples,
+    require_library,
+    served,
+    signing_since_ms,
+    write_file,
+)
+from goatherd.node.report import metrics
+from goatherd.providers.base import Call, Label, RetryPolicy, SecretValue, VersionId
+from goatherd.providers.calls import BUCKETS, CallCounts, outcomes
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.machine import Phase as MachinePhase
+from goatherd.rotation.rotator import Rotator
+from goatherd.settings import CloudSecretSettings
+from goatherd.telemetry import Metric
+from goatherd.testing.herd import FakeClock, Herd
+
+ROOT = Path(__file__).parents[2]
+ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
+NOW = 1_790_000_000_000
+HOUR = 3_600_000
+
+Labels = tuple[tuple[str, str], ...]
+Read = dict[tuple[str, Labels], float]
+
+
+def root(name: str = "a") -> OwnedSession:
+    return OwnedSession.generate(session_id=f"root-{name}", owner=ROOT_OWNER, now_ms=NOW)
+
+
+def read(text: bytes) -> Read:
+    """Return every sample of an exposition by name and labels; none may be there twice."""
+    found: Read = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found, key
+            found[key] = sample.value
+    return found
+
+
+def value(found: Read, metric: Metric, **labels: str) -> float:
+    return found[metric.value, tuple(sorted(labels.items()))]
+
+
+def of(document: IdentityDocument) -> Read:
+    return read(exposition(identity_samples(document)))
+
+
+def prepared(document: IdentityDocument, name: str, at: int) -> IdentityDocument:
+    return prepare(document, root(name), now_ms=at, rotation_id=f"r-{name}", started_by="me", stable_version="1")
+
+
+def rotated(document: IdentityDocument, name: str, at: int) -> IdentityDocument:
+    published = with_phase(prepared(document, name, at), Phase.PUBLISHED, at + 1)
+    return finalize(verified(activate(published, at + 2), at + 3), at + 4)
+
+
+# --- identity -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_identity_tells_who_signs_since_when_and_until_when_and_that_nothing_has_happened() -> None:
+    document = create(root(), NOW)
+    found = of(document)
+    assert value(found, Metric.IDENTITY_GENERATION) == 1
+    assert value(found, Metric.IDENTITY_INFO, root="root-a") == 1
+    assert value(found, Metric.ROOT_SIGNING_SINCE) == NOW / 1000
+    assert value(found, Metric.ROOT_EXPIRES) == document.current.session.expiration_ms / 1000
+    assert value(found, Metric.ROTATION_LAST_SUCCESS) == NEVER
+    assert value(found, Metric.ROTATION_LAST_FAILURE, event="cancelled") == NEVER
+    assert value(found, Metric.ROTATION_LAST_FAILURE, event="rolled-back") == NEVER
+
+
+def test_the_phase_is_a_set_of_states_of_which_exactly_one_holds() -> None:
+    document = create(root(), NOW)
+    assert value(of(document), Metric.ROTATION_PHASE, phase="steady") == 1
+    begun = prepared(document, "b", NOW + 5000)
+    found = of(begun)
+    states = {phase: value(found, Metric.ROTATION_PHASE, phase=phase) for phase in MachinePhase}
+    assert states == {phase: float(phase == "prepared") for phase in MachinePhase}
+    assert value(found, Metric.ROTATION_PHASE_ENTERED) == NOW / 1000 + 5
+
+
+def test_a_rotation_that_ends_well_is_the_last_success_and_the_key_is_young_again() -> None:
+    document = rotated(create(root(), NOW), "b", NOW + HOUR)
+    found = of(document)
+    assert value(found, Metric.ROTATION_LAST_SUCCESS) == (NOW + HOUR + 4) / 1000
+    assert value(found, Metric.ROOT_SIGNING_SINCE) == (NOW + HOUR + 4) / 1000
+    assert value(found, Metric.IDENTITY_INFO, root="root-b") == 1
+
+
+def test_a_root_that_has_just_been_activated_is_as_old_as_that() -> None:
+    published = with_phase(prepared(create(root(), NOW), "b", NOW + HOUR), Phase.PUBLISHED, NOW + HOUR)
+    assert signing_since_ms(activate(published, NOW + 2 * HOUR)) == NOW + 2 * HOUR
+
+
+def test_a_cancelled_and_a_rolled_back_rotation_are_failures_and_the_key_keeps_its_age() -> None:
+    stable = rotated(create(root(), NOW), "b", NOW + HOUR)
+    cancelled = cancel(prepared(stable, "c", NOW + 2 * HOUR), NOW + 3 * HOUR, reason="no")
+    published = with_phase(prepared(cancelled, "d", NOW + 4 * HOUR), Phase.PUBLISHED, NOW + 4 * HOUR)
+    back = roll_back(activate(published, NOW + 5 * HOUR), stable, NOW + 6 * HOUR, reason="no")
+    found = of(back)
+    assert value(found, Metric.ROTATION_LAST_FAILURE, event="cancelled") == NOW / 1000 + 3 * 3600
+    assert value(found, Metric.ROTATION_LAST_FAILURE, event="rolled-back") == NOW / 1000 + 6 * 3600
+    assert value(found, Metric.ROTATION_LAST_SUCCESS) == (NOW + HOUR + 4) / 1000
+    assert value(found, Metric.ROOT_SIGNING_SINCE) == (NOW + HOUR + 4) / 1000
+
+
+def test_a_first_root_is_as_old_as_the_document_remembers() -> None:
+    document = cancel(prepared(create(root(), NOW), "b", NOW + HOUR), NOW + 2 * HOUR, reason="no")
+    assert signing_since_ms(document) == NOW + 2 * HOUR
+
+
+# --- provider calls -----------------------------------------------------------------------------------------------
+
+
+class Moody(MemorySecretProvider):
+    """Fails as often as it is told to."""
+
+    failures = 0
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        self.clock.turn(timedelta(milliseconds=30))  # type: ignore[attr-defined]
+        if self.failures:
+            self.failures -= 1
+            raise call.error(UnavailableError, "moody")
+        return await super()._read(call, at)
+
+
+async def test_calls_are_counted_by_operation_and_outcome_with_their_retries_and_durations() -> None:
+    provider = Moody(clock=FakeClock(), retry=RetryPolicy(attempts=2, base=timedelta(milliseconds=1)))
+    await provider.create("a", b"1")
+    await provider.read("a")
+    provider.failures = 1
+    await provider.read("a")
+    provider.failures = 2
+    with pytest.raises(UnavailableError):
+        await provider.read("a")
+    with pytest.raises(ConflictError):
+        await provider.write("a", b"2", expected=None)
+    with pytest.raises(SecretNotFoundError):
+        await provider.read("b")
+    found = read(exposition(call_samples(provider.call_counts)))
+
+    def calls(operation: str, outcome: str) -> float:
+        return value(found, Metric.PROVIDER_CALLS, provider="memory", operation=operation, outcome=outcome)
+
+    assert calls("create", "ok") == 1
+    assert calls("read", "ok") == 2
+    assert calls("read", "provider.unavailable") == 1
+    assert calls("read", "provider.not_found") == 1
+    assert calls("write", "provider.conflict") == 1
+    assert calls("write", "ok") == 0
+    assert value(found, Metric.PROVIDER_RETRIES, provider="memory", operation="read") == 2
+    assert value(found, Metric.PROVIDER_RETRIES, provider="memory", operation="create") == 0
+    name = Metric.PROVIDER_CALL_DURATION.value
+    of_reads = (("operation", "read"), ("provider", "memory"))
+    assert found[f"{name}_count", of_reads] == 4
+    assert found[f"{name}_sum", of_reads] == pytest.approx(0.182, abs=0.01)
+    by_bound = {
+        dict(labels)["le"]: n
+        for (key, labels), n in found.items()
+        if key == f"{name}_bucket" and dict(labels)["operation"] == "read"
+    }
+    assert list(by_bound) == [*map(str, BUCKETS), "+Inf"]
+    assert list(by_bound.values()) == sorted(by_bound.values())
+    assert by_bound["0.025"] == 0
+    assert by_bound["0.05"] == 2
+
+
+async def test_a_call_whose_caller_goes_away_is_counted_as_cancelled() -> None:
+    class Silent(MemorySecretProvider):
+        async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+            asked.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    asked = asyncio.Event()
+    provider = Silent()
+    task = asyncio.create_task(provider.read("a"))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert provider.call_counts.ended["read", "cancelled"] == 1
+    assert sum(provider.call_counts.ended.values()) == 1
+
+
+def test_an_operation_begins_with_every_outcome_at_zero_so_that_a_first_failure_is_an_increase() -> None:
+    calls = CallCounts("file")
+    with calls.timed("read", lambda: 0.0):
+        pass
+    assert {outcome for _, outcome in calls.ended} == set(outcomes())
+    assert sum(calls.ended.values()) == 1
+
+
+# --- a process that rotates ---------------------------------------------------------------------------------------
+
+
+async def test_a_rotation_tells_its_outcome_its_phases_and_its_nodes() -> None:
+    clock = FakeClock()
+    herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
+    herd.provider.clock = clock
+    seen = RotationMetrics(herd.provider.call_counts)
+    rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.told)
+    with seen.run(clock):
+        await rotator.rotate()
+    found = read(exposition(seen.samples()))
+    assert value(found, Metric.RUNS, outcome="rotated") == 1
+    assert value(found, Metric.RUNS, outcome="abandoned") == 0
+    assert value(found, Metric.RUN_SUCCEEDED) == 1
+    assert value(found, Metric.RUN_ENDED) == clock.now_ms() / 1000
+    assert value(found, Metric.NODES, state="reachable") == 3
+    assert value(found, Metric.NODES, state="unreachable") == 0
+    assert value(found, Metric.PROVIDER_CALLS, provider="memory", operation="write", outcome="ok") >= 5
+    phases = {dict(labels)["phase"] for name, labels in found if name == Metric.PHASE_DURATION}
+    assert phases == {"prepared", "published", "activated", "verified"}
+
+
+async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> None:
+    clock = FakeClock()
+    herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
+    herd.nodes[1].faults.cut_off = True
+    seen = RotationMetrics()
+    rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.told)
+    with pytest.raises(NotAdoptedError), seen.run(clock):
+        await rotator.rotate()
+    found = read(exposition(seen.samples()))
+    assert value(found, Metric.RUNS, outcome="abandoned") == 1
+    assert sum(n for (name, _), n in found.items() if name == Metric.RUNS) == 1
+    assert value(found, Metric.RUN_SUCCEEDED) == 0
+    assert value(found, Metric.NODES, state="unreachable") == 1
+
+
+def test_a_run_that_the_store_stops_counts_by_the_error_and_one_that_is_interrupted_as_such() -> None:
+    seen = RotationMetrics()
+    error = UnavailableError("gone", provider="memory", secret_id="a", operation="read")
+    with pytest.raises(UnavailableError), seen.run(FakeClock()):
+        raise error
+    with pytest.raises(KeyboardInterrupt), seen.run(FakeClock()):
+        raise KeyboardInterrupt
+    found = read(exposition(seen.samples()))
+    assert value(found, Metric.RUNS, outcome="provider.unavailable") == 1
+    assert value(found, Metric.RUNS, outcome="interrupted") == 1
+
+
+def entered(phase: MachinePhase, at_ms: int, rotation_id: str | None) -> PhaseEntered:
+    return PhaseEntered(phase=phase, generation=1, rotation_id=rotation_id, current_id="a", next_id=None, at_ms=at_ms)
+
+
+def test_time_per_phase_is_of_the_last_rotation_only() -> None:
+    seen = RotationMetrics()
+    with seen.run(FakeClock()):
+        seen.told(entered(MachinePhase.STEADY, 0, None))
+        seen.told(entered(MachinePhase.PREPARED, 1000, "r1"))
+        seen.told(entered(MachinePhase.PUBLISHED, 3000, "r1"))
+        seen.told(entered(MachinePhase.STEADY, 3500, None))
+    assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {
+        ("prepared",): 2.0,
+        ("published",): 0.5,
+    }
+    with seen.run(FakeClock()):
+        seen.told(entered(MachinePhase.STEADY, 9000, None))
+        seen.told(entered(MachinePhase.PREPARED, 10_000, "r2"))
+        seen.told(entered(MachinePhase.STEADY, 10_250, None))
+    assert {s.labels: s.value for s in seen.samples() if s.metric is Metric.PHASE_DURATION} == {("prepared",): 0.25}
+
+
+# --- ways out -----------------------------------------------------------------------------------------------------
+
+
+def everything() -> RotationMetrics:
+    seen = RotationMetrics(CallCounts("memory"))
+    assert seen.calls is not None
+    with seen.calls.timed("read", lambda: 0.0):
+        pass
+    seen.document = create(root(), NOW)
+    seen.next_ms = NOW + HOUR
+    report = Report(
+        outcome=Outcome.ROTATED,
+        rotation_id="r",
+        from_id="a",
+        to_id="b",
+        current_id="b",
+        phase=MachinePhase.STEADY,
+        generation=6,
+        began_ms=0,
+        ended_ms=1,
+    )
+    with seen.run(SystemClock()):
+        seen.told(entered(MachinePhase.PREPARED, 0, "r"))
+        seen.told(entered(MachinePhase.STEADY, 1, None))
+        seen.told(RunEnded(report=report))
+    return seen
+
+
+def test_the_endpoint_answers_a_scrape_while_it_is_open() -> None:
+    seen = everything()
+    with served(seen.samples, host="127.0.0.1", port=0) as port:
+        answer = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        assert value(read(answer.content), Metric.RUNS, outcome="rotated") == 1
+        seen.next_ms = NOW + 2 * HOUR
+        again = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+        assert value(read(again.content), Metric.NEXT_ROTATION) == (NOW + 2 * HOUR) / 1000
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+
+
+def test_the_file_holds_gauges_with_the_store_as_a_label_and_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "goatherd.prom"
+    path.write_text("old")
+    before = path.open()
+    write_file(path, everything().samples(), store="file:///srv/keys/root")
+    with before:
+        assert before.read() == "old", "it was written into and not replaced: a reader could see half of it"
+    found = read(path.read_bytes())
+    assert value(found, Metric.RUN_SUCCEEDED, store="file:///srv/keys/root") == 1
+    assert value(found, Metric.ROOT_EXPIRES, store="file:///srv/keys/root") > NOW / 1000
+    kinds = {FAMILIES[Metric(name)].kind for name, _ in found}
+    assert kinds == {Kind.GAUGE}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        write_file(tmp_path / "missing" / "goatherd.prom", everything().samples(), store="x")
+
+
+def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtraError, match="prometheus-client") as caught:
+        require_library()
+    assert "goatherd[metrics]" in caught.value.hint
+
+
+# --- the table of metrics -----------------------------------------------------------------------------------------
+
+
+def of_a_node(settings: CloudSecretSettings) -> bytes:
+    return metrics(settings.settings.document, settings.status)
+
+
+@pytest.fixture
+async def node_text() -> bytes:
+    provider = MemorySecretProvider()
+    await provider.create("root", encode_document(create(root(), NOW)))
+    async with CloudSecretSettings(provider, "root") as settings:
+        await settings.load()
+        return of_a_node(settings)
+
+
+def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> None:
+    def exported(text: bytes) -> set[str]:
+        return {re.sub("_(bucket|sum|count)$", "", name) for name, _ in read(text)}
+
+    seen = everything()
+    seen.told(NodesSeen(nodes=()))
+    assert exported(node_text) == {m.value for m, about in FAMILIES.items() if about.where is not Where.ROTATOR}
+    assert exported(exposition(seen.samples())) == {
+        m.value for m, about in FAMILIES.items() if about.where is not Where.NODE
+    }
+    assert set(FAMILIES) == set(Metric)
+
+
+@pytest.mark.parametrize("metric", list(Metric), ids=lambda metric: metric.value)
+def test_names_follow_the_conventions(metric: Metric) -> None:
+    about = FAMILIES[metric]
+    assert re.fullmatch(r"goatherd_[a-z]+(_[a-z]+)*", metric)
+    assert metric.endswith("_total") == (about.kind is Kind.COUNTER)
+    assert not metric.endswith(("_count", "_sum", "_bucket", "_ms", "_milliseconds", "_days"))
+    if about.kind is Kind.HISTOGRAM or "duration" in metric or "timestamp" in metric:
+        assert metric.endswith("_seconds")
+    assert about.help.endswith(".")
+    assert len(set(about.labels)) == len(about.labels)
+    assert not set(about.labels) & {"job", "instance", "le", "quantile"}
+
+
+async def test_no_label_grows_with_use(node_text: bytes) -> None:
+    provider = MemorySecretProvider()
+    for number in range(50):
+        await provider.create(f"secret-{number}", b"x")
+        with pytest.raises(SecretNotFoundError):
+            await provider.read(f"missing-{number}")
+    series = read(exposition(call_samples(provider.call_counts)))
+    assert len(series) == 2 * (len(outcomes()) + 1 + len(BUCKETS) + 3)
+    assert "secret-1" not in exposition(call_samples(provider.call_counts)).decode()
+    assert len(read(node_text)) < 120
+
+
+def test_nothing_of_a_key_is_exported(node_text: bytes) -> None:
+    document = rotated(create(root(), NOW), "b", NOW + HOUR)
+    begun = prepared(document, "c", NOW + 2 * HOUR)
+    text = exposition(identity_samples(begun)).decode() + node_text.decode()
+    for owned in (begun.current, begun.next):
+        assert owned is not None
+        assert owned.to_secret_json()["privateKey"]["d"] not in text
+        assert owned.session.public_key.to_jwk()["x"] not in text
+
+
+def test_values_of_labels_that_need_it_are_escaped() -> None:
+    odd = 'a "quoted"\nback\\slash'
+    text = exposition([Sample(Metric.IDENTITY_INFO, 1, (odd,))])
+    assert value(read(text), Metric.IDENTITY_INFO, root=odd) == 1
+
+
+def test_the_version_is_exported(node_text: bytes) -> None:
+    assert value(read(node_text), Metric.BUILD_INFO, version=goatherd.__version__) == 1
+
+
+# --- alerts -------------------------------------------------------------------------------------------------------
+
+
+def rules() -> Iterator[dict[str, object]]:
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        yield from group["rules"]
+
+
+def test_every_alert_asks_only_for_what_is_exported_or_recorded_before_it() -> None:
+    exported = {metric.value for metric in Metric}
+    exported |= {
+        f"{m}_{part}" for m in Metric for part in ("bucket", "sum", "count") if FAMILIES[m].kind is Kind.HISTOGRAM
+    }
+    for rule in rules():
+        expression = re.sub(r'"[^"]*"|#.*', "", str(rule["expr"]))
+        asked = set(re.findall(r"\bgoatherd[a-z0-9_:]+", expression))
+        assert asked, rule
+        assert asked <= exported, asked - exported
+        if "record" in rule:
+            exported.add(str(rule["record"]))
+
+
+def test_every_label_that_an_alert_asks_for_is_one_of_the_metrics_that_it_asks() -> None:
+    known = {label for about in FAMILIES.values() for label in about.labels}
+    for rule in rules():
+        for inside in re.findall(r"\{([^}]*)\}", str(rule["expr"])):
+            for label in re.findall(r"(\w+)\s*[=!]~?", inside):
+                assert label in known, rule
+
+
+def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert len(alerts) >= 8
+    for rule in alerts:
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")  # type: ignore[index]
+        assert set(rule["annotations"]) >= {"summary", "description"}  # type: ignore[call-overload]
+        assert str(rule["alert"]) in (ROOT / "docs/how-to/monitor.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("arguments", [["check", "rules"], ["test", "rules"]], ids=" ".join)
+def test_promtool_accepts_the_alerts_and_they_fire_when_they_should(arguments: list[str]) -> None:
+    path = ALERTS if arguments[0] == "check" else ALERTS.with_name("alerts_test.yaml")
+    done = subprocess.run(["promtool", *arguments, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_finds_nothing_wrong_with_what_is_exported(node_text: bytes) -> None:
+    for text in (node_text, exposition(everything().samples())):
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
