@@ -7,14 +7,17 @@ import getpass
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import click
 
 from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.progress import Progress
 from goatherd.cli.rotation_text import (
     ending_data,
@@ -25,7 +28,7 @@ from goatherd.cli.rotation_text import (
     report_data,
     report_lines,
 )
-from goatherd.cli.store import open_store
+from goatherd.cli.store import name_of_store, open_store
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
 from goatherd.cli.whereabouts import find_whereabouts
 from goatherd.client import NodeClient
@@ -33,7 +36,7 @@ from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError
 from goatherd.identity.redaction import notes, redacted
-from goatherd.rotation.events import Report
+from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
 from goatherd.rotation.policy import unlisted_for
@@ -153,6 +156,11 @@ def doctor(app: App) -> int:
 @click.option(
     "--health-command", "rotation_health_command", metavar="CMD", help="Go back when this ends with anything but 0."
 )
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Leave metrics there at the end, for node_exporter's textfile collector; its name ends in .prom.",
+)
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
 def rotate(
     app: App,
@@ -162,6 +170,7 @@ def rotate(
     cancel: bool,
     to_phase: str | None,
     reason: str | None,
+    metrics_file: Path | None,
     unsafe_without_nodes: bool,
 ) -> int:
     """Replace the root key while the cluster serves.
@@ -188,6 +197,7 @@ def rotate(
             what=what,
             to_phase=Phase(to_phase) if to_phase else None,
             reason=reason or "asked for by the operator",
+            metrics_file=None if plan else metrics_file,
             unsafe_without_nodes=unsafe_without_nodes,
         )
     )
@@ -230,7 +240,15 @@ def health_signals(options: Options) -> list[HealthSignal]:
     return signals
 
 
-async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, unsafe_without_nodes: bool) -> int:
+async def _rotate(
+    app: App,
+    *,
+    what: str,
+    to_phase: Phase | None,
+    reason: str,
+    metrics_file: Path | None,
+    unsafe_without_nodes: bool,
+) -> int:
     options = app.options
     # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_cluster_commands.py).
     if not options.nodes and not unsafe_without_nodes and what in ("", "resume"):
@@ -241,7 +259,10 @@ async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, u
     # Progress tells what the log would.
     logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
     async with AsyncExitStack() as stack:
+        seen = stack.enter_context(reported(metrics_file, name_of_store(options), app.out))
         store = await stack.enter_async_context(open_store(options))
+        if metrics_file is not None:
+            await stack.enter_async_context(remembered(store, seen))
         nodes = [await stack.enter_async_context(NodeClient(url, timeout=options.timeout)) for url in options.nodes]
         progress = stack.enter_context(Progress(app.out))
         rotator = Rotator(
@@ -251,7 +272,7 @@ async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, u
             org=store.org,
             policy=policy_of(options),
             started_by=_who(),
-            on_event=progress.told,
+            on_event=_each(progress.told, seen.told),
             health=health_signals(options),
         )
         if what == "plan":
@@ -261,6 +282,14 @@ async def _rotate(app: App, *, what: str, to_phase: Phase | None, reason: str, u
         report = await _asked(rotator, what, to_phase, reason)
     app.out.result(report_data(report), report_lines(report, options.rotation_grace))
     return 0
+
+
+def _each(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
+    def told(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return told
 
 
 async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: str) -> Report:

@@ -71,6 +71,15 @@ def place(options: Options) -> tuple[SecretProvider, str]:
     )
 
 
+def name_of_store(options: Options, org: str | None = None) -> str:
+    """Return what people are told of the store: the URI, or the scheme and the secret's name. No password is in it."""
+    chosen = org or options.org
+    if options.provider is not None:
+        return options.provider.replace(ORG_FIELD, chosen)
+    config = options.cloud_config or {}
+    return f"{config.get('provider', '?')}: {config.get('secretId', '?')}".replace(ORG_FIELD, chosen)
+
+
 @asynccontextmanager
 async def open_store(options: Options, *, org: str | None = None) -> AsyncIterator[Store]:
     """Open the store that the options name, for one organization."""
@@ -78,5 +87,5 @@ async def open_store(options: Options, *, org: str | None = None) -> AsyncIterat
     chosen = org or options.org
     async with provider:
         secret_id = secret_id_for(template, chosen)
-        named = options.provider.replace(ORG_FIELD, chosen) if options.provider else f"{provider.scheme}: {secret_id}"
+        named = name_of_store(options, chosen)
         yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named)
