@@ -41,6 +41,8 @@ class Process:
         """Return the process with this number, or None where there is none."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] in "ZX":
+                return None  # it has ended, and nobody has looked after it
             return cls(pid=pid, started=f"{_BOOT.read_text().strip()} {fields[19]}")
         except (OSError, IndexError):
             return None

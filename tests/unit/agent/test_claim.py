@@ -1,0 +1,65 @@
+"""One agent for one data directory, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from goatherd.agent.claim import LOCK_NAME, RECORD_NAME, Claim, Process, Record
+from goatherd.errors import AgentBusyError, AgentError
+
+
+def test_a_second_agent_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    with Claim(tmp_path), pytest.raises(AgentBusyError), Claim(tmp_path):
+        pass
+    with Claim(tmp_path):
+        pass
+
+
+def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
+    child = Process(pid=7, started="boot 9")
+    with Claim(tmp_path) as claim:
+        assert claim.before == Record()
+        claim.note(orgs=["a", "b"], memory=Path("/run/x"))
+        claim.note(child=child)
+    with Claim(tmp_path) as claim:
+        assert claim.before == Record(orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child)
+        claim.forget()
+        claim.forget()
+    with Claim(tmp_path) as claim:
+        assert claim.before == Record()
+    assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"orgs": 3}', '{"orgs": [1]}', '{"child": {"pid": "x"}}'])
+def test_a_damaged_record_is_an_error_and_not_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / RECORD_NAME).write_text(text)
+    with pytest.raises(AgentError, match="cannot be read"), Claim(tmp_path):
+        pass
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")
+    with pytest.raises(AgentError), Claim(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
+def test_a_process_is_told_from_a_later_one_with_the_same_number() -> None:
+    me = Process.of(os.getpid())
+    assert me is not None
+    assert me.is_running()
+    assert not Process(pid=me.pid, started="another boot 1").is_running()
+    assert not Process(pid=me.pid, started="").is_running()
+
+
+def test_a_process_that_has_ended_does_not_run() -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    known = Process.of(child.pid)
+    child.communicate()
+    assert known is None or not known.is_running()

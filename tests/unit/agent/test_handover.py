@@ -1,0 +1,372 @@
+"""One organization's way from the store to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.agent.handover import Handover
+from goatherd.agent.question import Standing
+from goatherd.agent.settings_file import Place, SettingsFile
+from goatherd.client import NewSession
+from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_text import to_settings
+from tests.unit.identity.make import DAY, activated, first, owned, published, rotated, secret_of, shows_key
+from tests.unit.settings.make import HandClock
+
+from .make import TestSettings, introduction, write_log
+
+A, B = owned("a"), owned("b")
+
+
+class FakeClient:
+    """A server that trusts whom it is told to."""
+
+    base_url = "http://server"
+
+    def __init__(self) -> None:
+        self.trusts: set[str] = {A.id}
+        self.leaked: tuple[str, ...] = ()
+        self.is_away = False
+        self.asked = 0
+
+    async def answers(self, signer: OwnedSession) -> bool:
+        if self.is_away:
+            raise NodeUnreachableError("nobody there")
+        return signer.id in self.trusts
+
+    async def new_session(self) -> NewSession:
+        self.asked += 1
+        if self.is_away:
+            raise NodeUnreachableError("nobody there")
+        return NewSession(owned("user", owner=None), (A.session,), self.leaked)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Kit:
+    """A handover with everything around it in a test's hands."""
+
+    def __init__(self, tmp_path: Path, document: IdentityDocument, *, in_memory: bool = True) -> None:
+        self.settings, self.client, self.clock = TestSettings(document), FakeClient(), HandClock()
+        self.directory = tmp_path / "data" / "localhost"
+        self.directory.mkdir(parents=True)
+        memory = tmp_path / "memory"
+        memory.mkdir(mode=0o700)
+        self.file = SettingsFile(
+            link=self.directory / "settings.json", target=memory / "localhost.json" if in_memory else None
+        )
+        self.handover = Handover(
+            org="localhost",
+            settings=self.settings,  # type: ignore[arg-type]
+            directory=self.directory,
+            file=self.file,
+            client=self.client,  # type: ignore[arg-type]
+            clock=self.clock,
+        )
+
+    @property
+    def tree(self) -> Any:
+        return json.loads(self.file.link.read_bytes())
+
+    def rewrite(self, **members: Any) -> None:
+        """As GoatDB does: in place."""
+        text = json.dumps({**self.tree, **members}).encode()
+        descriptor = os.open(self.file.link, os.O_WRONLY)
+        os.write(descriptor, text)
+        os.ftruncate(descriptor, len(text))
+        os.close(descriptor)
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    return Kit(tmp_path, first())
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, "goatherd.agent")
+    return caplog
+
+
+# --- what goes out --------------------------------------------------------------------------------------------------
+
+
+async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
+    kit.settings.document = published()
+    user = owned("user", owner=None).session
+    write_log(kit.directory, [introduction(user, A)])
+    await kit.handover.write()
+    assert set(kit.tree) == {"currentSession", "roots", "trustedSessions"}
+    assert kit.tree["currentSession"]["id"] == A.id
+    assert [root["id"] for root in kit.tree["roots"]] == [A.id, B.id]
+    assert {one["id"] for one in kit.tree["trustedSessions"]} == {A.id, B.id, user.id}
+    assert secret_of(B) not in kit.file.link.read_text(), "never the next key"
+    assert kit.file.link.is_symlink()
+
+
+async def test_a_server_is_not_given_a_root_with_15_days_left_and_nothing_is_written(kit: Kit) -> None:
+    kit.clock._now_ms = A.session.expiration_ms - 15 * DAY
+    with pytest.raises(IdentityError, match="15"):
+        await kit.handover.write()
+    assert not os.path.lexists(kit.file.link)
+
+
+async def test_where_nothing_was_written_nothing_is_a_reason(kit: Kit) -> None:
+    assert kit.handover.reasons() == ()
+
+
+# --- forward and back -----------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_does_not_come_up_gets_the_root_before_and_not_the_new_one_again(kit: Kit) -> None:
+    await kit.handover.write()
+    kit.handover.came_up()
+    kit.settings.document = activated()
+    assert kit.handover.reasons()
+    await kit.handover.write()
+    assert kit.tree["currentSession"]["id"] == B.id
+    assert kit.handover.step_back()
+    await kit.handover.write()
+    assert kit.tree["currentSession"]["id"] == A.id
+    assert {root["id"] for root in kit.tree["roots"]} == {A.id, B.id}, "B may have signed something elsewhere"
+    assert kit.handover.reasons() == (), "B is not tried again for this document"
+    assert not kit.handover.step_back(), "there is nowhere else to go"
+    kit.settings.document = rotated()
+    assert kit.handover.reasons(), "but for the next one"
+
+
+async def test_a_server_that_never_came_up_has_nothing_to_go_back_to(kit: Kit) -> None:
+    await kit.handover.write()
+    assert not kit.handover.step_back()
+
+
+async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_what_is_wanted(kit: Kit) -> None:
+    assert not await kit.handover.adopt()
+    await kit.handover.write()
+    again = Handover(
+        org="localhost",
+        settings=kit.settings,  # type: ignore[arg-type]
+        directory=kit.directory,
+        file=kit.file,
+        client=kit.client,  # type: ignore[arg-type]
+        clock=kit.clock,
+    )
+    assert await again.adopt()
+    kit.settings.document = activated()
+    assert not await again.adopt()
+
+
+# --- what is there already ------------------------------------------------------------------------------------------
+
+
+async def test_a_settings_json_of_this_identity_may_be_replaced_rotated_since_or_not(kit: Kit) -> None:
+    kit.file.link.write_bytes(to_settings(first()))
+    await kit.handover.check_place(is_left_over=False)
+    kit.settings.document = rotated()
+    await kit.handover.check_place(is_left_over=False)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"currentSession": null}'], ids=["empty", "torn", "nobody"])
+async def test_a_settings_json_that_cannot_be_read_is_not_replaced_unless_an_agent_left_it(
+    kit: Kit, text: bytes
+) -> None:
+    kit.file.link.write_bytes(text)
+    with pytest.raises(IdentityExistsError, match="cannot be read"):
+        await kit.handover.check_place(is_left_over=False)
+    assert kit.file.link.read_bytes() == text
+    await kit.handover.check_place(is_left_over=True)
+
+
+async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_operator_is_told_what_it_may_be(
+    kit: Kit,
+) -> None:
+    other = to_settings(first()).replace(A.id.encode(), owned("z").id.encode())
+    kit.file.link.write_bytes(other)
+    with pytest.raises(IdentityExistsError) as caught:
+        await kit.handover.check_place(is_left_over=False)
+    assert owned("z").id in str(caught.value)
+    assert "migrate" in caught.value.hint
+    assert "invented" in caught.value.hint
+
+
+async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
+    await kit.handover.write()
+    await kit.handover.remove()
+    assert not os.path.lexists(kit.file.link)
+    assert kit.file.target is not None
+    assert not kit.file.target.exists()
+
+
+async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_end_and_told(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    kit.rewrite(currentSession=owned("z").to_secret_json())
+    await kit.handover.remove()
+    assert kit.tree["currentSession"]["id"] == owned("z").id
+    assert "was left there" in told.text
+
+
+# --- what the server makes of it ------------------------------------------------------------------------------------
+
+
+async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_not_touched(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    before = kit.settings.document
+    users = [owned(name, owner=None).session.to_json() for name in ("u", "v")]
+    kit.rewrite(trustedSessions=[A.to_secret_json(), *users], roots=[A.session.to_json(), B.session.to_json()])
+    assert not await kit.handover.look()
+    assert f"it has learnt root {B.id}" in told.text
+    assert "it has learnt 2 sessions" in told.text
+    assert not shows_key(told.text, A, B)
+    assert kit.settings.document is before
+    told.clear()
+    kit.handover._seen.not_before = 0
+    assert not await kit.handover.look()
+    assert told.text == "", "it is told once"
+
+
+@pytest.mark.parametrize("how", ["invented", "extended", "exposed"])
+async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
+    kit: Kit, told: pytest.LogCaptureFixture, how: str
+) -> None:
+    await kit.handover.write()
+    current = kit.tree["currentSession"]
+    if how == "invented":
+        kit.rewrite(currentSession=owned("z").to_secret_json())
+    elif how == "extended":
+        kit.rewrite(currentSession={**current, "expiration": current["expiration"] + 86_400})
+    else:
+        kit.rewrite(roots=[current])
+    assert await kit.handover.look()
+    assert "agent.key_in_danger" in told.text
+    assert not shows_key(told.text, A, owned("z"))
+
+
+async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_stays_so_is_told(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    with kit.file.link.open("r+b") as file:
+        file.truncate(100)
+    for _ in range(2):
+        await look_again(kit)
+    assert told.text.count("unreadable") == 0
+    for _ in range(4):
+        await look_again(kit)
+    assert told.text.count("unreadable") == 1
+
+
+async def look_again(kit: Kit) -> None:
+    kit.handover._seen.not_before = 0
+    await kit.handover.look()
+
+
+async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_told(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    new = kit.directory / "new"
+    new.write_bytes(kit.file.link.read_bytes())
+    new.replace(kit.file.link)
+    assert kit.file.look() is Place.REPLACED
+    await kit.handover.look()
+    assert kit.file.look() is Place.OURS
+    assert "on the disk" in told.text
+
+
+async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCaptureFixture) -> None:
+    await kit.handover.write()
+    assert kit.file.target is not None
+    kit.file.target.unlink()
+    await kit.handover.look()
+    assert kit.tree["currentSession"]["id"] == A.id
+    assert "agent.mended" in told.text
+
+
+async def test_that_the_server_wrote_the_earlier_root_over_the_new_one_is_noticed(kit: Kit) -> None:
+    await kit.handover.write()
+    before = kit.tree
+    kit.settings.document = activated()
+    await kit.handover.write()
+    assert not await kit.handover.is_regressed()
+    kit.rewrite(**before)
+    assert await kit.handover.is_regressed()
+
+
+async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: pytest.LogCaptureFixture) -> None:
+    forger = owned("forger", owner=None)
+    forged = introduction(owned("z").session, forger, claimed=A.id)
+    write_log(kit.directory, [introduction(forger.session, A), forged], tail=b"\nbroken\n")
+    write_log(kit.directory, [introduction(owned("u", owner=None).session, A)])
+    for _ in range(2):
+        await kit.handover.write()
+    assert told.text.count("claims to be a root") == 1
+    assert told.text.count("agent.log_damaged") == 1
+    assert owned("z").id not in {one["id"] for one in kit.tree["trustedSessions"]}
+
+
+# --- asking ---------------------------------------------------------------------------------------------------------
+
+
+async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:
+    await kit.handover.write()
+    assert await kit.handover.standing() is Standing.UP
+    kit.client.trusts = set()
+    assert await kit.handover.standing() is Standing.STRANGER
+    kit.client.is_away = True
+    assert await kit.handover.standing() is Standing.AWAY
+
+
+async def test_a_private_key_that_comes_back_is_an_error_that_names_the_root_and_nothing_more(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    kit.client.leaked = (A.id,)
+    with pytest.raises(KeyLeakedError, match=A.id) as caught:
+        await kit.handover.ask()
+    assert not shows_key(told.text + str(caught.value), A)
+    assert "agent.key_leaked" in told.text
+
+
+async def test_a_server_that_cannot_be_asked_is_not_one_that_was_asked(kit: Kit) -> None:
+    await kit.handover.write()
+    kit.client.is_away = True
+    await kit.handover.ask()
+    assert not kit.handover.is_asked
+    kit.client.is_away = False
+    await kit.handover.ask()
+    assert kit.handover.is_asked
+    await kit.handover.write()
+    assert not kit.handover.is_asked, "after another start it is asked again"
+
+
+async def test_a_short_life_is_told_now_and_then(kit: Kit, told: pytest.LogCaptureFixture) -> None:
+    kit.clock._now_ms = A.session.expiration_ms - 20 * DAY
+    for _ in range(3):
+        kit.handover.warn_of_age()
+    assert told.text.count("agent.short_life") == 1
+    kit.clock._now_ms += DAY
+    kit.handover.warn_of_age()
+    assert told.text.count("agent.short_life") == 2
+
+
+async def test_a_change_in_the_store_wakes_the_agent(kit: Kit) -> None:
+    changed = asyncio.Event()
+    async with kit.handover:
+        await kit.handover.load(changed)
+        assert not changed.is_set()
+        kit.settings.change(activated())
+        assert changed.is_set()

@@ -1,0 +1,232 @@
+"""One node at a time, whatever happens to the one that has the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for
+from goatherd.errors import AgentError, ProviderAccessDeniedError, UnavailableError
+from goatherd.providers.base import CURRENT
+from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
+
+HERE = lease_id_for("goatdb/root")
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[CountingProvider]:
+    async with CountingProvider() as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+def lease(provider: CountingProvider, clock: HandClock, holder: str) -> Lease:
+    return Lease(provider, HERE, holder=holder, clock=clock)
+
+
+async def ticket(provider: CountingProvider) -> Ticket:
+    return Ticket.from_bytes((await provider.read(HERE, CURRENT)).value.reveal())
+
+
+class Turn:
+    """Somebody who takes the lease and keeps it until told."""
+
+    def __init__(self, one: Lease) -> None:
+        self.has_it = asyncio.Event()
+        self.done = asyncio.Event()
+        self.task = asyncio.create_task(self._take(one))
+
+    async def _take(self, one: Lease) -> None:
+        async with one.hold():
+            self.has_it.set()
+            await self.done.wait()
+
+    async def end(self) -> None:
+        self.done.set()
+        await self.task
+
+    async def crash(self) -> None:
+        """End without giving anything back."""
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+
+async def until(clock: HandClock, turn: Turn, limit: timedelta) -> timedelta:
+    """Turn the clock until somebody has the lease; return how long that took."""
+    passed = timedelta(0)
+    while not turn.has_it.is_set():
+        assert passed < limit, "nobody got it"
+        await clock.turn(SECOND)
+        passed += SECOND
+    return passed
+
+
+def frozen(one: Lease) -> None:
+    """The process is gone: it renews nothing and gives nothing back."""
+
+    async def nothing() -> None:
+        await asyncio.Event().wait()
+
+    async def release() -> None:
+        return None
+
+    one._renew = nothing  # type: ignore[method-assign]
+    one._release = release  # type: ignore[method-assign]
+
+
+async def test_of_two_one_waits_until_the_other_gives_it_back(provider: CountingProvider, clock: HandClock) -> None:
+    first, second = Turn(lease(provider, clock, "one")), None
+    await settle()
+    assert first.has_it.is_set()
+    assert (await ticket(provider)).holder == "one"
+    second = Turn(lease(provider, clock, "two"))
+    for _ in range(5):
+        await clock.turn(SECOND)
+    assert not second.has_it.is_set()
+    await first.end()
+    assert (await ticket(provider)).holder is None
+    await until(clock, second, 10 * SECOND)
+    assert (await ticket(provider)).holder == "two"
+    await second.end()
+
+
+async def test_of_many_at_once_exactly_one_has_it_at_any_moment(provider: CountingProvider, clock: HandClock) -> None:
+    inside, most, done = 0, 0, 0
+
+    async def take(name: str) -> None:
+        nonlocal inside, most, done
+        async with lease(provider, clock, name).hold():
+            inside += 1
+            most = max(most, inside)
+            await clock.sleep(SECOND)
+            inside -= 1
+            done += 1
+
+    tasks = [asyncio.create_task(take(f"node-{number}")) for number in range(6)]
+    for _ in range(600):
+        if done == 6:
+            break
+        await clock.turn(SECOND)
+    await asyncio.gather(*tasks)
+    assert most == 1
+
+
+async def test_it_is_renewed_for_as_long_as_it_is_held(provider: CountingProvider, clock: HandClock) -> None:
+    first = Turn(lease(provider, clock, "one"))
+    await settle()
+    second = Turn(lease(provider, clock, "two"))
+    for _ in range(2 * (TERM + SKEW) // SECOND):
+        await clock.turn(SECOND)
+    assert not second.has_it.is_set()
+    assert (await ticket(provider)).until_ms > clock.now_ms()
+    await first.end()
+    await until(clock, second, 10 * SECOND)
+    await second.end()
+
+
+async def test_a_holder_that_has_crashed_is_waited_for_until_the_deadline_and_the_skew_and_no_longer(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    crashed = lease(provider, clock, "one")
+    frozen(crashed)
+    gone = Turn(crashed)
+    await settle()
+    await gone.crash()
+    second = Turn(lease(provider, clock, "two"))
+    waited = await until(clock, second, 5 * TERM)
+    assert TERM + SKEW <= waited <= TERM + SKEW + 5 * SECOND
+    await second.end()
+
+
+async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_for_ever(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    far = Ticket(holder="one", token="x", until_ms=NOW + 10**12, term_ms=90_000)
+    await provider.create(HERE, far.to_bytes())
+    second = Turn(lease(provider, clock, "two"))
+    waited = await until(clock, second, 5 * TERM)
+    assert waited >= TERM
+    await second.end()
+
+
+async def test_a_clock_that_is_a_little_ahead_does_not_take_what_is_held(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    held = Ticket(holder="one", token="x", until_ms=NOW - 20_000, term_ms=90_000)
+    await provider.create(HERE, held.to_bytes())
+    second = Turn(lease(provider, clock, "two"))
+    for _ in range(5):
+        await clock.turn(SECOND)
+    assert not second.has_it.is_set(), "20 seconds are within the skew"
+    await second.crash()
+
+
+async def test_a_write_whose_answer_was_lost_is_recognized(provider: CountingProvider, clock: HandClock) -> None:
+    await provider.create(HERE, Ticket().to_bytes())
+    provider.is_answer_lost = True
+    turn = Turn(lease(provider, clock, "one"))
+    await until(clock, turn, 20 * SECOND)
+    assert (await ticket(provider)).holder == "one"
+    await turn.end()
+    assert (await ticket(provider)).holder is None
+
+
+@pytest.mark.parametrize("kind", [UnavailableError, ProviderAccessDeniedError])
+async def test_a_store_that_fails_is_asked_on(
+    provider: CountingProvider, clock: HandClock, kind: type[UnavailableError]
+) -> None:
+    provider.failures = [kind, kind, kind]
+    turn = Turn(lease(provider, clock, "one"))
+    await until(clock, turn, timedelta(minutes=3))
+    await turn.end()
+
+
+async def test_what_is_no_lease_is_never_overwritten(provider: CountingProvider, clock: HandClock) -> None:
+    precious = json.dumps({"currentSession": "somebody's identity"}).encode()
+    await provider.create(HERE, precious)
+    turn = Turn(lease(provider, clock, "one"))
+    for _ in range(60):
+        await clock.turn(SECOND)
+    assert not turn.has_it.is_set()
+    await turn.crash()
+    assert (await provider.read(HERE, CURRENT)).value.reveal() == precious
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[]", b'{"goatherdLease": 1}', b'{"goatherdLease": 1, "holder": 3, "token": null}']
+)
+def test_a_lease_that_cannot_be_read_is_an_error(raw: bytes) -> None:
+    with pytest.raises(AgentError, match="no lease"):
+        Ticket.from_bytes(raw)
+
+
+async def test_old_values_do_not_pile_up_in_a_store_that_can_destroy(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    for number in range(5):
+        turn = Turn(lease(provider, clock, f"node-{number}"))
+        await until(clock, turn, 10 * SECOND)
+        await turn.end()
+    readable = [one for one in await provider.versions(HERE) if one.state == "enabled"]
+    assert len(readable) == 1
+
+
+async def test_giving_up_the_wait_leaves_no_trace(provider: CountingProvider, clock: HandClock) -> None:
+    first = Turn(lease(provider, clock, "one"))
+    await settle()
+    second = Turn(lease(provider, clock, "two"))
+    await clock.turn(SECOND)
+    await second.crash()
+    assert (await ticket(provider)).holder == "one"
+    await first.end()

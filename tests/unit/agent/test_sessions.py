@@ -1,0 +1,103 @@
+"""Who is in a server's own log, and who vouches for him."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from goatherd.agent.sessions import SessionBook
+from goatherd.errors import SettingsError
+from goatherd.identity.document import IdentityDocument
+from goatherd.trust import TrustPool
+from tests.unit.identity.make import first, owned, rotated
+
+from .make import introduction, write_log
+
+USERS = [owned(f"user-{number}", owner=None).session for number in range(5)]
+A, B, STRANGER = owned("a"), owned("b"), owned("stranger")
+
+
+def book(tmp_path: Path) -> SessionBook:
+    return SessionBook(tmp_path / "sys" / "sessions.jsonl", "localhost")
+
+
+async def ids(one: SessionBook, document: IdentityDocument) -> set[str]:
+    return {session.id for session in (await one.read(document)).sessions}
+
+
+async def test_a_server_that_has_no_log_yet_knows_nobody(tmp_path: Path) -> None:
+    found = await book(tmp_path).read(first())
+    assert (found.sessions, found.unvouched, found.damage) == ((), (), None)
+
+
+async def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "sys" / "sessions.jsonl").mkdir(parents=True)
+    with pytest.raises(SettingsError):
+        await book(tmp_path).read(first())
+
+
+async def test_sessions_of_a_trusted_root_are_told_and_others_are_not(tmp_path: Path) -> None:
+    records = [introduction(USERS[0], A), introduction(USERS[1], STRANGER), introduction(USERS[2], A)]
+    write_log(tmp_path, records)
+    found = await book(tmp_path).read(first())
+    assert [session.id for session in found.sessions] == [USERS[0].id, USERS[2].id]
+    assert found.unvouched == (USERS[1].id,)
+    assert found.unvouched_roots == ()
+
+
+async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
+    """T2 and T3: an anonymous session claims to be the root, and the next start would believe it."""
+    forger = owned("forger", owner=None)
+    write_log(tmp_path, [introduction(forger.session, A), introduction(STRANGER.session, forger, claimed=A.id)])
+    found = await book(tmp_path).read(first())
+    assert found.unvouched_roots == (STRANGER.id,)
+    assert [session.id for session in found.sessions] == [forger.id]
+
+
+async def test_sessions_of_a_root_that_was_itself_introduced_count_and_roots_are_not_among_the_sessions(
+    tmp_path: Path,
+) -> None:
+    write_log(tmp_path, [introduction(USERS[0], B), introduction(B.session, A)])
+    assert await ids(book(tmp_path), first()) == {USERS[0].id}
+
+
+async def test_a_signature_for_another_organization_does_not_count(tmp_path: Path) -> None:
+    write_log(tmp_path, [introduction(USERS[0], A, org="elsewhere")])
+    assert (await book(tmp_path).read(first())).unvouched == (USERS[0].id,)
+
+
+async def test_what_has_come_since_is_added_and_a_new_root_of_the_document_counts_at_once(tmp_path: Path) -> None:
+    one = book(tmp_path)
+    write_log(tmp_path, [introduction(USERS[0], A), introduction(USERS[1], B)])
+    assert await ids(one, first()) == {USERS[0].id}
+    write_log(tmp_path, [introduction(USERS[2], A)])
+    assert await ids(one, rotated()) == {USERS[0].id, USERS[1].id, USERS[2].id}
+
+
+async def test_what_was_verified_once_is_not_verified_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = book(tmp_path)
+    write_log(tmp_path, [introduction(user, A) for user in USERS[:4]])
+    await one.read(first())
+    offered = 0
+    original = TrustPool.offer_session_commits
+
+    def counting(pool: TrustPool, commits: list[object]) -> None:
+        nonlocal offered
+        offered += len(commits)
+        original(pool, commits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TrustPool, "offer_session_commits", counting)
+    write_log(tmp_path, [introduction(USERS[4], A)])
+    assert len(await ids(one, first())) == 5
+    assert offered == 1
+
+
+async def test_a_torn_last_line_is_nothing_and_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+    write_log(tmp_path, [introduction(USERS[0], A)], tail=b'\n{"torn":')
+    assert (await book(tmp_path).read(first())).damage is None
+    write_log(tmp_path, [introduction(USERS[1], A)])
+    found = await book(tmp_path).read(first())
+    assert found.damage is not None
+    assert "1 good records" in found.damage
+    assert [session.id for session in found.sessions] == [USERS[0].id], "the server cuts off what is behind"

@@ -1,0 +1,249 @@
+"""One child process, with real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.agent.claim import Process
+from goatherd.agent.supervisor import Supervisor, end_leftover, exit_code, find_command
+from goatherd.clock import SystemClock
+from goatherd.errors import AgentError, ConfigurationError
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
+SOON = timedelta(milliseconds=200)
+LATE = timedelta(seconds=60)
+
+
+def python(script: str) -> list[str]:
+    return [sys.executable, "-S", "-c", textwrap.dedent(script)]
+
+
+def supervisor(command: list[str], grace: timedelta = LATE, **environ: str) -> Supervisor:
+    return Supervisor(command, environ={**os.environ, **environ}, grace=grace)
+
+
+async def exists(path: Path) -> None:
+    async with asyncio.timeout(60):
+        while not path.exists():
+            await asyncio.sleep(0.02)
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(60):
+        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("code", [0, 1, 77])
+async def test_the_exit_code_is_the_childs_own(code: int) -> None:
+    one = supervisor(["sh", "-c", f"exit {code}"])
+    await one.start()
+    assert await one.wait() == code
+    assert not one.is_running
+    assert await one.stop() == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
+async def test_a_signal_that_ends_it_is_128_and_its_number(number: int) -> None:
+    one = supervisor(["sh", "-c", f"kill -{int(number)} $$"])
+    await one.start()
+    assert await one.wait() == 128 + number == exit_code(-number)
+
+
+async def test_environment_directory_input_and_output_are_the_agents_own(tmp_path: Path) -> None:
+    """Seen from a process that runs the supervisor, since pytest has the descriptors of this one."""
+    script = """
+        import asyncio, os
+        from goatherd.agent.supervisor import Supervisor
+        async def main():
+            one = Supervisor(["sh", "-c", "read line; echo out $line $MINE $PWD; echo err >&2"],
+                             environ={**os.environ, "MINE": "yes"})
+            await one.start()
+            return await one.wait()
+        raise SystemExit(asyncio.run(main()))
+    """
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", textwrap.dedent(script)],
+        input=b"hello\n",
+        capture_output=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"out hello yes {tmp_path}\n".encode(), b"err\n")
+
+
+async def test_the_process_list_shows_the_command_and_nothing_else(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    command = ["sh", "-c", f"touch {ready}; exec sleep 60"]
+    one = supervisor(command)
+    await one.start()
+    await exists(ready)
+    assert one.pid is not None
+    async with asyncio.timeout(60):
+        while b"sleep" not in (shown := Path(f"/proc/{one.pid}/cmdline").read_bytes()):
+            await asyncio.sleep(0.02)
+    assert shown == b"sleep\x0060\x00"
+    assert await one.stop() == 143
+
+
+async def test_a_broken_pipe_ends_the_child_as_it_would_without_an_agent(tmp_path: Path) -> None:
+    one = supervisor(["sh", "-c", f"grep SigIgn /proc/self/status > {tmp_path / 'ignored'}"])
+    await one.start()
+    assert await one.wait() == 0
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    assert not ignored & 1 << signal.SIGPIPE - 1
+
+
+async def test_a_child_that_listens_is_asked_and_not_killed(tmp_path: Path) -> None:
+    ready, said = tmp_path / "ready", tmp_path / "said"
+    one = supervisor(
+        ["sh", "-c", f"trap 'echo bye > {said}; exit 5' TERM; touch {ready}; while :; do sleep 0.05; done"]
+    )
+    await one.start()
+    await exists(ready)
+    assert await one.stop() == 5
+    assert said.read_text() == "bye\n"
+    assert not one.was_killed
+
+
+async def test_a_child_that_ignores_signals_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    one = supervisor(["sh", "-c", f"trap '' TERM INT HUP; touch {ready}; while :; do sleep 0.05; done"], grace=SOON)
+    await one.start()
+    await exists(ready)
+    assert await one.stop() == 137
+    assert one.was_killed
+
+
+async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    one = supervisor(["sh", "-c", f"sleep 600 & echo $! > {file}.new; mv {file}.new {file}; wait"])
+    await one.start()
+    await exists(file)
+    assert await one.stop() == 143
+    await gone(int(file.read_text()))
+
+
+async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
+    ready, said = tmp_path / "ready", tmp_path / "said"
+    script = f"trap 'echo got >> {said}' TERM; touch {ready}; for i in 1 2 3 4 5 6; do sleep 0.1; done; exit 9"
+    one = supervisor(["sh", "-c", script])
+    await one.start()
+    await exists(ready)
+    one.send(signal.SIGTERM)
+    assert await one.stop(signal.SIGTERM) == 9
+    assert said.read_text() == "got\n"
+
+
+async def test_a_cancelled_start_leaves_no_child_that_nobody_knows() -> None:
+    one = supervisor(["sleep", "600"])
+    starting = asyncio.create_task(one.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await one.stop() == 143
+
+
+async def test_a_second_child_beside_the_first_is_a_bug() -> None:
+    one = supervisor(["sleep", "600"])
+    await one.start()
+    with pytest.raises(RuntimeError):
+        await one.start()
+    assert await one.stop() == 143
+    await one.start()
+    assert await one.stop() == 143
+
+
+def test_a_command_that_does_not_exist_is_told_before_anything_starts(tmp_path: Path) -> None:
+    for command in ([], ["no-such-command-anywhere"], [str(tmp_path)]):
+        with pytest.raises(ConfigurationError):
+            find_command(command)
+
+
+async def test_a_program_that_cannot_run_ends_with_126(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF nonsense")
+    program.chmod(0o755)
+    one = supervisor([str(program)])
+    await one.start()
+    assert await one.wait() == 126
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+@pytest.mark.slow
+async def test_if_the_agent_is_killed_the_child_is_asked_to_stop(tmp_path: Path) -> None:
+    file, said = tmp_path / "pid", tmp_path / "said"
+    told = f"trap 'echo bye > {said}; exit 0' TERM; echo $$ > {file}.new; mv {file}.new {file}"
+    child = f"{told}; while :; do sleep 0.05; done"
+    script = f"""
+        import asyncio, os
+        from goatherd.agent.supervisor import Supervisor
+        async def main():
+            one = Supervisor(["sh", "-c", {child!r}], environ=dict(os.environ))
+            await one.start()
+            await one.wait()
+        asyncio.run(main())
+    """
+    agent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])  # noqa: ASYNC220
+    await exists(file)
+    agent.kill()
+    await asyncio.to_thread(agent.wait, 60)
+    await exists(said)
+    await gone(int(file.read_text()))
+
+
+# --- what an agent that was killed has left -------------------------------------------------------------------------
+
+
+async def left_over(tmp_path: Path, trap: str) -> tuple[subprocess.Popen[bytes], Process]:
+    ready = tmp_path / "ready"
+    command = ["sh", "-c", f"{trap}; touch {ready}; while :; do sleep 0.05; done"]
+    process = subprocess.Popen(command, process_group=0)  # noqa: ASYNC220
+    await exists(ready)
+    known = Process.of(process.pid)
+    assert known is not None
+    return process, known
+
+
+@pytest.mark.parametrize("trap", ["true", "trap '' TERM"], ids=["listens", "ignores signals"])
+async def test_a_child_that_was_left_over_is_stopped_for_good(tmp_path: Path, trap: str) -> None:
+    process, known = await left_over(tmp_path, trap)
+    reaped = asyncio.create_task(asyncio.to_thread(process.wait, 60))
+    assert await end_leftover(known, SOON, SystemClock())
+    assert await reaped in (-signal.SIGTERM, -signal.SIGKILL)
+    assert not await end_leftover(known, SOON, SystemClock())
+
+
+async def test_another_process_with_the_number_of_the_child_that_was_left_over_is_let_alone(tmp_path: Path) -> None:
+    process, known = await left_over(tmp_path, "true")
+    assert not await end_leftover(Process(pid=known.pid, started="another boot 1"), SOON, SystemClock())
+    assert process.poll() is None
+    process.kill()
+    process.wait(60)
+
+
+async def test_one_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goatherd.agent.supervisor.KILL_PATIENCE", SOON)
+    monkeypatch.setattr(Process, "is_running", lambda _: True)
+    monkeypatch.setattr("goatherd.agent.supervisor.os", FakeOS())
+    with pytest.raises(AgentError, match="cannot be stopped"):
+        await end_leftover(Process(pid=4_000_000, started="x"), SOON, SystemClock())
+
+
+class FakeOS:
+    def kill(self, pid: int, number: int) -> None:
+        pass
+
+    def killpg(self, pid: int, number: int) -> None:
+        pass
