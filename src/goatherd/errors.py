@@ -398,3 +398,23 @@ class KeyLeakedError(AgentError):
 
     code = "agent.key_leaked"
     hint = "Everybody who could reach it may have the key. Replace that root by a new identity, not by a rotation."
+
+
+# --- the audit trail ------------------------------------------------------------------------------------------------
+
+
+class AuditError(GoatherdError):
+    """The audit trail cannot be written, so that nothing is begun that it should tell of."""
+
+    code = "audit.failed"
+
+
+class AuditBrokenError(GoatherdError):
+    """A record of the audit trail is not as it was written, or is missing. `line` is the first that is wrong."""
+
+    code = "audit.broken"
+    hint = "Everything before that line is as it was written. Keep the file as it is, and find out who could write it."
+
+    def __init__(self, message: str, *, line: int) -> None:
+        super().__init__(message)
+        self.line = line

@@ -6,6 +6,7 @@ generations, times and codes, never a value from a store.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 
@@ -52,6 +53,32 @@ class Event(StrEnum):
     """A rotation was brought to its end: the next root signs."""
     ROTATION_ABANDONED = "rotation.abandoned"
     """A rotation was cancelled or rolled back, and why."""
+    ROTATION_EVIDENCE = "rotation.evidence"
+    """What a rotation saw, decided or did, with the evidence as JSON: what the audit trail holds too."""
+    AUDIT_HEAD = "audit.head"
+    """The end of the audit trail: a checkpoint, to be compared with what the file says later."""
+    AUDIT_FAILED = "audit.failed"
+    """A record of the audit trail could not be written; the next one that can be says how many are missing."""
+    AUDIT_TORN = "audit.torn"
+    """The audit trail ended with a torn line, as a crash leaves it; the next record states it."""
+    CONTROLLER_STARTED = "controller.started"
+    """A controller has begun to look at an identity."""
+    CONTROLLER_STOPPED = "controller.stopped"
+    """A controller has ended, and whether it left a rotation to be carried on."""
+    CONTROLLER_PLANNED = "controller.planned"
+    """What a controller will do next, when and why; told when it changes."""
+    CONTROLLER_ACTS = "controller.acts"
+    """A controller begins, carries on or retires."""
+    CONTROLLER_DONE = "controller.done"
+    """What a controller did has succeeded."""
+    CONTROLLER_YIELDED = "controller.yielded"
+    """Somebody else was first; the controller looks again later."""
+    CONTROLLER_TROUBLED = "controller.troubled"
+    """The store did not answer a controller; it asks again."""
+    CONTROLLER_ALERT = "controller.alert"
+    """Somebody should look: a rotation has failed, a slot was missed, a key nears its end, or the store is away."""
+    CONTROLLER_ALERT_FAILED = "controller.alert_failed"
+    """The alert command did not end well."""
     AGENT_STARTED = "agent.started"
     """The agent has started the server."""
     AGENT_UP = "agent.up"
@@ -136,3 +163,17 @@ def event_text(event: Event, **fields: object) -> str:
         text = str(value)
         parts.append(f"{name}={text!r}" if " " in text or not text.isprintable() or not text else f"{name}={text}")
     return " ".join(parts)
+
+
+# A P-384 scalar is 64 characters of base64url, 96 of hex or up to 116 digits; a GoatDB signature is far longer.
+# Exactly 64 hexadecimal digits are a SHA-256, which is no secret.
+_KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")
+
+
+def scrub(text: str) -> str:
+    """Return `text` with everything hidden that is long enough to be a key or a signature.
+
+    SECURITY: the last line of defence for texts that are not ours (tests/unit/cli/test_no_keys_in_output.py,
+    tests/unit/rotation/test_audit.py).
+    """
+    return _KEY_MATERIAL.sub("<hidden>", text)

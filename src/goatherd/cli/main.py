@@ -36,6 +36,7 @@ EXIT_CODES = {
     "node": 9,
     "rotation": 10,
     "agent": 12,
+    "audit": 13,
 }
 """By the first part of an error's code."""
 EXIT_INTERNAL = 1
@@ -56,6 +57,7 @@ EXIT_MEANINGS = {
     9: "a server, or its data directory, does not answer as one should",
     10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
     12: "the agent cannot run a server, or has stopped one that gave its private key away",
+    13: "the audit trail is broken, or cannot be written",
     EXIT_FINDINGS: "`doctor` or `status` found something wrong",
     EXIT_INTERRUPTED: "interrupted",
 }

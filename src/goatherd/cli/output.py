@@ -12,25 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from goatherd.errors import GoatherdError
-
-# A P-384 scalar is 64 characters of base64url, 96 of hex or up to 116 digits; a GoatDB signature is far longer.
-# Exactly 64 hexadecimal digits are a SHA-256, which is no secret.
-_KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")
-
-
-def scrub(text: str) -> str:
-    """Return `text` with everything hidden that is long enough to be a key or a signature.
-
-    SECURITY: the last line of defence for errors that are not ours (tests/unit/cli/test_no_keys_in_output.py).
-    """
-    return _KEY_MATERIAL.sub("<hidden>", text)
+from goatherd.telemetry import scrub
 
 
 class Output:
