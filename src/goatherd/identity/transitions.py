@@ -100,6 +100,13 @@ def prepare(
     )
 
 
+def has_begun(document: IdentityDocument, rotation_id: str, successor_id: str) -> bool:
+    """Whether the rotation that `prepare` would begin with these ids has been begun, be it over by now."""
+    if document.rotation is not None:
+        return document.rotation.id == rotation_id
+    return any(entry.to_id == successor_id for entry in document.history)
+
+
 def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
     """Record that the rotation has come a phase further, where nothing but the record changes.
 

@@ -33,6 +33,15 @@ class PhaseEntered:
     started_at: str = ""
     is_own: bool = True
 
+    def fields(self) -> dict[str, object]:
+        """Return what a log line says of it."""
+        return {
+            "phase": self.phase,
+            "generation": self.generation,
+            "rotation": self.rotation_id,
+            "current": self.current_id,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesSeen:

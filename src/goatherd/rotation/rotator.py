@@ -243,14 +243,15 @@ class Rotator:
         poll = self.policy.poll_min
         troubled_since: float | None = None
         destroyed: list[str] = []
-        candidate = new_id()
+        candidate, successor_id = new_id(), new_id()
         while True:
             try:
                 observation, document = await self._observe(intent)
-                record = document.rotation
-                if intent.rotation_id is None and record is not None and record.id == candidate:
+                if intent.rotation_id is None and transitions.has_begun(document, candidate, successor_id):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
-                    intent = replace(intent, rotation_id=record.id, to_id=record.to_id)
+                    intent = replace(intent, rotation_id=candidate, to_id=successor_id)
+                    if document.rotation is None:
+                        continue  # somebody has ended it already: look at what a run looks at in the end
                 action = decide(observation, self.policy, intent, self._clock.now_ms())
                 self._emit(Decided(action=action))
                 if isinstance(action, Done):
@@ -261,7 +262,7 @@ class Rotator:
                     await self._tell(document, action.nodes)
                     poll = await self._pause(poll, action.until_ms)
                     continue
-                await self._act(action, document, candidate)
+                await self._act(action, document, candidate, successor_id)
                 if isinstance(action, Advance):
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
@@ -317,14 +318,14 @@ class Rotator:
             return None
         return await self._health.look(anew=store.phase is not self._phase)
 
-    async def _act(self, action: Action, document: IdentityDocument, candidate: str) -> None:
+    async def _act(self, action: Action, document: IdentityDocument, candidate: str, successor_id: str) -> None:
         now_ms = self._clock.now_ms()
         match action:
             case LabelStable(version=version, expected=expected):
                 await self._provider.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
                 successor = OwnedSession.generate(
-                    session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+                    session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
                 prepared = transitions.prepare(
                     document,
@@ -389,6 +390,10 @@ class Rotator:
                 stable = version.id
             else:
                 listed = await self._provider.versions(self._secret_id)
+                if not any(one.id == version.id and CURRENT in one.labels for one in listed):
+                    # Labels of two moments: by them, stable could be put back behind what a rotation goes back to
+                    # (tests/model, mutant "two looks").
+                    raise GenerationError(f"the store has shown version {version.id} as current, and lists another")
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
         view = StoreView(
             version=version.id,
@@ -398,6 +403,7 @@ class Rotator:
             phase_since_ms=document.last_updated or version.created_ms,
             current_id=document.current.id,
             current_expires_ms=document.current.session.expiration_ms,
+            rotated_to=frozenset(one.to_id for one in document.history if one.event == "rotated" and one.to_id),
         )
         if record is None:
             return view
@@ -509,7 +515,7 @@ class Rotator:
                 is_own=intent.goal is Goal.ROTATE,
             )
             self._emit(entered)
-            _log.info(event_text(LogEvent.ROTATION_PHASE, **_fields(entered)))
+            _log.info(event_text(LogEvent.ROTATION_PHASE, **entered.fields()))
         if nodes != self._seen:
             self._seen = nodes
             self._emit(NodesSeen(nodes=nodes))
@@ -566,15 +572,6 @@ def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDo
     if step is Step.FINALIZE:
         return transitions.finalize(document, now_ms)
     return transitions.with_phase(document, _RECORDED[step], now_ms)
-
-
-def _fields(entered: PhaseEntered) -> dict[str, object]:
-    return {
-        "phase": entered.phase,
-        "generation": entered.generation,
-        "rotation": entered.rotation_id,
-        "current": entered.current_id,
-    }
 
 
 _SIGNING: Final = (Phase.ACTIVATED, Phase.VERIFIED)

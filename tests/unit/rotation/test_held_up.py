@@ -1,0 +1,79 @@
+"""A run that is held up between two of its own calls, while somebody else is at work. Found by tests/model."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from goatherd.errors import NotAdoptedError, RotationBusyError
+from goatherd.providers.base import STABLE
+from goatherd.rotation import Outcome, Phase
+
+from .conftest import MakeHerd, check_steady, document_of, rotator_for
+
+
+class HeldUp:
+    """A provider whose caller waits, before or after its call number `at` of `method`, until `meanwhile` is over."""
+
+    def __init__(
+        self, target: object, method: str, meanwhile: Callable[[], Awaitable[object]], *, at: int = 1, after: bool
+    ) -> None:
+        self._target, self._method, self._meanwhile = target, method, meanwhile
+        self._at, self._after, self.calls = at, after, 0
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._target, name)
+        if name != self._method:
+            return attribute
+
+        async def call(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            is_now = self.calls == self._at
+            if is_now and not self._after:
+                await self._meanwhile()
+            result = await attribute(*args, **options)
+            if is_now and self._after:
+                await self._meanwhile()
+            return result
+
+        return call
+
+
+async def test_a_run_whose_rotation_is_cancelled_before_it_looks_again_does_not_begin_another(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd()
+    provider = HeldUp(herd.provider, "write", lambda: rotator_for(herd).abandon("not today"), after=True)
+    with pytest.raises(NotAdoptedError, match="not today"):
+        await rotator_for(herd, provider=provider).rotate()
+    assert provider.calls == 1
+    document = await check_steady(herd)
+    assert [entry.event for entry in document.history] == ["cancelled"]
+
+
+async def test_a_run_that_was_held_up_does_not_put_stable_back(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+
+    async def others_rotate() -> None:
+        await rotator_for(herd).rotate()
+        await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+
+    provider = HeldUp(herd.provider, "versions", others_rotate, after=False)
+    with pytest.raises(RotationBusyError):
+        await rotator_for(herd, provider=provider).resume()
+    rotation = (await document_of(herd)).rotation
+    assert rotation is not None
+    labelled = await herd.provider.read(herd.secret_id, STABLE)
+    assert labelled.version.id == rotation.stable_version
+
+
+async def test_a_run_reports_that_it_has_rotated_though_others_have_rotated_again(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    provider = HeldUp(herd.provider, "write", lambda: rotator_for(herd).rotate(), at=5, after=True)
+    report = await rotator_for(herd, provider=provider).rotate()
+    assert report.outcome is Outcome.ROTATED
+    document = await check_steady(herd)
+    assert document.rotated_from == report.to_id
+    assert [entry.event for entry in document.history] == ["rotated", "rotated"]
