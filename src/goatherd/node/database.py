@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from goatherd.client import NodeClient
 from goatherd.clock import Clock, SystemClock
@@ -46,7 +46,7 @@ from goatherd.node.engine import Engine, Response, Step, Steps, drive
 from goatherd.node.expiry import ExpiryWatch
 from goatherd.node.freeze import FOLDER, Freezer
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
-from goatherd.node.repository import Item, Repository
+from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
@@ -68,6 +68,18 @@ PENDING_BATCH: Final = 64
 _JSON: Final = "application/json"
 # Reasons for a refusal that the arrival of a session can undo.
 _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError, RevokedSessionError)
+
+
+class DataDirectory(Protocol):
+    """Where a database's logs are; a `goatherd.node.storage.LogDirectory`, or a test's own. Calls may block."""
+
+    def acquire(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def open(self, repository: str) -> Log: ...
+
+    def repositories(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +184,7 @@ class Database:
 
     Args:
         org: The organization's id.
-        directory: Its data directory, locked while open.
+        directory: Its data directory, locked while open; its path, or an object that stands for it.
         settings: Its identity; entered and left here.
         workers: Threads for the engine's steps.
         verifiers: Threads among which a step spreads signatures; not the same ones.
@@ -182,13 +194,14 @@ class Database:
         peers: URLs of the other servers.
         debug: Do not wait for replicas after a new session.
         new_id: Where fresh ids come from.
+        connect: Makes the client for a peer's URL; over HTTP by default.
     """
 
     def __init__(
         self,
         *,
         org: str,
-        directory: Path,
+        directory: Path | DataDirectory,
         settings: DBSettingsProvider,
         workers: Executor,
         verifiers: Executor | None = None,
@@ -198,9 +211,10 @@ class Database:
         peers: Sequence[str] = (),
         debug: bool = False,
         new_id: Callable[[], str] = random_id,
+        connect: Callable[[str], NodeClient] | None = None,
     ) -> None:
         self.org = org
-        self._directory = LogDirectory(directory)
+        self._directory: DataDirectory = LogDirectory(directory) if isinstance(directory, Path) else directory
         self._settings = settings
         self._workers = workers
         self._verifiers = verifiers
@@ -210,6 +224,7 @@ class Database:
         self._peer_urls = tuple(peers)
         self._debug = debug
         self._new_id = new_id
+        self._connect = connect or self._connect_over_http
         self._engine: Engine | None = None
         self._disk = Disk()
         self._deferred = Deferred()
@@ -276,10 +291,13 @@ class Database:
         self._spawn(self._verify_sessions(), "verify sessions")
         self._spawn(self._retry_deferred(), "retry deferred commits")
         for url in self._peer_urls:
-            client = await self._stack.enter_async_context(NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock))
+            client = await self._stack.enter_async_context(self._connect(url))
             peer = Peer(self, client, self._clock)
             self._peers.append(peer)
             self._spawn(peer.run(), f"peer {url}")
+
+    def _connect_over_http(self, url: str) -> NodeClient:
+        return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock)
 
     async def aclose(self) -> None:
         """Finish what runs, stop the peers, flush and close.

@@ -12,6 +12,7 @@ once in a short while.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -55,8 +56,11 @@ class Breaker:
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def wait(self, now: float) -> timedelta:
-        """Return how long until the next probe; nothing while closed."""
-        return timedelta(seconds=max(0.0, self._due_at - now)) if self.is_open else timedelta(0)
+        """Return how long until the next probe; nothing while closed. After that, `admits` is true."""
+        if not self.is_open:
+            return timedelta(0)
+        # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.
+        return timedelta(microseconds=max(0, math.ceil((self._due_at - now) * 1e6)))
 
     def asked(self, now: float) -> None:
         """Remember that a call begins."""

@@ -1,0 +1,230 @@
+"""A herd that lives through a `Scenario`, and is then healed: servers, clients, operators and their world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Final
+
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.providers.base import CURRENT, SecretBytes
+from goatherd.providers.ledger import Entry, Ledger
+from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.node import SimulatedNode
+from goatherd.testing.simulation.people import Goal, Operator, SimulatedClient
+from goatherd.testing.simulation.scenario import Command, Fate, Fault, Ill, Scenario
+from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SESSIONS, World
+
+COMMAND_LIMIT: Final = 120.0
+"""Seconds within which every command ends by itself, whatever is wrong: its phases' deadlines, and some more."""
+CONVERGED_WITHIN: Final = 120.0
+_LIFETIME: Final = timedelta(days=90)
+
+
+class Herd:
+    """See the module.
+
+    Args:
+        world: Where.
+        scenario: What happens.
+        seed: For what the scenario does not say.
+    """
+
+    def __init__(self, world: World, scenario: Scenario, seed: int) -> None:
+        self.world = world
+        self.scenario = scenario
+        names = [f"node-{number}" for number in range(scenario.nodes + (scenario.joins_at is not None))]
+        urls = [f"http://{name}" for name in names]
+        self.nodes = [SimulatedNode(world, name, urls, Dice(seed, name)) for name in names]
+        for node, skew in zip(self.nodes, scenario.skews, strict=False):
+            node.clock.skew = skew
+        dice = Dice(seed, "clients")
+        first = self.nodes[: scenario.nodes]
+        self.clients = [
+            SimulatedClient(world, f"client-{number}", dice.choice(first), Dice(seed, f"client-{number}"))
+            for number in range(scenario.clients)
+        ]
+        self.operators: list[Operator] = []
+
+    def found(self) -> None:
+        """Make the identity and put it in the store, before anybody is there to see it."""
+        platform, now_ms = self.world.platform, self.world.clock.now_ms()
+        root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
+        value = SecretBytes(encode_document(create(root, now_ms)))
+        entry = Entry(created_ms=now_ms, request="", digest="", size=value.size)
+        platform.values[1] = value
+        platform.become(Ledger(entries=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
+
+    async def live(self) -> None:
+        """Start everything, and let happen what the scenario says until every command has ended."""
+        self.found()
+        for node in self.nodes[: self.scenario.nodes]:
+            node.start()
+        for client in self.clients:
+            client.start()
+        async with asyncio.timeout(30):
+            await self.until(lambda: all(node.is_up for node in self.nodes[: self.scenario.nodes]))
+        self.world.platform.trouble.lag = self.scenario.lag
+        ended = [asyncio.Event() for _ in self.scenario.commands]
+        async with asyncio.TaskGroup() as group:
+            if self.scenario.joins_at is not None:
+                group.create_task(self._join(self.scenario.joins_at))
+            for fault in self.scenario.faults:
+                group.create_task(self._suffer(fault))
+            for number, command in enumerate(self.scenario.commands):
+                group.create_task(self._obey(number, command, ended))
+
+    async def heal(self) -> None:
+        """Mend everything that is wrong, and start what is down."""
+        world = self.world
+        world.trace.tell("world", "everything is mended")
+        world.platform.trouble = type(world.platform.trouble)(lag=min(0.3, self.scenario.lag))
+        world.network.trouble = type(world.network.trouble)()
+        world.network.mended()
+        for node in self.nodes:
+            node.clock.skew = timedelta(0)
+            if node.process is None:
+                node.start()
+        world.is_calm = True
+        async with asyncio.timeout(CONVERGED_WITHIN):
+            await self.until(lambda: all(node.is_up for node in self.nodes))
+
+    async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:
+        """Run one command on the mended herd, to its end."""
+        operator = Operator(self.world, name, skew)
+        self.operators.append(operator)
+        await self._ended(operator, operator.begin(goal, [node.url for node in self.nodes]))
+        return operator
+
+    async def converge(self) -> bool:
+        """Wait until all nodes hold the same; return whether that came about in time."""
+        try:
+            async with asyncio.timeout(CONVERGED_WITHIN):
+                await self.until(self._agrees, every=0.5)
+        except TimeoutError:
+            return False
+        return True
+
+    async def until(self, is_true: Callable[[], bool], *, every: float = 0.1) -> None:
+        """Wait for something."""
+        while not is_true():  # noqa: ASYNC110 - simulated time costs nothing
+            await asyncio.sleep(every)
+
+    def _agrees(self) -> bool:
+        if any(client.waiting for client in self.clients):
+            return False
+        generation = self.world.promises.documents[-1][1].generation
+        held: set[tuple[frozenset[str], ...]] = set()
+        for node in self.nodes:
+            if node.database is None or node.generation != generation:
+                return False
+            repositories = node.database.engine.repositories
+            held.add(tuple(frozenset(repositories[path].ids) for path in (SESSIONS, NOTES)))
+        return len(held) == 1
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    async def _join(self, at: float) -> None:
+        await asyncio.sleep(at)
+        node = self.nodes[self.scenario.nodes]
+        self.world.trace.tell(node.name, "joins")
+        if node.process is None:
+            node.start()
+
+    async def _obey(self, number: int, command: Command, ended: list[asyncio.Event]) -> None:
+        try:
+            if command.after is not None:
+                await ended[command.after].wait()
+            await asyncio.sleep(command.at)
+            operator = Operator(self.world, f"ops-{number}", command.skew)
+            self.operators.append(operator)
+            if command.fate is Fate.KILLED:
+                operator.kill_at(command.step)
+            elif command.fate is Fate.INTERRUPTED:
+                operator.cancel_at(command.step)
+            known = self.nodes if self._knows_joiner() else self.nodes[: self.scenario.nodes]
+            await self._ended(operator, operator.begin(command.goal, [node.url for node in known]))
+        finally:
+            ended[number].set()
+
+    def _knows_joiner(self) -> bool:
+        return self.scenario.joiner_listed and self.nodes[-1].lives > 0
+
+    async def _ended(self, operator: Operator, task: asyncio.Task[None]) -> None:
+        _, late = await asyncio.wait({task}, timeout=COMMAND_LIMIT)
+        if late:
+            self.world.promises.broken.append(f"{operator.name} did not end within {COMMAND_LIMIT:g} s")
+            await operator.process.kill()
+
+    async def _suffer(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at)
+        who = "store" if fault.ill.startswith("store") else self.nodes[fault.machine].name
+        self.world.trace.tell(who, f"fault: {fault.ill}")
+        mend = await self._strike(fault)
+        await asyncio.sleep(fault.lasts)
+        self.world.trace.tell(who, f"over: {fault.ill}")
+        done = mend()
+        if done is not None:
+            await done
+
+    async def _strike(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
+        """Make it happen; return what ends it."""
+        node, trouble = self.nodes[fault.machine], self.world.network.trouble
+        match fault.ill:
+            case Ill.CRASH | Ill.RESTART:
+                await (node.crash() if fault.ill is Ill.CRASH else node.stop())
+                return lambda: None if node.process is not None else node.start()
+            case Ill.CUT_OFF:
+                trouble.cut.add(node.name)
+                return self._mending(lambda: trouble.cut.discard(node.name))
+            case Ill.CUT_PAIR:
+                pair = (node.name, self.nodes[fault.other].name)
+                trouble.cut_pairs.add(pair)
+                return self._mending(lambda: trouble.cut_pairs.discard(pair))
+            case Ill.REFUSING:
+                trouble.cut.add(node.name)
+                trouble.refusing.add(node.name)
+                return self._mending(
+                    lambda: trouble.cut.discard(node.name), lambda: trouble.refusing.discard(node.name)
+                )
+            case Ill.SLOW:
+                trouble.slow[node.name] = 10 ** (1 + 2 * fault.degree)
+                return self._mending(lambda: trouble.slow.pop(node.name, None))
+            case Ill.LOSES_ANSWERS:
+                trouble.loses_answers[node.name] = fault.degree
+                return self._mending(lambda: trouble.loses_answers.pop(node.name, None))
+            case Ill.CLOCK:
+                before, node.clock.skew = node.clock.skew, timedelta(seconds=160 * (fault.degree - 0.5))
+                return self._mending(lambda: setattr(node.clock, "skew", before))
+        return self._strike_store(fault)
+
+    def _strike_store(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
+        name, trouble = self.nodes[fault.machine].name, self.world.platform.trouble
+        match fault.ill:
+            case Ill.STORE_DOWN | Ill.STORE_HANGS:
+                trouble.down, trouble.hangs = True, fault.ill is Ill.STORE_HANGS
+                return self._mending(lambda: setattr(trouble, "down", False), lambda: setattr(trouble, "hangs", False))
+            case Ill.STORE_CUT:
+                trouble.cut.add(name)
+                return self._mending(lambda: trouble.cut.discard(name))
+            case Ill.STORE_THROTTLES:
+                trouble.throttles = fault.degree
+                return self._mending(lambda: setattr(trouble, "throttles", 0.0))
+            case Ill.STORE_LOSES_ANSWERS:
+                trouble.loses_answers = fault.degree
+                return self._mending(lambda: setattr(trouble, "loses_answers", 0.0))
+            case _:
+                trouble.slow = 1 + 100 * fault.degree
+                return self._mending(lambda: setattr(trouble, "slow", 1.0))
+
+    def _mending(self, *changes: Callable[[], object]) -> Callable[[], None]:
+        def mend() -> None:
+            for change in changes:
+                change()
+            self.world.network.mended()
+
+        return mend

@@ -1,0 +1,243 @@
+"""Those who use the herd: clients that write all along, and operators who rotate, resume, abandon and retire.
+
+What is real: `goatherd.client.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+from goatherd.errors import GoatherdError, NodeError, NodeRefusedError
+from goatherd.identity.session import OwnedSession, sign_commit
+from goatherd.ids import new_id
+from goatherd.rotation import Rotator
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    Event,
+    NodesSeen,
+    NodeTold,
+    PhaseEntered,
+    Report,
+    RunEnded,
+    StoreTroubled,
+)
+from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.loop import Process
+from goatherd.testing.simulation.machine import MachineClock
+from goatherd.testing.simulation.node import SimulatedNode
+from goatherd.testing.simulation.world import NOTES, ORG, POLICY, SECRET, World
+from goatherd.wire.commit import Commit, new_commit
+
+_PATIENCE: Final = timedelta(seconds=2)
+_WRITE_EVERY: Final = (0.5, 3.0)
+_FORBIDDEN: Final = 403
+
+
+class SimulatedClient:
+    """A client that got its session from one server and talks to that one only, so that it may never be refused.
+
+    Args:
+        world: Where.
+        name: For the trace.
+        home: Its server.
+        dice: When it writes.
+    """
+
+    def __init__(self, world: World, name: str, home: SimulatedNode, dice: Dice) -> None:
+        self.name = name
+        self._world = world
+        self._home = home
+        self._dice = dice
+        self._clock = MachineClock(world.loop)
+        self._process = Process(world.loop, name)
+        self._pending: dict[str, Commit] = {}
+        self._written = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many of its notes nobody has acknowledged yet."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Have it write, until the world is calm, and offer what it wrote until it is acknowledged."""
+        self._process.spawn(self._live(), "live")
+
+    async def leave(self) -> None:
+        """Be gone."""
+        await self._process.kill()
+
+    async def _live(self) -> None:
+        client = self._world.client(self._home.url, self._clock, timeout=_PATIENCE)
+        owned = await self._signed_in()
+        while True:
+            await self._clock.sleep(timedelta(seconds=self._dice.uniform(*_WRITE_EVERY)))
+            if not self._world.is_calm:
+                commit = self._new_note(owned)
+                self._pending[commit.id] = commit
+                self._world.promises.wanted[commit.id] = None
+            if not self._pending:
+                continue
+            try:
+                await client.push(NOTES, list(self._pending.values()), owned)
+            except NodeRefusedError as error:
+                if error.status == _FORBIDDEN:
+                    self._world.promises.broken.append(f"{self.name} was refused by {self._home.name}: {error}")
+            except NodeError:
+                pass
+            for commit_id in [one for one in self._pending if one in self._world.promises.written]:
+                del self._pending[commit_id]
+
+    async def _signed_in(self) -> OwnedSession:
+        client = self._world.client(self._home.url, self._clock, timeout=_PATIENCE)
+        while True:
+            try:
+                owned, _ = await client.create_session()
+            except NodeError:
+                await self._clock.sleep(timedelta(seconds=0.5))
+            else:
+                return owned
+
+    def _new_note(self, owned: OwnedSession) -> Commit:
+        self._written += 1
+        now_ms = self._clock.now_ms()
+        draft = new_commit(
+            commit_id=new_id(),
+            key=f"{self.name}-{self._written}",
+            session_id=owned.id,
+            ts=now_ms,
+            org=ORG,
+            data={"title": "by a client"},
+            schema_marker="note/1",
+            connection=new_id(),
+        )
+        return sign_commit(owned, draft, now_ms=now_ms)
+
+
+class Goal(StrEnum):
+    """What an operator wants."""
+
+    ROTATE = "rotate"
+    RESUME = "resume"
+    ABANDON = "abandon"
+    RETIRE = "retire"
+
+
+class Operator:
+    """Somebody at a shell of his own, on a machine with a clock of its own, who runs one command.
+
+    Args:
+        world: Where.
+        name: For the trace and for the document.
+        skew: How wrong his machine's clock is.
+
+    Attributes:
+        process: His command.
+        report: What came of it, if it returned.
+        ended: How it ended, for people; None while it runs.
+    """
+
+    def __init__(self, world: World, name: str, skew: timedelta = timedelta(0)) -> None:
+        self.name = name
+        self.process = Process(world.loop, f"{name}/1")
+        self.report: Report | None = None
+        self.ended: str | None = None
+        self._world = world
+        self._clock = MachineClock(world.loop, skew)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command runs."""
+        return self._task is not None and self.ended is None
+
+    def begin(self, goal: Goal, nodes: Sequence[str]) -> asyncio.Task[None]:
+        """Run a command against the nodes with these URLs."""
+        self._world.trace.tell(self.name, f"runs {goal} for {', '.join(one.removeprefix('http://') for one in nodes)}")
+        self._task = self.process.spawn(self._run(goal, nodes), goal)
+        return self._task
+
+    def cancel_at(self, step: int) -> None:
+        """Interrupt the command at a step, as Ctrl-C does: it may still clean up."""
+        self.process.at_step(step, self._interrupt)
+
+    def kill_at(self, step: int) -> None:
+        """Kill the command at a step, as SIGKILL does."""
+        self.process.at_step(step, self._kill)
+
+    def _interrupt(self) -> None:
+        if self._task is not None and not self._task.done():
+            self._world.trace.tell(self.name, f"is interrupted at step {self.process.steps}")
+            self._task.cancel()
+
+    def _kill(self) -> None:
+        if self._task is None or self._task.done():
+            return
+        self._world.trace.tell(self.name, f"is killed at step {self.process.steps}")
+        self.process.mark_dead()
+        self.ended = "killed"
+        self._world.loop.create_task(self.process.kill())
+
+    async def _run(self, goal: Goal, nodes: Sequence[str]) -> None:
+        try:
+            self.report = await self._command(goal, nodes)
+            self._end(f"{self.report.outcome}")
+        except asyncio.CancelledError:
+            self._end("interrupted")
+            raise
+        except GoatherdError as error:
+            self._end(f"{error.code}: {error}")
+        except BaseException as error:  # noqa: BLE001 - nothing else may come out of a rotator; here it is a finding
+            self._world.promises.broken.append(f"{self.name}: {goal} ended with {error!r}")
+            self._end("a bug")
+
+    def _end(self, how: str) -> None:
+        if not self.process.is_dead:
+            self.ended = how
+            self._world.trace.tell(self.name, f"ends: {how} (after {self.process.steps} steps)")
+
+    async def _command(self, goal: Goal, nodes: Sequence[str]) -> Report:
+        async with self._world.store(self._clock) as store:
+            rotator = Rotator(
+                store,
+                SECRET,
+                [self._world.client(url, self._clock) for url in nodes],
+                org=ORG,
+                policy=POLICY,
+                clock=self._clock,
+                started_by=self.name,
+                on_event=self._on_event,
+            )
+            match goal:
+                case Goal.ROTATE:
+                    return await rotator.rotate()
+                case Goal.RESUME:
+                    return await rotator.resume()
+                case Goal.ABANDON:
+                    return await rotator.abandon()
+                case Goal.RETIRE:
+                    return await rotator.retire()
+
+    def _on_event(self, event: Event) -> None:
+        if self.process.is_dead:
+            return
+        trace = self._world.trace
+        match event:
+            case PhaseEntered():
+                trace.tell(self.name, f"sees generation {event.generation}, {event.phase}")
+            case Decided():
+                trace.detail(self.name, f"decides {event.action}")
+            case NodeTold(heard=False):
+                trace.detail(self.name, f"could not tell {event.url}: {event.problem}")
+            case ConflictMet():
+                trace.tell(self.name, "meets a conflict")
+            case StoreTroubled():
+                trace.tell(self.name, f"has trouble with the store: {event.error}")
+            case NodesSeen():
+                trace.detail(self.name, f"sees {'; '.join(str(node) for node in event.nodes)}")
+            case RunEnded() | NodeTold():
+                pass

@@ -1,0 +1,130 @@
+"""One run: a scenario lived through, healed, resumed, rotated once more, retired, and judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from goatherd.rotation import Outcome
+from goatherd.testing.simulation import invariants
+from goatherd.testing.simulation.dice import Dice, loaded
+from goatherd.testing.simulation.herd import Herd
+from goatherd.testing.simulation.loop import VirtualLoop
+from goatherd.testing.simulation.people import Goal
+from goatherd.testing.simulation.scenario import MOST_SKEW, Scenario, draw
+from goatherd.testing.simulation.world import POLICY, World
+
+_THREAD = (0.0, 0.004)
+"""Seconds that work in a thread waits for its turn, and again for the loop to hear of its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        seed: Its number.
+        broken: The rules that were broken; empty for a good one.
+        lines: The story.
+        digest: The same for two runs only if everything in them was the same.
+        steps: How many steps the first operator's command did.
+        notes: How many acknowledged notes were looked for at the end.
+        requests: How many requests went over the network.
+        simulated: How long it lasted, for those in it.
+        took: How long it took.
+    """
+
+    seed: int
+    broken: tuple[str, ...]
+    lines: tuple[str, ...]
+    digest: str
+    steps: int
+    notes: int
+    requests: int
+    simulated: timedelta
+    took: timedelta
+
+
+def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, real: bool = False) -> Result:
+    """Live through one scenario.
+
+    Args:
+        seed: Decides every chance.
+        scenario: What happens; by default what the seed stands for.
+        steps: Whether the story tells single calls.
+        real: Whether signatures are P-384's own.
+    """
+    began = time.perf_counter()
+    scenario = scenario or draw(seed)
+    threads = Dice(seed, "threads")
+    with loaded(seed, real=real), _no_collection():
+        loop = VirtualLoop(lambda: threads.uniform(*_THREAD))
+        start = loop.time()
+        try:
+            asyncio.set_event_loop(loop)
+            world = World(seed, loop, scenario.kind, steps=steps)
+            for line in scenario.lines():
+                world.trace.tell("scenario", line)
+            herd = Herd(world, scenario, seed)
+            try:
+                loop.run_until_complete(_whole(herd))
+            except AssertionError as error:
+                world.promises.broken.append(str(error))
+            for node in herd.nodes:
+                loop.run_until_complete(node.crash())
+            for client in herd.clients:
+                loop.run_until_complete(client.leave())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+    return Result(
+        seed=seed,
+        broken=tuple(dict.fromkeys([*world.promises.broken, *loop.problems])),
+        lines=tuple(world.trace.lines),
+        digest=world.trace.digest,
+        steps=herd.operators[0].process.steps if herd.operators else 0,
+        notes=len(world.promises.written),
+        requests=world.network.requests,
+        simulated=timedelta(seconds=loop.time() - start),
+        took=timedelta(seconds=time.perf_counter() - began),
+    )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Leave garbage to whoever makes many runs: collecting it takes a good part of the time of one."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+async def _whole(herd: Herd) -> None:
+    broken = herd.world.promises.broken
+    await herd.live()
+    await herd.heal()
+    await herd.command("mender", Goal.RESUME)
+    if not await herd.converge():
+        broken.append("the nodes did not come to hold the same")
+    broken += invariants.at_rest(herd)
+    broken += await invariants.new_client(herd)
+    if herd.scenario.is_rotated_again:
+        operator = await herd.command("next", Goal.ROTATE)
+        if operator.report is None or operator.report.outcome is not Outcome.ROTATED:
+            broken.append(f"the next rotation failed: {operator.ended}")
+        if not await herd.converge():
+            broken.append("the nodes did not come to hold the same after the next rotation")
+        broken += invariants.at_rest(herd)
+    # His clock is ahead: past the grace period, counted from what an operator with the fastest clock has recorded.
+    operator = await herd.command("last", Goal.RETIRE, skew=POLICY.grace + timedelta(seconds=MOST_SKEW + 1))
+    if operator.report is None:
+        broken.append(f"retiring failed: {operator.ended}")
+    broken += invariants.after_retiring(herd)

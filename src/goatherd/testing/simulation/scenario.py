@@ -1,0 +1,191 @@
+"""What goes wrong in a run, when and for how long: drawn from the seed before the run begins.
+
+What it is: `Scenario` as data, `draw`, and the faults that a `Herd` can suffer. What it is not: it says nothing about
+what ought to come of it (`invariants`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+from goatherd.providers.base import ReadConsistency
+from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.people import Goal
+from goatherd.testing.simulation.store import Kind
+
+FAULTS_WITHIN: Final = 9.0
+"""Seconds from the beginning within which faults begin."""
+LONGEST_FAULT: Final = 7.0
+MOST_STEPS: Final = 1500
+"""A command is killed or interrupted at a step up to this; a rotation on three healthy nodes has some thousand."""
+MOST_SKEW: Final = 80
+"""Seconds by which a clock is wrong: two may differ by less than the three minutes that GoatDB allows."""
+
+
+class Ill(StrEnum):
+    """One kind of fault."""
+
+    CRASH = "crash"
+    RESTART = "restart"
+    CUT_OFF = "cut off"
+    CUT_PAIR = "cut between"
+    REFUSING = "refusing"
+    SLOW = "slow"
+    LOSES_ANSWERS = "loses answers"
+    CLOCK = "clock"
+    STORE_DOWN = "store down"
+    STORE_HANGS = "store hangs"
+    STORE_CUT = "store cut from"
+    STORE_THROTTLES = "store throttles"
+    STORE_LOSES_ANSWERS = "store loses answers"
+    STORE_SLOW = "store slow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong.
+
+    Attributes:
+        ill: What.
+        at: When it begins, in seconds.
+        lasts: For how long.
+        machine: Whom it befalls: the number of a node.
+        other: The other end, for `Ill.CUT_PAIR`.
+        degree: How bad, from 0 to 1.
+    """
+
+    ill: Ill
+    at: float
+    lasts: float
+    machine: int = 0
+    other: int = 0
+    degree: float = 0.5
+
+
+class Fate(StrEnum):
+    """How a command ends before its end."""
+
+    KILLED = "killed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One operator's command.
+
+    Attributes:
+        goal: What he wants.
+        at: When, in seconds.
+        after: He waits until the command with this number has ended, and `at` counts from there.
+        fate: What befalls him; None for nothing.
+        step: At which of his steps.
+        skew: How wrong his clock is.
+    """
+
+    goal: Goal
+    at: float
+    after: int | None = None
+    fate: Fate | None = None
+    step: int = 0
+    skew: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One run.
+
+    Attributes:
+        nodes: How many serve from the beginning.
+        joins_at: When one more joins, in seconds; None for never.
+        joiner_listed: Whether the operators know of the one that joins.
+        clients: How many.
+        kind: Of store.
+        lag: How old what the store shows may be, in seconds.
+        skews: By how much each node's clock is wrong.
+        faults: What goes wrong.
+        commands: What operators do.
+        is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
+    """
+
+    nodes: int = 3
+    joins_at: float | None = None
+    joiner_listed: bool = False
+    clients: int = 2
+    kind: Kind = field(default_factory=Kind)
+    lag: float = 0.0
+    skews: tuple[timedelta, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    commands: tuple[Command, ...] = (Command(goal=Goal.ROTATE, at=0.5),)
+    is_rotated_again: bool = True
+
+    def lines(self) -> list[str]:
+        """Return what it is, for people."""
+        lines = [f"{self.nodes} nodes, {self.clients} clients; the store {self.kind}, {self.lag:.1f} s behind"]
+        if self.joins_at is not None:
+            lines.append(f"one more joins at {self.joins_at:.1f} s, {'listed' if self.joiner_listed else 'unlisted'}")
+        lines += [f"node-{n}: clock off by {skew.total_seconds():.1f} s" for n, skew in enumerate(self.skews) if skew]
+        for number, command in enumerate(self.commands):
+            after = "" if command.after is None else f" after ops-{command.after} has ended"
+            fate = "" if command.fate is None else f", {command.fate} at step {command.step}"
+            lines.append(f"ops-{number}: {command.goal} at {command.at:.1f} s{after}{fate}")
+        for fault in self.faults:
+            lines.append(f"{fault.ill} (node-{fault.machine}) at {fault.at:.1f} s for {fault.lasts:.1f} s")
+        return lines
+
+
+def draw(seed: int) -> Scenario:
+    """Return what a seed stands for."""
+    dice = Dice(seed, "scenario")
+    nodes = dice.choices([1, 2, 3, 4], [1, 5, 5, 2])[0]
+    joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.3) else None
+    consistency = dice.choice(list(ReadConsistency))
+    return Scenario(
+        nodes=nodes,
+        joins_at=joins,
+        joiner_listed=dice.chance(0.5),
+        clients=dice.randint(1, 3),
+        kind=Kind(consistency=consistency, in_two=dice.chance(0.5), forgets=dice.chance(0.4)),
+        lag=dice.uniform(0.1, 2.5) if consistency is not ReadConsistency.STRONG else 0.0,
+        skews=tuple(_skew(dice) for _ in range(nodes + 1)) if dice.chance(0.4) else (),
+        faults=tuple(_fault(dice, nodes) for _ in range(dice.choices([0, 1, 2, 3, 5], [2, 3, 3, 2, 1])[0])),
+        commands=_commands(dice),
+        is_rotated_again=dice.chance(0.25),
+    )
+
+
+def _skew(dice: Dice) -> timedelta:
+    return timedelta(seconds=dice.choice([0.0, dice.uniform(-1, 1), dice.uniform(-MOST_SKEW, MOST_SKEW)]))
+
+
+def _fault(dice: Dice, nodes: int) -> Fault:
+    machine = dice.randrange(nodes)
+    return Fault(
+        ill=dice.choice(list(Ill)),
+        at=dice.uniform(0.1, FAULTS_WITHIN),
+        lasts=dice.uniform(0.1, LONGEST_FAULT),
+        machine=machine,
+        other=(machine + 1) % nodes,
+        degree=dice.random(),
+    )
+
+
+def _commands(dice: Dice) -> tuple[Command, ...]:
+    commands = [_command(dice, Goal.ROTATE, at=dice.uniform(0.1, 1.5), dies=0.6)]
+    if dice.chance(0.4):  # at the same time
+        goal = dice.choice([Goal.ROTATE, Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE])
+        at = commands[0].at + dice.choice([0.0, dice.uniform(0, 0.3), dice.uniform(0, 6)])
+        commands.append(_command(dice, goal, at=at, dies=0.3))
+    if dice.chance(0.6):  # after the first one has come to its end
+        goal = dice.choice([Goal.RESUME, Goal.RESUME, Goal.ROTATE, Goal.ABANDON])
+        commands.append(_command(dice, goal, at=dice.uniform(0, 2), after=0, dies=0.3))
+    return tuple(commands)
+
+
+def _command(dice: Dice, goal: Goal, *, at: float, dies: float, after: int | None = None) -> Command:
+    fate = dice.choice(list(Fate)) if dice.chance(dies) else None
+    # Half of them early, where the writes are; a run that waits has many more steps than one that does not.
+    step = dice.randint(1, MOST_STEPS if dice.chance(0.5) else MOST_STEPS // 3)
+    return Command(goal=goal, at=at, after=after, fate=fate, step=step, skew=_skew(dice))
