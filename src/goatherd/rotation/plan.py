@@ -53,7 +53,7 @@ COSTS: Final[dict[Step, Cost]] = {
     Step.PUBLISH: Cost(store_reads=1, store_writes=1, node_requests=3),
     Step.ACTIVATE: Cost(store_reads=2, store_writes=1, node_requests=6),
     Step.VERIFY: Cost(store_reads=2, store_writes=1, node_requests=5),
-    Step.FINALIZE: Cost(store_reads=4, store_writes=2, node_requests=7),
+    Step.FINALIZE: Cost(store_reads=4, store_writes=2, node_requests=5),
 }
 
 

@@ -46,6 +46,7 @@ def rotator_for(herd: Herd, *, policy: Policy = POLICY, events: list[Event] | No
         clock=herd.clock,
         started_by=options.pop("started_by", "alice@host-1:4711"),
         on_event=None if events is None else events.append,
+        health=options.pop("health", ()),
     )
 
 

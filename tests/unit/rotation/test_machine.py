@@ -366,6 +366,171 @@ def test_a_deadline_gives_whoever_resumes_a_stale_rotation_a_full_chance() -> No
     assert isinstance(decide(observation, POLICY, resumed, NOW + 10 * DAY + 60_000), Abandon)
 
 
+# --- leaving by a named step, and stopping ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
+@pytest.mark.parametrize("step", [Step.CANCEL, Step.ROLL_BACK])
+def test_who_asks_to_cancel_never_rolls_back_and_the_other_way_round(phase: Phase, step: Step) -> None:
+    intent = replace(MINE, goal=Goal.ABANDON, leave_by=step)
+    action = decide(Observation(store=store(phase)), POLICY, intent, NOW)
+    if BACKWARD[phase] is step:
+        assert isinstance(action, Abandon)
+        assert action.step is step
+    else:
+        assert isinstance(action, Illegal)
+        assert ("--rollback" if step is Step.CANCEL else "--cancel") in action.hint
+
+
+@pytest.mark.parametrize("phase", [Phase.ACTIVATED, Phase.VERIFIED])
+def test_a_run_that_shall_stop_in_a_phase_that_is_behind_goes_no_further(phase: Phase) -> None:
+    intent = replace(MINE, goal=Goal.RESUME, to_phase=Phase.PUBLISHED)
+    assert isinstance(decide(Observation(store=store(phase), nodes=(node(1),)), POLICY, intent, NOW), Illegal)
+
+
+# --- quorum, unlisted servers, health: on top of the evidence, never in its place ------------------------------------
+
+ONE_OF_TWO = replace(POLICY, quorum=machine.Quorum(count=1))
+UNLISTED = replace(POLICY, unlisted=timedelta(seconds=40))
+WELL, UNWELL = machine.HealthView(failures=0), machine.HealthView(failures=1, problem="bad")
+SICK = machine.HealthView(failures=3, problem="bad")
+CROSSLESS = {"holds_cross_signature": False}
+
+MORE: list[tuple[str, Observation, Policy, int, Action]] = [
+    (
+        "with a quorum, a node that does not answer is waited for until patience ends",
+        Observation(store=PUBLISHED, nodes=(node(1), node(2, **DEAD))),
+        ONE_OF_TWO,
+        LATE - 1,
+        Wait(nodes=("n2",), reason=machine.Evidence.TRUSTS_NEXT, until_ms=LATE),
+    ),
+    (
+        "then it is left out, and named",
+        Observation(store=PUBLISHED, nodes=(node(1), node(2, **DEAD))),
+        ONE_OF_TWO,
+        LATE,
+        Advance(step=Step.ACTIVATE, expected="7", left_out=("n2",)),
+    ),
+    (
+        "a node that answers and does not trust B is not left out",
+        Observation(store=PUBLISHED, nodes=(node(1), node(2, trusts_next=False))),
+        ONE_OF_TWO,
+        LATE,
+        Abandon(
+            step=Step.CANCEL,
+            expected="7",
+            reason="not adopted in time: not seen that n2 answers a request signed by the next root",
+        ),
+    ),
+    (
+        "with a quorum, the cross-signature does not wait for a node that does not answer",
+        Observation(store=ACTIVATED, nodes=(node(1, **CROSSLESS), node(2, **DEAD))),
+        ONE_OF_TWO,
+        NOW,
+        CrossSign(node="n1"),
+    ),
+    (
+        "without one, it does",
+        Observation(store=ACTIVATED, nodes=(node(1, **CROSSLESS), node(2, **DEAD))),
+        POLICY,
+        NOW,
+        Wait(nodes=("n2",), reason=machine.Evidence.SIGNS_WITH_NEXT, until_ms=LATE),
+    ),
+    (
+        "unlisted servers have their time though all that are listed have followed",
+        Observation(store=PUBLISHED, nodes=(node(1),)),
+        UNLISTED,
+        NOW + 39_999,
+        Wait(nodes=(), reason="servers that nobody has listed look at the store", until_ms=NOW + 40_000),
+    ),
+    (
+        "then B signs",
+        Observation(store=PUBLISHED, nodes=(node(1),)),
+        UNLISTED,
+        NOW + 40_000,
+        Advance(step=Step.ACTIVATE, expected="7"),
+    ),
+    (
+        "their time alone moves nothing",
+        Observation(store=PUBLISHED, nodes=(node(1, trusts_next=False),)),
+        UNLISTED,
+        NOW + 40_000,
+        Wait(nodes=("n1",), reason=machine.Evidence.TRUSTS_NEXT, until_ms=LATE),
+    ),
+    (
+        "while it is not known who the nodes are, nothing moves",
+        Observation(store=PUBLISHED, nodes=(node(1),), nodes_unknown="no answer"),
+        POLICY,
+        NOW,
+        Wait(nodes=(), reason="it can be told who the nodes are: no answer", until_ms=LATE),
+    ),
+    (
+        "and in the end it is given up",
+        Observation(store=ACTIVATED, nodes=(node(1),), nodes_unknown="no answer"),
+        POLICY,
+        LATE,
+        Abandon(step=Step.ROLL_BACK, expected="7", reason="not seen in time that it can be told who the nodes are: no answer"),
+    ),
+    (
+        "a bad answer about health holds it",
+        Observation(store=ACTIVATED, nodes=(node(1),), health=UNWELL),
+        POLICY,
+        NOW,
+        Wait(nodes=(), reason="it is healthy again: bad", until_ms=LATE),
+    ),
+    (
+        "several in a row bring A back, though every node has followed",
+        Observation(store=VERIFIED, nodes=(node(1),), health=SICK),
+        POLICY,
+        NOW,
+        Abandon(step=Step.ROLL_BACK, expected="7", reason="not healthy, 3 times in a row: bad"),
+    ),
+    (
+        "health is watched for a while before the end",
+        Observation(store=VERIFIED, nodes=(node(1),), health=WELL),
+        POLICY,
+        NOW + 9_999,
+        Wait(nodes=(), reason="stays healthy", until_ms=NOW + 10_000),
+    ),
+    (
+        "then it ends",
+        Observation(store=VERIFIED, nodes=(node(1),), health=WELL),
+        POLICY,
+        NOW + 10_000,
+        Advance(step=Step.FINALIZE, expected="7"),
+    ),
+    (
+        "good health is no evidence",
+        Observation(store=ACTIVATED, nodes=(node(1, signs_with="A"),), health=WELL),
+        POLICY,
+        LATE,
+        Abandon(
+            step=Step.ROLL_BACK, expected="7", reason="not adopted in time: not seen that n1 signs with the next root"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("seen", "policy", "now", "expected"), [c[1:] for c in MORE], ids=[c[0] for c in MORE])
+def test_the_next_action_under_a_policy(seen: Observation, policy: Policy, now: int, expected: Action) -> None:
+    assert decide(seen, policy, MINE, now) == expected
+
+
+@pytest.mark.slow
+def test_whatever_is_seen_a_quorum_leaves_out_nobody_who_answers() -> None:
+    policy = replace(POLICY, quorum=machine.Quorum(count=1))
+    for observation in all_observations():
+        for now in (NOW, LATE):
+            action = decide(observation, policy, MINE, now)
+            if isinstance(action, Advance):
+                lacking = machine.missing(observation, action.step)
+                behind = {url for urls in lacking.values() for url in urls}
+                assert set(action.left_out) == behind
+                assert not {one.url for one in observation.nodes if one.reachable} & behind
+                assert len(behind) < 2
+                assert not behind or now == LATE
+
+
 # --- retiring ------------------------------------------------------------------------------------------------------
 
 RETIRE = replace(ASKED, goal=Goal.RETIRE, from_id="B")
@@ -392,6 +557,13 @@ def test_a_root_is_recorded_as_retired_when_its_last_copy_is_gone() -> None:
     intent = replace(RETIRE, destroyed_ids=frozenset({"A", "C"}))
     seen = Observation(store=FINISHED, versions=(version(7, "B"), version(4, "C", retired_ms=NOW + 5 * DAY)))
     assert decide(seen, POLICY, intent, NOW + DAY) == RecordRetired(session_id="A", expected="7")
+
+
+def test_nothing_is_said_to_be_gone_while_a_version_cannot_be_looked_at() -> None:
+    dark = replace(version(3), problem="switched off")
+    seen = Observation(store=FINISHED, versions=(version(7, "B"), dark))
+    intent = replace(RETIRE, destroyed_ids=frozenset({"A"}))
+    assert decide(seen, POLICY, intent, NOW + DAY) == Done(outcome=Outcome.NOTHING)
 
 
 # --- when to rotate --------------------------------------------------------------------------------------------------

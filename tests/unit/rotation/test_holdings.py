@@ -1,0 +1,116 @@
+"""Where private halves still are, and that what cannot be looked into is never taken for empty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import CURRENT, Guarantees, Label, ReadConsistency, SecretBytes, VersionState
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation import Phase
+from goatherd.rotation.holdings import Holding, copies_left, find_holdings
+from goatherd.testing.herd import Herd
+
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+
+
+async def holdings_of(herd: Herd) -> tuple[Holding, ...]:
+    return await find_holdings(herd.provider, herd.secret_id, await document_of(herd))
+
+
+async def test_every_version_is_listed_with_whose_private_keys_it_holds(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    report = await rotator_for(herd).rotate()
+    assert report.to_id is not None
+    a, b = {"root-a"}, {report.to_id}
+    assert [one.private_ids for one in await holdings_of(herd)] == [b, b, b, a | b, a | b, a]
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    await rotator_for(herd).retire()
+    assert {key for one in await holdings_of(herd) for key in one.private_ids} == b
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.STEADY])
+async def test_after_the_grace_period_nothing_holds_the_key_that_was_given_up_in_any_phase(
+    make_herd: MakeHerd, phase: Phase
+) -> None:
+    herd = await make_herd(clients=1)
+    await rotator_for(herd).rotate(to_phase=phase)
+    report = await rotator_for(herd).abandon()
+    assert report.to_id in {key for one in await holdings_of(herd) for key in one.private_ids}
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    await rotator_for(herd).retire()
+    assert {key for one in await holdings_of(herd) for key in one.private_ids} == {"root-a"}
+    await check_steady(herd)
+
+
+async def test_nothing_is_destroyed_before_the_grace_period_has_passed(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    await rotator_for(herd).rotate()
+    herd.clock.turn(POLICY.grace - timedelta(minutes=1))
+    assert (await rotator_for(herd).retire()).destroyed == ()
+    herd.clock.turn(timedelta(minutes=2))
+    assert (await rotator_for(herd).retire()).destroyed != ()
+
+
+class WithADarkVersion(MemorySecretProvider):
+    """Lists one version as switched off, and does not give it out."""
+
+    dark = "1"
+
+    async def versions(self, secret_id: str) -> list:  # type: ignore[type-arg]
+        found = await super().versions(secret_id)
+        return [replace(one, state=VersionState.DISABLED) if one.id == self.dark else one for one in found]
+
+    async def read(self, secret_id, at=CURRENT, *, attempts=None):  # type: ignore[no-untyped-def]
+        if at == self.dark:
+            from goatherd.errors import VersionDisabledError
+
+            raise VersionDisabledError("off", provider="memory", secret_id=secret_id, operation="read")
+        return await super().read(secret_id, at, attempts=attempts)
+
+
+async def test_a_version_that_is_switched_off_is_listed_and_no_key_is_recorded_as_gone(make_herd: MakeHerd) -> None:
+    """SECURITY: whoever may change the secret can switch it on again, and it may hold any key."""
+    clock = (await make_herd(clients=0)).clock
+    async with WithADarkVersion(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        await rotator_for(herd).rotate()
+        clock.turn(POLICY.grace + timedelta(seconds=1))
+        report = await rotator_for(herd).retire()
+        assert report.destroyed == ("3", "2")
+        assert (await document_of(herd)).retired_ids == frozenset()
+        dark = next(one for one in await holdings_of(herd) if one.version.id == "1")
+        assert dark.private_ids == frozenset()
+        assert "switch it on again" in (dark.problem or "")
+
+
+async def test_a_version_that_is_no_identity_is_listed_and_left_alone(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    current = await herd.provider.read(herd.secret_id, CURRENT)
+    await herd.provider.write(herd.secret_id, SecretBytes(b"nonsense"), label=Label("notes"), expected=None)
+    assert decode_document(current.value.reveal()).current.id == "root-a"
+    await rotator_for(herd).rotate()
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    report = await rotator_for(herd).retire()
+    assert "2" not in report.destroyed
+    assert report.destroyed
+    odd = next(one for one in await holdings_of(herd) if one.version.id == "2")
+    assert odd.problem == "not an identity (identity.malformed)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"destroys": False, "deprecates": True}, "in its own time"),
+        ({"destroys": False, "disables": True}, "switch it on again, until the whole secret is deleted and purged"),
+        ({"destroys": False}, "cannot destroy"),
+    ],
+    ids=["destroys", "deprecates", "disables", "nothing"],
+)
+def test_where_a_store_keeps_a_copy_that_is_said(changes: dict[str, bool], said: str | None) -> None:
+    found = copies_left(replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **changes))
+    assert found is None if said is None else said in str(found)

@@ -1,0 +1,143 @@
+"""A declared quorum: whom it leaves out, whom never, and that nobody who is left out loses anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from goatherd.errors import ConfigurationError, NotAdoptedError
+from goatherd.rotation import Outcome, Phase, Quorum
+from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.testing.herd import DATA, Faults, Herd
+
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+
+TWO = replace(POLICY, quorum=Quorum(count=2))
+SECOND = timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "needed"),
+    [
+        ("all", 5, 5),
+        ("4", 5, 4),
+        ("4", 3, 3),
+        ("80%", 5, 4),
+        ("80%", 4, 4),
+        ("7%", 100, 7),
+        ("50%", 3, 2),
+        ("0.1%", 3, 1),
+        ("100%", 3, 3),
+        ("all", 0, 0),
+        ("3", 0, 0),
+    ],
+)
+def test_a_quorum_is_all_a_count_or_a_part_rounded_up(text: str, total: int, needed: int) -> None:
+    quorum = Quorum.from_text(text)
+    assert quorum.needed(total) == needed
+    assert Quorum.from_text(str(quorum)) == quorum
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "0%", "101%", "half", "1.5", "%"])
+def test_what_is_no_quorum_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Quorum.from_text(text)
+
+
+async def test_by_default_every_node_counts(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    herd.nodes[2].faults.cut_off = True
+    with pytest.raises(NotAdoptedError):
+        await rotator_for(herd).rotate()
+
+
+async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_ended_and_is_named(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd()
+    herd.nodes[2].faults.cut_off = True
+    events: list[Event] = []
+    report = await rotator_for(herd, policy=TWO, events=events).rotate()
+    assert report.outcome is Outcome.ROTATED
+    assert report.left_out == report.behind == (herd.nodes[2].base_url,)
+    entered = {event.phase: event.at_ms for event in events if isinstance(event, PhaseEntered)}
+    for phase, following in ((Phase.PUBLISHED, Phase.ACTIVATED), (Phase.ACTIVATED, Phase.VERIFIED)):
+        assert entered[following] - entered[phase] >= POLICY.adoption / timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("is_unmodified", [False, True], ids=["one of ours", "an unmodified server"])
+async def test_a_node_that_was_left_out_loses_nothing_and_catches_up(make_herd: MakeHerd, is_unmodified: bool) -> None:
+    """SECURITY: it comes back as it went, and gets B and all that B has signed from the store or from its peers."""
+    herd = await make_herd(unmodified=[2] if is_unmodified else [])
+    away = herd.nodes[2]
+    away.faults.cut_off = True
+    await rotator_for(herd, policy=TWO).rotate()
+    await herd.add_clients(1, at=herd.nodes[0])
+    for _ in range(30):  # far more often than a commit is ever offered
+        herd.clock.turn(SECOND)
+        await herd.step()
+    signed_by_b = [commit.id for commit in herd.nodes[0].commits(DATA) if commit.session == herd.clients[-1].owned.id]
+    assert len(signed_by_b) > 20
+    away.faults = Faults()
+    await herd.settle()
+    assert all(away.holds(DATA, commit_id) for commit_id in signed_by_b)
+    assert herd.lost() == []
+    assert herd.unverifiable() == []
+    assert (await document_of(herd)).current.id in away.pool.root_ids
+    if not is_unmodified:
+        await check_steady(herd)
+
+
+def forgets(herd: Herd) -> None:
+    herd.nodes[2].faults.forgets_pushes = True
+
+
+def keeps_its_view(herd: Herd) -> None:
+    herd.nodes[2].faults.store_lost = True
+
+
+@pytest.mark.parametrize(
+    ("trouble", "ending"), [(forgets, "cancelled"), (keeps_its_view, "rolled-back")], ids=["before B signs", "after"]
+)
+async def test_a_node_that_answers_and_does_not_follow_is_never_left_out(
+    make_herd: MakeHerd, trouble: object, ending: str
+) -> None:
+    """SECURITY: it would refuse and drop what B signs."""
+    herd = await make_herd()
+    assert callable(trouble)
+    trouble(herd)
+    with pytest.raises(NotAdoptedError):
+        await rotator_for(herd, policy=replace(POLICY, quorum=Quorum(count=1))).rotate()
+    assert (await document_of(herd)).history[-1].event == ending
+
+
+async def test_fewer_than_the_quorum_end_the_rotation(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    for node in herd.nodes[1:]:
+        node.faults.cut_off = True
+    with pytest.raises(NotAdoptedError, match="node-1"):
+        await rotator_for(herd, policy=TWO).rotate()
+
+
+async def test_a_node_that_comes_back_in_time_is_waited_for_in_spite_of_the_quorum(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    herd.nodes[2].faults.cut_off = True
+    back, tick = herd.clock.now_ms() + 5000, herd.step
+
+    async def on_tick() -> None:
+        herd.nodes[2].faults.cut_off = herd.clock.now_ms() < back
+        await tick()
+
+    herd.clock.on_tick = on_tick
+    report = await rotator_for(herd, policy=TWO).rotate()
+    assert report.left_out == report.behind == ()
+    await check_steady(herd)
+
+
+async def test_the_plan_says_who_would_not_be_waited_for(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    plan = await rotator_for(herd, policy=TWO).plan()
+    assert any("up to 1 of 3 nodes (quorum 2)" in who for who in plan.not_waited_for)
+    assert not any("quorum" in who for who in (await rotator_for(herd).plan()).not_waited_for)
