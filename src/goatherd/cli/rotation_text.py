@@ -147,8 +147,8 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
             lines.append(f"   waits {format_duration(step.patience)} at most, else: {step.otherwise.value}")
         cost = step.cost
         lines.append(
-            f"   costs {cost.store_writes} writes and {cost.store_reads} reads of the store at least, "
-            f"{cost.node_requests} requests to each node"
+            f"   costs at least: store writes {cost.store_writes}, store reads {cost.store_reads}, "
+            f"requests to each node {cost.node_requests}"
         )
         lines.append(f"   risk: {step.risk}")
     if to_phase is not None:
