@@ -121,6 +121,17 @@ class Event(StrEnum):
     """Another node has taken the lease while this one had it: it took too long, or could not reach the store."""
     AGENT_LEASE_FAILED = "agent.lease_failed"
     """The store does not let the lease be taken, renewed or given back."""
+    DOOR_OPENED = "door.opened"
+    """A door listens in front of a server."""
+    DOOR_STOPPED = "door.stopped"
+    """A door has stopped something by this rule; at most one line a minute for each, with the count so far."""
+    DOOR_KEY_WITHHELD = "door.key_withheld"
+    """The server behind a door tried to give away a private key: it is burnt, revoke it."""
+    DOOR_BLIND = "door.blind"
+    """A door cannot read its server's sessions; pushes by unknown sessions are answered with 503."""
+    DOOR_SEES = "door.sees"
+    """A door has read its server's sessions again."""
+
 
 class Metric(StrEnum):
     """Metrics; `goatherd.metrics` says of each what it is, and docs/reference/metrics.md is generated from there."""

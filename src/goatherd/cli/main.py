@@ -76,6 +76,7 @@ COMMANDS = {
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
     "run": ("commands_agent", "Run an unmodified GoatDB server with its identity from a store."),
+    "door": ("commands_door", "Put a verifying proxy in front of an unmodified GoatDB server."),
     "fetch": ("commands_agent", "Write a GoatDB server's settings.json once, and end."),
     "watch": ("commands_agent", "Keep the settings.json of a server that something else runs up to date."),
     "demo": ("commands_serve", "Three servers, one identity, two rotations under traffic."),

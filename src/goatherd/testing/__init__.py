@@ -5,5 +5,6 @@
 - `provider_checks`: these checks, one function each.
 - `vectors`: checks a directory of vector files that GoatDB produced: ``python -m goatherd.testing.vectors DIR``.
 - `herd`: simulated GoatDB nodes, for rotations without a network.
+- `upstream_child`: a stand-in for an unmodified GoatDB server that is wrong where it is wrong.
 - `aws_fake`: AWS Secrets Manager on the wire, after its API reference; `moto`: the emulator, found and started.
 """

@@ -1,0 +1,248 @@
+"""The door: a listener, a proxy, and what they know about the child, opened and closed together.
+
+Use as an async context manager. The child need not answer yet when the door opens: until it does, callers are told to
+come again. Rules: what is stopped is counted always and logged sparingly, so that whoever is stopped cannot fill a log;
+no log line holds more of a caller's text than an id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Final
+
+from goatherd.agent.door.exchange import Renaming
+from goatherd.agent.door.index import Indexes
+from goatherd.agent.door.limits import Limits
+from goatherd.agent.door.listener import Listener
+from goatherd.agent.door.proxy import Proxy
+from goatherd.agent.door.rules import Rule
+from goatherd.agent.door.trust import Trust
+from goatherd.agent.door.upstream import Upstream
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.telemetry import Event, event_text
+
+_log = logging.getLogger("goatherd.agent.door")
+
+GRACE: Final = timedelta(seconds=10)
+REFRESH: Final = timedelta(seconds=5)
+LOG_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorStatus:
+    """What the door has done so far.
+
+    Attributes:
+        url: Where it listens.
+        handed_on: Requests that the child has answered.
+        stopped: How often each rule stopped something.
+        connections: Open connections of callers.
+        requests: Requests that are being answered.
+        upstream_connections: Open connections to the child.
+        sessions: Sessions that the child is known to hold.
+        is_blind: Whether the child's sessions could not be read the last time; pushes by unknown sessions wait.
+    """
+
+    url: str
+    handed_on: int
+    stopped: Mapping[Rule, int]
+    connections: int
+    requests: int
+    upstream_connections: int
+    sessions: int
+    is_blind: bool
+
+    @property
+    def leaks(self) -> int:
+        """How many private keys the child tried to give away: each is burnt, and to be revoked."""
+        return self.stopped.get(Rule.PRIVATE_KEY, 0)
+
+
+class Door:
+    """A verifying reverse proxy in front of one GoatDB server.
+
+    Args:
+        upstream: The child, such as ``http://127.0.0.1:8081``. Nobody else must be able to reach it there.
+        trust: Whom to believe: one for each organization that the child serves.
+        host: Address to listen on.
+        port: The port; 0 takes a free one.
+        limits: How much one caller may ask for.
+        private: Whether to refuse writes to ``/sys/*`` by others than roots and to ``/user/<id>`` by others than its
+            owner, as GoatDB's documentation promises and GoatDB does not do (T13). Off: an application's own rules,
+            which the door does not know, may allow them.
+        public_url: How callers reach the door. Where the child names its own address, in CORS headers and redirects
+            (COMPAT: ``http://localhost:<port>`` unless the application says otherwise), this takes its place.
+        forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` tells the caller.
+        clock: The time.
+        threads: Threads for signatures; one per core by default.
+
+    Raises:
+        ConfigurationError: The upstream or the public URL is no address, or a network is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        upstream: str,
+        trust: Trust | Sequence[Trust],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: Limits | None = None,
+        private: bool = False,
+        public_url: str | None = None,
+        forwarded_by: Iterable[str] = (),
+        clock: Clock | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
+        self._limits = limits or Limits()
+        self._private = private
+        self._public_url = public_url
+        self._clock: Clock = clock or SystemClock()
+        self._threads = threads or os.cpu_count() or 1
+        self._upstream = Upstream(upstream)
+        self._stopped: Counter[Rule] = Counter()
+        self._logged: dict[Rule, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+        self._proxy: Proxy | None = None
+        self._indexes: dict[str, Indexes] = {}
+        self._listener = Listener(
+            self._app,
+            host,
+            port,
+            limits=self._limits,
+            on_slow=lambda: self._report(Rule.TOO_SLOW, "a connection was too slow with its headers"),
+            on_full=lambda: self._report(Rule.TOO_MANY, "too many connections"),
+        )
+        if public_url is not None and re.fullmatch(r"https?://[A-Za-z0-9.:\[\]_-]+/?", public_url) is None:
+            raise ConfigurationError(f"{public_url!r} is not a public address", hint="Such as https://goats.example.")
+        try:
+            self._forwarded_by = tuple([ipaddress.ip_network(text) for text in forwarded_by])
+        except ValueError as error:
+            raise ConfigurationError(str(error), hint="Such as 10.0.0.0/8 or 127.0.0.1.") from None
+
+    @property
+    def url(self) -> str:
+        """``http://<host>:<port>``, once open."""
+        return self._listener.url
+
+    @property
+    def port(self) -> int:
+        """The port; the real one, once open."""
+        return self._listener.port
+
+    @property
+    def status(self) -> DoorStatus:
+        """What it has done so far."""
+        return DoorStatus(
+            url=self.url,
+            handed_on=self._proxy.handed_on if self._proxy else 0,
+            stopped=dict(self._stopped),
+            connections=self._listener.connection_count,
+            requests=self._listener.request_count,
+            upstream_connections=self._upstream.open_count,
+            sessions=sum(trust.session_count for trust in self.trusts),
+            is_blind=any(trust.failure is not None for trust in self.trusts),
+        )
+
+    async def __aenter__(self) -> Door:
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
+        for trust in self.trusts:
+            trust.attach(self._ask)
+            self._indexes[trust.org] = Indexes(
+                ask=self._ask,
+                signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
+                clock=self._clock,
+                capacity=self._limits.index_commits,
+            )
+        self._proxy = Proxy(
+            upstream=self._upstream,
+            trusts=self.trusts,
+            indexes=self._indexes,
+            limits=self._limits,
+            clock=self._clock,
+            executor=self._executor,
+            private=self._private,
+            forwarded_by=self._forwarded_by,
+            renaming=self._renaming(),
+            report=self._report,
+        )
+        try:
+            await self._listener.start()
+        except BaseException:
+            self._executor.shutdown()
+            raise
+        self._tasks = [asyncio.create_task(self._follow(trust), name=f"door {trust.org}") for trust in self.trusts]
+        _log.info(event_text(Event.DOOR_OPENED, url=self.url, upstream=self._upstream.url))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._listener.stop(GRACE)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for trust in self.trusts:
+            await trust.aclose()
+        for indexes in self._indexes.values():
+            await indexes.aclose()
+        await self._upstream.aclose()
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    def _renaming(self) -> Renaming:
+        public = None if self._public_url is None else self._public_url.rstrip("/").encode("ascii")
+        return Renaming(self._upstream.names, public)
+
+    async def _app(self, scope: object, receive: object, send: object) -> None:
+        assert self._proxy is not None
+        await self._proxy.app(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
+        headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
+        limit = self._limits.answer_timeout.total_seconds()
+        return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
+
+    async def _follow(self, trust: Trust) -> None:
+        """Keep in step with the child's sessions, so that few pushes have to wait for a look."""
+        was_blind = False
+        while True:
+            with suppress(NodeUnreachableError, NodeRefusedError):
+                await trust.refresh()
+            is_blind = trust.failure is not None
+            if is_blind != was_blind:
+                event = Event.DOOR_BLIND if is_blind else Event.DOOR_SEES
+                _log.log(
+                    logging.WARNING if is_blind else logging.INFO,
+                    event_text(event, org=trust.org, why=trust.failure or "", sessions=trust.session_count),
+                )
+                was_blind = is_blind
+            await self._clock.sleep(timedelta(seconds=1) if is_blind else REFRESH)
+
+    def _report(self, rule: Rule, why: str) -> None:
+        self._stopped[rule] += 1
+        now = self._clock.monotonic()
+        is_leak = rule is Rule.PRIVATE_KEY
+        if now - self._logged.get(rule, -LOG_SECONDS) < LOG_SECONDS:
+            return
+        self._logged[rule] = now
+        event = Event.DOOR_KEY_WITHHELD if is_leak else Event.DOOR_STOPPED
+        _log.log(
+            logging.CRITICAL if is_leak else logging.WARNING,
+            event_text(event, rule=rule.value, count=self._stopped[rule], why=why[:300]),
+        )

@@ -1,0 +1,418 @@
+"""The mechanics of one request between a caller and the child: read it, hand it on, stream the answer back.
+
+Not a judge: `goatherd.agent.door.proxy` decides. Rules: hop-by-hop headers end here, on both sides, and framing is made
+anew; whoever goes away takes the other side's connection along; an answer that breaks off is cut off, never completed;
+nobody waits for a slow caller, or for a silent child, without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from goatherd.agent.door.limits import Limits
+from goatherd.agent.door.listener import Caller
+from goatherd.agent.door.redaction import KeyFilter
+from goatherd.agent.door.rules import RefusedError, Rule
+from goatherd.agent.door.upstream import Connection, LostError, Upstream
+
+T = TypeVar("T")
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+BODYLESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
+
+CLOSING: Final = frozenset({408, 413})
+"""Statuses after which the connection is of no more use: the request has not been read to its end."""
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 8 * 1024 * 1024
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# The child answers plainly whatever it is offered; saying nothing keeps every answer readable here.
+_NOT_HANDED_ON: Final = _HOP_BY_HOP | {b"content-length", b"expect", b"accept-encoding"}
+
+
+class GoneError(Exception):
+    """The caller has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """Puts the door's own address where the child names its own: in CORS headers and redirects.
+
+    Attributes:
+        own: How the child may call itself.
+        public: How callers reach the door; None leaves everything as it is.
+    """
+
+    own: tuple[bytes, ...]
+    public: bytes | None
+
+    def __call__(self, name: bytes, value: bytes) -> bytes:
+        """Return the value of a header of the child's answer as callers are to see it."""
+        if self.public is None or name not in (b"access-control-allow-origin", b"location"):
+            return value
+        for own in self.own:
+            rest = value[len(own) :]
+            if value.startswith(own) and (not rest or rest[:1] in b"/?#"):
+                return self.public + rest
+        return value
+
+
+class Budget:
+    """The bytes of bodies that may be held at one time."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, count: int) -> None:
+        """Take bytes.
+
+        Raises:
+            RefusedError: There are not so many left.
+        """
+        if count > self._left:
+            raise RefusedError(Rule.TOO_MANY, 503, "too many large bodies at one time", retry_after=1)
+        self._left -= count
+
+    def give_back(self, count: int) -> None:
+        """Give bytes back."""
+        self._left += count
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        method: As sent.
+        path: In lower case; what the child dispatches by.
+        target: Path and query, as sent; may be changed before it is handed on.
+        headers: As sent, names in lower case.
+        found: The same by name.
+        address: Whom to count it for.
+        caller: The caller's connection; None where the server does not tell.
+        receive: ASGI.
+        send: ASGI.
+        renaming: What the child's headers become.
+    """
+
+    __slots__ = (
+        "_receive",
+        "_send",
+        "address",
+        "caller",
+        "found",
+        "has_started",
+        "headers",
+        "is_gone",
+        "method",
+        "path",
+        "renaming",
+        "target",
+    )
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        path: str,
+        target: bytes,
+        headers: Headers,
+        found: dict[bytes, bytes],
+        address: str,
+        caller: Caller | None,
+        receive: Receive,
+        send: Send,
+        renaming: Renaming,
+    ) -> None:
+        self.method = method
+        self.renaming = renaming
+        self.path = path
+        self.target = target
+        self.headers = headers
+        self.found = found
+        self.address = address
+        self.caller = caller
+        self.has_started = self.is_gone = False
+        self._receive = receive
+        self._send = send
+
+    # --- the request --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body follows the headers."""
+        return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
+
+    @asynccontextmanager
+    async def body(self, limits: Limits, budget: Budget) -> AsyncIterator[bytes]:
+        """Give the whole body, and count its bytes against the budget as long as it is needed.
+
+        Raises:
+            RefusedError: It is too large, or too slow.
+            GoneError: The caller went away.
+        """
+        taken = 0
+        parts: list[bytes] = []
+        try:
+            async for part in self.parts(limits):
+                budget.take(len(part))
+                taken += len(part)
+                parts.append(part)
+            yield parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            budget.give_back(taken)
+
+    async def parts(self, limits: Limits) -> AsyncIterator[bytes]:
+        """Give the body as it comes.
+
+        Raises:
+            RefusedError: It is too large, or too slow.
+            GoneError: The caller went away.
+        """
+        length = self.found.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limits.body_bytes:
+            raise RefusedError(Rule.TOO_LARGE, 413, f"a body of {int(length)} bytes")
+        loop = asyncio.get_running_loop()
+        began, received = loop.time(), 0
+        while True:
+            deadline = began + limits.body_timeout.total_seconds() + received / limits.body_rate
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await self._receive()
+            except TimeoutError:
+                raise RefusedError(Rule.TOO_SLOW, 408, "the body is too slow") from None
+            if event["type"] != "http.request":
+                raise GoneError
+            part: bytes = event.get("body", b"")
+            received += len(part)
+            if received > limits.body_bytes:
+                raise RefusedError(Rule.TOO_LARGE, 413, f"a body of more than {limits.body_bytes} bytes")
+            if part:
+                yield part
+            if not event.get("more_body"):
+                return
+
+    def _head(self, upstream: Upstream, framing: bytes) -> bytes:
+        connection = self.found.get(b"connection")
+        dropped = _NOT_HANDED_ON if connection is None else _NOT_HANDED_ON | _tokens(connection)
+        lines = [self.method.encode("ascii") + b" " + self.target + b" HTTP/1.1\r\n"]
+        lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name not in dropped]
+        if b"host" not in self.found:
+            lines.append(b"host: " + upstream.authority + b"\r\n")
+        lines.append(framing + b"\r\n")
+        return b"".join(lines)
+
+    async def hand_on(self, upstream: Upstream, body: bytes, patience: float) -> Connection:
+        """Send the request with this body to the child, and wait for the answer's headers.
+
+        Raises:
+            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send`.
+            GoneError: The caller went away.
+        """
+        framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
+        head = self._head(upstream, framing)
+        sending = upstream.send(head, body, limit=patience, is_head=self.method == "HEAD", on_use=self._follow)
+        return await self._unless_gone(sending)
+
+    async def stream_on(self, upstream: Upstream, limits: Limits, patience: float) -> Connection:
+        """As `hand_on`, with the body on its way still; the child may answer before its end.
+
+        Raises:
+            RefusedError: The body is too large, or too slow.
+        """
+        length = self.found.get(b"content-length")
+        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
+        connection, _ = await upstream.acquire(fresh=True)
+        self._follow(connection)
+        try:
+            connection.begin(is_head=False)
+            connection.write(self._head(upstream, framing))
+            pump = asyncio.create_task(self._pump(connection, limits, is_chunked=length is None), name="request body")
+            answer = asyncio.create_task(connection.head(patience), name="answer")
+            try:
+                await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    await pump
+                if not pump.done():
+                    connection.spoil()
+                await self._unless_gone(answer)
+            finally:
+                await _cancelled(pump, answer)
+        except BaseException:
+            upstream.release(connection)
+            raise
+        return connection
+
+    async def _pump(self, connection: Connection, limits: Limits, *, is_chunked: bool) -> None:
+        async for part in self.parts(limits):
+            connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
+            await connection.drain()
+        if is_chunked:
+            connection.write(b"0\r\n\r\n")
+
+    def _follow(self, connection: Connection) -> None:
+        """Have the child's connection closed when the caller goes."""
+        if self.caller is None:
+            return
+        if self.is_gone or self.caller.transport.is_closing():
+            self._gone(connection)
+        self.caller.on_close(lambda: self._gone(connection))
+
+    def _gone(self, connection: Connection) -> None:
+        self.is_gone = True
+        connection.close()
+
+    async def _unless_gone(self, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except LostError:
+            if self.is_gone:
+                raise GoneError from None
+            raise
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def handed_back(self, headers: Headers) -> Headers:
+        """Return the child's headers without those that concern its connection to the door only."""
+        dropped = _HOP_BY_HOP
+        for name, value in headers:
+            if name == b"connection":
+                dropped = dropped | _tokens(value)
+        return [(name, self.renaming(name, value)) for name, value in headers if name not in dropped]
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send status and headers."""
+        self.has_started = True
+        await self._put({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def finish(self, body: bytes) -> None:
+        """Send the last of the body."""
+        await self._put({"type": "http.response.body", "body": body})
+
+    async def answer(self, connection: Connection, keys: KeyFilter | None, patience: float) -> None:
+        """Stream the child's answer to the caller, through the filter where there is one.
+
+        Raises:
+            LostError, TimeoutError: The child went away, or fell silent, before the end.
+            GoneError: The caller went away, or does not take the answer.
+        """
+        await self.start(connection.status, self.handed_back(connection.headers))
+
+        async def stream() -> None:
+            async for chunk in connection.body(patience):
+                part = chunk if keys is None else keys.feed(chunk)
+                if part:
+                    await self._put({"type": "http.response.body", "body": part, "more_body": True}, patience)
+
+        await self._unless_gone(stream())
+        await self.finish(b"" if keys is None else keys.close())
+
+    async def whole(self, connection: Connection, size: int, patience: float) -> bytes:
+        """Return the child's answer.
+
+        Raises:
+            LostError, TimeoutError, GoneError: As `answer`; longer than `size` is a loss, too.
+        """
+
+        async def collect() -> bytes:
+            parts = bytearray()
+            async for chunk in connection.body(patience):
+                parts += chunk
+                if len(parts) > size:
+                    raise LostError(f"an answer of more than {size} bytes", is_untouched=False)
+            return bytes(parts)
+
+        return await self._unless_gone(collect())
+
+    async def _put(self, event: MutableMapping[str, Any], patience: float | None = None) -> None:
+        if self.is_gone:
+            raise GoneError
+        if patience is None or self.caller is None or not self.caller.flow.write_paused:
+            await self._send(event)
+            return
+        try:
+            async with asyncio.timeout(patience):
+                await self._send(event)
+        except TimeoutError:
+            await self.cut()
+            raise GoneError from None
+
+    async def refuse(self, refused: RefusedError) -> None:
+        """Answer with a refusal; where the answer has begun already, cut it off."""
+        if self.has_started:
+            await self.cut()
+            return
+        await self.start(refused.status, refusal_headers(refused))
+        if refused.status in CLOSING:
+            await self._linger()
+        await self.finish(b"" if self.method == "HEAD" else refused.body)
+
+    async def _linger(self) -> None:
+        """Read on for a moment: a connection closed with unread bytes is reset, and the answer lost with it."""
+        left = LINGER_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    event = await self._receive()
+                    if event["type"] != "http.request" or not event.get("more_body"):
+                        return
+                    left -= len(event.get("body", b""))
+
+    async def cut(self) -> None:
+        """Close the caller's connection in the middle of the answer."""
+        self.is_gone = True
+        if self.caller is None:
+            raise GoneError
+        self.caller.abort()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    def end(self) -> None:
+        """Let go of the caller's connection."""
+        if self.caller is not None:
+            self.caller.on_close(None)
+
+
+def refusal_headers(refused: RefusedError) -> Headers:
+    """Return the headers of a refusal."""
+    headers: Headers = [(b"content-length", b"%d" % len(refused.body))]
+    if refused.body:
+        headers.append((b"content-type", b"text/plain;charset=UTF-8"))
+    if refused.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, int(refused.retry_after + 0.999))))
+    if refused.status in CLOSING:
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def _tokens(value: bytes) -> frozenset[bytes]:
+    return frozenset(token.strip().lower() for token in value.split(b","))
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # told already, or of no more interest

@@ -1,0 +1,245 @@
+"""The door's side of the network: uvicorn's HTTP/1.1 protocol with limits on connections and on slow headers.
+
+Not a server of its own: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added
+is what uvicorn leaves open: how many connections one address may hold, how long and how large a request's headers may
+be, and being told at once that a caller has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from goatherd.agent.door.limits import Limits, caller_of
+
+CONNECTION: Final = "goatherd.connection"
+"""The key of a request's scope under which its `Caller` is."""
+
+KEEP_ALIVE_SECONDS: Final = 75
+BACKLOG: Final = 2048
+
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_MANY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+)
+
+
+class Caller(HttpToolsProtocol):
+    """One caller's connection."""
+
+    def __init__(self, listener: Listener, **given: Any) -> None:
+        super().__init__(**given)
+        self._listener = listener
+        self._limits = listener.limits
+        self._on_close: Callable[[], None] | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._in_head = True
+        self._address = ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._address = caller_of(self.client[0] if self.client else "", "", ())
+        if not self._listener.enter(self._address):
+            self._end(_TOO_MANY)
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._listener.leave(self._address)
+        super().connection_lost(exc)
+        callback, self._on_close = self._on_close, None
+        if callback is not None:
+            callback()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        before = self._in_head
+        super().data_received(data)
+        if before and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.header_bytes:
+                self._end(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        if self._head_timer is None:
+            self._start_timer()
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._in_head = False
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def on_close(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when the caller goes away; None takes it back."""
+        self._on_close = callback
+
+    def abort(self) -> None:
+        """Cut the connection, so that the caller sees that the answer is not whole."""
+        self.transport.abort()
+
+    def _start_timer(self) -> None:
+        seconds = self._limits.header_timeout.total_seconds()
+        self._head_timer = self.loop.call_later(seconds, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self._listener.on_slow()
+        self._end(_TOO_SLOW)
+
+    def _end(self, answer: bytes) -> None:
+        self._stop_timer()
+        if not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.close()
+
+
+class Listener:
+    """Listens, and hands requests to an ASGI application.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        limits: See there.
+        on_slow: Told of each connection that was too slow with its headers.
+        on_full: Told of each connection that was one too many.
+
+    Attributes:
+        url: ``http://<host>:<port>``, once started.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        limits: Limits,
+        on_slow: Callable[[], None],
+        on_full: Callable[[], None],
+    ) -> None:
+        self.limits = limits
+        self.on_slow = on_slow
+        self.host = host
+        self.port = port
+        self.url = ""
+        self._app = app
+        self._on_full = on_full
+        self._state = ServerState()
+        self._server: asyncio.Server | None = None
+        self._open: Counter[str] = Counter()
+        self._count = 0
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return self._count
+
+    @property
+    def request_count(self) -> int:
+        """How many requests are being answered."""
+        return len(self._state.tasks)
+
+    def enter(self, address: str) -> bool:
+        """Count a connection, and return whether it may stay."""
+        self._count += 1
+        self._open[address] += 1
+        is_one_too_many = (
+            self._count > self.limits.connections or self._open[address] > self.limits.connections_per_address
+        )
+        if is_one_too_many:
+            self._on_full()
+        return not is_one_too_many
+
+    def leave(self, address: str) -> None:
+        """Count a connection as closed."""
+        self._count -= 1
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        config = uvicorn.Config(
+            self._app,
+            interface="asgi3",
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        config.load()
+        # uvicorn warns of every malformed request; whoever sends them must not fill the log.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((self.host, self.port))
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Caller(self, config=config, server_state=self._state, app_state={}), sock=sock, backlog=BACKLOG
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self.port = sock.getsockname()[1]
+        self.url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def close(self) -> None:
+        """Take no more, and cut off everybody at once."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+
+    async def stop(self, grace: timedelta) -> None:
+        """Take no more, answer what is running for `grace`, then cut off."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        tasks = set(self._state.tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        await self._server.wait_closed()
+        self._server = None

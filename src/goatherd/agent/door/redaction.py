@@ -1,0 +1,121 @@
+"""What leaves the door: private keys made unreadable in the child's answers (T1). Pure.
+
+Two ways. The answer to ``POST /auth/session`` is small: it is read whole and its roots are written anew, public halves
+of trusted roots only (`session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the private
+part of every key in it by as many letters, so that lengths stay what the headers say and nothing waits for the end.
+
+Rules: what holds no key passes byte for byte. A key is a JSON object with the members ``kty`` and ``d``, as it stands
+or inside a JSON text. In the answers of ``/batch-sync`` only the keys of roots count: the rest is users' data, signed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from goatherd.crypto import PublicKey
+from goatherd.errors import DecodeError
+from goatherd.wire.encoding import parse_json, to_json_bytes
+
+PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+HOLD_BYTES = 64 * 1024
+
+_OBJECT = re.compile(rb"\{[^{}]*kty[^{}]*\}")
+_PRIVATE = re.compile(rb'(\\*"d\\*"\s*:\s*\\*")([A-Za-z0-9_=+/-]+)')
+_X = re.compile(rb'\\*"x\\*"\s*:\s*\\*"([A-Za-z0-9_-]+)')
+
+IsTrusted = Callable[[str, PublicKey], bool]
+
+
+class KeyFilter:
+    """Overwrites private keys in a stream of JSON.
+
+    Args:
+        only: The ``x`` coordinates (base64url) of the keys that count; None takes every key.
+    """
+
+    def __init__(self, only: frozenset[bytes] | None = None) -> None:
+        self._only = only
+        self._held = b""
+        self.found = 0
+        """How many private keys were overwritten."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take a part of the stream and return what may go out: all but an object that is not complete yet."""
+        data = self._held + chunk if self._held else chunk
+        # A JWK holds no other object, so only what begins at the last brace can still become one.
+        start = data.rfind(b"{")
+        if start < 0 or data.find(b"}", start) >= 0 or len(data) - start > HOLD_BYTES:
+            self._held = b""
+            return self._clean(data)
+        self._held = data[start:]
+        return self._clean(data[:start])
+
+    def close(self) -> bytes:
+        """Return what was held back."""
+        data, self._held = self._held, b""
+        return self._clean(data)
+
+    def _clean(self, data: bytes) -> bytes:
+        if b"kty" not in data:
+            return data
+        return _OBJECT.sub(self._object, data)
+
+    def _object(self, match: re.Match[bytes]) -> bytes:
+        text = match[0]
+        if self._only is not None:
+            x = _X.search(text)
+            if x is None or x[1] not in self._only:
+                return text
+        cleaned, count = _PRIVATE.subn(lambda found: found[1] + b"A" * len(found[2]), text)
+        self.found += count
+        return cleaned
+
+
+def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str], list[str]]:
+    """Return the answer to ``POST /auth/session`` as it may leave.
+
+    Args:
+        body: The child's answer.
+        is_trusted: Whether a root, by id and public key, is one to tell clients about.
+
+    Returns:
+        The body, itself where nothing had to change; the ids of the roots that came with a private key; the ids of
+        the roots that were left out, because nobody trusted vouches for them or they are revoked.
+
+    Raises:
+        DecodeError: It is no such answer.
+    """
+    answer = parse_json(body)
+    if not isinstance(answer, dict) or not isinstance(answer.get("session"), dict):
+        raise DecodeError("no session in the answer")
+    raw_roots = answer.get("roots")
+    if not isinstance(raw_roots, list):
+        raise DecodeError("no roots in the answer")
+    leaked: list[str] = []
+    untrusted: list[str] = []
+    roots: list[dict[str, Any]] = []
+    for raw in raw_roots:
+        if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
+            raise DecodeError("a root is an object with an id")
+        key = raw.get("publicKey")
+        public = PublicKey.from_jwk(key if isinstance(key, Mapping) else {})
+        if "privateKey" in raw or (isinstance(key, Mapping) and "d" in key):
+            leaked.append(raw["id"])
+        if not is_trusted(raw["id"], public):
+            untrusted.append(raw["id"])
+            continue
+        roots.append(_public(raw, ("id", "publicKey", "owner", "expiration")))
+    session = _public(answer["session"], ("publicKey", "id", "owner", "expiration"))
+    cleaned = {"session": session, "roots": roots}
+    return (body if cleaned == answer else to_json_bytes(cleaned)), leaked, untrusted
+
+
+def _public(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
+    """Return a session's public members, in the order in which the child wrote them."""
+    public = {name: value for name, value in session.items() if name in members}
+    key = public.get("publicKey")
+    if isinstance(key, Mapping):
+        public["publicKey"] = {name: value for name, value in key.items() if name not in PRIVATE_MEMBERS}
+    return public

@@ -1,0 +1,169 @@
+"""What the child holds, as far as the door must know: the commits of one repository, read as a peer reads them.
+
+Not a store: commits are handed on, their ids remembered. What comes is parsed, not believed.
+
+Rules: one round of reading at a time; whoever asks during one waits for the next, since that one may have begun before
+there was news. A child that does not answer is an error for whoever asked, never an empty repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+import orjson
+
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, NodeRefusedError
+from goatherd.identity.session import OwnedSession, sign_request
+from goatherd.ids import new_id, new_seeds
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.messages import VERSION
+
+ROUNDS: Final = 200
+_SMALLEST: Final = 64
+_BIG_ANSWER: Final = 64 * 1024
+
+Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
+"""Sends the body of a ``/batch-sync`` under a signature, and returns the status and the answer."""
+
+
+class Replica:
+    """Follows one repository of the child.
+
+    Args:
+        path: The repository.
+        ask: How to reach the child.
+        signer: Who signs; a root, so that everything is shown.
+        clock: The time to sign with.
+        error_rate: Of the filter that keeps known commits from being sent again: the share of new commits that are
+            overlooked until the filter is made anew, with twice as many.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        ask: Ask,
+        signer: Callable[[], OwnedSession],
+        clock: Clock,
+        error_rate: float,
+    ) -> None:
+        self.path = path
+        self.ids: set[str] = set()
+        self._ask = ask
+        self._signer = signer
+        self._clock = clock
+        self._error_rate = error_rate
+        self._filter = self._new_filter(_SMALLEST)
+        self._room = _SMALLEST
+
+    def add(self, commit_id: str) -> None:
+        """Remember an id, so that its commit is not sent again."""
+        self.ids.add(commit_id)
+        self._filter.add(commit_id)
+        if len(self.ids) > self._room:
+            self._room = 2 * len(self.ids)
+            self._filter = self._new_filter(self._room)
+            self._filter.update(self.ids)
+
+    async def read(self) -> list[dict[str, Any]]:
+        """Return the commits that are new since the last time, in the child's order.
+
+        Raises:
+            NodeUnreachableError: No answer.
+            NodeRefusedError: The child does not trust the signer, or answers nonsense.
+        """
+        found: list[dict[str, Any]] = []
+        for _ in range(ROUNDS):
+            fresh = [commit for commit in await self._round() if commit["id"] not in self.ids]
+            for commit in fresh:
+                self.add(commit["id"])
+            found += fresh
+            if not fresh:
+                break
+        return found
+
+    async def _round(self) -> list[dict[str, Any]]:
+        empty = {"d": "AA==", "s": [1, 2]}
+        held = self._filter.to_json() if self.ids else empty
+        message = {"ver": VERSION, "f": {"__t": "E", "__v": held}, "s": len(self.ids), "c": [], "ad": []}
+        header = sign_request(self._signer(), now_ms=self._clock.now_ms(), nonce=new_id())
+        status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
+        if status != 200:
+            raise NodeRefusedError(f"reading {self.path}: status {status}", status=status)
+        commits = await asyncio.to_thread(_commits, answer) if len(answer) > _BIG_ANSWER else _commits(answer)
+        if commits is None:
+            raise NodeRefusedError(f"reading {self.path}: not an answer of a GoatDB server", status=status)
+        return commits
+
+    def _new_filter(self, size: int) -> BloomFilter:
+        return BloomFilter.for_size(size, self._error_rate, new_seeds(seed_count(size, self._error_rate)))
+
+
+def _commits(answer: bytes) -> list[dict[str, Any]] | None:
+    try:
+        decoded = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        try:
+            decoded = parse_json(answer)
+        except DecodeError:
+            return None
+    try:
+        commits = decoded[0]["res"].get("c", [])
+        return [each for each in commits if isinstance(each, dict) and isinstance(each.get("id"), str)]
+    except (LookupError, TypeError, AttributeError):
+        return None
+
+
+class Rounds:
+    """Lets many ask for one piece of work: one round at a time, and a next one for all who came during it.
+
+    Args:
+        work: One round.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._work = work
+        self._name = name
+        self._active: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Wait for a round that began after this call.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: As the work does.
+        """
+        # One caller that goes away must not take the round from the others.
+        await asyncio.shield(self.start())
+
+    def start(self) -> asyncio.Task[None]:
+        """Have a round done without waiting for it."""
+        if self._active is None or self._active.done():
+            self._active = self._task(self._work())
+            return self._active
+        if self._next is None:
+            self._next = self._task(self._after(self._active))
+        return self._next
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=self._name)
+        # A failure that nobody waits for is no lost one.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def _after(self, before: asyncio.Task[None]) -> None:
+        await asyncio.wait({before})
+        self._active, self._next = self._next, None
+        await self._work()
+
+    async def aclose(self) -> None:
+        """Cancel what runs."""
+        tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,396 @@
+"""What a request, and a commit before its signature is looked at, must look like to reach the child. Pure.
+
+The child, GoatDB 0.5.1, believes and stores almost anything, and dies of some of it. Each `Rule` names one thing that
+is stopped here; ``docs/reference/door.md`` says for each what it is about and which defect of GoatDB it answers.
+
+Rules of this file: nothing is refused that GoatDB's own clients and servers write. What cannot be parsed here does not
+reach the child. A request is refused whole only where it is no well-formed request (`RefusedError`); a commit that is
+not to be stored is taken out (`DroppedError`) and the rest goes on, as GoatDB itself does: a client whose whole request
+is refused repeats it for ever and is offline for all its repositories meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from goatherd.agent.door.limits import Limits
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    AuthorMismatchError,
+    DecodeError,
+    EncodeError,
+    ExpiredSessionError,
+    GoatherdError,
+    PathError,
+    RevokedSessionError,
+    UnknownSignerError,
+    UntrustedRootError,
+    WireError,
+)
+from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import parse_json
+from goatherd.wire.item import record_data
+from goatherd.wire.messages import decode_request_element
+from goatherd.wire.paths import check_repository_path
+from goatherd.wire.schema import BUILTIN, Registry
+
+SESSIONS_PATH: Final = "/sys/sessions"
+NAME_LENGTH: Final = 100
+
+
+class Rule(StrEnum):
+    """What the door stops."""
+
+    TARGET = "target"
+    HEADERS = "headers"
+    ENCODING = "encoding"
+    TOO_LARGE = "too-large"
+    TOO_SLOW = "too-slow"
+    TOO_MANY = "too-many"
+    BODY = "body"
+    MESSAGE = "message"
+    PATH = "path"
+    REQUEST_SIGNATURE = "request-signature"
+    REQUEST_TIME = "request-time"
+    REVOKED = "revoked"
+    UNKNOWN_SIGNER = "unknown-signer"
+    AUTHOR = "author"
+    EXPIRED = "expired"
+    SIGNATURE = "signature"
+    ROOT_SESSION = "root-session"
+    SESSION_ITEM = "session-item"
+    COMMIT = "commit"
+    TIME = "time"
+    ANCESTORS = "ancestors"
+    CONTENTS = "contents"
+    BIRTH = "birth"
+    DELTA = "delta"
+    SCHEMA = "schema"
+    PRIVATE = "private"
+    SESSION_KEY = "session-key"
+    LOGIN_MAIL = "login-mail"
+    LOGIN_TOKEN = "login-token"  # noqa: S105 - the name of a rule
+    PRIVATE_KEY = "private-key"
+    UNTRUSTED_ROOT = "untrusted-root"
+    CHILD = "child"
+
+
+class RefusedError(Exception):
+    """A request that does not reach the child.
+
+    Attributes:
+        status: What it is answered with.
+        body: The answer's body; empty where GoatDB's would be.
+        retry_after: Seconds after which the same request may be let through; None where it will not be.
+    """
+
+    def __init__(
+        self, rule: Rule, status: int, why: str, *, body: bytes = b"", retry_after: float | None = None
+    ) -> None:
+        super().__init__(why)
+        self.rule = rule
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+
+
+class DroppedError(Exception):
+    """A commit that is taken out of a request."""
+
+    def __init__(self, rule: Rule, why: str) -> None:
+        super().__init__(why)
+        self.rule = rule
+
+
+# --- the request line and headers -----------------------------------------------------------------------------------
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_TARGET = re.compile(rb"/[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z~-]*")
+_DOTS = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
+_ONCE: Final = (b"host", b"x-goat-sig", b"content-type", b"content-encoding")
+
+
+def check_target(path: bytes) -> str:
+    """Return the lower-cased path by which the child dispatches.
+
+    SECURITY: the child reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
+    slash, so ``/x/..%5cbatch-sync`` would get by every other rule (tests/unit/agent/test_door_rules.py).
+
+    Raises:
+        RefusedError: It is one that the child could read as another path.
+    """
+    if _TARGET.fullmatch(path) is None or any(_DOTS.fullmatch(part) for part in path.split(b"/")):
+        raise RefusedError(Rule.TARGET, 400, "the path is not in its plain form")
+    return path.decode("ascii").lower()
+
+
+def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the headers by name, the last of each.
+
+    SECURITY: the child puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
+    decides the path, and joins repeated headers by commas (tests/unit/agent/test_door_rules.py).
+
+    Raises:
+        RefusedError: A header is repeated that may not be, or ``Host`` is no host.
+    """
+    found = dict(headers)
+    if len(found) < len(headers):
+        for name in _ONCE:
+            if sum(1 for each, _ in headers if each == name) > 1:
+                raise RefusedError(Rule.HEADERS, 400, f"several headers {name.decode()}")
+    host = found.get(b"host")
+    if host is not None and _HOST.fullmatch(host) is None:
+        raise RefusedError(Rule.HEADERS, 400, "the Host header is no host")
+    return found
+
+
+def check_encoding(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a compressed body: the child does not decompress, and what the door cannot read it does not judge.
+
+    Raises:
+        RefusedError: The body is encoded.
+    """
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding not in (b"identity", b""):
+        raise RefusedError(Rule.ENCODING, 415, "the body is compressed")
+
+
+# --- POST /batch-sync -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Element:
+    """One element of a batch.
+
+    Attributes:
+        raw: As sent.
+        path: The repository, in its one form.
+        commits: Its commits, as sent.
+    """
+
+    raw: dict[str, Any]
+    path: str
+    commits: list[Any]
+
+
+def read_batch(body: bytes, limits: Limits) -> list[Element]:
+    """Read the body of ``POST /batch-sync``, everything in it but the commits.
+
+    Raises:
+        RefusedError: The child would answer 500 to it, hang, or die; or an element asks for more than is allowed.
+    """
+    try:
+        raw = parse_json(body)
+    except DecodeError as error:
+        raise RefusedError(Rule.BODY, 400, str(error)) from None
+    if not isinstance(raw, list):
+        raise RefusedError(Rule.BODY, 400, "a batch is a JSON array")
+    if len(raw) > limits.elements:
+        raise RefusedError(Rule.TOO_MANY, 400, f"a batch of {len(raw)} elements")
+    return [_read_element(each, limits) for each in raw]
+
+
+def _read_element(raw: Any, limits: Limits) -> Element:
+    try:
+        given, message = decode_request_element(raw)
+    except DecodeError as error:
+        raise RefusedError(Rule.MESSAGE, 400, str(error)) from None
+    try:
+        # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
+        kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/")[:2]))
+    except PathError as error:
+        raise RefusedError(Rule.PATH, 400, str(error)) from None
+    if len(kind) > NAME_LENGTH or len(name) > NAME_LENGTH:
+        raise RefusedError(Rule.PATH, 400, "a repository's name is too long")
+    held = message.filter
+    if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
+        raise RefusedError(Rule.MESSAGE, 400, "a filter of this size is not believable")
+    size = raw["msg"].get("s")
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
+        # SECURITY: 1e8 here ends the child's process (tests/cluster/test_door.py).
+        raise RefusedError(Rule.MESSAGE, 400, "the count s is not believable")
+    _check_nesting({name: value for name, value in raw["msg"].items() if name != "c"}, limits.depth)
+    return Element(raw, f"/{kind}/{name}", list(message.commits))
+
+
+def _check_nesting(value: Any, depth: int) -> None:
+    if not _is_harmless(value, depth):
+        raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the child's decoder")
+
+
+def _is_harmless(value: Any, depth: int) -> bool:
+    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty`` (T29); found without recursion."""
+    level = [value]
+    for _ in range(depth):
+        inner: list[Any] = []
+        for item in level:
+            if type(item) is dict:
+                if "hasOwnProperty" in item or "__proto__" in item:
+                    return False
+                inner += [each for each in item.values() if type(each) is dict or type(each) is list]
+            elif type(item) is list:
+                inner += [each for each in item if type(each) is dict or type(each) is list]
+        if not inner:
+            return True
+        level = inner
+    return False
+
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY = re.compile(r"[a-z0-9_-]{1,200}")
+
+
+def read_commit(raw: Any, path: str, *, org: str, limits: Limits, now_ms: int, registry: Registry = BUILTIN) -> Commit:
+    """Decode a commit and check everything that needs neither its signer nor what the child holds.
+
+    Raises:
+        DroppedError: It is not to be stored.
+    """
+    if not isinstance(raw, dict):
+        raise DroppedError(Rule.COMMIT, "a commit is a JSON object")
+    if not _is_harmless(raw, limits.depth):
+        raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the child's decoder")
+    if "age" in raw:
+        # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door.py).
+        raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
+    try:
+        commit = Commit.from_json(raw, org=org, registry=registry)
+    except WireError as error:
+        raise DroppedError(Rule.COMMIT, str(error)) from None
+    if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:
+        raise DroppedError(Rule.COMMIT, "a commit's id or key is not one that GoatDB makes")
+    if not math.isfinite(commit.ts) or commit.ts <= 0:
+        raise DroppedError(Rule.TIME, f"commit {commit.id!r} has no time")
+    if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
+        raise DroppedError(Rule.TIME, f"commit {commit.id!r} is from the future")
+    _check_ancestors(commit, limits)
+    _check_contents(commit, path, registry)
+    return commit
+
+
+def _check_ancestors(commit: Commit, limits: Limits) -> None:
+    if len(commit.parents) > limits.parents or commit.id in commit.parents:
+        raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has impossible parents")
+    held = commit.ancestors_filter
+    if held is not None:
+        if len(held.bits) > limits.ancestor_bytes or not 0 < len(held.seeds) <= limits.seeds:
+            raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible ancestors filter")
+        if _is_full(held):
+            # SECURITY: a filter that holds everything vetoes merges (T32) and makes them throw (T38).
+            raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} claims every commit as its ancestor")
+    capacity = 0 if held is None else 8 * len(held.bits)
+    if not 0 <= commit.ancestors_count <= capacity:
+        raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible number of ancestors")
+
+
+def _is_full(held: BloomFilter) -> bool:
+    return bool(held.bits) and held.bits.count(0xFF) == len(held.bits)
+
+
+def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
+    """Refuse contents on which the child, or its clients, die when they open or merge them."""
+    if path == SESSIONS_PATH:
+        try:
+            # SECURITY: any other value in there keeps the child from ever starting again (tests/cluster/test_door.py);
+            # its key must be the session's id (T17).
+            session_from_commit(commit)
+        except DecodeError as error:
+            raise DroppedError(Rule.SESSION_ITEM, str(error)) from None
+    elif commit.namespace == SESSIONS_NAMESPACE:
+        # COMPAT: the child learns sessions from commits of this schema in any repository.
+        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session outside of {SESSIONS_PATH}")
+    if commit.is_delta:
+        if commit.base == commit.id:
+            raise DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on itself")
+        return
+    if commit.schema is None or commit.schema == "null":
+        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} holds the null item")
+    schema, record = registry.from_marker(commit.schema), commit.record
+    if schema is None or record is None:
+        return  # a schema of the application's; only the child knows it
+    try:
+        problem = schema.problem(record_data(record, registry))
+    except EncodeError as error:
+        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r}: {error}") from None
+    if problem is not None:
+        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r}: {problem}")
+
+
+def may_write_privately(path: str, owner: str | None) -> bool:
+    """Whether GoatDB's documentation lets a session with `owner`, no root, write a repository (T13)."""
+    kind, _, name = path.removeprefix("/").partition("/")
+    return kind != "sys" and (kind != "user" or (owner is not None and owner == name))
+
+
+_VERDICTS: Final[tuple[tuple[type[GoatherdError], Rule], ...]] = (
+    (AuthorMismatchError, Rule.AUTHOR),
+    (RevokedSessionError, Rule.REVOKED),
+    (UnknownSignerError, Rule.UNKNOWN_SIGNER),
+    (ExpiredSessionError, Rule.EXPIRED),
+    (UntrustedRootError, Rule.ROOT_SESSION),
+)
+
+
+def rule_of(error: GoatherdError) -> Rule:
+    """Return the rule that a verdict of the trust pool stands for."""
+    return next((rule for kind, rule in _VERDICTS if isinstance(error, kind)), Rule.SIGNATURE)
+
+
+# --- /auth/* ----------------------------------------------------------------------------------------------------------
+
+
+def check_session_request(body: bytes) -> None:
+    """Check the body of ``POST /auth/session``.
+
+    Raises:
+        RefusedError: With GoatDB's own answer where it has one; keys of other curves and off the curve are 400 too
+            (COMPAT: 500 there, after the fact).
+    """
+    try:
+        request = parse_json(body)
+    except DecodeError:
+        request = None
+    if request is None:
+        raise _key_refused("InvalidPublicKey")
+    jwk = request.get("publicKey", "") if isinstance(request, dict) else ""
+    if jwk is not None and not isinstance(jwk, dict | list):
+        raise _key_refused("MissingPublicKey")
+    if not isinstance(jwk, dict) or "d" in jwk or jwk.get("ext") is False:
+        raise _key_refused("InvalidPublicKey")
+    if jwk.get("key_ops", ["verify"]) != ["verify"]:
+        raise _key_refused("InvalidPublicKey")
+    try:
+        PublicKey.from_jwk(jwk).check()
+    except DecodeError:
+        raise _key_refused("InvalidPublicKey") from None
+
+
+def _key_refused(error: str) -> RefusedError:
+    return RefusedError(Rule.SESSION_KEY, 400, error, body=b'{"error":"%s"}' % error.encode())
+
+
+def read_mail_request(body: bytes) -> tuple[str, str]:
+    """Return the normalized address and the signature of ``POST /auth/send-login-email``.
+
+    Raises:
+        RefusedError: With GoatDB's own answer; what is 500 there is 400.
+    """
+    try:
+        request = parse_json(body)
+    except DecodeError:
+        request = None
+    if not isinstance(request, dict):
+        raise RefusedError(Rule.LOGIN_MAIL, 400, "no object", body=b'{"error":"MissingEmail"}')
+    email, signature = request.get("email"), request.get("signature")
+    if not isinstance(email, str) or not email.strip():
+        raise RefusedError(Rule.LOGIN_MAIL, 400, "no address", body=b'{"error":"MissingEmail"}')
+    if not isinstance(signature, str):
+        raise RefusedError(Rule.LOGIN_MAIL, 400, "no signature", body=b'{"error":"MissingSignature"}')
+    return email.strip().lower(), signature

@@ -1,0 +1,201 @@
+"""Whom the door believes in one organization: the identity's roots, and the sessions of the child's own log.
+
+Not a pool of its own kind: `goatherd.trust.TrustPool` judges. This module feeds it from ``/sys/sessions`` of the child,
+read as a peer that signs with the root, and asks there again when somebody unknown turns up.
+
+Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it (T3). A question that
+cannot be answered, because the child cannot be asked, is an error and not a "no": a commit that is taken out is offered
+ten times and then never again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import Final
+
+from goatherd.agent.door.replica import Ask, Replica, Rounds
+from goatherd.agent.door.rules import SESSIONS_PATH
+from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import PublicKey
+from goatherd.errors import (
+    DecodeError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    RevokedSessionError,
+    UnknownSignerError,
+    UntrustedRootError,
+    VerificationError,
+)
+from goatherd.identity.session import Session
+from goatherd.trust import TrustPool, TrustSource
+from goatherd.wire.commit import Commit
+
+FEW: Final = 2
+"""So many signatures are checked at once, in place; more go to threads."""
+PAUSE: Final = timedelta(milliseconds=200)
+"""Between two questions for somebody unknown."""
+REMEMBER: Final = timedelta(seconds=5)
+
+_ERROR_RATE: Final = 1e-6
+
+
+class Trust:
+    """The trust pool of one organization, kept in step with the child's sessions.
+
+    Args:
+        org: The organization's id.
+        identity: Current session, roots, revocations: an identity document.
+        trusted: Sessions to believe unchecked, as the child does (``trustedSessions`` of its settings).
+        clock: The time.
+    """
+
+    def __init__(
+        self, *, org: str, identity: TrustSource, trusted: Iterable[Session] = (), clock: Clock | None = None
+    ) -> None:
+        self.org = org
+        self.clock: Clock = clock or SystemClock()
+        self.pool = TrustPool(
+            org=org,
+            current=identity.current,
+            roots=identity.roots,
+            trusted=trusted,
+            revoked=[each.id for each in identity.revoked],
+        )
+        self._replica: Replica | None = None
+        self._rounds = Rounds(self._read, f"sessions of {org}")
+        self._read_at: float | None = None
+        self._coordinates: tuple[float, frozenset[bytes]] | None = None
+        self.failure: NodeUnreachableError | NodeRefusedError | None = None
+        """Why the child's sessions could not be read the last time."""
+
+    def swap(self, identity: TrustSource) -> None:
+        """Go on with another identity; what was learnt stays, revocations count at once."""
+        self.pool.swap(identity)
+        self._coordinates = None
+
+    def attach(self, ask: Ask) -> None:
+        """Say how the child is reached."""
+        self._replica = Replica(
+            SESSIONS_PATH, ask=ask, signer=lambda: self.pool.current, clock=self.clock, error_rate=_ERROR_RATE
+        )
+
+    async def aclose(self) -> None:
+        """Stop reading."""
+        await self._rounds.aclose()
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions the child is known to hold."""
+        return 0 if self._replica is None else len(self._replica.ids)
+
+    def refresh_soon(self) -> None:
+        """Have the child's sessions read, without waiting."""
+        self._rounds.start()
+
+    async def refresh(self) -> None:
+        """Read the child's sessions now.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: They cannot be read.
+        """
+        await self._rounds.run()
+
+    async def _read(self) -> None:
+        assert self._replica is not None
+        if self._read_at is not None:
+            wait = PAUSE.total_seconds() - (self.clock.monotonic() - self._read_at)
+            if wait > 0:
+                await asyncio.sleep(wait)
+        try:
+            raws = await self._replica.read()
+        except (NodeUnreachableError, NodeRefusedError) as error:
+            self.failure = error
+            raise
+        finally:
+            self._read_at = self.clock.monotonic()
+        self.failure = None
+        commits: list[Commit] = []
+        for raw in raws:
+            try:
+                commits.append(Commit.from_json(raw, org=self.org))
+            except DecodeError:
+                continue
+        if commits:
+            self.pool.offer_session_commits(commits)
+            self._coordinates = None
+
+    def root_coordinates(self) -> frozenset[bytes]:
+        """Return the ``x`` of every root's public key, in base64url; what was found out is used for a few seconds."""
+        now = self.clock.monotonic()
+        if self._coordinates is None or now - self._coordinates[0] > REMEMBER.total_seconds():
+            found = frozenset(root.public_key.to_jwk()["x"].encode() for root in self.pool.roots)
+            self._coordinates = (now, found)
+        return self._coordinates[1]
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def find(self, session_id: str) -> Session | None:
+        """Return a session that is known now.
+
+        Raises:
+            RevokedSessionError: It is revoked.
+        """
+        try:
+            return self.pool.session(session_id)
+        except RevokedSessionError:
+            raise
+        except UnknownSignerError:
+            return None
+
+    def is_root(self, session_id: str, public_key: PublicKey) -> bool:
+        """Whether clients may be told of this root: trusted, not revoked, and with this key."""
+        try:
+            return self.pool.root(session_id).public_key == public_key
+        except VerificationError:
+            return False
+
+    async def verify(
+        self, path: str, commits: Sequence[Commit], executor: Executor | None
+    ) -> list[VerificationError | None]:
+        """Judge commits for one repository; None for a good one. Somebody unknown is looked for once.
+
+        Session commits are judged in their order, and each is believed for those after it.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: A signer is not known, and the child cannot be asked.
+        """
+        verdicts = await self._judge(path, commits, executor)
+        early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
+        if early:
+            await self.refresh()
+            again = await self._judge(path, [commits[index] for index in early], executor)
+            for index, verdict in zip(early, again, strict=True):
+                verdicts[index] = verdict
+        return verdicts
+
+    async def _judge(
+        self, path: str, commits: Sequence[Commit], executor: Executor | None
+    ) -> list[VerificationError | None]:
+        if path == SESSIONS_PATH:
+            return [self._judge_introduction(commit) for commit in commits]
+        verification = self.pool.prepare(commits)
+        if len(commits) <= FEW or executor is None:
+            verification.run()
+        else:
+            await asyncio.get_running_loop().run_in_executor(executor, verification.run, None)
+        return self.pool.conclude(verification)
+
+    def _judge_introduction(self, commit: Commit) -> VerificationError | None:
+        """Judge a session commit: only a trusted root's word counts (7.4), for users' sessions and for roots."""
+        try:
+            self.pool.verify_commit(commit)
+            self.pool.root(commit.session)
+        except UntrustedRootError:
+            return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
+        except VerificationError as error:
+            return error
+        self.pool.add_verified_session_commit_unsafe(commit)
+        return None

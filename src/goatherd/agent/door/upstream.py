@@ -1,0 +1,368 @@
+"""HTTP/1.1 to the child: kept connections, streaming both ways.
+
+Not a general client: no redirects, no cookies, no decoding. httptools parses, as it does for the server side; measured
+against httpx2 it takes a fifth of the time (docs/explanation/door.md).
+
+Rules: a connection is used again only after a whole answer and a whole request, and never when the child has closed it.
+A request that was lost on a kept connection before a byte came back is sent once more, on a fresh one, if its body is
+at hand. What is not read stops the child from sending (flow control).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httptools
+
+from goatherd.errors import ConfigurationError, NodeUnreachableError
+
+HIGH_WATER: Final = 256 * 1024
+IDLE_SECONDS: Final = 4.0
+IDLE_CONNECTIONS: Final = 256
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class LostError(Exception):
+    """The child's connection ended in the middle. `is_untouched`: before a byte of the answer came."""
+
+    def __init__(self, why: str, *, is_untouched: bool) -> None:
+        super().__init__(why)
+        self.is_untouched = is_untouched
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the child, one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._chunks: list[bytes] = []
+        self._queued = 0
+        self._is_paused = False
+        self._has_head = self._is_complete = self._is_lost = self._may_stay = False
+        self._bytes_in = 0
+        self._is_head_request = self._is_spoilt = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+
+    # --- asyncio ------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        # An answer without a length ends with its connection.
+        if self._parser is not None and self._has_head and not self._is_complete and self._ends_with_connection():
+            self._is_complete = True
+        self._is_lost = True
+        self._wake()
+        self.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes_in += len(data)
+        if self._parser is None:  # nobody has asked
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._is_lost = True
+            self.close()
+        if self._queued > HIGH_WATER and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # --- httptools ----------------------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            return
+        self._has_head = True
+        self._may_stay = bool(self._parser.should_keep_alive())
+        if self._is_head_request:
+            # The parser would wait for a body that does not come.
+            self._is_complete = True
+
+    def on_body(self, body: bytes) -> None:
+        if self.status >= 200 and not self._is_head_request:
+            self._chunks.append(body)
+            self._queued += len(body)
+
+    def on_message_complete(self) -> None:
+        if self.status < 200:
+            self.headers = []
+        else:
+            self._is_complete = True
+
+    # --- one exchange -------------------------------------------------------------------------------------------------
+
+    def begin(self, *, is_head: bool) -> None:
+        """Get ready for an answer."""
+        self.status, self.headers, self._chunks, self._queued = 0, [], [], 0
+        self._has_head = self._is_complete = self._may_stay = False
+        self._bytes_in = 0
+        self._is_head_request = is_head
+        self._parser = httptools.HttpResponseParser(self)
+
+    def end(self) -> None:
+        """Take the exchange as over: what comes now, nobody has asked for."""
+        self._parser = None
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._is_lost:
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until more may be written."""
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+
+    async def head(self, limit: float) -> None:
+        """Wait for status and headers.
+
+        Raises:
+            LostError: The child went away.
+            TimeoutError: Not within `limit` seconds.
+        """
+        while not self._has_head:
+            if self._is_lost:
+                raise LostError("the child closed the connection", is_untouched=not self._bytes_in)
+            await self._news(limit)
+
+    async def body(self, limit: float) -> AsyncIterator[bytes]:
+        """Yield the body as it comes.
+
+        Raises:
+            LostError: The child went away before its end.
+            TimeoutError: A pause of more than `limit` seconds.
+        """
+        while True:
+            if self._chunks:
+                chunk = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+                self._chunks, self._queued = [], 0
+                if self._is_paused and self._transport is not None and not self._is_lost:
+                    self._is_paused = False
+                    self._transport.resume_reading()
+                yield chunk
+            elif self._is_complete:
+                return
+            elif self._is_lost:
+                raise LostError("the child closed the connection in the middle of an answer", is_untouched=False)
+            else:
+                await self._news(limit)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer has come to its end, so that nothing is left to wait for."""
+        return self._is_complete and not self._chunks
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another exchange may follow."""
+        return self.is_whole and self._may_stay and not self._is_spoilt and self.is_open
+
+    def spoil(self) -> None:
+        """Have the connection closed after this exchange: the request was not sent to its end."""
+        self._is_spoilt = True
+
+    @property
+    def is_open(self) -> bool:
+        return not self._is_lost and self._transport is not None and not self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close at once; whoever waits is told."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _ends_with_connection(self) -> bool:
+        names = {name for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    async def _news(self, limit: float) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(limit, _expire, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError("the child is silent"))
+
+
+class Upstream:
+    """The child's address and the connections to it. Close it with `aclose`.
+
+    Args:
+        url: ``http://host:port`` or ``https://host:port``.
+        connect_timeout: How long a connection may take.
+
+    Raises:
+        ConfigurationError: Not such a URL.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=5)) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        is_plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or not is_plain:
+            raise ConfigurationError(f"{url!r} is not the address of a server", hint="Such as http://127.0.0.1:8081.")
+        self.url = url.rstrip("/")
+        self.authority = parts.netloc.encode("ascii", "replace")
+        self._host = parts.hostname
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = port or (443 if self._tls else 80)
+        self._connect_timeout = connect_timeout.total_seconds()
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+
+    @property
+    def names(self) -> tuple[bytes, ...]:
+        """How a server there calls itself when nobody has told it its public address."""
+        hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
+        return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
+
+    @property
+    def open_count(self) -> int:
+        """How many connections are open, idle ones included."""
+        return len(self._busy) + sum(1 for each in self._idle if each.is_open)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for connection in [*self._idle, *self._busy]:
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)
+
+    async def acquire(self, *, fresh: bool = False) -> tuple[Connection, bool]:
+        """Return a connection, and whether it has been used before; give it back with `release`.
+
+        Raises:
+            NodeUnreachableError: The child does not take connections.
+        """
+        loop = asyncio.get_running_loop()
+        while self._idle and not fresh:
+            connection = self._idle.pop()
+            if connection.is_open and loop.time() - connection.idle_since < IDLE_SECONDS:
+                self._busy.add(connection)
+                return connection, True
+            connection.close()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        except (OSError, TimeoutError) as error:
+            raise NodeUnreachableError(f"{self.url}: no connection") from error
+        self._busy.add(connection)
+        return connection, False
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back; one that is in the middle of something is closed."""
+        self._busy.discard(connection)
+        if connection.is_usable and len(self._idle) < IDLE_CONNECTIONS:
+            connection.end()
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def send(
+        self,
+        head: bytes,
+        body: bytes,
+        *,
+        limit: float,
+        is_head: bool = False,
+        on_use: Callable[[Connection], None] | None = None,
+    ) -> Connection:
+        """Send a request whose body is at hand, and wait for the answer's headers.
+
+        Args:
+            head: Request line and headers, with the empty line.
+            body: The body.
+            limit: Seconds to wait.
+            is_head: Whether the method is HEAD.
+            on_use: Told which connection is used.
+
+        Raises:
+            NodeUnreachableError: No connection.
+            LostError: The child went away.
+            TimeoutError: No answer in time.
+        """
+        connection, was_used = await self.acquire()
+        if on_use is not None:
+            on_use(connection)
+        try:
+            return await self._exchange(connection, head, body, limit, is_head)
+        except LostError as error:
+            if not (was_used and error.is_untouched):
+                raise
+        connection, _ = await self.acquire(fresh=True)
+        if on_use is not None:
+            on_use(connection)
+        return await self._exchange(connection, head, body, limit, is_head)
+
+    async def _exchange(
+        self, connection: Connection, head: bytes, body: bytes, limit: float, is_head: bool
+    ) -> Connection:
+        try:
+            connection.begin(is_head=is_head)
+            connection.write(head + body if body else head)
+            await connection.head(limit)
+        except BaseException:
+            self.release(connection)
+            raise
+        return connection
+
+    async def fetch(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
+    ) -> tuple[int, bytes]:
+        """Send a request of the door's own and return status and body.
+
+        Raises:
+            NodeUnreachableError: No whole answer in time.
+        """
+        lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
+        lines += [name + b": " + value for name, value in headers]
+        try:
+            connection = await self.send(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)
+            try:
+                return connection.status, b"".join([chunk async for chunk in connection.body(limit)])
+            finally:
+                self.release(connection)
+        except (LostError, TimeoutError) as error:
+            raise NodeUnreachableError(f"{self.url}{path}: {error}") from error

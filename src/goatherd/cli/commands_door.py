@@ -1,0 +1,142 @@
+"""The command that puts a door in front of a server that runs already: door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from goatherd.cli.commands_serve import require_node_extra
+from goatherd.cli.main import App, command
+from goatherd.cli.store import place
+from goatherd.config import Options
+from goatherd.errors import NodeError
+
+if TYPE_CHECKING:
+    from goatherd.agent.door import Door
+
+
+@command(
+    example="goatherd door --upstream http://127.0.0.1:8081 --provider file:///srv/keys/root --port 8080\n"
+    "goatherd door --upstream http://127.0.0.1:8081 --port 8080 --public-url https://goats.example --private"
+)
+@click.option("--upstream", metavar="URL", required=True, help="The server; nobody else must be able to reach it.")
+@click.option(
+    "--host", "door_host", metavar="ADDRESS", default="127.0.0.1", help="Where to listen; 127.0.0.1 unless told."
+)
+@click.option(
+    "--port",
+    "door_port",
+    metavar="N",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    help="8080 unless told; 0 takes a free one.",
+)
+@click.option(
+    "--public-url", metavar="URL", help="How callers reach the door; replaces the server's own address in its answers."
+)
+@click.option("--private", is_flag=True, help="Close /sys/* and /user/ID to writers other than roots and owners.")
+@click.option(
+    "--forwarded-by", multiple=True, metavar="NETWORK", help="A proxy in front, whose X-Forwarded-For counts."
+)
+@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
+def door(
+    app: App,
+    *,
+    upstream: str,
+    door_host: str,
+    door_port: int,
+    public_url: str | None,
+    private: bool,
+    forwarded_by: tuple[str, ...],
+    log_level: str,
+) -> None:
+    """Run a verifying reverse proxy in front of an unmodified GoatDB server.
+
+    It takes private keys out of the server's answers, refuses what the server would wrongly believe or not survive,
+    limits sizes and rates, and passes everything else through. Writes one line once it listens; the server need not
+    run yet. SIGTERM or Ctrl-C make it stop gracefully. `goatherd run --door PORT` starts both together.
+    """
+    require_node_extra()
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+    def started(opened: Door) -> None:
+        data = {"ready": True, "url": opened.url, "upstream": upstream, "org": app.options.org}
+        text = f"ready at {opened.url}: a door in front of {upstream}, organization {app.options.org}"
+        app.out.line(json.dumps(data) if app.out.as_json else text)
+
+    serving = _serve(
+        app.options,
+        started,
+        upstream=upstream,
+        host=door_host,
+        port=door_port,
+        public_url=public_url,
+        private=private,
+        forwarded_by=forwarded_by,
+    )
+    try:
+        _run(serving)
+    except OSError as error:
+        address = f"{door_host}:{door_port}"
+        hint = "Is another server running there? --port 0 takes a free port."
+        raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
+
+
+async def _serve(
+    options: Options,
+    started: Callable[[Door], None],
+    *,
+    upstream: str,
+    host: str,
+    port: int,
+    public_url: str | None,
+    private: bool,
+    forwarded_by: tuple[str, ...],
+) -> None:
+    """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
+    from goatherd.agent.door import Door, Trust
+    from goatherd.settings import CloudSecretSettings
+
+    provider, template = place(options)
+    store = CloudSecretSettings(provider, template, refresh_interval=options.settings_refresh_interval)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        async with store.for_org(options.org) as settings:
+            trust = Trust(org=options.org, identity=(await settings.load()).document)
+            settings.subscribe(lambda changed: trust.swap(changed.document))
+            async with Door(
+                upstream=upstream,
+                trust=trust,
+                host=host,
+                port=port,
+                public_url=public_url,
+                private=private,
+                forwarded_by=forwarded_by,
+            ) as opened:
+                started(opened)
+                await stop.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run in uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)

@@ -1,0 +1,540 @@
+"""A stand-in for an unmodified GoatDB 0.5.1 server that is wrong where it is wrong.
+
+For tests of whatever stands in front of one: the attack works here, and must not work through the door. It has the
+HTTP surface, the trust, the sync and the known deaths of the original (the recorded exchanges say how it answers); it
+has no disk, no merges and no schemas beyond those given to it. What would end the original's process ends this one's
+listening (`died`), what would hang it is never answered (`hung`).
+
+Never use it to hold data: it gives its private key to whoever asks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, MutableMapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs
+
+from goatherd.agent.door.limits import Limits
+from goatherd.agent.door.listener import CONNECTION, Caller, Listener
+from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import PublicKey
+from goatherd.errors import DecodeError, EncodeError, GoatherdError, VerificationError, WireError
+from goatherd.identity.introduction import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
+from goatherd.identity.session import (
+    OwnedSession,
+    Session,
+    parse_signature,
+    sign_commit,
+    sign_data,
+    verify_commit,
+    verify_data,
+)
+from goatherd.ids import new_id, new_seeds
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.item import record_data
+from goatherd.wire.messages import VERSION, SyncMessage
+from goatherd.wire.paths import log_file, repository_id
+from goatherd.wire.schema import BUILTIN, Registry
+
+SESSIONS = "/sys/sessions"
+STATS = "/sys/stats"
+USERS = "/sys/users"
+
+_FATAL_COUNT = 10_000_000
+_FATAL_NAME = 255
+_WINDOW_MS = 180_000
+_OLD_MS = 5_000
+
+Scope = MutableMapping[str, Any]
+
+
+class DiedError(Exception):
+    """Here the original's process ends."""
+
+
+class HungError(Exception):
+    """Here the original's event loop is blocked for ever."""
+
+
+class FailedError(Exception):
+    """Here the original answers with this status and nothing else."""
+
+    def __init__(self, status: int = 500) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class UpstreamChild:
+    """One server of one organization, on a socket of its own while it is entered.
+
+    Args:
+        root: Its current session; published with the private key, as from a ``settings.json`` that it wrote itself.
+        org: The organization.
+        registry: The application's schemas.
+        clock: The time.
+        settle: How long ``/auth/session`` waits before it answers; a second in the original.
+        leaks: Whether the root's private key is in the answers of ``/auth/session``.
+
+    Attributes:
+        reached: Every request that came: method, target, body.
+        repositories: The commits of each repository, as sent, by id.
+        files: Names of the files that it made below its data directory, and beside it.
+        died: Why the process ended; None while it lives.
+        mails: Addresses to which login links were sent.
+        sessions: The sessions that it trusts.
+        roots: Its roots.
+        publishes_extra: Whether unknown members of a root are published, as the original does.
+        answers: The bodies of its answers of ``/auth/session``.
+    """
+
+    def __init__(
+        self,
+        root: OwnedSession,
+        *,
+        org: str = "localhost",
+        registry: Registry = BUILTIN,
+        clock: Clock | None = None,
+        settle: timedelta = timedelta(0),
+        leaks: bool = True,
+    ) -> None:
+        self.root = root
+        self.org = org
+        self.clock: Clock = clock or SystemClock()
+        self.reached: list[tuple[str, str, bytes]] = []
+        self.repositories: dict[str, dict[str, dict[str, Any]]] = {}
+        self.files: set[str] = set()
+        self.died: str | None = None
+        self.hung = False
+        self.mails: list[str] = []
+        self.sessions: dict[str, Session] = {root.id: root.session}
+        self.roots: dict[str, Session] = {root.id: root.session}
+        self.publishes_extra = False
+        self.answers: list[bytes] = []
+        self._registry = registry
+        self._settle = settle
+        self._leaks = leaks
+        self._decoded: dict[str, Commit] = {}
+        self._verdicts: dict[str, bool] = {}
+        self._spoilt: set[str] = set()
+        self._cannot_start = False
+        self._listener: Listener | None = None
+        self.url = ""
+
+    async def __aenter__(self) -> UpstreamChild:
+        generous = Limits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
+        self._listener = Listener(self.app, "127.0.0.1", 0, limits=generous, on_slow=lambda: None, on_full=lambda: None)
+        await self._listener.start()
+        self.url = self._listener.url
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._listener is not None:
+            await self._listener.stop(timedelta(0))
+
+    def restart(self) -> None:
+        """Start again on the same data: everything in ``/sys/sessions`` is trusted (T3)."""
+        self.died = None
+        self._spoilt.clear()
+        self._verdicts.clear()
+        for raw in self.repositories.get(SESSIONS, {}).values():
+            try:
+                self._trust(_session_of(raw))
+            except (KeyError, TypeError, ValueError, WireError):
+                self._cannot_start = True
+
+    def create(self, path: str, commit: Commit) -> None:
+        """Put a commit in, past all checks, as the application or a peer would."""
+        self.repositories.setdefault(path, {})[commit.id] = commit.to_json()
+
+    def introduce(self, session: Session) -> Commit:
+        """Trust a session, with its commit in ``/sys/sessions``."""
+        now_ms = self.clock.now_ms()
+        commit = new_commit(
+            commit_id=new_id(),
+            key=session.id,
+            session_id=self.root.id,
+            ts=now_ms,
+            org=self.org,
+            data=session_fields(session),
+            schema_marker=SESSIONS_SCHEMA,
+            connection=new_id(),
+        )
+        signed = sign_commit(self.root, commit, now_ms=now_ms)
+        self.create(SESSIONS, signed)
+        self._trust(session)
+        return signed
+
+    def login_token(self, user: str, session_id: str, ts: int) -> str:
+        """Return a login token, as the mail would hold it."""
+        return sign_data(self.root, now_ms=ts, embedded={"u": user, "s": session_id, "ts": ts, "sl": new_id()})
+
+    # --- HTTP ---------------------------------------------------------------------------------------------------------
+
+    async def app(self, scope: Scope, receive: Any, send: Any) -> None:
+        """The ASGI application."""
+        caller: Caller = scope[CONNECTION]
+        body = bytearray()
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                return
+            body += event.get("body", b"")
+            more = bool(event.get("more_body"))
+        query = scope["query_string"].decode("latin-1")
+        target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        self.reached.append((scope["method"], target, bytes(body)))
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        if self.died is not None:
+            caller.abort()
+        try:
+            status, answer = await self._dispatch(scope["method"], target, headers, bytes(body))
+        except DiedError as error:
+            await self._die(str(error))
+            return
+        except HungError:
+            self.hung = True
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        except FailedError as error:
+            status, answer = error.status, b""
+        fields = [(b"content-length", str(len(answer)).encode()), (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")]
+        if answer:
+            kind = b"application/json" if "/auth/session" in target else b"text/plain;charset=UTF-8"
+            fields.append((b"content-type", kind))
+        if status not in (403, 500):
+            fields += [
+                (b"access-control-allow-origin", self.url.encode()),
+                (b"access-control-allow-methods", scope["method"].encode()),
+                (b"access-control-allow-headers", b"*"),
+            ]
+        if status == 307:
+            fields.append((b"location", self.url.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": fields})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _die(self, why: str) -> None:
+        self.died = why
+        assert self._listener is not None
+        self._listener.close()
+
+    async def _dispatch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+        if self.hung:
+            raise HungError
+        if self._cannot_start:
+            raise FailedError
+        path = _pathname(headers.get("host", ""), target).lower()
+        if method == "POST" and path == "/batch-sync":
+            return 200, self._batch_sync(body, headers.get("x-goat-sig", ""))
+        if method == "POST" and path == "/auth/session":
+            return await self._new_session(body)
+        if method == "POST" and path == "/auth/send-login-email":
+            return self._login_mail(body)
+        if method == "GET" and path == "/auth/temp-login":
+            self._login(parse_qs(target.partition("?")[2]).get("t", [""])[0])
+            return 307, b""
+        if method == "GET" and path == "/healthy":
+            return 200, b"OK"
+        if method == "PATCH" and path == "/auth/session":
+            return 400, b"Unknown request"
+        return (200, b"") if method == "OPTIONS" else (404, b"")
+
+    # --- /auth/* ------------------------------------------------------------------------------------------------------
+
+    async def _new_session(self, body: bytes) -> tuple[int, bytes]:
+        try:
+            request = json.loads(body)
+        except ValueError:
+            return 400, b'{"error":"InvalidPublicKey"}'
+        if request is None:
+            return 400, b'{"error":"InvalidPublicKey"}'
+        jwk = request.get("publicKey", 0) if isinstance(request, dict) else 0
+        if jwk is not None and not isinstance(jwk, dict | list):
+            return 400, b'{"error":"MissingPublicKey"}'
+        if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or "d" in jwk or jwk.get("ext") is False:
+            return 400, b'{"error":"InvalidPublicKey"}'
+        try:
+            key = PublicKey.from_jwk(jwk)
+            key.check()
+        except DecodeError:
+            raise FailedError from None  # Deno checks late
+        expiration = self.clock.now_ms() + 30 * 86_400_000
+        session = Session(id=new_id(), public_key=key, owner=None, expiration_ms=expiration)
+        self.introduce(session)
+        await self.clock.sleep(self._settle)
+        encoded = session.to_json()
+        # T1: a root that the server owns is encoded with its private key.
+        roots = [
+            self.root.to_secret_json() if self._leaks and each.id == self.root.id else each.to_json()
+            for each in self.roots.values()
+        ]
+        if self.publishes_extra:
+            roots = [{**encoded, **self.roots[encoded["id"]].extra} for encoded in roots]
+        answer = {"session": {name: encoded[name] for name in ("publicKey", "id", "expiration")}, "roots": roots}
+        self.answers.append(to_json_bytes(answer))
+        return 200, self.answers[-1]
+
+    def _login_mail(self, body: bytes) -> tuple[int, bytes]:
+        try:
+            request = json.loads(body)
+            email, signature = request.get("email", ""), request.get("signature")
+            email = email.strip().lower()
+        except (ValueError, AttributeError):
+            raise FailedError from None
+        if "@" not in email:
+            return 400, b'{"error":"MissingEmail"}'
+        if not isinstance(signature, str):
+            return 400, b'{"error":"MissingSignature"}'
+        try:
+            envelope = parse_signature(signature)
+        except VerificationError:
+            raise FailedError from None
+        session = self.sessions.get(envelope.session_id)
+        if session is None or session.owner is not None or session.is_expired(self.clock.now_ms()):
+            return 403, b'{"error":"AccessDenied"}'
+        self.mails.append(email)  # T12: the signature's check is not awaited
+        return 200, b"OK"
+
+    def _login(self, token: str) -> None:
+        try:
+            envelope = parse_signature(token)
+            signer = self.sessions[envelope.session_id]
+            verify_data(signer, envelope)
+            user, asking = envelope.data["u"], self.sessions[envelope.data["s"]]
+        except (GoatherdError, LookupError, TypeError):
+            return
+        if signer.is_root and user and asking.owner is None:  # the token's age is not looked at
+            self.introduce(
+                Session(id=asking.id, public_key=asking.public_key, owner=user, expiration_ms=asking.expiration_ms)
+            )
+
+    # --- /batch-sync --------------------------------------------------------------------------------------------------
+
+    def _batch_sync(self, body: bytes, header: str) -> bytes:
+        try:
+            elements = parse_json(body)
+        except DecodeError:
+            raise FailedError from None
+        if not isinstance(elements, list) or not header:
+            raise FailedError(400)
+        requester = self._authenticate(header)
+        replies = []
+        for element in elements:
+            try:
+                given, raw_message = element["path"], element["msg"]
+                path = repository_id(given)
+                message = SyncMessage.from_json(raw_message)
+            except (GoatherdError, TypeError, LookupError, AttributeError):
+                raise FailedError from None
+            self._open(path)
+            brought = self._ingest(path, message.commits)
+            size = raw_message.get("s")
+            if isinstance(size, int | float) and size > _FATAL_COUNT:
+                raise DiedError("out of memory: the reply's filter is sized by s")
+            replies.append({"path": given, "res": self._reply(path, message, requester, brought)})
+        return to_json_bytes(replies)
+
+    def _authenticate(self, header: str) -> Session:
+        if header in self._verdicts:  # T10: for ever, whatever the time
+            if not self._verdicts[header]:
+                raise FailedError(403)
+            return self.sessions[parse_signature(header).session_id]
+        try:
+            envelope = parse_signature(header)
+        except VerificationError:
+            raise FailedError from None  # T15
+        session = self.sessions.get(envelope.session_id)
+        if session is None or session.is_expired(self.clock.now_ms()):
+            raise FailedError(403)
+        if not isinstance(envelope.data, Mapping):
+            raise FailedError
+        try:
+            is_good = abs(self.clock.now_ms() - float(envelope.data.get("ts", "nan"))) <= _WINDOW_MS
+            if is_good:
+                verify_data(session, envelope)
+        except (VerificationError, ValueError, TypeError):
+            is_good = False
+        self._verdicts[header] = is_good
+        if not is_good:
+            raise FailedError(403)
+        return session
+
+    def _open(self, path: str) -> None:
+        try:
+            name = log_file(path)
+        except GoatherdError:
+            raise FailedError from None
+        if "\0" in name or any(len(part) > _FATAL_NAME for part in name.split("/")) or "/settings.json" in path:
+            raise DiedError("an error in the file worker")
+        if path in self._spoilt:
+            raise FailedError
+        self.files.add(name)  # T49: whatever the name
+        self.repositories.setdefault(path, {})
+
+    def _ingest(self, path: str, raws: Any) -> list[Commit]:
+        stored = self.repositories[path]
+        good: list[tuple[Mapping[str, Any], Commit]] = []
+        for raw in raws:
+            commit = self._decode(path, raw)
+            if commit is not None and commit.id not in stored and self._may_store(path, commit):
+                good.append((raw, commit))
+        for raw, commit in good:
+            stored[commit.id] = {**commit.to_json(), **({"age": raw["age"]} if "age" in raw else {})}
+            if commit.namespace == SESSIONS_NAMESPACE:
+                self._offer(commit)
+        for _, commit in good:
+            self._follow_deltas(path, commit.id)
+            self._merge_if_needed(path, commit)
+        return [commit for _, commit in good]
+
+    def _decode(self, path: str, raw: Any) -> Commit | None:
+        if not isinstance(raw, dict) or not isinstance(raw.get("c"), dict):
+            return None
+        if "k" not in raw:
+            raise DiedError("a commit without k")
+        if not isinstance(raw.get("id"), str):
+            self._spoilt.add(path)
+            raise FailedError
+        if raw["id"] in self._decoded:  # T39: by id, whoever sent it first
+            return self._decoded[raw["id"]]
+        contents = raw["c"]
+        if "e" in contents and "r" not in contents and "b" not in contents:
+            raise FailedError
+        if raw.get("age") == 0:
+            raise FailedError
+        if "hasOwnProperty" in json.dumps(contents):
+            raise FailedError  # T29
+        try:
+            commit = Commit.from_json(raw, org=self.org, registry=self._registry)
+        except (DecodeError, RecursionError):
+            return None
+        self._decoded[commit.id] = commit
+        return commit
+
+    def _follow_deltas(self, path: str, commit_id: str) -> None:
+        """T37: a delta that leads back to itself is followed for ever, as soon as somebody reads its key."""
+        seen: set[str] = set()
+        base: str | None = commit_id
+        while base is not None:
+            if base in seen:
+                raise HungError
+            seen.add(base)
+            base = self.repositories[path].get(base, {}).get("c", {}).get("b")
+
+    def _may_store(self, path: str, commit: Commit) -> bool:
+        """7.3 and 9: the signature by whoever the envelope names, the right by whoever the commit claims (T2)."""
+        try:
+            envelope = parse_signature(commit.signature or "")
+            signer = self.sessions[envelope.session_id]
+            verify_commit(signer, commit, envelope)
+        except (VerificationError, EncodeError, LookupError, RecursionError):
+            return False
+        if path not in (SESSIONS, STATS):
+            return True
+        author = self.sessions.get(commit.session)
+        return author is not None and author.is_root
+
+    def _offer(self, commit: Commit) -> None:
+        """7.4: whose signature counts, of the session that is the head of the key (T17)."""
+        signer = self.roots.get(parse_signature(commit.signature or "").session_id)
+        if signer is None:
+            return
+        try:
+            self._trust(_session_of(commit.to_json()))
+        except (KeyError, TypeError, ValueError, WireError):
+            return
+
+    def _trust(self, session: Session) -> None:
+        """7.5: nothing can be revoked or shortened."""
+        known = self.sessions.get(session.id)
+        if (
+            known is None
+            or session.expiration_ms > known.expiration_ms
+            or (known.owner is None and session.owner is not None)
+        ):
+            self.sessions[session.id] = session
+        if session.is_root:
+            self.roots.setdefault(session.id, session)
+
+    def _merge_if_needed(self, path: str, commit: Commit) -> None:
+        """6.7: leaves older than five seconds are merged by the server; some of that ends its process (T7)."""
+        now_ms = self.clock.now_ms()
+        of_key = [self._decoded.get(raw["id"]) or _as_commit(raw, self.org) for raw in self._of_key(path, commit.key)]
+        parents = {parent for each in of_key for parent in each.parents}
+        leaves = [each for each in of_key if each.id not in parents and each.ts < now_ms - _OLD_MS]
+        if len(leaves) < 2:
+            return
+        ancestors = [_ancestors(each, {other.id: other for other in of_key}) for each in leaves]
+        if not set.intersection(*ancestors):
+            raise DiedError("Failed Assertion: empty ancestors filter")
+        if len({each.namespace for each in leaves if not each.is_delta}) > 1:
+            raise DiedError("a merge of two schemas")
+        for each in leaves:
+            schema = self._registry.from_marker(each.schema) if each.schema else None
+            record = each.record
+            if schema is not None and record is not None:
+                try:
+                    problem = schema.problem(record_data(record, self._registry))
+                except (EncodeError, DecodeError):
+                    problem = "undecodable"
+                if problem:
+                    raise DiedError("a merge of malformed fields")
+
+    def _of_key(self, path: str, key: str) -> list[dict[str, Any]]:
+        return [raw for raw in self.repositories[path].values() if raw["k"] == key]
+
+    def _reply(self, path: str, message: SyncMessage, requester: Session, brought: list[Commit]) -> dict[str, Any]:
+        del brought
+        stored = self.repositories[path]
+        visible = {} if path == STATS and not requester.is_root else stored
+        size = max(1, len(visible))
+        rate = 1 / size ** (2 / 3) if size > 2 else 0.5
+        held = BloomFilter.for_size(size, rate, new_seeds(seed_count(size, rate)))
+        held.update(visible)
+        commits = [raw for commit_id, raw in visible.items() if commit_id not in message.filter]
+        wrapped = {"__t": "E", "__v": held.to_json()}
+        return {"ver": VERSION, "f": wrapped, "s": len(visible), "c": commits, "ad": []}
+
+
+def _ancestors(commit: Commit, of_key: Mapping[str, Commit]) -> set[str]:
+    found: set[str] = set()
+    left = [commit.id]
+    while left:
+        commit_id = left.pop()
+        if commit_id in found or commit_id not in of_key:
+            continue
+        found.add(commit_id)
+        left += of_key[commit_id].parents
+    return found - {commit.id} or ({commit.id} if not commit.parents else set())
+
+
+def _as_commit(raw: Mapping[str, Any], org: str) -> Commit:
+    return Commit.from_json(dict(raw), org=org)
+
+
+def _session_of(raw: Mapping[str, Any]) -> Session:
+    fields = raw["c"]["r"]["d"]
+    return Session.from_json({**fields, "publicKey": json.loads(fields["publicKey"])})
+
+
+def _pathname(host: str, target: str) -> str:
+    """Return the path of a URL as browsers read it: of Host and request target, put together."""
+    text = f"{host}{target}".replace("\\", "/")
+    for mark in "?#":
+        text = text.partition(mark)[0]
+    parts: list[str] = []
+    for part in text.partition("/")[2].split("/"):
+        plain = part.lower().replace("%2e", ".")
+        if plain == "..":
+            parts = parts[:-1]
+        elif plain != ".":
+            parts.append(part)
+    return "/" + "/".join(parts)

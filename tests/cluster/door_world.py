@@ -1,0 +1,143 @@
+"""A stand-in for an unmodified GoatDB server, and a door in front of it: every attack is tried on both."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from goatherd.agent.door import Door, Limits, Rule, Trust
+from goatherd.clock import SystemClock
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.testing.upstream_child import UpstreamChild
+from goatherd.wire.commit import Commit
+from goatherd.wire.schema import Field, Registry, Schema
+from tests.unit.goats import NOW, ORG, element, owned, root, signed_header
+
+NOTE = Schema(ns="note", version=1, fields=(Field(name="text", type="string", required=True),))
+A, B = root("root-a"), root("root-b")
+X, Y = owned("anon-x"), owned("anon-y")
+
+
+class Standing(SystemClock):
+    """Tells a time that stands still until a test moves it; sleeps and measures for real."""
+
+    def __init__(self) -> None:
+        self.at_ms = NOW
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+
+@dataclass
+class World:
+    child: UpstreamChild
+    door: Door
+    trust: Trust
+    clock: Standing
+    http: httpx2.AsyncClient = field(repr=False)
+
+    def base(self, through: bool) -> str:
+        return self.door.url if through else self.child.url
+
+    async def send(
+        self,
+        through: bool,
+        body: Any,
+        header: str | None = None,
+        *,
+        by: OwnedSession = X,
+        path: str = "/batch-sync",
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
+    ) -> httpx2.Response:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields = dict(headers or {})
+        if header != "":
+            fields["x-goat-sig"] = header or signed_header(by, self.clock.at_ms)
+        return await self.http.request(method, self.base(through) + path, content=raw, headers=fields)
+
+    async def push(
+        self, through: bool, path: str, *commits: Commit | dict[str, Any], by: OwnedSession = X
+    ) -> httpx2.Response:
+        return await self.send(through, [element(path, commits)], by=by)
+
+    def stored(self, path: str) -> set[str]:
+        return set(self.child.repositories.get(path, {}))
+
+    def stopped(self, rule: Rule) -> int:
+        return self.door.status.stopped.get(rule, 0)
+
+    def pushes(self) -> list[bytes]:
+        """The bodies with commits in them that came to the child."""
+        found = []
+        for _, target, body in self.child.reached:
+            if target == "/batch-sync":
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    if any(one["msg"]["c"] for one in json.loads(body)):
+                        found.append(body)
+        return found
+
+    def others(self) -> list[tuple[str, str, bytes]]:
+        """What came to the child beside the door's own questions."""
+        own = b'{"path":"'
+        return [each for each in self.child.reached if not (each[1] == "/batch-sync" and own in each[2])]
+
+
+def identity(
+    current: OwnedSession = A, *more: OwnedSession, revoked: tuple[str, ...] = ()
+) -> IdentityDocument | Identity:
+    if not more and not revoked:
+        return create(current, NOW)
+    return Identity(current, tuple(each.session for each in (current, *more)), revoked)
+
+
+@dataclass(frozen=True)
+class Revoked:
+    id: str
+
+
+class Identity:
+    """Roots and revocations in any combination, without a document's checks."""
+
+    def __init__(self, current: OwnedSession, roots: tuple[Any, ...], revoked: tuple[str, ...]) -> None:
+        self.current = current
+        self.roots = roots
+        self.revoked = tuple(Revoked(each) for each in revoked)
+
+
+@contextlib.asynccontextmanager
+async def world(
+    *,
+    limits: Limits | None = None,
+    private: bool = False,
+    leaks: bool = True,
+    forwarded_by: tuple[str, ...] = (),
+    sessions: tuple[OwnedSession, ...] = (X, Y),
+    given: Any = None,
+) -> AsyncIterator[World]:
+    clock = Standing()
+    trust = Trust(org=ORG, identity=given or identity(), clock=clock)
+    async with contextlib.AsyncExitStack() as stack:
+        child = await stack.enter_async_context(UpstreamChild(A, clock=clock, registry=Registry([NOTE]), leaks=leaks))
+        for session in sessions:
+            child.introduce(session.session)
+        door = await stack.enter_async_context(
+            Door(
+                upstream=child.url,
+                trust=trust,
+                limits=limits,
+                private=private,
+                forwarded_by=forwarded_by,
+                clock=clock,
+            )
+        )
+        await trust.refresh()
+        http = await stack.enter_async_context(httpx2.AsyncClient(verify=False, timeout=60))
+        yield World(child, door, trust, clock, http)
