@@ -325,7 +325,9 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     if now_ms >= until_ms:
         # SECURITY: hazard 1 and the promise of the operator's evening: no rotation hangs
         # (tests/unit/rotation/test_machine.py).
-        return _abandon(store, f"not adopted in time: {describe(lacking)}" if lacking else f"not seen in time that {blocker}")
+        return _abandon(
+            store, f"not adopted in time: {describe(lacking)}" if lacking else f"not seen in time that {blocker}"
+        )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
     return _help(observation, lacking, excused(observation, policy), until_ms)

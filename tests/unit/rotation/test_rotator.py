@@ -129,6 +129,8 @@ async def test_a_rotation_that_a_node_does_not_follow_ends_where_it_began(
     assert document.current.id == "root-a"
     assert document.history[-1].event == event
     assert reason in (document.history[-1].reason or "")
+    took = timedelta(milliseconds=document.history[-1].at - began)
+    assert took <= POLICY.adoption + 2 * POLICY.node_timeout + 3 * POLICY.poll_max, "as docs/explanation says"
     if since is not Phase.STEADY and event == "rolled-back":
         assert report.to_id in {root.id for root in document.roots}
         assert report.to_id in {root for node in herd.nodes for root in node.pool.root_ids}
