@@ -282,6 +282,22 @@ class NodeClient:
         self._check("POST", path, response)
         return response.content
 
+    async def lacking(
+        self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[str]:
+        """Return those of the commits that the server does not hold: exactly, unlike a filter; `signer` is a root.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+        """
+        url = "/goatherd/v1/lacking"
+        body = to_json_bytes({"path": path, "commits": list(commit_ids)})
+        answer = await self._json("POST", url, content=body, headers=self._signed(signer, now_ms))
+        found = answer.get("lacking") if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise self._nonsense("POST", url, "not a list of what it lacks")
+        return [str(commit_id) for commit_id in found]
+
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
         """Hand over the list of what the cluster held of a revoked root; `signer` is a root there.
 

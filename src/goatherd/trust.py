@@ -24,10 +24,9 @@ Rules for a commit, in this order; the first that is broken is raised:
 Verdicts are remembered for session commits only, with the key they were made with, never by signature text (T10, T14).
 
 Revocation. A revoked root signs nothing new. What it signed counts where it is *held*: the commits in our own log, and
-those in the list of what the cluster held when the root was frozen (`freeze`), which a node that was away, or is new,
-may still take in. Its session commits keep counting for user sessions, so that users stay signed in until the new root
-has introduced them again; they do not count for roots: a root that only a revoked root introduced is no root, and
-neither is what that one introduced.
+those in the list of what the cluster held of it (`freeze`), which a node that was away, or is new, may still take in.
+Its session commits keep counting for user sessions, so that users stay signed in, until the identity says that they
+have been introduced again; never for roots: what only a revoked root introduced is none, nor is what that introduced.
 
 Laziness. `offer_session_commits` only indexes; a session is verified when somebody first needs it, the rest by
 `verify_pending`. Roots are settled at once, repeated until nothing changes, so the order in the log does not matter.
@@ -196,6 +195,7 @@ class TrustPool:
         self._document: dict[str, Session] = {}
         self._revoked: frozenset[str] = frozenset()
         self._frozen: Mapping[str, FrozenList] = {}
+        self._settled: frozenset[str] = frozenset()
         self._current = current
         for session in trusted:
             self._given[session.id] = self._learnt[session.id] = better(self._given.get(session.id), session)
@@ -296,9 +296,12 @@ class TrustPool:
             self._weigh_again()
         self._settle_roots()
 
-    def freeze(self, lists: Mapping[str, FrozenList]) -> None:
-        """Say, for each revoked root of which it is known, what the cluster held of it. The last word counts."""
+    def freeze(self, lists: Mapping[str, FrozenList], settled: Iterable[str] = ()) -> None:
+        """Take what the cluster held of revoked roots, by id, and those whose sessions were introduced again."""
         self._frozen = dict(lists)
+        before, self._settled = self._settled, frozenset(settled)
+        if before != self._settled:
+            self._weigh_again()
 
     # --- learning from /sys/sessions -------------------------------------------------------------------------------
 
@@ -489,7 +492,7 @@ class TrustPool:
         """Return the root that may have signed a session commit that we hold, or None."""
         signer = commit.session
         if signer in self._revoked:
-            return None if claims_root(commit) else self._vouchers.get(signer)
+            return None if claims_root(commit) or signer in self._settled else self._vouchers.get(signer)
         session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
         return session if session is not None and session.is_root else None
 
@@ -552,11 +555,12 @@ class TrustPool:
             if not more:
                 break
             tainted |= more
+        counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
             good = [
                 one
                 for one in introductions
-                if one.signer_id not in tainted or (one.signer_id in self._revoked and not one.session.is_root)
+                if one.signer_id not in tainted or (one.signer_id in counting and not one.session.is_root)
             ]
             if len(good) == len(introductions):
                 continue

@@ -35,6 +35,7 @@ from goatherd.identity.transitions import (
     retire,
     revoke,
     roll_back,
+    settle,
     verified,
     with_phase,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "retire",
     "revoke",
     "roll_back",
+    "settle",
     "to_settings",
     "verified",
     "verify_endorsement",

@@ -358,6 +358,7 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
                 successor=None if successor is None else read_id(successor, f"{position}.successor"),
                 proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
                 freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
+                settled_at=_read_time(member["settledAt"], f"{position}.settledAt") if "settledAt" in member else None,
             )
         )
     return tuple(result)

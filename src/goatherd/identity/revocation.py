@@ -46,6 +46,8 @@ class Revocation:
         successor: The root that signed, or began to sign, when it was revoked; only together with `proof`.
         proof: The revoked root's signature, made by whoever revoked it, over the revocation and its successor.
         freeze: The list of what the cluster held. None: not closed yet, so that each node goes by what it holds itself.
+        settled_at: When every session that it had introduced had been introduced again, in milliseconds since 1970;
+            from then on its word counts for no session any more.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Revocation:
     successor: str | None = None
     proof: str | None = None
     freeze: Freeze | None = None
+    settled_at: int | None = None
 
 
 def prove(revoked: OwnedSession, successor: Session, at: int) -> str:
@@ -90,6 +93,8 @@ def revocation_json(revocation: Revocation) -> dict[str, Any]:
     if revocation.freeze is not None:
         freeze = revocation.freeze
         encoded["freeze"] = {"at": iso(freeze.at), "commits": freeze.commits, "digest": freeze.digest}
+    if revocation.settled_at is not None:
+        encoded["settledAt"] = iso(revocation.settled_at)
     return encoded
 
 

@@ -320,6 +320,19 @@ def close_freeze(
     return _changed(document, now_ms, revoked=revoked)
 
 
+def settle(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
+    """Record that the sessions that a revoked root had introduced were introduced again: its word counts no more.
+
+    Raises:
+        IllegalStepError: The root is not revoked, or what the cluster held of it is not on record yet.
+    """
+    found = next((one for one in document.revoked if one.id == session_id), None)
+    if found is None or found.freeze is None:
+        raise IllegalStepError(f"{session_id} is not revoked, or its freeze is not closed")
+    revoked = tuple(replace(one, settled_at=now_ms) if one.id == session_id else one for one in document.revoked)
+    return _changed(document, now_ms, revoked=revoked)
+
+
 def _check_heir(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
     if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
         raise IllegalStepError("the successor is no root that is to be believed")

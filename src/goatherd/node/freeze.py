@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, NodeError, SettingsError, VerificationError
+from goatherd.errors import DecodeError, NodeError, PathError, SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.introduction import claims_root
@@ -108,7 +108,7 @@ class Freezer:
             for one in self._document.revoked
             if one.freeze is not None and one.freeze.digest in self._lists
         }
-        self._engine.pool.freeze(known)
+        self._engine.pool.freeze(known, [one.id for one in self._document.revoked if one.settled_at is not None])
         if known:
             self._changed()
 
@@ -186,6 +186,22 @@ class Freezer:
             return Response(status=409)
         frozen = await self.held(session_id)
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
+
+    async def answer_lacking(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/lacking``: which of some commits of a repository are not here."""
+        if not self._is_root(header):
+            return Response(status=403)
+        try:
+            asked = parse_json(body)
+            path, commits = (asked.get("path"), asked.get("commits")) if isinstance(asked, dict) else (None, None)
+            if not isinstance(path, str) or not isinstance(commits, list):
+                return Response(status=400)
+            found = self._engine.repositories.get(path)
+            repository = found if found is not None else await asyncio.to_thread(self._engine.peek, path)
+        except (DecodeError, PathError):
+            return Response(status=400)
+        lacking = [one for one in commits if not isinstance(one, str) or one not in repository]
+        return Response(status=200, body=to_json_bytes({"lacking": lacking}), content_type=JSON_TYPE)
 
     async def held(self, session_id: str) -> FrozenList:
         """Return what this server holds of a root's commits, in memory or on the disk.

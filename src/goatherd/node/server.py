@@ -319,6 +319,8 @@ class Server:
                 return await database.freezer.answer_held(
                     await self._body(headers, receive), headers.get(b"x-goat-sig")
                 )
+            if path == "/goatherd/v1/lacking":
+                return await database.freezer.answer_lacking(await self._body(headers, receive), signature)
             if path == "/goatherd/v1/frozen":
                 return await database.freezer.answer_put(await self._body(headers, receive), headers.get(b"x-goat-sig"))
         elif method == "GET":

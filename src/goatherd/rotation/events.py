@@ -7,6 +7,7 @@ Data for progress views, logs and reports; ids, times and texts only, never key 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from goatherd.rotation.machine import Action, HealthView, NodeView, Outcome, Phase
 
@@ -135,6 +136,48 @@ class RunEnded:
     report: Report
 
 
+class RevocationStep(StrEnum):
+    """What a revocation does, in this order."""
+
+    INTRODUCED = "introduced"
+    """The stolen root's key was used once more: the successor is known to clients and unmodified servers."""
+    REVOKED = "revoked"
+    """The identity lists the root as revoked; nodes refuse it from their next look on."""
+    FROZEN = "frozen"
+    """A node was seen to refuse the root; `count` is what it holds of it."""
+    CLOSED = "closed"
+    """The list of what the cluster held is written; `count` commits are in it."""
+    INTRODUCED_AGAIN = "introduced again"
+    """The successor has introduced `count` sessions, at this node."""
+    SETTLED = "settled"
+    """The root's word counts for no session any more."""
+    DESTROYED = "destroyed"
+    """A stored version with the root's private key was destroyed; `detail` names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationStepped:
+    """A revocation has come further. `at_ms` is milliseconds since 1970."""
+
+    step: RevocationStep
+    revoked_id: str
+    current_id: str
+    at_ms: int
+    generation: int
+    node: str | None = None
+    count: int | None = None
+    detail: str | None = None
+
+
 Event = (
-    PhaseEntered | NodesSeen | NodesUnknown | HealthSeen | Decided | NodeTold | ConflictMet | StoreTroubled | RunEnded
+    PhaseEntered
+    | NodesSeen
+    | NodesUnknown
+    | HealthSeen
+    | Decided
+    | NodeTold
+    | ConflictMet
+    | StoreTroubled
+    | RunEnded
+    | RevocationStepped
 )

@@ -40,7 +40,7 @@ class Sought:
 
 def introduction_id(session_id: str) -> str:
     """Return the id of the commit that introduces this root to its cluster."""
-    return _derived_id("introduction", session_id)
+    return derived_id("introduction", session_id)
 
 
 def sought_introduction(document: IdentityDocument) -> Sought | None:
@@ -56,9 +56,7 @@ def sought_cross_signature(document: IdentityDocument) -> Sought | None:
     record = document.rotation
     if record is None:
         return None
-    return Sought(
-        commit_id=_derived_id("cross-signature", record.id), session_id=record.from_id, signer_id=record.to_id
-    )
+    return Sought(commit_id=derived_id("cross-signature", record.id), session_id=record.from_id, signer_id=record.to_id)
 
 
 def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
@@ -128,7 +126,7 @@ def session_commit(
         org=org,
         data=session_fields(session),
         schema_marker=SESSIONS_SCHEMA,
-        connection=_derived_id("connection", signer.id),
+        connection=derived_id("connection", signer.id),
         parents=parents,
         # COMPAT: GoatDB's commits always carry one; nothing is recorded in it, as for any first or second of a key.
         ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
@@ -147,7 +145,7 @@ def signer_of(commit: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _derived_id(kind: str, text: str) -> str:
+def derived_id(kind: str, text: str) -> str:
     """Return an id in GoatDB's form that depends on `kind` and `text` only."""
     number = int.from_bytes(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
     letters = []

@@ -79,6 +79,21 @@ async def test_only_a_root_may_ask_or_hand_over(tmp_path: Path, asker: OwnedSess
             await client.keep_frozen(b"nonsense", B)
 
 
+async def test_a_server_tells_a_root_exactly_what_it_lacks(tmp_path: Path) -> None:
+    provider = await store_of(document_of(A))
+    note = signed_commit(A)
+    async with Server(tmp_path, settings_of(provider), debug=True) as server:
+        client = client_of(server)
+        await client.push(NOTES, [note], A)
+        assert await client.lacking(NOTES, [note.id, "another"], A) == ["another"]
+        assert await client.lacking("/data/never", [note.id], A) == [note.id]
+        assert "/data/never" not in server.database().engine.repositories
+        with pytest.raises(NodeRefusedError, match="403"):
+            await client.lacking(NOTES, [], X)
+        with pytest.raises(NodeRefusedError, match="400"):
+            await client.lacking("/../x", [], A)
+
+
 async def test_a_list_counts_once_the_identity_names_it_and_over_a_restart(tmp_path: Path) -> None:
     provider = await store_of(stolen())
     note, late, back_dated = signed_commit(A), signed_commit(A), signed_commit(A)

@@ -1,0 +1,82 @@
+"""How a revocation stands, in the whole and at each node. Data for people and programs: ids, counts and times only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeOutcome:
+    """How a revocation went at one node.
+
+    Attributes:
+        is_unmodified: It is a GoatDB server: it goes on believing the root.
+        refuses: It was seen to have the revocation.
+        held: How many commits of the root it holds.
+        in_flight: How many of the list it did not hold yet: they reach it from the others.
+        late: How many it holds beyond a list that was closed without it; nobody else takes them.
+        introduced: How many sessions it was seen to hold from the successor.
+        problem: What went wrong, for people.
+    """
+
+    url: str
+    is_unmodified: bool = False
+    refuses: bool = False
+    held: int | None = None
+    in_flight: int = 0
+    late: int = 0
+    introduced: int | None = None
+    problem: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RevocationReport:
+    """How a revocation stands at the end of a run.
+
+    Attributes:
+        revoked_id, current_id: The root, and who signs now.
+        generation: Of the identity.
+        has_proof: Nodes that know no other root follow by themselves.
+        closed: What the cluster held is on record.
+        frozen: How many commits that is.
+        settled: The root's word counts for no session any more.
+        sessions: How many sessions are to be introduced again.
+        pushed: How many of them this run has pushed.
+        long_lived: Sessions that live longer than GoatDB lets any live: look at them.
+        rogue_roots: Roots that the revoked one had introduced, and nobody else vouches for.
+        forged: Commits that claim to be the root's and are not.
+        left_out: Sessions that were not introduced again, as asked.
+        destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
+        keys_left: Versions that still hold the revoked root's private key.
+        also_stored: Other roots whose private keys the store holds: what was stolen from the store is stolen with them.
+        seconds: How long each part took.
+        node_calls, store_calls: How many requests were made.
+    """
+
+    revoked_id: str
+    current_id: str = ""
+    generation: int = 0
+    has_proof: bool = False
+    closed: bool = False
+    frozen: int = 0
+    settled: bool = False
+    sessions: int = 0
+    pushed: int = 0
+    long_lived: tuple[str, ...] = ()
+    rogue_roots: tuple[str, ...] = ()
+    forged: int = 0
+    left_out: tuple[str, ...] = ()
+    destroyed: tuple[str, ...] = ()
+    given_up: tuple[str, ...] = ()
+    keys_left: tuple[str, ...] = ()
+    also_stored: tuple[str, ...] = ()
+    nodes: tuple[NodeOutcome, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    node_calls: int = 0
+    store_calls: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do but at unmodified servers."""
+        ours = [node for node in self.nodes if not node.is_unmodified]
+        return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)

@@ -1,0 +1,237 @@
+"""The sessions that a revoked root had introduced, collected from the nodes and introduced again at all of them.
+
+What it is: the pulling, the pushing and the looking whether it has arrived. What it is not: the choice of sessions and
+the making of commits (`reintroduction`), nor the writing of the identity (`revocation`). Rules: what is there already
+is not pushed again; one node is pushed to and the nodes carry it to each other; what does not arrive is pushed to each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Protocol
+
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, RotationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.revocation import Revocation
+from goatherd.identity.session import OwnedSession
+from goatherd.ids import new_seeds
+from goatherd.rotation.machine import Policy
+from goatherd.rotation.observe import SESSIONS, Node
+from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.reintroduction import Introduced, Survey, decode, introduce_again, survey
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.messages import VERSION
+
+BATCH: Final = 500
+
+_ROUNDS: Final = 500
+_FILTERS: Final = 4
+_THREADS: Final = 4
+_ERROR_RATE: Final = 1e-6
+_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+_ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+
+
+class SessionNode(Node, Protocol):
+    """What is needed of a node."""
+
+    async def lacking(
+        self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[str]: ...
+
+
+class OnEach(Protocol):
+    """Calls nodes side by side; one that fails has its problem noted (`Revoker`)."""
+
+    async def __call__(
+        self, urls: Collection[str], call: Callable[[Any], Awaitable[object]], *, is_long: bool = False
+    ) -> None: ...
+
+
+class Resettler:
+    """One run's work on the sessions of one revoked root.
+
+    Args:
+        nodes: By their URLs.
+        outcomes: What became of each, by its URL; filled in here.
+        report: Filled in here.
+        on_each: Calls nodes.
+        pushed: Told, after each batch, the node and how many sessions have been pushed so far.
+        org, policy, clock: As for `goatherd.rotation.revocation.Revoker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: Mapping[str, SessionNode],
+        outcomes: Mapping[str, NodeOutcome],
+        report: RevocationReport,
+        on_each: OnEach,
+        pushed: Callable[[str, int], None],
+        org: str,
+        policy: Policy,
+        clock: Clock,
+    ) -> None:
+        self._nodes = nodes
+        self._outcomes = outcomes
+        self._report = report
+        self._on_each = on_each
+        self._pushed = pushed
+        self._org = org
+        self._policy = policy
+        self._clock = clock
+
+    async def survey(
+        self, document: IdentityDocument, session_id: str, leave_out: Collection[str]
+    ) -> tuple[Survey, set[str]]:
+        """Collect ``/sys/sessions`` from every node, each asked for what the ones before did not have.
+
+        Returns:
+            What there is to be introduced again, and the ids of all commits that were found.
+        """
+        raw: dict[str, Any] = {}
+        ours = [one.url for one in self._outcomes.values() if not one.is_unmodified and one.problem is None]
+        signer = document.current
+        for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
+            await self._on_each([url], lambda node: self._collect(node, signer, raw), is_long=True)
+        revoked = document.root(session_id)
+        assert revoked is not None
+
+        def look() -> Survey:
+            with ThreadPoolExecutor(_THREADS) as executor:
+                return survey(
+                    decode(raw.values(), self._org),
+                    revoked,
+                    successor_id=signer.id,
+                    roots={root.id for root in document.roots},
+                    leave_out=leave_out,
+                    executor=executor,
+                )
+
+        found = await asyncio.to_thread(look)
+        report = self._report
+        report.sessions = len(found.sessions)
+        report.long_lived = tuple(one.session.id for one in found.sessions if one.is_long)
+        report.rogue_roots, report.forged, report.left_out = found.rogue_roots, found.forged, found.left_out
+        return found, set(raw)
+
+    async def _collect(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
+        for _ in range(_ROUNDS):
+            shown = await asyncio.to_thread(_filter_of, tuple(raw))
+            message = {"ver": VERSION, "f": shown, "s": len(raw), "c": [], "ad": []}
+            (reply,) = await node.batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
+            before = len(raw)
+            for commit in reply.get("c") or ():
+                if isinstance(commit, Mapping) and isinstance(commit.get("id"), str):
+                    raw.setdefault(commit["id"], commit)
+            if len(raw) == before:
+                return
+
+    async def introduce_again(
+        self, document: IdentityDocument, entry: Revocation, found: Survey, known: Collection[str]
+    ) -> None:
+        """Introduce again whatever is not there, and see it arrive at every node.
+
+        Raises:
+            RotationError: A node did not keep what was pushed to it.
+            NodeError: The node that is pushed to does not answer any more.
+        """
+        ready = [one for one in self._outcomes.values() if one.problem is None]
+        ready.sort(key=lambda one: one.is_unmodified)
+        if not ready:
+            return
+        wanted = [one.commit_id for one in found.sessions]
+        todo = [one for one in found.sessions if one.commit_id not in known]
+        first = ready[0]
+        for start in range(0, len(todo), BATCH):
+            commits = await self._signed(todo[start : start + BATCH], document, entry)
+            await self._push(first, commits, document.current)
+            self._report.pushed += len(commits)
+            self._pushed(first.url, self._report.pushed)
+        by_id = {one.commit_id: one for one in found.sessions}
+        for outcome in ready:
+            arrived = partial(self._arrived, outcome, wanted, by_id, document, entry)
+            await self._on_each([outcome.url], arrived, is_long=True)
+
+    async def _signed(
+        self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
+    ) -> list[dict[str, Any]]:
+        def make() -> list[dict[str, Any]]:
+            with ThreadPoolExecutor(_THREADS) as executor:
+                return introduce_again(
+                    introduced, signer=document.current, at=entry.at, org=self._org, executor=executor
+                )
+
+        return await asyncio.to_thread(make)
+
+    async def _push(self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> None:
+        self._report.node_calls += 2
+        await self._nodes[outcome.url].push(SESSIONS, commits, signer, self._clock.now_ms())
+        lacking = await self._lacks(outcome, [commit["id"] for commit in commits], signer)
+        if lacking:
+            raise RotationError(
+                f"{outcome.url} did not keep {len(lacking)} of {len(commits)} session commits of {signer.id}",
+                hint="Look at its log; then run it again.",
+            )
+
+    async def _lacks(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
+        """Return what a node does not hold; of an unmodified one, what several of its filters show it not to hold."""
+        node = self._nodes[outcome.url]
+        if not outcome.is_unmodified:
+            return await node.lacking(SESSIONS, wanted, signer, self._clock.now_ms())
+        lacking: dict[str, None] = {}
+        message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}
+        for _ in range(_FILTERS):
+            (reply,) = await node.batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
+            lacking.update(dict.fromkeys(await asyncio.to_thread(_not_shown, reply, wanted)))
+        return list(lacking)
+
+    async def _arrived(
+        self,
+        outcome: NodeOutcome,
+        wanted: Sequence[str],
+        by_id: Mapping[str, Introduced],
+        document: IdentityDocument,
+        entry: Revocation,
+        _: SessionNode,
+    ) -> None:
+        """Wait until the other nodes have brought all of it; what nobody brings is pushed."""
+        deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
+        poll, least = self._policy.poll_min, len(wanted) + 1
+        while True:
+            lacking = await self._lacks(outcome, wanted, document.current)
+            outcome.introduced = len(wanted) - len(lacking)
+            if not lacking:
+                return
+            if len(lacking) < least:
+                least, deadline = len(lacking), self._clock.monotonic() + self._policy.settle.total_seconds()
+            alone = outcome.is_unmodified or len(self._nodes) == 1
+            if alone or self._clock.monotonic() >= deadline:
+                break
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self._policy.poll_max)
+        for start in range(0, len(lacking), BATCH):
+            part = [by_id[commit_id] for commit_id in lacking[start : start + BATCH]]
+            await self._push(outcome, await self._signed(part, document, entry), document.current)
+        outcome.introduced = len(wanted)
+
+
+def _filter_of(ids: Sequence[str]) -> dict[str, Any]:
+    if not ids:
+        return _EMPTY
+    bloom = BloomFilter.for_size(len(ids), _ERROR_RATE, new_seeds(seed_count(len(ids), _ERROR_RATE)))
+    bloom.update(ids)
+    return {"__t": "E", "__v": bloom.to_json()}
+
+
+def _not_shown(reply: Mapping[str, Any] | None, wanted: Sequence[str]) -> list[str]:
+    """Return the ids that a reply's filter shows the server to lack."""
+    try:
+        shown = BloomFilter.from_json(reply["f"]["__v"]) if reply is not None else None
+    except (DecodeError, KeyError, TypeError):
+        shown = None
+    return list(wanted) if shown is None else [one for one in wanted if one not in shown]

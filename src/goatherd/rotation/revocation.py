@@ -1,0 +1,531 @@
+"""A stolen root: another takes its place, what the cluster holds of it is frozen, its sessions are introduced again.
+
+What it is: the emergency, as steps that can each be repeated. What it is not: a rotation; nobody's consent is waited
+for before the stolen root is refused.
+
+The order, and why:
+
+1. *Introduce* the successor by a commit that the stolen root signs, at every server. Clients and unmodified servers can
+   learn of it in no other way. A thief could do as much, so nothing is lost by it.
+2. *Revoke*: the identity with the successor and the revocation is written. From here on nodes refuse the stolen root.
+3. *Freeze*: each node says what it holds of the root, after it has been seen to refuse it. All of it together, also
+   what was on its way from one node to another, is the list; its digest goes into the identity, and closes it. Without
+   every listed node's word it stays open: nodes then go by what they hold themselves.
+4. *Introduce again*: every user session that the root had introduced, by the successor. Then the root's word counts for
+   no session any more (*settled*).
+5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
+
+Rules: every write is a compare-and-swap; whoever runs this again carries on where the identity and the nodes stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import ConflictError, DecodeError, IllegalStepError, NodeError, NodeRefusedError, RotationError
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.freeze import FrozenList
+from goatherd.identity.revocation import Revocation
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.ids import new_id
+from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
+from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
+from goatherd.rotation.holdings import find_holdings
+from goatherd.rotation.machine import Policy
+from goatherd.rotation.observe import SESSIONS
+from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.resettle import Resettler, SessionNode
+from goatherd.rotation.vouching import introduction_id, session_commit
+
+R = TypeVar("R")
+
+NEW: Final = "new"
+NEXT: Final = "next"
+
+
+class RevocableNode(SessionNode, Protocol):
+    """What a revocation needs of a node; `goatherd.client.NodeClient` is one."""
+
+    async def held(self, session_id: str, signer: OwnedSession, now_ms: int | None = None) -> bytes: ...
+
+    async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None: ...
+
+    async def frozen(self, digest: str) -> bytes | None: ...
+
+
+class Revoker:
+    """Revokes a root of one organization. One run at a time.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it, with no ``{org}`` left.
+        nodes: Every server that holds this identity.
+        org: The organization id, which is part of every signed commit.
+        policy: How patient to be (`adoption`), and how long the successor lives (`lifetime`).
+        clock: Tells the time and waits.
+        on_event: Called with each event as it happens; must not block and must not raise.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        nodes: Sequence[RevocableNode],
+        *,
+        org: str = "localhost",
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self._provider = provider
+        self._secret_id = secret_id
+        self._nodes = {node.base_url: node for node in nodes}
+        self._org = org
+        self._clock: Clock = clock or SystemClock()
+        self._on_event = on_event
+        self._report = RevocationReport(revoked_id="")
+        self._outcomes: dict[str, NodeOutcome] = {}
+        self._stolen: OwnedSession | None = None
+
+    # --- what an operator asks for ----------------------------------------------------------------------------------
+
+    async def plan(self, session_id: str, *, successor: str = NEW) -> RevocationReport:
+        """Return what is there to be done: as after a run, with nothing written or pushed anywhere.
+
+        Raises:
+            IllegalStepError: There is no such root, or no such successor.
+            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+        """
+        self._begin(session_id)
+        document, _ = await self._read()
+        self._take(document, session_id)
+        if session_id not in document.revoked_ids:
+            heir, _ = await self._heir(document, session_id, successor)
+            self._report.current_id = document.current.id if heir is None else heir.id
+        await self._look(document)
+        await self._timed("survey", self._resettler(document).survey(document, session_id, ()))
+        await self._look_for_keys(document, session_id)
+        return self._end()
+
+    async def revoke(
+        self,
+        session_id: str,
+        *,
+        reason: str,
+        successor: str = NEW,
+        leave_out: Collection[str] = (),
+        reopen: bool = False,
+        destroy: bool = False,
+    ) -> RevocationReport:
+        """Revoke a root, or carry on where an earlier run has stopped.
+
+        Args:
+            session_id: The root.
+            reason: For the record.
+            successor: Who signs from now on, where the root is the current one: `NEW`, `NEXT` (the next session of the
+                rotation under way), or the id of an earlier root whose private key the store still holds.
+            leave_out: Sessions not to be introduced again: once it is settled, nobody believes them.
+            reopen: Close the list anew, with what nodes hold that were away when it was closed.
+            destroy: Destroy the stored versions that hold the root's private key, at once.
+
+        Raises:
+            IllegalStepError: There is no such root, or no such successor.
+            ProviderError: The store did not take part. Run it again.
+            RotationError: A node did not keep what was pushed to it.
+        """
+        self._begin(session_id)
+        document = await self._timed("revoke", self._revoked(session_id, reason, successor))
+        await self._timed("adoption", self._adopted(document))
+        document = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
+        resettler = self._resettler(document)
+        found, known = await self._timed("survey", resettler.survey(document, session_id, leave_out))
+        entry = _entry(document, session_id)
+        await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
+        document = await self._settled(document, session_id)
+        if destroy:
+            document = await self._timed("destroy", self._destroy(session_id))
+        self._take(document, session_id)
+        await self._look_for_keys(document, session_id)
+        return self._end()
+
+    # --- 1 and 2: the identity --------------------------------------------------------------------------------------
+
+    async def _revoked(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
+        heir: OwnedSession | None = None
+        while True:
+            document, version = await self._read()
+            if session_id in document.revoked_ids:
+                await self._move_stable(version)
+                # To be heard by nodes that have missed the introduction of the successor.
+                self._stolen = self._stolen or await self._stored_root(document, session_id)
+                return document
+            if heir is None:
+                heir, self._stolen = await self._heir(document, session_id, successor)
+                if heir is not None:
+                    await self._spread(document, heir.session)
+            changed = transitions.revoke(
+                document,
+                session_id,
+                self._clock.now_ms(),
+                reason=reason,
+                successor=heir if session_id == document.current.id else None,
+                proving=None if session_id == document.current.id else self._stolen,
+            )
+            try:
+                await self._write(changed, version.id)
+            except ConflictError:
+                self._emit(ConflictMet())
+                continue
+            self._stepped(RevocationStep.REVOKED, changed, session_id)
+
+    async def _heir(
+        self, document: IdentityDocument, session_id: str, successor: str
+    ) -> tuple[OwnedSession | None, OwnedSession | None]:
+        """Return who signs from now on, None where that stays as it is, and the stolen root with its key if there."""
+        if document.root(session_id) is None:
+            raise IllegalStepError(
+                f"{session_id} is no root of this identity", hint="`goatherd show` lists the roots that there are."
+            )
+        if session_id != document.current.id:
+            return None, await self._stored_root(document, session_id)
+        if successor == NEW:
+            now_ms = self._clock.now_ms()
+            fresh = OwnedSession.generate(
+                session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+            )
+            return fresh, document.current
+        if successor == NEXT or (document.next is not None and document.next.id == successor):
+            if document.next is None:
+                raise IllegalStepError("there is no next root: no rotation is under way that has prepared one")
+            return document.next, document.current
+        earlier = await self._stored_root(document, successor)
+        if earlier is None:
+            raise IllegalStepError(f"the store holds no private key of root {successor}")
+        return earlier, document.current
+
+    async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
+        """Return an earlier root with its private key, from the version that holds it."""
+        known = document.root(session_id)
+        for holding in await self._store(find_holdings(self._provider, self._secret_id, document)):
+            if session_id in holding.private_ids:
+                found = await self._store(self._provider.read(self._secret_id, holding.version.id))
+                held = decode_document(found.value.reveal())
+                for owned in (held.current, held.next):
+                    if owned is not None and owned.session == known:
+                        return owned
+        return None
+
+    async def _spread(self, document: IdentityDocument, heir: Session) -> None:
+        stolen, now_ms = document.current, self._clock.now_ms()
+        if document.root(heir.id) is not None or stolen.session.is_expired(now_ms):
+            return
+        commit = session_commit(heir, signer=stolen, commit_id=introduction_id(heir.id), ts=now_ms, org=self._org)
+
+        async def introduce(node: RevocableNode) -> None:
+            await node.push(SESSIONS, [commit], stolen, now_ms)
+            self._stepped(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
+
+        await self._on_each(tuple(self._nodes), introduce)
+
+    # --- 3: the freeze ----------------------------------------------------------------------------------------------
+
+    async def _adopted(self, document: IdentityDocument) -> None:
+        """Tell the nodes until each has the revocation, or patience ends."""
+        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
+        poll = self.policy.poll_min
+        while True:
+            await self._look(document)
+            behind = [one.url for one in self._outcomes.values() if not (one.refuses or one.is_unmodified)]
+            if not behind or self._clock.monotonic() >= deadline:
+                return
+            await self._tell(document, behind)
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _look(self, document: IdentityDocument) -> None:
+        revoked = document.revoked_ids
+
+        async def look(node: RevocableNode) -> None:
+            outcome = self._outcomes[node.base_url]
+            answer = await node.identity()
+            outcome.problem = None
+            outcome.is_unmodified = answer is None
+            listed = (answer or {}).get("revoked")
+            outcome.refuses = isinstance(listed, list) and revoked <= set(listed) and bool(revoked)
+            refusal = (answer or {}).get("refusal")
+            if not outcome.refuses and answer is not None and isinstance(refusal, Mapping):
+                outcome.problem = f"refuses the identity: {refusal.get('code')}"
+
+        await self._on_each(tuple(self._outcomes), look)
+
+    async def _closed(self, document: IdentityDocument, session_id: str, *, reopen: bool) -> IdentityDocument:
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified]
+        entry = _entry(document, session_id)
+        lists: dict[str, FrozenList] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            raw = await node.held(session_id, document.current, self._clock.now_ms())
+            found = lists[node.base_url] = FrozenList.from_bytes(raw)
+            self._outcomes[node.base_url].held = len(found)
+            self._stepped(RevocationStep.FROZEN, document, session_id, node=node.base_url, count=len(found))
+
+        await self._on_each([one.url for one in ours if one.refuses], ask, is_long=True)
+        union = FrozenList.union(lists.values())
+        complete = bool(ours) and len(lists) == len(ours)
+        if entry.freeze is not None and not (reopen and complete):
+            await self._compare(document, entry, lists, union)
+            return document
+        if not complete:
+            return document
+        if entry.freeze is not None:
+            union = FrozenList.union([union, await self._known(entry.freeze.digest, union)])
+        for url, found in lists.items():
+            self._outcomes[url].in_flight = len(union.digests - found.digests)
+        await self._hand_over(document, union, lists)
+        return await self._close(session_id, union)
+
+    async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
+        while True:
+            document, version = await self._read()
+            now_ms = self._clock.now_ms()
+            changed = transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
+            try:
+                await self._write(changed, version.id)
+            except ConflictError:
+                self._emit(ConflictMet())
+                continue
+            self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
+            return changed
+
+    async def _compare(
+        self, document: IdentityDocument, entry: Revocation, lists: Mapping[str, FrozenList], union: FrozenList
+    ) -> None:
+        """Find out what nodes hold beyond a closed list, and give the list to those that lack it."""
+        assert entry.freeze is not None
+        known = await self._known(entry.freeze.digest, union)
+        for url, found in lists.items():
+            self._outcomes[url].late = len(found.digests - known.digests)
+        await self._hand_over(document, known, lists)
+
+    async def _known(self, digest: str, union: FrozenList) -> FrozenList:
+        """Return the list that the identity names, from whoever has it."""
+        if union.digest == digest:
+            return union
+        found: list[FrozenList] = []
+
+        async def ask(node: RevocableNode) -> None:
+            raw = await node.frozen(digest)
+            if raw is not None and (one := FrozenList.from_bytes(raw)).digest == digest:
+                found.append(one)
+
+        await self._on_each([one.url for one in self._outcomes.values() if not one.is_unmodified], ask, is_long=True)
+        if not found:
+            raise RotationError(
+                "no node has the list of what the cluster held, and what they hold now differs from it",
+                hint="Close it anew with what they hold now: --reopen.",
+            )
+        return found[0]
+
+    async def _hand_over(self, document: IdentityDocument, frozen: FrozenList, urls: Iterable[str]) -> None:
+        async def give(node: RevocableNode) -> None:
+            if await node.frozen(frozen.digest) is None:
+                await node.keep_frozen(frozen.to_bytes(), document.current, self._clock.now_ms())
+
+        await self._on_each(tuple(urls), give, is_long=True)
+
+    # --- 4: the sessions --------------------------------------------------------------------------------------------
+
+    def _resettler(self, document: IdentityDocument) -> Resettler:
+        revoked_id = self._report.revoked_id
+
+        def pushed(url: str, count: int) -> None:
+            self._stepped(RevocationStep.INTRODUCED_AGAIN, document, revoked_id, node=url, count=count)
+
+        return Resettler(
+            nodes=self._nodes,
+            outcomes=self._outcomes,
+            report=self._report,
+            on_each=self._on_each,
+            pushed=pushed,
+            org=self._org,
+            policy=self.policy,
+            clock=self._clock,
+        )
+
+    async def _settled(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified]
+        entry = _entry(document, session_id)
+        done = ours and all(one.problem is None and one.introduced == self._report.sessions for one in ours)
+        if entry.settled_at is not None or entry.freeze is None or not done:
+            return document
+        while True:
+            document, version = await self._read()
+            changed = transitions.settle(document, session_id, self._clock.now_ms())
+            try:
+                await self._write(changed, version.id)
+            except ConflictError:
+                self._emit(ConflictMet())
+                continue
+            self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
+            return changed
+
+    # --- 5: the keys ------------------------------------------------------------------------------------------------
+
+    async def _destroy(self, session_id: str) -> IdentityDocument:
+        document, version = await self._read()
+        burnt = document.revoked_ids
+        destroyed, given_up = [], []
+        for holding in await self._store(find_holdings(self._provider, self._secret_id, document)):
+            if not holding.private_ids & burnt or holding.version.id == version.id:
+                continue
+            await self._store(self._provider.destroy(self._secret_id, holding.version.id))
+            if not self._provider.guarantees.destroys:
+                given_up.append(holding.version.id)
+                continue
+            destroyed.append(holding.version.id)
+            self._stepped(RevocationStep.DESTROYED, document, session_id, detail=holding.version.id)
+        self._report.destroyed, self._report.given_up = tuple(destroyed), tuple(given_up)
+        if given_up or session_id in document.retired_ids:
+            return document
+        if any(session_id in one.private_ids for one in await self._holdings(document)):
+            return document
+        changed = transitions.retire(document, session_id, self._clock.now_ms())
+        await self._write(changed, version.id)
+        return changed
+
+    async def _holdings(self, document: IdentityDocument) -> Sequence[Any]:
+        return await self._store(find_holdings(self._provider, self._secret_id, document))
+
+    async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
+        report = self._report
+        others: dict[str, None] = {}
+        left = []
+        for holding in await self._holdings(document):
+            if holding.version.id in report.given_up:
+                continue
+            if session_id in holding.private_ids:
+                left.append(str(holding.version.id))
+            others.update(dict.fromkeys(sorted(holding.private_ids - {session_id, report.current_id})))
+        report.keys_left = tuple(left)
+        report.also_stored = tuple(one for one in others if one not in document.revoked_ids)
+
+    # --- the store and the nodes ------------------------------------------------------------------------------------
+
+    async def _store(self, call: Awaitable[R]) -> R:
+        self._report.store_calls += 1
+        return await call
+
+    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+        found = await self._store(self._provider.read(self._secret_id, CURRENT))
+        return decode_document(found.value.reveal()), found.version
+
+    async def _write(self, document: IdentityDocument, expected: str) -> None:
+        """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""
+        await self._store(
+            self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
+        )
+        _, version = await self._read()
+        await self._move_stable(version)
+        self._take(document, self._report.revoked_id)
+        await self._tell(document, tuple(self._nodes))
+
+    async def _move_stable(self, version: SecretVersion) -> None:
+        if STABLE in version.labels:
+            return
+        listed = await self._store(self._provider.versions(self._secret_id))
+        at = next((one.id for one in listed if STABLE in one.labels), None)
+        try:
+            await self._store(self._provider.label(self._secret_id, STABLE, version.id, expected=at))
+        except ConflictError:
+            self._emit(ConflictMet())  # somebody else has moved it; whoever writes next looks again
+
+    async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+        """Tell the nodes to look; one that does not know the successor yet still listens to the stolen root."""
+
+        async def tell(node: RevocableNode) -> None:
+            now_ms = self._clock.now_ms()
+            try:
+                answer = await node.refresh(document.current, now_ms)
+            except NodeRefusedError as error:
+                if error.status != 403 or self._stolen is None:
+                    raise
+                answer = await node.refresh(self._stolen, now_ms)
+            self._emit(NodeTold(url=node.base_url, heard=answer is not None))
+
+        await self._on_each(urls, tell)
+
+    async def _on_each(
+        self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
+    ) -> None:
+        """Call all of them side by side. A node that fails keeps nobody waiting; its outcome says why.
+
+        Args:
+            urls: Whom.
+            call: What to do.
+            is_long: It may take as long as its client lets it.
+        """
+
+        async def one(url: str) -> None:
+            self._report.node_calls += 1
+            try:
+                async with asyncio.timeout(None if is_long else self.policy.node_timeout.total_seconds()):
+                    await call(self._nodes[url])
+            except (NodeError, DecodeError, TimeoutError) as error:
+                self._outcomes[url].problem = str(error) or "no answer in time"
+                self._emit(NodeTold(url=url, heard=False, problem=str(error)))
+
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(one(url))
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, session_id: str) -> None:
+        self._report = RevocationReport(revoked_id=session_id)
+        self._outcomes = {url: NodeOutcome(url=url) for url in self._nodes}
+        self._stolen = None
+
+    def _take(self, document: IdentityDocument, session_id: str) -> None:
+        report = self._report
+        report.current_id, report.generation = document.current.id, document.generation
+        entry = next((one for one in document.revoked if one.id == session_id), None)
+        if entry is not None:
+            report.has_proof = entry.proof is not None
+            report.settled = entry.settled_at is not None
+            report.closed = entry.freeze is not None
+            report.frozen = 0 if entry.freeze is None else entry.freeze.commits
+
+    def _end(self) -> RevocationReport:
+        self._report.nodes = tuple(self._outcomes.values())
+        return self._report
+
+    async def _timed(self, name: str, work: Awaitable[R]) -> R:
+        began = self._clock.monotonic()
+        done = await work
+        self._report.seconds[name] = self._clock.monotonic() - began
+        return done
+
+    def _stepped(self, step: RevocationStep, document: IdentityDocument, session_id: str, **more: Any) -> None:
+        self._emit(
+            RevocationStepped(
+                step=step,
+                revoked_id=session_id,
+                current_id=document.current.id,
+                at_ms=self._clock.now_ms(),
+                generation=document.generation,
+                **more,
+            )
+        )
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _entry(document: IdentityDocument, session_id: str) -> Revocation:
+    return next(one for one in document.revoked if one.id == session_id)

@@ -1,0 +1,433 @@
+"""A revocation against servers in this process: every step, every place to stop at, and every kind of node."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.errors import IllegalStepError, NodeUnreachableError, RotationError, UnavailableError
+from goatherd.identity import Phase
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import activate, finalize, prepare, verified, with_phase
+from goatherd.ids import new_id
+from goatherd.node import Server
+from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.rotation.machine import Policy
+from goatherd.rotation.revocation import Revoker
+from goatherd.settings import FileSettings
+from tests.unit.node.nodes import (
+    SECRET,
+    document_of,
+    now_ms,
+    root,
+    session_commit,
+    settings_of,
+    signed_commit,
+    store_of,
+)
+
+SECOND = timedelta(seconds=1)
+POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5)
+NOTES = "/data/notes"
+SESSIONS = "/sys/sessions"
+
+
+class Counting(MemorySecretProvider):
+    """A store whose n-th call fails before anything has happened, or after it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls = 0
+        self.fails_at = 0
+        self.after = False
+
+    async def _count(self, name: str, call: Any) -> Any:
+        self.calls += 1
+        fails = self.calls == self.fails_at
+        if fails and not self.after:
+            call.close()
+            raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
+        done = await call
+        if fails:
+            raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
+        return done
+
+    async def read(self, *arguments: Any, **options: Any) -> Any:
+        return await self._count("read", super().read(*arguments, **options))
+
+    async def write(self, *arguments: Any, **options: Any) -> Any:
+        return await self._count("write", super().write(*arguments, **options))
+
+    async def label(self, *arguments: Any, **options: Any) -> Any:
+        return await self._count("label", super().label(*arguments, **options))
+
+    async def destroy(self, *arguments: Any, **options: Any) -> Any:
+        return await self._count("destroy", super().destroy(*arguments, **options))
+
+
+class Upstream(NodeClient):
+    """A server that knows nothing of ours, as GoatDB's is."""
+
+    async def identity(self) -> None:
+        return None
+
+    async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> None:
+        return None
+
+
+@dataclass
+class Cluster:
+    """Servers in this process that are no peers of each other, and the store that they read."""
+
+    top: Path
+    provider: MemorySecretProvider
+    servers: list[Server]
+    nodes: list[NodeClient]
+    stack: contextlib.AsyncExitStack
+
+    async def add(self) -> NodeClient:
+        server = Server(self.top / f"node-{len(self.servers)}", settings_of(self.provider), debug=True)
+        await self.stack.enter_async_context(server)
+        self.servers.append(server)
+        self.nodes.append(client_of(server, f"http://node-{len(self.nodes)}"))
+        return self.nodes[-1]
+
+    async def document(self) -> IdentityDocument:
+        return decode_document((await self.provider.read(SECRET)).value.reveal())
+
+    async def put(self, document: IdentityDocument) -> None:
+        found = await self.provider.read(SECRET)
+        await self.provider.write(SECRET, encode_document(document), label=CURRENT, expected=found.version.id)
+
+    def revoker(self, nodes: Sequence[NodeClient] | None = None, **options: Any) -> Revoker:
+        options.setdefault("policy", POLICY)
+        return Revoker(self.provider, SECRET, self.nodes if nodes is None else nodes, **options)
+
+
+def client_of(server: Server, url: str, kind: type[NodeClient] = NodeClient) -> NodeClient:
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url=url, verify=False)
+    return kind(url, http=http)
+
+
+@contextlib.asynccontextmanager
+async def cluster_of(
+    top: Path, document: IdentityDocument, count: int = 2, provider: MemorySecretProvider | None = None
+) -> AsyncIterator[Cluster]:
+    if provider is None:
+        provider = await store_of(document)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(provider)
+        cluster = Cluster(top, provider, [], [], stack)
+        for _ in range(count):
+            await cluster.add()
+        yield cluster
+
+
+async def ids(node: NodeClient, path: str, signer: OwnedSession) -> set[str]:
+    return {commit["id"] for commit in await node.pull(path, signer)}
+
+
+async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
+    a = root("root-a")
+    events: list[Event] = []
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        first, second = cluster.nodes
+        users = [(await node.create_session())[0] for node in (first, second, first)]
+        note, in_flight = signed_commit(a), signed_commit(a)
+        for node in cluster.nodes:
+            await node.push(NOTES, [note], a)
+        await first.push(NOTES, [in_flight], a)
+
+        report = await cluster.revoker(on_event=events.append).revoke(a.id, reason="stolen")
+
+        document = await cluster.document()
+        b = document.current
+        assert b.id != a.id
+        assert report.is_complete
+        assert (report.frozen, report.sessions, report.pushed) == (6, 3, 3)
+        assert [node.in_flight for node in report.nodes] == [1, 3]
+        assert {server.database().pool.current.id for server in cluster.servers} == {b.id}
+        for node in cluster.nodes:
+            assert all([await node.answers(user) for user in users]), "every session is known everywhere by now"
+            await node.push(NOTES, [in_flight, signed_commit(a)], b)
+            assert await ids(node, NOTES, b) == {note.id, in_flight.id}
+        stable = await cluster.provider.read(SECRET, STABLE)
+        assert stable.version.id == (await cluster.provider.read(SECRET)).version.id
+        assert report.keys_left == ("1",)
+
+        again = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert again.is_complete
+        assert again.pushed == 0
+        assert (await cluster.document()).generation == document.generation
+    steps = [event.step for event in events if isinstance(event, RevocationStepped)]
+    assert list(dict.fromkeys(steps)) == list(RevocationStep)[:-1]
+
+
+async def test_a_new_node_takes_over_the_old_commits_and_none_of_the_thiefs(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        old = cluster.nodes[0]
+        user, _ = await old.create_session()
+        oldest = [signed_commit(a), signed_commit(user)]
+        await old.push(NOTES, oldest, a)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        b = (await cluster.document()).current
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        new = await cluster.add()
+        frozen = await old.frozen((await cluster.document()).revoked[0].freeze.digest)  # type: ignore[union-attr]
+        assert frozen is not None
+        await new.keep_frozen(frozen, b)
+        for path in (SESSIONS, NOTES):
+            await new.push(path, await old.pull(path, b), b)
+            assert await ids(new, path, b) == await ids(old, path, b)
+        assert await new.answers(user)
+        assert report.is_complete
+
+
+async def test_nothing_is_written_by_a_plan(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        await cluster.nodes[0].create_session()
+        rogue = session_commit(a, root("rogue").session)
+        await cluster.nodes[1].push(SESSIONS, [rogue, replace(rogue, id=new_id())], a)
+        before = [await ids(node, SESSIONS, a) for node in cluster.nodes]
+        report = await cluster.revoker().plan(a.id)
+        assert (report.sessions, report.rogue_roots) == (1, ("rogue",))
+        assert [await ids(node, SESSIONS, a) for node in cluster.nodes] == before
+        assert (await cluster.document()).generation == 1
+        assert [one.refuses for one in report.nodes] == [False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_on(tmp_path: Path, after: bool) -> None:
+    a = root("root-a")
+    at = calls = 0
+    while calls >= at:
+        at += 1
+        provider = Counting()
+        async with provider:
+            await provider.create(SECRET, encode_document(document_of(a)))
+        async with cluster_of(tmp_path / str(at), document_of(a), 1, provider) as cluster:
+            node = cluster.nodes[0]
+            user, _ = await node.create_session()
+            note = signed_commit(a)
+            await node.push(NOTES, [note], a)
+            provider.calls, provider.fails_at, provider.after = 0, at, after
+            with contextlib.suppress(UnavailableError):
+                await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
+            calls, provider.fails_at = provider.calls, 0
+            report = await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
+            assert report.is_complete
+            document = await cluster.document()
+            assert document.revoked_ids == {a.id}
+            assert document.retired_ids >= {a.id}
+            assert report.keys_left == ()
+            assert await node.answers(user)
+            assert await ids(node, NOTES, document.current) == {note.id}
+            assert not await node.answers(a)
+    assert calls > 10
+
+
+async def test_a_node_that_cannot_be_reached_keeps_the_list_open_and_the_others_refuse_the_root_all_the_same(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        gone = NodeClient("http://127.0.0.1:9")
+        policy = replace(POLICY, adoption=SECOND / 10, node_timeout=SECOND)
+        report = await cluster.revoker([*cluster.nodes, gone], policy=policy).revoke(a.id, reason="stolen")
+        await gone.aclose()
+        assert not report.closed
+        assert not report.is_complete
+        assert [node.refuses for node in report.nodes] == [True, False]
+        assert report.nodes[1].problem
+        assert not await cluster.nodes[0].answers(a)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert report.is_complete
+
+
+async def test_what_a_node_took_in_too_late_stays_there_until_the_list_is_reopened(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        first, late = cluster.nodes
+        assert (await cluster.revoker([first]).revoke(a.id, reason="stolen")).closed
+        thiefs = signed_commit(a)
+        await late.push(NOTES, [thiefs], a)
+        b = (await cluster.document()).current
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert [node.late for node in report.nodes] == [0, 1]
+        await first.push(NOTES, [thiefs], b)
+        assert await ids(first, NOTES, b) == set()
+        assert await ids(late, NOTES, b) == {thiefs.id}
+        report = await cluster.revoker().revoke(a.id, reason="stolen", reopen=True)
+        assert [node.late for node in report.nodes] == [0, 0]
+        await first.push(NOTES, [thiefs], b)
+        assert await ids(first, NOTES, b) == {thiefs.id}
+
+
+async def test_a_session_that_is_left_out_is_believed_no_more(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        node = cluster.nodes[0]
+        user, _ = await node.create_session()
+        far = now_ms() + 400 * 86_400_000
+        mole = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=far)
+        await node.push(SESSIONS, [session_commit(a, mole.session)], a)
+        plan = await cluster.revoker().plan(a.id)
+        assert plan.long_lived == (mole.id,)
+        report = await cluster.revoker().revoke(a.id, reason="stolen", leave_out=[mole.id])
+        assert (report.sessions, report.left_out, report.is_complete) == (1, (mole.id,), True)
+        assert await node.answers(user)
+        assert not await node.answers(mole)
+    async with Server(tmp_path / "node-0", settings_of(cluster.provider), debug=True) as server:
+        restarted = client_of(server, "http://again")
+        assert await restarted.answers(user)
+        assert not await restarted.answers(mole)
+
+
+async def test_a_rogue_root_is_neither_introduced_again_nor_listed(tmp_path: Path) -> None:
+    a, rogue = root("root-a"), root("rogue")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        node = cluster.nodes[0]
+        mole = root("mole")
+        await node.push(SESSIONS, [session_commit(a, rogue.session)], a)
+        await node.push(SESSIONS, [session_commit(rogue, replace(mole.session, owner=None))], rogue)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert report.rogue_roots == ("rogue",)
+        assert (report.sessions, report.is_complete) == (0, True)
+        assert not await node.answers(rogue)
+        assert not await node.answers(mole)
+
+
+def after_a_rotation(a: OwnedSession, b: OwnedSession, phase: Phase | None = None) -> IdentityDocument:
+    now = now_ms()
+    document = prepare(document_of(a), b, now_ms=now, rotation_id="r", started_by="", stable_version="1")
+    if phase is Phase.PREPARED:
+        return document
+    document = with_phase(document, Phase.PUBLISHED, now)
+    if phase is Phase.PUBLISHED:
+        return document
+    document = activate(document, now)
+    return finalize(verified(document, now), now)
+
+
+@pytest.mark.parametrize("choice", ["new", "next", "root-b"])
+async def test_during_a_rotation_the_successor_is_chosen(tmp_path: Path, choice: str) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, after_a_rotation(a, b, Phase.PUBLISHED), 1) as cluster:
+        report = await cluster.revoker().revoke(a.id, reason="stolen", successor=choice)
+        document = await cluster.document()
+    assert report.is_complete
+    assert (document.current.id == b.id) == (choice != "new")
+    assert document.revoked_ids == ({a.id, b.id} if choice == "new" else {a.id})
+
+
+async def test_an_earlier_root_is_revoked_and_the_current_one_goes_on(tmp_path: Path) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+        user, _ = await cluster.nodes[0].create_session()
+        for document in (after_a_rotation(a, b, Phase.PREPARED), after_a_rotation(a, b)):
+            await cluster.put(document)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        document = await cluster.document()
+        assert (document.current.id, report.is_complete, report.has_proof) == (b.id, True, True)
+        assert document.revoked_ids == {a.id}
+        assert all([await node.answers(user) for node in cluster.nodes])
+        assert report.also_stored == ()
+        assert len(report.keys_left) == 2
+
+
+async def test_an_earlier_root_can_take_over_while_its_key_is_in_the_store(tmp_path: Path) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await cluster.put(after_a_rotation(a, b))
+        report = await cluster.revoker().revoke(b.id, reason="stolen", successor=a.id)
+        assert (report.current_id, report.is_complete) == (a.id, True)
+        with pytest.raises(IllegalStepError):
+            await cluster.revoker().revoke(a.id, reason="stolen", successor=b.id)
+
+
+@pytest.mark.parametrize(("session_id", "successor"), [("nobody", "new"), ("root-a", "next"), ("root-a", "nobody")])
+async def test_what_cannot_be_is_refused_before_anything_happens(
+    tmp_path: Path, session_id: str, successor: str
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        for call in (
+            cluster.revoker().plan(session_id, successor=successor),
+            cluster.revoker().revoke(session_id, reason="x", successor=successor),
+        ):
+            with pytest.raises(IllegalStepError):
+                await call
+        assert (await cluster.document()).generation == 1
+
+
+async def test_an_unmodified_server_learns_the_successor_and_the_sessions_and_goes_on_believing_the_root(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    (tmp_path / "upstream" / "localhost").mkdir(parents=True)
+    (tmp_path / "upstream" / "localhost" / "settings.json").write_bytes(encode_document(document_of(a)))
+    async with (
+        cluster_of(tmp_path, document_of(a), 1) as cluster,
+        Server(tmp_path / "upstream", FileSettings(tmp_path / "upstream"), debug=True) as server,
+    ):
+        upstream = client_of(server, "http://upstream", Upstream)
+        user, _ = await cluster.nodes[0].create_session()
+        report = await cluster.revoker([*cluster.nodes, upstream]).revoke(a.id, reason="stolen")
+        b = (await cluster.document()).current
+        assert report.is_complete
+        assert [node.is_unmodified for node in report.nodes] == [False, True]
+        assert [node.introduced for node in report.nodes] == [1, 1]
+        assert await upstream.answers(b)
+        assert await upstream.answers(user)
+        assert await upstream.answers(a)
+
+
+async def test_a_node_that_drops_what_is_pushed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = root("root-a")
+
+    async def nowhere(self: NodeClient, path: str, _: Any, signer: OwnedSession, __: int | None = None) -> Any:
+        (reply,) = await self.batch_sync([(path, {"ver": 50595584, "f": FULL, "s": 0, "c": [], "ad": []})], signer)
+        return reply
+
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await cluster.nodes[0].create_session()
+        monkeypatch.setattr(NodeClient, "push", nowhere)
+        with pytest.raises(RotationError, match="node-0 did not keep"):
+            await cluster.revoker().revoke(a.id, reason="stolen")
+
+
+FULL = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+
+
+@pytest.mark.parametrize("method", ["push", "held", "keep_frozen", "refresh", "batch_sync", "identity"])
+async def test_a_node_that_dies_on_the_way_loses_nothing_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        user, _ = await cluster.nodes[0].create_session()
+
+        async def dies(*_: Any, **__: Any) -> Any:
+            raise NodeUnreachableError("gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NodeClient, method, dies)
+            revoker = cluster.revoker(policy=replace(POLICY, adoption=SECOND / 10))
+            with contextlib.suppress(NodeUnreachableError):
+                assert not (await revoker.revoke(a.id, reason="stolen")).is_complete
+        assert (await cluster.revoker().revoke(a.id, reason="stolen")).is_complete
+        assert await cluster.nodes[0].answers(user)
