@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,17 +61,20 @@ class Record:
         orgs: Organizations whose settings.json it has written.
         memory: The directory in memory, where there is one.
         child: The server that it runs.
+        token: By what its lease can be told, so that the next agent here need not wait for it.
     """
 
     orgs: frozenset[str] = frozenset()
     memory: Path | None = None
     child: Process | None = None
+    token: str | None = None
 
     def to_bytes(self) -> bytes:
         """Return it as text."""
         child = None if self.child is None else {"pid": self.child.pid, "started": self.child.started}
         memory = None if self.memory is None else str(self.memory)
-        return json.dumps({"orgs": sorted(self.orgs), "memory": memory, "child": child}, indent=2).encode() + b"\n"
+        tree = {"orgs": sorted(self.orgs), "memory": memory, "child": child, "token": self.token}
+        return json.dumps(tree, indent=2).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
@@ -82,13 +86,14 @@ class Record:
         tree: Any = json.loads(raw)
         if not isinstance(tree, Mapping):
             raise ValueError("not an object")
-        child, memory, orgs = tree.get("child"), tree.get("memory"), tree.get("orgs", [])
+        child, memory, orgs, token = tree.get("child"), tree.get("memory"), tree.get("orgs", []), tree.get("token")
         if not isinstance(orgs, list) or not all(isinstance(org, str) for org in orgs):
             raise ValueError("orgs is not a list of texts")
         return cls(
             orgs=frozenset(orgs),
             memory=Path(memory) if isinstance(memory, str) else None,
             child=Process(pid=int(child["pid"]), started=str(child["started"])) if isinstance(child, Mapping) else None,
+            token=token if isinstance(token, str) else None,
         )
 
 
@@ -100,6 +105,7 @@ class Claim:
 
     Attributes:
         before: What the last agent left behind; empty after a clean end.
+        token: This node's name towards the others; that of the last agent here, if it was killed.
     """
 
     def __init__(self, data: Path) -> None:
@@ -109,6 +115,7 @@ class Claim:
         self._lock: int | None = None
         self._record = Record()
         self.before = Record()
+        self.token = secrets.token_hex(16)
 
     def __enter__(self) -> Self:
         """Take the lock and read what was left.
@@ -130,6 +137,7 @@ class Claim:
             raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
         try:
             self.before = self._record = Record.from_bytes(self._path.read_bytes())
+            self.token = self.before.token or self.token
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -151,7 +159,7 @@ class Claim:
         Raises:
             SettingsError: It cannot be written.
         """
-        record = replace(self._record, child=child)
+        record = replace(self._record, child=child, token=self.token)
         if orgs is not None:
             record = replace(record, orgs=frozenset(orgs))
         if memory is not None:

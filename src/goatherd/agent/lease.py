@@ -34,7 +34,7 @@ from goatherd.errors import (
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.telemetry import Event, event_text
 
-TERM: Final = timedelta(seconds=90)
+TERM: Final = timedelta(seconds=60)
 SKEW: Final = timedelta(seconds=30)
 POLL: Final = timedelta(seconds=2)
 _TROUBLED: Final = timedelta(seconds=30)
@@ -99,6 +99,8 @@ class Lease:
         provider: The store; entered by the caller.
         secret_id: Where the lease lies; made when it is first needed.
         holder: Who takes it, for people: ``host:pid``.
+        token: Tells this node from every other; a lease with it is this node's own, from before a crash or a lost
+            answer. Random unless given.
         term: How long it lasts without being renewed.
         skew: By how much clocks may differ.
         poll: How often to look while somebody else has it.
@@ -111,6 +113,7 @@ class Lease:
         secret_id: str,
         *,
         holder: str,
+        token: str | None = None,
         term: timedelta = TERM,
         skew: timedelta = SKEW,
         poll: timedelta = POLL,
@@ -119,7 +122,7 @@ class Lease:
         self._provider = provider
         self._secret_id = secret_id
         self._holder = holder
-        self._token = secrets.token_hex(16)
+        self._token = token or secrets.token_hex(16)
         self._term = term
         self._skew = skew
         self._poll = poll
@@ -174,11 +177,7 @@ class Lease:
                 return None
             return "somebody who was a moment earlier"
         ticket, version = Ticket.from_bytes(found.value.reveal()), str(found.version.id)
-        if ticket.token == self._token:
-            # The answer to our own write was lost.
-            self._version = version
-            return None
-        if not self._is_over(ticket, version):
+        if ticket.token != self._token and not self._is_over(ticket, version):
             return ticket.holder or "somebody"
         try:
             await self._put(self._mine(), version)

@@ -225,7 +225,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         await take_over(claim, options.agent_grace, clock)
         handovers, provider, template = _handovers(plan, claim, memory)
         on_change = OnChange(options.agent_on_change)
-        lease = await _lease(plan, stack, provider, template) if on_change is not OnChange.IGNORE else None
+        lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None
         agent = Agent(
             handovers,
             claim=claim,
@@ -314,7 +314,9 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     return handovers, provider, template
 
 
-async def _lease(plan: _Plan, stack: AsyncExitStack, provider: SecretProvider, template: str) -> Lease | None:
+async def _lease(
+    plan: _Plan, stack: AsyncExitStack, token: str, provider: SecretProvider, template: str
+) -> Lease | None:
     from goatherd.agent import Lease
     from goatherd.agent.lease import lease_id_for
 
@@ -326,7 +328,7 @@ async def _lease(plan: _Plan, stack: AsyncExitStack, provider: SecretProvider, t
     if named is not None:
         provider, secret_id = open_provider(named)
     await stack.enter_async_context(provider)
-    return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}")
+    return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}", token=token)
 
 
 def _no_lease() -> NoLease:

@@ -27,7 +27,9 @@ def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(
         claim.note(orgs=["a", "b"], memory=Path("/run/x"))
         claim.note(child=child)
     with Claim(tmp_path) as claim:
-        assert claim.before == Record(orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child)
+        assert claim.before == Record(
+            orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child, token=claim.token
+        ), "it has the last one's token, and with it its lease"
         claim.forget()
         claim.forget()
     with Claim(tmp_path) as claim:

@@ -149,6 +149,21 @@ async def test_a_holder_that_has_crashed_is_waited_for_until_the_deadline_and_th
     await second.end()
 
 
+async def test_the_next_agent_of_the_same_node_need_not_wait_for_the_one_that_has_crashed(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    crashed = Lease(provider, HERE, holder="one:7", token="node-one", clock=clock)
+    frozen(crashed)
+    gone = Turn(crashed)
+    await settle()
+    await gone.crash()
+    again = Turn(Lease(provider, HERE, holder="one:8", token="node-one", clock=clock))
+    await settle()
+    assert again.has_it.is_set()
+    assert (await ticket(provider)).holder == "one:8"
+    await again.end()
+
+
 async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_for_ever(
     provider: CountingProvider, clock: HandClock
 ) -> None:
