@@ -246,7 +246,7 @@ def _resumption(underway: Underway, schedule: Schedule, now_ms: int) -> Verdict:
         return Verdict(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
     stale_ms = underway.phase_ms + _ms(schedule.stale)
-    at_ms = stale_ms + int(_share(schedule, underway.id) * _ms(min(schedule.jitter, schedule.stale)))
+    at_ms = stale_ms + int(share(schedule, underway.id) * _ms(min(schedule.jitter, schedule.stale)))
     left = "nobody drives it, it is carried on" if at_ms <= now_ms else "left to its driver until it counts as stale"
     return Verdict(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
 
@@ -315,7 +315,7 @@ def _retirement(facts: Facts, schedule: Schedule) -> Verdict | None:
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
     at_ms = since_ms + _ms(schedule.policy.grace)
-    at_ms += int(_share(schedule, root_id) * _ms(schedule.jitter))
+    at_ms += int(share(schedule, root_id) * _ms(schedule.jitter))
     why = f"root {root_id} has not signed since {_text(since_ms, schedule)}: its private key is destroyed in the store"
     return Verdict(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
 
@@ -325,15 +325,15 @@ def _retirement(facts: Facts, schedule: Schedule) -> Verdict | None:
 
 def _begin(schedule: Schedule, slot_ms: int) -> int | None:
     """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
-    share = _share(schedule, str(slot_ms))
+    place = share(schedule, str(slot_ms))
     if not schedule.windows:
-        return slot_ms + int(share * _ms(schedule.jitter))
+        return slot_ms + int(place * _ms(schedule.jitter))
     span = first_span(schedule.windows, schedule.zone, slot_ms)
     if span is None:
         return None
     # The jitter may use up what is left of the window, and no more.
     from_ms = max(slot_ms, span.open_ms)
-    return from_ms + int(share * min(_ms(schedule.jitter), span.close_ms - from_ms))
+    return from_ms + int(place * min(_ms(schedule.jitter), span.close_ms - from_ms))
 
 
 def _possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
@@ -361,7 +361,7 @@ def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
     if not failures:
         return 0, ""
     doubled = min(_ms(schedule.backoff) << (len(failures) - 1), _ms(schedule.backoff_max))
-    pause = int(doubled * (1 + 0.25 * _share(schedule, str(failures[0].at))))
+    pause = int(doubled * (1 + 0.25 * share(schedule, str(failures[0].at))))
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
     until_ms = failures[0].at + pause
     return until_ms, f"after {count} ({failures[0].event}: {failures[0].reason}) not before {_text(until_ms, schedule)}"
@@ -439,7 +439,7 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         )
 
 
-def _share(schedule: Schedule, what: str) -> float:
+def share(schedule: Schedule, what: str) -> float:
     """Return this controller's place between 0 and 1, the same each time it asks about the same thing."""
     digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48

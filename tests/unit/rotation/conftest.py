@@ -45,7 +45,7 @@ def rotator_for(herd: Herd, *, policy: Policy = POLICY, events: list[Event] | No
         policy=policy,
         clock=herd.clock,
         started_by=options.pop("started_by", "alice@host-1:4711"),
-        on_event=None if events is None else events.append,
+        on_event=options.pop("listener", None if events is None else events.append),
         health=options.pop("health", ()),
     )
 

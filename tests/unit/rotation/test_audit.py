@@ -315,9 +315,7 @@ async def test_the_trail_of_a_rotation_holds_every_step_and_no_key(
     first = await document_of(herd)
     trail.use(first)
     journal = Journal(trail)
-    rotator = rotator_for(herd)
-    rotator._on_event = journal.told
-    await rotator.rotate()
+    await rotator_for(herd, listener=journal.told).rotate()
     document = await check_steady(herd)
     checked = check(file, anchors=Anchors.of(document))
     assert checked.lost == 0

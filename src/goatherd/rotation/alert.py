@@ -1,0 +1,118 @@
+"""Tells somebody that something needs a look: an event in the log at level ERROR, and a command of the operator's.
+
+What it is not: it decides nothing, and repeats nothing by itself. Rules: what an alert says holds ids, times and
+reasons, no key; a command that fails, or does not end in time, is logged and changes nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text, scrub
+
+_log = logging.getLogger("goatherd.rotation")
+
+COMMAND_TIMEOUT: Final = timedelta(seconds=30)
+_SHELL: Final = "/bin/sh"
+
+
+class AlertKind(StrEnum):
+    """Why somebody should look."""
+
+    ROTATION_FAILED = "rotation-failed"
+    """A rotation was cancelled or rolled back, or could not be begun or carried on."""
+    RETIREMENT_FAILED = "retirement-failed"
+    """Old private keys could not be destroyed."""
+    SLOT_SKIPPED = "slot-skipped"
+    """A slot passed without a rotation, and is not caught up."""
+    KEY_NEAR_END = "key-near-end"
+    """The root that signs is near its expiration, or past it."""
+    STORE_AWAY = "store-away"
+    """The identity could not be read, several times in a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One thing that somebody should look at.
+
+    Attributes:
+        reason: One line for people.
+        code: The error's code, where there was one.
+        failures: How many times in a row.
+    """
+
+    kind: AlertKind
+    reason: str
+    root_id: str | None = None
+    code: str | None = None
+    failures: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "kind": self.kind.value,
+            "reason": scrub(self.reason),
+            "root": self.root_id,
+            "code": self.code,
+            "failures": self.failures,
+        }
+
+
+class Alarm:
+    """Logs alerts, and runs a command for each. The command gets the alert as JSON on its standard input.
+
+    Args:
+        command: Run by ``/bin/sh -c``; None for the log only.
+        timeout: When its time is over, the command and what it started are killed.
+    """
+
+    def __init__(self, command: str | None = None, *, timeout: timedelta = COMMAND_TIMEOUT) -> None:
+        self._command = command
+        self._timeout = timeout.total_seconds()
+
+    async def ring(self, alert: Alert) -> None:
+        """Tell of one alert; returns when the command has ended."""
+        data = alert.to_json()
+        _log.error(event_text(LogEvent.CONTROLLER_ALERT, **data))
+        if self._command is None:
+            return
+        problem = await self._run(json.dumps(data).encode() + b"\n")
+        if problem is not None:
+            _log.error(event_text(LogEvent.CONTROLLER_ALERT_FAILED, reason=problem))
+
+    async def _run(self, told: bytes) -> str | None:
+        assert self._command is not None
+        nothing = asyncio.subprocess.DEVNULL
+        try:
+            process = await asyncio.create_subprocess_exec(
+                _SHELL,
+                "-c",
+                self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=nothing,
+                stderr=nothing,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"cannot be started: {error.strerror}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                # A command that does not read its input is no failure.
+                await process.communicate(told)
+        except TimeoutError:
+            return f"did not end within {self._timeout:g} s"
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await asyncio.shield(process.wait())
+        return None if process.returncode == 0 else f"ended with {process.returncode}"
