@@ -1,0 +1,19 @@
+# An unmodified GoatDB server under `goatherd run`: the image of your server, with Goatherd beside it.
+#
+#   docker build -f deploy/docker/run.Dockerfile --build-arg GOATHERD=registry.example/goatherd:1 -t my-goatdb .
+#
+# Both images must be of the same Debian release, since Goatherd brings its libraries but not its Python.
+ARG GOATHERD=goatherd:latest
+FROM ${GOATHERD} AS goatherd
+
+# Replace this by the image of your GoatDB server; it needs Python 3.13 for Goatherd.
+FROM python:3.13-slim
+COPY --from=goatherd /opt/goatherd /opt/goatherd
+RUN useradd --uid 10001 --create-home goatdb && install -d -o goatdb -g goatdb -m 0700 /srv/goatdb
+ENV PATH=/opt/goatherd/bin:$PATH
+USER 10001:10001
+VOLUME /srv/goatdb
+EXPOSE 8080
+# /dev/shm is memory in every container, and where the key lies while the server runs.
+ENTRYPOINT ["goatherd", "run", "--data", "/srv/goatdb", "--"]
+CMD ["deno", "run", "-A", "server.ts"]

@@ -1,0 +1,147 @@
+"""What lies under deploy/ is well-formed for its own linter, and says to Goatherd what Goatherd takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from goatherd.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+LINTERS = ROOT / "build/tools/linters/bin"
+DOCKERFILES = sorted(DEPLOY.rglob("*Dockerfile"))
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+UNITS = sorted((DEPLOY / "systemd").glob("*.*"))
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(DEPLOY))
+
+
+def linted(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = LINTERS / tool
+    if not program.exists():
+        pytest.skip(f"{tool} IS NOT INSTALLED, SO deploy/ IS NOT LINTED: run tools/install-linters")
+    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+
+
+def pods(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield every pod's spec of a manifest, wherever it stands."""
+
+    def walk(node: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(node, dict):
+            if "containers" in node:
+                yield node
+            for value in node.values():
+                yield from walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from walk(value)
+
+    for document in documents(path):
+        yield from walk(document)
+
+
+def containers(path: Path) -> Iterator[dict[str, Any]]:
+    for pod in pods(path):
+        yield from [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def command_lines() -> Iterator[Any]:
+    """Yield every command line of ours that a file under deploy/ runs or shows."""
+    for path in MANIFESTS:
+        for container in containers(path):
+            line = [*container.get("command", []), *container.get("args", [])]
+            if container["image"].startswith("goatherd"):
+                yield pytest.param(line, id=f"{named(path)}-{container['name']}")
+    for path in UNITS:
+        for line in re.findall(r"^Exec\w+=\S*/goatherd (.*)$", path.read_text(), re.MULTILINE):
+            yield pytest.param(shlex.split(line), id=named(path))
+    for path in [*DOCKERFILES, *MANIFESTS, *UNITS]:
+        for number, line in enumerate(re.findall(r"^#\s+(?:\$ )?goatherd ([^|#\n]*)", path.read_text(), re.MULTILINE)):
+            yield pytest.param(shlex.split(line), id=f"{named(path)}-comment-{number}")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_a_dockerfile_passes_hadolint(path: Path) -> None:
+    done = linted("hadolint", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=named)
+def test_a_manifest_is_what_kubernetes_takes(path: Path) -> None:
+    done = linted("kubernetes-validate", "--strict", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", UNITS, ids=named)
+def test_a_unit_is_what_systemd_takes(path: Path, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze IS NOT INSTALLED, SO UNITS ARE NOT LINTED")
+    # A program must be there and executable for systemd; which one is not the question here.
+    text = re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", path.read_text(), flags=re.MULTILINE)
+    for other in UNITS:
+        (tmp_path / other.name).write_text(other.read_text().replace("/opt/goatherd/bin/goatherd", "/bin/true"))
+    (tmp_path / path.name).write_text(text)
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", str(tmp_path / path.name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = [line for line in done.stderr.splitlines() if path.name in line]
+    assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.parametrize("line", list(command_lines()))
+def test_goatherd_takes_the_command_lines(line: list[str]) -> None:
+    assert line, "a container of Goatherd needs arguments"
+    found = cli.get_command(click.Context(cli), line[0])
+    assert found is not None, f"there is no goatherd {line[0]}"
+    with found.make_context(line[0], list(line[1:])) as context:
+        assert context.command is found
+
+
+def test_there_are_command_lines_to_look_at() -> None:
+    assert len(list(command_lines())) >= 6
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=named)
+def test_no_container_may_do_more_than_it_needs(path: Path) -> None:
+    for pod in pods(path):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            confined = container["securityContext"]
+            assert confined["allowPrivilegeEscalation"] is False
+            assert confined["readOnlyRootFilesystem"] is True
+            assert confined["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=named)
+def test_a_key_lies_in_memory_only(path: Path) -> None:
+    for pod in pods(path):
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
+            for argument in container.get("args", []):
+                if argument.startswith("--memory="):
+                    volume = volumes[mounts[argument.removeprefix("--memory=")]]
+                    assert volume["emptyDir"]["medium"] == "Memory"
+                assert argument != "--plain-file"
