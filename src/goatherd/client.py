@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
@@ -73,6 +74,8 @@ class NodeClient:
         http: A connection pool to use; stays the caller's to close. By default the client makes its own.
         timeout: Deadline of each request, from connecting to the last byte of the answer. Real peers use 5 s.
         clock: Where request signatures take their time from, unless a call gives `now_ms`.
+        server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
+            certificate must have it.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class NodeClient:
         http: httpx2.AsyncClient | None = None,
         timeout: timedelta = DEFAULT_TIMEOUT,
         clock: Clock | None = None,
+        server_name: str | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._http = http
         self._owns_http = http is None
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
+        self._server_name = server_name
 
     @property
     def timeout(self) -> timedelta:
@@ -329,6 +334,18 @@ class NodeClient:
             return False
         return response.status_code == 200
 
+    async def time_ms(self) -> int | None:
+        """Return the server's own time in whole seconds, as milliseconds since 1970; None where it tells none.
+
+        Raises:
+            NodeUnreachableError: See the module.
+        """
+        response = await self._send("GET", "/healthy")
+        try:
+            return round(parsedate_to_datetime(response.headers["date"]).timestamp() * 1000)
+        except (KeyError, TypeError, ValueError):
+            return None
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _signed(self, signer: OwnedSession, now_ms: int | None) -> dict[str, str]:
@@ -350,9 +367,19 @@ class NodeClient:
 
         url = self.base_url + path
         limit = self._timeout.total_seconds()
+        extensions = {}
+        if self._server_name is not None:
+            # SECURITY: the certificate is checked against this name, not only sent it
+            # (tests/unit/rotation/test_discovery.py).
+            extensions["sni_hostname"] = self._server_name
+            port = httpx2.URL(url).port
+            name = self._server_name if port is None else f"{self._server_name}:{port}"
+            headers = {**(headers or {}), "host": name}
         try:
             async with asyncio.timeout(limit):
-                return await self._pool().request(method, url, content=content, headers=headers, timeout=limit)
+                return await self._pool().request(
+                    method, url, content=content, headers=headers, timeout=limit, extensions=extensions
+                )
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise NodeUnreachableError(f"{method} {url}: no answer within {limit:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:

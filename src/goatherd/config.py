@@ -125,9 +125,24 @@ def _flag(value: object) -> bool:
 
 def _url(text: str) -> str:
     if not re.fullmatch(r"https?://[^/\s@?#]+(?:/[^\s?#]*)?", text):
-        hint = "A node's address looks like http://host:port."
+        hint = (
+            "A node's address looks like http://host:port; several: dns://host:port, k8s-service://namespace/name:port."
+        )
         raise ConfigurationError(f"{text!r} is not the address of a node", hint=hint)
     return text.rstrip("/")
+
+
+def _node(text: str) -> str:
+    if text.partition("://")[0] not in ("dns", "k8s-service"):
+        return _url(text)
+    from goatherd.rotation.discovery import source_of
+
+    source_of(text, timeout=timedelta(seconds=1))
+    return text
+
+
+def _nodes(value: object) -> tuple[str, ...]:
+    return tuple(_node(text) for text in _texts(value))
 
 
 def _urls(value: object) -> tuple[str, ...]:
@@ -202,7 +217,11 @@ class Options:
     )
     org: str = _key("org", _text, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
     nodes: tuple[str, ...] = _key(
-        "nodes", _urls, (), "list of URLs", "The servers that `status`, `doctor` and `rotate` talk to."
+        "nodes",
+        _nodes,
+        (),
+        "list of URLs",
+        "The servers that `status`, `doctor` and `rotate` talk to; `dns://` and `k8s-service://` stand for any number.",
     )
     timeout: timedelta = _key("timeout", parse_duration, timedelta(seconds=5), "time", "Patience with one answer.")
 

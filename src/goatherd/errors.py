@@ -304,6 +304,13 @@ class NodeUnreachableError(NodeError):
     retryable = True
 
 
+class DiscoveryError(NodeError):
+    """It cannot be found out which servers there are, or the answer names none: that is never taken for "none"."""
+
+    code = "node.discovery"
+    retryable = True
+
+
 class NodeRefusedError(NodeError):
     """The server answered, with a refusal. `status` is the HTTP status."""
 

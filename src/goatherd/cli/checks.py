@@ -12,19 +12,17 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any, Final
-
-import httpx2
 
 from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, OK, WARNING, Check, store_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
-from goatherd.errors import GoatherdError, NodeError, NodeRefusedError
+from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
+from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.base import Origin
 
 SKEW_WARNING: Final = timedelta(seconds=30)
@@ -77,9 +75,12 @@ class NodeState:
 
 
 async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
-    """Ask every node of the options, side by side."""
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(NodeClient(url, timeout=options.timeout)) for url in options.nodes]
+    """Ask every node of the options, side by side; where it cannot be told who they are, that is the one that fails."""
+    async with NodeDirectory(options.nodes, timeout=options.timeout) as directory:
+        try:
+            clients = await directory()
+        except DiscoveryError as error:
+            return [NodeState(url=", ".join(options.nodes), problem=str(error))]
         return list(await asyncio.gather(*(_look_at(client, document) for client in clients)))
 
 
@@ -135,8 +136,7 @@ async def examine(options: Options) -> list[Check]:
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
             checks += await store_checks(store, version, document, options)
             checks += _identity_checks(document, options)
-    for found in await asyncio.gather(*(_node_checks(url, document, options) for url in options.nodes)):
-        checks += found
+    checks += await _checks_of_all(document, options)
     if not options.nodes:
         checks.append(
             Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
@@ -167,17 +167,31 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
     return checks
 
 
-async def _node_checks(url: str, document: IdentityDocument | None, options: Options) -> list[Check]:
-    async with NodeClient(url, timeout=options.timeout) as client:
+async def _checks_of_all(document: IdentityDocument | None, options: Options) -> list[Check]:
+    async with NodeDirectory(options.nodes, timeout=options.timeout) as directory:
         try:
-            checks = [await _leak_check(client)]
-        except NodeRefusedError as error:
-            checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
-        except NodeError as error:
-            return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
-        checks.append(await _clock_check(url, options.timeout))
-        if document is not None:
-            checks.append(_step_check(await _look_at(client, document), document, options))
+            clients = await directory()
+        except DiscoveryError as error:
+            return [Check(name="nodes", level=FAILED, text=str(error), hint=error.hint)]
+        checks = []
+        if directory.is_discovered:
+            found = ", ".join(client.base_url for client in clients)
+            checks.append(Check(name="nodes", level=OK, text=f"{len(clients)} found: {found}"))
+        for each in await asyncio.gather(*(_node_checks(client, document, options) for client in clients)):
+            checks += each
+    return checks
+
+
+async def _node_checks(client: NodeClient, document: IdentityDocument | None, options: Options) -> list[Check]:
+    try:
+        checks = [await _leak_check(client)]
+    except NodeRefusedError as error:
+        checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
+    except NodeError as error:
+        return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
+    checks.append(await _clock_check(client))
+    if document is not None:
+        checks.append(_step_check(await _look_at(client, document), document, options))
     return checks
 
 
@@ -195,16 +209,16 @@ async def _leak_check(client: NodeClient) -> Check:
     )
 
 
-async def _clock_check(url: str, timeout: timedelta) -> Check:
+async def _clock_check(client: NodeClient) -> Check:
     clock = SystemClock()
-    name = "clock"
+    name, url = "clock", client.base_url
+    before = clock.now_ms()
     try:
-        async with httpx2.AsyncClient(timeout=timeout.total_seconds()) as http:
-            before = clock.now_ms()
-            response = await http.get(f"{url}/healthy")
-            after = clock.now_ms()
-        told = parsedate_to_datetime(response.headers["date"]).timestamp() * 1000
-    except (httpx2.HTTPError, KeyError, TypeError, ValueError):
+        told = await client.time_ms()
+    except NodeError:
+        told = None
+    after = clock.now_ms()
+    if told is None:
         return Check(name=name, level=WARNING, text=f"{url} does not tell its time")
     # The header has whole seconds, so the answer may be up to one older than it looks.
     skew_ms = max(0.0, told - after, before - (told + 1000))

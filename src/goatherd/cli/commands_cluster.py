@@ -31,11 +31,11 @@ from goatherd.cli.rotation_text import (
 from goatherd.cli.store import name_of_store, open_store
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
 from goatherd.cli.whereabouts import find_whereabouts
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError
 from goatherd.identity.redaction import notes, redacted
+from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
@@ -263,14 +263,14 @@ async def _rotate(
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(remembered(store, seen))
-        nodes = [await stack.enter_async_context(NodeClient(url, timeout=options.timeout)) for url in options.nodes]
+        directory = await stack.enter_async_context(NodeDirectory(options.nodes, timeout=options.timeout))
         progress = stack.enter_context(Progress(app.out))
         rotator = Rotator(
             store.provider,
             store.secret_id,
-            nodes,
+            directory if directory.is_discovered else await directory(),
             org=store.org,
-            policy=policy_of(options),
+            policy=policy_of(options, is_discovered=directory.is_discovered),
             started_by=_who(),
             on_event=_each(progress.told, seen.told),
             health=health_signals(options),
@@ -332,8 +332,14 @@ async def _retire(app: App, *, yes: bool) -> int:
             store.provider, store.secret_id, [], org=store.org, policy=policy_of(app.options), started_by=_who()
         )
         report = await rotator.retire()
+        _, document = await store.read()
+        keys = await find_whereabouts(store, document, app.options.rotation_grace)
     found = list(report.destroyed)
     lines = [f"destroyed version {version}" for version in found]
-    lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
-    app.out.result(report_data(report), lines or [f"nothing to destroy: no replaced root is older than {grace}"])
+    lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
+    lines = lines or [f"nothing to destroy: no replaced root is older than {grace}"]
+    now_ms = SystemClock().now_ms()
+    app.out.result(
+        report_data(report) | {"privateKeys": keys.to_json(now_ms)}, [*lines, "", *keys.lines(app.out, now_ms)]
+    )
     return 0

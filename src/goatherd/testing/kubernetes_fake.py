@@ -1,10 +1,10 @@
 """A fake of the Kubernetes API server on the wire, as much of it as Secrets need: for machines without a real one.
 
-What it is: ``/api/v1/namespaces/N/secrets`` on 127.0.0.1, plain or TLS, with resourceVersion, ``Status`` objects, RBAC
-with resourceNames, watches with bookmarks, size limits, and troubles to order. What it is not: any other resource,
-patches, paging, dry runs, admission or encryption. Rules: a behaviour stands beside the page that it follows, under
-https://kubernetes.io/docs/reference/; tests/contract/test_kubernetes_real.py asks it and a real kube-apiserver the
-same questions and compares the answers.
+What it is: ``/api/v1/namespaces/N/secrets``, and the list of EndpointSlices, on 127.0.0.1, plain or TLS, with
+resourceVersion, ``Status`` objects, RBAC with resourceNames, watches with bookmarks, size limits, and troubles to order.
+What it is not: any other resource, patches, paging, dry runs, admission or encryption. Rules: a behaviour stands beside
+the page that it follows, under https://kubernetes.io/docs/reference/; tests/contract/test_kubernetes_real.py asks it
+and a real kube-apiserver the same questions about Secrets and compares the answers.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ MOST_BYTES: Final = 1 << 20
 MOST_REQUEST_BYTES: Final = 3 << 20
 
 _PATH = re.compile(r"/api/v1/namespaces/([^/]+)/secrets(?:/([^/]+))?")
+_SLICES = re.compile(r"/apis/discovery\.k8s\.io/v1/namespaces/([^/]+)/endpointslices")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _VERBS: Final = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
@@ -97,6 +98,7 @@ class FakeKubernetes:
         url: Where it listens, once entered.
         troubles: What befalls the next requests, first come first served.
         asked: The requests so far.
+        slices: The EndpointSlices that there are, as the API has them, by namespace.
     """
 
     def __init__(self, *, namespaces: Sequence[str] = ("default",), tls: tuple[str, str] | None = None) -> None:
@@ -112,6 +114,7 @@ class FakeKubernetes:
         self.changed = threading.Condition()
         self.troubles: list[Trouble] = []
         self.asked: list[Asked] = []
+        self.slices: dict[str, list[Fields]] = {}
         self.watching = 0
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
@@ -240,6 +243,26 @@ class FakeKubernetes:
             "metadata": {"resourceVersion": str(self._version)},
             "items": items,
         }
+
+    def slices_of(self, roles: tuple[Fields, ...] | None, user: str, namespace: str, selector: str) -> Fields:
+        """reference/kubernetes-api/service-resources/endpoint-slice-v1/#list-list-or-watch-objects-of-kind-endpointslice.
+
+        By a label selector of one label; a list that is selected by label cannot be allowed by resource name.
+        """
+        rules = [rule for role in roles or () if role["metadata"]["namespace"] == namespace for rule in role["rules"]]
+        if roles is not None and not any(
+            "list" in rule["verbs"]
+            and "endpointslices" in rule["resources"]
+            and "discovery.k8s.io" in rule["apiGroups"]
+            and "resourceNames" not in rule
+            for rule in rules
+        ):
+            told = f'endpointslices.discovery.k8s.io is forbidden: User "{user}" cannot list resource "endpointslices"'
+            raise StatusError(403, "Forbidden", told, {"group": "discovery.k8s.io", "kind": "endpointslices"})
+        label, _, value = selector.partition("=")
+        found = [each for each in self.slices.get(namespace, []) if each["metadata"]["labels"].get(label) == value]
+        metadata = {"resourceVersion": str(self._version)}
+        return {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": metadata, "items": found}
 
     def create(self, namespace: str, content: Fields) -> Fields:
         """reference/kubernetes-api/config-and-storage-resources/secret-v1/#create-create-a-secret."""
@@ -442,6 +465,13 @@ class _Handler(BaseHTTPRequestHandler):
                 user, roles = api.user_of(self.headers.get("Authorization", ""))
                 if parts.path == _REVIEWS and self.command == "POST":
                     self._send(201, {}, api.reviewed(user, roles, _decoded(raw)))
+                    return
+                slices = _SLICES.fullmatch(parts.path)
+                if slices is not None and (trouble := self._trouble()) is None:
+                    self._send(200, {}, api.slices_of(roles, user, slices[1], query.get("labelSelector", "")))
+                    return
+                if slices is not None and trouble is not None:
+                    self._send(trouble.status, dict(trouble.headers), trouble.body)
                     return
                 if match is None:
                     raise StatusError(404, "NotFound", "the server could not find the requested resource", {})

@@ -1,4 +1,4 @@
-"""A thin client of the Kubernetes API: Secrets, one at a time, as much as Goatherd needs.
+"""A thin client of the Kubernetes API: Secrets, one at a time, and a Service's endpoints; as much as Goatherd needs.
 
 What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request again with a
 token read again once the server has refused one) and knows no versions or labels. Rules: an answer is believed only
@@ -170,6 +170,23 @@ class KubernetesClient:
         if answer.get("kind") not in ("Status", "Secret"):
             raise _damaged("it is neither a Status nor a Secret")
         return True
+
+    async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
+        """Return the EndpointSlices of a Service, all of them; none where there is no such Service.
+
+        https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#ownership. The answer to a list without
+        a limit is whole: reference/using-api/api-concepts/#retrieving-large-results-sets-in-chunks.
+        """
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+        status, answer = await self._call("GET", f"{path}?labelSelector=kubernetes.io%2Fservice-name%3D{service}")
+        items, metadata = answer.get("items"), answer.get("metadata")
+        if status != 200 or answer.get("kind") != "EndpointSliceList" or not isinstance(items, list):
+            raise _damaged("it is no list of EndpointSlices")
+        if not isinstance(metadata, Mapping) or metadata.get("continue"):
+            raise _damaged("it is a part of a list")
+        if not all(isinstance(item, dict) for item in items):
+            raise _damaged("an EndpointSlice is no object")
+        return items
 
     async def may(self, verb: str, namespace: str, name: str) -> bool | None:
         """Return whether the credentials may do something to a Secret; None where the server does not say.
