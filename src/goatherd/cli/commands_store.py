@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import click
 
 from goatherd._plugins import policy_text
-from goatherd.cli.main import App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock, iso
@@ -60,10 +61,11 @@ async def _init(app: App) -> None:
 
 
 @command(
-    example="goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root\n"
-    "goatherd migrate /srv/goatdb/localhost/settings.json --provider file:///srv/keys/root --dry-run"
+    example="goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --dry-run\n"
+    "goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --node http://10.0.0.2:8080 --remove-key",
+    nodes=True,
 )
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @click.option(
     "--write-sessions/--no-write-sessions",
@@ -71,19 +73,53 @@ async def _init(app: App) -> None:
     show_default=True,
     help="Write sessions that only settings.json knows into the server's /sys/sessions log.",
 )
-def migrate(app: App, source: Path, dry_run: bool, write_sessions: bool) -> None:
-    """Bring a GoatDB server's identity into a store.
+@click.option(
+    "--remove-key/--keep-key",
+    default=None,
+    help="Remove settings.json once the store has given the identity back. On a terminal you are asked.",
+)
+def migrate(
+    app: App, sources: tuple[Path, ...], dry_run: bool, write_sessions: bool, remove_key: bool | None
+) -> int | None:
+    """Bring a GoatDB cluster's identity into a store.
 
     SOURCE is a settings.json, the data directory of one organization, or a data directory with one subdirectory for
-    each organization. The key pair is checked, private keys are taken out of the roots, and every trusted user session
-    is looked for in that server's /sys/sessions log, where it belongs. Stop the server first. Running it again is
-    harmless: an identity that is there already is left as it is, another one is an error.
+    each organization. Several are several servers of one cluster, and must have one and the same identity. The key pair
+    is checked, private keys are taken out of the roots, and every trusted user session is looked for in that server's
+    /sys/sessions log, where it belongs. Stop the server first. Afterwards the store is read back, and every --node that
+    runs is asked whether it takes the key for its root. Running it again is harmless: an identity that is there already
+    is left as it is, another one is an error.
     """
-    from goatherd.cli.migration import migrate_all
+    return asyncio.run(_migrate(app, sources, dry_run=dry_run, write_sessions=write_sessions, remove=remove_key))
 
-    outcomes = asyncio.run(migrate_all(app.options, source, dry_run=dry_run, write_sessions=write_sessions))
-    lines = [line for outcome in outcomes for line in outcome.lines()]
-    app.out.result({"dryRun": dry_run, "organizations": [outcome.to_json() for outcome in outcomes]}, lines)
+
+async def _migrate(
+    app: App, sources: tuple[Path, ...], *, dry_run: bool, write_sessions: bool, remove: bool | None
+) -> int | None:
+    from goatherd.cli.migration import migrate_all, remove_keys
+    from goatherd.cli.way_over import denied
+
+    done = await migrate_all(app.options, sources, dry_run=dry_run, write_sessions=write_sessions)
+    lines = [line for outcome in done.outcomes for line in outcome.lines()]
+    lines += [proof.line() for proof in done.proofs]
+    refused = denied(done.proofs)
+    removed: list[str] = []
+    if remove is None and done.removable and app.out.is_live and sys.stdin.isatty():
+        app.out.result({}, lines)
+        lines = []
+        files = ", ".join(str(source.settings) for source, _ in done.removable)
+        remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
+    if remove and not dry_run:
+        removed = await remove_keys(app.options, done)
+        lines += removed or ["nothing was removed, since a server does not know this key"]
+    data = {
+        "dryRun": dry_run,
+        "organizations": [outcome.to_json() for outcome in done.outcomes],
+        "nodes": [proof.to_json() for proof in done.proofs],
+        "removed": removed,
+    }
+    app.out.result(data, lines)
+    return EXIT_FINDINGS if refused else None
 
 
 @command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")

@@ -1,8 +1,8 @@
 """From a GoatDB server's files into a store: the work of ``goatherd migrate``.
 
-What it is: reads settings.json and the ``/sys/sessions`` log of one or several organizations, puts each identity into
-the store, and sees to it that every trusted user session stands in that server's log, where it belongs. What it is not:
-it never changes settings.json, and it stops no server.
+What it is: reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, puts each
+identity into the store, and sees to it that every trusted user session stands in that server's log, where it belongs.
+What it is not: it stops no server, and it removes a settings.json only where that is asked for (`way_over`).
 Rules: the store is written by `create` only, so an identity that is there is never overwritten; a log that a process
 holds open is not touched; running it twice is running it once.
 """
@@ -10,12 +10,13 @@ holds open is not touched; running it twice is running it once.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.cli.store import open_store, place
+from goatherd.cli.way_over import Proof, ask_servers, copies, denied, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.errors import (
@@ -72,17 +73,20 @@ class SessionLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was done for one organization.
+    """What was done for one organization on one server.
 
     Attributes:
+        settings: That server's settings.json.
         is_new: Whether the identity was put into the store; False when it was there already.
         in_log: How many trusted user sessions the server's log already introduces.
         written: Ids of sessions that were written into the log.
         missing: Ids of trusted sessions that the log does not introduce.
         notes: What was changed or should be known.
+        is_read_back: Whether the store was asked afterwards, and gave the identity back.
     """
 
     org: str
+    settings: Path
     store: str
     current_id: str
     is_new: bool
@@ -91,15 +95,18 @@ class Outcome:
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     dry_run: bool
+    is_read_back: bool
 
     def to_json(self) -> dict[str, object]:
         """Return the outcome as data."""
         return {
             "org": self.org,
+            "settings": str(self.settings),
             "store": self.store,
             "current": self.current_id,
             "migrated": self.is_new,
             "alreadyThere": not self.is_new,
+            "readBack": self.is_read_back,
             "sessionsInLog": self.in_log,
             "sessionsWritten": list(self.written),
             "sessionsMissing": list(self.missing),
@@ -114,6 +121,8 @@ class Outcome:
             if self.is_new
             else f"{self.org}: already migrated: root {self.current_id} is in {self.store}"
         ]
+        if self.is_read_back:
+            found.append(f"  read back from {self.store}: it is the identity of {self.settings}")
         found += [f"  {note}" for note in self.notes]
         if self.in_log:
             found.append(f"  {self.in_log} trusted user sessions stand in the server's /sys/sessions log already")
@@ -125,31 +134,75 @@ class Outcome:
         return found
 
 
-async def migrate_all(options: Options, source: Path, *, dry_run: bool, write_sessions: bool) -> list[Outcome]:
-    """Migrate every organization that `source` holds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """What was done, and what the running servers said.
+
+    Attributes:
+        outcomes: One for each organization of each server.
+        proofs: One for each organization and running server that was asked.
+        removable: The settings.json whose key may leave the disk: the store gave the identity back.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    proofs: tuple[Proof, ...]
+    removable: tuple[tuple[Source, IdentityDocument], ...]
+
+
+async def migrate_all(options: Options, paths: Sequence[Path], *, dry_run: bool, write_sessions: bool) -> Migration:
+    """Migrate every organization that the paths hold; several paths are several servers of one cluster.
 
     Everything is read and checked before anything is written.
 
     Raises:
-        ConfigurationError: `source` holds no settings.json, or several organizations would share one secret.
+        ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
         MalformedIdentityError, KeyMismatchError: A settings.json cannot be believed; nothing was written.
+        SettingsError: Two servers have different identities for one organization; nothing was written.
         IdentityExistsError: The store holds another identity.
         StorageError: A log is held open by a running server, or damaged.
+        DiscoveryError: It cannot be found out who the running servers are.
     """
     now_ms = SystemClock().now_ms()
-    sources = find_sources(source, options)
+    sources = [source for path in paths for source in find_sources(path, options)]
     _, template = place(options)
-    if len(sources) > 1 and ORG_FIELD not in template:
-        orgs = ", ".join(one.org for one in sources)
+    orgs = sorted({source.org for source in sources})
+    if len(orgs) > 1 and ORG_FIELD not in template:
         raise ConfigurationError(
-            f"{source} holds several organizations ({orgs}), and each has an identity of its own",
+            f"there are several organizations ({', '.join(orgs)}), and each has an identity of its own",
             hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
         )
-    read = [(one, *_read_settings(one, now_ms)) for one in sources]
-    return [
-        await _migrate(options, one, document, users, notes, dry_run=dry_run, write_sessions=write_sessions)
-        for one, document, users, notes in read
+    read = [(source, *_read_settings(source, now_ms)) for source in sources]
+    one = {
+        org: united(org, [(source.settings, document) for source, document, _, _ in read if source.org == org])
+        for org in orgs
+    }
+    outcomes = [
+        await _migrate(options, source, one[source.org], users, notes, dry_run=dry_run, write_sessions=write_sessions)
+        for source, _, users, notes in read
     ]
+    proofs = await ask_servers(options, [(org, document.current) for org, document in one.items()])
+    safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
+    return Migration(outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if denied(proofs) else tuple(safe))
+
+
+async def remove_keys(options: Options, migration: Migration) -> list[str]:
+    """Remove the settings.json of what was migrated, and return what was done and what should be known.
+
+    Raises:
+        StorageError: A process holds a data directory open.
+        SettingsError: The store no longer gives the identity back, or a file cannot be removed.
+    """
+    said = []
+    with ExitStack() as stack:
+        for source, _ in migration.removable:
+            if source.data is not None:
+                refuse_running(source.data)
+                stack.enter_context(LogDirectory(source.data))
+        for source, document in migration.removable:
+            async with open_store(options, org=source.org) as store:
+                await read_back(store, document.current)
+                said += remove_key(source.settings, document, store.name)
+    return said
 
 
 def find_sources(source: Path, options: Options) -> list[Source]:
@@ -309,6 +362,7 @@ async def _migrate(
     write_sessions: bool,
 ) -> Outcome:
     notes = list(notes)
+    is_read_back = False
     async with open_store(options, org=source.org) as store:
         try:
             _, present = await store.read()
@@ -325,13 +379,18 @@ async def _migrate(
                     raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
             if write_sessions and not dry_run:
                 sessions.write(identity, source.org)
+        if not dry_run:
+            await read_back(store, document.current)
+            is_read_back = True
     notes += sessions.problems
-    if present is None and not dry_run:
+    notes += [f"{copy} holds a private key too" for copy in copies(source.settings)]
+    if not dry_run:
         notes.append(f"{source.settings} still holds the private key: remove it once the server starts from the store")
     lacking = tuple(session.id for session in sessions.lacking)
     writes = write_sessions and source.data is not None
     return Outcome(
         org=source.org,
+        settings=source.settings,
         store=store.name,
         current_id=identity.current.id,
         is_new=present is None,
@@ -340,6 +399,7 @@ async def _migrate(
         missing=() if writes else lacking,
         notes=tuple(notes),
         dry_run=dry_run,
+        is_read_back=is_read_back,
     )
 
 

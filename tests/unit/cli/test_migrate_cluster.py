@@ -1,0 +1,233 @@
+"""migrate, of a whole cluster: servers compared, the store read back, servers asked, keys taken off the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.cli.way_over import REMAINS
+from goatherd.errors import SettingsError
+from goatherd.identity.session import OwnedSession
+from goatherd.node.storage import LogDirectory
+from goatherd.providers.file import FileSecretProvider
+
+from .conftest import Goatherd
+from .test_migrate import DESCRIPTION, NAMED, NOW_MS, data, settings, settle  # noqa: F401 - `data` is a fixture
+
+FAR_MS = 4_000_000_000_000
+
+
+@contextmanager
+def server(status: int) -> Iterator[str]:
+    """A server that answers every request alike."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def second(data: Path) -> Path:  # noqa: F811
+    """A second server of the same cluster, whose root GoatDB has extended by itself."""
+    other = Path(shutil.copytree(data, data.parent / "second"))
+    settle(other)
+    return other
+
+
+def rewritten(top: Path, change: dict[str, Any]) -> None:
+    (top / "localhost/settings.json").write_text(json.dumps({**settings(top), **change}))
+
+
+def a_new_root(top: Path, session_id: str) -> str:
+    """Give a server a root of its own, as GoatDB does where it cannot read its settings.json."""
+    root = OwnedSession.generate(session_id=session_id, owner="root", now_ms=NOW_MS)
+    rewritten(top, {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []})
+    return root.id
+
+
+def test_the_servers_of_a_cluster_have_one_identity_and_the_latest_expiration_counts(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+) -> None:
+    result = goatherd("migrate", str(data), str(second), "--provider", store, "--json")
+    assert result.code == 0, result.err
+    first, other = result.json["organizations"]
+    assert (first["migrated"], other["alreadyThere"]) == (True, True)
+    assert {first["current"], other["current"]} == {NAMED["root"]}
+    assert goatherd("show", "--provider", store, "--json").json["current"]["expiration"].startswith("2096")
+
+
+def test_different_roots_on_different_servers_are_told_with_what_to_do_and_nothing_is_written(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+) -> None:
+    stranger = a_new_root(second, "b" * 24)
+    refused = goatherd("migrate", str(data), str(second), "--provider", store)
+    assert refused.code == EXIT_CODES["settings"]
+    assert NAMED["root"] in refused.err
+    assert stranger in refused.err
+    assert "a secret of its own" in refused.err
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+
+def test_one_root_with_two_keys_is_a_forgery(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:  # noqa: F811
+    a_new_root(second, NAMED["root"])
+    refused = goatherd("migrate", str(data), str(second), "--provider", store)
+    assert refused.code == EXIT_CODES["settings"]
+    assert "forged" in refused.err
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+
+def test_the_store_is_read_back(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+    assert "read back from" in goatherd("migrate", str(data), "--provider", store).out
+    assert "read back from" not in goatherd("migrate", str(data), "--provider", store, "--dry-run").out
+
+
+def test_a_store_that_gives_something_else_back_keeps_the_key_on_the_disk(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    other = f"file://{tmp_path}/other/root"
+    goatherd("init", "--provider", other)
+    whole = FileSecretProvider._create
+
+    async def forgetful(self: Any, call: Any, value: Any, label: Any) -> Any:
+        value = type(value)((tmp_path / "other/root/1.value").read_bytes())
+        return await whole(self, call, value, label)
+
+    monkeypatch.setattr(FileSecretProvider, "_create", forgetful)
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["settings"]
+    assert "does not give root" in refused.err
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_a_running_server_that_takes_the_key_for_its_root_is_a_proof(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    with server(200) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0
+    assert f"{url} answers a request signed by root {NAMED['root']}" in result.out
+
+
+def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_the_disk(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    with server(403) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url, "--remove-key")
+    assert result.code == EXIT_FINDINGS
+    assert f"{url} does not know root" in result.out
+    assert "nothing was removed" in result.out
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    with server(200) as url:
+        pass
+    result = goatherd("migrate", str(data), "--provider", store, "--node", url, "--json")
+    assert result.code == 0
+    (proof,) = result.json["nodes"]
+    assert proof["trusts"] is None
+    assert proof["problem"]
+
+
+def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    before = settings(data)
+    result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert result.code == 0, result.err
+    file = data / "localhost/settings.json"
+    assert not file.exists()
+    secret = before["currentSession"]["privateKey"]["d"]
+    left = [path for path in data.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert left == [], "the key is in no file of the data directory"
+    note = json.loads((data / "localhost" / REMAINS).read_text())
+    assert note["store"] == store
+    assert note["current"]["id"] == NAMED["root"]
+    assert "GoatDB itself would make a new root" in result.out
+
+    undone = goatherd("export", str(file), "--provider", store, "--data", str(data / "localhost"))
+    assert undone.code == 0, undone.err
+    assert settings(data)["currentSession"] == before["currentSession"]
+
+
+def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+    backup = data / "localhost/settings.json.bak"
+    shutil.copy(data / "localhost/settings.json", backup)
+    result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert f"{backup} holds a private key too: remove it by hand" in result.out
+    assert backup.exists()
+
+
+def test_a_dry_run_removes_nothing(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+    assert goatherd("migrate", str(data), "--provider", store, "--dry-run", "--remove-key").code == 0
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_without_a_terminal_nobody_is_asked_and_the_key_stays(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+    result = goatherd("migrate", str(data), "--provider", store)
+    assert "still holds the private key" in result.out
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_the_key_of_a_running_server_stays_on_its_disk(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+    goatherd("migrate", str(data), "--provider", store)
+    with LogDirectory(data / "localhost"):
+        refused = goatherd("migrate", str(data), "--provider", store, "--no-write-sessions", "--remove-key")
+    assert refused.code == EXIT_CODES["node"], refused.out
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_a_link_that_the_agent_made_is_not_removed(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:  # noqa: F811
+    file = data / "localhost/settings.json"
+    moved = file.rename(tmp_path / "in-memory.json")
+    file.symlink_to(moved)
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["settings"]
+    assert SettingsError.code in refused.err
+    assert moved.exists()
