@@ -21,9 +21,16 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.expiry import Urgency, urgency
 from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.base import Origin
+
+_EXPIRY_HINTS: Final = {
+    Urgency.DUE: "A new root is due: `goatherd rotate` when it suits you.",
+    Urgency.SOON: "Nobody has rotated in time: `goatherd rotate` this week.",
+    Urgency.URGENT: "`goatherd rotate` now.",
+}
 
 SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
@@ -154,7 +161,9 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
         hint = "`goatherd rotate`." if 0 <= left < SHORT_LIFE.days else ""
         checks.append(Check(name="identity", level=level, text=remark, hint=hint))
     if left >= SHORT_LIFE.days:
-        checks.append(Check(name="expiration", level=OK, text=f"{left:.0f} days left"))
+        stage = urgency(document, now_ms)
+        level, hint = (OK, "") if stage is Urgency.FINE else (WARNING, _EXPIRY_HINTS[stage])
+        checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     record = document.rotation
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
@@ -205,7 +214,7 @@ async def _leak_check(client: NodeClient) -> Check:
         name="attacker's question",
         level=FAILED,
         text=f"{url} GIVES THE PRIVATE KEY OF ROOT {' '.join(new.leaked)} TO ANYBODY WHO ASKS",
-        hint="That key is burnt: take the server off the network and replace its root, with a new identity.",
+        hint="That key is burnt: take the server off the network, then `goatherd revoke` the root.",
     )
 
 

@@ -58,7 +58,7 @@ EXIT_MEANINGS = {
     10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
     12: "the agent cannot run a server, or has stopped one that gave its private key away",
     13: "the audit trail is broken, or cannot be written",
-    EXIT_FINDINGS: "`doctor` or `status` found something wrong",
+    EXIT_FINDINGS: "`doctor` or `status` found something wrong, or `revoke` is not finished",
     EXIT_INTERRUPTED: "interrupted",
 }
 
@@ -73,6 +73,9 @@ COMMANDS = {
     "status": ("commands_cluster", "Show the store, the identity, and what every node does."),
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
+    "revoke": ("commands_revoke", "Stop believing a root whose private key was stolen."),
+    "controller": ("commands_controller", "Rotate by a schedule, carry on what others left, destroy old keys in time."),
+    "audit": ("commands_audit", "Check an audit trail, or show it."),
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
     "run": ("commands_agent", "Run an unmodified GoatDB server with its identity from a store."),

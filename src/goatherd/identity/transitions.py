@@ -77,7 +77,7 @@ def prepare(
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
-            hint="Replace it with `goatherd rotate --emergency`; every node must then accept the new identity.",
+            hint="`goatherd revoke` puts another one in its place, without its endorsement.",
         )
     record = RotationRecord(
         id=rotation_id,

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from goatherd.errors import DecodeError, VerificationError
+from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.rotation.vouching import derived_id, session_commit
@@ -66,6 +67,7 @@ def survey(
     *,
     successor_id: str,
     roots: Collection[str],
+    frozen: FrozenList | None = None,
     leave_out: Collection[str] = (),
     executor: Executor | None = None,
 ) -> Survey:
@@ -76,6 +78,7 @@ def survey(
         revoked: The revoked root.
         successor_id: Who introduces again.
         roots: Ids of the identity's roots.
+        frozen: What counts of the revoked root's commits; None counts all of them, which is good for a look only.
         leave_out: Ids of sessions not to be introduced again.
         executor: Spreads the signatures.
     """
@@ -97,7 +100,9 @@ def survey(
         elif session.is_root:
             if session.id not in roots:
                 rogue[session.id] = None
-        else:
+        # SECURITY: what a thief got into a server that had not heard yet must not get the successor's signature
+        # (tests/cluster/test_revocation.py).
+        elif frozen is None or commit_digest(commit) in frozen.digests:
             known = found.get(session.id)
             longest = commit.ts + (SESSION_LIFETIME + _SLACK).total_seconds() * 1000
             is_long = session.expiration_ms > longest or (known is not None and known[1])

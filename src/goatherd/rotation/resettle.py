@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, RotationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.freeze import FrozenList
 from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_seeds
@@ -86,9 +87,20 @@ class Resettler:
         self._clock = clock
 
     async def survey(
-        self, document: IdentityDocument, session_id: str, leave_out: Collection[str]
+        self,
+        document: IdentityDocument,
+        session_id: str,
+        *,
+        frozen: FrozenList | None = None,
+        leave_out: Collection[str] = (),
     ) -> tuple[Survey, set[str]]:
         """Collect ``/sys/sessions`` from every node, each asked for what the ones before did not have.
+
+        Args:
+            document: The identity.
+            session_id: The revoked root.
+            frozen: What counts of it; None, before there is such a list, counts everything.
+            leave_out: Sessions not to be introduced again.
 
         Returns:
             What there is to be introduced again, and the ids of all commits that were found.
@@ -108,6 +120,7 @@ class Resettler:
                     revoked,
                     successor_id=signer.id,
                     roots={root.id for root in document.roots},
+                    frozen=frozen,
                     leave_out=leave_out,
                     executor=executor,
                 )

@@ -108,7 +108,7 @@ class Revoker:
             heir, _ = await self._heir(document, session_id, successor)
             self._report.current_id = document.current.id if heir is None else heir.id
         await self._look(document)
-        await self._timed("survey", self._resettler(document).survey(document, session_id, ()))
+        await self._timed("survey", self._resettler(document).survey(document, session_id))
         await self._look_for_keys(document, session_id)
         return self._end()
 
@@ -141,12 +141,15 @@ class Revoker:
         self._begin(session_id)
         document = await self._timed("revoke", self._revoked(session_id, reason, successor))
         await self._timed("adoption", self._adopted(document))
-        document = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
+        document, frozen = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
         resettler = self._resettler(document)
-        found, known = await self._timed("survey", resettler.survey(document, session_id, leave_out))
-        entry = _entry(document, session_id)
-        await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
-        document = await self._settled(document, session_id)
+        found, known = await self._timed(
+            "survey", resettler.survey(document, session_id, frozen=frozen, leave_out=leave_out)
+        )
+        if frozen is not None:
+            entry = _entry(document, session_id)
+            await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
+            document = await self._settled(document, session_id)
         if destroy:
             document = await self._timed("destroy", self._destroy(session_id))
         self._take(document, session_id)
@@ -263,7 +266,10 @@ class Revoker:
 
         await self._on_each(tuple(self._outcomes), look)
 
-    async def _closed(self, document: IdentityDocument, session_id: str, *, reopen: bool) -> IdentityDocument:
+    async def _closed(
+        self, document: IdentityDocument, session_id: str, *, reopen: bool
+    ) -> tuple[IdentityDocument, FrozenList | None]:
+        """Close the list if that can be done and was not; return it, None while it is open."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _entry(document, session_id)
         lists: dict[str, FrozenList] = {}
@@ -278,16 +284,15 @@ class Revoker:
         union = FrozenList.union(lists.values())
         complete = bool(ours) and len(lists) == len(ours)
         if entry.freeze is not None and not (reopen and complete):
-            await self._compare(document, entry, lists, union)
-            return document
+            return document, await self._compare(document, entry.freeze.digest, lists, union)
         if not complete:
-            return document
+            return document, None
         if entry.freeze is not None:
             union = FrozenList.union([union, await self._known(entry.freeze.digest, union)])
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(union.digests - found.digests)
         await self._hand_over(document, union, lists)
-        return await self._close(session_id, union)
+        return await self._close(session_id, union), union
 
     async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
         while True:
@@ -303,14 +308,14 @@ class Revoker:
             return changed
 
     async def _compare(
-        self, document: IdentityDocument, entry: Revocation, lists: Mapping[str, FrozenList], union: FrozenList
-    ) -> None:
+        self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
+    ) -> FrozenList:
         """Find out what nodes hold beyond a closed list, and give the list to those that lack it."""
-        assert entry.freeze is not None
-        known = await self._known(entry.freeze.digest, union)
+        known = await self._known(digest, union)
         for url, found in lists.items():
             self._outcomes[url].late = len(found.digests - known.digests)
         await self._hand_over(document, known, lists)
+        return known
 
     async def _known(self, digest: str, union: FrozenList) -> FrozenList:
         """Return the list that the identity names, from whoever has it."""

@@ -1,0 +1,285 @@
+"""The command for the emergency: a root's private key is in a stranger's hands."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any, Final
+
+import click
+
+from goatherd.cli.commands_cluster import policy_of
+from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.store import open_store
+from goatherd.clock import iso
+from goatherd.errors import ConfigurationError
+from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.revocation import NEW, Revoker
+
+PATIENCE: Final = timedelta(seconds=120)
+"""For one answer about 50 000 sessions; a look at a node has --timeout."""
+
+UNMODIFIED: Final = (
+    "goes on believing the revoked root: it takes what the thief signs, and hands out what the thief introduces.",
+    "It knows the successor and the sessions, and what it signs with the old root is refused by Goatherd's servers.",
+    "Restart it at once with a settings.json without the root (`goatherd run` does, `goatherd export` writes it), and",
+    "put `goatherd door` in front: its own /sys/sessions make it believe the root again at every start.",
+)
+
+
+@command(
+    example="goatherd revoke h4x1c9m2k7p0q5r8s3t6u1vw --plan\n"
+    'goatherd revoke h4x1c9m2k7p0q5r8s3t6u1vw --reason "laptop stolen" --node http://10.0.0.1:8080 --yes',
+    nodes=True,
+)
+@click.argument("session")
+@click.option("--reason", metavar="TEXT", help="Why, for the record; needed unless --plan.")
+@click.option("--plan", is_flag=True, help="Say what would be done and what there is to be done; write nothing.")
+@click.option(
+    "--successor",
+    default=NEW,
+    metavar="new|next|ID",
+    help="Who signs from now on: a new root, the one that a rotation has prepared, or an earlier one. A new one.",
+)
+@click.option("--except", "leave_out", multiple=True, metavar="ID", help="A user session not to introduce again.")
+@click.option("--destroy", is_flag=True, help="Destroy the stored versions with the revoked private key, at once.")
+@click.option("--reopen", is_flag=True, help="Close the list anew, with what nodes hold that were away before.")
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid.")
+@click.option("--adoption", "rotation_adoption", metavar="TIME", help="Patience with nodes that must take it over.")
+@click.option("--unsafe-without-nodes", is_flag=True, help="Only write the identity: nothing is closed or introduced.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def revoke(
+    app: App,
+    session: str,
+    reason: str | None,
+    plan: bool,
+    successor: str,
+    leave_out: tuple[str, ...],
+    destroy: bool,
+    reopen: bool,
+    unsafe_without_nodes: bool,
+    yes: bool,
+) -> int:
+    """Stop believing a root whose private key was stolen.
+
+    SESSION is the root's id, as `goatherd show` lists it. If it is the one that signs, another takes its place. From
+    then on every Goatherd server refuses whatever it signs, however it is dated; what they held before stays and still
+    verifies, on servers that join later too. Every user session that it had introduced is introduced again.
+
+    Run the very same command again to carry on where it stopped, and after servers that were away have come back. Ends
+    with 11 while something is left to be done.
+    """
+    if not plan and not reason:
+        raise click.UsageError("--reason is missing: it goes into the identity's history")
+    # SECURITY: what nobody waits for cannot be said to be frozen (tests/unit/cli/test_revoke.py).
+    if not app.options.nodes and not unsafe_without_nodes:
+        raise ConfigurationError(
+            "no node is listed: nobody could say what the cluster holds",
+            hint="Give --node URL for each server. In haste: --unsafe-without-nodes first, then again with the nodes.",
+        )
+    if not plan and not yes:
+        if not app.out.is_live:
+            raise click.UsageError("nobody can be asked here: say --yes to revoke a root; there is no way back")
+        click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
+    report = asyncio.run(
+        _revoke(
+            app,
+            session,
+            reason=None if plan else reason,
+            successor=successor,
+            leave_out=leave_out,
+            destroy=destroy,
+            reopen=reopen,
+        )
+    )
+    lines = _plan_lines(report) if plan else _report_lines(report)
+    app.out.result({"plan": plan, **_data(report)}, lines)
+    return 0 if plan or report.is_complete else EXIT_FINDINGS
+
+
+async def _revoke(
+    app: App,
+    session: str,
+    *,
+    reason: str | None,
+    successor: str,
+    leave_out: tuple[str, ...],
+    destroy: bool,
+    reopen: bool,
+) -> RevocationReport:
+    options = app.options
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(options))
+        directory = await stack.enter_async_context(
+            NodeDirectory(options.nodes, timeout=max(options.timeout, PATIENCE))
+        )
+        revoker = Revoker(
+            store.provider,
+            store.secret_id,
+            await directory(),
+            org=store.org,
+            policy=policy_of(options),
+            on_event=lambda event: _told(app, event),
+        )
+        if reason is None:
+            return await revoker.plan(session, successor=successor)
+        return await revoker.revoke(
+            session, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
+        )
+
+
+def _told(app: App, event: Event) -> None:
+    if not isinstance(event, RevocationStepped):
+        return
+    at = f" at {event.node}" if event.node else ""
+    texts = {
+        RevocationStep.INTRODUCED: f"the successor is introduced{at}",
+        RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
+        RevocationStep.FROZEN: f"frozen{at}: it holds {event.count} commits of the root",
+        RevocationStep.CLOSED: f"closed: {event.count} commits of the root count, and no others",
+        RevocationStep.INTRODUCED_AGAIN: f"introduced {event.count} sessions again{at}",
+        RevocationStep.SETTLED: f"settled: {event.count} sessions no longer depend on the root",
+        RevocationStep.DESTROYED: f"destroyed version {event.detail}",
+    }
+    data = {"step": event.step.value, "node": event.node, "count": event.count, "at": iso(event.at_ms)}
+    app.out.event("revocation", data, texts[event.step])
+
+
+def _data(report: RevocationReport) -> dict[str, Any]:
+    return {
+        "revoked": report.revoked_id,
+        "current": report.current_id,
+        "generation": report.generation,
+        "complete": report.is_complete,
+        "proof": report.has_proof,
+        "closed": report.closed,
+        "frozen": report.frozen,
+        "settled": report.settled,
+        "sessions": report.sessions,
+        "pushed": report.pushed,
+        "longLived": list(report.long_lived),
+        "rogueRoots": list(report.rogue_roots),
+        "forged": report.forged,
+        "leftOut": list(report.left_out),
+        "destroyed": list(report.destroyed),
+        "givenUp": list(report.given_up),
+        "keysLeft": list(report.keys_left),
+        "alsoStored": list(report.also_stored),
+        "nodes": [_node_data(node) for node in report.nodes],
+        "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
+        "nodeCalls": report.node_calls,
+        "storeCalls": report.store_calls,
+    }
+
+
+def _node_data(node: NodeOutcome) -> dict[str, Any]:
+    return {
+        "url": node.url,
+        "unmodified": node.is_unmodified,
+        "refuses": node.refuses,
+        "held": node.held,
+        "inFlight": node.in_flight,
+        "late": node.late,
+        "introduced": node.introduced,
+        "problem": node.problem,
+    }
+
+
+def _plan_lines(report: RevocationReport) -> list[str]:
+    ours = [node for node in report.nodes if not node.is_unmodified]
+    lines = [
+        f"to revoke {report.revoked_id}; nothing is written by --plan",
+        "1. introduce the successor at every server, by a commit that the root signs (clients learn of it that way)",
+        "2. write the identity with the revocation; tell the servers; from then on they refuse the root",
+        f"3. ask {len(ours)} Goatherd servers what they hold of it; the list's digest goes into the identity",
+        f"4. introduce {report.sessions} user sessions again; then the root's word counts for none",
+        "5. with --destroy: destroy the stored versions that hold its private key",
+        "",
+    ]
+    lines += [
+        f"obstacle: {node.url}: {node.problem}; without it the list stays open"
+        for node in report.nodes
+        if node.problem is not None
+    ]
+    return lines + _warnings(report)
+
+
+def _report_lines(report: RevocationReport) -> list[str]:
+    if report.is_complete:
+        head = f"revoked {report.revoked_id}: {report.current_id} signs; nothing is left to be done at Goatherd servers"
+    else:
+        head = f"revoked {report.revoked_id}: {report.current_id} signs; NOT FINISHED, run it again"
+    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    lines = [
+        head,
+        f"took: {took}; {report.node_calls} requests to servers, {report.store_calls} to the store",
+        f"sessions: {report.sessions} to introduce again, {report.pushed} pushed now",
+    ]
+    if report.closed:
+        lines.append(f"frozen: {report.frozen} commits of the root are on record; every other one is refused")
+    else:
+        lines.append(
+            "frozen: NOT CLOSED, a listed server has not told what it holds; each goes by what it holds itself"
+        )
+    for node in report.nodes:
+        lines += _node_lines(node)
+    lines += [f"left out: session {session} is believed no more" for session in report.left_out]
+    lines += [f"destroyed version {version}" for version in report.destroyed]
+    lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
+    if not report.has_proof:
+        lines.append(
+            "its private key is not to be had any more: servers that know no other root must be started with"
+            " --accept-identity"
+        )
+    return lines + _warnings(report)
+
+
+def _node_lines(node: NodeOutcome) -> list[str]:
+    if node.problem is not None:
+        return [f"{node.url}: {node.problem}"]
+    if node.is_unmodified:
+        return []
+    if not node.refuses:
+        return [f"{node.url}: HAS NOT TAKEN OVER the revocation: can it read the store?"]
+    lines = []
+    if node.in_flight:
+        lines.append(f"{node.url}: {node.in_flight} commits of the root are on their way to it")
+    if node.late:
+        lines.append(
+            f"{node.url}: holds {node.late} commits of the root that are not on record: nobody else takes them."
+            " They may be the thief's; if you know better: --reopen"
+        )
+    return lines
+
+
+def _warnings(report: RevocationReport) -> list[str]:
+    lines = []
+    for node in report.nodes:
+        if node.is_unmodified:
+            lines.append(f"{node.url}: an unmodified GoatDB server. It {UNMODIFIED[0]}")
+            lines += [f"    {line}" for line in UNMODIFIED[1:]]
+    lines += [
+        f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd's servers"
+        " refuse it; unmodified servers, and clients that have it, believe it"
+        for root in report.rogue_roots
+    ]
+    lines += [
+        f"session {session} lives longer than GoatDB makes any live: if it is the thief's, --except {session}"
+        for session in report.long_lived
+    ]
+    if report.forged:
+        lines.append(f"{report.forged} session commits claim to be the root's and are not: they count for nothing")
+    if report.keys_left and not report.destroyed:
+        versions = ", ".join(report.keys_left)
+        lines.append(
+            f"the stored version(s) {versions} still hold its private key. It opens nothing any more but unmodified"
+            " servers; --destroy destroys it now, without the grace period of `goatherd retire`"
+        )
+    lines += [
+        f"the store also holds the private key of root {root}: if the store itself was read, revoke it too"
+        for root in report.also_stored
+    ]
+    return lines

@@ -1,0 +1,95 @@
+"""The command for the emergency: what it asks for, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Goatherd, Serving, secrets_in
+
+pytestmark = pytest.mark.slow
+
+
+def root_of(goatherd: Goatherd, store: str) -> str:
+    current: str = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    return current
+
+
+@pytest.fixture
+def cluster(goatherd: Goatherd, store: str, serve: Callable[..., Serving], tmp_path: Path) -> Serving:
+    assert goatherd("init", "--provider", store).code == 0
+    return serve("--data", str(tmp_path / "data"), "--provider", store)
+
+
+def test_a_root_is_revoked_looked_at_again_and_its_key_destroyed(
+    goatherd: Goatherd, store: str, cluster: Serving, tmp_path: Path
+) -> None:
+    root = root_of(goatherd, store)
+    common = ("--provider", store, "--node", cluster.url)
+    plan = goatherd("revoke", root, "--plan", *common)
+    assert plan.code == 0
+    assert "nothing is written" in plan.out
+    assert root_of(goatherd, store) == root
+
+    done = goatherd("revoke", root, "--reason", "laptop stolen", "--yes", *common)
+    assert done.code == 0, done.err + done.out
+    assert f"revoked {root}" in done.out
+    assert "--destroy destroys it now" in done.out
+    assert root_of(goatherd, store) != root
+    shown = goatherd("show", "--provider", store, "--json").json
+    assert shown["revoked"][0]["reason"] == "laptop stolen"
+    assert shown["revoked"][0]["freeze"]["commits"] == 1
+
+    keys = len(secrets_in(tmp_path / "keys"))
+    again = goatherd("revoke", root, "--reason", "x", "--yes", "--destroy", "--json", *common)
+    assert again.code == 0
+    assert again.json["complete"] is True
+    assert again.json["destroyed"] == ["1"]
+    assert again.json["keysLeft"] == []
+    assert len(secrets_in(tmp_path / "keys")) == keys - 1
+    secrets = secrets_in(tmp_path / "keys")
+    assert not any(secret in text for secret in secrets for text in (plan.out, done.out, done.err, again.out))
+    assert goatherd("status", *common).code == 0
+    events = [json.loads(line) for line in again.err.splitlines()]
+    assert {event["event"] for event in events} == {"revocation"}
+
+
+def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, store: str, cluster: Serving) -> None:
+    root = root_of(goatherd, store)
+    nodes = ("--node", cluster.url, "--node", "http://127.0.0.1:9", "--adoption", "1s")
+    done = goatherd("revoke", root, "--reason", "x", "--yes", "--provider", store, *nodes)
+    assert done.code == 11
+    assert "NOT FINISHED" in done.out
+    assert "NOT CLOSED" in done.out
+    assert "http://127.0.0.1:9" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ((), 2, "--reason is missing"),
+        (("--reason", "x"), 2, "no node is listed"),
+        (("--reason", "x", "--node", "http://127.0.0.1:9"), 2, "nobody can be asked here"),
+        (("--reason", "x", "--unsafe-without-nodes", "--yes"), 10, "is no root of this identity"),
+    ],
+    ids=["no reason", "no node", "nobody to ask", "no such root"],
+)
+def test_what_is_missing_is_said_and_nothing_is_written(
+    goatherd: Goatherd, store: str, arguments: tuple[str, ...], code: int, text: str
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    done = goatherd("revoke", "nobody", "--provider", store, *arguments)
+    assert done.code == code
+    assert text in done.err
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+
+
+def test_in_haste_the_identity_alone_can_be_written(goatherd: Goatherd, store: str) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    root = root_of(goatherd, store)
+    done = goatherd("revoke", root, "--reason", "x", "--unsafe-without-nodes", "--yes", "--provider", store)
+    assert done.code == 11
+    assert root_of(goatherd, store) != root
