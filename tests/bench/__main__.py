@@ -6,10 +6,11 @@ import json
 import sys
 import time
 
-from tests.bench import bench_node, bench_outage, bench_signing, bench_startup
+from tests.bench import bench_asgi, bench_node, bench_outage, bench_signing, bench_startup
 
 PARTS = (
     ("signing and verifying over bare OpenSSL", bench_signing.run),
+    ("a request to our ASGI callable and to Starlette", bench_asgi.run),
     ("one node, commits pushed over HTTP", bench_node.run),
     ("200 nodes through an hour without their store, calls per second", bench_outage.run),
     ("start-up and memory with user sessions in /sys/sessions", bench_startup.run),
