@@ -149,6 +149,23 @@ def _urls(value: object) -> tuple[str, ...]:
     return tuple(_url(text) for text in _texts(value))
 
 
+def _windows(value: object) -> tuple[str, ...]:
+    from goatherd.rotation.windows import Window
+
+    texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ConfigurationError(f"{value!r} is not a list of texts")
+    for text in texts:
+        Window.from_text(text)
+    return tuple(texts)
+
+
+def _missed(value: object) -> str:
+    if value not in ("catch-up", "skip"):
+        raise ConfigurationError(f"{value!r} is not what can become of a missed slot", hint="`catch-up` or `skip`.")
+    return str(value)
+
+
 def _store_type(value: object) -> str:
     if value not in ("cloud", "file"):
         raise ConfigurationError(f"{value!r} is not a kind of settings", hint='Either "cloud" or "file".')
@@ -390,6 +407,14 @@ class Options:
         "default none where every node is given by its URL, and `settings.refresh_interval` with its jitter and two "
         "seconds more where nodes are discovered; `0s` says that all servers are known.",
     )
+    rotation_bare: tuple[str, ...] = _key(
+        "rotation.bare",
+        _urls,
+        (),
+        "list of URLs",
+        "Unmodified GoatDB servers that nobody restarts: they must trust the next root like all others, and sign with "
+        "the earlier one until you start them anew.",
+    )
     rotation_health_url: str | None = _key(
         "rotation.health_url",
         _http_url,
@@ -431,6 +456,103 @@ class Options:
         timedelta(seconds=10),
         "time",
         "With a health signal: how long it is watched while the next root signs, before the rotation is final.",
+    )
+
+    controller_cron: str | None = _key(
+        "controller.cron",
+        _text,
+        None,
+        "text",
+        "When `goatherd controller` rotates, as in a crontab: minute, hour, day of month, month, day of week. "
+        "Without it, by the age of the key.",
+    )
+    controller_max_age: timedelta | None = _key(
+        "controller.max_age",
+        parse_duration,
+        None,
+        "time",
+        "How old a key may get before it is replaced. Without it: until half of its life is left, and 60 days at most.",
+    )
+    controller_timezone: str = _key(
+        "controller.timezone", _text, "UTC", "text", "The time zone of `cron` and `windows`, such as Europe/Berlin."
+    )
+    controller_windows: tuple[str, ...] = _key(
+        "controller.windows",
+        _windows,
+        (),
+        "list of texts",
+        "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation begins only within one. Several in an "
+        "environment variable are separated by semicolons. Without any, at all times.",
+    )
+    controller_missed: str = _key(
+        "controller.missed",
+        _missed,
+        "catch-up",
+        "text",
+        "What becomes of a slot of `cron` that passed without a rotation: `catch-up` or `skip`.",
+    )
+    controller_tolerance: timedelta = _key(
+        "controller.tolerance",
+        parse_duration,
+        timedelta(hours=1),
+        "time",
+        "How late a rotation may begin before its slot counts as missed.",
+    )
+    controller_jitter: timedelta = _key(
+        "controller.jitter",
+        parse_duration,
+        timedelta(minutes=10),
+        "time",
+        "Longest deliberate delay after a slot or the opening of a window; each controller has its own.",
+    )
+    controller_interval: timedelta = _key(
+        "controller.interval", parse_duration, timedelta(minutes=1), "time", "How often a controller reads the store."
+    )
+    controller_backoff: timedelta = _key(
+        "controller.backoff",
+        parse_duration,
+        timedelta(minutes=5),
+        "time",
+        "The pause after a failed rotation; it doubles with each further one.",
+    )
+    controller_backoff_max: timedelta = _key(
+        "controller.backoff_max", parse_duration, timedelta(hours=6), "time", "The longest pause after failures."
+    )
+    controller_stale: timedelta = _key(
+        "controller.stale",
+        parse_duration,
+        timedelta(minutes=15),
+        "time",
+        "How long a rotation may stay in one phase before a controller carries it on in place of who began it. "
+        "More than `rotation.adoption`.",
+    )
+    controller_retire: bool = _key(
+        "controller.retire", _flag, True, "flag", "Whether a controller destroys old private keys as `retire` does."
+    )
+    controller_name: str | None = _key(
+        "controller.name", _text, None, "text", "The controller's name, for people and for its jitter; else the host's."
+    )
+    controller_alert_command: str | None = _key(
+        "controller.alert_command",
+        _text,
+        None,
+        "text",
+        "Run by `/bin/sh -c` when somebody should look; it gets the reason as JSON on standard input.",
+    )
+    controller_stop_timeout: timedelta = _key(
+        "controller.stop_timeout",
+        parse_duration,
+        timedelta(seconds=20),
+        "time",
+        "How long a controller that is to stop may take to bring a rotation that goes on to its end.",
+    )
+
+    audit_log: Path | None = _key(
+        "audit.log",
+        _path,
+        None,
+        "path",
+        "The audit trail: a file to which `rotate`, `retire`, `revoke` and `controller` add every decision, signed.",
     )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
-import os
-import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -14,12 +11,14 @@ from pathlib import Path
 
 import click
 
+from goatherd.cli.auditing import audit_option, audited, who
 from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.progress import Progress
 from goatherd.cli.rotation_text import (
+    bare_lines,
     ending_data,
     ending_line,
     last_ending,
@@ -152,6 +151,9 @@ def doctor(app: App) -> int:
 @click.option(
     "--unlisted", "rotation_unlisted", metavar="TIME", help="Time for servers that nobody has listed; 0s for none."
 )
+@click.option(
+    "--bare", "rotation_bare", multiple=True, metavar="URL", help="A GoatDB server that nobody restarts; give each."
+)
 @click.option("--health-url", "rotation_health_url", metavar="URL", help="Go back when this is not answered with 2xx.")
 @click.option(
     "--health-command", "rotation_health_command", metavar="CMD", help="Go back when this ends with anything but 0."
@@ -161,6 +163,7 @@ def doctor(app: App) -> int:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Leave metrics there at the end, for node_exporter's textfile collector; its name ends in .prom.",
 )
+@audit_option()
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
 def rotate(
     app: App,
@@ -223,6 +226,7 @@ def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
         grace=options.rotation_grace,
         quorum=Quorum.from_text(options.rotation_quorum),
         unlisted=unlisted,
+        bare=frozenset(options.rotation_bare),
         health_failures=options.rotation_health_failures,
         health_interval=options.rotation_health_interval,
         health_timeout=options.rotation_health_timeout,
@@ -251,7 +255,8 @@ async def _rotate(
 ) -> int:
     options = app.options
     # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_cluster_commands.py).
-    if not options.nodes and not unsafe_without_nodes and what in ("", "resume"):
+    addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
+    if not addresses and not unsafe_without_nodes and what in ("", "resume"):
         raise ConfigurationError(
             "no node is listed, so the rotation would wait for nobody",
             hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
@@ -263,16 +268,21 @@ async def _rotate(
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(remembered(store, seen))
-        directory = await stack.enter_async_context(NodeDirectory(options.nodes, timeout=options.timeout))
+        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout))
         progress = stack.enter_context(Progress(app.out))
+        listeners = [progress.told, seen.told]
+        if what != "plan":
+            asked = {"what": what or "rotate", "reason": reason, "toPhase": to_phase}
+            journal = await stack.enter_async_context(audited(app, store, "rotate", asked))
+            listeners.append(journal.told)
         rotator = Rotator(
             store.provider,
             store.secret_id,
             directory if directory.is_discovered else await directory(),
             org=store.org,
             policy=policy_of(options, is_discovered=directory.is_discovered),
-            started_by=_who(),
-            on_event=_each(progress.told, seen.told),
+            started_by=who(),
+            on_event=_each(*listeners),
             health=health_signals(options),
         )
         if what == "plan":
@@ -280,7 +290,9 @@ async def _rotate(
             app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
             return 0
         report = await _asked(rotator, what, to_phase, reason)
-    app.out.result(report_data(report), report_lines(report, options.rotation_grace))
+    app.out.result(
+        report_data(report), [*report_lines(report, options.rotation_grace), *bare_lines(report, options.rotation_bare)]
+    )
     return 0
 
 
@@ -300,18 +312,10 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
     return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)
 
 
-def _who() -> str:
-    """Return who runs this, for people."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}:{os.getpid()}"
-
-
 @command(example="goatherd retire --provider file:///srv/keys/root")
 @click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@audit_option()
 def retire(app: App, yes: bool) -> int:
     """Destroy old private keys whose time to go back is over.
 
@@ -328,10 +332,17 @@ async def _retire(app: App, *, yes: bool) -> int:
             raise click.UsageError("nobody can be asked here: say --yes to destroy old private keys for good")
         click.confirm(f"Destroy the private keys of roots replaced over {grace} ago, for good?", abort=True, err=True)
     async with open_store(app.options) as store:
-        rotator = Rotator(
-            store.provider, store.secret_id, [], org=store.org, policy=policy_of(app.options), started_by=_who()
-        )
-        report = await rotator.retire()
+        async with audited(app, store, "retire", {"grace": app.options.rotation_grace}) as journal:
+            rotator = Rotator(
+                store.provider,
+                store.secret_id,
+                [],
+                org=store.org,
+                policy=policy_of(app.options),
+                started_by=who(),
+                on_event=journal.told,
+            )
+            report = await rotator.retire()
         _, document = await store.read()
         keys = await find_whereabouts(store, document, app.options.rotation_grace)
     found = list(report.destroyed)

@@ -5,7 +5,7 @@ What it is not: it decides nothing. Rules: ids, times, addresses and counts; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -63,6 +63,20 @@ def report_lines(report: Report, grace: timedelta) -> list[str]:
             f"`goatherd retire` destroys it from {due} on"
         )
     return lines
+
+
+def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
+    """Return what the operator has to do about servers that nobody restarts and that sign with another root still."""
+    waiting = [url for url in report.behind if url in set(bare)]
+    if not waiting:
+        return []
+    return [
+        f"to be started anew by you, one after the other: {' '.join(waiting)}",
+        f"  stop it; `goatherd fetch --data DIR` there writes its settings.json for {report.current_id}; start it",
+        "  what it signs until then counts everywhere; but its file holds the earlier private key, and with less than",
+        "  15 days left GoatDB would extend that root and give its key away: do it before `goatherd retire`",
+        "  `goatherd run` in front of the server does all of this by itself",
+    ]
 
 
 def _way_back(phase: Phase) -> str:

@@ -119,6 +119,7 @@ class NodeView:
         reachable: It answered something, be it a refusal.
         rejects: Why it says that it will not take the document; None when it does not say so.
         without_store: It says that it serves a last known good identity, because it cannot reach the store.
+        is_bare: Nobody restarts it, so it is not waited for to sign with B (`Policy.bare`).
         problem: One line for people, when something could not be seen.
     """
 
@@ -130,6 +131,7 @@ class NodeView:
     holds_cross_signature: bool | None = None
     rejects: str | None = None
     without_store: bool = False
+    is_bare: bool = False
     problem: str | None = None
 
     def shows(self, evidence: Evidence, to_id: str | None) -> bool:
@@ -139,7 +141,9 @@ class NodeView:
         if evidence is Evidence.HOLDS_INTRODUCTION:
             return self.holds_introduction is True
         if evidence is Evidence.SIGNS_WITH_NEXT:
-            return self.signs_with is not None and self.signs_with == to_id
+            # SECURITY: hazard 1 is the other way round: all trust A, so that what A goes on signing is kept everywhere
+            # (tests/unit/rotation/test_bare.py).
+            return self.is_bare or (self.signs_with is not None and self.signs_with == to_id)
         return self.holds_cross_signature is True
 
 

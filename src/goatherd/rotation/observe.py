@@ -117,19 +117,34 @@ class Observer:
             from then on, those that have left no more.
         clock: Signs the requests' time.
         timeout: Longest time for one look at one node, and for being told who the nodes are.
+        bare: URLs of those that nobody restarts.
 
     Attributes:
         nodes: Those that there are, by URL.
         unknown: Why it could not be told, last time, who the nodes are; `nodes` are those that were known before.
     """
 
-    def __init__(self, nodes: Sequence[Node] | NodeSource, *, clock: Clock, timeout: timedelta) -> None:
+    def __init__(
+        self, nodes: Sequence[Node] | NodeSource, *, clock: Clock, timeout: timedelta, bare: Iterable[str] = ()
+    ) -> None:
+        self._bare = frozenset(url.rstrip("/") for url in bare)
         self._source = nodes if callable(nodes) else None
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
         self.unknown: str | None = None
         self._clock = clock
         self._timeout = timeout.total_seconds()
         self._memory: dict[str, _Memory] = {}
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about nodes that were seen to be unmodified and are not known to be bare; None without any."""
+        found = [url for url, one in self._memory.items() if one.unmodified and url not in self._bare]
+        if not found:
+            return None
+        return (
+            f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it under"
+            " `goatherd run`, or, if nobody restarts it, name it with --bare."
+        )
 
     async def call_the_roll(self) -> None:
         """Ask again who the nodes are. Where that fails, those known before stay, and `unknown` says why.
@@ -205,6 +220,7 @@ class Observer:
             holds_cross_signature=None if cross is None else sight.holds.get(cross.commit_id),
             rejects=sight.rejects,
             without_store=sight.without_store,
+            is_bare=url in self._bare,
             problem="; ".join(dict.fromkeys(sight.problems)) or None,
         )
 

@@ -80,6 +80,8 @@ class Policy:
             does not answer at all can be left out: one that answers, and does not follow, ends the rotation.
         unlisted: How long B must have been published before it signs, beside all evidence, for the sake of servers
             that nobody has listed: their refresh interval with its jitter. 0 says that there are none.
+        bare: URLs of unmodified servers that nobody restarts. They must trust B as all do, but are not waited for to
+            sign with it: what they sign with A counts everywhere, until their operator starts them anew.
         health_failures: After so many bad answers in a row from the health signal the rotation is rolled back.
         health_interval: Shortest time between two questions to the health signal.
         health_timeout: Longest time for one answer of the health signal; none in time is a bad one.
@@ -98,6 +100,7 @@ class Policy:
     renewal_cap: timedelta = timedelta(days=60)
     quorum: Quorum = ALL
     unlisted: timedelta = timedelta(0)
+    bare: frozenset[str] = frozenset()
     health_failures: int = 3
     health_interval: timedelta = timedelta(seconds=2)
     health_timeout: timedelta = timedelta(seconds=5)

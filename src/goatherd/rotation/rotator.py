@@ -131,7 +131,7 @@ class Rotator:
         self._clock: Clock = clock or SystemClock()
         self._started_by = started_by
         self._on_event = on_event
-        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout)
+        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare)
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
         self._highest = 0
@@ -244,6 +244,7 @@ class Rotator:
         troubled_since: float | None = None
         destroyed: list[str] = []
         candidate, successor_id = new_id(), new_id()
+        pushed: type[Action] | None = None
         while True:
             try:
                 observation, document = await self._observe(intent)
@@ -274,11 +275,12 @@ class Rotator:
                     intent = replace(intent, destroyed_ids=intent.destroyed_ids | gone - document.retired_ids)
                 elif isinstance(action, RecordRetired):
                     intent = replace(intent, destroyed_ids=intent.destroyed_ids - {action.session_id})
-                if isinstance(action, Introduce | CrossSign):
-                    # The next look may well see it; but pushing that does not help must not spin.
+                if isinstance(action, Introduce | CrossSign) and pushed is type(action):
+                    # Pushing that does not help must not spin. The first time, the next look may well see it.
                     poll = await self._pause(poll, None)
                 else:
                     poll = self.policy.poll_min
+                pushed = type(action)
                 troubled_since = None
             except ConflictError:
                 self._emit(ConflictMet())
@@ -558,7 +560,8 @@ class Rotator:
         elif action.outcome is Outcome.ROTATED:
             _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
         if abandoned and intent.goal is not Goal.ABANDON:
-            raise NotAdoptedError(f"the rotation was abandoned: {report.reason}", report=report)
+            message = f"the rotation was abandoned: {report.reason}"
+            raise NotAdoptedError(message, report=report, hint=self._observer.hint)
         return report
 
     def _emit(self, event: Event) -> None:
