@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Final
 
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import Guarantees, SecretProvider, SecretVersion, VersionState
+
+_SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,8 @@ async def _look_into(
 ) -> Holding | None:
     private: frozenset[str] = frozenset()
     problem: str | None = None
+    if version.state is VersionState.DISABLED:
+        return Holding(version=version, private_ids=private, retired_ms=version.created_ms, problem=_SWITCHED_OFF)
     try:
         found = await provider.read(secret_id, version.id)
         held = decode_document(found.value.reveal())
@@ -66,7 +71,7 @@ async def _look_into(
     except SecretNotFoundError:
         return None  # gone since it was listed
     except VersionDisabledError:
-        problem = "switched off; whoever may change the secret can switch it on again"
+        problem = _SWITCHED_OFF
     except IdentityError as error:
         problem = f"not an identity ({error.code})"
     retired_ms = max([version.created_ms, *(_retired_ms(document, key) for key in private - {document.current.id})])
