@@ -42,6 +42,7 @@ class Agented:
     faults: Sequence[str] = ()
     wrapper: Sequence[str] = ()
     is_bare: bool = False
+    argv: Sequence[str] | None = None
     process: asyncio.subprocess.Process | None = None
     runs: int = 0
 
@@ -66,7 +67,9 @@ class Agented:
         return "".join(path.read_text() for path in sorted(self.path.glob("stdout-*")))
 
     def command(self) -> list[str]:
-        """The server's own command."""
+        """What to start: the agent with the server's own command, that command alone, or ``goatherd`` with `argv`."""
+        if self.argv is not None:
+            return [sys.executable, "-m", "goatherd", *self.argv]
         peers = [word for url in self.peers for word in ("--peer", url)]
         child = [sys.executable, "-m", "tests.cluster.goatlike", "--path", str(self.data), "--port", str(self.port)]
         child = [*self.wrapper, *child, *peers, *self.faults]

@@ -7,21 +7,27 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_CODES
+from goatherd.cli.main import run as run_here
 from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError, NotAdoptedError
+from goatherd.identity.settings_text import to_settings
+from goatherd.node.server import Listener, Server
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
+from goatherd.settings import CloudSecretSettings
 
 from .agents import Agented, Cluster, cluster, keys_on_disk, until
 
@@ -34,10 +40,12 @@ SEED = int(os.environ.get("GOATHERD_AGENT_SEED", "0")) or random.SystemRandom().
 
 
 @contextlib.asynccontextmanager
-async def rotator_of(made: Cluster, adoption: timedelta = timedelta(minutes=3)) -> AsyncIterator[Rotator]:
+async def rotator_of(
+    made: Cluster, adoption: timedelta = timedelta(minutes=3), bare: Sequence[str] = ()
+) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in made.urls]
-        policy = Policy(adoption=adoption, settle=60 * SECOND)
+        policy = Policy(adoption=adoption, settle=60 * SECOND, bare=frozenset(bare))
         yield Rotator(made.provider, made.secret_id, nodes, policy=policy, started_by="test")
 
 
@@ -210,7 +218,7 @@ async def audit_of(made: Cluster, load: Workload) -> Audit:
 async def watch_for_the_worst(made: Cluster, worst: list[int]) -> None:
     """Count, again and again, how many nodes do not answer."""
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(NodeClient(url, timeout=10 * SECOND)) for url in made.urls]
+        clients = [await stack.enter_async_context(NodeClient(url, timeout=60 * SECOND)) for url in made.urls]
         while True:
             well = await asyncio.gather(*(client.healthy() for client in clients))
             worst.append(well.count(False))
@@ -316,3 +324,81 @@ async def test_whatever_is_killed_at_random_writes_acknowledged_before_a_rotatio
         await asyncio.gather(*(node.stop() for node in made.nodes))
         assert await made.versions() == versions
         assert all(not os.path.lexists(node.settings) for node in made.nodes)
+
+
+async def test_a_rotation_drives_our_own_server_an_agent_and_a_bare_server_that_nobody_restarts(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, 3) as made, contextlib.AsyncExitStack() as stack:
+        own, agented, bare = made.nodes
+        settings = CloudSecretSettings(open_provider(made.uri)[0], made.secret_id, refresh_interval=SECOND / 2)
+        server = await stack.enter_async_context(Server(own.data, settings, peers=own.peers))
+        await stack.enter_async_context(Listener(server, port=own.port))
+        bare.is_bare = True
+        bare.settings.parent.mkdir(parents=True)
+        bare.settings.write_bytes(to_settings(await made.document()))
+        await asyncio.gather(agented.start(), bare.start())
+        await asyncio.gather(agented.up(made.first), bare.up(made.first))
+        await agented.logged("agent.up")
+        async with Workload(made.urls, clients=3, pause=timedelta(milliseconds=100), newcomers=False) as load:
+            await SystemClock().sleep(SECOND)
+            async with rotator_of(made, bare=[bare.url]) as rotator:
+                report = await rotator.rotate()
+            await SystemClock().sleep(SECOND)
+            audit = await audit_of(made, load)
+        assert report.behind == (bare.url,)
+        assert audit.lost == {}
+        assert audit.unverifiable == ()
+        b = (await made.document()).current
+        assert server.database().pool.current.id == b.id
+        assert json.loads(agented.settings.read_bytes())["currentSession"]["id"] == b.id
+        assert json.loads(bare.settings.read_bytes())["currentSession"]["id"] == made.first.id
+        # What the operator is told to do: stop it, fetch, start it.
+        await bare.stop()
+        words = ["fetch", "--provider", made.uri, "--data", str(bare.data), "--plain-file", "--log-level", "error"]
+        assert await asyncio.to_thread(run_here, words) == 0
+        await bare.start()
+        await bare.up(b)
+        assert json.loads(bare.out.splitlines()[-1])["signer"] == b.id
+        async with NodeClient(bare.url) as client:
+            assert await client.answers(made.first), "A's signatures count there too"
+            assert not (await client.new_session()).leaked
+
+
+async def test_beside_a_server_that_something_else_runs_watch_tells_it_of_the_new_root_and_it_takes_it(
+    tmp_path: Path,
+) -> None:
+    """A start script that starts its server anew whenever it ends; watch asks it to end."""
+    loop = "import subprocess,sys,os; open(sys.argv[1],'w').write('')\n"
+    loop += "while True:\n p=subprocess.Popen(sys.argv[2:]); open(sys.argv[1],'w').write(str(p.pid)); p.wait()"
+    async with cluster(tmp_path, 2) as made:
+        outer, watcher = made.nodes
+        outer.peers = []
+        common = ["--provider", made.uri, "--data", str(outer.data), "--url", outer.url, "--memory", "/dev/shm"]
+        assert await asyncio.to_thread(run_here, ["fetch", *common, "--log-level", "error"]) == 0
+        where = outer.settings.readlink()
+        outer.is_bare = True
+        outer.wrapper = [sys.executable, "-c", loop, str(tmp_path / "pid")]
+        watcher.argv = ["watch", *common, "--refresh-interval", "500ms", "--on-change", "signal", "--signal", "TERM"]
+        watcher.argv += ["--pid-file", str(tmp_path / "pid")]
+        try:
+            await outer.start()
+            await outer.up(made.first)
+            await watcher.start()
+            made.nodes = [outer]
+            async with rotator_of(made) as rotator:
+                await rotator.rotate()
+            b = (await made.document()).current
+            await watcher.logged("agent.up")
+            assert json.loads(outer.settings.read_bytes())["currentSession"]["id"] == b.id
+            assert [json.loads(line)["signer"] for line in outer.out.splitlines()] == [made.first.id, b.id]
+            assert await watcher.stop() == 0
+            assert outer.settings.is_symlink(), "the server may need it for its next start"
+        finally:
+            made.nodes = [outer, watcher]
+            assert outer.process is not None
+            with contextlib.suppress(ProcessLookupError):
+                outer.process.kill()
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            shutil.rmtree(where.parent, ignore_errors=True)

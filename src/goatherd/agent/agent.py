@@ -239,9 +239,17 @@ class Agent:
 
     async def _beside(self) -> int:
         """Keep the file up to date beside a server that somebody else runs."""
-        for handover in self._handovers:
-            if not await handover.adopt():
+        stale = [handover for handover in self._handovers if not await handover.adopt()]
+        behind = [handover for handover in stale if await asyncio.to_thread(handover.file.stamp) is not None]
+        if not behind:
+            for handover in stale:
                 await handover.write()
+        elif self._rules.on_change is OnChange.IGNORE:
+            self._ignore([f"{handover.file.link} is of another root or time" for handover in behind])
+        else:
+            # The server may run with what the file holds: it is told as of any other change.
+            async with self._turn(lambda: True):
+                await self._switch()
         while True:
             await self._serve()
 
@@ -278,6 +286,8 @@ class Agent:
 
     async def _look(self) -> None:
         for handover in self._handovers:
+            if handover.running is None:
+                continue
             must_ask = await handover.look()
             if not handover.is_asked and await handover.standing() is Standing.UP:
                 handover.came_up()
@@ -307,7 +317,7 @@ class Agent:
         except GoatherdError as error:
             self._refused(error)
             return
-        async with self._turn() as is_ours:
+        async with self._turn(lambda: bool(self._reasons())) as is_ours:
             # While others had their turn, the change may have been taken back.
             if is_ours and self._reasons():
                 await self._switch()
@@ -327,7 +337,7 @@ class Agent:
             _log.warning(event_text(Event.AGENT_CHANGE, message=text))
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[bool]:
+    async def _turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[bool]:
         """Wait for this node's turn; False where the child has ended meanwhile, or nothing is to be done any more."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
@@ -335,7 +345,7 @@ class Agent:
             every = self._rules.look_every.total_seconds()
             try:
                 while not (await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED))[0]:
-                    if not self._reasons():
+                    if not is_wanted():
                         break
                     await self._look()
             finally:

@@ -184,7 +184,9 @@ def verify_safe(raw: bytes) -> None:
 def differences(before: FileView, after: FileView) -> tuple[Difference, ...]:
     """Return what the server has changed in its file, the serious things first."""
     found = []
-    if after.current_id != before.current_id:
+    if after.current_id != before.current_id and after.current_id in before.roots:
+        found.append(Difference(text=f"it has written root {after.current_id} back, with which it still signs"))
+    elif after.current_id != before.current_id:
         text = f"it signs with {after.current_id or 'nothing'} now, not with {before.current_id}"
         found.append(Difference(text=f"{text}: it has invented a root", is_serious=True))
     elif after.expiration != before.expiration:

@@ -30,7 +30,8 @@ from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.session import OwnedSession
-from tests.unit.identity.make import NOW, activated, owned, published
+from goatherd.identity.settings_text import to_settings
+from tests.unit.identity.make import NOW, activated, first, owned, published
 from tests.unit.settings.make import CountingProvider
 
 from .make import TestSettings
@@ -584,6 +585,25 @@ async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
         world.agent.stop()
         assert await task == 0
     assert json.loads(world.file.link.read_text())["currentSession"]["id"] == B.id
+
+
+async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveClient, "answers", always)
+    monkeypatch.setattr(Handover, "signs", always)
+    world.file.write(to_settings(first()))
+    world.settings.document = activated()
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    world.beside, calls = True, []
+
+    async def notify() -> None:
+        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
+
+    world.notify = notify
+    async with world.running():
+        await world.until(lambda: calls == [B.id])
+        await world.until(lambda: world.asked > 0)
 
 
 # --- an agent that was killed ---------------------------------------------------------------------------------------

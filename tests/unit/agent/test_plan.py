@@ -181,6 +181,15 @@ def test_a_root_that_the_server_has_invented_is_serious() -> None:
     assert secret_of(owned("z")) not in str(told)
 
 
+def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_has_invented() -> None:
+    before, later = view_of(to_settings(activated())), view_of(to_settings(first()))
+    assert before is not None
+    assert later is not None
+    told = differences(before, later)
+    assert not any(one.is_serious for one in told)
+    assert "still signs" in told[0].text
+
+
 def test_an_expiration_that_the_server_has_moved_is_serious() -> None:
     current = {**owned("a").to_secret_json(), "expiration": 1.0}
     assert changed(currentSession=current)[0].startswith("!it has moved the expiration")
