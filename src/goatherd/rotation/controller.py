@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
+from goatherd.rotation.audit import Journal
 from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Wait
 from goatherd.rotation.schedule import Act, Schedule, Verdict, facts_of, next_due, share
@@ -85,6 +87,7 @@ class Controller:
         clock: Tells the time and waits.
         interval: How often the identity is looked at, give or take a little.
         alarm: Who is told.
+        journal: Where decisions and their evidence are kept.
         on_look: Called with the document and the verdict after each look; must not block and must not raise.
         stop_patience: How long a rotation that goes on may take to its end when the controller is to stop.
     """
@@ -99,6 +102,7 @@ class Controller:
         clock: Clock | None = None,
         interval: timedelta = timedelta(minutes=1),
         alarm: Alarm | None = None,
+        journal: Journal | None = None,
         on_look: Callable[[IdentityDocument, Verdict], None] | None = None,
         stop_patience: timedelta = timedelta(seconds=20),
     ) -> None:
@@ -108,6 +112,7 @@ class Controller:
         self._clock: Clock = clock or SystemClock()
         self._interval = interval
         self._alarm = alarm or Alarm()
+        self._journal = journal or Journal()
         self._on_look = on_look
         self._stop_patience = stop_patience.total_seconds()
         self._worker = worker(self._told)
@@ -145,6 +150,7 @@ class Controller:
             return Turn(error=error)
         self._missed = 0
         self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
+        self._journal.use(document)
         if self._on_look is not None:
             self._on_look(document, verdict)
         await self._warn(document, verdict)
@@ -164,11 +170,10 @@ class Controller:
 
     async def _act(self, verdict: Verdict, root_id: str) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
-        work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
         kind = AlertKind.RETIREMENT_FAILED if verdict.act is Act.RETIRE else AlertKind.ROTATION_FAILED
         self._is_acting = True
         try:
-            report = await work[verdict.act]()
+            report = await self._work(verdict)
         except NotAdoptedError as error:
             # It is in the document's history, by which every controller waits before the next attempt.
             await self._ring(Alert(kind=kind, reason=str(error), code=error.code, root_id=root_id, failures=1))
@@ -185,25 +190,47 @@ class Controller:
             self._retired_ms = self._clock.now_ms()
         self._failures = 0
         self._rung.clear()
-        _log.info(
-            event_text(
-                LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=report.outcome.value, current=report.current_id
-            )
-        )
+        outcome = report.outcome.value
+        done = event_text(LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=outcome, current=report.current_id)
+        _log.info(done)
         return Turn(verdict=verdict, has_acted=True, report=report)
+
+    async def _work(self, verdict: Verdict) -> Report:
+        """Do what is due, with a record before and after; not at all where there can be none before."""
+        work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
+        self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
+        try:
+            report = await work[verdict.act]()
+        except GoatherdError as error:
+            self._journal.end("controller-failed", {"act": verdict.act, "code": error.code, "reason": str(error)})
+            raise
+        except asyncio.CancelledError:
+            self._journal.end("controller-stopped", {"act": verdict.act})
+            raise
+        with contextlib.suppress(GoatherdError):
+            # So that the new root seals what the earlier one has signed.
+            document, _ = await self.look()
+            self._journal.use(document)
+        self._journal.end("controller-done", {"act": verdict.act, "current": report.current_id})
+        return report
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None, *, once: bool = False) -> Turn | None:
         """Look and act until `stop` is set, and return at a safe point.
 
         Args:
             stop: Ask it to end.
             hurry: Ask it not to wait for the end of a rotation.
+            once: End after one look, and what it led to.
+
+        Returns:
+            The last look; None where it was cut off.
         """
         _log.info(event_text(LogEvent.CONTROLLER_STARTED, controller=self.schedule.controller, secret=self._secret_id))
         hurry = hurry or asyncio.Event()
         is_left = False
+        done: Turn | None = None
         while not stop.is_set():
             self._turn = asyncio.create_task(self.turn())
             try:
@@ -215,12 +242,15 @@ class Controller:
             finally:
                 # Somebody may cancel the whole loop.
                 self._turn.cancel()
+            if once:
+                break
             if not stop.is_set():
                 sleeping = asyncio.ensure_future(self._clock.sleep(self._until_next(done)))
                 await _first(sleeping, stop)
                 if not sleeping.cancel():
                     sleeping.result()
         _log.info(event_text(LogEvent.CONTROLLER_STOPPED, leaves_rotation=str(is_left).lower()))
+        return done
 
     async def _wind_down(self, turn: asyncio.Task[Turn], hurry: asyncio.Event) -> None:
         self._is_stopping = True
@@ -231,6 +261,7 @@ class Controller:
         await asyncio.wait({turn})
 
     def _told(self, event: Event) -> None:
+        self._journal.told(event)
         # Between two looks nothing is half done: the safe point at which a rotation is left.
         if (
             self._is_stopping
@@ -293,6 +324,7 @@ class Controller:
             await self._ring(alert)
 
     async def _ring(self, alert: Alert) -> None:
+        self._journal.note("alert", alert.to_json())
         await self._alarm.ring(alert)
 
     def _tell_plan(self, verdict: Verdict) -> None:

@@ -372,17 +372,21 @@ def _is_success(entry: HistoryEntry) -> bool:
 
 
 def _issued_ms(facts: Facts, policy: Policy) -> int:
-    """Return when the current root first came to sign; by the policy's lifetime where the history no longer says."""
+    """Return when the current root first came to sign.
+
+    Without a history that is when the identity was made or brought into the store; where the history no longer reaches
+    back so far, it is reckoned from the expiration by the policy's lifetime.
+    """
     came = [entry.at for entry in facts.history if _is_success(entry) and entry.to_id == facts.current_id]
-    return min(came) if came else facts.expires_ms - _ms(policy.lifetime)
+    reckoned = facts.expires_ms - _ms(policy.lifetime)
+    if came:
+        return min(came)
+    return reckoned if facts.history else max(reckoned, facts.updated_ms)
 
 
 def _served_ms(facts: Facts, issued_ms: int) -> int:
     """Return up to when slots are of no interest: the last success, else the birth of the identity."""
-    done = [entry.at for entry in facts.history if _is_success(entry)]
-    if done:
-        return max(done)
-    return issued_ms if facts.history else max(issued_ms, facts.updated_ms)
+    return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
 
 
 def _silent_since_ms(document: IdentityDocument, root_id: str, updated_ms: int) -> int:

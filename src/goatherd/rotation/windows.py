@@ -58,6 +58,11 @@ class Window:
             raise _refusal(text, "it opens and closes at the same time; all day is 00:00-24:00")
         return cls(days=_days(text, days_text.strip()), start=start, end=end)
 
+    def __str__(self) -> str:
+        days = "" if len(self.days) == 7 else ",".join(DAYS[day] for day in sorted(self.days)) + " "
+        start, end = divmod(self.start, 60), divmod(self.end, 60)
+        return f"{days}{start[0]:02}:{start[1]:02}-{end[0]:02}:{end[1]:02}"
+
     @property
     def length(self) -> int:
         """Minutes from opening to closing on an ordinary day."""

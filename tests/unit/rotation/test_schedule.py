@@ -95,9 +95,16 @@ def test_a_greatest_age_makes_it_due_earlier_but_never_later() -> None:
     assert late.at_ms == ms("2026-11-01T00:00") + LIFETIME - 60 * DAY_MS
 
 
-def test_the_age_of_a_root_without_history_is_reckoned_from_its_expiration() -> None:
-    verdict = next_due(facts(history=()), schedule(max_age=timedelta(days=30)), ms("2026-11-02T00:00"))
+def test_the_age_of_a_root_is_reckoned_from_its_expiration_where_the_history_does_not_reach_back() -> None:
+    old = failed(facts(history=(), updated_ms=ms("2026-11-20T00:00")), "2026-11-19T00:00")
+    verdict = next_due(old, schedule(max_age=timedelta(days=30)), ms("2026-11-21T00:00"))
     assert verdict.at_ms == ms("2026-11-01T00:00") + 30 * DAY_MS
+
+
+def test_the_age_of_a_first_root_counts_from_the_birth_of_the_identity() -> None:
+    born = facts(history=(), updated_ms=ms("2026-11-20T00:00"))
+    verdict = next_due(born, schedule(max_age=timedelta(days=30)), ms("2026-11-21T00:00"))
+    assert verdict.at_ms == ms("2026-11-20T00:00") + 30 * DAY_MS
 
 
 def test_a_root_that_signs_again_after_a_roll_back_is_as_old_as_it_was() -> None:

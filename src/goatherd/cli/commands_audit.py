@@ -1,0 +1,145 @@
+"""The command that reads an audit trail: audit."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from goatherd.cli.main import App, command
+from goatherd.cli.store import open_store
+from goatherd.clock import iso
+from goatherd.errors import ConfigurationError, DecodeError
+from goatherd.rotation.audit import read_lines, read_trail
+from goatherd.rotation.chain import Anchors, Checked, Head, Record, verify
+
+WIDTH = 100
+
+
+@command(
+    example="goatherd audit verify /var/log/goatherd/audit.jsonl --provider file:///srv/keys/root\n"
+    "goatherd audit show /var/log/goatherd/audit.jsonl --last 20",
+)
+@click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--offline", is_flag=True, help="With verify: believe the file's first signer, and ask no store.")
+@click.option(
+    "--checkpoint",
+    metavar="N:SHA256",
+    help="With verify: a head of this trail that was kept elsewhere, such as in the log; finds an end cut off.",
+)
+@click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: the last N records only.")
+def audit(
+    app: App,
+    action: str,
+    file: Path,
+    offline: bool,
+    checkpoint: str | None,
+    last: int | None,
+) -> int:
+    """Check an audit trail, or show it.
+
+    verify names the first record that is not as it was written: changed, missing, moved, repeated, torn and not stated
+    by the next one, or not signed by a root of the identity in the store. It prints the head of the trail, which is a
+    checkpoint to keep elsewhere: that whole records are missing at the end can be seen with a checkpoint only.
+
+    show checks nothing.
+    """
+    if action == "show":
+        if offline or checkpoint is not None:
+            raise click.UsageError("--offline and --checkpoint go with verify")
+        return _show(app, file, last)
+    if last is not None:
+        raise click.UsageError("--last goes with show")
+    return _verify(app, file, offline=offline, checkpoint=checkpoint)
+
+
+def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> int:
+    try:
+        head = None if checkpoint is None else Head.from_text(checkpoint)
+    except DecodeError as error:
+        raise click.UsageError(str(error)) from None
+    options = app.options
+    is_named = options.provider is not None or options.cloud_config is not None
+    if not is_named and not offline:
+        raise ConfigurationError(
+            "no store is named, which would say whose signatures count",
+            hint="Give --provider URI; or --offline to believe the file's first signer.",
+        )
+    anchors = None if offline else asyncio.run(_anchors(app))
+    checked = verify(read_lines(file), anchors=anchors, checkpoint=head)
+    app.out.result(_data(checked, file), _lines(checked, file, has_checkpoint=head is not None))
+    return 0
+
+
+async def _anchors(app: App) -> Anchors:
+    async with open_store(app.options) as store:
+        _, document = await store.read()
+    return Anchors.of(document)
+
+
+def _data(checked: Checked, file: Path) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "whole": True,
+        "records": checked.head.seq,
+        "head": str(checked.head),
+        "first": iso(checked.first_ms),
+        "last": iso(checked.last_ms),
+        "signers": list(checked.signers),
+        "restsOn": checked.rests_on,
+        "torn": list(checked.torn),
+        "lost": checked.lost,
+        "byRevoked": checked.by_revoked,
+    }
+
+
+def _lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list[str]:
+    lines = [
+        f"{file}: {checked.head.seq} records, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
+        f"signed by   {', '.join(checked.signers)}",
+        f"head        {checked.head}",
+    ]
+    if checked.rests_on is not None:
+        lines.append(f"note: all of it rests on root {checked.rests_on}; no store was asked whether that is yours")
+    lines += [f"note: line {line} was torn by a crash, and the record after it states so" for line in checked.torn]
+    if checked.lost:
+        lines.append(f"note: {checked.lost} records could not be written at the time, as those after them say")
+    if checked.by_revoked:
+        lines.append(
+            f"note: the last {checked.by_revoked} records are signed by a root that was revoked: whoever has its key "
+            "could have written them anew"
+        )
+    if not has_checkpoint:
+        lines.append("note: whether records are missing at the end can be seen only with a --checkpoint kept elsewhere")
+    return lines
+
+
+def _show(app: App, file: Path, last: int | None) -> int:
+    records = list(read_trail(file))
+    records = records[-last:] if last is not None else records
+    lines = [_line(record) for record in records]
+    app.out.result({"records": [_record(record) for record in records]}, lines or ["no records"])
+    return 0
+
+
+def _record(record: Record) -> dict[str, Any]:
+    return {
+        "seq": record.seq,
+        "at": iso(record.at_ms),
+        "actor": record.actor,
+        "event": record.event,
+        "data": dict(record.data),
+        "by": record.by,
+        "lost": record.lost,
+        "sha256": record.head.digest,
+    }
+
+
+def _line(record: Record) -> str:
+    text = ", ".join(f"{name}={value}" for name, value in record.data.items() if value not in (None, [], "", {}))
+    text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    printable = "".join(char if char.isprintable() else "?" for char in f"{record.actor}  {record.event}  {text}")
+    return f"{record.seq:>6}  {iso(record.at_ms)}  {printable}"

@@ -1,0 +1,346 @@
+"""The command that rotates by a schedule: controller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from goatherd.cli.auditing import audit_option, who
+from goatherd.cli.commands_cluster import health_signals, policy_of
+from goatherd.cli.main import App, command
+from goatherd.cli.metrics_file import reported
+from goatherd.cli.rotation_text import report_data
+from goatherd.cli.store import Store, name_of_store, open_store
+from goatherd.clock import SystemClock, iso
+from goatherd.config import Options, format_duration
+from goatherd.errors import ConfigurationError, NodeError
+from goatherd.identity.document import IdentityDocument
+from goatherd.metrics import RotationMetrics, served
+from goatherd.rotation.alert import Alarm
+from goatherd.rotation.audit import AuditTrail, Journal
+from goatherd.rotation.controller import Controller, Turn
+from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.events import Event, Report
+from goatherd.rotation.rotator import Rotator
+from goatherd.rotation.schedule import (
+    Act,
+    Missed,
+    Schedule,
+    Verdict,
+    facts_of,
+    make_schedule,
+    next_due,
+    preview,
+    read_zone,
+)
+from goatherd.rotation.windows import Window
+
+if TYPE_CHECKING:
+    from goatherd.rotation.controller import Worker
+
+PREVIEW = 5
+
+
+@command(
+    example="goatherd controller --explain --cron '0 3 * * SUN' --timezone Europe/Berlin\n"
+    "goatherd controller --provider file:///srv/keys/root --node http://10.0.0.1:8080 --audit-log audit.jsonl\n"
+    "goatherd controller --once",
+    nodes=True,
+)
+@click.option("--explain", is_flag=True, help="Say what would be done when, and why; write nothing.")
+@click.option("--once", is_flag=True, help="Do what is due now, and end: for a timer or a CronJob.")
+@click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, as in a crontab.")
+@click.option("--max-age", "controller_max_age", metavar="TIME", help="How old a key may get, such as 60d.")
+@click.option("--timezone", "controller_timezone", metavar="NAME", help="Of --cron and --window; UTC unless told.")
+@click.option(
+    "--window",
+    "controller_windows",
+    multiple=True,
+    metavar="WINDOW",
+    help="When a rotation may begin, such as 'Mon-Fri 02:00-04:00'; give each.",
+)
+@click.option("--missed", "controller_missed", type=click.Choice(list(Missed)), help="What becomes of a missed slot.")
+@click.option("--alert-command", "controller_alert_command", metavar="CMD", help="Run when somebody should look.")
+@click.option("--metrics", metavar="ADDRESS:PORT", help="Answer GET /metrics there while it runs.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --once: leave metrics there, for node_exporter's textfile collector.",
+)
+@audit_option()
+@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
+@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="info")
+def controller(
+    app: App,
+    explain: bool,
+    once: bool,
+    metrics: str | None,
+    metrics_file: Path | None,
+    unsafe_without_nodes: bool,
+    log_level: str,
+) -> int:
+    """Rotate by a schedule, carry on what others left, and destroy old keys in time.
+
+    By a cron expression or by the age of the key, within maintenance windows. When the next rotation is due follows
+    from the identity document alone, so any number of controllers may run: the first one rotates, the others see it.
+    A root that nears its expiration is replaced whatever the calendar says.
+
+    SIGTERM or Ctrl-C make it end at a safe point; a second one hurries it. What it tells goes to standard error.
+    """
+    options = app.options
+    schedule = schedule_of(options)
+    if explain:
+        return asyncio.run(_explain(app, schedule))
+    # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_controller_command.py).
+    if not (options.nodes or options.rotation_bare) and not unsafe_without_nodes:
+        raise ConfigurationError(
+            "no node is listed, so a rotation would wait for nobody",
+            hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
+        )
+    if metrics_file is not None and not once:
+        raise click.UsageError("--metrics-file goes with --once; a controller that runs on answers at --metrics")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("goatherd").setLevel(log_level.upper())
+    return asyncio.run(_run(app, schedule, once=once, metrics=metrics, metrics_file=metrics_file))
+
+
+def schedule_of(options: Options) -> Schedule:
+    """Return the schedule that the options describe, checked.
+
+    Raises:
+        ConfigurationError: It cannot be meant.
+    """
+    name = options.controller_name or socket.gethostname()
+    zone = read_zone(options.controller_timezone)
+    if options.controller_stale <= options.rotation_adoption:
+        raise ConfigurationError(
+            "controller.stale is not more than rotation.adoption",
+            hint="Else a controller would take over rotations that only wait for their nodes.",
+        )
+    schedule = Schedule(
+        controller=name,
+        started_by=f"controller {name}, {who()}",
+        cron=options.controller_cron,
+        max_age=options.controller_max_age,
+        zone=zone,
+        windows=tuple(Window.from_text(text) for text in options.controller_windows),
+        missed=Missed(options.controller_missed),
+        tolerance=options.controller_tolerance,
+        jitter=options.controller_jitter,
+        backoff=options.controller_backoff,
+        backoff_max=options.controller_backoff_max,
+        stale=options.controller_stale,
+        retires=options.controller_retire,
+        policy=policy_of(options),
+    )
+    return make_schedule(schedule, SystemClock().now_ms())
+
+
+async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None, metrics_file: Path | None) -> int:
+    options, clock = app.options, SystemClock()
+    async with AsyncExitStack() as stack:
+        # It counts what is done inside, so it is of use for one turn only.
+        seen = stack.enter_context(reported(metrics_file, name_of_store(options), app.out))
+        store = await stack.enter_async_context(open_store(options))
+        addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
+        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout))
+        nodes = directory if directory.is_discovered else await directory()
+        trail = None if options.audit_log is None else AuditTrail(options.audit_log, actor=schedule.started_by)
+        policy = policy_of(options, is_discovered=directory.is_discovered)
+
+        def worker(told: Callable[[Event], None]) -> Worker:
+            rotator = Rotator(
+                store.provider,
+                store.secret_id,
+                nodes,
+                org=store.org,
+                policy=policy,
+                started_by=schedule.started_by,
+                on_event=_both(told, seen.told),
+                health=health_signals(options),
+            )
+            return rotator if metrics_file is not None else _Counted(rotator, seen)
+
+        runner = Controller(
+            store.provider,
+            store.secret_id,
+            schedule,
+            worker=worker,
+            interval=options.controller_interval,
+            alarm=Alarm(options.controller_alert_command),
+            journal=Journal(trail),
+            on_look=_keeping(seen),
+            stop_patience=options.controller_stop_timeout,
+        )
+        if metrics is not None:
+            _serve_metrics(stack, metrics, seen)
+        turn = await runner.run(*_until_told(), once=once)
+        if once and turn is not None:
+            return _end(app, store, turn, clock.now_ms())
+    return 0
+
+
+class _Counted:
+    """A rotator whose runs are counted; what is destroyed later is no run of a rotation."""
+
+    def __init__(self, rotator: Rotator, seen: RotationMetrics) -> None:
+        self._rotator = rotator
+        self._seen = seen
+
+    async def rotate(self) -> Report:
+        with self._seen.run(SystemClock()):
+            return await self._rotator.rotate()
+
+    async def resume(self) -> Report:
+        with self._seen.run(SystemClock()):
+            return await self._rotator.resume()
+
+    async def retire(self) -> Report:
+        return await self._rotator.retire()
+
+
+def _both(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
+    def told(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return told
+
+
+def _keeping(seen: RotationMetrics) -> Callable[[IdentityDocument, Verdict], None]:
+    def looked(document: IdentityDocument, verdict: Verdict) -> None:
+        seen.document = document
+        seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else seen.next_ms
+
+    return looked
+
+
+def _serve_metrics(stack: AsyncExitStack, address: str, seen: RotationMetrics) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise click.UsageError(f"{address!r} is no address with a port, such as 127.0.0.1:9464")
+    try:
+        stack.enter_context(served(seen.samples, host=host.strip("[]"), port=int(port)))
+    except OSError as error:
+        raise NodeError(f"cannot listen on {address}: {error.strerror or error}") from error
+
+
+def _until_told() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what the first and the second signal to end set."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+    return stop, hurry
+
+
+def _end(app: App, store: Store, turn: Turn, now_ms: int) -> int:
+    if turn.error is not None and not turn.has_yielded:
+        raise turn.error
+    assert turn.verdict is not None
+    done = turn.verdict.act.value if turn.report is not None else "nothing"
+    data: dict[str, Any] = {
+        "store": store.name,
+        "done": done,
+        "yielded": turn.has_yielded,
+        "why": turn.verdict.why,
+        "next": _verdict_data(turn.verdict),
+        "report": None if turn.report is None else report_data(turn.report),
+    }
+    if turn.report is not None:
+        lines = [f"{done}: {turn.verdict.why}", f"{turn.report.outcome.value}: {turn.report.current_id} signs"]
+    elif turn.has_yielded:
+        lines = [f"somebody else was first: {turn.error}"]
+    else:
+        lines = ["nothing is due", _next_line(turn.verdict, now_ms)]
+    app.out.result(data, lines)
+    return 0
+
+
+# --- explaining -------------------------------------------------------------------------------------------------------
+
+
+async def _explain(app: App, schedule: Schedule) -> int:
+    async with open_store(app.options) as store:
+        _, document = await store.read()
+    facts, now_ms = facts_of(document), SystemClock().now_ms()
+    verdict = next_due(facts, schedule, now_ms)
+    begins = preview(facts, schedule, now_ms, PREVIEW)
+    data = {
+        "store": store.name,
+        "current": facts.current_id,
+        "expires": iso(facts.expires_ms),
+        "now": iso(now_ms),
+        "isDue": verdict.is_due(now_ms),
+        "next": _verdict_data(verdict),
+        "rotations": [iso(begin) for begin in begins],
+        "schedule": _schedule_data(schedule),
+    }
+    lines = [
+        f"identity    {store.name}: {facts.current_id} signs, and expires at {iso(facts.expires_ms)}",
+        f"schedule    {_schedule_line(schedule)}",
+        _next_line(verdict, now_ms),
+        f"            {verdict.why}",
+    ]
+    if verdict.skipped_ms is not None:
+        lines.append(f"skipped     the slot {iso(verdict.skipped_ms)}")
+    if begins:
+        lines.append("rotations   if each succeeds at once: " + ", ".join(iso(begin) for begin in begins))
+    if verdict.urgent:
+        lines.append("urgent      the root is near its expiration, or past it")
+    app.out.result(data, lines)
+    return 0
+
+
+def _verdict_data(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "act": verdict.act.value,
+        "at": None if verdict.at_ms is None else iso(verdict.at_ms),
+        "why": verdict.why,
+        "slot": None if verdict.slot_ms is None else iso(verdict.slot_ms),
+        "skipped": None if verdict.skipped_ms is None else iso(verdict.skipped_ms),
+        "urgent": verdict.urgent,
+    }
+
+
+def _next_line(verdict: Verdict, now_ms: int) -> str:
+    if verdict.at_ms is None:
+        return "next        nothing"
+    when = "now" if verdict.is_due(now_ms) else f"at {iso(verdict.at_ms)}"
+    return f"next        {verdict.act.value} {when}"
+
+
+def _schedule_data(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "controller": schedule.controller,
+        "cron": schedule.cron,
+        "maxAge": None if schedule.max_age is None else format_duration(schedule.max_age),
+        "timezone": schedule.zone.key,
+        "windows": [str(window) for window in schedule.windows],
+        "missed": schedule.missed.value,
+        "jitter": format_duration(schedule.jitter),
+    }
+
+
+def _schedule_line(schedule: Schedule) -> str:
+    if schedule.cron is not None:
+        when = f"cron `{schedule.cron}`; a missed slot: {schedule.missed.value}"
+    elif schedule.max_age is not None:
+        when = f"keys older than {format_duration(schedule.max_age)}"
+    else:
+        when = "by the age of the key"
+    windows = "; ".join(str(window) for window in schedule.windows) or "at all times"
+    return f"{when}; windows: {windows}; in {schedule.zone.key}; jitter up to {format_duration(schedule.jitter)}"

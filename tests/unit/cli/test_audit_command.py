@@ -1,0 +1,174 @@
+"""goatherd audit, and the trail that rotate and retire leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES
+from goatherd.rotation.audit import AuditTrail
+
+from .conftest import Goatherd, secrets_in
+
+
+@pytest.fixture
+def trail(goatherd: Goatherd, store: str, tmp_path: Path) -> Path:
+    """The trail of one rotation, one that was cancelled, and of what was retired."""
+    file = tmp_path / "audit.jsonl"
+    common = ("--provider", store, "--audit-log", str(file))
+    goatherd("init", "--provider", store)
+    assert goatherd("rotate", *common, "--unsafe-without-nodes").code == 0
+    assert goatherd("rotate", *common, "--unsafe-without-nodes", "--to", "published").code == 0
+    assert goatherd("rotate", *common, "--cancel", "--reason", "wrong day").code == 0
+    assert goatherd("retire", *common, "--yes", "--grace", "0s").code == 0
+    return file
+
+
+def records(goatherd: Goatherd, file: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = goatherd("audit", "show", str(file), "--json").json["records"]
+    return found
+
+
+def test_every_run_is_in_the_trail_from_its_beginning_to_its_end(goatherd: Goatherd, trail: Path) -> None:
+    found = records(goatherd, trail)
+    runs = [(r["event"], r["data"].get("command")) for r in found if r["event"] in ("run-began", "run-over")]
+    assert runs == [
+        ("run-began", "rotate"), ("run-over", "rotate"), ("run-began", "rotate"), ("run-over", "rotate"),
+        ("run-began", "rotate"), ("run-over", "rotate"), ("run-began", "retire"), ("run-over", "retire"),
+    ]  # fmt: skip
+    actions = [r["data"]["action"] for r in found if r["event"] == "decided"]
+    assert {"prepare", "advance", "abandon", "destroy", "label-stable", "done"} <= set(actions)
+    assert any(r["data"].get("reason") == "wrong day" for r in found if r["event"] == "run-began")
+
+
+def test_a_whole_trail_is_verified_against_its_store(goatherd: Goatherd, store: str, trail: Path) -> None:
+    good = goatherd("audit", "verify", str(trail), "--provider", store)
+    assert good.code == 0
+    assert "as they were written" in good.out
+    assert "missing at the end can be seen only with a --checkpoint" in good.out
+    data = goatherd("audit", "verify", str(trail), "--provider", store, "--json").json
+    assert data["records"] == len(records(goatherd, trail))
+    assert len(data["signers"]) == 2
+    assert data["restsOn"] is None
+
+
+def test_the_first_broken_record_is_named_and_the_exit_code_says_so(
+    goatherd: Goatherd, store: str, trail: Path
+) -> None:
+    lines = trail.read_bytes().splitlines(keepends=True)
+    trail.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    broken = goatherd("audit", "verify", str(trail), "--provider", store)
+    assert broken.code == EXIT_CODES["audit"]
+    assert "line 6 has record 7 where 6 belongs" in broken.err
+    told = goatherd("audit", "verify", str(trail), "--provider", store, "--json")
+    assert told.json["error"]["code"] == "audit.broken"
+
+
+def test_an_end_that_was_cut_off_is_found_with_a_checkpoint(goatherd: Goatherd, store: str, trail: Path) -> None:
+    head = goatherd("audit", "verify", str(trail), "--provider", store, "--json").json["head"]
+    lines = trail.read_bytes().splitlines(keepends=True)
+    trail.write_bytes(b"".join(lines[:-3]))
+    assert goatherd("audit", "verify", str(trail), "--provider", store).code == 0
+    cut = goatherd("audit", "verify", str(trail), "--provider", store, "--checkpoint", head)
+    assert cut.code == EXIT_CODES["audit"]
+    assert "is missing" in cut.err
+    assert goatherd("audit", "verify", str(trail), "--provider", store, "--checkpoint", "x").code == 2
+
+
+def test_a_trail_of_another_identity_is_found(goatherd: Goatherd, trail: Path, tmp_path: Path) -> None:
+    other = f"file://{tmp_path}/other/root"
+    goatherd("init", "--provider", other)
+    assert "line 1 is signed by" in goatherd("audit", "verify", str(trail), "--provider", other).err
+
+
+def test_without_a_store_it_must_be_said_and_the_answer_says_what_it_rests_on(goatherd: Goatherd, trail: Path) -> None:
+    refused = goatherd("audit", "verify", str(trail))
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "--offline" in refused.err
+    assert "rests on root" in goatherd("audit", "verify", str(trail), "--offline").out
+
+
+def test_show_prints_a_line_for_each_record_and_can_print_the_last(goatherd: Goatherd, trail: Path) -> None:
+    shown = goatherd("audit", "show", str(trail)).out.splitlines()
+    assert len(shown) == len(records(goatherd, trail))
+    assert goatherd("audit", "show", str(trail), "--last", "2").out.splitlines() == shown[-2:]
+
+
+def test_what_a_trail_says_cannot_steer_the_terminal(goatherd: Goatherd, trail: Path) -> None:
+    raw = trail.read_bytes().replace(b'"actor":"', b'"actor":"\\u001b[31m', 1)
+    trail.write_bytes(raw)
+    assert "\x1b" not in goatherd("audit", "show", str(trail)).out
+
+
+@pytest.mark.parametrize(
+    "options", [("show", "--offline"), ("show", "--checkpoint", "1:0"), ("verify", "--last", "3"), ("mend",)],
+    ids=" ".join,
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(goatherd: Goatherd, trail: Path, options: tuple[str, ...]) -> None:
+    assert goatherd("audit", options[0], str(trail), *options[1:]).code == 2
+
+
+def test_a_missing_file_is_told(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    missing = goatherd("audit", "verify", str(tmp_path / "nothing"), "--provider", store)
+    assert missing.code == EXIT_CODES["audit"]
+    assert "No such file" in missing.err
+
+
+def test_no_key_is_in_the_trail(trail: Path, tmp_path: Path) -> None:
+    secrets = secrets_in(tmp_path / "keys")
+    assert secrets
+    assert not [secret for secret in secrets if secret in trail.read_text()]
+
+
+def test_a_run_that_fails_is_in_the_trail_with_its_reason(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    goatherd("init", "--provider", store)
+    (tmp_path / "goatherd.toml").write_text(f'[rotation]\nadoption = "50ms"\n[audit]\nlog = "{file}"\n')
+    assert goatherd("rotate", "--provider", store, "--node", "http://127.0.0.1:1").code == EXIT_CODES["rotation"]
+    last = records(goatherd, file)[-1]
+    assert (last["event"], last["data"]["code"]) == ("run-failed", "rotation.not_adopted")
+    assert "http://127.0.0.1:1" in last["data"]["reason"]
+
+
+def test_a_trail_that_cannot_be_written_stops_a_rotation_before_it_begins(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    other = tmp_path / "notes.txt"
+    other.write_text("my notes\n")
+    options = ("--provider", store, "--unsafe-without-nodes", "--audit-log", str(other))
+    refused = goatherd("rotate", *options)
+    assert refused.code == EXIT_CODES["audit"]
+    assert other.read_text() == "my notes\n"
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+
+
+def test_records_that_could_not_be_written_once_it_had_begun_are_told_at_the_end(
+    goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goatherd("init", "--provider", store)
+    write, count = AuditTrail._append, iter(range(1000))
+
+    def fails_later(self: AuditTrail, event: str, data: Any) -> None:
+        if 3 < next(count) < 6:
+            raise OSError(28, "No space left on device")
+        write(self, event, data)
+
+    monkeypatch.setattr(AuditTrail, "_append", fails_later)
+    file = tmp_path / "audit.jsonl"
+    done = goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--audit-log", str(file), "--json")
+    assert (done.code, done.json["outcome"]) == (0, "rotated")
+    told = [json.loads(line) for line in done.err.splitlines()]
+    assert [line["missing"] for line in told if line["event"] == "audit"] == [2]
+    monkeypatch.undo()
+    assert goatherd("audit", "verify", str(file), "--provider", store, "--json").json["lost"] == 2
+
+
+def test_a_plan_leaves_no_trail(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--plan", "--provider", store, "--audit-log", str(tmp_path / "audit"))
+    assert not (tmp_path / "audit").exists()

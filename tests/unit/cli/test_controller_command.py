@@ -1,0 +1,300 @@
+"""goatherd controller: explained, once, and as a process that is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES
+from goatherd.clock import SystemClock
+
+from .conftest import Goatherd, Result, Serving
+
+DAY_MS = 86_400_000
+DUE = ("--max-age", "30d")
+
+
+@pytest.fixture
+def old_store(goatherd: Goatherd, store: str) -> str:
+    """A store whose identity was made forty days ago."""
+    real = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda self: real(self) - 40 * DAY_MS)
+        assert goatherd("init", "--provider", store).code == 0
+    return store
+
+
+def generation(goatherd: Goatherd, store: str) -> int:
+    return int(goatherd("show", "--provider", store, "--json").json["generation"])
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging() -> Iterator[None]:
+    """The command sets the log up for its process; undo it for the next test."""
+    import logging
+
+    root, ours = logging.getLogger(), logging.getLogger("goatherd")
+    handlers, level = list(root.handlers), ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_says_what_it_would_do_when_and_why_and_writes_nothing(goatherd: Goatherd, old_store: str) -> None:
+    shown = goatherd("controller", "--explain", "--provider", old_store, *DUE)
+    assert shown.code == 0
+    assert "next        rotate now" in shown.out
+    assert "is to be replaced from" in shown.out
+    data = goatherd("controller", "--explain", "--provider", old_store, *DUE, "--json").json
+    assert (data["isDue"], data["next"]["act"], len(data["rotations"])) == (True, "rotate", 5)
+    assert generation(goatherd, old_store) == 1
+
+
+def test_explain_shows_a_cron_expression_with_windows_in_their_time_zone(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    options = ("--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin", "--window", "Sun 02:00-04:00")
+    shown = goatherd("controller", "--explain", "--provider", store, *options)
+    assert "cron `0 3 * * SUN`; a missed slot: catch-up; windows: Sun 02:00-04:00; in Europe/Berlin" in shown.out
+    data = goatherd("controller", "--explain", "--provider", store, *options, "--json").json
+    assert data["isDue"] is False
+    assert len(set(data["rotations"])) == 5
+    assert all(begin[11:13] in ("00", "01", "02") for begin in data["rotations"]), "02:00 to 04:00 in Berlin"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--cron", "0 3 * *"), "five fields"),
+        (("--cron", "0 3 * * *", "--max-age", "30d"), "exclude"),
+        (("--timezone", "Europe/Atlantis"), "no time zone"),
+        (("--window", "Sunday"), "no maintenance window"),
+        (("--max-age", "30"), "no time with a unit"),
+    ],
+    ids=["cron", "two kinds", "zone", "window", "age"],
+)
+def test_a_schedule_that_cannot_be_meant_is_refused_before_anything_is_done(
+    goatherd: Goatherd, store: str, options: tuple[str, ...], told: str
+) -> None:
+    refused = goatherd("controller", "--once", "--provider", store, "--unsafe-without-nodes", *options)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert told.replace("no maintenance", "not a maintenance").replace("no time with", "not a time with") in refused.err
+
+
+def test_stale_must_be_longer_than_patience_with_nodes(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    (tmp_path / "goatherd.toml").write_text('[controller]\nstale = "5m"\n[rotation]\nadoption = "5m"\n')
+    refused = goatherd("controller", "--explain", "--provider", store)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "controller.stale" in refused.err
+
+
+def test_the_schedule_can_stand_in_the_file_and_in_the_environment(
+    goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goatherd("init", "--provider", store)
+    (tmp_path / "goatherd.toml").write_text(
+        '[controller]\ncron = "0 3 1 * *"\nwindows = ["Mon-Fri 02:00-04:00"]\nmissed = "skip"\nname = "east"\n'
+    )
+    data = goatherd("controller", "--explain", "--provider", store, "--json").json["schedule"]
+    assert data == {
+        "controller": "east",
+        "cron": "0 3 1 * *",
+        "maxAge": None,
+        "timezone": "UTC",
+        "windows": ["Mon,Tue,Wed,Thu,Fri 02:00-04:00"],
+        "missed": "skip",
+        "jitter": "10m",
+    }
+    monkeypatch.setenv("GOATHERD_CONTROLLER_WINDOWS", "Sat 22:00-06:00; Sun 00:00-24:00")
+    data = goatherd("controller", "--explain", "--provider", store, "--json").json["schedule"]
+    assert data["windows"] == ["Sat 22:00-06:00", "Sun 00:00-24:00"]
+
+
+# --- once -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_controller_that_would_wait_for_nobody_is_refused(goatherd: Goatherd, old_store: str) -> None:
+    refused = goatherd("controller", "--once", "--provider", old_store, *DUE)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "wait for nobody" in refused.err
+    assert generation(goatherd, old_store) == 1
+
+
+def test_once_does_what_is_due_and_then_nothing(goatherd: Goatherd, old_store: str) -> None:
+    options = ("--once", "--provider", old_store, "--unsafe-without-nodes", *DUE, "--log-level", "error")
+    done = goatherd("controller", *options, "--json")
+    assert (done.code, done.json["done"], done.json["report"]["outcome"]) == (0, "rotate", "rotated")
+    again = goatherd("controller", *options)
+    assert again.code == 0
+    assert "nothing is due" in again.out
+    assert "next        retire at" in again.out
+
+
+def test_once_ends_with_the_code_of_what_went_wrong_and_rings(
+    goatherd: Goatherd, old_store: str, tmp_path: Path
+) -> None:
+    (tmp_path / "goatherd.toml").write_text('[rotation]\nadoption = "50ms"\n[controller]\nstale = "1m"\n')
+    failed = goatherd(
+        "controller", "--once", "--provider", old_store, "--node", "http://127.0.0.1:1", *DUE,
+        "--alert-command", f"cat > {tmp_path}/alert",
+    )  # fmt: skip
+    assert failed.code == EXIT_CODES["rotation"]
+    assert json.loads((tmp_path / "alert").read_text())["kind"] == "rotation-failed"
+    # The next one waits: the failure is in the document.
+    waits = goatherd("controller", "--once", "--provider", old_store, "--node", "http://127.0.0.1:1", *DUE, "--json")
+    assert (waits.code, waits.json["done"]) == (0, "nothing")
+    assert "after a failure" in waits.json["why"]
+
+
+def test_a_trail_that_cannot_be_written_stops_it_before_it_begins(
+    goatherd: Goatherd, old_store: str, tmp_path: Path
+) -> None:
+    options = ("--once", "--provider", old_store, "--unsafe-without-nodes", *DUE)
+    refused = goatherd("controller", *options, "--audit-log", str(tmp_path / "nowhere/audit"))
+    assert refused.code == EXIT_CODES["audit"]
+    assert generation(goatherd, old_store) == 1
+
+
+def test_metrics_of_one_run_are_left_in_a_file(goatherd: Goatherd, old_store: str, tmp_path: Path) -> None:
+    file = tmp_path / "goatherd.prom"
+    options = ("--once", "--provider", old_store, "--unsafe-without-nodes", *DUE, "--metrics-file", str(file))
+    assert goatherd("controller", *options).code == 0
+    assert "goatherd_root_expires_timestamp_seconds" in file.read_text()
+    assert goatherd("controller", *options[1:]).code == 2, "a controller that runs on answers at --metrics"
+
+
+# --- as a process -----------------------------------------------------------------------------------------------------
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts ``goatherd controller``; what still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        with (tmp_path / "controller.err").open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "goatherd", "controller", *arguments],
+                stdout=subprocess.DEVNULL, stderr=file, text=True, env=environ, cwd=tmp_path,
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait(60)
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], tmp_path: Path) -> Any:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = condition()
+        if found:
+            return found
+        assert process.poll() is None, (tmp_path / "controller.err").read_text()
+        time.sleep(0.05)
+    raise AssertionError((tmp_path / "controller.err").read_text())
+
+
+@pytest.mark.slow
+def test_a_controller_rotates_a_cluster_that_serves_and_ends_when_it_is_told(
+    goatherd: Goatherd, old_store: str, start: Start, serve: Callable[..., Serving], tmp_path: Path
+) -> None:
+    nodes = [serve("--data", str(tmp_path / "data-0"), "--provider", old_store)]
+    nodes.append(serve("--data", str(tmp_path / "data-1"), "--provider", old_store, "--peer", nodes[0].url))
+    listed = [part for node in nodes for part in ("--node", node.url)]
+    trail = tmp_path / "audit.jsonl"
+    process = start("--provider", old_store, *listed, *DUE, "--audit-log", str(trail), "--metrics", "127.0.0.1:0")
+    wait_for(lambda: "controller.done" in (tmp_path / "controller.err").read_text(), process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    told = (tmp_path / "controller.err").read_text()
+    assert "controller.stopped leaves_rotation=false" in told
+    shown: Result = goatherd("status", "--provider", old_store, *listed, "--json")
+    assert shown.code == 0, "every node trusts the new root and signs with it"
+    assert shown.json["identity"]["rotatedFrom"] is not None
+    assert goatherd("audit", "verify", str(trail), "--provider", old_store).code == 0
+
+
+@pytest.mark.slow
+def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_another_carries_it_on(
+    goatherd: Goatherd, old_store: str, start: Start, tmp_path: Path
+) -> None:
+    trail = tmp_path / "audit.jsonl"
+    options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
+    process = start(*options, "--node", "http://127.0.0.1:1")
+    show = ("show", "--provider", old_store, "--json")
+    wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "published", process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert "leaves_rotation=true" in (tmp_path / "controller.err").read_text()
+    waits = goatherd("controller", "--once", *options, "--unsafe-without-nodes", "--json").json
+    assert waits["done"] == "nothing"
+    assert "left to its driver" in waits["why"]
+    real = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda self: real(self) + 3_600_000)
+        done = goatherd("controller", "--once", *options, "--unsafe-without-nodes", "--json").json
+    assert (done["done"], done["report"]["outcome"]) == ("resume", "rotated")
+    assert goatherd("audit", "verify", str(trail), "--provider", old_store).code == 0
+
+
+@pytest.mark.slow
+def test_killed_outright_it_leaves_what_the_next_one_carries_on_and_a_trail_that_is_whole(
+    goatherd: Goatherd, old_store: str, start: Start, tmp_path: Path
+) -> None:
+    trail = tmp_path / "audit.jsonl"
+    options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
+    process = start(*options, "--node", "http://127.0.0.1:1")
+    wait_for(lambda: trail.exists() and b'"published"' in trail.read_bytes(), process, tmp_path)
+    process.kill()
+    process.wait(60)
+    real = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda self: real(self) + 3_600_000)
+        done = goatherd("controller", "--once", *options, "--unsafe-without-nodes", "--json").json
+    assert done["done"] == "resume"
+    assert goatherd("audit", "verify", str(trail), "--provider", old_store).code == 0
+
+
+@pytest.mark.slow
+def test_its_metrics_are_answered_while_it_runs(goatherd: Goatherd, store: str, start: Start, tmp_path: Path) -> None:
+    import socket
+
+    goatherd("init", "--provider", store)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ("--provider", store, "--unsafe-without-nodes", "--metrics", f"127.0.0.1:{port}")
+    process = start(*options)
+
+    def asked() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return ""
+        return text if "goatherd_rotation_next" in text or "next_timestamp" in text else ""
+
+    text = wait_for(asked, process, tmp_path)
+    assert "goatherd_root_expires_timestamp_seconds" in text
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
