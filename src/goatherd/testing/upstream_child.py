@@ -35,7 +35,7 @@ from goatherd.identity.session import (
 from goatherd.ids import new_id, new_seeds
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.encoding import base32_decode, parse_json, to_json_bytes
 from goatherd.wire.item import record_data
 from goatherd.wire.messages import VERSION, SyncMessage
 from goatherd.wire.paths import log_file, repository_id
@@ -348,8 +348,10 @@ class UpstreamChild:
                 raise FailedError(403)
             return self.sessions[parse_signature(header).session_id]
         try:
+            if parse_json(base32_decode(header)) == {}:
+                raise FailedError(403)  # names nobody
             envelope = parse_signature(header)
-        except VerificationError:
+        except (VerificationError, DecodeError):
             raise FailedError from None  # T15
         session = self.sessions.get(envelope.session_id)
         if session is None or session.is_expired(self.clock.now_ms()):
@@ -363,7 +365,8 @@ class UpstreamChild:
         except (VerificationError, ValueError, TypeError):
             is_good = False
         self._verdicts[header] = is_good
-        if not is_good:
+        users = {raw["k"] for raw in self.repositories.get(USERS, {}).values()}
+        if not is_good or not (session.is_root or session.owner is None or session.owner in users):
             raise FailedError(403)
         return session
 

@@ -247,7 +247,9 @@ class Proxy:
             has_commits = any(element.commits for element in elements)
             trust, session = await self._requester(envelope, is_needed=has_commits)
             now = self._clock.monotonic()
-            if session is not None and (wait := self._session_requests.wait(session.id, now)):
+            # The servers of a cluster share one root session; they are counted by their addresses only.
+            is_counted = session is not None and not session.is_root
+            if session is not None and is_counted and (wait := self._session_requests.wait(session.id, now)):
                 raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
             self._count_repositories(exchange.address, elements)
             push = Push()
@@ -261,7 +263,7 @@ class Proxy:
                 push.settle(is_stored=False)
                 raise
             push.settle(is_stored=is_stored)
-        if session is not None and connection.status != 403:
+        if session is not None and is_counted and connection.status != 403:
             # Only what the child took for genuine counts, so that nobody uses up another's share.
             self._session_requests.take(session.id, now)
         await self._answer(exchange, connection, KeyFilter(only=self._root_coordinates()))

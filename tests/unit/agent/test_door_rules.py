@@ -1,0 +1,379 @@
+"""The door's pure parts: what a request must look like, who is counted, what leaves, what the server survives."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.agent.door.index import RepositoryIndex
+from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
+from goatherd.agent.door.redaction import KeyFilter, session_answer
+from goatherd.agent.door.replica import Rounds
+from goatherd.agent.door.rules import (
+    DroppedError,
+    RefusedError,
+    Rule,
+    check_headers,
+    check_target,
+    may_write_privately,
+    read_batch,
+    read_commit,
+)
+from goatherd.clock import SystemClock
+from goatherd.errors import DecodeError, NodeUnreachableError
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.paths import repository_id
+from tests.cluster.door_world import A, X
+from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
+
+LIMITS = Limits()
+
+
+# --- paths and headers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"/x/../y", b"/..", b"/x/.", b"/%2e%2e/y", b"/.%2E/y", b"/x\\y", b"/x y", b"/x\ty", b"/x{", b"x", b"*", b"/\xff"],
+    ids=str,
+)
+def test_a_path_that_browsers_rewrite_is_refused(path: bytes) -> None:
+    with pytest.raises(RefusedError):
+        check_target(path)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/", b"/Batch-Sync", b"/a.b/...", b"/%2e%2e%2e", b"/a%20b", b"//x", b"/@x;y=1"], ids=str
+)
+def test_any_other_path_is_taken_in_lower_case(path: bytes) -> None:
+    assert check_target(path) == path.decode().lower()
+
+
+@pytest.mark.parametrize("host", [b"h", b"goats.example:80", b"[::1]:8080", b"127.0.0.1", b"AWSALB"], ids=str)
+def test_a_host_is_a_host(host: bytes) -> None:
+    assert check_headers([(b"host", host), (b"cookie", b"a"), (b"cookie", b"b")])[b"host"] == host
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"h/", b"h?x", b"h#x", b"u@h", b"h\\x", b"h:x", b"h h", b"[::1", b"h%2f"], ids=str
+)
+def test_a_host_with_more_in_it_is_refused(host: bytes) -> None:
+    with pytest.raises(RefusedError):
+        check_headers([(b"host", host)])
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def tried(read: Callable[[], Any]) -> Any:
+    """Return what was read, or the refusal; nothing else may come out."""
+    try:
+        return read()
+    except (RefusedError, DroppedError) as refusal:
+        return refusal
+
+
+PATHS = st.text(alphabet="ab/.-_ A0\\", max_size=12)
+
+
+@given(PATHS)
+def test_a_path_that_is_taken_is_the_repository_that_the_server_opens(path: str) -> None:
+    outcome = tried(lambda: read_batch(to_json_bytes([element(path)]), LIMITS))
+    if isinstance(outcome, RefusedError):
+        assert outcome.rule is Rule.PATH
+    else:
+        assert repository_id(path) == outcome[0].path
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["path", "msg", "c", "f", "s", "id", "k", "p", "r", "e", "b", "d", "sig", "af", "__t", "__v", "x"]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_read_or_refused_with_a_status_of_its_own(body: bytes) -> None:
+    outcome = tried(lambda: read_batch(body, LIMITS))
+    if isinstance(outcome, RefusedError):
+        assert outcome.status == 400
+    else:
+        assert isinstance(parse_json(body), list)
+        assert all(each.path.count("/") == 2 for each in outcome)
+
+
+COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(COMMIT)), JSON, max_size=3),
+    st.lists(st.sampled_from(sorted(COMMIT)), max_size=2),
+)
+def test_any_commit_is_read_or_taken_out(changes: dict[str, Any], removed: list[str]) -> None:
+    raw = {name: value for name, value in {**COMMIT, **changes}.items() if name not in removed}
+    outcome = tried(lambda: read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW))
+    if isinstance(outcome, DroppedError):
+        assert outcome.rule in Rule
+    else:
+        assert (outcome.id, outcome.key) == (raw["id"], raw["k"])
+
+
+@given(JSON)
+def test_whatever_is_no_commit_is_taken_out(raw: Any) -> None:
+    with pytest.raises(DroppedError):
+        read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW)
+
+
+@pytest.mark.parametrize(
+    ("path", "owner", "expected"),
+    [
+        ("/data/x", None, True),
+        ("/sys/users", None, False),
+        ("/sys/users", "u1", False),
+        ("/user/u1", None, False),
+        ("/user/u1", "u1", True),
+        ("/user/u2", "u1", False),
+        ("/users/u2", "u1", True),
+    ],
+)
+def test_who_may_write_where_by_the_documentation(path: str, owner: str | None, expected: bool) -> None:
+    assert may_write_privately(path, owner) is expected
+
+
+# --- how much ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_fills_up_again_and_never_beyond_its_size() -> None:
+    buckets = Buckets(Rate(per_second=2, burst=3))
+    assert [buckets.take("a", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("b", 100.0) == 0
+    assert buckets.take("a", 100.5) == 0
+    assert [buckets.take("a", 10_000.0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert buckets.take("c", 1.0, 50) == 0, "more than the burst is the burst"
+    assert buckets.take("c", 1.0, 50) == 1.5
+
+
+def test_the_table_of_buckets_does_not_grow_without_end() -> None:
+    buckets = Buckets(Rate(per_second=1, burst=1), capacity=10)
+    for number in range(1000):
+        buckets.take(str(number), 1.0)
+    assert len(buckets) == 10
+
+
+TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
+
+@pytest.mark.parametrize(
+    ("address", "forwarded", "expected"),
+    [
+        ("192.0.2.1", "", "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.1", "192.0.2.1"),
+        ("10.1.1.1", "198.51.100.1", "198.51.100.1"),
+        ("10.1.1.1", "198.51.100.1, 10.2.2.2", "198.51.100.1"),
+        ("10.1.1.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("10.1.1.1", "203.0.113.9, nonsense", "10.1.1.1"),
+        ("10.1.1.1", "", "10.1.1.1"),
+        ("::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8::1", "", "2001:db8::/64"),
+        ("::ffff:192.0.2.7", "", "192.0.2.7"),
+        ("fe80::1%eth0", "", "fe80::/64"),
+        ("", "", ""),
+    ],
+)
+def test_the_caller_is_who_the_nearest_trusted_proxy_says(address: str, forwarded: str, expected: str) -> None:
+    assert caller_of(address, forwarded, TRUSTED) == expected
+
+
+# --- what leaves ------------------------------------------------------------------------------------------------------
+
+
+def private(name: str = "root-a") -> dict[str, Any]:
+    return key_of(name).to_jwk()
+
+
+def filtered(text: bytes, cuts: list[int], only: frozenset[bytes] | None = None) -> tuple[bytes, int]:
+    keys = KeyFilter(only)
+    edges = sorted({0, len(text), *[cut % (len(text) + 1) for cut in cuts]})
+    parts = [keys.feed(text[start:end]) for start, end in itertools.pairwise(edges)]
+    return b"".join([*parts, keys.close()]), keys.found
+
+
+@given(JSON, st.lists(st.integers(0, 10_000), max_size=20), st.booleans(), st.integers(0, 3))
+def test_a_private_key_is_overwritten_wherever_the_stream_is_cut(
+    around: Any, cuts: list[int], is_spaced: bool, nesting: int
+) -> None:
+    value: Any = [around, {"x": private()}, around]
+    text = json.dumps(value, indent=2 if is_spaced else None)
+    for _ in range(nesting):
+        text = json.dumps({"publicKey": text})
+    cleaned, found = filtered(text.encode(), cuts)
+    assert private()["d"].encode() not in cleaned
+    assert found == 1
+    assert len(cleaned) == len(text)
+    inner: Any = cleaned
+    for _ in range(nesting):
+        inner = json.loads(inner)["publicKey"]
+    expected = json.loads(text) if not nesting else value
+    assert json.loads(inner)[0] == json.loads(json.dumps(expected[0]))
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=10))
+def test_what_holds_no_key_passes_byte_for_byte(text: bytes, cuts: list[int]) -> None:
+    text = text.replace(b"kty", b"k")
+    assert filtered(text, cuts) == (text, 0)
+
+
+def test_only_the_keys_that_count_are_overwritten() -> None:
+    mine, other = private("root-a"), private("anon-x")
+    text = json.dumps([mine, other]).encode()
+    cleaned, found = filtered(text, [], frozenset({mine["x"].encode()}))
+    assert found == 1
+    assert json.loads(cleaned)[1] == other
+    assert json.loads(cleaned)[0] == {**mine, "d": "A" * 64}
+
+
+def test_an_object_without_end_is_not_held_back_for_ever() -> None:
+    keys = KeyFilter()
+    out = sum(len(keys.feed(b'{"x": "' + b"y" * 50_000)) for _ in range(10))
+    assert out > 300_000
+
+
+def test_the_answer_of_auth_session_is_written_anew_only_where_it_must_be() -> None:
+    session = {"publicKey": X.session.public_key.to_jwk(), "id": "s", "expiration": 1.5}
+    clean = to_json_bytes({"session": session, "roots": [A.session.to_json()]})
+    assert session_answer(clean, lambda *_: True) == (clean, [], [])
+    leaking = to_json_bytes({"session": {**session, "secret": 1}, "roots": [{**A.to_secret_json(), "note": 1}], "x": 1})
+    body, leaked, untrusted = session_answer(leaking, lambda *_: True)
+    assert json.loads(body) == json.loads(clean)
+    assert (leaked, untrusted) == (["root-a"], [])
+    body, leaked, untrusted = session_answer(leaking, lambda *_: False)
+    assert json.loads(body)["roots"] == []
+    assert (leaked, untrusted) == (["root-a"], ["root-a"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b'{"session":{}}', b'{"session":{},"roots":[5]}', b'{"session":{},"roots":[{"id":"a"}]}'],
+    ids=["nothing", "list", "no roots", "a number", "no key"],
+)
+def test_an_answer_of_auth_session_that_is_none_does_not_leave(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        session_answer(body, lambda *_: True)
+
+
+# --- what the server survives -----------------------------------------------------------------------------------------
+
+
+class Held:
+    """A repository that answers as a server does, until it is told not to."""
+
+    def __init__(self, *commits: Commit) -> None:
+        self.commits = list(commits)
+        self.asked = 0
+        self.is_away = False
+
+    async def ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
+        self.asked += 1
+        if self.is_away:
+            raise NodeUnreachableError("away")
+        return 200, to_json_bytes([{"path": "/d/x", "res": {"c": [each.to_json() for each in self.commits]}}])
+
+
+def index_of(held: Held) -> RepositoryIndex:
+    return RepositoryIndex("/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock())
+
+
+def note(key: str, commit_id: str | None = None, parents: tuple[str, ...] = ()) -> Commit:
+    return commit_by(X, key, {"text": "x"}, commit_id=commit_id, parents=parents)
+
+
+async def test_what_was_not_stored_does_not_count() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    first, second = note("k"), note("k")
+    assert await index.admit([first]) == [None]
+    assert [each and each.rule for each in await index.admit([second])] == [Rule.BIRTH]
+    index.settle([first], is_stored=False)
+    assert await index.admit([second]) == [None]
+    index.settle([second], is_stored=True)
+    assert [each and each.rule for each in await index.admit([first])] == [Rule.BIRTH]
+
+
+async def test_what_others_have_brought_is_found_out_before_a_refusal() -> None:
+    held = Held()
+    index = index_of(held)
+    await index.refresh()
+    parent = note("k")
+    held.commits.append(parent)
+    index._read_at = SystemClock().monotonic() - 1
+    assert await index.admit([note("k", parents=(parent.id,))]) == [None]
+
+
+async def test_a_parent_that_was_missing_may_come_later() -> None:
+    """A server may hold a commit whose parents have not reached it yet."""
+    late = note("k", "late")
+    index = index_of(Held(note("k", parents=("late",))))
+    await index.refresh()
+    assert await index.admit([late]) == [None]
+    assert [each and each.rule for each in await index.admit([note("k", "other")])] == [Rule.BIRTH]
+
+
+async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    assert [each and each.rule for each in await index.admit([note("k", "a"), note("j", "a")])] == [None, Rule.COMMIT]
+
+
+async def test_a_repository_that_cannot_be_read_is_not_an_empty_one() -> None:
+    held = Held()
+    held.is_away = True
+    with pytest.raises(NodeUnreachableError):
+        await index_of(held).refresh()
+
+
+@given(st.permutations(range(8)))
+async def test_a_history_is_admitted_in_any_order(order: list[int]) -> None:
+    chain = [note("k", new_id())]
+    for _ in range(7):
+        chain.append(note("k", parents=(chain[-1].id,)))
+    index = index_of(Held())
+    await index.refresh()
+    assert await index.admit([chain[position] for position in order]) == [None] * 8
+
+
+async def test_many_who_ask_at_once_share_one_round_and_never_one_that_began_before() -> None:
+    began: list[int] = []
+    go_on = asyncio.Event()
+
+    async def work() -> None:
+        began.append(len(began))
+        await go_on.wait()
+
+    rounds = Rounds(work, "test")
+    first = asyncio.create_task(rounds.run())
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(rounds.run()) for _ in range(10)]
+    await asyncio.sleep(0)
+    others[0].cancel()
+    go_on.set()
+    await asyncio.wait([first, *others])
+    assert began == [0, 1]
+    await rounds.aclose()
