@@ -1,8 +1,8 @@
 """Options: goatherd.toml, environment and flags become one frozen value.
 
-What it is: the one list of every option (the fields of `Options`), their text forms, and the order of precedence: a
-flag, then the environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no
-provider; an option of a provider travels in its URI.
+What it is: the one list of every option (the fields of `Options`), and the order of precedence: a flag, then the
+environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no provider; an option of
+a provider travels in its URI. How an option is written: `goatherd.forms`.
 Rules: times are text with a unit; a key that nobody knows is an error that names the nearest one; the reference page
 docs/reference/configuration.md is generated from here (tests/docs).
 """
@@ -21,191 +21,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from goatherd import forms
 from goatherd.errors import ConfigurationError
+from goatherd.forms import format_duration, parse_duration
+
+__all__ = ["Key", "Options", "format_duration", "keys", "load_options", "nearest", "parse_duration"]
 
 FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
 FILE_VARIABLE = "GOATHERD_CONFIG"
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
-
-
-def parse_duration(value: object) -> timedelta:
-    """Read a time with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
-
-    Raises:
-        ConfigurationError: A bare number, or not a time.
-    """
-    if isinstance(value, timedelta):
-        return value
-    text = str(value).strip().lower().replace(" ", "")
-    if isinstance(value, bool) or not _DURATION.fullmatch(text):
-        hint = "Write the unit: ms, s, m, h, d or w, such as 30s or 30d."
-        raise ConfigurationError(f"{value!r} is not a time with a unit", hint=hint)
-    try:
-        return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
-    except OverflowError:
-        raise ConfigurationError(f"{value!r} is too long a time") from None
-
-
-def format_duration(duration: timedelta) -> str:
-    """Return the shortest exact text that `parse_duration` reads back, to the millisecond."""
-    left = round(duration.total_seconds() * 1000)
-    if left == 0:
-        return "0s"
-    parts = []
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{value!r} is not a text")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part for part in re.split(r"[,\s]+", value) if part]
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        raise ConfigurationError(f"{value!r} is not a list of texts")
-    return tuple(value)
-
-
-def _path(value: object) -> Path:
-    return value if isinstance(value, Path) else Path(_text(value)).expanduser()
-
-
-def _port(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise ConfigurationError(f"{value!r} is not a port", hint="A port is 0 to 65535; 0 takes a free one.")
-    return int(text)
-
-
-def _count(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise ConfigurationError(f"{value!r} is not a number from 1 to 1000")
-    return int(text)
-
-
-def _quorum(value: object) -> str:
-    text = str(value)
-    if text != "all":
-        # Here, since the package brings the whole of cryptography with it.
-        from goatherd.rotation.policy import Quorum
-
-        text = str(Quorum.from_text(text))
-    return text
-
-
-def _http_url(value: object) -> str:
-    text = _text(value)
-    if not re.fullmatch(r"https?://[^/\s]+\S*", text):
-        # Not shown: it may hold credentials.
-        raise ConfigurationError("not an http or https URL", hint="Such as http://127.0.0.1:9000/healthy.")
-    return text
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if isinstance(value, str) and value.lower() in {"0", "false", "no", "off", ""}:
-        return False
-    raise ConfigurationError(f"{value!r} is neither true nor false")
-
-
-def _url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s@?#]+(?:/[^\s?#]*)?", text):
-        hint = (
-            "A node's address looks like http://host:port; several: dns://host:port, k8s-service://namespace/name:port."
-        )
-        raise ConfigurationError(f"{text!r} is not the address of a node", hint=hint)
-    return text.rstrip("/")
-
-
-def _node(text: str) -> str:
-    if text.partition("://")[0] not in ("dns", "k8s-service"):
-        return _url(text)
-    from goatherd.rotation.discovery import source_of
-
-    source_of(text, timeout=timedelta(seconds=1))
-    return text
-
-
-def _nodes(value: object) -> tuple[str, ...]:
-    return tuple(_node(text) for text in _texts(value))
-
-
-def _urls(value: object) -> tuple[str, ...]:
-    return tuple(_url(text) for text in _texts(value))
-
-
-def _windows(value: object) -> tuple[str, ...]:
-    from goatherd.rotation.windows import Window
-
-    texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ConfigurationError(f"{value!r} is not a list of texts")
-    for text in texts:
-        Window.from_text(text)
-    return tuple(texts)
-
-
-def _missed(value: object) -> str:
-    if value not in ("catch-up", "skip"):
-        raise ConfigurationError(f"{value!r} is not what can become of a missed slot", hint="`catch-up` or `skip`.")
-    return str(value)
-
-
-def _store_type(value: object) -> str:
-    if value not in ("cloud", "file"):
-        raise ConfigurationError(f"{value!r} is not a kind of settings", hint='Either "cloud" or "file".')
-    return str(value)
-
-
-def _cloud_config(value: object) -> Mapping[str, str]:
-    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
-        raise ConfigurationError("cloudConfig is a table of texts")
-    for name in ("provider", "secretId"):
-        if name not in value:
-            raise ConfigurationError(f"cloudConfig has no {name!r}")
-    return dict(value)
-
-
-def _agent_url(value: object) -> str:
-    return _url(_text(value))
-
-
-def _on_change(value: object) -> str:
-    ways = ("restart", "signal", "command", "ignore")
-    if value not in ways:
-        raise ConfigurationError(f"{value!r} is none of {', '.join(ways)}")
-    return str(value)
-
-
-def _restarts(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 1000:
-        raise ConfigurationError(f"{value!r} is not a number from 0 to 1000")
-    return int(text)
-
-
-def _signal(value: object) -> int:
-    text = str(value).upper()
-    found = {number.name: int(number) for number in signal.Signals}
-    number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)
-    if isinstance(value, bool) or number not in found.values():
-        raise ConfigurationError(f"{value!r} is not a signal", hint="Such as TERM, HUP or USR1.")
-    return number
 
 
 def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
@@ -220,22 +44,24 @@ class Options:
         origin: For each key that was given, where: ``flag``, the environment variable, or the file.
     """
 
-    provider: str | None = _key("provider", _text, None, "URI", "The store and the secret that hold the identity.")
+    provider: str | None = _key(
+        "provider", forms.string, None, "URI", "The store and the secret that hold the identity."
+    )
     type: str | None = _key(
-        "type", _store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
+        "type", forms.store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
     )
     cloud_config: Mapping[str, str] | None = _key(
         "cloudConfig",
-        _cloud_config,
+        forms.cloud_config,
         None,
         "table",
         'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
         "`provider` wins over it.",
     )
-    org: str = _key("org", _text, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
+    org: str = _key("org", forms.string, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
     nodes: tuple[str, ...] = _key(
         "nodes",
-        _nodes,
+        forms.nodes,
         (),
         "list of URLs",
         "The servers that `status`, `doctor` and `rotate` talk to; `dns://` and `k8s-service://` stand for any number.",
@@ -252,7 +78,7 @@ class Options:
 
     settings_last_known_good: Path | None = _key(
         "settings.last_known_good",
-        _path,
+        forms.path,
         None,
         "path",
         "A sealed copy of the identity, to start from while the store cannot be reached; `{org}` in it is replaced. "
@@ -260,7 +86,7 @@ class Options:
     )
     settings_last_known_good_key: str | None = _key(
         "settings.last_known_good_key",
-        _text,
+        forms.string,
         None,
         "text",
         "Where the key is that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
@@ -274,14 +100,14 @@ class Options:
         "How long after the store's last word a node may start from the copy.",
     )
 
-    serve_data: Path | None = _key("serve.data", _path, None, "path", "The data directory of `goatherd serve`.")
+    serve_data: Path | None = _key("serve.data", forms.path, None, "path", "The data directory of `goatherd serve`.")
     serve_settings: Path | None = _key(
-        "serve.settings", _path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
+        "serve.settings", forms.path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
     )
-    serve_host: str = _key("serve.host", _text, "127.0.0.1", "text", "The address to listen on.")
-    serve_port: int = _key("serve.port", _port, 8080, "number", "The port to listen on; 0 takes a free one.")
+    serve_host: str = _key("serve.host", forms.string, "127.0.0.1", "text", "The address to listen on.")
+    serve_port: int = _key("serve.port", forms.port, 8080, "number", "The port to listen on; 0 takes a free one.")
     serve_peers: tuple[str, ...] = _key(
-        "serve.peers", _urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
+        "serve.peers", forms.urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
     )
     serve_shutdown_timeout: timedelta = _key(
         "serve.shutdown_timeout",
@@ -292,37 +118,37 @@ class Options:
     )
 
     agent_data: Path | None = _key(
-        "agent.data", _path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
+        "agent.data", forms.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
     )
     agent_url: str = _key(
         "agent.url",
-        _agent_url,
+        forms.agent_url,
         "http://127.0.0.1:8080",
         "URL",
         "Where that server answers; `{org}` in it is replaced by the organization.",
     )
     agent_memory: Path | None = _key(
         "agent.memory",
-        _path,
+        forms.path,
         None,
         "path",
         "A directory in memory (tmpfs) for settings.json; found by itself unless named.",
     )
     agent_on_change: str = _key(
         "agent.on_change",
-        _on_change,
+        forms.on_change,
         "restart",
         "text",
         "What happens when the identity changes: restart, signal, command or ignore.",
     )
     agent_signal: int = _key(
-        "agent.signal", _signal, 1, "signal", 'What the server is told with where `on_change` is "signal".'
+        "agent.signal", forms.signal_number, 1, "signal", 'What the server is told with where `on_change` is "signal".'
     )
     agent_command: str | None = _key(
-        "agent.command", _text, None, "text", 'What is run where `on_change` is "command"; without a shell.'
+        "agent.command", forms.string, None, "text", 'What is run where `on_change` is "command"; without a shell.'
     )
     agent_stop_signal: int = _key(
-        "agent.stop_signal", _signal, 15, "signal", "What the server is asked to stop with, for a restart."
+        "agent.stop_signal", forms.signal_number, 15, "signal", "What the server is asked to stop with, for a restart."
     )
     agent_grace: timedelta = _key(
         "agent.grace",
@@ -340,14 +166,14 @@ class Options:
     )
     agent_crashes: int = _key(
         "agent.crashes",
-        _restarts,
+        forms.restarts,
         5,
         "number",
         "How many times in a row the server is started again after it ended with an error; 0 ends with it.",
     )
     agent_lease: str | None = _key(
         "agent.lease",
-        _text,
+        forms.string,
         None,
         "URI",
         'Where the nodes agree whose turn it is to restart: beside the identity, "<secret>-lease", unless named. '
@@ -392,7 +218,7 @@ class Options:
     )
     rotation_quorum: str = _key(
         "rotation.quorum",
-        _quorum,
+        forms.quorum,
         "all",
         "text",
         "How many of the nodes must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a part "
@@ -409,7 +235,7 @@ class Options:
     )
     rotation_bare: tuple[str, ...] = _key(
         "rotation.bare",
-        _urls,
+        forms.urls,
         (),
         "list of URLs",
         "Unmodified GoatDB servers that nobody restarts: they must trust the next root like all others, and sign with "
@@ -417,21 +243,21 @@ class Options:
     )
     rotation_health_url: str | None = _key(
         "rotation.health_url",
-        _http_url,
+        forms.http_url,
         None,
         "URL",
         "An HTTP probe that says whether the cluster is well: a GET is answered with 200 to 299.",
     )
     rotation_health_command: str | None = _key(
         "rotation.health_command",
-        _text,
+        forms.string,
         None,
         "text",
         "A command, run by /bin/sh, that ends with 0 while the cluster is well.",
     )
     rotation_health_failures: int = _key(
         "rotation.health_failures",
-        _count,
+        forms.count,
         3,
         "number",
         "After so many bad answers in a row the rotation is rolled back.",
@@ -460,7 +286,7 @@ class Options:
 
     controller_cron: str | None = _key(
         "controller.cron",
-        _text,
+        forms.string,
         None,
         "text",
         "When `goatherd controller` rotates, as in a crontab: minute, hour, day of month, month, day of week. "
@@ -474,11 +300,15 @@ class Options:
         "How old a key may get before it is replaced. Without it: until half of its life is left, and 60 days at most.",
     )
     controller_timezone: str = _key(
-        "controller.timezone", _text, "UTC", "text", "The time zone of `cron` and `windows`, such as Europe/Berlin."
+        "controller.timezone",
+        forms.string,
+        "UTC",
+        "text",
+        "The time zone of `cron` and `windows`, such as Europe/Berlin.",
     )
     controller_windows: tuple[str, ...] = _key(
         "controller.windows",
-        _windows,
+        forms.windows,
         (),
         "list of texts",
         "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation begins only within one. Several in an "
@@ -486,7 +316,7 @@ class Options:
     )
     controller_missed: str = _key(
         "controller.missed",
-        _missed,
+        forms.missed,
         "catch-up",
         "text",
         "What becomes of a slot of `cron` that passed without a rotation: `catch-up` or `skip`.",
@@ -527,14 +357,22 @@ class Options:
         "More than `rotation.adoption`.",
     )
     controller_retire: bool = _key(
-        "controller.retire", _flag, True, "flag", "Whether a controller destroys old private keys as `retire` does."
+        "controller.retire",
+        forms.flag,
+        True,
+        "flag",
+        "Whether a controller destroys old private keys as `retire` does.",
     )
     controller_name: str | None = _key(
-        "controller.name", _text, None, "text", "The controller's name, for people and for its jitter; else the host's."
+        "controller.name",
+        forms.string,
+        None,
+        "text",
+        "The controller's name, for people and for its jitter; else the host's.",
     )
     controller_alert_command: str | None = _key(
         "controller.alert_command",
-        _text,
+        forms.string,
         None,
         "text",
         "Run by `/bin/sh -c` when somebody should look; it gets the reason as JSON on standard input.",
@@ -549,7 +387,7 @@ class Options:
 
     audit_log: Path | None = _key(
         "audit.log",
-        _path,
+        forms.path,
         None,
         "path",
         "The audit trail: a file to which `rotate`, `retire`, `revoke` and `controller` add every decision, signed.",
@@ -670,10 +508,10 @@ def _flatten(document: Mapping[str, object], sections: set[str]) -> Iterable[tup
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known key, or all of them."""
+    """Return a hint that names the nearest known key, those with the same last part, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not close:
-        tail = name.rpartition(".")[2]
-        close = [key for key in known if key.rpartition(".")[2] == tail][:1]
-    return f"Did you mean {close[0]!r}?" if close else "Known keys: " + ", ".join(known) + "."
+    tail = name.rpartition(".")[2]
+    close = [key for key in known if key.rpartition(".")[2] == tail] if "." not in name else []
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [key for key in known if key.rpartition(".")[2] == tail][:1]
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else "Known keys: " + ", ".join(known) + "."

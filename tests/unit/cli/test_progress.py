@@ -1,13 +1,19 @@
-"""The live view of a rotation on a real terminal."""
+"""What a rotation shows while it runs, on a real terminal and as lines."""
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import sys
 from pathlib import Path
 
 import pytest
+
+from goatherd.cli.output import Output
+from goatherd.cli.progress import Progress
+from goatherd.rotation.events import Decided, HealthSeen, NodesSeen, NodesUnknown
+from goatherd.rotation.machine import HealthView, NodeView, Wait
 
 from .conftest import Goatherd
 
@@ -49,3 +55,30 @@ def test_on_a_terminal_the_view_is_written_over_and_the_result_stays(
 def test_errors_are_coloured_on_a_terminal_unless_no_color_is_set() -> None:
     assert "\x1b[31merror: " in on_a_terminal("shwo")
     assert "\x1b" not in on_a_terminal("shwo", NO_COLOR="1")
+
+
+def view(url: str) -> NodeView:
+    return NodeView(url=url, reachable=True)
+
+
+def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it_changes() -> None:
+    stderr = io.StringIO()
+    progress = Progress(Output(as_json=False, stderr=stderr))
+    for event in (
+        NodesSeen(nodes=(view("http://a"), view("http://b"))),
+        NodesSeen(nodes=(view("http://a"), view("http://c"))),
+        NodesUnknown(problem="dns://x: no answer"),
+        NodesUnknown(problem="dns://x: no answer"),
+        HealthSeen(health=HealthView(failures=1, problem="command check: ended with 1")),
+        HealthSeen(health=HealthView(failures=0)),
+        Decided(action=Wait(nodes=(), reason="stays healthy", until_ms=1_790_000_000_000)),
+    ):
+        progress.told(event)
+    assert stderr.getvalue().splitlines() == [
+        "http://b has left, and is not waited for",
+        "http://c has joined",
+        "it cannot be told who the nodes are: dns://x: no answer; asking again",
+        "not healthy, 1 in a row: command check: ended with 1",
+        "healthy",
+        "waiting until 2026-09-21T14:13:20.000Z: stays healthy",
+    ]

@@ -1,0 +1,195 @@
+"""The text forms of options: how each is read from a flag, the environment or goatherd.toml, and how a time is written.
+
+What it is not: it knows no option (`goatherd.config` does). Rules: each function takes what was given and returns its
+value, or raises `ConfigurationError`; a value that may hold a secret is not repeated in the error.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from goatherd.errors import ConfigurationError
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read a time with its unit: ``250ms``, ``30s``, ``5m``, ``2h``, ``30d``, ``1w``, or several (``1h30m``).
+
+    Raises:
+        ConfigurationError: A bare number, or not a time.
+    """
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip().lower().replace(" ", "")
+    if isinstance(value, bool) or not _DURATION.fullmatch(text):
+        hint = "Write the unit: ms, s, m, h, d or w, such as 30s or 30d."
+        raise ConfigurationError(f"{value!r} is not a time with a unit", hint=hint)
+    try:
+        return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+    except OverflowError:
+        raise ConfigurationError(f"{value!r} is too long a time") from None
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return the shortest exact text that `parse_duration` reads back, to the millisecond."""
+    left = round(duration.total_seconds() * 1000)
+    if left == 0:
+        return "0s"
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def string(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{value!r} is not a text")
+    return value
+
+
+def strings(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[,\s]+", value) if part]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise ConfigurationError(f"{value!r} is not a list of texts")
+    return tuple(value)
+
+
+def path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(string(value)).expanduser()
+
+
+def port(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise ConfigurationError(f"{value!r} is not a port", hint="A port is 0 to 65535; 0 takes a free one.")
+    return int(text)
+
+
+def count(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ConfigurationError(f"{value!r} is not a number from 1 to 1000")
+    return int(text)
+
+
+def quorum(value: object) -> str:
+    text = str(value)
+    if text != "all":
+        # Here, since the package brings the whole of cryptography with it.
+        from goatherd.rotation.policy import Quorum
+
+        text = str(Quorum.from_text(text))
+    return text
+
+
+def http_url(value: object) -> str:
+    text = string(value)
+    if not re.fullmatch(r"https?://[^/\s]+\S*", text):
+        # Not shown: it may hold credentials.
+        raise ConfigurationError("not an http or https URL", hint="Such as http://127.0.0.1:9000/healthy.")
+    return text
+
+
+def flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if isinstance(value, str) and value.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ConfigurationError(f"{value!r} is neither true nor false")
+
+
+def url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s@?#]+(?:/[^\s?#]*)?", text):
+        hint = (
+            "A node's address looks like http://host:port; several: dns://host:port, k8s-service://namespace/name:port."
+        )
+        raise ConfigurationError(f"{text!r} is not the address of a node", hint=hint)
+    return text.rstrip("/")
+
+
+def node(text: str) -> str:
+    if text.partition("://")[0] not in ("dns", "k8s-service"):
+        return url(text)
+    from goatherd.rotation.discovery import source_of
+
+    source_of(text, timeout=timedelta(seconds=1))
+    return text
+
+
+def nodes(value: object) -> tuple[str, ...]:
+    return tuple(node(text) for text in strings(value))
+
+
+def urls(value: object) -> tuple[str, ...]:
+    return tuple(url(text) for text in strings(value))
+
+
+def windows(value: object) -> tuple[str, ...]:
+    from goatherd.rotation.windows import Window
+
+    texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ConfigurationError(f"{value!r} is not a list of texts")
+    for text in texts:
+        Window.from_text(text)
+    return tuple(texts)
+
+
+def missed(value: object) -> str:
+    if value not in ("catch-up", "skip"):
+        raise ConfigurationError(f"{value!r} is not what can become of a missed slot", hint="`catch-up` or `skip`.")
+    return str(value)
+
+
+def store_type(value: object) -> str:
+    if value not in ("cloud", "file"):
+        raise ConfigurationError(f"{value!r} is not a kind of settings", hint='Either "cloud" or "file".')
+    return str(value)
+
+
+def cloud_config(value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
+        raise ConfigurationError("cloudConfig is a table of texts")
+    for name in ("provider", "secretId"):
+        if name not in value:
+            raise ConfigurationError(f"cloudConfig has no {name!r}")
+    return dict(value)
+
+
+def agent_url(value: object) -> str:
+    return url(string(value))
+
+
+def on_change(value: object) -> str:
+    ways = ("restart", "signal", "command", "ignore")
+    if value not in ways:
+        raise ConfigurationError(f"{value!r} is none of {', '.join(ways)}")
+    return str(value)
+
+
+def restarts(value: object) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 1000:
+        raise ConfigurationError(f"{value!r} is not a number from 0 to 1000")
+    return int(text)
+
+
+def signal_number(value: object) -> int:
+    text = str(value).upper()
+    found = {number.name: int(number) for number in signal.Signals}
+    number = found.get(text) or found.get(f"SIG{text}") or (int(text) if text.isdecimal() else 0)
+    if isinstance(value, bool) or number not in found.values():
+        raise ConfigurationError(f"{value!r} is not a signal", hint="Such as TERM, HUP or USR1.")
+    return number
