@@ -12,8 +12,13 @@ import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
-SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract"))
-QUICK_FILES = (HERE / "contract" / "test_provider_contract.py", HERE / "contract" / "test_contract_catches.py")
+SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract", "model"))
+QUICK_FILES = (
+    HERE / "contract" / "test_provider_contract.py",
+    HERE / "contract" / "test_contract_catches.py",
+    HERE / "model" / "test_small_worlds.py",
+    HERE / "model" / "test_model_matches.py",
+)
 
 settings.register_profile("full", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=20)

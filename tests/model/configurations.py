@@ -1,0 +1,152 @@
+"""Which worlds are explored, in the fast lane and in the slow one, and what each of them may break.
+
+The fast ones run with every ``make test-fast``; all of them take minutes on one slow core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from goatherd.rotation.machine import Goal
+
+from .settings import Options
+
+EVERYTHING = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE)
+UNATTENDED = (Goal.ROTATE, Goal.RESUME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One world with a name.
+
+    Attributes:
+        about: What it adds, for people.
+        is_slow: Whether it takes more than a second or two.
+        is_by_hand: Whether it takes so long that only ``python -m tests.model --all`` runs it.
+        allowed: Rules that do not hold in it, and why not is said in docs/explanation/proof.md.
+    """
+
+    name: str
+    about: str
+    options: Options
+    is_slow: bool = False
+    is_by_hand: bool = False
+    allowed: frozenset[str] = frozenset()
+
+
+CONFIGURATIONS = (
+    Configuration(name="one node", about="one node, one operator", options=Options(nodes=1, operators=1)),
+    Configuration(name="two nodes", about="two nodes, one operator", options=Options(nodes=2, operators=1)),
+    Configuration(
+        name="four nodes", about="four nodes, one operator", options=Options(nodes=4, operators=1), is_slow=True
+    ),
+    Configuration(name="two operators, one node", about="two operators at once", options=Options(nodes=1, operators=2)),
+    Configuration(
+        name="two operators, two nodes",
+        about="two operators at once",
+        options=Options(nodes=2, operators=2),
+        is_slow=True,
+    ),
+    Configuration(
+        name="two operators, three nodes",
+        about="two operators at once",
+        options=Options(nodes=3, operators=2),
+        is_slow=True,
+    ),
+    Configuration(
+        name="two rotations",
+        about="a second rotation, whatever became of the first",
+        options=Options(nodes=1, operators=2, rotations=2),
+        is_slow=True,
+    ),
+    Configuration(
+        name="two rotations, two nodes",
+        about="a second rotation, one operator",
+        options=Options(nodes=2, operators=1, rotations=2),
+        is_slow=True,
+    ),
+    Configuration(
+        name="stale reads",
+        about="every read may show anything that was ever there",
+        options=Options(nodes=2, operators=1, stale_reads=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="stale reads, two operators",
+        about="every read may show anything that was ever there",
+        options=Options(nodes=1, operators=2, stale_reads=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="stale reads, two operators, two nodes",
+        about="every read may show anything that was ever there",
+        options=Options(nodes=2, operators=2, stale_reads=True),
+        is_by_hand=True,
+    ),
+    Configuration(
+        name="stale reads, three nodes",
+        about="every read may show anything that was ever there",
+        options=Options(nodes=3, operators=1, stale_reads=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="forgetful nodes",
+        about="stale reads, and a restart forgets what the node has seen",
+        options=Options(nodes=2, operators=1, stale_reads=True, forgets=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="forgetful nodes, two operators",
+        about="stale reads, and a restart forgets what the node has seen",
+        options=Options(nodes=1, operators=2, stale_reads=True, forgets=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="unmodified servers",
+        about="a node may store an introduction without acting on it, as GoatDB can",
+        options=Options(nodes=2, operators=1, unmodified=True, forgets=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an unlisted server",
+        about="a node that the rotation is not told of",
+        options=Options(nodes=2, operators=1, unlisted=1),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a node dies, nobody is there",
+        about="one node goes away for good, and no operator gives up by hand: deadlines alone must lead to steady",
+        options=Options(nodes=3, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
+        is_slow=True,
+    ),
+    Configuration(
+        name="retiring",
+        about="operators retire, and the grace period passes at any time",
+        options=Options(nodes=1, operators=2, retires=True, goals=EVERYTHING),
+        is_slow=True,
+    ),
+    Configuration(
+        name="an intruder",
+        about="somebody without a root's key writes to the store; nodes must not follow",
+        options=Options(nodes=2, operators=1, intruder=True, liveness=False),
+    ),
+    Configuration(
+        name="two writers win",
+        about="a store without compare-and-swap that is not well: once, two writers both win",
+        options=Options(nodes=1, operators=2, forks=True, liveness=False),
+        is_slow=True,
+    ),
+    Configuration(
+        name="two writers win, two nodes",
+        about="a store without compare-and-swap that is not well: once, two writers both win",
+        options=Options(nodes=2, operators=2, forks=True, liveness=False),
+        is_by_hand=True,
+    ),
+    Configuration(
+        name="two writers win, and a rotation after it",
+        about="a store without compare-and-swap that is not well: the next change settles it",
+        options=Options(nodes=1, operators=2, forks=True, rotations=2, goals=(Goal.ROTATE, Goal.ABANDON)),
+        is_by_hand=True,
+        allowed=frozenset({"report", "once"}),
+    ),
+)

@@ -1,0 +1,197 @@
+"""What the real `decide` answers, whatever the adversary lets it see: asked once for each thing that can be seen.
+
+What it is: views for `goatherd.rotation.machine.decide`, and its answers. What it is not: it takes no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+from goatherd.rotation.machine import (
+    Abandon,
+    Action,
+    Advance,
+    Destroy,
+    Done,
+    Goal,
+    Intent,
+    LabelStable,
+    NodeView,
+    Observation,
+    Phase,
+    Policy,
+    Quorum,
+    StoreView,
+    VersionView,
+    decide,
+)
+
+from .settings import Options, Removed
+from .state import Run
+from .store import NAMES, NOBODY, Document, Store, bits
+
+EARLY, LATE = 1, 10**10
+NEVER = 10**15
+
+
+class Sight(NamedTuple):
+    """What one node would truthfully show."""
+
+    trusts: bool
+    holds: bool
+    signer: int
+    crossed: bool
+    rejects: bool
+    is_dead: bool
+
+
+class Decisions:
+    """Asks `decide`, and remembers.
+
+    Args:
+        removed: Which protections are missing.
+        options: The world.
+
+    Attributes:
+        asked: How often `decide` was asked; never twice the same.
+    """
+
+    def __init__(self, removed: Removed, options: Options) -> None:
+        self._removed = removed
+        self._hows = ("half", "refusal") if options.refusals else ("half",)
+        self._policy = Policy(quorum=Quorum(count=options.quorum))
+        self._known: dict[tuple[Any, ...], tuple[tuple[Action, tuple[str, ...]], ...]] = {}
+        self.asked = 0
+
+    def choices(
+        self, store: Store, version: int, stable: int, sights: tuple[Sight, ...], run: Run
+    ) -> tuple[tuple[Action, tuple[str, ...]], ...]:
+        """Return every action that `decide` may answer, whatever the adversary shows, each with one of its reasons."""
+        document = store.docs[version]
+        versions: tuple[tuple[int, int, bool], ...] = ()
+        if run.goal is Goal.RETIRE and document.phase is Phase.STEADY:
+            versions = tuple(
+                (number, doc.private, bool(store.aged >> number & 1))
+                for number, doc in enumerate(store.docs)
+                if not store.gone >> number & 1
+            )
+        labelled = None if stable == NOBODY else "current" if stable == version else "stable"
+        if document.phase is not Phase.STEADY:
+            labelled = None  # nobody lists the versions then
+        place = (version, stable) if versions else ()
+        about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0)
+        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = tuple(self._decide(about, labelled, sights, versions, place, run))
+        return found
+
+    def _decide(
+        self,
+        document: Document,
+        labelled: str | None,
+        sights: tuple[Sight, ...],
+        versions: tuple[tuple[int, int, bool], ...],
+        place: tuple[int, ...],
+        run: Run,
+    ) -> Iterator[tuple[Action, tuple[str, ...]]]:
+        view = _store_view(document, labelled)
+        intent = Intent(
+            goal=run.goal,
+            began_ms=0,
+            from_id=NAMES[run.origin] if run.origin != NOBODY else "",
+            rotation_id=_rotation_id(run.bound),
+            to_id=NAMES[run.bound] if run.bound else None,
+        )
+        known: dict[Any, None] = {}
+        for shown, now_ms in product(_showings(sights, self._hows), (EARLY, LATE)):
+            nodes = tuple(_node_view(at, sight, how) for at, (sight, how) in enumerate(zip(sights, shown, strict=True)))
+            asked = (Observation(store=view, nodes=nodes, versions=_version_views(versions, place)), intent, now_ms)
+            if self._removed.lie is not None:
+                asked = self._removed.lie(*asked)
+            self.asked += 1
+            action = decide(asked[0], self._policy, asked[1], asked[2])
+            sense = _sense(action)
+            if sense not in known:
+                known[sense] = None
+                yield action, (*shown, "late" if now_ms == LATE else "early")
+
+
+def _rotation_id(number: int) -> str | None:
+    return f"rotation {number}" if number else None
+
+
+def _store_view(document: Document, labelled: str | None) -> StoreView:
+    rotating = document.rotation != 0
+    return StoreView(
+        version="current",
+        stable=labelled,
+        generation=document.generation,
+        phase=document.phase,
+        phase_since_ms=0,
+        current_id=NAMES[document.current],
+        current_expires_ms=NEVER,
+        rotation_id=_rotation_id(document.rotation),
+        from_id=NAMES[document.origin] if rotating else None,
+        to_id=NAMES[document.rotation] if rotating else None,
+        rollback_version="rollback" if rotating else None,
+        rotated_to=frozenset(NAMES[root] for root in bits(document.finished)),
+    )
+
+
+def _showings(sights: tuple[Sight, ...], hows: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield how the nodes may show themselves: each truly or not at all; or one of them halfway, or in refusal."""
+    living = [("truth", "silence") if not sight.is_dead else ("silence",) for sight in sights]
+    yield from product(*living)
+    for at, sight in enumerate(sights):
+        if not sight.is_dead:
+            for how in hows:
+                yield tuple(how if other == at else living[other][0] for other in range(len(sights)))
+
+
+def _node_view(at: int, sight: Sight, how: str) -> NodeView:
+    url = f"node {at}"
+    if how == "silence":
+        return NodeView(url=url, reachable=False)
+    if how == "half":
+        return NodeView(url=url, reachable=True)
+    return NodeView(
+        url=url,
+        reachable=True,
+        trusts_next=sight.trusts,
+        holds_introduction=sight.holds,
+        signs_with=NAMES[sight.signer],
+        holds_cross_signature=sight.crossed,
+        rejects="identity.succession" if sight.rejects or how == "refusal" else None,
+    )
+
+
+def _version_views(versions: tuple[tuple[int, int, bool], ...], place: tuple[int, ...]) -> tuple[VersionView, ...]:
+    called = dict(zip(place, ("current", "stable"), strict=False))
+    if place and place[0] == place[1]:
+        called = {place[0]: "current"}
+    return tuple(
+        VersionView(
+            version=called.get(number, str(number)),
+            created_ms=0,
+            private_ids=frozenset(name for bit, name in enumerate(NAMES) if private >> bit & 1),
+            retired_ms=-NEVER if aged else NEVER,
+        )
+        for number, private, aged in versions
+    )
+
+
+def _sense(action: Action) -> tuple[Any, ...]:
+    """What an action comes to in this model: reasons, and which nodes it names, make no difference."""
+    match action:
+        case Advance(step=step) | Abandon(step=step):
+            return type(action), step
+        case LabelStable(expected=expected):
+            return type(action), expected
+        case Destroy(version=version):
+            return type(action), version
+        case Done(outcome=outcome):
+            return type(action), outcome
+    return (type(action),)

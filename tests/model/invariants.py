@@ -1,0 +1,127 @@
+"""What must hold in every state, each rule under a name of its own.
+
+What it is: design's invariants of a rotation, said exactly, over a state of `world`. What it is not: rules of the
+model. Some harm can only be seen in the change itself (a write that drops another one, a node that goes back); `World`
+names it in `Move.broken`, and its rules are in `RULES` too.
+"""
+
+from __future__ import annotations
+
+from goatherd.rotation.machine import Phase
+
+from .state import GROUP_BITS, GROUP_MASK, NODES_AT, SIGNED_BITS, SIGNED_MASK, STORE_AT, Node
+from .store import INTRUDER, NOBODY, Document, Store, bits
+from .world import World
+
+RULES = {
+    "one signer": "at most one signer is current in the store",
+    "trust": "every node trusts the signer of every commit that any node has accepted",
+    "introduced": "where anybody has signed with a root, every node's log holds its introduction",
+    "kept": "whoever has signed stays among the document's roots",
+    "known": "whoever has been introduced to a node stays among the document's roots",
+    "private keys": "no private key is outside currentSession and nextSession",
+    "generation": "the generation only rises: in the store, and in a node that runs",
+    "lost write": "a committed write is never lost",
+    "way back": "as long as one may go back, label stable is on a version that can be read and holds the earlier key",
+    "cross-signed": "once a rotation is verified, every node holds the earlier root's introduction by the new one",
+    "adopted": "once a rotation is verified, every node signs with the new root",
+    "stranger": "nobody moves a rotation that he was not asked to drive",
+    "asked": "a run replaces the root that it was asked to replace, no other",
+    "once": "a run begins one rotation at most",
+    "report": "a run reports an outcome only if it came about",
+    "steady": "from every state there is a way to steady",
+}
+"""The rules by name. Docs print this table."""
+
+
+class Judge:
+    """Tells which rule a state breaks. One for each world: what it has found is remembered by parts of states."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._stores: dict[int, str | None] = {}
+        self._nodes: dict[int, str | None] = {}
+
+    def __call__(self, state: int) -> str | None:
+        """Return the first rule that is broken, or None."""
+        number = state >> STORE_AT
+        if number in self._stores:
+            broken = self._stores[number]
+        else:
+            broken = self._stores[number] = self._of_store(self.world.stores.values[number])
+        if broken is not None:
+            return broken
+        nodes, signed = state >> NODES_AT & GROUP_MASK, state & SIGNED_MASK
+        key = (number << GROUP_BITS | nodes) << SIGNED_BITS | signed
+        if key not in self._nodes:
+            store: Store = self.world.stores.values[number]
+            self._nodes[key] = self._of_nodes(store, self.world.nodes.values[nodes], signed)
+        return self._nodes[key]
+
+    def _of_store(self, store: Store) -> str | None:
+        heads = [store.docs[head] for head in store.heads]
+        if len({head.current for head in heads}) > 1 and not store.is_forked:
+            return "one signer"
+        for head in heads:
+            if head.private != 1 << head.current | (0 if head.next == NOBODY else 1 << head.next):
+                return "private keys"
+            if head.base != NOBODY and head.generation <= store.docs[head.base].generation:
+                return "generation"
+            if not self._has_way_back(store, head):
+                return "way back"
+        return None
+
+    @staticmethod
+    def _has_way_back(store: Store, head: Document) -> bool:
+        if head.phase is Phase.STEADY:
+            return not any(store.gone >> version & 1 for version in (*store.heads, store.stable) if version != NOBODY)
+        earlier = store.docs[head.rollback]
+        return (
+            # Where two writers may win, the label may go to what one of them wrote in vain; the version stays readable.
+            (store.stable == head.rollback or store.is_forked)
+            and not store.gone >> head.rollback & 1
+            and bool(earlier.private >> head.origin & 1)
+        )
+
+    def _of_nodes(self, store: Store, group: tuple[Node, ...], signed: int) -> str | None:
+        listed = [node for node in group if node.is_listed]
+        for node in listed:
+            if signed & ~self.world.trusted(store, node):
+                return "trust"
+            # Bit 0 is A, that nobody has introduced; the intruder's root has no introduction either.
+            if signed & ~node.introductions & ~1 & ~(1 << INTRUDER):
+                return "introduced"
+        if store.is_invaded:
+            return None
+        for head in (store.docs[at] for at in store.heads):
+            if signed & ~head.roots:
+                return "kept"
+            if any(node.introductions & ~head.roots for node in group) and not store.is_forked:
+                return "known"
+            broken = self._of_verified(store, head, listed)
+            if broken is not None:
+                return broken
+        return None
+
+    def _of_verified(self, store: Store, head: Document, listed: list[Node]) -> str | None:
+        verified = head.finished | (1 << head.rotation if head.phase is Phase.VERIFIED else 0)
+        for rotation in bits(verified):
+            if not all(node.crosses >> rotation & 1 for node in listed):
+                return "cross-signed"
+        if verified >> head.current & 1 and head.current and not self.world.options.forgets and not store.is_forked:
+            since = min(doc.generation for doc in store.docs if doc.current == head.current)
+            if any(store.docs[node.version].generation < since for node in listed):
+                return "adopted"
+        return None
+
+
+def is_steady(world: World, state: int) -> bool:
+    """Whether nothing is in progress: no rotation, no run, stable on the current version, all live nodes with it."""
+    store, runs, group, _, _ = world.unpack(state)
+    return (
+        len(store.heads) == 1
+        and store.head.phase is Phase.STEADY
+        and store.stable == store.heads[0]
+        and not any(runs)
+        and all(node.is_dead or node.version == store.heads[0] for node in group)
+    )

@@ -1,0 +1,317 @@
+"""The same worlds with one protection taken away: the explorer must find what that protection prevents.
+
+What it is: a test of the test. What it is not: a list of everything that could be wrong. `REDUNDANT` are protections
+whose loss alone does no harm in any world here, because another one stands behind them; they are listed with that one,
+and taken away together with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from unittest.mock import patch
+
+from goatherd.rotation import machine
+from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
+
+from .configurations import EVERYTHING, UNATTENDED
+from .explorer import Exploration, explore
+from .settings import Options, Removed
+
+Asked = tuple[Observation, Intent, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """A world that lacks something.
+
+    Attributes:
+        name: The protection that is gone, in words.
+        breaks: The rule that breaks first; None where nothing breaks (a redundant protection).
+        allowed: Rules that may break on the way, because they break sooner and are not the point.
+    """
+
+    name: str
+    breaks: str | None
+    options: Options
+    removed: Removed
+    allowed: frozenset[str] = field(default_factory=frozenset)
+
+
+ONE = Options(nodes=1, operators=1)
+TWO = Options(nodes=2, operators=1)
+RIVALS = Options(nodes=1, operators=2)
+TWICE = Options(nodes=1, operators=2, rotations=2)
+STALE = Options(nodes=2, operators=1, stale_reads=True)
+FORGETFUL = replace(STALE, forgets=True)
+RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
+
+
+# --- lies: what `decide` is told instead of what is -----------------------------------------------------------------
+
+
+def never_late(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """The deadline never comes."""
+    return observation, intent, min(now_ms, 1)
+
+
+def no_answer_is_yes(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """What is not known is taken for seen."""
+
+    def shown(node: NodeView) -> NodeView:
+        return node if node.reachable else replace(node, trusts_next=True, holds_introduction=True)
+
+    return replace(observation, nodes=tuple(map(shown, observation.nodes))), intent, now_ms
+
+
+def only_who_answers_counts(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Nodes that do not answer are left out."""
+    return replace(observation, nodes=tuple(node for node in observation.nodes if node.reachable)), intent, now_ms
+
+
+def one_is_enough(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Only one node is looked at: the most willing one, since they come sorted by what they show."""
+    return replace(observation, nodes=observation.nodes[-1:]), intent, now_ms
+
+
+def stable_is_never_moved(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """It looks as if ``stable`` stood where it must."""
+    return replace(observation, store=replace(observation.store, stable=observation.store.version)), intent, now_ms
+
+
+def every_rotation_is_mine(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Whoever comes drives what he finds."""
+    store = observation.store
+    if store.phase is Phase.STEADY or intent.goal is Goal.RETIRE:
+        return observation, intent, now_ms
+    return observation, replace(intent, rotation_id=store.rotation_id, to_id=store.to_id), now_ms
+
+
+def any_root_will_do(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Whatever signs now is replaced, though the run was begun to replace something else."""
+    return observation, replace(intent, from_id=observation.store.current_id), now_ms
+
+
+def it_was_finished(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Nobody remembers how rotations ended; a run looks at who signs now."""
+    return replace(observation, store=replace(observation.store, rotated_to=frozenset())), intent, now_ms
+
+
+def current_and_stable_are_nothing_special(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Retiring does not see which version ``current`` and ``stable`` point at, and takes all keys for retired."""
+    if observation.store.phase is not Phase.STEADY or not observation.versions:
+        return observation, intent, now_ms
+    store = observation.store
+    hidden = replace(store, version="?", stable="?", current_id="?")
+    return replace(observation, store=hidden), intent, now_ms
+
+
+# --- the protections ------------------------------------------------------------------------------------------------
+
+
+def _gate(step: Step, *kept: Evidence) -> Removed:
+    return Removed(gates={step: kept})
+
+
+MUTANTS = (
+    Mutant(name="activating without a gate", breaks="trust", options=STALE, removed=_gate(Step.ACTIVATE)),
+    Mutant(
+        name="activating without having seen that every node holds the introduction",
+        breaks="introduced",
+        options=ONE,
+        removed=_gate(Step.ACTIVATE, Evidence.TRUSTS_NEXT),
+    ),
+    Mutant(
+        name="activating without having seen that every node trusts the next root",
+        breaks="trust",
+        options=Options(nodes=2, operators=1, unmodified=True),
+        removed=_gate(Step.ACTIVATE, Evidence.HOLDS_INTRODUCTION),
+    ),
+    Mutant(
+        name="verifying without having seen that every node signs with the next root",
+        breaks="adopted",
+        options=TWO,
+        removed=_gate(Step.VERIFY, Evidence.HOLDS_CROSS_SIGNATURE),
+    ),
+    Mutant(
+        name="verifying without having seen that every node holds the cross-signature",
+        breaks="cross-signed",
+        options=ONE,
+        removed=_gate(Step.VERIFY, Evidence.SIGNS_WITH_NEXT),
+    ),
+    Mutant(name="taking no answer for a yes", breaks="trust", options=TWO, removed=Removed(lie=no_answer_is_yes)),
+    Mutant(
+        name="leaving out nodes that do not answer",
+        breaks="trust",
+        options=TWO,
+        removed=Removed(lie=only_who_answers_counts),
+    ),
+    Mutant(name="asking one node only", breaks="introduced", options=TWO, removed=Removed(lie=one_is_enough)),
+    Mutant(
+        name="pushing before published is written",
+        breaks="known",
+        options=ONE,
+        removed=Removed(parts=frozenset({"published first"})),
+    ),
+    Mutant(
+        name="preparing without compare-and-swap",
+        breaks="lost write",
+        options=TWICE,
+        removed=Removed(blind=frozenset({"prepare"})),
+    ),
+    Mutant(
+        name="advancing without compare-and-swap",
+        breaks="lost write",
+        options=RIVALS,
+        removed=Removed(blind=frozenset({"advance"})),
+    ),
+    Mutant(
+        name="abandoning without compare-and-swap",
+        breaks="lost write",
+        options=RIVALS,
+        removed=Removed(blind=frozenset({"abandon"})),
+    ),
+    Mutant(
+        name="labelling stable without compare-and-swap",
+        breaks="way back",
+        options=TWICE,
+        removed=Removed(blind=frozenset({"label"})),
+    ),
+    Mutant(
+        name="two looks: current and stable read at two moments",
+        breaks="way back",
+        options=TWICE,
+        removed=Removed(parts=frozenset({"one look"})),
+    ),
+    Mutant(name="never labelling stable", breaks="way back", options=ONE, removed=Removed(lie=stable_is_never_moved)),
+    Mutant(
+        name="a node that does not compare generations",
+        breaks="generation",
+        options=STALE,
+        removed=Removed(parts=frozenset({"generation"})),
+    ),
+    Mutant(
+        name="a node that follows without endorsements",
+        breaks="trust",
+        options=Options(nodes=2, operators=1, intruder=True, liveness=False),
+        removed=Removed(parts=frozenset({"succession"})),
+    ),
+    Mutant(
+        name="rolling back to the roots of before",
+        breaks="kept",
+        options=ONE,
+        removed=Removed(parts=frozenset({"roots after roll-back"})),
+        allowed=frozenset({"known"}),
+    ),
+    Mutant(
+        name="cancelling what is published to the roots of before",
+        breaks="known",
+        options=ONE,
+        removed=Removed(parts=frozenset({"roots after cancel"})),
+    ),
+    Mutant(
+        name="leaving the earlier private key in the document",
+        breaks="private keys",
+        options=ONE,
+        removed=Removed(parts=frozenset({"one private key"})),
+    ),
+    Mutant(
+        name="no deadline",
+        breaks="steady",
+        options=Options(nodes=2, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
+        removed=Removed(lie=never_late),
+    ),
+    Mutant(
+        name="driving whatever rotation there is",
+        breaks="stranger",
+        options=RIVALS,
+        removed=Removed(lie=every_rotation_is_mine),
+    ),
+    Mutant(
+        name="replacing whatever root there is", breaks="asked", options=TWICE, removed=Removed(lie=any_root_will_do)
+    ),
+    Mutant(
+        name="not recognizing a rotation of one's own that is over",
+        breaks="once",
+        options=TWICE,
+        removed=Removed(parts=frozenset({"recognition"})),
+    ),
+    Mutant(
+        name="telling by who signs now what came of a rotation",
+        breaks="report",
+        options=Options(nodes=0, operators=2, rotations=2, goals=(Goal.ROTATE,)),
+        removed=Removed(lie=it_was_finished),
+    ),
+    Mutant(
+        name="a run that believes older reads than it has had",
+        breaks="report",
+        options=Options(nodes=1, operators=1, stale_reads=True),
+        removed=Removed(parts=frozenset({"memory"})),
+    ),
+    Mutant(
+        name="retiring what current and stable point at, in a store that lets one",
+        breaks="way back",
+        options=RETIRING,
+        removed=Removed(lie=current_and_stable_are_nothing_special, parts=frozenset({"label guard"})),
+    ),
+)
+"""Each is caught, by the rule that it names."""
+
+REDUNDANT = (
+    Mutant(
+        name="retiring what current and stable point at",
+        breaks=None,
+        options=RETIRING,
+        removed=Removed(lie=current_and_stable_are_nothing_special),
+    ),
+    Mutant(
+        name="a store that destroys what a label points at",
+        breaks=None,
+        options=RETIRING,
+        removed=Removed(parts=frozenset({"label guard"})),
+    ),
+    Mutant(
+        name="activating without having seen trust, where whoever holds an introduction acts on it",
+        breaks=None,
+        options=TWO,
+        removed=_gate(Step.ACTIVATE, Evidence.HOLDS_INTRODUCTION),
+    ),
+    Mutant(
+        name="a node that does not compare generations, where reads are not stale",
+        breaks=None,
+        options=TWO,
+        removed=Removed(parts=frozenset({"generation"})),
+    ),
+)
+"""Each does no harm alone; see docs/explanation/proof.md for what stands behind it."""
+
+
+PRICES = (
+    Mutant(
+        name="a declared quorum, and a node that only the operator cannot reach",
+        breaks="introduced",
+        options=replace(TWO, quorum=1),
+        removed=Removed(),
+    ),
+    Mutant(
+        name="two writers that both win: what the loser wrote is gone, and he reports what is not",
+        breaks="report",
+        options=Options(nodes=1, operators=2, forks=True, rotations=2, liveness=False),
+        removed=Removed(),
+    ),
+)
+"""Nothing is taken away here: what somebody gives up who chooses this, and the story of it."""
+
+
+@contextmanager
+def taken_away(removed: Removed) -> Iterator[None]:
+    """Change the real table of gates for as long as the block lasts."""
+    with patch.dict(machine.GATES, removed.gates):
+        yield
+
+
+def explore_mutant(mutant: Mutant) -> Exploration:
+    """Explore a world that lacks something, up to the first rule that breaks."""
+    with taken_away(mutant.removed):
+        return explore(mutant.options, mutant.removed, allowed=mutant.allowed)

@@ -1,0 +1,83 @@
+"""What a world consists of, and which protections have been taken away from it. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from goatherd.rotation.machine import Evidence, Goal, Intent, Observation, Step
+
+Lie = Callable[[Observation, Intent, int], tuple[Observation, Intent, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One world: its size, what its store promises, and what may happen in it.
+
+    Attributes:
+        nodes, unlisted: Nodes that the rotation is told of, and nodes that it is not.
+        operators: How many runs there may be at once; each may end or crash and be followed by another, for ever.
+        rotations: How many rotations may be prepared in all.
+        goals: What an operator may ask for.
+        stale_reads: A read may show anything that was ever there (`ReadConsistency.EVENTUAL`); else the last write.
+        forks: Once, two writers with the same `expected` both win (a store with `best_effort_cas` that is not well).
+        forgets: A node that restarts does not remember what it has seen (no ``seen`` file).
+        unmodified: A node may store an introduction without believing it until it restarts, as GoatDB can (7.4).
+        deaths: How many nodes may go away for good.
+        refusals: A node may refuse the document for a reason of its own, at any time.
+        quorum: How many nodes are enough once the deadline has passed; None for all.
+        retires: Time may pass the grace period, and operators may retire.
+        intruder: Somebody who may write the secret, but holds no root's key, writes once.
+        liveness: Whether from every state there must be a way to steady.
+    """
+
+    nodes: int
+    operators: int
+    unlisted: int = 0
+    rotations: int = 1
+    goals: tuple[Goal, ...] = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON)
+    stale_reads: bool = False
+    forks: bool = False
+    forgets: bool = False
+    unmodified: bool = False
+    deaths: int = 0
+    refusals: bool = True
+    quorum: int | None = None
+    retires: bool = False
+    intruder: bool = False
+    liveness: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """The protections that are missing. Without arguments: none.
+
+    Attributes:
+        gates: Evidence that a step no longer asks for; the real `GATES` is changed while the world is explored.
+        lie: Changes what the real `decide` is told.
+        blind: Actions that are done without compare-and-swap: ``prepare``, ``advance``, ``abandon``, ``label``.
+        parts: Other protections by name; see `PARTS`.
+    """
+
+    gates: Mapping[Step, tuple[Evidence, ...]] = field(default_factory=dict)
+    lie: Lie | None = None
+    blind: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        unknown = self.parts - set(PARTS)
+        assert not unknown, unknown
+
+
+PARTS = {
+    "generation": "a node compares the generation with the one in use",
+    "succession": "a node asks for a chain of endorsements",
+    "roots after roll-back": "a roll-back leaves the roots as they are",
+    "roots after cancel": "cancelling a published rotation leaves the roots as they are",
+    "one private key": "activation takes the earlier private key out of the document",
+    "one look": "current and stable are taken from one and the same state of the labels",
+    "memory": "a run does not go back behind the highest generation that it has seen",
+    "recognition": "a run recognizes the rotation that it began, even if it is over already",
+    "label guard": "the store destroys nothing that a label points at",
+    "published first": "published is written before the introduction is pushed",
+}

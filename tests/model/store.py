@@ -1,0 +1,166 @@
+"""The identity document as an abstract record, and a store whose readers and writers get what it promises, no more.
+
+What it is: the effect of each step of a rotation on what is stored; test_model_matches.py holds it against the real
+`goatherd.identity.transitions`, document by document. What it is not: it has no bytes, keys or times.
+
+Roots are small numbers: 0 is A, the root of the beginning, and rotation number k makes root k. Sets of roots are bits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from goatherd.rotation.machine import Phase, Step, after
+
+NOBODY = -1
+INTRUDER = 4
+NAMES = ("A", "B", "C", "D", "X")
+
+
+class Document(NamedTuple):
+    """What one version of the secret says.
+
+    Attributes:
+        next: The next root, or `NOBODY`.
+        roots, private: Bits: the roots that it lists, and those whose private key it holds.
+        rotation: The number of the rotation in progress, or 0; it leads from `origin` to the root of the same number.
+        rollback: The version to go back to, or `NOBODY`.
+        ended, finished: Bits by rotation: over, whatever the outcome; and over because the next root took its place.
+        endorsed: Pairs (by, of).
+        base: The version that it was made from.
+    """
+
+    generation: int
+    phase: Phase
+    current: int
+    next: int
+    roots: int
+    private: int
+    rotation: int
+    origin: int
+    rollback: int
+    ended: int
+    finished: int
+    endorsed: tuple[tuple[int, int], ...]
+    base: int
+
+
+class Store(NamedTuple):
+    """All versions, and where the labels point.
+
+    Attributes:
+        docs: Every version ever written, destroyed ones too.
+        heads: The version that ``current`` points at; two where a store without compare-and-swap has not decided yet.
+        stable: The version that label ``stable`` points at, or `NOBODY`.
+        gone: Bits: destroyed versions.
+        aged: Bits: versions whose retired keys have outlived the grace period.
+        past: Earlier positions of (current, stable), oldest first; only where reads may be stale.
+        is_settled: Whether a change has come after the last write, so that nobody can win against it any more.
+        is_forked: Whether the store has once let two writers win.
+        is_invaded: Whether somebody who holds no root's key has written to it.
+    """
+
+    docs: tuple[Document, ...]
+    heads: tuple[int, ...]
+    stable: int
+    gone: int = 0
+    aged: int = 0
+    past: tuple[tuple[int, int], ...] = ()
+    is_settled: bool = True
+    is_forked: bool = False
+    is_invaded: bool = False
+
+    @property
+    def head(self) -> Document:
+        """The document that ``current`` leads to; the newest where there are two."""
+        return self.docs[self.heads[-1]]
+
+    @property
+    def prepared(self) -> int:
+        """How many rotations have ever been prepared."""
+        return max(doc.rotation for doc in self.docs)
+
+    def origin_of(self, rotation: int) -> int:
+        """The root that a rotation replaces, which signs the introduction."""
+        return next(doc.origin for doc in self.docs if doc.rotation == rotation)
+
+
+FIRST = Document(1, Phase.STEADY, 0, NOBODY, 1, 1, 0, NOBODY, NOBODY, 0, 0, (), NOBODY)
+
+
+def first_store() -> Store:
+    """A store in which nobody has rotated yet, and nobody has labelled anything stable."""
+    return Store(docs=(FIRST,), heads=(0,), stable=NOBODY)
+
+
+def prepared(document: Document, version: int, rotation: int) -> Document:
+    """Return the document that begins a rotation; `version` is what it follows and would go back to."""
+    return document._replace(
+        generation=document.generation + 1,
+        phase=after(document.phase, Step.PREPARE),
+        next=rotation,
+        roots=document.roots | 1 << rotation,
+        private=document.private | 1 << rotation,
+        rotation=rotation,
+        origin=document.current,
+        rollback=version,
+        endorsed=(*document.endorsed, (document.current, rotation)),
+        base=version,
+    )
+
+
+def advanced(document: Document, version: int, step: Step, rolled_back_to: Document | None = None) -> Document:
+    """Return the document after a later step.
+
+    Args:
+        document: What the step is taken from.
+        version: Its version.
+        step: Any step but `Step.PREPARE`.
+        rolled_back_to: For `Step.ROLL_BACK`, what the version to go back to holds.
+    """
+    rotation = document.rotation
+    changed = document._replace(
+        generation=document.generation + 1, phase=after(document.phase, step), base=version, next=document.next
+    )
+    if step is Step.ACTIVATE:
+        return changed._replace(current=document.next, next=NOBODY, private=1 << document.next)
+    if changed.phase is not Phase.STEADY:
+        return changed
+    over = changed._replace(
+        rotation=0, origin=NOBODY, rollback=NOBODY, next=NOBODY, ended=document.ended | 1 << rotation
+    )
+    if step is Step.FINALIZE:
+        return over._replace(finished=document.finished | 1 << rotation)
+    if step is Step.ROLL_BACK:
+        assert rolled_back_to is not None
+        return over._replace(current=rolled_back_to.current, private=1 << rolled_back_to.current)
+    over = over._replace(private=1 << document.current)
+    if document.phase is Phase.PUBLISHED:
+        return over
+    return over._replace(
+        roots=document.roots & ~(1 << rotation),
+        endorsed=tuple(pair for pair in document.endorsed if pair[1] != rotation),
+    )
+
+
+def follows(new: Document, held: Document) -> bool:
+    """Whether a chain of endorsements leads from what `held` trusts to every root of `new` (`verify_succession`)."""
+    believed = held.roots
+    while True:
+        more = believed
+        for by, of in new.endorsed:
+            if more >> by & 1:
+                more |= 1 << of
+        if more == believed:
+            return not new.roots & ~believed and bool(believed >> new.current & 1)
+        believed = more
+
+
+def bits(mask: int) -> list[int]:
+    """Return the numbers in a set."""
+    return [number for number in range(mask.bit_length()) if mask >> number & 1]
+
+
+def names(mask: int) -> str:
+    """Return the roots in a set, for people."""
+    return ", ".join(NAMES[number] for number in bits(mask)) or "none"

@@ -1,0 +1,205 @@
+"""The model against the real code: documents, succession, trust, and what `decide` looks at. Where they part, fix the
+model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import chain
+
+import pytest
+
+from goatherd.errors import GenerationError, SuccessionError
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import Phase as DocumentPhase
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.succession import verify_successor
+from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Phase, Policy, Step, decide
+from goatherd.rotation.vouching import cross_signature, introduction
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+
+from .explorer import explore
+from .settings import Options, Removed
+from .state import Node
+from .store import FIRST, NAMES, NOBODY, Document, Store, advanced, bits, follows, prepared
+from .world import World
+
+NOW = 1_795_000_000_000
+ORG = "localhost"
+Pair = tuple[IdentityDocument, Document]
+
+
+@cache
+def root(name: str) -> OwnedSession:
+    return OwnedSession.generate(session_id=name, owner="root", now_ms=NOW)
+
+
+def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
+    """Take a step in the real code and in the model, and return both documents behind those before them."""
+    real, abstract = history[-1]
+    version, at = len(history) - 1, NOW + 1000 * len(history)
+    match step:
+        case Step.PREPARE:
+            number = 1 + max(document.rotation for _, document in history)
+            abstract = prepared(abstract, version, number)
+            real = transitions.prepare(
+                real,
+                root(NAMES[number]),
+                now_ms=at,
+                rotation_id=f"rotation-{number}",
+                started_by="",
+                stable_version=str(version),
+            )
+            return (*history, (real, abstract))
+        case Step.PUBLISH:
+            real = transitions.with_phase(real, DocumentPhase.PUBLISHED, at)
+        case Step.ACTIVATE:
+            real = transitions.activate(real, at)
+        case Step.VERIFY:
+            real = transitions.verified(real, at)
+        case Step.FINALIZE:
+            real = transitions.finalize(real, at)
+        case Step.CANCEL:
+            real = transitions.cancel(real, at, reason="why")
+        case Step.ROLL_BACK:
+            real = transitions.roll_back(real, history[abstract.rollback][0], at, reason="why")
+    earlier = history[abstract.rollback][1] if step is Step.ROLL_BACK else None
+    return (*history, (real, advanced(abstract, version, step, earlier)))
+
+
+@cache
+def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
+    """Every way that the documents of up to so many rotations can take, and every beginning of one."""
+
+    def walk(history: tuple[Pair, ...]) -> Iterator[tuple[Pair, ...]]:
+        yield history
+        phase = history[-1][1].phase
+        for before, step in STEPS:
+            is_full = step is Step.PREPARE and max(document.rotation for _, document in history) == rotations
+            if before is phase and not is_full:
+                yield from walk(followed(history, step))
+
+    return tuple(walk(((transitions.create(root("A"), NOW), FIRST),)))
+
+
+def named(mask: int) -> set[str]:
+    return {NAMES[number] for number in bits(mask)}
+
+
+def private_keys(document: IdentityDocument) -> set[str]:
+    """Whose private keys are in a document's text, wherever they are."""
+
+    def walk(value: object) -> Iterator[str]:
+        if isinstance(value, dict):
+            if "privateKey" in value:
+                yield str(value["id"])
+            yield from chain.from_iterable(map(walk, value.values()))
+        elif isinstance(value, list):
+            yield from chain.from_iterable(map(walk, value))
+
+    return set(walk(json.loads(encode_document(document))))
+
+
+def test_documents_change_as_the_real_ones_do() -> None:
+    ways = histories(2)
+    assert len(ways) > 50
+    for history in ways:
+        real, abstract = history[-1]
+        record = real.rotation
+        assert real.generation == abstract.generation
+        assert Phase(real.phase or Phase.STEADY) is abstract.phase
+        assert real.current.id == NAMES[abstract.current]
+        assert (None if real.next is None else real.next.id) == (
+            None if abstract.next == NOBODY else NAMES[abstract.next]
+        )
+        assert {one.id for one in real.roots} == named(abstract.roots)
+        assert private_keys(real) == named(abstract.private)
+        assert (record is None) == (abstract.rotation == 0)
+        if record is not None:
+            assert record.from_id == NAMES[abstract.origin]
+            assert record.to_id == NAMES[abstract.rotation]
+            assert record.stable_version == str(abstract.rollback)
+        assert {entry.to_id for entry in real.history} == named(abstract.ended)
+        assert {entry.to_id for entry in real.history if entry.event == "rotated"} == named(abstract.finished)
+        assert [(one.by, one.of) for one in real.endorsements] == [
+            (NAMES[by], NAMES[of]) for by, of in abstract.endorsed
+        ]
+
+
+def test_a_run_recognizes_its_rotation_as_the_real_one_does() -> None:
+    for history in histories(2):
+        real, abstract = history[-1]
+        for number in (1, 2):
+            begun = transitions.has_begun(real, f"rotation-{number}", NAMES[number])
+            # A rotation under way hides the one before it; a run of that one is told that somebody else is at it.
+            is_over = abstract.rotation == 0 and bool(abstract.ended >> number & 1)
+            assert begun is (abstract.rotation == number or is_over)
+
+
+def test_a_node_takes_what_the_real_one_takes() -> None:
+    world = World(Options(nodes=1, operators=1))
+    pairs = {id(pair[0]): pair for history in histories(1) for pair in history}.values()
+    answers = set()
+    for held, held_model in pairs:
+        for new, new_model in pairs:
+            if new is held:
+                continue
+            try:
+                verify_successor(new, held)
+                is_taken = True
+            except (GenerationError, SuccessionError):
+                is_taken = False
+            assert world.takes(new_model, held_model) is is_taken
+            answers.add(is_taken)
+    assert answers == {True, False}
+
+
+def test_a_document_whose_root_nobody_endorsed_is_followed_by_neither() -> None:
+    real, abstract = histories(1)[0][-1]
+    stranger = root("X")
+    new = replace(real, generation=2, current=stranger, roots=(*real.roots, stranger.session))
+    with pytest.raises(SuccessionError):
+        verify_successor(new, real)
+    assert not follows(abstract._replace(generation=2, current=4, roots=abstract.roots | 1 << 4), abstract)
+
+
+def test_a_node_trusts_whom_the_real_pool_trusts() -> None:
+    world = World(Options(nodes=1, operators=1))
+    full = next(history for history in histories(1) if history[-1][1].finished)
+    by_phase = {document.phase: real for real, document in full[1:-1]}
+    commits = {
+        "introduction": introduction(by_phase[Phase.PUBLISHED], org=ORG),
+        "cross": cross_signature(by_phase[Phase.ACTIVATED], org=ORG),
+    }
+    for history in histories(1):
+        documents = tuple(document for _, document in history)
+        if not any(document.rotation for document in documents):
+            continue
+        store = Store(docs=documents, heads=(len(documents) - 1,), stable=NOBODY)
+        real = history[-1][0]
+        for has_introduction in (False, True):
+            for has_cross in (False, True):
+                pool = TrustPool(org=ORG, current=real.current, roots=real.roots)
+                held = [commits["introduction"]] * has_introduction + [commits["cross"]] * has_cross
+                pool.offer_session_commits([Commit.from_json(one, org=ORG) for one in held])
+                node = Node(version=len(documents) - 1, introductions=2 * has_introduction, crosses=2 * has_cross)
+                assert set(pool.root_ids) == named(world.trusted(store, node))
+
+
+def test_a_run_that_rotates_and_one_that_resumes_are_told_apart_by_nothing_once_they_are_bound() -> None:
+    asked = 0
+
+    def compare(observation: Observation, intent: Intent, now_ms: int) -> tuple[Observation, Intent, int]:
+        nonlocal asked
+        if intent.goal is Goal.RESUME and intent.rotation_id is not None:
+            asked += 1
+            twin = replace(intent, goal=Goal.ROTATE, from_id="A")
+            assert decide(observation, Policy(), twin, now_ms) == decide(observation, Policy(), intent, now_ms)
+        return observation, intent, now_ms
+
+    assert explore(Options(nodes=2, operators=1), Removed(lie=compare)).broken is None
+    assert asked > 100

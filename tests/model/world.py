@@ -1,0 +1,472 @@
+"""The moves: all that nodes, operators, the store and the adversary between them may do next.
+
+What it is: `World.moves`, a function from a state to every state that can follow, around the real `decide`. What it is
+not: it judges nothing (`invariants`) and walks nothing (`explorer`).
+
+A state is one whole number, put together from numbers for its parts (`Packed`). Nodes are alike and so are operators,
+so both are kept sorted: states that differ only in who is called 1 and who 2 are one state.
+
+The adversary, in one place:
+- A node looks at the store when it likes, and is shown whatever the store's guarantee allows.
+- What was pushed once may reach any node, at any time, never, or again: from the operator, or from another node.
+- At a look at the nodes, any of them may give no answer; one may answer half. The deadline may have passed or not.
+- Between looking and acting anything may happen; an action may fail before or after its effect, and the run may crash
+  before and after it. A run that is gone may be followed by another one with any goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from goatherd.rotation.machine import (
+    Abandon,
+    Action,
+    Advance,
+    Busy,
+    CrossSign,
+    Destroy,
+    Done,
+    Goal,
+    Illegal,
+    Introduce,
+    LabelStable,
+    Outcome,
+    Phase,
+    Prepare,
+    RecordRetired,
+    Step,
+    Wait,
+)
+
+from .decisions import Decisions, Sight
+from .settings import Options, Removed
+from .state import (
+    GROUP_BITS,
+    GROUP_MASK,
+    NODES_AT,
+    OPERATORS_AT,
+    SENT_BITS,
+    SENT_MASK,
+    SIGNED_BITS,
+    SIGNED_MASK,
+    STORE_AT,
+    Move,
+    Node,
+    Run,
+    Table,
+    crossed,
+    introduced,
+    pack,
+)
+from .store import INTRUDER, NOBODY, Document, Store, advanced, first_store, follows, prepared
+
+
+class World:
+    """One world: its first state, and what can follow each.
+
+    Args:
+        options: Its size and its faults.
+        removed: The protections that it lacks.
+    """
+
+    def __init__(self, options: Options, removed: Removed | None = None) -> None:
+        self.options, self.removed = options, removed or Removed()
+        self.is_past_kept = options.stale_reads or "one look" in self.removed.parts
+        self.stores, self.nodes, self.operators = Table(), Table(), Table()
+        self._of_nodes: dict[int, tuple[Move, ...]] = {}
+        self._of_operators: dict[tuple[int, int, int], tuple[Move, ...]] = {}
+        self._of_run: dict[tuple[int, int, Run | None], tuple[tuple[Any, ...], ...]] = {}
+        self._of_store: dict[int, tuple[Move, ...]] = {}
+        self.decisions = Decisions(self.removed, options)
+
+    def first(self) -> int:
+        """Return the state of the beginning: A signs everywhere, and nobody does anything."""
+        options = self.options
+        group = [Node(version=0)] * options.nodes + [Node(version=0, is_listed=False)] * options.unlisted
+        runs: list[Run | None] = [None] * options.operators
+        return pack(
+            self.stores.number(first_store()),
+            self.operators.number(tuple(runs)),
+            self.nodes.number(tuple(sorted(group))),
+            0,
+            1,
+        )
+
+    def unpack(self, state: int) -> tuple[Store, tuple[Run | None, ...], tuple[Node, ...], int, int]:
+        """Return store, runs, nodes, what was pushed (bits) and who has ever signed (bits)."""
+        return (
+            self.stores.values[state >> STORE_AT],
+            self.operators.values[state >> OPERATORS_AT & GROUP_MASK],
+            self.nodes.values[state >> NODES_AT & GROUP_MASK],
+            state >> SIGNED_BITS & SENT_MASK,
+            state & SIGNED_MASK,
+        )
+
+    def moves(self, state: int) -> Iterator[tuple[int, Move]]:
+        """Yield every state that can follow, with the move that leads there."""
+        signed, sent = state & SIGNED_MASK, state >> SIGNED_BITS & SENT_MASK
+        nodes, operators = state >> NODES_AT & GROUP_MASK, state >> OPERATORS_AT & GROUP_MASK
+        store = state >> STORE_AT
+        key = (store << GROUP_BITS | nodes) << SENT_BITS | sent
+        found = self._of_nodes.get(key)
+        if found is None:
+            found = self._of_nodes[key] = tuple(self._node_moves(store, nodes, sent))
+        top = state >> OPERATORS_AT << OPERATORS_AT
+        for move in found:
+            yield top | move.group << NODES_AT | sent << SIGNED_BITS | signed | move.signed, move
+        acts = self._of_operators.get((store, nodes, operators))
+        if acts is None:
+            acts = self._of_operators[store, nodes, operators] = tuple(self._operator_moves(store, nodes, operators))
+        for move in acts:
+            yield pack(move.store, move.group, nodes, sent | move.sent, signed), move
+        others = self._of_store.get(store)
+        if others is None:
+            others = self._of_store[store] = tuple(self._store_moves(self.stores.values[store]))
+        for move in others:
+            group = self._settled(move.store, operators)
+            yield pack(move.store, group, nodes, sent, signed), move
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _node_moves(self, store_number: int, nodes_number: int, sent: int) -> Iterator[Move]:
+        store: Store = self.stores.values[store_number]
+        group: tuple[Node, ...] = self.nodes.values[nodes_number]
+        dead = sum(node.is_dead for node in group)
+        for node in dict.fromkeys(group):
+            if node.is_dead:
+                continue
+            changes = list(self._changes(store, node, sent))
+            if dead < self.options.deaths:
+                changes.append((node._replace(is_dead=True), None, ("dies",)))
+            for after, broken, what in changes:
+                if after == node and broken is None:
+                    continue
+                others = list(group)
+                others.remove(node)
+                number = self.nodes.number(tuple(sorted([*others, after])))
+                signed = 1 << store.docs[after.version].current
+                yield Move(store_number, number, 0, signed, broken, ("node", node, after, *what))
+
+    def _changes(self, store: Store, node: Node, sent: int) -> Iterator[tuple[Node, str | None, tuple[Any, ...]]]:
+        held = store.docs[node.version]
+        for version in self.readable(store):
+            new = store.docs[version]
+            if version != node.version and self.takes(new, held):
+                broken = "generation" if new.generation <= held.generation else None
+                yield node._replace(version=version), broken, ("takes", version)
+            if self.options.forgets and (version != node.version or node.unbelieved):
+                yield node._replace(version=version, unbelieved=0), None, ("restarts", version)
+        if node.unbelieved and not self.options.forgets:
+            yield node._replace(unbelieved=0), None, ("restarts", node.version)
+        trusted = self.trusted(store, node)
+        for rotation in range(1, store.prepared + 1):
+            bit, origin = 1 << rotation, store.origin_of(rotation)
+            if sent & introduced(rotation) and not node.introductions & bit and trusted >> origin & 1:
+                yield node._replace(introductions=node.introductions | bit), None, ("introduced", rotation)
+                if self.options.unmodified:
+                    deaf = node._replace(introductions=node.introductions | bit, unbelieved=node.unbelieved | bit)
+                    yield deaf, None, ("stores", rotation)
+            if sent & crossed(rotation) and not node.crosses & bit and trusted >> rotation & 1:
+                yield node._replace(crosses=node.crosses | bit), None, ("crossed", rotation)
+
+    def readable(self, store: Store) -> tuple[int, ...]:
+        """Return the versions that a read of ``current`` may show now."""
+        if not self.options.stale_reads:
+            return store.heads
+        return tuple(dict.fromkeys([*(version for version, _ in store.past), *store.heads]))
+
+    def takes(self, new: Document, held: Document) -> bool:
+        """Whether a node that uses `held` goes on to `new` (`verify_successor`)."""
+        removed = self.removed.parts
+        if "generation" not in removed and new.generation <= held.generation:
+            return False
+        return "succession" in removed or follows(new, held)
+
+    def trusted(self, store: Store, node: Node) -> int:
+        """Return the roots that a node trusts: its document's, and what its log says on the word of those."""
+        trusted = store.docs[node.version].roots
+        believed = node.introductions & ~node.unbelieved
+        while True:
+            before = trusted
+            for rotation in range(1, store.prepared + 1):
+                origin = store.origin_of(rotation)
+                if believed >> rotation & 1 and trusted >> origin & 1:
+                    trusted |= 1 << rotation
+                if node.crosses >> rotation & 1 and trusted >> rotation & 1:
+                    trusted |= 1 << origin
+            if trusted == before:
+                return trusted
+
+    # --- operators --------------------------------------------------------------------------------------------------
+
+    def _operator_moves(self, store_number: int, nodes: int, operators: int) -> Iterator[Move]:
+        runs: tuple[Run | None, ...] = self.operators.values[operators]
+        for run in dict.fromkeys(runs):
+            key = (store_number, -1 if run is None or run.pending else nodes, run)
+            found = self._of_run.get(key)
+            if found is None:
+                found = self._of_run[key] = tuple(dict.fromkeys(self._run_moves(store_number, nodes, run)))
+            others = list(runs)
+            others.remove(run)
+            for store, after, sent, broken, what in found:
+                group = [after, *others]
+                if store != store_number:
+                    group = [self.alive(self.stores.values[store], one) for one in group]
+                number = self.operators.number(tuple(sorted(group, key=_order)))
+                yield Move(store, number, sent, 0, broken, ("operator", run, after, *what))
+
+    def _settled(self, store: int, operators: int) -> int:
+        runs: tuple[Run | None, ...] = self.operators.values[operators]
+        group = [self.alive(self.stores.values[store], one) for one in runs]
+        return self.operators.number(tuple(sorted(group, key=_order)))
+
+    def alive(self, store: Store, run: Run | None) -> Run | None:
+        """An action whose `expected` can never be there again will end in a conflict: the run will look again."""
+        if run is None or run.pending is None or run.pending[0] in self.removed.blind:
+            return run
+        kind, target = run.pending[:2]
+        if kind == "label":
+            is_lost = run.pending[2] == NOBODY != store.stable
+        else:
+            is_lost = kind != "destroy" and not self._wins(store, kind, target)
+        return run._replace(pending=None) if is_lost else run
+
+    def _wins(self, store: Store, kind: str, expected: int) -> bool:
+        return expected in store.heads or self._forks(store, kind, expected)
+
+    def _forks(self, store: Store, kind: str, expected: int) -> bool:
+        # The change after it settles it; so where that must be possible, a rotation is left for it.
+        left = self.options.rotations - store.prepared - (kind == "prepare")
+        return (
+            self.options.forks
+            and not store.is_forked
+            and len(store.heads) == 1
+            and not store.is_settled
+            and store.head.base == expected
+            and left >= self.options.liveness
+        )
+
+    def _run_moves(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
+        """Yield (store, run, what is sent, broken rule, what it is in the story)."""
+        store: Store = self.stores.values[store_number]
+        if run is None:
+            yield from ((store_number, begun, 0, None, ("begins",)) for begun in self._begins(store))
+            return
+        yield store_number, None, 0, None, ("crashes",)
+        if run.pending is None:
+            yield from self._looks(store_number, store, self.nodes.values[nodes], run)
+            return
+        looking = run._replace(pending=None)
+        yield store_number, looking, 0, None, ("fails",)
+        for after, end, broken in self._acts(store, run):
+            number = self.stores.number(after)
+            yield number, end, 0, broken, ("acts", run.pending)
+            yield number, None, 0, broken, ("acts and crashes", run.pending)
+            if self.options.stale_reads and end is not None:
+                yield number, end._replace(highest=run.highest), 0, broken, ("acts unknowingly", run.pending)
+
+    def _begins(self, store: Store) -> Iterator[Run]:
+        for version in self.readable(store):
+            document = store.docs[version]
+            highest = document.generation if self.is_past_kept else 0
+            for goal in self.options.goals:
+                if goal is Goal.ROTATE:
+                    yield Run(goal, document.current, highest=highest)
+                else:
+                    bound = 0 if goal is Goal.RETIRE else document.rotation
+                    yield Run(goal, NOBODY, bound, highest=highest)
+
+    def _glances(self, store: Store) -> Iterator[tuple[int, int]]:
+        """Yield each (current, stable) that one look at the store may find."""
+        now = [(version, store.stable) for version in store.heads]
+        if not self.is_past_kept:
+            yield from now
+            return
+        moments = [*store.past, *now]
+        if "one look" not in self.removed.parts:
+            yield from dict.fromkeys(moments)
+            return
+        for at, (version, stable) in enumerate(moments):
+            if stable == version or store.docs[version].phase is not Phase.STEADY:
+                yield version, stable
+            else:
+                # Not labelled when it was read, so the versions are listed: at some other moment.
+                later = moments if self.options.stale_reads else moments[at:]
+                yield from ((version, listed) for _, listed in later)
+
+    def _looks(self, store_number: int, store: Store, group: tuple[Node, ...], run: Run) -> Iterator[tuple[Any, ...]]:
+        for version, stable in dict.fromkeys(self._glances(store)):
+            document = store.docs[version]
+            if document.generation < run.highest and "memory" not in self.removed.parts:
+                continue
+            seen = run
+            if run.own and not run.bound and self._recognizes(document, run.own):
+                # From here on a run that rotates and one that resumes are told apart by nothing
+                # (test_model_matches.py).
+                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NOBODY)
+            if self.is_past_kept:
+                seen = seen._replace(highest=max(run.highest, document.generation))
+            sights: tuple[Sight, ...] = ()
+            if document.phase is not Phase.STEADY or seen.bound:
+                sights = tuple(sorted(self.sight(store, document, node) for node in group if node.is_listed))
+            for action, shown in self.decisions.choices(store, version, stable, sights, seen):
+                yield from self._answered(store_number, store, version, stable, seen, action, shown)
+
+    def _recognizes(self, document: Document, own: int) -> bool:
+        if document.rotation == own:
+            return True
+        return "recognition" not in self.removed.parts and bool(document.ended >> own & 1)
+
+    def _answered(
+        self, number: int, store: Store, version: int, stable: int, run: Run, action: Action, sights: tuple[str, ...]
+    ) -> Iterator[tuple[Any, ...]]:
+        what = ("looks", version, sights, action)
+        rotation = store.docs[version].rotation
+        places = {"current": version, "stable": stable, None: NOBODY}
+        match action:
+            case Wait():
+                yield number, run, 0, None, what
+            case Introduce():
+                yield number, run, introduced(rotation), None, what
+            case CrossSign():
+                yield number, run, crossed(rotation), None, what
+            case LabelStable(expected=expected):
+                yield number, run._replace(pending=("label", version, places[expected])), 0, None, what
+            case Prepare():
+                yield number, run._replace(pending=("prepare", version)), 0, None, what
+            case Advance(step=step):
+                is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
+                sent = introduced(rotation) if is_hasty else 0
+                yield number, run._replace(pending=("advance", version, step)), sent, None, what
+            case Abandon(step=step):
+                yield number, run._replace(pending=("abandon", version, step)), 0, None, what
+            case Destroy(version=target):
+                at = places[target] if target in places else int(target)
+                yield number, run._replace(pending=("destroy", at)), 0, None, what
+            case Done(outcome=outcome):
+                yield number, None, 0, self._untrue(store, run, outcome), what
+            case Busy() | Illegal():
+                yield number, None, 0, None, what
+            case RecordRetired():
+                raise AssertionError("the model records no retirement")
+
+    @staticmethod
+    def _untrue(store: Store, run: Run, outcome: Outcome) -> str | None:
+        finished = any(doc.finished >> run.bound & 1 for doc in store.docs)
+        ended = any(doc.ended >> run.bound & 1 and not doc.finished >> run.bound & 1 for doc in store.docs)
+        if (outcome is Outcome.ROTATED and not finished) or (outcome is Outcome.ABANDONED and not ended):
+            return "report"
+        return None
+
+    def _acts(self, store: Store, run: Run) -> Iterator[tuple[Store, Run | None, str | None]]:
+        """Yield (store, run, broken rule) after the effect of what the run has decided; nothing where it cannot be."""
+        assert run.pending is not None
+        kind, looking = run.pending[0], run._replace(pending=None)
+        if kind == "label":
+            _, version, expected = run.pending
+            if (store.stable == expected or "label" in self.removed.blind) and not store.gone >> version & 1:
+                heads = (version,) if version in store.heads else store.heads
+                yield self._noted(store)._replace(stable=version, heads=heads, is_settled=True), looking, None
+            return
+        if kind == "destroy":
+            version = run.pending[1]
+            if (version not in store.heads and version != store.stable) or "label guard" in self.removed.parts:
+                yield store._replace(gone=store.gone | 1 << version), looking, None
+            return
+        expected = run.pending[1]
+        if not (self._wins(store, kind, expected) or kind in self.removed.blind):
+            return
+        document = store.docs[expected]
+        if kind == "prepare":
+            rotation = store.prepared + 1
+            if rotation <= self.options.rotations:
+                broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
+                after = prepared(document, expected, rotation)
+                yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
+            return
+        broken = None if document.rotation == run.bound else "stranger"
+        earlier = None
+        if run.pending[2] is Step.ROLL_BACK:
+            if store.gone >> document.rollback & 1:
+                return
+            earlier = store.docs[document.rollback]
+        after = self._spoilt(advanced(document, expected, run.pending[2], earlier), document, run.pending[2])
+        yield from self._written(store, kind, after, looking, broken)
+
+    def _spoilt(self, after: Document, before: Document, step: Step) -> Document:
+        """What the document becomes where the protections of its own steps are taken away."""
+        removed, fresh = self.removed.parts, 1 << before.rotation
+        if step is Step.ROLL_BACK and "roots after roll-back" in removed:
+            after = after._replace(roots=after.roots & ~fresh)
+        if step is Step.CANCEL and "roots after cancel" in removed:
+            after = after._replace(roots=after.roots & ~fresh)
+        if step is Step.ACTIVATE and "one private key" in removed:
+            after = after._replace(private=before.private)
+        return after
+
+    def _written(
+        self, store: Store, kind: str, document: Document, run: Run, broken: str | None
+    ) -> Iterator[tuple[Store, Run | None, str | None]]:
+        version, expected = len(store.docs), document.base
+        kept = self._noted(store)._replace(docs=(*store.docs, document), is_settled=not self.options.forks)
+        if expected in store.heads:
+            after = kept._replace(heads=(version,))
+        elif self._forks(store, kind, expected):
+            after = kept._replace(heads=(*store.heads, version), is_forked=True)
+        else:
+            after, broken = kept._replace(heads=(version,)), broken or "lost write"
+        if self.is_past_kept:
+            run = run._replace(highest=max(run.highest, document.generation))
+        yield after, run, broken
+
+    def _noted(self, store: Store) -> Store:
+        if not self.is_past_kept:
+            return store
+        now = (store.heads[-1], store.stable)
+        return store if now in store.past else store._replace(past=(*store.past, now))
+
+    # --- the store itself ---------------------------------------------------------------------------------------------
+
+    def _store_moves(self, store: Store) -> Iterator[Move]:
+        head = store.head
+        if self.options.retires and head.phase is Phase.STEADY:
+            old = (1 << len(store.docs)) - 1
+            after = store._replace(aged=old, past=())
+            if after != store:
+                yield Move(self.stores.number(after), 0, 0, 0, None, ("time",))
+        if self.options.intruder and not store.is_invaded:
+            document = head._replace(
+                generation=head.generation + 1,
+                phase=Phase.STEADY,
+                current=INTRUDER,
+                next=NOBODY,
+                roots=head.roots | 1 << INTRUDER,
+                private=1 << INTRUDER,
+                rotation=0,
+                origin=NOBODY,
+                rollback=NOBODY,
+                ended=head.ended | (1 << head.rotation if head.rotation else 0),
+                base=store.heads[-1],
+            )
+            docs = (*store.docs, document)
+            after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),), is_invaded=True)
+            yield Move(self.stores.number(after), 0, 0, 0, None, ("intruder", len(store.docs)))
+
+    def sight(self, store: Store, document: Document, node: Node) -> Sight:
+        """Return what a node would truthfully show to whoever has just read `document`."""
+        held, rotation = store.docs[node.version], document.rotation
+        return Sight(
+            trusts=bool(rotation and self.trusted(store, node) >> rotation & 1),
+            holds=bool(rotation and node.introductions >> rotation & 1),
+            signer=held.current,
+            crossed=bool(rotation and node.crosses >> rotation & 1),
+            rejects=document.generation > held.generation and not follows(document, held),
+            is_dead=node.is_dead,
+        )
+
+
+def _order(run: Run | None) -> tuple[Any, ...]:
+    if run is None:
+        return ()
+    return (str(run.goal), run.origin, run.bound, run.own, run.highest, *map(str, run.pending or ()))
