@@ -6,7 +6,7 @@ import json
 import sys
 import time
 
-from tests.bench import bench_asgi, bench_node, bench_outage, bench_signing, bench_startup
+from tests.bench import bench_agent, bench_asgi, bench_node, bench_outage, bench_signing, bench_startup
 
 PARTS = (
     ("signing and verifying over bare OpenSSL", bench_signing.run),
@@ -14,6 +14,7 @@ PARTS = (
     ("one node, commits pushed over HTTP", bench_node.run),
     ("200 nodes through an hour without their store, calls per second", bench_outage.run),
     ("start-up and memory with user sessions in /sys/sessions", bench_startup.run),
+    ("what the agent adds to the start of an unmodified server with user sessions", bench_agent.run),
 )
 
 

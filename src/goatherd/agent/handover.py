@@ -215,7 +215,7 @@ class Handover:
         require_life(wanted, self._clock.now_ms())
         found = await self._book.read(wanted)
         self._tell(found)
-        text = to_settings(wanted, found.sessions)
+        text = to_settings(wanted, found.sessions, is_compact=True)
         verify_safe(text)
         return text, found
 

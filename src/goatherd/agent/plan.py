@@ -12,10 +12,11 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from goatherd.errors import DecodeError, IdentityError
+import orjson
+
+from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE, days_left
-from goatherd.wire.encoding import parse_json
 
 START_MARGIN: Final = timedelta(hours=1)
 """A server may take a while from being started to reading its file; it must still find more than 15 days then."""
@@ -142,8 +143,8 @@ def backoff(crashes: int) -> timedelta:
 def view_of(raw: bytes) -> FileView | None:
     """Return what a settings.json holds, or None where it cannot be read: half-written, for one."""
     try:
-        tree = parse_json(raw)
-    except DecodeError:
+        tree = orjson.loads(raw)
+    except orjson.JSONDecodeError:
         return None
     if not isinstance(tree, Mapping):
         return None
@@ -170,7 +171,7 @@ def verify_safe(raw: bytes) -> None:
     Raises:
         IdentityError: One of these does not hold.
     """
-    tree = parse_json(raw)
+    tree = orjson.loads(raw)
     current = tree["currentSession"]
     mine = [root for root in tree["roots"] if root["id"] == current["id"]]
     if [(root["publicKey"], root["expiration"]) for root in mine] != [(current["publicKey"], current["expiration"])]:

@@ -1,8 +1,8 @@
 """The sessions that a GoatDB server's own ``/sys/sessions`` log introduces, each verified.
 
 What it is not: it writes nothing, and mends no log. Rules: a session is told only when a root that the identity trusts
-has signed it; what was verified once is not verified again, so that a restart costs only what is new; the verifying
-happens in threads.
+has signed it; what was read and verified once is neither read nor verified again, so that a restart costs only what is
+new; the verifying happens in threads.
 
 COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time (design §5). It trusts
 whatever its log holds, verified or not (T3): `Findings.unvouched` tells what that would be.
@@ -58,6 +58,8 @@ class SessionBook:
         self._org = org
         self._pool: TrustPool | None = None
         self._offered: set[str] = set()
+        self._read_to = 0
+        self._inode = 0
         self._keys: dict[str, bool] = {}
         self._reading = asyncio.Lock()
 
@@ -87,7 +89,14 @@ class SessionBook:
 
     def _fresh(self) -> tuple[Scan, list[Commit]]:
         try:
-            found = scan(self._path.read_bytes())
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._read_to:
+                    # Another file, or cut off: from the start. What is known already is told by its id.
+                    self._inode, self._read_to = status.st_ino, 0
+                file.seek(self._read_to)
+                found = scan(file.read())
+                self._read_to += found.good_end
         except FileNotFoundError:
             return scan(b""), []
         except OSError as error:
@@ -114,7 +123,7 @@ class SessionBook:
                 sessions.append(session)
         damage = None
         if found.records_after_damage:
-            damage = f"{found.damage}, and {found.records_after_damage} good records stand behind it"
+            damage = f"a line is not JSON, and {found.records_after_damage} good records stand behind it"
         return Findings(
             sessions=tuple(sessions),
             unvouched=tuple(unvouched),

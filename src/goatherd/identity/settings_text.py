@@ -22,6 +22,7 @@ from goatherd.identity.document import (
 from goatherd.identity.redaction import SHORT_LIFE, days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.text import holds_private_key, parse, pretty
+from goatherd.wire.encoding import to_json_bytes
 
 SETTINGS_LIMIT_BYTES: Final = 256 * 1024 * 1024
 
@@ -161,7 +162,9 @@ def _plain(session: Session, where: str, notes: list[str]) -> Session:
     )
 
 
-def to_settings(document: IdentityDocument, trusted: Iterable[Session] = (), *, now_ms: int | None = None) -> bytes:
+def to_settings(
+    document: IdentityDocument, trusted: Iterable[Session] = (), *, now_ms: int | None = None, is_compact: bool = False
+) -> bytes:
     """Return the ``settings.json`` to hand to a GoatDB server: what it reads, and nothing else.
 
     The next key never is in it. Roots are listed in ``trustedSessions`` too, since a GoatDB server does not take a
@@ -171,6 +174,7 @@ def to_settings(document: IdentityDocument, trusted: Iterable[Session] = (), *, 
         document: Who the server shall be.
         trusted: User sessions that the server knows, verified by the caller.
         now_ms: When given, a root with less than 15 days to live is refused.
+        is_compact: Without line breaks, which takes a tenth of the time with thousands of sessions.
 
     Raises:
         IdentityError: The current root lives too short: the server would extend it by itself and then hand out its
@@ -182,7 +186,8 @@ def to_settings(document: IdentityDocument, trusted: Iterable[Session] = (), *, 
             f" a GoatDB server needs more than {SHORT_LIFE.days}, or it gives its private key away",
             hint="Rotate first: `goatherd rotate`.",
         )
-    return pretty(_settings_members(document, trusted))
+    members = _settings_members(document, trusted)
+    return to_json_bytes(members) if is_compact else pretty(members)
 
 
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
