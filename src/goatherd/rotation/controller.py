@@ -7,8 +7,8 @@ Rules:
 - No state of its own that matters: when a rotation is due follows from the document, so that a controller may die at
   any moment and any number may run. The store's compare-and-swap decides who begins; the others are told, and look
   again later. What is remembered here only keeps it from asking too often.
-- Asked to stop, it begins nothing. A rotation that goes on by itself is brought to its end; where it would have to wait
-  for nodes it is left as it stands, recorded in the store, for whoever carries it on.
+- Asked to stop, it begins nothing. A rotation that goes on by itself is brought to its end; one that waits for nodes
+  which do not follow is left as it stands, recorded in the store, for whoever carries it on.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _log = logging.getLogger("goatherd.rotation")
 
 QUIET_FAILURES: Final = 2
 """So many looks at a store in a row may fail before somebody is told."""
+SHORT_WAIT: Final = timedelta(seconds=3)
+"""A controller that is to stop leaves a rotation that has waited for the same nodes for so long."""
 RETIRE_PAUSE: Final = timedelta(days=1)
 """A store may take its time to destroy; it is not asked again before."""
 _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
@@ -125,6 +127,7 @@ class Controller:
         self._rung: set[tuple[AlertKind, object]] = set()
         self._is_stopping = False
         self._is_acting = False
+        self._wait: tuple[tuple[tuple[str, ...], str], float] | None = None
         self._turn: asyncio.Task[Turn] | None = None
 
     # --- one look -----------------------------------------------------------------------------------------------------
@@ -262,13 +265,17 @@ class Controller:
 
     def _told(self, event: Event) -> None:
         self._journal.told(event)
-        # Between two looks nothing is half done: the safe point at which a rotation is left.
-        if (
-            self._is_stopping
-            and self._turn is not None
-            and isinstance(event, Decided)
-            and isinstance(event.action, Wait)
-        ):
+        if not isinstance(event, Decided):
+            return
+        if not isinstance(event.action, Wait):
+            self._wait = None
+            return
+        now, about = self._clock.monotonic(), (event.action.nodes, event.action.reason)
+        if self._wait is None or self._wait[0] != about:
+            self._wait = about, now
+        # Between two looks nothing is half done: the safe point at which a rotation is left. Short waits belong to a
+        # rotation that goes on.
+        if self._is_stopping and self._turn is not None and now - self._wait[1] >= SHORT_WAIT.total_seconds():
             self._turn.cancel()
 
     def _until_next(self, turn: Turn | None) -> timedelta:

@@ -374,7 +374,7 @@ async def test_asked_to_stop_in_a_rotation_that_goes_on_it_brings_it_to_its_end(
     assert document.current.id != "root-a"
 
 
-async def test_asked_to_stop_where_it_would_wait_it_leaves_the_rotation_to_be_carried_on(
+async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to_be_carried_on(
     make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -384,6 +384,7 @@ async def test_asked_to_stop_where_it_would_wait_it_leaves_the_rotation_to_be_ca
     events = await run_until(herd, decided(Wait))
     document = await document_of(herd)
     assert document.phase == "published"
+    assert herd.clock.now_ms() - (document.last_updated or 0) < 10_000, "not until its patience with nodes ends"
     assert decided(Wait)([event for event in events if isinstance(event, Decided)][-1])
     assert "controller.stopped leaves_rotation=true" in caplog.text
     herd.nodes[1].faults.cut_off = False
