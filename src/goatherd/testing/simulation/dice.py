@@ -16,12 +16,17 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.identity import document, text
 from goatherd.identity.document import IdentityDocument
+from goatherd.node import peer
 from goatherd.testing.simulation.keys import ideal_sign, ideal_verify, keys
+
+RELAXED: Final = 4
+"""Servers ask each other for news so much more seldom than in production: most of a run would be that. What is new goes
+out at once all the same."""
 
 _read: dict[str, PrivateKey] = {}
 
@@ -79,6 +84,8 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
         return documents[id(tree)]
 
     changes: list[tuple[Any, str, Any]] = [
+        (peer, "POLL_MIN", RELAXED * peer.POLL_MIN),
+        (peer, "POLL_MAX", RELAXED * peer.POLL_MAX),
         (document, "parse", parse_once),
         (document, "document_from_tree", decode_once),
         (random, "_urandom", source.randbytes),

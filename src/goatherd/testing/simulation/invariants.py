@@ -62,6 +62,10 @@ def _store(herd: Herd, document: IdentityDocument) -> Iterator[str]:
     platform = herd.world.platform
     if document.rotation is not None or document.next is not None:
         yield "the document is not steady"
+    signers = {signer.current.id for _, signer in herd.world.promises.documents}
+    forgotten = signers - {root.id for root in document.roots}
+    if forgotten:
+        yield f"{sorted(forgotten)} could have signed, and the document no longer lists them"
     labels = platform.ledger.labels
     if labels.get(CURRENT) is None or labels.get(CURRENT) != labels.get(STABLE):
         yield f"stable is on version {labels.get(STABLE)}, current on {labels.get(CURRENT)}"

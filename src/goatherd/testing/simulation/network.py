@@ -161,6 +161,6 @@ class Line:
         *,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - NodeClient's own deadline counts
+        **options: object,  # noqa: ARG002 - how long a real connection may take, and the like
     ) -> Answer:
         return await self._network.carry(method, url, content or b"", headers or {})

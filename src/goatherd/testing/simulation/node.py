@@ -167,8 +167,10 @@ class SimulatedNode:
     async def _write_notes(self, database: Database) -> None:
         """Be an application that writes with the server's own key."""
         notes = database.repository(NOTES)
-        while not self._world.is_calm:
+        while True:
             await self.clock.sleep(timedelta(seconds=self._dice.uniform(*_WRITE_EVERY)))
+            if self._world.is_calm:
+                return
             self._notes += 1
             item = await notes.create(f"{self.name}-{self._notes}", "note/1", {"title": "by the server"})
             self._world.promises.written[item.commit.id] = self.name

@@ -16,9 +16,9 @@ from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.people import Goal
 from goatherd.testing.simulation.store import Kind
 
-FAULTS_WITHIN: Final = 9.0
+FAULTS_WITHIN: Final = 6.0
 """Seconds from the beginning within which faults begin."""
-LONGEST_FAULT: Final = 7.0
+LONGEST_FAULT: Final = 6.0
 MOST_STEPS: Final = 1500
 """A command is killed or interrupted at a step up to this; a rotation on three healthy nodes has some thousand."""
 MOST_SKEW: Final = 80
@@ -139,8 +139,8 @@ class Scenario:
 def draw(seed: int) -> Scenario:
     """Return what a seed stands for."""
     dice = Dice(seed, "scenario")
-    nodes = dice.choices([1, 2, 3, 4], [1, 5, 5, 2])[0]
-    joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.3) else None
+    nodes = dice.choices([1, 2, 3, 4], [1, 6, 4, 1])[0]
+    joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
     consistency = dice.choice(list(ReadConsistency))
     return Scenario(
         nodes=nodes,

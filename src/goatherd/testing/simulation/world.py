@@ -28,8 +28,8 @@ FIRST_ROOT: Final = "root-a"
 REFRESH: Final = timedelta(seconds=3)
 PEER_TIMEOUT: Final = timedelta(seconds=8)
 POLICY: Final = Policy(
-    adoption=timedelta(seconds=6),
-    settle=timedelta(seconds=4),
+    adoption=timedelta(seconds=5),
+    settle=timedelta(seconds=3),
     node_timeout=timedelta(seconds=1),
     store_patience=timedelta(seconds=5),
     grace=timedelta(seconds=3),

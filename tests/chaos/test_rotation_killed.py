@@ -1,0 +1,193 @@
+"""A rotation that is killed by SIGKILL at every numbered effect is carried on by another process and leaves no orphan.
+
+The processes are real (`tests.chaos.dying`, which is the command line with one end of its own, and then the command
+line itself); so are the servers, on sockets; the store is the file store, and OpenBao.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.identity.document import decode_document
+from goatherd.node.server import Server
+from goatherd.providers.base import CURRENT, STABLE, SecretProvider, VersionState
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.vault import VaultSecretProvider
+from goatherd.providers.vault.address import VaultAddress
+from goatherd.providers.vault.auth import TokenAuth
+from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.cluster.herd import Herd, herd_around
+
+BAO = find_bao()
+ROOT = Path(__file__).parents[2]
+NOTES = "/data/notes"
+SERVERS = 2
+PATIENCE = 120.0
+FEWEST_STEPS, MOST_STEPS = 12, 60
+
+
+@dataclass(slots=True, kw_only=True)
+class Store:
+    """A store that processes of their own can reach.
+
+    Attributes:
+        client: Makes a client of it.
+        uri: Of a secret in it.
+        environment: What a process needs in order to reach it.
+    """
+
+    client: Callable[[], SecretProvider]
+    uri: Callable[[str], str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture
+def file_store(tmp_path: Path) -> Store:
+    keys = tmp_path / "keys"
+    return Store(client=lambda: FileSecretProvider(keys), uri=lambda name: f"file://{keys}/{name}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[BaoServer]:
+    if BAO is None:
+        pytest.skip(WHY_SKIPPED)
+    with BaoServer(BAO) as running:
+        yield running
+
+
+@pytest.fixture
+def openbao(server: BaoServer) -> Store:
+    address = VaultAddress(url=server.url, auth=TokenAuth(token=ROOT_TOKEN), reads_active=True)
+    return Store(
+        client=lambda: VaultSecretProvider(address),
+        uri=lambda name: f"openbao://127.0.0.1:{server.port}/secret/{name}?tls=off&reads=active",
+        environment={"BAO_TOKEN": ROOT_TOKEN},
+    )
+
+
+@pytest.fixture(params=["file_store", "openbao"])
+def store(request: pytest.FixtureRequest) -> Store:
+    return request.getfixturevalue(request.param)
+
+
+class Shell:
+    """Runs processes, one at a time; see `tests.chaos.dying`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    async def run(self, *arguments: str, step: int = 0, when: str = "before") -> tuple[int, str]:
+        """Run one to its end; return its exit code, negative for a signal, and all that it said."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._log.unlink(missing_ok=True)
+        job = {"arguments": arguments, "log": str(self._log), "step": step, "when": when}
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        async with asyncio.timeout(PATIENCE):
+            line = await self._process.stdout.readline()
+        return json.loads(line)["code"], self._log.read_text() if self._log.exists() else ""
+
+
+@contextlib.asynccontextmanager
+async def shell_for(store: Store, top: Path) -> AsyncIterator[Shell]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "tests.chaos.dying"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, **store.environment},
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        yield Shell(process, top / "said")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def herd_of_two(store: Store, top: Path, name: str) -> AsyncIterator[Herd]:
+    async with herd_around(top / name, store.client, name, count=SERVERS) as started:
+        await started.servers[0].database().repository(NOTES).create("note-0", "note/1", {"title": "before"})
+        yield started
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_at_every_effect_another_process_carries_it_on(store: Store, tmp_path: Path, when: str) -> None:
+    async with shell_for(store, tmp_path) as shell:
+        for step in range(1, MOST_STEPS):
+            if not await one_killed(shell, store, tmp_path, step, when):
+                assert step > FEWEST_STEPS, "there must be that many effects to die at"
+                return
+    pytest.fail("a rotation has more effects than this test allows for")
+
+
+async def one_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
+    """Begin a rotation whose process is killed at `step`, carry it on; return whether there was such a step."""
+    name = f"root-{when}-{step}"
+    async with herd_of_two(store, top, name) as herd:
+        target = ["--provider", store.uri(name)]
+        for url in herd.urls:
+            target += ["--node", url]
+        code, said = await shell.run("rotate", *target, step=step, when=when)
+        assert code in (0, -signal.SIGKILL), f"to be killed {when} effect {step}: {said}"
+        if code:
+            await carried_on(shell, herd, target, f"killed {when} effect {step}")
+        await ends_well(shell, herd, name, store.uri(name))
+        return code != 0
+
+
+async def carried_on(shell: Shell, herd: Herd, target: list[str], what: str) -> None:
+    """What the next operator does: carry on what there is, and rotate if there was nothing yet."""
+    code, said = await shell.run("rotate", "--resume", *target)
+    assert code == 0, f"{what}, resumed: {said}"
+    if (await herd.document()).current.id == herd.first.id:
+        code, said = await shell.run("rotate", *target)
+        assert code == 0, f"{what}, rotated anew: {said}"
+
+
+async def ends_well(shell: Shell, herd: Herd, name: str, uri: str) -> None:
+    """The document is steady, servers sign with B and trust A, nothing is lost, and no key is left but B's."""
+    document = await herd.document()
+    assert document.rotation is None
+    assert document.next is None
+    assert document.rotated_from == herd.first.id
+    assert len(document.roots) == 2, "a second candidate was made"
+    labels = [(await herd.provider.read(name, label)).version.id for label in (CURRENT, STABLE)]
+    assert labels[0] == labels[1]
+    await herd.servers[-1].database().repository(NOTES).create("note-1", "note/1", {"title": "after"})
+    for server, url in zip(herd.servers, herd.urls, strict=True):
+        await holds_both(server)
+        async with NodeClient(url) as client:
+            identity = await client.identity()
+        assert identity is not None
+        assert identity["signer"] == document.current.id
+        assert herd.first.id in identity["roots"]
+    code, said = await shell.run("retire", "--grace", "1ms", "--yes", "--provider", uri)
+    assert code == 0, said
+    for version in await herd.provider.versions(name):
+        if version.state is VersionState.ENABLED:
+            held = decode_document((await herd.provider.read(name, version.id)).value.reveal())
+            assert held.current.id == document.current.id, "an orphan holds another private key"
+            assert held.next is None, "an orphan holds a candidate's private key"
+
+
+async def holds_both(server: Server) -> None:
+    notes = server.database().repository(NOTES)
+    async with asyncio.timeout(60):
+        while [await notes.get(key) for key in ("note-0", "note-1")].count(None):
+            await asyncio.sleep(0.05)

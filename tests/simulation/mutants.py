@@ -1,0 +1,121 @@
+"""Code from which one protection is taken away: ``python -m tests.simulation.mutants NAME FROM-TO``.
+
+A test of the test: the simulation must find each of these out. It prints what the first seed that does has to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument
+from goatherd.node import database, disk, peer
+from goatherd.rotation import machine, rotator, table
+from goatherd.settings import cloud
+from goatherd.testing.simulation.run import run
+
+NO_HASHES = "0"
+
+
+def ungated() -> None:
+    """B signs before the others know B, and nobody keeps what comes too early (hazard 1, as GoatDB has it)."""
+    table.GATES[table.Step.ACTIVATE] = ()
+    database._MAY_CHANGE = ()
+    forgetful()
+
+
+def forgetful() -> None:
+    """A server offers a commit ten times, and then never again (as GoatDB does)."""
+    offer = peer.Peer._offer
+
+    def offer_ten_times(self: Any, state: Any, *others: Any) -> Any:
+        chosen = offer(self, state, *others)
+        for commit in chosen:
+            one = state.waiting[commit["id"]]
+            one.total = getattr(one, "total", 0) + 1
+        return [commit for commit in chosen if state.waiting[commit["id"]].total <= 10]
+
+    peer._Waiting = type("_Waiting", (peer._Waiting,), {"total": 0})
+    peer.Peer._offer = offer_ten_times
+
+
+def amnesic() -> None:
+    """A roll-back takes the new root out of the roots (hazard 2)."""
+    roll_back = transitions.roll_back
+
+    def without(document: IdentityDocument, stable: IdentityDocument, *rest: Any, **options: Any) -> IdentityDocument:
+        back = roll_back(document, stable, *rest, **options)
+        kept = tuple(root for root in back.roots if root.id != document.current.id)
+        words = tuple(one for one in back.endorsements if document.current.id not in (one.by, one.of))
+        return replace(back, roots=kept, endorsements=words, source=None)
+
+    transitions.roll_back = without
+
+
+def hasty() -> None:
+    """A server answers before what it took in is on the disk (T50)."""
+
+    async def not_at_all(self: Any) -> None:
+        return None
+
+    disk.Disk.durable = not_at_all
+
+
+def credulous() -> None:
+    """A server takes whatever generation the store shows."""
+    cloud.verify_successor = lambda document, seen: None
+
+
+def silent() -> None:
+    """Whoever carries on does not mend the label `stable`."""
+    machine._label = lambda *arguments: None
+
+
+def unlabelled_orphans() -> None:
+    """Retiring looks at labelled versions only, so that what a dead process has put there stays for ever."""
+    find = rotator.find_holdings
+
+    async def labelled(*arguments: Any, **options: Any) -> Any:
+        return tuple([one for one in await find(*arguments, **options) if one.version.labels])
+
+    rotator.find_holdings = labelled
+
+
+def lawless() -> None:
+    """Whoever writes the document last wins: no compare-and-swap."""
+
+    async def overwrite(self: Any, document: IdentityDocument, expected: str) -> Any:
+        _, now = await self._read()
+        return await write(self, document, now.id)
+
+    write = rotator.Rotator._write
+    rotator.Rotator._write = overwrite
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    mutant.__name__: mutant for mutant in (ungated, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless)
+}
+
+
+def main(name: str, seeds: str) -> int:
+    if os.environ.get("PYTHONHASHSEED") != NO_HASHES:
+        os.environ["PYTHONHASHSEED"] = NO_HASHES
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.mutants", name, seeds])
+    logging.disable(logging.CRITICAL)
+    MUTANTS[name]()
+    first, _, last = seeds.partition("-")
+    for seed in range(int(first), int(last) + 1):
+        result = run(seed)
+        if result.broken:
+            print(f"seed {seed}:", *result.broken[:5], sep="\n  ")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
