@@ -518,7 +518,8 @@ class Engine:
         heavy = 0
         for element in elements:
             view = self._views.of(self._repositories[element.path], requester)
-            work = partial(self._views.reply, view, element.message, element.brought > 0, now_ms)
+            asks = (element.message, element.brought > 0, now_ms)
+            work = partial(self._views.reply, view, *asks, is_root=requester.is_root)
             if len(view.commits) > BIG_VIEW:
                 message = yield Step(lambda _, work=work: work())  # type: ignore[misc]
             else:

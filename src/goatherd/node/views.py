@@ -1,7 +1,7 @@
 """What one session may see of a repository, and the answer to its sync message (protocol 4, 5 step 6, 9). Pure.
 
 A view is made once per owner and change of the repository. `Views.of` and `Views.forget` belong to the event loop's
-thread; `Views.reply` uses only the view that it is given and may run in another.
+thread; `Views.reply` changes nothing but the view that it is given, and may run in another.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from goatherd.errors import VerificationError
+from goatherd.identity.introduction import SESSIONS_NAMESPACE
 from goatherd.identity.session import Session
 from goatherd.node.admission import Limits
+from goatherd.node.newcomers import for_clients, roots_first
 from goatherd.node.repository import Repository, Seeds
 from goatherd.node.rules import Access, Rulebook, ask
 from goatherd.trust import TrustPool
@@ -87,7 +90,7 @@ class Views:
         views[name] = view
         return view
 
-    def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int) -> SyncMessage:
+    def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool) -> SyncMessage:
         """Build the answer to one sync message.
 
         Args:
@@ -95,6 +98,7 @@ class Views:
             asked: Its message.
             brought: Whether a commit of it was new and kept.
             now_ms: The server's clock.
+            is_root: Whether a root asks: a peer.
         """
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine.py).
@@ -107,7 +111,7 @@ class Views:
             version=VERSION,
             filter=self._filter(view, max(count, peer), cycles, now_ms),
             size=count,
-            commits=self._missing(view.commits, asked.filter),
+            commits=self._missing(view.commits, asked.filter, is_root=is_root),
         )
 
     def _empty(self, size: int, cycles: int) -> BloomFilter:
@@ -141,11 +145,23 @@ class Views:
         view.filters[size, cycles] = known
         return known.bloom
 
-    def _missing(self, commits: Sequence[Commit], held: BloomFilter) -> list[Commit]:
+    def _counts(self, session_id: str) -> bool:
+        """Whether a root is trusted. A look into the pool's dicts, which any thread may take."""
+        try:
+            self._pool.root(session_id)
+        except VerificationError:
+            return False
+        return True
+
+    def _missing(self, commits: Sequence[Commit], held: BloomFilter, *, is_root: bool) -> list[Commit]:
         """Return what a peer lacks, capped; never a birth without the merge that makes it harmless."""
         if not held.seeds:
             return []
         missing = [commit for commit in commits if commit.id not in held]
+        if missing and missing[0].namespace == SESSIONS_NAMESPACE:
+            lacking = {commit.id for commit in missing}
+            missing = roots_first(missing, [each for each in commits if each.id not in lacking], self._pool.current.id)
+            missing = missing if is_root else for_clients(missing, self._counts)
         chosen = missing[: self._limits.reply_commits]
         ids = {commit.id for commit in chosen}
         for commit in commits if ids else ():

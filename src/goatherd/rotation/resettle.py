@@ -215,8 +215,10 @@ class Resettler:
         """Wait until the other nodes have brought all of it; what nobody brings is pushed."""
         deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
         poll, least = self._policy.poll_min, len(wanted) + 1
+        lacking = list(wanted)
         while True:
-            lacking = await self._lacks(outcome, wanted, document.current)
+            # What was there once stays, so that each question is smaller than the one before.
+            lacking = await self._lacks(outcome, lacking, document.current)
             outcome.introduced = len(wanted) - len(lacking)
             if not lacking:
                 return
