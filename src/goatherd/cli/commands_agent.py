@@ -223,6 +223,8 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         claim = stack.enter_context(Claim(plan.data))
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
+        if supervisor is not None and memory is not None:
+            stack.callback(clear, memory)
         handovers, provider, template = _handovers(plan, claim, memory)
         on_change = OnChange(options.agent_on_change)
         lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None
@@ -240,11 +242,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
             notify=_notify(options, on_change, supervisor, pid_file),
             clock=clock,
         )
-        try:
-            return await agent.run()
-        finally:
-            if supervisor is not None and memory is not None:
-                clear(memory)
+        return await agent.run()
 
 
 async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:

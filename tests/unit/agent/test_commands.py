@@ -1,0 +1,297 @@
+"""The commands run, fetch and watch: what they refuse, what they leave, and what they pass on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.cli.commands_agent import _environ
+from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.config import load_options
+from goatherd.providers.base import VersionId
+from tests.unit.cli.conftest import Goatherd, Result
+
+pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
+
+
+@pytest.fixture
+def goatherd(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Goatherd:
+    from tests.unit.cli import conftest
+
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("GOATHERD_")]:
+        monkeypatch.delenv(name)
+    capsys: pytest.CaptureFixture[str] = request.getfixturevalue("capsys")
+
+    def call(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = conftest.run(list(arguments))
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def store(goatherd: Goatherd, tmp_path: Path) -> str:
+    uri = f"file://{tmp_path}/keys/root"
+    assert goatherd("init", "--provider", uri).code == 0
+    return uri
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def settings(data: Path, org: str = "localhost") -> Path:
+    return data / org / "settings.json"
+
+
+def forget(data: Path, org: str = "localhost") -> None:
+    """Remove what fetch leaves in memory."""
+    where = settings(data, org).readlink()
+    where.unlink()
+    where.parent.rmdir()
+
+
+# --- fetch ----------------------------------------------------------------------------------------------------------
+
+
+def test_fetch_writes_the_file_in_memory_with_a_link_and_leaves_it(goatherd: Goatherd, store: str, data: Path) -> None:
+    done = goatherd("fetch", "--provider", store, "--data", str(data), "--json")
+    assert done.code == 0
+    (one,) = done.json["organizations"]
+    assert one["file"] == str(settings(data))
+    assert json.loads(settings(data).read_bytes())["currentSession"]["id"] == one["current"]
+    assert settings(data).is_symlink()
+    assert str(settings(data).readlink()).startswith("/dev/shm/goatherd-")
+    again = goatherd("fetch", "--provider", store, "--data", str(data))
+    assert again.code == 0, "a pod that starts again"
+    forget(data)
+
+
+def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: str, data: Path) -> None:
+    assert goatherd("fetch", "--provider", store, "--data", str(data), "--plain-file").code == 0
+    assert not settings(data).is_symlink()
+    assert settings(data).stat().st_mode & 0o777 == 0o600
+    disk = goatherd("fetch", "--provider", store, "--data", str(data), "--memory", str(Path(__file__).parent))
+    assert disk.code == EXIT_CODES["agent"]
+    assert "not in memory" in disk.err
+    assert "--plain-file" in disk.err
+
+
+def test_each_organization_gets_its_own_identity(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
+    uri = f"file://{tmp_path}/keys/{{org}}/root"
+    roots = {}
+    for org in ("one", "two"):
+        roots[org] = goatherd("init", "--provider", uri, "--org", org, "--json").json["current"]["id"]
+    words = ["fetch", "--provider", uri, "--data", str(data), "--plain-file", "--org", "one", "--org", "two"]
+    assert goatherd(*words).code == 0
+    for org, root in roots.items():
+        assert json.loads(settings(data, org).read_bytes())["currentSession"]["id"] == root
+
+
+def test_several_organizations_do_not_share_an_identity(goatherd: Goatherd, store: str, data: Path) -> None:
+    result = goatherd("fetch", "--provider", store, "--data", str(data), "--org", "one", "--org", "two")
+    assert result.code == EXIT_CODES["configuration"]
+    assert "{org}" in result.err
+
+
+def test_an_organization_cannot_lead_out_of_the_data_directory(goatherd: Goatherd, store: str, data: Path) -> None:
+    for org in ("../x", "..", "a/b", ""):
+        result = goatherd("fetch", "--provider", store, "--data", str(data), "--plain-file", "--org", org)
+        assert result.code == EXIT_CODES["configuration"], org
+
+
+def test_a_settings_json_of_another_identity_is_kept(
+    goatherd: Goatherd, store: str, data: Path, tmp_path: Path
+) -> None:
+    other = f"file://{tmp_path}/other/root"
+    goatherd("init", "--provider", other)
+    assert goatherd("fetch", "--provider", other, "--data", str(data), "--plain-file").code == 0
+    (data / ".goatherd-agent.json").unlink()
+    (data / "localhost" / ".goatherd.seen.json").unlink()
+    before = settings(data).read_bytes()
+    result = goatherd("fetch", "--provider", store, "--data", str(data))
+    assert result.code == EXIT_CODES["identity"]
+    assert "migrate" in result.err
+    assert settings(data).read_bytes() == before
+
+
+def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invented(
+    goatherd: Goatherd, tmp_path: Path, data: Path
+) -> None:
+    nowhere = f"file://{tmp_path}/nothing/root"
+    for words in (["fetch"], ["run", "--", "true"]):
+        head, *rest = words
+        result = goatherd(head, "--provider", nowhere, "--data", str(data), *rest)
+        assert result.code == EXIT_CODES["provider"]
+        assert not os.path.lexists(settings(data))
+    assert not (tmp_path / "nothing").exists()
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "--provider", "memory:///a/x", "--", "true"], "--data"),
+        (["run", "--provider", "memory:///a/x", "--data", "d"], "COMMAND"),
+        (["run", "--data", "d", "--", "true"], "no store"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "no command"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--on-change", "command", "--", "true"], "--command"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"], "not a signal"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"], "not a number"),
+        (["watch", "--provider", "memory:///a/x", "--data", "d"], "--on-change"),
+        (["watch", "--provider", "memory:///a/x", "--data", "d", "--on-change", "signal"], "--pid-file"),
+        (["watch", "--provider", "memory:///a/x", "--data", "d", "--on-change", "restart"], "restart"),
+    ],
+    ids=lambda value: " ".join(value[:1]) + value[-1] if isinstance(value, list) else value,
+)
+def test_what_cannot_work_is_told_before_anything_starts(goatherd: Goatherd, words: list[str], told: str) -> None:
+    result = goatherd(*words)
+    assert result.code in (EXIT_USAGE, EXIT_CODES["configuration"], EXIT_CODES["provider"])
+    assert told in result.err
+    assert not list(Path("d").glob("*/settings.json"))
+
+
+def test_the_key_that_seals_the_last_known_good_identity_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SEAL", "secret")
+    monkeypatch.setenv("OTHER", "kept")
+    flags: dict[str, Any] = {"settings_last_known_good_key": "env:SEAL", "settings_last_known_good": tmp_path / "x"}
+    environ = _environ(load_options(flags, {}, directory=tmp_path))
+    assert "SEAL" not in environ
+    assert environ["OTHER"] == "kept"
+
+
+# --- run, as a process ----------------------------------------------------------------------------------------------
+
+
+def start(store: str, data: Path, *words: str, **more: Any) -> subprocess.Popen[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+    command = [sys.executable, "-m", "goatherd", "run", "--provider", store, "--data", str(data), *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environ, **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [("exit 0", 0), ("exit 42", 42), ("kill -KILL $$", 137)])
+def test_run_passes_the_exit_code_on_and_leaves_output_and_input_alone(
+    store: str, data: Path, end: str, code: int
+) -> None:
+    script = f'read line; echo "out $line"; echo "err $line" >&2; {end}'
+    process = start(store, data, "--crashes", "0", "--log-level", "error", "--", "sh", "-c", script)
+    out, err = process.communicate("hello\n", timeout=120)
+    assert (process.returncode, out, err) == (code, "out hello\n", "err hello\n")
+    assert not os.path.lexists(settings(data))
+    assert not (data / ".goatherd-agent.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_run_passes_signals_on(store: str, data: Path, tmp_path: Path, number: int) -> None:
+    name = signal.Signals(number).name.removeprefix("SIG")
+    ready = tmp_path / "ready"
+    script = f"trap 'echo got {name}; exit 5' {name}; touch {ready}; while :; do sleep 0.05; done"
+    process = start(store, data, "--crashes", "0", "--log-level", "error", "--", "sh", "-c", script)
+    wait_for(ready, process)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (5, f"got {name}\n")
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_second_agent_on_the_same_data_is_refused_and_the_first_one_goes_on(
+    goatherd: Goatherd, store: str, data: Path, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    process = start(store, data, "--", "sh", "-c", f"touch {ready}; exec sleep 600")
+    wait_for(ready, process)
+    try:
+        for words in (["fetch"], ["run", "--", "true"]):
+            head, *rest = words
+            result = goatherd(head, "--provider", store, "--data", str(data), *rest)
+            assert result.code == EXIT_CODES["agent"]
+            assert "agent.busy" in result.err
+        assert settings(data).exists()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert process.returncode == 143
+
+
+@pytest.mark.slow
+def test_an_identity_that_is_damaged_in_the_store_starts_no_server(store: str, data: Path, tmp_path: Path) -> None:
+    import asyncio
+
+    from goatherd._plugins import open_provider
+
+    async def damage() -> None:
+        provider, secret_id = open_provider(store)
+        async with provider:
+            found = await provider.read(secret_id)
+            text = found.value.reveal().replace(b'"generation": 1', b'"generation": "one"')
+            await provider.write(secret_id, text, expected=VersionId(found.version.id))
+
+    asyncio.run(damage())
+    started = tmp_path / "started"
+    process = start(store, data, "--", "touch", str(started))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CODES["identity"]
+    assert "identity.malformed" in err
+    assert not started.exists()
+    assert not os.path.lexists(settings(data))
+
+
+@pytest.mark.slow
+def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_its_files_replaced(
+    store: str, data: Path, tmp_path: Path
+) -> None:
+    script = textwrap.dedent(
+        f"""
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open({str(tmp_path / "pid")!r} + ".new", "w").write(str(os.getpid()))
+        os.rename({str(tmp_path / "pid")!r} + ".new", {str(tmp_path / "pid")!r})
+        time.sleep(600)
+        """
+    )
+    words = ["--grace", "1s", "--log-level", "warning", "--", sys.executable, "-S", "-c", script]
+    first = start(store, data, *words)
+    wait_for(tmp_path / "pid", first)
+    orphan = int((tmp_path / "pid").read_text())
+    first.kill()
+    first.wait(120)
+    assert settings(data).exists(), "nobody was there to remove it"
+    (tmp_path / "pid").unlink()
+    second = start(store, data, *words)
+    wait_for(tmp_path / "pid", second)
+    assert not Path(f"/proc/{orphan}").exists() or "Z" in Path(f"/proc/{orphan}/stat").read_text().split(")")[1][:3]
+    second.send_signal(signal.SIGTERM)
+    _, err = second.communicate(timeout=120)
+    first.communicate(timeout=120)  # its output ends with the last process that had it
+    assert second.returncode == 137
+    assert "agent.leftover" in err
+    assert not os.path.lexists(settings(data))
