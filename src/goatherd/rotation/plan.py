@@ -33,7 +33,8 @@ RISKS: Final[dict[Step, str]] = {
 class Cost:
     """What a step costs where all goes well and all nodes are Goatherd's: the least.
 
-    Every further look while it waits costs one read of the store and two requests of each node. A server of unmodified
+    Every further look while it waits costs one read of the store, two requests to each node, and one more to those that
+    it waits for, to tell them to look. A server of unmodified
     GoatDB is asked who signs at most every five seconds, by three requests that leave an anonymous session behind.
 
     Attributes:
@@ -195,6 +196,9 @@ def _not_waited_for(observation: Observation, policy: Policy) -> list[str]:
         found.append(f"servers that nobody has listed: they have {_seconds(policy.unlisted)} after published to follow")
     else:
         found.append("servers that nobody has listed: there are said to be none (no time is left for them)")
+    found += [
+        f"{node.url}, to sign with the next root: nobody restarts it" for node in observation.nodes if node.is_bare
+    ]
     if needed < total:
         found.append(
             f"up to {total - needed} of {total} nodes (quorum {policy.quorum}), where they do not answer at all for "
