@@ -469,7 +469,11 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Observation(store=ACTIVATED, nodes=(node(1),), nodes_unknown="no answer"),
         POLICY,
         LATE,
-        Abandon(step=Step.ROLL_BACK, expected="7", reason="not seen in time that it can be told who the nodes are: no answer"),
+        Abandon(
+            step=Step.ROLL_BACK,
+            expected="7",
+            reason="not seen in time that it can be told who the nodes are: no answer",
+        ),
     ),
     (
         "a bad answer about health holds it",
