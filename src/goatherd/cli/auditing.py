@@ -59,12 +59,14 @@ async def audited(app: App, store: Store, command: str, asked: Mapping[str, obje
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
     path = app.options.audit_log
-    journal = Journal(None if path is None else AuditTrail(path, actor=who()))
+    revokes = command == "revoke"
+    journal = Journal(None if path is None else AuditTrail(path, actor=who()), holds=revokes)
     if path is not None:
         _, document = await store.read()
         journal.use(document)
     renewals: set[asyncio.Task[None]] = set()
-    journal.on_revoked = lambda: renewals.add(asyncio.create_task(_renew(journal, store)))
+    if revokes:
+        journal.on_step = lambda: renewals.add(asyncio.create_task(_renew(journal, store)))
     journal.begin("run-began", {"command": command, "store": store.name, "org": store.org, **asked})
     try:
         yield journal
@@ -92,5 +94,6 @@ async def _renew(journal: Journal, store: Store) -> None:
     """Let the root that signs now seal what the one before it has signed."""
     if journal.trail is not None:
         with suppress(GoatherdError):
+            mark = journal.mark()
             _, document = await store.read()
-            journal.use(document)
+            journal.use(document, up_to=mark)

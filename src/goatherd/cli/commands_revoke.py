@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any, Final
 
 import click
 
+from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.store import open_store
@@ -50,6 +52,7 @@ UNMODIFIED: Final = (
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid.")
 @click.option("--adoption", "rotation_adoption", metavar="TIME", help="Patience with nodes that must take it over.")
 @click.option("--unsafe-without-nodes", is_flag=True, help="Only write the identity: nothing is closed or introduced.")
+@audit_option()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def revoke(
     app: App,
@@ -116,19 +119,29 @@ async def _revoke(
         directory = await stack.enter_async_context(
             NodeDirectory(options.nodes, timeout=max(options.timeout, PATIENCE))
         )
+        listeners: list[Callable[[Event], None]] = [lambda event: _told(app, event)]
+        if reason is not None:
+            asked = {"session": session, "reason": reason, "successor": successor, "destroy": destroy}
+            journal = await stack.enter_async_context(audited(app, store, "revoke", asked))
+            listeners.append(journal.told)
         revoker = Revoker(
             store.provider,
             store.secret_id,
             await directory(),
             org=store.org,
             policy=policy_of(options),
-            on_event=lambda event: _told(app, event),
+            on_event=lambda event: _each(listeners, event),
         )
         if reason is None:
             return await revoker.plan(session, successor=successor)
         return await revoker.revoke(
             session, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
         )
+
+
+def _each(listeners: Sequence[Callable[[Event], None]], event: Event) -> None:
+    for listener in listeners:
+        listener(event)
 
 
 def _told(app: App, event: Event) -> None:

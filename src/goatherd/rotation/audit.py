@@ -41,7 +41,7 @@ from goatherd.rotation.chain import (
     signer_data,
     write_record,
 )
-from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.rotation.events import Event, RevocationStepped
 from goatherd.rotation.evidence import Evidence, plain
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -100,8 +100,17 @@ class AuditTrail:
             self._introduction = signer_data(document)
         self._signer = document.current
 
-    def record(self, event: str, data: Mapping[str, object]) -> None:
+    def now_ms(self) -> int:
+        """Return the time by the trail's clock, in milliseconds since 1970."""
+        return self._clock.now_ms()
+
+    def record(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> None:
         """Add one record, and return when it is on the medium.
+
+        Args:
+            event: Its name.
+            data: Ids, times and texts.
+            at_ms: When it happened, in milliseconds since 1970; now, unless told.
 
         Raises:
             AuditError: It could not be added.
@@ -109,7 +118,7 @@ class AuditTrail:
         """
         values = plain(data)
         try:
-            self._append(event, values)
+            self._append(event, values, self.now_ms() if at_ms is None else at_ms)
         except AuditError:
             self._miss()
             raise
@@ -121,10 +130,10 @@ class AuditTrail:
         self._lost += 1
         self.missing += 1
 
-    def note(self, event: str, data: Mapping[str, object]) -> bool:
+    def note(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
         """Add one record if it can be added, else log that it could not; the next one says that it is missing."""
         try:
-            self.record(event, data)
+            self.record(event, data, at_ms=at_ms)
         except AuditError as error:
             if not self._is_failing:
                 _log.error(event_text(LogEvent.AUDIT_FAILED, reason=str(error)))
@@ -140,7 +149,7 @@ class AuditTrail:
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
-    def _append(self, event: str, data: Mapping[str, Any]) -> None:
+    def _append(self, event: str, data: Mapping[str, Any], at_ms: int) -> None:
         signer = self._signer
         if signer is None:
             raise AuditError(f"audit trail {self.path}: the identity whose root shall sign could not be read yet")
@@ -156,7 +165,7 @@ class AuditTrail:
                     record = write_record(
                         signer,
                         head,
-                        at_ms=self._clock.now_ms(),
+                        at_ms=at_ms,
                         actor=self._actor,
                         event=name,
                         data=values,
@@ -263,26 +272,39 @@ def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
 class Journal:
     """Takes the events of runs and keeps their evidence: in the log, and in an audit trail where there is one.
 
-    Hand `told` to a `goatherd.rotation.Rotator` as its `on_event`. Once a root is revoked, evidence is held back until
-    `use` brings the successor to sign it.
+    Hand `told` to a `goatherd.rotation.Rotator` as its `on_event`.
+
+    Args:
+        trail: Where to add it.
+        holds: Keep evidence in memory until `use` names who signs it. For a run that revokes the root which signs: from
+            the moment of its revocation on its word counts for nothing, in the trail too.
 
     Attributes:
-        on_revoked: Called at that moment: read the identity, and call `use`.
+        on_step: Called after each step of a revocation: `mark`, read the identity, and `use` it up to the mark.
     """
 
-    def __init__(self, trail: AuditTrail | None = None) -> None:
+    def __init__(self, trail: AuditTrail | None = None, *, holds: bool = False) -> None:
         self.trail = trail
-        self.on_revoked: Callable[[], None] | None = None
+        self.on_step: Callable[[], None] | None = None
+        self._holds = holds
+        self._held: list[tuple[int, str, Mapping[str, object]]] = []
+        self._given = 0
         self._evidence = Evidence()
-        self._held: list[tuple[str, Mapping[str, object]]] | None = None
 
-    def use(self, document: IdentityDocument) -> None:
-        """Let the trail be signed by the root that signs in `document`, and add what was held back for that."""
+    def mark(self) -> int:
+        """Return up to where evidence was told until now."""
+        return self._given + len(self._held)
+
+    def use(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
+        """Let the trail be signed by the root that signs in `document`, and add what was held back.
+
+        Args:
+            document: The identity.
+            up_to: A mark from before the identity was read; what was told since is held for the next one.
+        """
         if self.trail is not None:
             self.trail.use(document)
-        held, self._held = self._held or [], None
-        for event, data in held:
-            self._keep(event, data)
+        self._release(self.mark() if up_to is None else up_to)
 
     def begin(self, event: str, data: Mapping[str, object]) -> None:
         """Keep that something is about to begin.
@@ -299,35 +321,31 @@ class Journal:
         found = self._evidence.of(event)
         if found is None:
             return
-        # SECURITY: from here on the word of the root that signed so far counts for nothing, not in the trail either
-        # (tests/unit/rotation/test_audit.py).
-        if isinstance(event, RevocationStepped) and event.step is RevocationStep.REVOKED and self._held is None:
-            self._held = []
-            if self.on_revoked is not None:
-                self.on_revoked()
         self.note(*found)
+        if isinstance(event, RevocationStepped) and self.on_step is not None:
+            self.on_step()
 
     def note(self, event: str, data: Mapping[str, object]) -> None:
         """Keep something else that was decided."""
         self._log(event, data)
-        if self._held is not None:
-            self._held.append((event, data))
-        else:
-            self._keep(event, data)
-
-    def _keep(self, event: str, data: Mapping[str, object]) -> None:
         if self.trail is not None:
-            self.trail.note(event, data)
+            self._held.append((self.trail.now_ms(), event, data))
+            if not self._holds:
+                self._release(self.mark())
 
     def end(self, event: str, data: Mapping[str, object]) -> None:
         """Keep how it ended, and log the end of the trail as a checkpoint."""
-        held, self._held = self._held or [], None
-        for one in held:
-            # The successor could not be read. Better signed by the revoked root than lost; the check will say so.
-            self._keep(*one)
         self.note(event, data)
+        self._release(self.mark())
         if self.trail is not None:
             self.trail.log_head()
+
+    def _release(self, up_to: int) -> None:
+        while self._held and self._given < up_to:
+            at_ms, event, data = self._held.pop(0)
+            self._given += 1
+            if self.trail is not None:
+                self.trail.note(event, data, at_ms=at_ms)
 
     def _log(self, event: str, data: Mapping[str, object]) -> None:
         if _log.isEnabledFor(logging.INFO):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_CODES
+from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.rotation.audit import AuditTrail
 
-from .conftest import Goatherd, secrets_in
+from .conftest import Goatherd, Serving, secrets_in
 
 
 @pytest.fixture
@@ -153,10 +157,10 @@ def test_records_that_could_not_be_written_once_it_had_begun_are_told_at_the_end
     goatherd("init", "--provider", store)
     write, count = AuditTrail._append, iter(range(1000))
 
-    def fails_later(self: AuditTrail, event: str, data: Any) -> None:
+    def fails_later(self: AuditTrail, event: str, data: Any, at_ms: int) -> None:
         if 3 < next(count) < 6:
             raise OSError(28, "No space left on device")
-        write(self, event, data)
+        write(self, event, data, at_ms)
 
     monkeypatch.setattr(AuditTrail, "_append", fails_later)
     file = tmp_path / "audit.jsonl"
@@ -172,3 +176,49 @@ def test_a_plan_leaves_no_trail(goatherd: Goatherd, store: str, tmp_path: Path) 
     goatherd("init", "--provider", store)
     goatherd("rotate", "--plan", "--provider", store, "--audit-log", str(tmp_path / "audit"))
     assert not (tmp_path / "audit").exists()
+
+
+# --- an emergency -----------------------------------------------------------------------------------------------------
+
+
+async def identity_in(store: str) -> IdentityDocument:
+    provider, secret_id = open_provider(store)
+    async with provider:
+        return decode_document((await provider.read(secret_id)).value.reveal())
+
+
+@pytest.mark.slow
+def test_once_a_root_is_revoked_its_successor_signs_the_trail(
+    goatherd: Goatherd, store: str, serve: Callable[..., Serving], tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    goatherd("init", "--provider", store)
+    stolen = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    node = serve("--data", str(tmp_path / "data"), "--provider", store)
+    options = ("--provider", store, "--node", node.url, "--audit-log", str(file), "--reason", "stolen", "--yes")
+    assert goatherd("revoke", stolen, *options).code == 0
+    found = records(goatherd, file)
+    steps = {r["data"]["step"]: r["by"] for r in found if r["event"] == "revocation-stepped"}
+    successor = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    assert steps["revoked"] == successor
+    assert found[0]["by"] == stolen
+    assert found[-1]["by"] == successor
+    checked = goatherd("audit", "verify", str(file), "--provider", store, "--json")
+    assert checked.code == 0, checked.out + checked.err
+    assert checked.json["signers"] == [stolen, successor]
+    assert checked.json["byRevoked"] == 0, "the successor has sealed what the stolen root had signed"
+
+
+def test_what_a_stolen_root_signs_into_the_trail_later_is_found(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    goatherd("init", "--provider", store)
+    before = asyncio.run(identity_in(store))
+    options = ("--provider", store, "--unsafe-without-nodes", "--audit-log", str(file))
+    goatherd("revoke", before.current.id, *options, "--reason", "stolen", "--yes")
+    assert goatherd("audit", "verify", str(file), "--provider", store).code == 0
+    thief = AuditTrail(file, actor="thief@elsewhere:1")
+    thief.use(before)
+    thief.record("run-over", {"command": "rotate"})
+    broken = goatherd("audit", "verify", str(file), "--provider", store)
+    assert broken.code == EXIT_CODES["audit"]
+    assert "after it was revoked" in broken.err

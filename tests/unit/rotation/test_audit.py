@@ -374,3 +374,27 @@ def test_an_ended_run_is_told_with_its_report_and_its_repetitions_are_forgotten(
 
 def test_a_duration_is_told_with_its_unit() -> None:
     assert plain({"grace": timedelta(minutes=1.5)}) == {"grace": "90s"}
+
+
+def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(file: Path) -> None:
+    clock = FakeClock(NOW_MS)
+    trail = AuditTrail(file, actor="alice@host-1:4711", clock=clock)
+    journal = Journal(trail, holds=True)
+    journal.use(before())
+    journal.begin("run-began", {})
+    journal.note("one", {})
+    mark = journal.mark()
+    clock.turn(timedelta(seconds=1))
+    journal.note("two", {})
+    assert events(file) == ["signer", "run-began"]
+    journal.use(before(), up_to=mark)
+    assert events(file) == ["signer", "run-began", "one"], "what came after the mark waits for the next identity"
+    clock.turn(timedelta(seconds=1))
+    journal.use(after())
+    journal.end("run-over", {})
+    found = {record.event: record for record in read_trail(file) if record.event != "signer"}
+    assert {name: record.by for name, record in found.items()} == {
+        "run-began": "root-a", "one": "root-a", "two": "root-b", "run-over": "root-b",
+    }  # fmt: skip
+    assert found["two"].at_ms == NOW_MS + 1000, "the time is that of the event"
+    check(file, anchors=Anchors(roots=Anchors.of(after()).roots, revoked={"root-a": NOW_MS + 500}))
