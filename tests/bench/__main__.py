@@ -6,13 +6,24 @@ import json
 import sys
 import time
 
-from tests.bench import bench_agent, bench_asgi, bench_node, bench_outage, bench_signing, bench_startup
+from tests.bench import (
+    bench_agent,
+    bench_asgi,
+    bench_node,
+    bench_outage,
+    bench_revocation,
+    bench_rotation,
+    bench_signing,
+    bench_startup,
+)
 
 PARTS = (
     ("signing and verifying over bare OpenSSL", bench_signing.run),
     ("a request to our ASGI callable and to Starlette", bench_asgi.run),
     ("one node, commits pushed over HTTP", bench_node.run),
     ("200 nodes through an hour without their store, calls per second", bench_outage.run),
+    ("a rotation: 3, 10 and 100 simulated nodes; five real ones under load", bench_rotation.run),
+    ("a revocation on two servers with user sessions in /sys/sessions", bench_revocation.run),
     ("start-up and memory with user sessions in /sys/sessions", bench_startup.run),
     ("what the agent adds to the start of an unmodified server with user sessions", bench_agent.run),
 )

@@ -7,6 +7,7 @@ key, owner and expiration are all under the signature, in an object that says wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from goatherd.errors import SuccessionError, VerificationError
@@ -45,8 +46,17 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
         raise SuccessionError("the endorsement names other sessions")
     if by.id == of.id:
         raise SuccessionError("a root cannot endorse itself")
+    _verify_statement(endorsement.signature, by, of)
+
+
+# A document is decoded at every look at it, and its endorsements are the same ones each time: what has verified once is
+# not computed again (`make bench`, rotation). SECURITY: everything that is verified is in the key, the public keys'
+# coordinates included, and only a success is kept
+# (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another key").
+@lru_cache(maxsize=256)
+def _verify_statement(signature: str, by: Session, of: Session) -> None:
     try:
-        envelope = parse_signature(endorsement.signature)
+        envelope = parse_signature(signature)
         # SECURITY: data embedded in the signature would be a second thing that was signed; none is allowed
         # (tests/unit/identity/test_succession.py).
         valid = envelope.data is UNDEFINED

@@ -51,6 +51,23 @@ def test_an_endorsement_covers_every_member_of_the_session(other: object) -> Non
         verify_endorsement(endorsement, by=A.session, of=other)  # type: ignore[arg-type]
 
 
+def test_a_verified_endorsement_is_worth_nothing_for_another_key_or_another_session() -> None:
+    endorsement = endorse(A, B.session, NOW)
+    for _ in range(2):
+        verify_endorsement(endorsement, by=A.session, of=B.session)
+    stolen_name = replace(A.session, public_key=C.session.public_key)
+    with pytest.raises(SuccessionError):
+        verify_endorsement(endorsement, by=stolen_name, of=B.session)
+    for other in (replace(B.session, public_key=C.session.public_key), replace(B.session, expiration_ms=NOW)):
+        with pytest.raises(SuccessionError):
+            verify_endorsement(endorsement, by=A.session, of=other)
+    with pytest.raises(SuccessionError):
+        verify_endorsement(
+            replace(endorsement, signature=endorse(A, C.session, NOW).signature), by=A.session, of=B.session
+        )
+    verify_endorsement(endorsement, by=A.session, of=B.session)
+
+
 def test_an_endorsement_by_another_key_under_the_same_id_does_not_verify() -> None:
     impostor = OwnedSession(session=replace(C.session, id=A.id), signer=C.signer)
     endorsement = endorse(impostor, B.session, NOW)
