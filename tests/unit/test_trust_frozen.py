@@ -120,6 +120,24 @@ def test_a_restarted_node_knows_what_it_held_by_its_log_alone() -> None:
     assert after.stored() == {note.id}
 
 
+def test_once_it_is_settled_a_revoked_root_vouches_for_no_session_any_more_at_once_and_after_a_restart() -> None:
+    mole = owned("mole")
+    log = [introduction(USER, A), introduction(mole, A), introduction(USER, B)]
+    live = pool_of(A, A)
+    for commit in log[:2]:
+        assert live.add_session_commit(commit)
+    live.replace(current=B, roots=[A.session, B.session], revoked=["root-a"])
+    assert live.add_session_commit(log[2])
+    assert live.session(mole.id) == mole.session, "until it is settled"
+    restarted = pool_of(B, A, B, revoked=["root-a"])
+    restarted.offer_session_commits(log)
+    for pool in (live, restarted):
+        pool.freeze({"root-a": frozen(*log[:2])}, ["root-a"])
+        assert pool.session(USER.id) == USER.session
+        with pytest.raises(UnknownSignerError):
+            pool.session(mole.id)
+
+
 @pytest.mark.parametrize("raw", [b"x", b"b" * 32 + b"a" * 32, b"a" * 64], ids=["short", "unsorted", "twice"])
 def test_a_malformed_list_is_refused(raw: bytes) -> None:
     with pytest.raises(DecodeError):

@@ -48,6 +48,12 @@ def notes(document: IdentityDocument, now_ms: int) -> list[str]:
         found.append(f"the current root {document.current.id} expired {-left:.1f} days ago")
     elif left < SHORT_LIFE.days:
         found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
+    found += [
+        f"root {one.id} is revoked, but that is not finished: run `goatherd revoke {one.id}` again, with every server"
+        for one in document.revoked
+        # Without a successor's proof it is a root that lay beside a stolen one and has signed nothing.
+        if one.proof is not None and one.settled_at is None
+    ]
     if size >= SIZE_WARNING_BYTES:
         found.append(f"the document has {size} bytes; stores and nodes are made for less than {SIZE_WARNING_BYTES}")
     return found

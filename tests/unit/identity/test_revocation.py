@@ -21,8 +21,10 @@ from goatherd.identity import (
     decode_document,
     encode_document,
     endorse,
+    notes,
     redacted,
     revoke,
+    settle,
     verify_endorsement,
     verify_successor,
 )
@@ -197,6 +199,21 @@ def test_the_freeze_is_recorded_once_closed_and_survives_the_codec() -> None:
     verify_successor(document, first())
     with pytest.raises(IllegalStepError):
         close_freeze(document, C.id, NOW, commits=0, digest="ab" * 32)
+
+
+def test_a_revocation_that_is_not_finished_is_told_until_it_is() -> None:
+    document = stolen(published())
+    assert [A.id in note and "not finished" in note for note in notes(document, NOW)] == [True]
+    document = close_freeze(document, A.id, NOW, commits=3, digest="ab" * 32)
+    assert len(notes(document, NOW)) == 1
+    document = settle(document, A.id, NOW)
+    assert notes(document, NOW) == []
+    assert decode_document(encode_document(document)) == document
+
+
+def test_a_revocation_is_settled_only_after_its_freeze_was_closed() -> None:
+    with pytest.raises(IllegalStepError):
+        settle(stolen(), A.id, NOW)
 
 
 def test_what_is_shown_of_a_revocation_holds_no_proof_and_no_key() -> None:
