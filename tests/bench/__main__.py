@@ -9,6 +9,7 @@ import time
 from tests.bench import (
     bench_agent,
     bench_asgi,
+    bench_door,
     bench_node,
     bench_outage,
     bench_revocation,
@@ -21,6 +22,7 @@ PARTS = (
     ("signing and verifying over bare OpenSSL", bench_signing.run),
     ("a request to our ASGI callable and to Starlette", bench_asgi.run),
     ("one node, commits pushed over HTTP", bench_node.run),
+    ("requests through the door, and directly", bench_door.run),
     ("200 nodes through an hour without their store, calls per second", bench_outage.run),
     ("a rotation: 3, 10 and 100 simulated nodes; five real ones under load", bench_rotation.run),
     ("a revocation on two servers with user sessions in /sys/sessions", bench_revocation.run),

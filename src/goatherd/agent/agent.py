@@ -48,6 +48,7 @@ PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWIN
 _log = logging.getLogger("goatherd.agent")
 
 Notify = Callable[[], Awaitable[None]]
+Front = Callable[[Sequence[Handover]], contextlib.AbstractAsyncContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class Agent:
         lease: Whose turn it is.
         rules: How to behave.
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
+        front: Makes what stands in front of the server, a `goatherd.agent.door.Door`; open as long as the agent runs.
         clock: The time.
     """
 
@@ -98,6 +100,7 @@ class Agent:
         lease: Lease | NoLease,
         rules: Rules | None = None,
         notify: Notify | None = None,
+        front: Front | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._handovers = tuple(handovers)
@@ -106,6 +109,7 @@ class Agent:
         self._lease = lease
         self._rules = rules or Rules()
         self._notify = notify
+        self._front = front
         self._clock: Clock = clock or SystemClock()
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -129,6 +133,8 @@ class Agent:
                 await stack.enter_async_context(handover)
                 await handover.load(self._changed)
             await self._take_place()
+            if self._front is not None:
+                await stack.enter_async_context(self._front(self._handovers))
             with self._signals():
                 return await self._until_the_end()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -114,6 +115,10 @@ class Handover:
             changed.set()
 
         self._settings.subscribe(on_change)
+
+    def follow(self, told: Callable[[IdentityDocument], None]) -> None:
+        """Have `told` called with every new identity that the store holds."""
+        self._settings.subscribe(lambda settings: told(settings.document))
 
     # --- what is wanted ---------------------------------------------------------------------------------------------
 

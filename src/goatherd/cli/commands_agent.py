@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from goatherd._plugins import open_provider
-from goatherd.cli.commands_serve import SEEN_NAME, last_known_good
+from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import App, command
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock
@@ -31,7 +31,7 @@ from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
 
 if TYPE_CHECKING:
     from goatherd.agent import Handover, Lease, Supervisor
-    from goatherd.agent.agent import Notify
+    from goatherd.agent.agent import Front, Notify
     from goatherd.agent.claim import Claim
     from goatherd.agent.lease import NoLease
 
@@ -91,9 +91,22 @@ def _change_options(ways: Sequence[str]) -> Decorator:
 @click.option("--stop-signal", "agent_stop_signal", metavar="NAME", help="To stop for a restart; TERM unless told.")
 @click.option("--grace", "agent_grace", metavar="TIME", help="From being asked to stop to being killed.")
 @click.option("--crashes", "agent_crashes", metavar="N", help="How many starts after a crash, in a row; 5 unless told.")
+@click.option(
+    "--door", metavar="PORT", type=click.IntRange(0, 65535), help="Have a door listen there; see its command."
+)
+@click.option("--door-host", metavar="ADDRESS", default="127.0.0.1", help="Where the door listens; 127.0.0.1.")
+@click.option("--public-url", metavar="URL", help="How callers reach the door.")
 @click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    app: App, orgs: tuple[str, ...], child: tuple[str, ...], plain_file: bool, accept_identity: bool, log_level: str
+    app: App,
+    orgs: tuple[str, ...],
+    child: tuple[str, ...],
+    door: int | None,
+    door_host: str,
+    public_url: str | None,
+    plain_file: bool,
+    accept_identity: bool,
+    log_level: str,
 ) -> int:
     """Run an unmodified GoatDB server with its identity from a store.
 
@@ -101,6 +114,8 @@ def run(
     identity changes, the server is restarted, one node of the cluster at a time; if it does not come up with the new
     root, it gets the one before. After every start it is asked what an attacker would ask, and is stopped if it gives
     its private key away. Ends with the server's exit code, or 128 and the signal's number.
+
+    With --door a verifying proxy stands in front of the server; see `goatherd door`.
     """
     from goatherd.agent import Supervisor
     from goatherd.agent.supervisor import find_command
@@ -110,7 +125,13 @@ def run(
     environ = _environ(app.options)
     supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
     plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
-    return asyncio.run(_run(plan, supervisor, None))
+    front = None
+    if door is not None:
+        from goatherd.cli.commands_door import front as make_front
+
+        require_node_extra()
+        front = make_front(app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]), door_host, door, public_url)
+    return asyncio.run(_run(plan, supervisor, None, front))
 
 
 run.allow_interspersed_args = False  # what follows the command is the command's
@@ -212,7 +233,7 @@ def _environ(options: Options) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != hidden}
 
 
-async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None) -> int:
+async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None, front: Front | None = None) -> int:
     from goatherd.agent import Agent, OnChange, Rules
     from goatherd.agent.agent import take_over
     from goatherd.agent.claim import Claim
@@ -240,6 +261,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
                 crashes=options.agent_crashes,
             ),
             notify=_notify(options, on_change, supervisor, pid_file),
+            front=front,
             clock=clock,
         )
         return await agent.run()

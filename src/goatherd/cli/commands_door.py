@@ -7,8 +7,9 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,7 +20,10 @@ from goatherd.config import Options
 from goatherd.errors import NodeError
 
 if TYPE_CHECKING:
+    from goatherd.agent import Handover
     from goatherd.agent.door import Door
+
+SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
 
 @command(
@@ -91,6 +95,28 @@ def door(
         raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
 
 
+def front(url: str, host: str, port: int, public_url: str | None) -> Callable[[Sequence[Handover]], Door]:
+    """Return what makes the door of `goatherd run`, whose agent has the identities already.
+
+    Args:
+        url: Where the server answers.
+        host: Where the door listens.
+        port: Its port.
+        public_url: How callers reach it.
+    """
+    from goatherd.agent.door import Door, Trust
+
+    def make(handovers: Sequence[Handover]) -> Door:
+        trusts = []
+        for handover in handovers:
+            trust = Trust(org=handover.org, identity=handover.document)
+            handover.follow(trust.swap)
+            trusts.append(trust)
+        return Door(upstream=url, trust=trusts, host=host, port=port, public_url=public_url)
+
+    return make
+
+
 async def _serve(
     options: Options,
     started: Callable[[Door], None],
@@ -134,6 +160,8 @@ async def _serve(
 
 def _run(serving: Coroutine[Any, Any, None]) -> None:
     """Run in uvloop where it is installed."""
+    # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long for the interpreter.
+    sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
     try:
         import uvloop
     except ImportError:  # Windows

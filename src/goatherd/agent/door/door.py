@@ -232,7 +232,7 @@ class Door:
                     event_text(event, org=trust.org, why=trust.failure or "", sessions=trust.session_count),
                 )
                 was_blind = is_blind
-            await self._clock.sleep(timedelta(seconds=1) if is_blind else REFRESH)
+            await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
     def _report(self, rule: Rule, why: str) -> None:
         self._stopped[rule] += 1

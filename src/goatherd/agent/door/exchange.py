@@ -29,6 +29,7 @@ BODYLESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
 CLOSING: Final = frozenset({408, 413})
 """Statuses after which the connection is of no more use: the request has not been read to its end."""
+LAST_STATUS: Final = 599
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
 
@@ -243,7 +244,7 @@ class Exchange:
         connection, _ = await upstream.acquire(fresh=True)
         self._follow(connection)
         try:
-            connection.begin(is_head=False)
+            connection.begin(is_head=self.method == "HEAD")
             connection.write(self._head(upstream, framing))
             pump = asyncio.create_task(self._pump(connection, limits, is_chunked=length is None), name="request body")
             answer = asyncio.create_task(connection.head(patience), name="answer")
@@ -314,6 +315,8 @@ class Exchange:
             LostError, TimeoutError: The child went away, or fell silent, before the end.
             GoneError: The caller went away, or does not take the answer.
         """
+        if connection.status > LAST_STATUS:
+            raise LostError(f"an answer with status {connection.status}", is_untouched=False)
         await self.start(connection.status, self.handed_back(connection.headers))
 
         async def stream() -> None:

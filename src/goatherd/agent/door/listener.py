@@ -205,7 +205,7 @@ class Listener:
         # uvicorn warns of every malformed request; whoever sends them must not fill the log.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        # With the protocol named, asyncio turns Nagle's algorithm off, which costs 40 ms with a caller that delays its ACKs.
+        # With the protocol named, asyncio turns Nagle's algorithm off: 40 ms with a caller that delays its ACKs.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -46,11 +46,13 @@ from goatherd.agent.door.upstream import Connection, LostError, Upstream
 from goatherd.clock import Clock
 from goatherd.errors import (
     DecodeError,
+    ExpiredSessionError,
     GoatherdError,
     InvalidSignatureError,
     NodeRefusedError,
     NodeUnreachableError,
     RevokedSessionError,
+    UnknownSignerError,
     VerificationError,
 )
 from goatherd.identity.session import (
@@ -291,20 +293,20 @@ class Proxy:
 
     async def _requester(self, envelope: SignatureEnvelope, *, is_needed: bool) -> tuple[Trust | None, Session | None]:
         """Return who asks and in which organization; nobody where the child may decide about a mere question."""
-        found = self._find(envelope.session_id)
-        if found[1] is None and is_needed:
-            await self._refresh()
+        try:
             found = self._find(envelope.session_id)
-            if found[1] is None:
-                raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
+            if found[1] is None and is_needed:
+                await self._refresh()
+                found = self._find(envelope.session_id)
+        except RevokedSessionError as error:
+            raise RefusedError(Rule.REVOKED, 403, str(error)) from None
+        if found[1] is None and is_needed:
+            raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
         return found
 
     def _find(self, session_id: str) -> tuple[Trust | None, Session | None]:
         for trust in self._trusts:
-            try:
-                session = trust.find(session_id)
-            except RevokedSessionError as error:
-                raise RefusedError(Rule.REVOKED, 403, str(error)) from None
+            session = trust.find(session_id)
             if session is not None:
                 return trust, session
         return None, None
@@ -445,19 +447,23 @@ class Proxy:
         async with exchange.body(self.limits, self._budget) as body:
             email, signature = read_mail_request(body)
             self._take(self._mails, exchange.address, "login mails")
-            denied = RefusedError(Rule.LOGIN_MAIL, 403, "a login mail for nobody", body=b'{"error":"AccessDenied"}')
             try:
-                envelope = parse_signature(signature)
-                _, session = await self._requester(envelope, is_needed=True)
-                if session is None or session.is_expired(self._clock.now_ms()):
-                    raise denied
-                verify_data(session, envelope, external=email)
-            except (VerificationError, RecursionError):
-                raise denied from None
-            except RefusedError as refused:
-                raise denied from refused
+                await self._check_mail(email, parse_signature(signature))
+            except (VerificationError, RecursionError) as error:
+                raise RefusedError(Rule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
             connection = await exchange.hand_on(self._upstream, body, self._patience)
         await self._answer(exchange, connection, KeyFilter())
+
+    async def _check_mail(self, email: str, envelope: SignatureEnvelope) -> None:
+        session = self._find(envelope.session_id)[1]
+        if session is None:
+            await self._refresh()
+            session = self._find(envelope.session_id)[1]
+        if session is None:
+            raise UnknownSignerError(f"session {envelope.session_id!r:.100} is not known")
+        if session.is_expired(self._clock.now_ms()):
+            raise ExpiredSessionError(f"session {session.id!r} has expired")
+        verify_data(session, envelope, external=email)
 
     def _login_token(self, exchange: Exchange) -> None:
         """Take a token out of the request that is not a fresh word of a root; the child then sends the caller home."""

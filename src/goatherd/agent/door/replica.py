@@ -9,6 +9,7 @@ there was news. A child that does not answer is an error for whoever asked, neve
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
@@ -78,15 +79,16 @@ class Replica:
         """
         found: list[dict[str, Any]] = []
         for _ in range(ROUNDS):
-            fresh = [commit for commit in await self._round() if commit["id"] not in self.ids]
+            commits, size = await self._round()
+            fresh = [commit for commit in commits if commit["id"] not in self.ids]
             for commit in fresh:
                 self.add(commit["id"])
             found += fresh
-            if not fresh:
+            if not fresh or size <= len(self.ids):
                 break
         return found
 
-    async def _round(self) -> list[dict[str, Any]]:
+    async def _round(self) -> tuple[list[dict[str, Any]], float]:
         empty = {"d": "AA==", "s": [1, 2]}
         held = self._filter.to_json() if self.ids else empty
         message = {"ver": VERSION, "f": {"__t": "E", "__v": held}, "s": len(self.ids), "c": [], "ad": []}
@@ -94,16 +96,17 @@ class Replica:
         status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
         if status != 200:
             raise NodeRefusedError(f"reading {self.path}: status {status}", status=status)
-        commits = await asyncio.to_thread(_commits, answer) if len(answer) > _BIG_ANSWER else _commits(answer)
-        if commits is None:
+        read = await asyncio.to_thread(_commits, answer) if len(answer) > _BIG_ANSWER else _commits(answer)
+        if read is None:
             raise NodeRefusedError(f"reading {self.path}: not an answer of a GoatDB server", status=status)
-        return commits
+        return read
 
     def _new_filter(self, size: int) -> BloomFilter:
         return BloomFilter.for_size(size, self._error_rate, new_seeds(seed_count(size, self._error_rate)))
 
 
-def _commits(answer: bytes) -> list[dict[str, Any]] | None:
+def _commits(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
+    """Return the commits of an answer, and how many the child says it holds."""
     try:
         decoded = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -112,8 +115,10 @@ def _commits(answer: bytes) -> list[dict[str, Any]] | None:
         except DecodeError:
             return None
     try:
-        commits = decoded[0]["res"].get("c", [])
-        return [each for each in commits if isinstance(each, dict) and isinstance(each.get("id"), str)]
+        message = decoded[0]["res"]
+        commits, size = message.get("c", []), message.get("s")
+        good = [each for each in commits if isinstance(each, dict) and isinstance(each.get("id"), str)]
+        return good, size if isinstance(size, int | float) else math.inf
     except (LookupError, TypeError, AttributeError):
         return None
 

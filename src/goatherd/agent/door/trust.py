@@ -36,7 +36,7 @@ from goatherd.wire.commit import Commit
 FEW: Final = 2
 """So many signatures are checked at once, in place; more go to threads."""
 PAUSE: Final = timedelta(milliseconds=200)
-"""Between two questions for somebody unknown."""
+"""Between two questions for somebody unknown, at least."""
 REMEMBER: Final = timedelta(seconds=5)
 
 _ERROR_RATE: Final = 1e-6
@@ -67,6 +67,7 @@ class Trust:
         self._replica: Replica | None = None
         self._rounds = Rounds(self._read, f"sessions of {org}")
         self._read_at: float | None = None
+        self._took = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
         """Why the child's sessions could not be read the last time."""
@@ -85,6 +86,11 @@ class Trust:
     async def aclose(self) -> None:
         """Stop reading."""
         await self._rounds.aclose()
+
+    @property
+    def pause(self) -> timedelta:
+        """How long to wait between two readings: the more there is to read, the longer."""
+        return max(PAUSE, 5 * self._took)
 
     @property
     def session_count(self) -> int:
@@ -106,9 +112,10 @@ class Trust:
     async def _read(self) -> None:
         assert self._replica is not None
         if self._read_at is not None:
-            wait = PAUSE.total_seconds() - (self.clock.monotonic() - self._read_at)
+            wait = self.pause.total_seconds() - (self.clock.monotonic() - self._read_at)
             if wait > 0:
                 await asyncio.sleep(wait)
+        began = self.clock.monotonic()
         try:
             raws = await self._replica.read()
         except (NodeUnreachableError, NodeRefusedError) as error:
@@ -116,6 +123,7 @@ class Trust:
             raise
         finally:
             self._read_at = self.clock.monotonic()
+            self._took = timedelta(seconds=self._read_at - began)
         self.failure = None
         commits: list[Commit] = []
         for raw in raws:
@@ -185,7 +193,8 @@ class Trust:
         if len(commits) <= FEW or executor is None:
             verification.run()
         else:
-            await asyncio.get_running_loop().run_in_executor(executor, verification.run, None)
+            # In a thread of its own, which spreads the work over the executor's.
+            await asyncio.to_thread(verification.run, executor)
         return self.pool.conclude(verification)
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:

@@ -1,0 +1,95 @@
+"""`goatherd run --door`: an agent, its server, and a door in front, through a rotation of the root."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.errors import NodeError
+from goatherd.identity.session import OwnedSession, sign_commit
+from goatherd.ids import new_id
+from goatherd.rotation.machine import Policy
+from goatherd.rotation.rotator import Rotator
+from goatherd.wire.commit import Commit, new_commit
+
+from .agents import cluster
+from .herd import free_ports
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/shm"),
+]
+NOTES = "/data/notes"
+
+
+def note(author: OwnedSession, claimed: str | None = None) -> Commit:
+    now_ms = SystemClock().now_ms()
+    unsigned = new_commit(
+        commit_id=new_id(),
+        key=new_id(),
+        session_id=claimed or author.id,
+        ts=now_ms,
+        org="localhost",
+        data={"text": "x"},
+        schema_marker="note/1",
+        connection=new_id(),
+    )
+    return sign_commit(author, unsigned, now_ms=now_ms)
+
+
+async def stored(client: NodeClient, caller: OwnedSession) -> set[str]:
+    return {commit["id"] for commit in await client.pull(NOTES, caller)}
+
+
+async def push(client: NodeClient, commit: Commit, caller: OwnedSession) -> None:
+    """Offer a commit as a client does: again, until it is there."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await client.push(NOTES, [commit], caller)
+                if commit.id in await stored(client, caller):
+                    return
+            except NodeError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_arrive(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as made:
+        (node,) = made.nodes
+        (port,) = free_ports(1)
+        node.options = ("--door", str(port))
+        await node.start()
+        await made.up()
+        await node.logged("door.opened")
+        async with NodeClient(f"http://127.0.0.1:{port}") as client, NodeClient(node.url) as direct:
+            early = await client.new_session()
+            assert early.leaked == ()
+            written = [note(early.owned)]
+            await push(client, written[0], early.owned)
+            forged = note(early.owned, claimed=made.first.id)
+            await client.push(NOTES, [forged], early.owned)
+            rotator = Rotator(
+                made.provider,
+                made.secret_id,
+                [direct],
+                policy=Policy(adoption=timedelta(minutes=3), settle=timedelta(minutes=1)),
+                started_by="test",
+            )
+            await rotator.rotate()
+            document = await made.document()
+            assert document.current.id != made.first.id
+            late = await client.new_session()
+            assert {root.id for root in late.roots} == {made.first.id, document.current.id}
+            for author in (early.owned, late.owned):
+                written.append(note(author))
+                await push(client, written[-1], author)
+            assert await stored(direct, late.owned) == {commit.id for commit in written}
+        assert "rule=author" in node.log
+        assert await node.stop() == 0
