@@ -354,7 +354,7 @@ class Options:
         timedelta(minutes=15),
         "time",
         "How long a rotation may stay in one phase before a controller carries it on in place of who began it. "
-        "More than `rotation.adoption`.",
+        "More than `rotation.adoption` and `rotation.health_soak` together.",
     )
     controller_retire: bool = _key(
         "controller.retire",

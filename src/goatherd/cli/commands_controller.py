@@ -121,9 +121,9 @@ def schedule_of(options: Options) -> Schedule:
     """
     name = options.controller_name or socket.gethostname()
     zone = read_zone(options.controller_timezone)
-    if options.controller_stale <= options.rotation_adoption:
+    if options.controller_stale <= options.rotation_adoption + options.rotation_health_soak:
         raise ConfigurationError(
-            "controller.stale is not more than rotation.adoption",
+            "controller.stale is not more than rotation.adoption and rotation.health_soak together",
             hint="Else a controller would take over rotations that only wait for their nodes.",
         )
     schedule = Schedule(

@@ -9,6 +9,9 @@
 - `holdings`: which stored version holds whose private keys.
 - `events`: what a run tells while it runs.
 - `rotator`: does what the machine decides.
+- `windows`, `schedule`: when a rotation is due. Pure.
+- `controller`: the loop that rotates by a schedule; `alert`: tells somebody.
+- `chain`, `evidence`: the records of an audit trail. Pure. `audit`: the file.
 """
 
 from goatherd.rotation.events import Event, Report
