@@ -158,6 +158,8 @@ class Supervisor:
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
+            if self._starting.exception() is not None:
+                return None
         if self._process is None or self._ending is None:
             return None
         if self.is_running and number not in self.asked:
