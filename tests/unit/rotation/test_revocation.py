@@ -25,6 +25,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
+from goatherd.rotation.rotator import Rotator
 from goatherd.settings import FileSettings
 from tests.unit.node.nodes import (
     SECRET,
@@ -309,6 +310,34 @@ async def test_a_rogue_root_is_neither_introduced_again_nor_listed(tmp_path: Pat
         assert (report.sessions, report.is_complete) == (0, True)
         assert not await node.answers(rogue)
         assert not await node.answers(mole)
+
+
+async def test_the_next_rotation_and_the_next_theft_are_as_any_other(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        node = cluster.nodes[0]
+        user, _ = await node.create_session()
+        note = signed_commit(a)
+        await node.push(NOTES, [note], a)
+        first = await cluster.revoker().revoke(a.id, reason="stolen")
+        done = await Rotator(cluster.provider, SECRET, cluster.nodes, policy=POLICY).rotate()
+        assert done.from_id == first.current_id
+        second = await cluster.revoker().revoke(done.current_id, reason="stolen as well")
+        assert second.is_complete
+        assert second.sessions == 0, "the user's session was introduced by the root before"
+        document = await cluster.document()
+        assert document.revoked_ids == {a.id, done.current_id}
+        assert await node.answers(user)
+        assert await ids(node, NOTES, document.current) == {note.id}
+
+
+async def test_a_prepared_root_can_be_revoked_alone(tmp_path: Path) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, after_a_rotation(a, b, Phase.PREPARED), 1) as cluster:
+        report = await cluster.revoker().revoke(b.id, reason="stolen")
+        document = await cluster.document()
+        assert (report.is_complete, report.has_proof) == (True, True)
+        assert (document.current.id, document.next, document.rotation) == (a.id, None, None)
 
 
 def after_a_rotation(a: OwnedSession, b: OwnedSession, phase: Phase | None = None) -> IdentityDocument:
