@@ -40,6 +40,8 @@ from . import herd
 SIZES: Final = (3, 10, 100)
 NODES: Final = 5
 ROUNDS: Final = 10
+ENOUGH: Final = 20
+"""Requests before each rotation, at least."""
 PHASES: Final = (Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED)
 
 
@@ -225,18 +227,23 @@ async def measure(*, nodes: int = NODES, rounds: int = ROUNDS, clients: int = 6)
             load = Workload(urls, clients=clients, pause=timedelta(milliseconds=20), newcomers=False)
             await stack.enter_async_context(load)
             measured = Measured()
+            took = 1.0
             for turn in range(rounds + 1):
-                await clock.sleep(timedelta(seconds=1))
+                rest = load.now()
+                while load.now() < rest + took or load.window(rest).requests < ENOUGH:
+                    await clock.sleep(timedelta(milliseconds=100))
                 assert operator.stdin is not None
                 operator.stdin.write(b"\n")
                 done = await _line(operator)
+                took = max(1.0, done["took"])
                 if turn:
-                    _take(measured, done, load.samples)
+                    _take(measured, done, load.samples, rest)
             await load.stop()
     return measured
 
 
-def _take(measured: Measured, done: dict[str, float], samples: Sequence[Sample]) -> None:
+def _take(measured: Measured, done: dict[str, float], samples: Sequence[Sample], rest: float) -> None:
+    """Add one rotation, and the requests during it and since `rest` before it."""
     phases = done.pop("phases")
     assert isinstance(phases, dict)
     for phase, seconds in phases.items():
@@ -246,7 +253,7 @@ def _take(measured: Measured, done: dict[str, float], samples: Sequence[Sample])
     inside = [sample for sample in samples if began <= sample.at + sample.seconds and sample.at < began + took]
     measured.rotations.append(done)
     measured.during += [sample.seconds for sample in inside]
-    measured.before += [sample.seconds for sample in samples if began - 0.9 <= sample.at < began - sample.seconds]
+    measured.before += [sample.seconds for sample in samples if rest <= sample.at < began - sample.seconds]
     measured.refused += sum(not sample.accepted for sample in inside)
 
 
