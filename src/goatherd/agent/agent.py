@@ -128,14 +128,12 @@ class Agent:
             KeyLeakedError: The server gave its key away; it was stopped.
             AgentError: The server does not read its file, or cannot be started.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            for handover in self._handovers:
-                await stack.enter_async_context(handover)
-                await handover.load(self._changed)
-            await self._take_place()
-            if self._front is not None:
-                await stack.enter_async_context(self._front(self._handovers))
-            with self._signals():
+        with self._signals():
+            async with contextlib.AsyncExitStack() as stack:
+                if not await self._begun(stack):
+                    return self._code_without_child()
+                if self._front is not None:
+                    await stack.enter_async_context(self._front(self._handovers))
                 return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -150,7 +148,30 @@ class Agent:
         if self._supervisor is not None:
             self._supervisor.send(number)
 
+    def _code_without_child(self) -> int:
+        return 128 + (self._stop_number or signal.SIGTERM) if self._supervisor is not None else 0
+
     # --- begin and end ----------------------------------------------------------------------------------------------
+
+    async def _begun(self, stack: contextlib.AsyncExitStack) -> bool:
+        """Load every identity; return whether that came to its end before somebody asked to stop."""
+        beginning = asyncio.create_task(self._begin(stack), name="begin")
+        told = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({beginning, told}, return_when=asyncio.FIRST_COMPLETED)
+            if beginning.done():
+                beginning.result()
+            return beginning.done()
+        finally:
+            for task in (beginning, told):
+                task.cancel()
+            await asyncio.wait({beginning, told})
+
+    async def _begin(self, stack: contextlib.AsyncExitStack) -> None:
+        for handover in self._handovers:
+            await stack.enter_async_context(handover)
+            await handover.load(self._changed)
+        await self._take_place()
 
     async def _take_place(self) -> None:
         """Make sure that nothing is lost by writing, and note what will be written."""
@@ -178,9 +199,7 @@ class Agent:
             code = await self._end(grace)
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
-        if code is not None:
-            return code
-        return 128 + (self._stop_number or signal.SIGTERM) if self._supervisor is not None else 0
+        return code if code is not None else self._code_without_child()
 
     async def _end(self, grace: timedelta | None) -> int | None:
         """Stop the child, then remove what it was given. Beside somebody else's server, everything stays."""

@@ -52,6 +52,7 @@ class TestSettings:
     def __init__(self, document: IdentityDocument | None = None) -> None:
         self.document = document or first()
         self.failure: Exception | None = None
+        self.silence: asyncio.Event | None = None
         self._callbacks: list[Callable[[DBSettings], None]] = []
 
     async def __aenter__(self) -> TestSettings:
@@ -68,6 +69,8 @@ class TestSettings:
         )
 
     async def load(self) -> DBSettings:
+        if self.silence is not None:
+            await self.silence.wait()
         if self.failure is not None:
             raise self.failure
         return self.settings

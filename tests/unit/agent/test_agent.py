@@ -230,6 +230,16 @@ async def test_an_agent_that_is_told_to_stop_stops_the_child_first_and_leaves_no
     assert not world.supervisor.is_running
 
 
+async def test_an_agent_that_is_told_to_stop_before_the_store_has_answered_starts_nothing(world: World) -> None:
+    world.settings.silence = asyncio.Event()
+    async with world.running() as task:
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await task == 143
+    assert world.starts == []
+    assert left(world) == []
+
+
 async def test_an_identity_that_fails_its_checks_starts_no_child(world: World) -> None:
     world.settings.failure = IdentityError("roots[1] breaks a rule")
     async with world.running() as task:
