@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goatherd.agent.door import rules
 from goatherd.agent.door.index import RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
 from goatherd.agent.door.redaction import KeyFilter, session_answer
@@ -31,6 +32,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeUnreachableError
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
 from tests.cluster.door_world import A, X
 from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
@@ -118,6 +120,27 @@ def test_any_body_is_read_or_refused_with_a_status_of_its_own(body: bytes) -> No
     else:
         assert isinstance(parse_json(body), list)
         assert all(each.path.count("/") == 2 for each in outcome)
+
+
+MESSAGE = {"ver": 1, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}, "s": 0, "c": [], "ad": []}
+
+
+@given(
+    st.dictionaries(st.sampled_from([*MESSAGE, "x"]), JSON, max_size=2),
+    st.dictionaries(st.sampled_from(["d", "s", "x"]), JSON | st.text("Aa0+/=", max_size=9), max_size=2),
+)
+def test_the_short_way_for_polls_lets_nothing_through_that_the_long_way_refuses(
+    changes: dict[str, Any], inner: dict[str, Any]
+) -> None:
+    message = {**MESSAGE, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2], **inner}}, **changes}
+    raw = parse_json(json.dumps({"path": "/a/b", "msg": message}))
+    if rules._is_as_always(raw, LIMITS):
+        decode_request_element(raw)
+        assert rules._is_harmless({name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth)
+
+
+def test_what_clients_send_goes_the_short_way() -> None:
+    assert rules._is_as_always(element("/data/x"), LIMITS)
 
 
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()

@@ -392,6 +392,8 @@ class Proxy:
         return good
 
     def _root_coordinates(self) -> frozenset[bytes]:
+        if len(self._trusts) == 1:
+            return self._trusts[0].root_coordinates()
         return frozenset().union(*[trust.root_coordinates() for trust in self._trusts])
 
     # --- /auth/* ------------------------------------------------------------------------------------------------------
