@@ -7,6 +7,7 @@ places are often open to everybody.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -106,6 +107,12 @@ def make_private(directory: Path) -> None:
             f"{directory} is there already, and is not a directory of this user alone",
             hint="Find out who made it, remove it, or name another place with --memory.",
         )
+
+
+def clear_if_empty(directory: Path) -> None:
+    """Remove the directory if nothing was written into it."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def clear(directory: Path) -> None:

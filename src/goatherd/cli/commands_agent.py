@@ -237,15 +237,15 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
     from goatherd.agent import Agent, OnChange, Rules
     from goatherd.agent.agent import take_over
     from goatherd.agent.claim import Claim
-    from goatherd.agent.memory import clear
+    from goatherd.agent.memory import clear, clear_if_empty
 
     options, clock = plan.options, SystemClock()
     async with AsyncExitStack() as stack:
         claim = stack.enter_context(Claim(plan.data))
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
-        if supervisor is not None and memory is not None:
-            stack.callback(clear, memory)
+        if memory is not None:
+            stack.callback(clear if supervisor is not None else clear_if_empty, memory)
         handovers, provider, template = _handovers(plan, claim, memory)
         on_change = OnChange(options.agent_on_change)
         lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None
@@ -269,12 +269,15 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
 
 async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
     from goatherd.agent.claim import Claim
+    from goatherd.agent.memory import clear_if_empty
     from goatherd.cli.migration import refuse_running
 
     written = []
     async with AsyncExitStack() as stack:
-        claim = stack.enter_context(Claim(plan.data))
-        handovers, _, _ = _handovers(plan, claim, plan.memory())
+        claim, memory = stack.enter_context(Claim(plan.data)), plan.memory()
+        if memory is not None:
+            stack.callback(clear_if_empty, memory)
+        handovers, _, _ = _handovers(plan, claim, memory)
         for handover in handovers:
             refuse_running(handover.file.link.parent)
             await stack.enter_async_context(handover)

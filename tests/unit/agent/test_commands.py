@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.agent.memory import directory_for
 from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.config import load_options
@@ -123,6 +124,7 @@ def test_a_settings_json_of_another_identity_is_kept(
     (data / "localhost" / ".goatherd.seen.json").unlink()
     before = settings(data).read_bytes()
     result = goatherd("fetch", "--provider", store, "--data", str(data))
+    assert not directory_for(Path("/dev/shm"), data).exists(), "nothing was written, so nothing is left in memory"
     assert result.code == EXIT_CODES["identity"]
     assert "migrate" in result.err
     assert settings(data).read_bytes() == before
