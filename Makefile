@@ -6,7 +6,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast lint types vectors bench docs reference format clean
+.PHONY: help demo test test-fast lint types vectors bench model docs reference format clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ vectors: .venv/.dev ## GoatDB's own vectors, file by file
 
 bench: .venv/.dev ## ratios: signing, verifying, commits per second, start-up, cost of a store
 	$(BIN)/python -m tests.bench $(ARGS)
+
+model: .venv/.dev ## every state of a small cluster in rotation; ARGS=--mutants takes protections away
+	$(BIN)/python -m tests.model $(ARGS)
 
 docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

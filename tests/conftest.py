@@ -18,6 +18,7 @@ QUICK_FILES = (
     HERE / "contract" / "test_contract_catches.py",
     HERE / "model" / "test_small_worlds.py",
     HERE / "model" / "test_model_matches.py",
+    HERE / "model" / "test_page.py",
 )
 
 settings.register_profile("full", deadline=None)

@@ -12,6 +12,7 @@ from .configurations import CONFIGURATIONS
 from .explorer import Exploration, explore
 from .invariants import RULES
 from .mutants import MUTANTS, PRICES, REDUNDANT, Mutant, explore_mutant
+from .page import PAGE, figures, parts, written
 from .story import tell
 
 
@@ -23,21 +24,21 @@ def line(name: str, found: Exploration) -> str:
     )
 
 
-def run_worlds(text: str, *, is_everything: bool) -> int:
-    """Explore every world whose name holds `text`; return how many are broken."""
-    broken, states, transitions, seconds = 0, 0, 0, 0.0
+def run_worlds(text: str, *, is_everything: bool) -> dict[str, Exploration]:
+    """Explore every world whose name holds `text`, and return what was found in each."""
+    results: dict[str, Exploration] = {}
+    states, transitions, seconds = 0, 0, 0.0
     for one in CONFIGURATIONS:
         if text not in one.name or (one.is_by_hand and not is_everything):
             continue
-        found = explore(one.options, allowed=one.allowed)
+        found = results[one.name] = explore(one.options, allowed=one.allowed)
         print(line(one.name, found), flush=True)
         states, transitions = states + found.states, transitions + found.transitions
         seconds += found.seconds
         if found.broken is not None:
-            broken += 1
             print(tell(found))
     print(f"{'together':<40} {states:>9,} states {transitions:>10,} transitions {seconds:.1f} s of processor time")
-    return broken
+    return results
 
 
 def run_mutants(text: str) -> int:
@@ -59,6 +60,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="the worlds that take many minutes, too")
     parser.add_argument("--mutants", action="store_true", help="take protections away, and tell what comes of it")
     parser.add_argument("--rules", action="store_true", help="print what must hold")
+    parser.add_argument("--write", action="store_true", help="bring docs/explanation/proof.md into step, and exit")
+    parser.add_argument("--figures", action="store_true", help="write the figures of this run into that page, too")
     chosen = parser.parse_args()
     if chosen.rules:
         for name, rule in RULES.items():
@@ -66,7 +69,13 @@ def main() -> int:
         return 0
     if chosen.mutants:
         return min(run_mutants(chosen.text), 1)
-    return min(run_worlds(chosen.text, is_everything=chosen.all), 1)
+    if chosen.write:
+        PAGE.write_text(written(PAGE.read_text(), parts()))
+        return 0
+    results = run_worlds(chosen.text, is_everything=chosen.all)
+    if chosen.figures:
+        PAGE.write_text(written(PAGE.read_text(), {"figures": figures(results)}))
+    return int(any(found.broken is not None for found in results.values()))
 
 
 if __name__ == "__main__":

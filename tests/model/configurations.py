@@ -54,6 +54,12 @@ CONFIGURATIONS = (
         is_slow=True,
     ),
     Configuration(
+        name="two operators, four nodes",
+        about="two operators at once",
+        options=Options(nodes=4, operators=2),
+        is_slow=True,
+    ),
+    Configuration(
         name="two rotations",
         about="a second rotation, whatever became of the first",
         options=Options(nodes=1, operators=2, rotations=2),
@@ -81,7 +87,7 @@ CONFIGURATIONS = (
         name="stale reads, two operators, two nodes",
         about="every read may show anything that was ever there",
         options=Options(nodes=2, operators=2, stale_reads=True),
-        is_by_hand=True,
+        is_slow=True,
     ),
     Configuration(
         name="stale reads, three nodes",
@@ -134,12 +140,14 @@ CONFIGURATIONS = (
         name="two writers win",
         about="a store without compare-and-swap that is not well: once, two writers both win",
         options=Options(nodes=1, operators=2, forks=True, liveness=False),
+        allowed=frozenset({"one signer"}),
         is_slow=True,
     ),
     Configuration(
         name="two writers win, two nodes",
         about="a store without compare-and-swap that is not well: once, two writers both win",
         options=Options(nodes=2, operators=2, forks=True, liveness=False),
+        allowed=frozenset({"one signer"}),
         is_by_hand=True,
     ),
     Configuration(
@@ -147,6 +155,6 @@ CONFIGURATIONS = (
         about="a store without compare-and-swap that is not well: the next change settles it",
         options=Options(nodes=1, operators=2, forks=True, rotations=2, goals=(Goal.ROTATE, Goal.ABANDON)),
         is_by_hand=True,
-        allowed=frozenset({"report", "once"}),
+        allowed=frozenset({"one signer", "report", "once"}),
     ),
 )

@@ -70,7 +70,7 @@ def explore(
     """
     began = process_time()
     world = World(options, removed)
-    judge = Judge(world)
+    judge = Judge(world, allowed)
     start = world.first()
     numbers = {start: 0}
     states = [start]
@@ -86,7 +86,7 @@ def explore(
         return _summed(found, states, ways, len(targets), began)
 
     rule = judge(start)
-    if rule is not None and rule not in allowed:
+    if rule is not None:
         return stop(rule, 0)
     level_end, depth, at = 1, 0, 0
     while at < len(states):
@@ -109,7 +109,7 @@ def explore(
                 parents.append(at)
                 ways.append(ways[at])
                 rule = judge(after)
-                if rule is not None and rule not in allowed:
+                if rule is not None:
                     return stop(rule, number)
                 if number >= limit:
                     raise TooManyStatesError(f"more than {limit} states")

@@ -7,6 +7,8 @@ names it in `Move.broken`, and its rules are in `RULES` too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from goatherd.rotation.machine import Phase
 
 from .state import GROUP_BITS, GROUP_MASK, NODES_AT, SIGNED_BITS, SIGNED_MASK, STORE_AT, Node
@@ -35,41 +37,46 @@ RULES = {
 
 
 class Judge:
-    """Tells which rule a state breaks. One for each world: what it has found is remembered by parts of states."""
+    """Tells which rule a state breaks. One for each world: what it has found is remembered by parts of states.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Args:
+        world: The world.
+        allowed: Rules that are not looked at.
+    """
+
+    def __init__(self, world: World, allowed: frozenset[str] = frozenset()) -> None:
+        self.world, self._allowed = world, allowed
         self._stores: dict[int, str | None] = {}
         self._nodes: dict[int, str | None] = {}
 
     def __call__(self, state: int) -> str | None:
         """Return the first rule that is broken, or None."""
         number = state >> STORE_AT
-        if number in self._stores:
-            broken = self._stores[number]
-        else:
-            broken = self._stores[number] = self._of_store(self.world.stores.values[number])
-        if broken is not None:
-            return broken
+        if number not in self._stores:
+            self._stores[number] = self._first(self._of_store(self.world.stores.values[number]))
+        if self._stores[number] is not None:
+            return self._stores[number]
         nodes, signed = state >> NODES_AT & GROUP_MASK, state & SIGNED_MASK
         key = (number << GROUP_BITS | nodes) << SIGNED_BITS | signed
         if key not in self._nodes:
             store: Store = self.world.stores.values[number]
-            self._nodes[key] = self._of_nodes(store, self.world.nodes.values[nodes], signed)
+            self._nodes[key] = self._first(self._of_nodes(store, self.world.nodes.values[nodes], signed))
         return self._nodes[key]
 
-    def _of_store(self, store: Store) -> str | None:
+    def _first(self, broken: Iterator[str]) -> str | None:
+        return next((rule for rule in broken if rule not in self._allowed), None)
+
+    def _of_store(self, store: Store) -> Iterator[str]:
         heads = [store.docs[head] for head in store.heads]
-        if len({head.current for head in heads}) > 1 and not store.is_forked:
-            return "one signer"
+        if len({head.current for head in heads}) > 1:
+            yield "one signer"
         for head in heads:
             if head.private != 1 << head.current | (0 if head.next == NOBODY else 1 << head.next):
-                return "private keys"
+                yield "private keys"
             if head.base != NOBODY and head.generation <= store.docs[head.base].generation:
-                return "generation"
+                yield "generation"
             if not self._has_way_back(store, head):
-                return "way back"
-        return None
+                yield "way back"
 
     @staticmethod
     def _has_way_back(store: Store, head: Document) -> bool:
@@ -83,36 +90,32 @@ class Judge:
             and bool(earlier.private >> head.origin & 1)
         )
 
-    def _of_nodes(self, store: Store, group: tuple[Node, ...], signed: int) -> str | None:
+    def _of_nodes(self, store: Store, group: tuple[Node, ...], signed: int) -> Iterator[str]:
         listed = [node for node in group if node.is_listed]
         for node in listed:
             if signed & ~self.world.trusted(store, node):
-                return "trust"
+                yield "trust"
             # Bit 0 is A, that nobody has introduced; the intruder's root has no introduction either.
             if signed & ~node.introductions & ~1 & ~(1 << INTRUDER):
-                return "introduced"
+                yield "introduced"
         if store.is_invaded:
-            return None
+            return
         for head in (store.docs[at] for at in store.heads):
             if signed & ~head.roots:
-                return "kept"
+                yield "kept"
             if any(node.introductions & ~head.roots for node in group) and not store.is_forked:
-                return "known"
-            broken = self._of_verified(store, head, listed)
-            if broken is not None:
-                return broken
-        return None
+                yield "known"
+            yield from self._of_verified(store, head, listed)
 
-    def _of_verified(self, store: Store, head: Document, listed: list[Node]) -> str | None:
+    def _of_verified(self, store: Store, head: Document, listed: list[Node]) -> Iterator[str]:
         verified = head.finished | (1 << head.rotation if head.phase is Phase.VERIFIED else 0)
         for rotation in bits(verified):
             if not all(node.crosses >> rotation & 1 for node in listed):
-                return "cross-signed"
+                yield "cross-signed"
         if verified >> head.current & 1 and head.current and not self.world.options.forgets and not store.is_forked:
             since = min(doc.generation for doc in store.docs if doc.current == head.current)
             if any(store.docs[node.version].generation < since for node in listed):
-                return "adopted"
-        return None
+                yield "adopted"
 
 
 def is_steady(world: World, state: int) -> bool:

@@ -295,10 +295,17 @@ PRICES = (
         removed=Removed(),
     ),
     Mutant(
+        name="a store without compare-and-swap that is not well: until the next change, two roots are current",
+        breaks="one signer",
+        options=Options(nodes=1, operators=2, forks=True, liveness=False),
+        removed=Removed(),
+    ),
+    Mutant(
         name="two writers that both win: what the loser wrote is gone, and he reports what is not",
         breaks="report",
         options=Options(nodes=1, operators=2, forks=True, rotations=2, liveness=False),
         removed=Removed(),
+        allowed=frozenset({"one signer"}),
     ),
 )
 """Nothing is taken away here: what somebody gives up who chooses this, and the story of it."""

@@ -1,0 +1,70 @@
+"""Brings docs/explanation/proof.md into step: rules, mutants, a story, and the figures of a run.
+
+Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` stands what the model says; the rest is written by people.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .configurations import CONFIGURATIONS
+from .explorer import Exploration
+from .invariants import RULES
+from .mutants import MUTANTS, PRICES, REDUNDANT, explore_mutant
+from .story import tell
+
+PAGE = Path(__file__).parents[2] / "docs/explanation/proof.md"
+TOLD = "asking one node only"
+
+_PART = re.compile(r"(<!-- generated: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def parts() -> dict[str, str]:
+    """Return what can be said without exploring large worlds."""
+    (told,) = [one for one in MUTANTS if one.name.startswith(TOLD)]
+    return {
+        "rules": _table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
+        "mutants": _table(("taken away", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
+        "prices": _table(("chosen", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
+        "redundant": "".join(f"- {one.name}\n" for one in REDUNDANT),
+        "story": f"```text\n{tell(explore_mutant(told))}\n```\n",
+    }
+
+
+def figures(found: Mapping[str, Exploration]) -> str:
+    """Return the table of what a run has found; a world that was not run has a dash."""
+    rows = []
+    for one in CONFIGURATIONS:
+        result = found.get(one.name)
+        numbers = (
+            ("–", "–", "–", "–")
+            if result is None
+            else (
+                f"{result.states:,}",
+                f"{result.transitions:,}",
+                f"{result.schedules:,}",
+                str(result.depth),
+            )
+        )
+        options = one.options
+        size = f"{options.nodes + options.unlisted} / {options.operators} / {options.rotations}"
+        rows.append((one.name, one.about, size, *numbers))
+    heads = ("world", "what it is", "nodes / operators / rotations", "states", "transitions", "schedules", "depth")
+    return _table(heads, rows)
+
+
+def written(page: str, new: Mapping[str, str]) -> str:
+    """Return the page with those parts replaced that `new` has."""
+
+    def replaced(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        return f"{begin}{new[name]}{end}" if name in new else match.group(0)
+
+    return _PART.sub(replaced, page)
