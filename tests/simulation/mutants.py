@@ -14,7 +14,7 @@ from typing import Any
 
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument
-from goatherd.node import database, disk, peer
+from goatherd.node import disk
 from goatherd.rotation import machine, rotator, table
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
@@ -23,25 +23,13 @@ NO_HASHES = "0"
 
 
 def ungated() -> None:
-    """B signs before the others know B, and nobody keeps what comes too early (hazard 1, as GoatDB has it)."""
+    """B signs before the others know B (hazard 1)."""
     table.GATES[table.Step.ACTIVATE] = ()
-    database._MAY_CHANGE = ()
-    forgetful()
 
 
-def forgetful() -> None:
-    """A server offers a commit ten times, and then never again (as GoatDB does)."""
-    offer = peer.Peer._offer
-
-    def offer_ten_times(self: Any, state: Any, *others: Any) -> Any:
-        chosen = offer(self, state, *others)
-        for commit in chosen:
-            one = state.waiting[commit["id"]]
-            one.total = getattr(one, "total", 0) + 1
-        return [commit for commit in chosen if state.waiting[commit["id"]].total <= 10]
-
-    peer._Waiting = type("_Waiting", (peer._Waiting,), {"total": 0})
-    peer.Peer._offer = offer_ten_times
+def unvouched() -> None:
+    """Nobody waits until B has introduced A, so that later nobody can verify what A signed (hazard 3)."""
+    table.GATES[table.Step.VERIFY] = (table.Evidence.SIGNS_WITH_NEXT,)
 
 
 def amnesic() -> None:
@@ -97,9 +85,8 @@ def lawless() -> None:
     rotator.Rotator._write = overwrite
 
 
-MUTANTS: dict[str, Callable[[], None]] = {
-    mutant.__name__: mutant for mutant in (ungated, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless)
-}
+TAKEN_AWAY = (ungated, unvouched, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless)
+MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
 
 
 def main(name: str, seeds: str) -> int:

@@ -92,6 +92,8 @@ class Herd:
         world.is_calm = True
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
+        # Of a store whose reads lag, a look right after a crash may show nothing to carry on.
+        await asyncio.sleep(world.platform.trouble.lag)
 
     async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:
         """Run one command on the mended herd, to its end."""
@@ -101,7 +103,7 @@ class Herd:
         return operator
 
     async def converge(self) -> bool:
-        """Wait until all nodes hold the same; return whether that came about in time."""
+        """Wait until all nodes hold the same and are on good terms with the store; return whether they came to."""
         try:
             async with asyncio.timeout(CONVERGED_WITHIN):
                 await self.until(self._agrees, every=0.5)
@@ -120,7 +122,7 @@ class Herd:
         generation = self.world.promises.documents[-1][1].generation
         held: set[tuple[frozenset[str], ...]] = set()
         for node in self.nodes:
-            if node.database is None or node.generation != generation:
+            if node.database is None or node.generation != generation or node.database.status.is_degraded:
                 return False
             repositories = node.database.engine.repositories
             held.add(tuple(frozenset(repositories[path].ids) for path in (SESSIONS, NOTES)))

@@ -12,8 +12,9 @@ from typing import Any, Final
 from goatherd.errors import GoatherdError, NodeError, VerificationError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import CURRENT, STABLE, SecretBytes, VersionState
+from goatherd.rotation.vouching import introduction_id
 from goatherd.testing.simulation.herd import Herd
-from goatherd.testing.simulation.world import NOTES, ORG, SESSIONS
+from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, ORG, SESSIONS
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 
@@ -51,8 +52,16 @@ async def new_client(herd: Herd) -> list[str]:
     except (NodeError, GoatherdError) as error:
         return [f"a new client fails: {error}"]
     wrong = [f"a new client cannot verify {what}" for what in _unverifiable(pool, [*sessions, *notes])]
+    # Once the others have expired, the root that signs is the only one that anybody is told of (hazard 3).
+    later = TrustPool(org=ORG, current=owned, roots=[root for root in roots if root.id == _signer(herd)])
+    later.offer_session_commits(sessions)
+    wrong += [f"a client of later cannot verify {what}" for what in _unverifiable(later, [*sessions, *notes])]
     missing = herd.world.promises.written.keys() - {commit.id for commit in notes}
     return wrong + [f"a new client does not get note {commit_id}" for commit_id in sorted(missing)]
+
+
+def _signer(herd: Herd) -> str:
+    return herd.world.promises.documents[-1][1].current.id
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
@@ -103,6 +112,7 @@ def _nodes(herd: Herd, document: IdentityDocument) -> Iterator[str]:
 
 def _commits(herd: Herd) -> Iterator[str]:
     promises = herd.world.promises
+    signers = {document.current.id for _, document in promises.documents}
     unheard = promises.wanted.keys() - promises.written.keys()
     if unheard:
         yield f"{len(unheard)} notes of clients were never acknowledged"
@@ -118,6 +128,9 @@ def _commits(herd: Herd) -> Iterator[str]:
         lost = [one for one in promises.written if one not in engine.repository(NOTES)]
         if lost:
             yield f"{node.name} lacks {len(lost)} acknowledged notes, {lost[0]} of {promises.written[lost[0]]} first"
+        unknown = [one for one in signers - {FIRST_ROOT} if introduction_id(one) not in engine.repository(SESSIONS)]
+        if unknown:
+            yield f"{node.name} lacks the introduction of {sorted(unknown)}"
         # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before (design §3).
         yield from (f"{node.name} cannot verify {what}" for what in _unverifiable(engine.pool, held.values()))
 
