@@ -202,6 +202,9 @@ def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
         public = value
         if name in ("currentSession", "nextSession") and isinstance(value, Mapping):
             public = {member: inner for member, inner in value.items() if member != "privateKey"}
+            jwk = value.get("privateKey")
+            if isinstance(jwk, Mapping):  # another key may hide beside its `d`
+                public["jwk"] = {member: inner for member, inner in jwk.items() if member != "d"}
         # SECURITY: what is here goes to GoatDB servers, which publish it (tests/unit/identity/test_document.py).
         if holds_private_key(public) or holds_private_key(name) or name == "privateKey":
             where = name if name in _MEMBERS else "a member that this version does not know"

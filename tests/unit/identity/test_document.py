@@ -317,3 +317,12 @@ def test_a_fingerprint_is_that_of_the_key_in_its_usual_form() -> None:
 def test_a_first_document_needs_a_root() -> None:
     with pytest.raises(MalformedIdentityError, match="not root"):
         create(owned("u", owner="u-1"), NOW)
+
+
+def test_another_private_key_does_not_hide_within_the_one_that_is_allowed() -> None:
+    tree = json.loads(encode_document(first()))
+    for name in ("privateKey", "spare"):
+        hidden = json.loads(json.dumps(tree))
+        hidden["currentSession"]["privateKey"][name] = owned("b").to_secret_json()["privateKey"]
+        with pytest.raises(MalformedIdentityError, match="private key where none may be"):
+            decode_document(json.dumps(hidden))
