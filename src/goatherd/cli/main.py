@@ -64,7 +64,7 @@ EXIT_MEANINGS = {
 
 COMMANDS = {
     "init": ("commands_store", "Create an identity in a store that has none."),
-    "migrate": ("commands_store", "Bring a GoatDB server's identity into a store."),
+    "migrate": ("commands_store", "Bring a GoatDB cluster's identity into a store."),
     "export": ("commands_store", "Write the identity as a GoatDB settings.json."),
     "show": ("commands_store", "Show the identity, without its keys."),
     "versions": ("commands_store", "List the stored versions and their labels."),
@@ -79,7 +79,7 @@ COMMANDS = {
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
     "run": ("commands_agent", "Run an unmodified GoatDB server with its identity from a store."),
-    "door": ("commands_door", "Put a verifying proxy in front of an unmodified GoatDB server."),
+    "door": ("commands_door", "Run a verifying reverse proxy in front of an unmodified GoatDB server."),
     "fetch": ("commands_agent", "Write a GoatDB server's settings.json once, and end."),
     "watch": ("commands_agent", "Keep the settings.json of a server that something else runs up to date."),
     "demo": ("commands_serve", "Three servers, one identity, two rotations under traffic."),

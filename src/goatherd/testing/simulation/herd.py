@@ -17,6 +17,7 @@ from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.node import SimulatedNode
 from goatherd.testing.simulation.people import Goal, Operator, SimulatedClient
 from goatherd.testing.simulation.scenario import Command, Fate, Fault, Ill, Scenario
+from goatherd.testing.simulation.store import NOTICED
 from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SESSIONS, World
 
 COMMAND_LIMIT: Final = 120.0
@@ -92,8 +93,9 @@ class Herd:
         world.is_calm = True
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
-        # Of a store whose reads lag, a look right after a crash may show nothing to carry on.
-        await asyncio.sleep(world.platform.trouble.lag)
+        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show nothing
+        # to carry on.
+        await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
 
     async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:
         """Run one command on the mended herd, to its end."""

@@ -42,6 +42,8 @@ R = TypeVar("R")
 
 FAST: Final = (0.001, 0.02)
 PATIENCE: Final = timedelta(seconds=3)
+NOTICED: Final = 0.1
+"""Seconds after which a call that hangs has noticed that the store is back, and fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,8 +265,9 @@ class SimulatedStore(SecretProvider):
         return result
 
     async def _until_back(self, call: Call) -> None:
-        if self._platform.trouble.hangs:
-            await asyncio.sleep(PATIENCE.total_seconds())
+        end = self._platform.loop.time() + PATIENCE.total_seconds()
+        while self._platform.trouble.hangs and self._platform.loop.time() < end:
+            await asyncio.sleep(NOTICED)
         raise call.error(UnavailableError, "nobody answers")
 
     async def _travel(self) -> None:
