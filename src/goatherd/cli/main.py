@@ -74,7 +74,10 @@ COMMANDS = {
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
     "revoke": ("commands_revoke", "Stop believing a root whose private key was stolen."),
-    "controller": ("commands_controller", "Rotate by a schedule, carry on what others left, and destroy old keys in time."),
+    "controller": (
+        "commands_controller",
+        "Rotate by a schedule, carry on what others left, and destroy old keys in time.",
+    ),
     "audit": ("commands_audit", "Check an audit trail, or show it."),
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),

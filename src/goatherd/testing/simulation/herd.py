@@ -93,8 +93,8 @@ class Herd:
         world.is_calm = True
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
-        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show nothing
-        # to carry on.
+        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show
+        # nothing to carry on.
         await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
 
     async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:

@@ -266,7 +266,7 @@ class SimulatedStore(SecretProvider):
 
     async def _until_back(self, call: Call) -> None:
         end = self._platform.loop.time() + PATIENCE.total_seconds()
-        while self._platform.trouble.hangs and self._platform.loop.time() < end:
+        while self._platform.trouble.hangs and self._platform.loop.time() < end:  # noqa: ASYNC110 - simulated time
             await asyncio.sleep(NOTICED)
         raise call.error(UnavailableError, "nobody answers")
 
