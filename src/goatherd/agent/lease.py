@@ -244,6 +244,31 @@ class Lease:
             _log.error(event_text(Event.AGENT_LEASE_FAILED, code=error.code, message=error))
 
 
+async def look_at_lease(provider: SecretProvider, secret_id: str, *, make: bool = False) -> tuple[Ticket, bool]:
+    """Return who has the lease, and whether it was made just now, free.
+
+    Args:
+        provider: The store.
+        secret_id: Where the lease lies.
+        make: Make it where there is none, so that nodes need no right to create.
+
+    Raises:
+        SecretNotFoundError: There is none, and none was to be made.
+        AgentError: What is there is no lease.
+        ProviderError: The store does not take part.
+    """
+    try:
+        found = await provider.read(secret_id, CURRENT)
+    except SecretNotFoundError:
+        if not make:
+            raise
+        with contextlib.suppress(SecretExistsError):
+            await provider.create(secret_id, Ticket().to_bytes())
+            return Ticket(), True
+        found = await provider.read(secret_id, CURRENT)
+    return Ticket.from_bytes(found.value.reveal()), False
+
+
 class NoLease:
     """For a server that is alone, or that something else restarts one at a time."""
 

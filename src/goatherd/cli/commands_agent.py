@@ -24,7 +24,7 @@ from goatherd._plugins import open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import App, command
 from goatherd.cli.store import place
-from goatherd.clock import SystemClock
+from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from goatherd.agent import Handover, Lease, Supervisor
     from goatherd.agent.agent import Front, Notify
     from goatherd.agent.claim import Claim
-    from goatherd.agent.lease import NoLease
+    from goatherd.agent.lease import NoLease, Ticket
 
 SETTINGS_NAME = "settings.json"
 NO_LEASE = "none"
@@ -186,6 +186,22 @@ def watch(
     if app.options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
     return asyncio.run(_run(plan, None, pid_file))
+
+
+@command(example="goatherd lease --provider k8s://prod/goatdb-root --make")
+@click.option("--lease", "agent_lease", metavar="URI", help="Where it lies, if not beside the identity.")
+@click.option("--make", is_flag=True, help="Make it where there is none.")
+def lease(app: App, make: bool) -> None:
+    """Show whose turn it is to restart, and make the lease beforehand.
+
+    The nodes under `goatherd run` and `goatherd watch` take turns by a small secret beside the identity that holds no
+    key. The first of them makes it, if it may create secrets. With --make somebody who may does it for them.
+    """
+    ticket, is_new, name = asyncio.run(_look(app.options, make=make))
+    until = None if ticket.holder is None else iso(ticket.until_ms)
+    data = {"lease": name, "made": is_new, "holder": ticket.holder, "until": until}
+    state = "free" if ticket.holder is None else f"with {ticket.holder} until {until}"
+    app.out.result(data, [f"{name} {'was made, and ' if is_new else ''}is {state}"])
 
 
 # --- wiring ---------------------------------------------------------------------------------------------------------
@@ -352,6 +368,21 @@ async def _lease(
         provider, secret_id = open_provider(named)
     await stack.enter_async_context(provider)
     return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}", token=token)
+
+
+async def _look(options: Options, *, make: bool) -> tuple[Ticket, bool, str]:
+    from goatherd.agent.lease import lease_id_for, look_at_lease
+
+    if options.agent_lease is None:
+        provider, template = place(options)
+        secret_id = lease_id_for(secret_id_for(template, options.org))
+    elif options.agent_lease == NO_LEASE:
+        raise ConfigurationError("agent.lease is `none`: the nodes take no turns", hint="Give --lease URI.")
+    else:
+        provider, secret_id = open_provider(options.agent_lease)
+    async with provider:
+        ticket, is_new = await look_at_lease(provider, secret_id, make=make)
+    return ticket, is_new, secret_id
 
 
 def _no_lease() -> NoLease:

@@ -85,6 +85,7 @@ COMMANDS = {
     "door": ("commands_door", "Run a verifying reverse proxy in front of an unmodified GoatDB server."),
     "fetch": ("commands_agent", "Write a GoatDB server's settings.json once, and end."),
     "watch": ("commands_agent", "Keep the settings.json of a server that something else runs up to date."),
+    "lease": ("commands_agent", "Show whose turn it is to restart, and make the lease beforehand."),
     "demo": ("commands_serve", "Three servers, one identity, two rotations under traffic."),
 }
 

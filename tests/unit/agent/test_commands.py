@@ -297,3 +297,18 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
     assert second.returncode == 137
     assert "agent.leftover" in err
     assert not os.path.lexists(settings(data))
+
+
+# --- lease ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_lease_can_be_made_beforehand_and_looked_at(goatherd: Goatherd, store: str) -> None:
+    assert goatherd("lease", "--provider", store).code == EXIT_CODES["provider"]
+    assert goatherd("lease", "--provider", store, "--make", "--json").json == {
+        "lease": "root-lease",
+        "made": True,
+        "holder": None,
+        "until": None,
+    }
+    assert goatherd("lease", "--provider", store).out == "root-lease is free\n"
+    assert goatherd("lease", "--provider", store, "--lease", "none").code == EXIT_CODES["configuration"]

@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for
-from goatherd.errors import AgentError, ProviderAccessDeniedError, UnavailableError
+from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for, look_at_lease
+from goatherd.errors import AgentError, ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
 from goatherd.providers.base import CURRENT
 from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
 
@@ -245,3 +245,14 @@ async def test_giving_up_the_wait_leaves_no_trace(provider: CountingProvider, cl
     await second.crash()
     assert (await ticket(provider)).holder == "one"
     await first.end()
+
+
+async def test_a_lease_that_was_made_beforehand_is_free_and_can_be_taken(provider: CountingProvider, clock: HandClock):
+    with pytest.raises(SecretNotFoundError):
+        await look_at_lease(provider, HERE)
+    made, is_new = await look_at_lease(provider, HERE, make=True)
+    assert (made.holder, is_new) == (None, True)
+    async with lease(provider, clock, "node-1").hold():
+        held, is_new = await look_at_lease(provider, HERE, make=True)
+        assert (held.holder, is_new) == ("node-1", False)
+    assert (await look_at_lease(provider, HERE))[0].holder is None
