@@ -8,6 +8,7 @@ commit that the server itself made.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,8 @@ class StandingClock:
         return self.at_ms / 1000
 
     async def sleep(self, duration: timedelta) -> None:
+        if duration > timedelta(minutes=1):
+            await asyncio.Event().wait()  # a watch in the background, which turns no hands
         self.at_ms += round(duration / timedelta(milliseconds=1))
 
 
