@@ -16,9 +16,9 @@ from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.people import Goal
 from goatherd.testing.simulation.store import Kind
 
-FAULTS_WITHIN: Final = 6.0
+FAULTS_WITHIN: Final = 5.0
 """Seconds from the beginning within which faults begin."""
-LONGEST_FAULT: Final = 6.0
+LONGEST_FAULT: Final = 5.0
 MOST_STEPS: Final = 1500
 """A command is killed or interrupted at a step up to this; a rotation on three healthy nodes has some thousand."""
 MOST_SKEW: Final = 80
@@ -139,14 +139,14 @@ class Scenario:
 def draw(seed: int) -> Scenario:
     """Return what a seed stands for."""
     dice = Dice(seed, "scenario")
-    nodes = dice.choices([1, 2, 3, 4], [1, 6, 4, 1])[0]
+    nodes = dice.choices([1, 2, 3, 4], [1, 7, 4, 1])[0]
     joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
     consistency = dice.choice(list(ReadConsistency))
     return Scenario(
         nodes=nodes,
         joins_at=joins,
         joiner_listed=dice.chance(0.5),
-        clients=dice.randint(1, 3),
+        clients=dice.randint(1, 2),
         kind=Kind(consistency=consistency, in_two=dice.chance(0.5), forgets=dice.chance(0.4)),
         lag=dice.uniform(0.1, 2.5) if consistency is not ReadConsistency.STRONG else 0.0,
         skews=tuple(_skew(dice) for _ in range(nodes + 1)) if dice.chance(0.4) else (),
