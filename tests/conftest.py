@@ -6,6 +6,8 @@ bug. Slow by where they stand: the tests that start servers or kill processes. S
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,15 @@ QUICK_FILES = (
 settings.register_profile("full", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("full")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Undo what a command line that ran in this process has set, which would silence the logs of the next test."""
+    before = [(logger, logger.level) for logger in (logging.getLogger(), logging.getLogger("goatherd"))]
+    yield
+    for logger, level in before:
+        logger.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -33,6 +33,8 @@ def normalized(text: str, directory: Path, ids: dict[str, str]) -> str:
     text = re.sub(r"(nown schemes: )[a-z0-9+-]+(?:, [a-z0-9+-]+)*", r"\1SCHEMES", text)
     text = re.sub(r"after \d+\.\d s", "after SECONDS", text)
     text = re.sub(r"\b\d+(?:\.\d)? (ms|MB)\b", r"N \1", text)
+    # Lists of ids are sorted by the ids themselves, which are drawn.
+    text = re.sub(r"\bID\d+(?: ID\d+)+\b", lambda ids: " ".join(sorted(ids[0].split())), text)
     text = re.sub(r"\b\S+@\S+:\d+ at TIME", "SOMEBODY at TIME", text)
     return re.sub(r"\n\n+", "\n", re.sub(r"  +", "  ", text)).lstrip("\n")
 
