@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -155,6 +156,8 @@ async def run_demo(out: Output) -> DemoReport:
         NodeError: A server did not start.
         RotationError: The rotator gave up.
     """
+    # Its own lines tell what happens; a log that nobody has asked for would stand between them.
+    logging.getLogger("goatherd").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="goatherd-demo-") as name:
         return await _run(Path(name), out)
 
