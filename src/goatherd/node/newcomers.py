@@ -29,18 +29,22 @@ def for_clients(missing: Iterable[Commit], counts: Callable[[str], bool]) -> lis
     return [commit for commit in missing if not claims_root(commit) or counts(commit.key)]
 
 
-def roots_first(missing: Sequence[Commit], held: Sequence[Commit], current: str) -> list[Commit]:
+def roots_first(missing: Sequence[Commit], held: Iterable[Commit], current: str) -> list[Commit]:
     """Return the commits with the introductions of roots first, each after that of the root which signed it.
 
     Args:
         missing: Session commits that the other side lacks, in the order of the log.
-        held: Those that it holds.
+        held: Those that it holds; looked at only where a root is missing, which is seldom.
         current: Id of the root that signs: the one that a new client knows.
     """
     waiting = [commit for commit in missing if claims_root(commit)]
     if not waiting:
         return list(missing)
-    known = {commit.key for commit in held if claims_root(commit)} | {commit.session for commit in held}
+    known: set[str] = set()
+    for commit in held:
+        known.add(commit.session)
+        if claims_root(commit):
+            known.add(commit.key)
     known = known or {current}
     first: list[Commit] = []
     while ready := [commit for commit in waiting if commit.session in known]:

@@ -160,7 +160,8 @@ class Views:
         missing = [commit for commit in commits if commit.id not in held]
         if missing and missing[0].namespace == SESSIONS_NAMESPACE:
             lacking = {commit.id for commit in missing}
-            missing = roots_first(missing, [each for each in commits if each.id not in lacking], self._pool.current.id)
+            known = (commit for commit in commits if commit.id not in lacking)
+            missing = roots_first(missing, known, self._pool.current.id)
             missing = missing if is_root else for_clients(missing, self._counts)
         chosen = missing[: self._limits.reply_commits]
         ids = {commit.id for commit in chosen}
