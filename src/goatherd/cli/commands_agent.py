@@ -7,11 +7,9 @@ what the agent has to say goes to standard error; no key and no password is ever
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shlex
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import click
 from goatherd._plugins import open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import App, command
+from goatherd.cli.process import log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
@@ -120,7 +119,7 @@ def run(
     from goatherd.agent import Supervisor
     from goatherd.agent.supervisor import find_command
 
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     find_command(child)
     environ = _environ(app.options)
     supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
@@ -149,7 +148,7 @@ def fetch(app: App, orgs: tuple[str, ...], plain_file: bool, accept_identity: bo
     For an init container, or before a server that something else starts. The server must not run: it would write over
     the file. The file stays until it is removed, or the memory that it lies in is gone.
     """
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
     written = asyncio.run(_fetch(plan))
     data = {"organizations": [{"org": org, "file": file, "current": current} for org, file, current in written]}
@@ -179,7 +178,7 @@ def watch(
     the server to start anew, by a signal or a command, and waits until it signs with the new root. If it does not, it
     gets the one before. The file stays when this ends, since the server may need it for its next start.
     """
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
     if "agent.on_change" not in app.options.origin or app.options.agent_on_change == "restart":
         raise click.UsageError("say how the server is told: --on-change signal, command, or ignore")
@@ -233,13 +232,6 @@ class _Plan:
         if self.plain_file:
             return None
         return directory_for(find_memory(self.options.agent_memory, os.environ), self.data)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("goatherd").setLevel(level.upper())
 
 
 def _environ(options: Options) -> dict[str, str]:
@@ -357,29 +349,33 @@ async def _lease(
     plan: _Plan, stack: AsyncExitStack, token: str, provider: SecretProvider, template: str
 ) -> Lease | None:
     from goatherd.agent import Lease
-    from goatherd.agent.lease import lease_id_for
 
-    named = plan.options.agent_lease
-    if named == NO_LEASE:
+    if plan.options.agent_lease == NO_LEASE:
         return None
     # One process serves all organizations, so its turn is one, too: the first one's secret stands for all.
-    secret_id = lease_id_for(secret_id_for(template, plan.orgs[0]))
-    if named is not None:
-        provider, secret_id = open_provider(named)
+    provider, secret_id = _place_of_lease(plan.options, (provider, template), plan.orgs[0])
     await stack.enter_async_context(provider)
     return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}", token=token)
 
 
-async def _look(options: Options, *, make: bool) -> tuple[Ticket, bool, str]:
-    from goatherd.agent.lease import lease_id_for, look_at_lease
+def _place_of_lease(
+    options: Options, identity: tuple[SecretProvider, str] | None, org: str
+) -> tuple[SecretProvider, str]:
+    """Return where the lease lies: where it is said to, else beside the identity."""
+    from goatherd.agent.lease import lease_id_for
 
-    if options.agent_lease is None:
-        provider, template = place(options)
-        secret_id = lease_id_for(secret_id_for(template, options.org))
-    elif options.agent_lease == NO_LEASE:
+    if options.agent_lease is not None:
+        return open_provider(options.agent_lease)
+    provider, template = identity or place(options)
+    return provider, lease_id_for(secret_id_for(template, org))
+
+
+async def _look(options: Options, *, make: bool) -> tuple[Ticket, bool, str]:
+    from goatherd.agent.lease import look_at_lease
+
+    if options.agent_lease == NO_LEASE:
         raise ConfigurationError("agent.lease is `none`: the nodes take no turns", hint="Give --lease URI.")
-    else:
-        provider, secret_id = open_provider(options.agent_lease)
+    provider, secret_id = _place_of_lease(options, None, options.org)
     async with provider:
         ticket, is_new = await look_at_lease(provider, secret_id, make=make)
     return ticket, is_new, secret_id

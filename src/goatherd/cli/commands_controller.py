@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,6 +16,7 @@ from goatherd.cli.auditing import audit_option, who
 from goatherd.cli.commands_cluster import health_signals, policy_of
 from goatherd.cli.main import App, command
 from goatherd.cli.metrics_file import reported
+from goatherd.cli.process import log_to_stderr
 from goatherd.cli.rotation_text import report_data
 from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock, iso
@@ -108,8 +107,7 @@ def controller(
         )
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file goes with --once; a controller that runs on answers at --metrics")
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("goatherd").setLevel(log_level.upper())
+    log_to_stderr(log_level)
     return asyncio.run(_run(app, schedule, once=once, metrics=metrics, metrics_file=metrics_file))
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import App, command
+from goatherd.cli.process import cannot_listen, log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
-from goatherd.errors import NodeError
 
 if TYPE_CHECKING:
     from goatherd.agent import Handover
@@ -68,9 +67,7 @@ def door(
     run yet. SIGTERM or Ctrl-C make it stop gracefully. `goatherd run --door PORT` starts both together.
     """
     require_node_extra()
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(log_level, others=log_level)
 
     def started(opened: Door) -> None:
         data = {"ready": True, "url": opened.url, "upstream": upstream, "org": app.options.org}
@@ -88,11 +85,11 @@ def door(
         forwarded_by=forwarded_by,
     )
     try:
-        _run(serving)
+        # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long to go on.
+        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
+        run_fast(serving)
     except OSError as error:
-        address = f"{door_host}:{door_port}"
-        hint = "Is another server running there? --port 0 takes a free port."
-        raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
+        raise cannot_listen(door_host, door_port, error) from error
 
 
 def front(url: str, host: str, port: int, public_url: str | None) -> Callable[[Sequence[Handover]], Door]:
@@ -156,15 +153,3 @@ async def _serve(
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def _run(serving: Coroutine[Any, Any, None]) -> None:
-    """Run in uvloop where it is installed."""
-    # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long for the interpreter.
-    sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-    try:
-        import uvloop
-    except ImportError:  # Windows
-        asyncio.run(serving)
-    else:
-        uvloop.run(serving)

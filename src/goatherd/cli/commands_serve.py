@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.process import cannot_listen, log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
-from goatherd.errors import ConfigurationError, MissingExtraError, NodeError
+from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.base import ORG_FIELD
 
 if TYPE_CHECKING:
@@ -61,9 +60,7 @@ def serve(app: App, accept_identity: bool, log_level: str) -> None:
     options = app.options
     if options.serve_data is None:
         raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(log_level, others=log_level)
     server = make_server(options, accept_identity=accept_identity)
 
     def started(url: str) -> None:
@@ -74,7 +71,7 @@ def serve(app: App, accept_identity: bool, log_level: str) -> None:
         app.out.line(json.dumps(data) if app.out.as_json else text)
 
     try:
-        _run(
+        run_fast(
             serve_forever(
                 server,
                 options.serve_host,
@@ -84,9 +81,7 @@ def serve(app: App, accept_identity: bool, log_level: str) -> None:
             )
         )
     except OSError as error:
-        address = f"{options.serve_host}:{options.serve_port}"
-        hint = "Is another server running there? --port 0 takes a free port."
-        raise NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint) from error
+        raise cannot_listen(options.serve_host, options.serve_port, error) from error
 
 
 def require_node_extra() -> None:
@@ -176,17 +171,6 @@ def last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | No
     store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
     max_age = options.settings_last_known_good_max_age
     return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
-
-
-def _run(serving: object) -> None:
-    """Run in uvloop where it is installed."""
-    assert asyncio.iscoroutine(serving)
-    try:
-        import uvloop
-    except ImportError:  # Windows
-        asyncio.run(serving)
-    else:
-        uvloop.run(serving)
 
 
 @command(example="goatherd demo\ngoatherd demo --json")

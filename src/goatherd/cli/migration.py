@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.cli.store import open_store, place
-from goatherd.cli.way_over import Proof, ask_servers, copies, denied, read_back, remove_key, united
+from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.errors import (
@@ -462,11 +462,10 @@ def _same_identity(present: IdentityDocument, document: IdentityDocument, name: 
     Raises:
         IdentityExistsError: It holds another one.
     """
-    mine = document.current.session
-    kept = present.root(mine.id)
-    if kept is None or kept.public_key != mine.public_key:
+    if not holds(present, document.current):
         raise IdentityExistsError(
-            f"{name} holds another identity (root {present.current.id}), not that of root {mine.id}; it was kept",
+            f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
+            " it was kept",
             hint="Name another secret; each cluster, and each organization, has its own.",
         )
 

@@ -9,7 +9,6 @@ it; what is left in its place says where the key went, and holds public halves o
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from goatherd.errors import NodeError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.settings.storage import replace_file
+from goatherd.settings.storage import remove_file, replace_file
 
 REMAINS: Final = "settings.json.migrated"
 """What lies in the place of a settings.json whose key was removed."""
@@ -92,6 +91,12 @@ def united(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> Identity
     return replace(newest, roots=(*newest.roots, *others.values()))
 
 
+def holds(document: IdentityDocument, root: OwnedSession) -> bool:
+    """Whether an identity has this very root among its own, as the one that signs or as an earlier one."""
+    kept = document.root(root.id)
+    return kept is not None and kept.public_key == root.session.public_key
+
+
 async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
     """Return what the store holds, after making sure that it is the identity of `wanted`.
 
@@ -100,8 +105,7 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
         ProviderError, IdentityError: It cannot be read, or is no identity.
     """
     _, document = await store.read()
-    kept = document.root(wanted.id)
-    if kept is None or kept.public_key != wanted.session.public_key:
+    if not holds(document, wanted):
         raise SettingsError(
             f"{store.name} does not give root {wanted.id} back",
             hint="Nothing was removed from the disk. `goatherd versions` shows what the store holds.",
@@ -150,15 +154,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
         "undo": "goatherd export settings.json --provider … --data <this directory>",
     }
     replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
-    try:
-        settings.unlink()
-        directory = os.open(settings.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise SettingsError(f"cannot remove {settings}: {error.strerror or type(error).__name__}") from error
+    remove_file(settings)
     # COMPAT: GoatDB takes a missing settings.json for a first start (formats, trap T8).
     said = [
         f"{settings} is removed; {remains} says where the key went",

@@ -22,6 +22,7 @@ from goatherd.node.rules import SESSIONS_PATH
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json
 from goatherd.wire.item import record_data
+from goatherd.wire.nesting import levels
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY = re.compile(r"[a-z0-9_-]{1,200}")
@@ -163,16 +164,5 @@ def check_against(commit: Commit, repository: Repository) -> None:
 
 
 def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether JSON is nested deeper than `depth`, found without recursion."""
-    level = [value]
-    for _ in range(depth):
-        inner: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                inner += [each for each in item.values() if type(each) is dict or type(each) is list]
-            elif type(item) is list:
-                inner += [each for each in item if type(each) is dict or type(each) is list]
-        if not inner:
-            return False
-        level = inner
-    return True
+    """Whether JSON is nested deeper than `depth`."""
+    return any(index == depth for index, _ in enumerate(levels(value)))

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError
 from goatherd.ids import new_id
+from goatherd.listening import bind
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
@@ -314,15 +315,13 @@ class Server:
             if path == "/auth/session":
                 return await database.answer_session(await self._body(headers, receive))
             if path == "/goatherd/v1/refresh":
-                return await database.answer_refresh(headers.get(b"x-goat-sig"))
+                return await database.answer_refresh(signature)
             if path == "/goatherd/v1/held":
-                return await database.freezer.answer_held(
-                    await self._body(headers, receive), headers.get(b"x-goat-sig")
-                )
+                return await database.freezer.answer_held(await self._body(headers, receive), signature)
             if path == "/goatherd/v1/lacking":
                 return await database.freezer.answer_lacking(await self._body(headers, receive), signature)
             if path == "/goatherd/v1/frozen":
-                return await database.freezer.answer_put(await self._body(headers, receive), headers.get(b"x-goat-sig"))
+                return await database.freezer.answer_put(await self._body(headers, receive), signature)
         elif method == "GET":
             if path == "/healthy":
                 return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
@@ -400,18 +399,7 @@ class Listener:
             OSError: The address cannot be had.
         """
         if self._socket is None:
-            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            # asyncio switches Nagle's delay off only for sockets that say that they are TCP; it costs 40 ms an answer.
-            sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((self._host, self.port))
-            except BaseException:
-                sock.close()
-                raise
-            self._socket = sock
-            self.port = sock.getsockname()[1]
-            self.url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}"
+            self._socket, self.port, self.url = bind(self._host, self.port)
         return self.url
 
     async def __aenter__(self) -> Listener:

@@ -1,4 +1,4 @@
-"""One file that holds a private key: read whole, made once, replaced in one step.
+"""One file that holds a private key: read whole, made once, replaced in one step, removed for good.
 
 What it is not: it does not know what is in the file. Rules: mode 0600 from the first moment; a reader sees the old file
 or the new one; a crash at any call leaves one of them whole, and at most a file named like ``.settings.json.….new``.
@@ -52,6 +52,19 @@ def replace_file(path: Path, data: bytes) -> None:
     _put(path, data, os.replace)
 
 
+def remove_file(path: Path) -> None:
+    """Remove the file, for good also where the machine stops right after.
+
+    Raises:
+        SettingsError: It cannot be removed.
+    """
+    try:
+        path.unlink()
+        _sync(path.parent)
+    except OSError as error:
+        raise SettingsError(f"cannot remove {path}: {error.strerror or type(error).__name__}") from error
+
+
 def _link_new(new: Path, path: Path) -> None:
     try:
         os.link(new, path)
@@ -74,10 +87,14 @@ def _put(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None
             # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync(path.parent)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from goatherd.agent.door.limits import Limits, caller_of
+from goatherd.listening import bind
 
 CONNECTION: Final = "goatherd.connection"
 """The key of a request's scope under which its `Caller` is."""
@@ -204,20 +204,15 @@ class Listener:
         config.load()
         # uvicorn warns of every malformed request; whoever sends them must not fill the log.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        # With the protocol named, asyncio turns Nagle's algorithm off: 40 ms with a caller that delays its ACKs.
-        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock, port, url = bind(self.host, self.port)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self.host, self.port))
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: Caller(self, config=config, server_state=self._state, app_state={}), sock=sock, backlog=BACKLOG
             )
         except BaseException:
             sock.close()
             raise
-        self.port = sock.getsockname()[1]
-        self.url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        self.port, self.url = port, url
 
     def close(self) -> None:
         """Take no more, and cut off everybody at once."""

@@ -38,6 +38,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json
 from goatherd.wire.item import record_data
 from goatherd.wire.messages import decode_request_element
+from goatherd.wire.nesting import levels
 from goatherd.wire.paths import check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
@@ -270,22 +271,15 @@ def _check_nesting(value: Any, depth: int) -> None:
         raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the child's decoder")
 
 
+_POISON: Final = ("hasOwnProperty", "__proto__")
+
+
 def _is_harmless(value: Any, depth: int) -> bool:
-    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty`` (T29); found without recursion."""
-    level = [value]
-    for _ in range(depth):
-        inner: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                if "hasOwnProperty" in item or "__proto__" in item:
-                    return False
-                inner += [each for each in item.values() if type(each) is dict or type(each) is list]
-            elif type(item) is list:
-                inner += [each for each in item if type(each) is dict or type(each) is list]
-        if not inner:
-            return True
-        level = inner
-    return False
+    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty`` (T29)."""
+    for index, level in enumerate(levels(value)):
+        if index == depth or any(name in item for item in level if type(item) is dict for name in _POISON):
+            return False
+    return True
 
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
