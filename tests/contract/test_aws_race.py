@@ -24,7 +24,7 @@ def store_at(url: str) -> AWSSecretProvider:
 
 
 async def rotate(url: str, secret_id: str, name: str) -> None:
-    """At each line ``<holder of current> <holder of stable or ->``, have one shot at either; print what came of it."""
+    """At each line ``<holder of current> <holder of stable, or ->``, have one shot at either; print what came of it."""
     async with store_at(url) as store:
         print("ready", flush=True)
         number = 0
@@ -39,7 +39,7 @@ async def rotate(url: str, secret_id: str, name: str) -> None:
                 said = f"won {made.id}"
             if stable != "-":
                 try:
-                    await store.label(secret_id, STABLE, current, expected=None if stable == "nobody" else stable)
+                    await store.label(secret_id, STABLE, current, expected=stable)
                 except ConflictError:
                     said += " lost"
                 else:
@@ -60,7 +60,12 @@ def told(process: subprocess.Popen[str]) -> list[str]:
 async def race(url: str, rounds: int, *, stable: bool) -> None:
     secret_id = f"race/{'labels' if stable else 'plain'}"
     async with store_at(url) as store:
-        current, holder = (await store.create(secret_id, b"start")).id, "nobody"
+        holder = (await store.create(secret_id, b"start")).id
+        current = (await store.write(secret_id, b"second", expected=holder)).id
+        if stable:
+            # Somebody holds it before they begin: to give a label that nobody holds to one and the same version is no
+            # race that anybody loses, AWS takes the second request for the first.
+            await store.label(secret_id, STABLE, holder, expected=None)
         racers = {name: start(url, secret_id, name) for name in ("ann", "bob")}
         try:
             for racer in racers.values():
