@@ -4,6 +4,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
+# Compiled tests are kept: without that each run would compile some 300 files anew, which takes longer than most of them.
+unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
 .PHONY: help demo test test-fast lint types vectors bench model docs reference format clean

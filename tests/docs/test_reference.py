@@ -129,6 +129,7 @@ def test_python_blocks_of_the_documentation_compile() -> None:
             compile(block, str(page), "exec", flags=0x2000)  # top-level await
 
 
+@pytest.mark.slow
 def test_the_generator_runs_as_it_is_documented() -> None:
     command = [sys.executable, "-m", "tests.docs.reference", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -71,6 +71,7 @@ async def test_thousands_of_seeds_break_no_rule(first: int) -> None:
     print("".join(said))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["killed", "interrupted"])
 async def test_an_operator_may_be_stopped_at_some_steps(fate: str) -> None:
     await check("--seed", "7", "--fate", fate, "--stride", "67", runs=5)
@@ -83,6 +84,7 @@ async def test_an_operator_may_be_killed_or_interrupted_at_every_step() -> None:
     print("".join(said))
 
 
+@pytest.mark.slow
 async def test_one_seed_tells_one_story_whatever_pythons_hashes_and_the_signatures() -> None:
     stories = await asyncio.gather(
         simulate("--seed", "11", "--steps", hashes="1"),
@@ -95,6 +97,7 @@ async def test_one_seed_tells_one_story_whatever_pythons_hashes_and_the_signatur
     assert first == real
 
 
+@pytest.mark.slow
 async def test_a_broken_rule_is_told_with_the_command_that_replays_it() -> None:
     code, said = await simulate("--seed", "7", "--fate", "killed", "--at", "200", hashes="0")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -57,6 +58,7 @@ from goatherd.testing.herd import FakeClock, Herd
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
+PROMTOOL = shutil.which("promtool", path=f"{ROOT / 'build/tools/promtool'}{os.pathsep}{os.environ.get('PATH', '')}")
 NOW = 1_790_000_000_000
 HOUR = 3_600_000
 
@@ -257,6 +259,7 @@ async def test_a_rotation_tells_its_outcome_its_phases_and_its_nodes() -> None:
     assert phases == {"prepared", "published", "activated", "verified"}
 
 
+@pytest.mark.slow
 async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> None:
     clock = FakeClock()
     herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
@@ -488,16 +491,16 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
         assert str(rule["alert"]) in (ROOT / "docs/how-to/monitor.md").read_text()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: tools/install-promtool")
 @pytest.mark.parametrize("arguments", [["check", "rules"], ["test", "rules"]], ids=" ".join)
 def test_promtool_accepts_the_alerts_and_they_fire_when_they_should(arguments: list[str]) -> None:
     path = ALERTS if arguments[0] == "check" else ALERTS.with_name("alerts_test.yaml")
-    done = subprocess.run(["promtool", *arguments, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(PROMTOOL), *arguments, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: tools/install-promtool")
 def test_promtool_finds_nothing_wrong_with_what_is_exported(node_text: bytes) -> None:
     for text in (node_text, exposition(everything().samples())):
-        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()

@@ -578,6 +578,7 @@ async def test_a_caller_who_does_not_take_the_answer_is_cut_off() -> None:
         await until(lambda: quiet(door))
 
 
+@pytest.mark.slow
 async def test_a_slow_server_is_not_read_faster_than_the_caller_reads() -> None:
     sent = 0
 
@@ -629,6 +630,7 @@ async def test_headers_without_end_are_not_kept() -> None:
         await until(lambda: w.door.status.connections == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [b"/batch-sync", b"/upload"])
 async def test_a_body_that_comes_too_slowly_is_408(path: bytes) -> None:
     limits = Limits(body_timeout=timedelta(milliseconds=200))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,35 @@ from typing import Any
 import pytest
 
 from goatherd._plugins import open_provider
-from goatherd.cli.main import EXIT_CODES
+from goatherd.cli.main import EXIT_CODES, run
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.rotation.audit import AuditTrail
 
 from .conftest import Goatherd, Serving, secrets_in
 
 
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store and its trail: one rotation, one that was cancelled, and what was retired. Made once, and not touched."""
+    made = tmp_path_factory.mktemp("history")
+    at = ("--provider", f"file://{made}/keys/root")
+    common = (*at, "--audit-log", str(made / "audit.jsonl"))
+    for command in (
+        ("init", *at),
+        ("rotate", *common, "--unsafe-without-nodes"),
+        ("rotate", *common, "--unsafe-without-nodes", "--to", "published"),
+        ("rotate", *common, "--cancel", "--reason", "wrong day"),
+        ("retire", *common, "--yes", "--grace", "0s"),
+    ):
+        assert run(command) == 0
+    return made
+
+
 @pytest.fixture
-def trail(goatherd: Goatherd, store: str, tmp_path: Path) -> Path:
-    """The trail of one rotation, one that was cancelled, and of what was retired."""
-    file = tmp_path / "audit.jsonl"
-    common = ("--provider", store, "--audit-log", str(file))
-    goatherd("init", "--provider", store)
-    assert goatherd("rotate", *common, "--unsafe-without-nodes").code == 0
-    assert goatherd("rotate", *common, "--unsafe-without-nodes", "--to", "published").code == 0
-    assert goatherd("rotate", *common, "--cancel", "--reason", "wrong day").code == 0
-    assert goatherd("retire", *common, "--yes", "--grace", "0s").code == 0
-    return file
+def trail(history: Path, tmp_path: Path) -> Path:
+    """A copy of the history's trail, beside a copy of its store at `store`."""
+    shutil.copytree(history, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "audit.jsonl"
 
 
 def records(goatherd: Goatherd, file: Path) -> list[dict[str, Any]]:

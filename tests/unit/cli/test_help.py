@@ -34,7 +34,9 @@ def test_help_imports_nothing_that_it_does_not_use() -> None:
     assert "rotate" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["show", "init", "versions"])
+@pytest.mark.parametrize(
+    "name", ["show", pytest.param("init", marks=pytest.mark.slow), pytest.param("versions", marks=pytest.mark.slow)]
+)
 def test_a_command_on_a_file_store_imports_no_http_and_no_server(name: str) -> None:
     script = (
         "import sys\n"

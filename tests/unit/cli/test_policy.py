@@ -70,6 +70,7 @@ def test_an_address_of_another_scheme_is_refused(goatherd: Goatherd) -> None:
         assert goatherd("policy", scheme, "--role", "server", other).code == EXIT_CODES["configuration"], address
 
 
+@pytest.mark.slow
 def test_no_sdk_has_to_be_installed_for_it() -> None:
     script = (
         "from goatherd.cli.main import run\n"

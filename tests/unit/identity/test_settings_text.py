@@ -194,6 +194,7 @@ def test_the_settings_of_an_activated_rotation_never_hold_the_earlier_key() -> N
     assert not shows_key(to_settings_keeping(activated(), [owned("a").session]).decode(), owned("a"))
 
 
+@pytest.mark.slow
 def test_ten_thousand_user_sessions_are_read_in_good_time() -> None:
     session = USER.session.to_json()
     tree = settings_tree(trustedSessions=[{**session, "id": f"user{number}"} for number in range(10_000)])

@@ -78,6 +78,7 @@ async def test_a_commit_is_everywhere_within_one_sync_cycle(tmp_path: Path) -> N
         assert asyncio.get_running_loop().time() - started < POLL_MAX.total_seconds()
 
 
+@pytest.mark.slow
 async def test_a_commit_reaches_servers_that_are_not_linked_to_its_own(tmp_path: Path) -> None:
     """0 - 1 - 2, and only the middle one knows the others: it pulls from one and pushes to the other."""
     signer = root("shared")
@@ -106,6 +107,7 @@ async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(
         await all_hold(nodes, PATH, {commit.id for commit in commits}, signer)
 
 
+@pytest.mark.slow
 async def test_nothing_is_lost_between_servers_with_different_roots_until_they_trust_each_other(tmp_path: Path) -> None:
     """Far more than ten refused offers; then each root introduces the other, and everything flows (protocol 12h)."""
     one, two = root("one"), root("two")
@@ -442,6 +444,7 @@ async def test_polls_slow_down_to_a_second_and_a_half_and_speed_up_with_news() -
     assert 18 <= len(link.there.batches) - before <= 25
 
 
+@pytest.mark.slow
 async def test_very_many_repositories_do_not_mean_very_many_questions() -> None:
     link = Link(*(f"/data/r{number}" for number in range(10 * MAX_PATHS)))
     await link.let_pass(60)

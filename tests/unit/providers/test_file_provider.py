@@ -372,7 +372,11 @@ CODES = {
 }
 
 
-@pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code",
+    [code if code == errno.ENOSPC else pytest.param(code, marks=pytest.mark.slow) for code in CODES],
+    ids=errno.errorcode.get,
+)
 async def test_whichever_call_fails_the_error_is_ours_and_old_or_new_is_what_is_read(tmp_path: Path, code: int):
     failures = 0
     for number in range(1, 200):

@@ -217,6 +217,7 @@ async def test_pointer_and_value_are_of_one_state_even_while_the_old_one_is_kept
     assert (await provider.read(NAME)).value.reveal() == b"first"
 
 
+@pytest.mark.slow
 async def test_a_reader_under_endless_swaps_sees_whole_states_that_never_go_back(
     kubelet: Kubelet, provider: KubernetesVolumeProvider
 ):

@@ -230,6 +230,7 @@ def test_a_file_whose_end_is_no_trail_is_not_added_to(file: Path) -> None:
         make(file).record("two", {})
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> None:
     script = (
         "import sys, pathlib\n"

@@ -78,6 +78,7 @@ async def test_a_rotation_goes_through_with_a_bare_server_loses_nothing_and_says
     assert bare_lines(report, []) == []
 
 
+@pytest.mark.slow
 async def test_without_being_told_so_the_rotation_goes_back_and_the_hint_says_what_to_do(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=3, unmodified=[1])
     with pytest.raises(NotAdoptedError) as caught:

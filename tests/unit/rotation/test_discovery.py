@@ -492,6 +492,7 @@ async def test_a_rotation_waits_for_every_node_that_a_name_leads_to(names: NameS
         assert all(node.asked["identity"] for node in herd.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [{}, {("goat.test.", "TXT"): ["x"]}], ids=["no such name", "no addresses"])
 async def test_a_rotation_does_not_take_an_empty_answer_for_a_cluster_without_nodes(
     names: NameServer, records: dict[tuple[str, str], list[str]]

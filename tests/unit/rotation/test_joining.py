@@ -84,6 +84,7 @@ def later(herd: Herd, do: Callable[[], None]) -> None:
 
 
 HARMLESS: list[Happening] = [joins, leaves, restarts, is_cut_off_for_a_moment, loses_the_store_for_a_moment]
+WHEN = ["before", pytest.param("after", marks=pytest.mark.slow)]
 FOR_GOOD: list[Happening] = [is_cut_off_for_good, loses_the_store_for_good]
 
 # What happens when a node is gone for good: by the phase in which it goes, before the phase is looked at or after. Once
@@ -147,7 +148,7 @@ def name(value: object) -> str | None:
 
 
 @pytest.mark.parametrize("happening", HARMLESS, ids=name)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("phase", list(Phase))
 async def test_what_passes_or_is_known_in_any_phase_neither_stops_a_rotation_nor_loses_anything(
     make_herd: MakeHerd, phase: Phase, when: str, happening: Happening
@@ -168,7 +169,7 @@ async def test_what_passes_or_is_known_in_any_phase_neither_stops_a_rotation_nor
 
 
 @pytest.mark.parametrize("happening", FOR_GOOD, ids=name)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("phase", list(Phase))
 async def test_a_node_that_is_gone_for_good_in_any_phase_costs_at_most_the_rotation(
     make_herd: MakeHerd, phase: Phase, when: str, happening: Happening

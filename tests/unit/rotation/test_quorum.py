@@ -67,6 +67,7 @@ async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_en
         assert entered[following] - entered[phase] >= POLICY.adoption / timedelta(milliseconds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_unmodified", [False, True], ids=["one of ours", "an unmodified server"])
 async def test_a_node_that_was_left_out_loses_nothing_and_catches_up(make_herd: MakeHerd, is_unmodified: bool) -> None:
     """SECURITY: it comes back as it went, and gets B and all that B has signed from the store or from its peers."""

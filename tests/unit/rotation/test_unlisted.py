@@ -69,6 +69,7 @@ async def test_whoever_resumes_leaves_them_the_time_anew_since_clocks_differ(mak
     assert herd.clock.now_ms() - began >= ALLOWED.unlisted / timedelta(milliseconds=1)
 
 
+@pytest.mark.slow
 async def test_a_time_longer_than_the_patience_ends_nothing(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     policy = replace(POLICY, unlisted=2 * POLICY.adoption)

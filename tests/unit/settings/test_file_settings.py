@@ -95,6 +95,7 @@ async def test_a_directory_in_place_of_the_file_is_an_error(tmp_path: Path) -> N
         await FileSettings(tmp_path).load()
 
 
+@pytest.mark.slow
 async def test_ten_thousand_sessions_are_written_together(path: Path, clock: HandClock) -> None:
     writes: list[int] = []
     real = storage.replace_file

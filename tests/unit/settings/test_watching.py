@@ -138,6 +138,7 @@ async def test_a_watch_that_ends_is_begun_again_and_what_was_missed_is_seen(
     assert settings.status.is_watching
 
 
+@pytest.mark.slow
 async def test_a_watch_that_ends_at_once_every_time_is_no_storm(
     settings: CloudSecretSettings, provider: Telling, clock: HandClock
 ) -> None:
