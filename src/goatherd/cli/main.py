@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 import goatherd
-from goatherd.cli.output import Output
+from goatherd.cli.output import Output, abandon
 from goatherd.config import Options, keys, load_options
 from goatherd.errors import GoatherdError
 
@@ -46,7 +46,7 @@ EXIT_INTERRUPTED = 130
 
 EXIT_MEANINGS = {
     0: "done",
-    EXIT_INTERNAL: "a bug of Goatherd",
+    EXIT_INTERNAL: "a bug of Goatherd, or the operating system refused something, such as a full disk",
     EXIT_USAGE: "the command line, the environment or goatherd.toml is wrong",
     3: "a plugin, or the libraries that it needs, are not installed",
     4: "malformed bytes from a peer, a client or a file",
@@ -155,8 +155,12 @@ def command(
         def entry(**given: Any) -> int | None:
             as_json, debug, file = given.pop("as_json"), given.pop("debug"), given.pop("config_file")
             flags = {name: given.pop(name) for name in list(given) if name in attributes}
-            options = load_options(flags, os.environ, directory=Path.cwd(), file=file)
-            return function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
+            options = load_options(flags, os.environ, directory=_here(), file=file)
+            try:
+                return function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
+            except BrokenPipeError as error:
+                # `Output` raises none. click would take it for a reader that has gone, and so for success.
+                raise RuntimeError(f"a pipe or a connection broke: {error}") from error
 
         entry.__doc__ = function.__doc__
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
@@ -192,6 +196,14 @@ def command(
     return decorate
 
 
+def _here() -> Path:
+    """Return the directory in which a goatherd.toml is looked for; one that has been removed holds none."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path()
+
+
 def exit_code(error: GoatherdError) -> int:
     """Return the exit code of an error's family."""
     return EXIT_CODES.get(error.code.partition(".")[0], EXIT_INTERNAL)
@@ -201,11 +213,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are written, none escapes."""
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
+    if not arguments:
+        out.note(cli.get_help(click.Context(cli, info_name="goatherd")))
+        return EXIT_USAGE
     try:
         done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "goatherd"
-        out.failure("usage", error.format_message(), f"`{where} --help` shows what it takes.")
+        out.failure("usage", " ".join(error.format_message().split()), f"`{where} --help` shows what it takes.")
         return EXIT_USAGE
     except click.ClickException as error:
         out.failure("usage", error.format_message(), "")
@@ -213,10 +228,8 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         out.failure("interrupted", "interrupted", "")
         return EXIT_INTERRUPTED
-    except (BrokenPipeError, SystemExit):
-        # The reader has gone (`goatherd versions | head`), which click tells by SystemExit: nothing more to say, and
-        # nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's, when the reader of what it writes itself has gone: `goatherd --help | head -1`
+        abandon(sys.stdout)
         return 0
     except BaseExceptionGroup as group:
         return _report(out, _first(group), debug=debug)

@@ -1,15 +1,18 @@
 """What the commands write, and where.
 
-What it is: the only writer to the terminal. Four rules:
+What it is: the only writer to the terminal. Five rules:
 1. Results go to standard output, everything else (progress, notes, errors, hints) to standard error.
 2. With ``--json`` standard output holds exactly one JSON document, an error too; progress is JSON lines on standard
    error.
 3. Colour, and lines that are written over, only on a terminal; ``NO_COLOR`` is honoured.
 4. Nothing that looks like key material is ever written: errors pass through `scrub`.
+5. Whether somebody reads decides nothing: a reader that has gone, or a full disk under standard error, stops no
+   rotation half-way and changes no exit code. Only a result that cannot be kept is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -43,7 +46,7 @@ class Output:
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
         """Write the result: `data` for programs, `lines` for people."""
         if self.as_json:
-            self._line(self.stdout, json.dumps(data, ensure_ascii=False, indent=2))
+            self._line(self.stdout, _json(self.stdout, data, indent=2))
             return
         for line in lines:
             self._line(self.stdout, line)
@@ -66,7 +69,7 @@ class Output:
     def event(self, name: str, data: Mapping[str, object], text: str) -> None:
         """Write one line of progress."""
         if self.as_json:
-            self._line(self.stderr, json.dumps({"event": name, **data}, ensure_ascii=False))
+            self._line(self.stderr, _json(self.stderr, {"event": name, **data}))
         else:
             self._line(self.stderr, text)
 
@@ -77,6 +80,10 @@ class Output:
             self._line(self.stderr, scrub(trace).rstrip())
         if isinstance(error, GoatherdError):
             code, message, hint = error.code, str(error), error.hint
+        elif isinstance(error, OSError) and error.strerror:
+            where = f": {error.filename}" if error.filename else ""
+            code, message = "system", f"the operating system refused: {error.strerror}{where}"
+            hint = "Look at disks, rights and limits, then run the command again. --debug shows where it happened."
         else:
             code, message = "internal", f"{type(error).__name__}: {error}"
             hint = "This is a bug of Goatherd. --debug shows where."
@@ -87,14 +94,58 @@ class Output:
         message, hint = scrub(message), scrub(hint)
         if self.as_json:
             shape = {"error": {"code": code, "message": message, "hint": hint}}
-            self._line(self.stdout, json.dumps(shape, ensure_ascii=False, indent=2))
-            return
+            with contextlib.suppress(OSError):  # then it is told as text, which is better than nothing
+                self._line(self.stdout, _json(self.stdout, shape, indent=2))
+                return
         self._line(self.stderr, f"error: {message} [{code}]", style="31")
         if hint:
             self._line(self.stderr, f"hint: {hint}", style="2")
 
     def _line(self, stream: TextIO, text: str, *, style: str = "") -> None:
+        """Write one line at once.
+
+        Raises:
+            OSError: A result cannot be kept: the disk under standard output is full, for one.
+        """
         if style and stream.isatty() and not os.environ.get("NO_COLOR"):
             text = f"\x1b[{style}m{text}\x1b[0m"
-        stream.write(text + "\n")
-        stream.flush()
+        try:
+            try:
+                stream.write(text + "\n")
+            except UnicodeEncodeError:
+                encoding = stream.encoding or "ascii"
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            abandon(stream)
+        except OSError:
+            if stream is self.stdout:
+                raise
+
+
+def abandon(stream: TextIO) -> None:
+    """Let whatever is still written go nowhere: nobody reads it any more (`goatherd rotate | head`)."""
+    with contextlib.suppress(OSError):  # a stream without a number, of a test
+        number = stream.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+
+
+def settle() -> None:
+    """Let what could not be written be, so that the interpreter does not end with a code of its own for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            abandon(stream)
+
+
+def _json(stream: TextIO, data: Mapping[str, object], *, indent: int | None = None) -> str:
+    """Return one JSON document that the stream can hold: escapes where its encoding has no place for a letter."""
+    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(data, indent=indent)
+    return text

@@ -1,0 +1,135 @@
+"""Output that nobody reads, or that cannot be kept: the work goes on, the exit code is its own, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from goatherd.cli.output import Output, scrub
+
+from .conftest import Goatherd
+
+GOATHERD = f"{sys.executable} -m goatherd"
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+def shell(line: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOATHERD_", "PYTHONIO"))}
+    return subprocess.run(
+        ["bash", "-c", line.replace("goatherd", GOATHERD, 1)],
+        cwd=cwd,
+        env=inherited | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def made(goatherd: Goatherd, store: str) -> str:
+    assert goatherd("init", "--provider", store).code == 0
+    return store
+
+
+def test_a_rotation_whose_reader_goes_away_is_brought_to_its_end(goatherd: Goatherd, made: str, tmp_path: Path) -> None:
+    line = f"goatherd rotate --unsafe-without-nodes --provider {made} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    done = shell(line, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = goatherd("show", "--provider", made, "--json").json
+    assert shown["phase"] == "steady"
+    assert shown["rotatedFrom"] is not None
+
+
+def test_the_exit_code_is_that_of_the_work_though_nobody_reads(made: str, tmp_path: Path) -> None:
+    node = "http://127.0.0.1:1"
+    line = f"goatherd status --provider {made} --node {node} | true; exit ${{PIPESTATUS[0]}}"
+    assert shell(line, tmp_path).returncode == 11
+    assert shell("goatherd show 2>&1 | true; exit ${PIPESTATUS[0]}", tmp_path).returncode == 2
+
+
+def test_a_connection_that_breaks_is_no_reader_that_has_gone(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    result = goatherd("show", "--provider", store)
+    assert result.code == 1
+    assert "Broken pipe" in result.err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_as_good_as_dev_null(made: str, tmp_path: Path, closed: str) -> None:
+    done = shell(f"goatherd show --provider {made} {closed}", tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_what_is_opened_later_does_not_get_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from goatherd.__main__ import main
+sys.argv = ["goatherd", "--version"]
+try:
+    main()
+except SystemExit:
+    os.fstat(1), sys.stderr.write(f"{os.open(os.devnull, os.O_RDONLY)}")
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = shell(f"{sys.executable} script.py <&- >&-", tmp_path)
+    assert int(done.stderr) > 2
+
+
+@needs_full
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_result_that_cannot_be_kept_is_an_error_that_says_why(made: str, tmp_path: Path, option: str) -> None:
+    done = shell(f"goatherd show {option} --provider {made} >/dev/full", tmp_path)
+    assert done.returncode == 1
+    assert "error: the operating system refused: No space left on device [system]\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "a bug of" not in done.stderr
+
+
+@needs_full
+def test_progress_that_cannot_be_kept_stops_no_rotation(goatherd: Goatherd, made: str, tmp_path: Path) -> None:
+    done = shell(f"goatherd rotate --unsafe-without-nodes --provider {made} 2>/dev/full", tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("rotated: ")
+
+
+@pytest.mark.parametrize("text", ["né", "bytes \udcff"], ids=["a letter", "a byte that is no text"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_what_an_encoding_does_not_have_is_escaped(text: str, encoding: str) -> None:
+    for as_json in (False, True):
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding=encoding)
+        out = Output(as_json=as_json, stdout=stream, stderr=stream)
+        out.failure("usage", text, "")
+        out.event("phase", {"text": text}, text)
+        written = raw.getvalue().decode(encoding)
+        if as_json:
+            document, _, event = written.rstrip().rpartition("\n")
+            assert json.loads(document)["error"]["message"] == json.loads(event)["text"] == scrub(text)
+
+
+def test_a_directory_that_was_removed_holds_no_configuration(made: str, tmp_path: Path) -> None:
+    done = shell(f"mkdir gone && cd gone && rmdir ../gone && goatherd show --provider {made}", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_command_the_menu_is_shown_and_that_is_no_success(goatherd: Goatherd) -> None:
+    result = goatherd()
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Usage: goatherd")
+    assert "[usage]" not in result.err
+
+
+def test_an_error_of_the_command_line_is_one_line(goatherd: Goatherd) -> None:
+    assert goatherd("audit").err.splitlines()[0].endswith("Choose from: verify, show [usage]")
