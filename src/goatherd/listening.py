@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+
+from goatherd.errors import NodeError
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
@@ -16,7 +19,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
         The socket, which is the caller's to close; the port; and the URL, with the port that was taken.
 
     Raises:
-        OSError: The address cannot be had.
+        NodeError: The address cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's delay off only for sockets that say that they are TCP; it costs 40 ms an answer.
@@ -24,8 +27,19 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, port))
-    except BaseException:
+    except OSError as error:
         taken.close()
-        raise
+        raise cannot_listen(f"{host}:{port}", error) from error
     port = taken.getsockname()[1]
     return taken, port, f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def cannot_listen(address: str, error: OSError) -> NodeError:
+    """Return what people are told of an address that cannot be had."""
+    if error.errno == errno.EADDRINUSE:
+        hint = "Another process listens there; stop it or take another port: --port 0 is a free one."
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        hint = "This user may not take that port: those below 1024 are for root. Take a higher one."
+    else:
+        hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 is all of them."
+    return NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint)

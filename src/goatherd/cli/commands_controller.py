@@ -21,8 +21,9 @@ from goatherd.cli.rotation_text import report_data
 from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
-from goatherd.errors import ConfigurationError, NodeError
+from goatherd.errors import ConfigurationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.listening import cannot_listen
 from goatherd.metrics import RotationMetrics, served
 from goatherd.rotation.alert import Alarm
 from goatherd.rotation.audit import AuditTrail, Journal
@@ -229,7 +230,7 @@ def _serve_metrics(stack: AsyncExitStack, address: str, seen: RotationMetrics) -
     try:
         stack.enter_context(served(seen.samples, host=host.strip("[]"), port=int(port)))
     except OSError as error:
-        raise NodeError(f"cannot listen on {address}: {error.strerror or error}") from error
+        raise cannot_listen(address, error) from error
 
 
 def _until_told() -> tuple[asyncio.Event, asyncio.Event]:

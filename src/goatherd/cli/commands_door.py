@@ -14,7 +14,7 @@ import click
 
 from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import App, command
-from goatherd.cli.process import cannot_listen, log_to_stderr, run_fast
+from goatherd.cli.process import log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
 
@@ -84,12 +84,9 @@ def door(
         private=private,
         forwarded_by=forwarded_by,
     )
-    try:
-        # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long to go on.
-        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-        run_fast(serving)
-    except OSError as error:
-        raise cannot_listen(door_host, door_port, error) from error
+    # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long to go on.
+    sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
+    run_fast(serving)
 
 
 def front(url: str, host: str, port: int, public_url: str | None) -> Callable[[Sequence[Handover]], Door]:

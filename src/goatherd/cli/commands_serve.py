@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
-from goatherd.cli.process import cannot_listen, log_to_stderr, run_fast
+from goatherd.cli.process import log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
 from goatherd.errors import ConfigurationError, MissingExtraError
@@ -70,18 +70,8 @@ def serve(app: App, accept_identity: bool, log_level: str) -> None:
         text = f"ready at {url}: organization {options.org}, root {signer} signs"
         app.out.line(json.dumps(data) if app.out.as_json else text)
 
-    try:
-        run_fast(
-            serve_forever(
-                server,
-                options.serve_host,
-                options.serve_port,
-                started=started,
-                grace=options.serve_shutdown_timeout,
-            )
-        )
-    except OSError as error:
-        raise cannot_listen(options.serve_host, options.serve_port, error) from error
+    host, port, grace = options.serve_host, options.serve_port, options.serve_shutdown_timeout
+    run_fast(serve_forever(server, host, port, started=started, grace=grace))
 
 
 def require_node_extra() -> None:

@@ -1,4 +1,4 @@
-"""What the commands that run for long have in common: where the log goes, which loop runs them, a taken port."""
+"""What the commands that run for long have in common: where the log goes, which loop runs them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import logging
 import sys
 from collections.abc import Coroutine
 from typing import Any
-
-from goatherd.errors import NodeError
 
 
 def log_to_stderr(level: str, *, others: str | None = None) -> None:
@@ -34,11 +32,3 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
         asyncio.run(serving)
     else:
         uvloop.run(serving)
-
-
-def cannot_listen(host: str, port: int, error: OSError) -> NodeError:
-    """Return what people are told of an address that cannot be had."""
-    return NodeError(
-        f"cannot listen on {host}:{port}: {error.strerror or error}",
-        hint="Is another server running there? --port 0 takes a free port.",
-    )

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import GoatherdError
+from goatherd.errors import GoatherdError, NodeError
 from goatherd.ids import new_id
-from goatherd.listening import bind
+from goatherd.listening import bind, cannot_listen
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
@@ -396,7 +396,7 @@ class Listener:
         """Take the address without listening yet, and return the URL; before entering, where that is needed early.
 
         Raises:
-            OSError: The address cannot be had.
+            NodeError: The address cannot be had.
         """
         if self._socket is None:
             self._socket, self.port, self.url = bind(self._host, self.port)
@@ -443,8 +443,11 @@ class Listener:
         await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
         if self._task.done():
-            await self._task
-            raise OSError(f"cannot listen on {self.url}")
+            try:
+                await self._task
+            except OSError as error:
+                raise cannot_listen(f"{self._host}:{self.port}", error) from error
+            raise NodeError(f"cannot listen on {self.url}: the HTTP server ended at once")
         return self
 
     async def __aexit__(
@@ -479,8 +482,7 @@ async def serve(
         grace: How long running requests may take at the end.
 
     Raises:
-        GoatherdError: The identity or the data cannot be loaded.
-        OSError: The address cannot be bound.
+        GoatherdError: The identity or the data cannot be loaded, or the address cannot be had.
     """
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
     async with _stop_signal() as (stop, on_more), server, Listener(server, host, port, grace=grace) as listener:

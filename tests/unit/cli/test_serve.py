@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ import pytest
 from goatherd.cli.commands_serve import NODE_LIBRARIES
 from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
+from goatherd.errors import NodeError
+from goatherd.listening import bind
 
 from .conftest import Goatherd, Serving
 
@@ -197,3 +201,32 @@ def test_a_restarted_server_does_not_follow_a_store_to_a_stranger_unless_told(
     assert told.ready["signer"] == stranger
     assert told.stop() == 0
     assert serve(*start).stop() == 0
+
+
+def test_what_cannot_be_read_or_written_is_no_taken_port(
+    goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/srv/goatdb/commits.jsonl")
+
+    monkeypatch.setattr("goatherd.node.server.serve", refused)
+    assert goatherd("init", "--provider", store).code == 0
+    result = goatherd("serve", "--data", str(tmp_path / "data"), "--provider", store)
+    assert "cannot listen" not in result.err
+    assert "/srv/goatdb/commits.jsonl" in result.err
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EADDRINUSE, "--port 0"), (errno.EACCES, "below 1024"), (errno.EADDRNOTAVAIL, "127.0.0.1")],
+)
+def test_an_address_that_cannot_be_had_gets_the_hint_that_fits(
+    monkeypatch: pytest.MonkeyPatch, number: int, hint: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(socket, "socket", lambda *_: SimpleNamespace(setsockopt=refuse, close=lambda: None))
+    with pytest.raises(NodeError, match=r"cannot listen on 127\.0\.0\.1:80: no") as caught:
+        bind("127.0.0.1", 80)
+    assert hint in caught.value.hint

@@ -21,6 +21,7 @@ from goatherd.client import NodeClient
 from goatherd.errors import (
     ItemExistsError,
     ItemNotFoundError,
+    NodeError,
     NodeRefusedError,
     NodeUnreachableError,
     PathError,
@@ -460,7 +461,7 @@ async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: 
 async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
     async with server, Listener(server) as listener:
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(NodeError, match="in use"):
             await Listener(server, port=listener.port).__aenter__()
 
 

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from goatherd.agent.door.limits import Limits, caller_of
-from goatherd.listening import bind
+from goatherd.listening import bind, cannot_listen
 
 CONNECTION: Final = "goatherd.connection"
 """The key of a request's scope under which its `Caller` is."""
@@ -187,7 +187,7 @@ class Listener:
         """Listen.
 
         Raises:
-            OSError: The address cannot be had.
+            NodeError: The address cannot be had.
         """
         config = uvicorn.Config(
             self._app,
@@ -209,9 +209,9 @@ class Listener:
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: Caller(self, config=config, server_state=self._state, app_state={}), sock=sock, backlog=BACKLOG
             )
-        except BaseException:
+        except OSError as error:
             sock.close()
-            raise
+            raise cannot_listen(f"{self.host}:{port}", error) from error
         self.port, self.url = port, url
 
     def close(self) -> None:
