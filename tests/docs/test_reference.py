@@ -80,9 +80,13 @@ def test_the_configuration_files_that_are_shown_are_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_within_the_repo_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
         if "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).exists(), target
+            found = page.parent / target if target else page
+            assert found.exists(), target
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
@@ -94,6 +98,17 @@ def test_every_goatherd_command_that_is_shown_exists_with_its_options(page: Path
         known = {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}
         for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest.partition("#")[0]):
             assert option in known | {"--help"}, f"goatherd {name} {option}"
+
+
+def test_every_test_that_the_code_names_exists() -> None:
+    missing = []
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for path, names in re.findall(r"\b(tests/[a-z_/]+[a-z_](?:\.py)?)((?:::\w+)*)", file.read_text()):
+            named = ROOT / path
+            text = named.read_text() if named.is_file() else ""
+            if not named.exists() or not all(name in text for name in names.split("::")):
+                missing.append(f"{file.name}: {path}{names}")
+    assert missing == []
 
 
 def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -> None:

@@ -98,7 +98,7 @@ class Session:
     def to_json(self) -> dict[str, Any]:
         """Encode what is public: id, publicKey, owner, expiration, in GoatDB's order. `extra` stays out.
 
-        SECURITY: every answer to a caller is made by this (tests/unit/test_no_key_leaves.py).
+        SECURITY: every answer to a caller is made by this (tests/unit/test_upstream_traps.py).
         """
         encoded: dict[str, Any] = {"id": self.id, "publicKey": self.public_key.to_jwk()}
         if self.owner is not None:

@@ -279,7 +279,7 @@ class SecretDirectory:
                 raise self._refused("a file or a symbolic link stands where a directory must") from None
             stack.callback(self._system.close, descriptor)
             # SECURITY: through a directory that others can enter, others read or replace the key
-            # (tests/unit/providers/test_file_permissions.py).
+            # (tests/unit/providers/test_file_provider.py).
             self._check_private(self._system.status(descriptor), self._path, "700")
             yield _Opened(descriptor, parent, name)
 
