@@ -93,7 +93,10 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     # SECURITY: an address is shown in logs and errors, so a password in it would be too
     # (tests/unit/test_plugins.py::test_a_password_in_an_address_is_refused_and_not_quoted).
     if "@" in rest.partition("/")[0]:
-        raise ConfigurationError(f"a {scheme} address holds no user and no password")
+        raise ConfigurationError(
+            f"a {scheme} address holds no user and no password",
+            hint="Take what stands before the @ out; the provider finds the platform's own credentials.",
+        )
     return _provider_class(scheme).from_uri(f"{scheme}://{rest}")
 
 

@@ -58,7 +58,9 @@ class Options:
         'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
         "`provider` wins over it.",
     )
-    org: str = _key("org", forms.string, "localhost", "text", "The organization; it replaces `{org}` in a secret id.")
+    org: str = _key(
+        "org", forms.organization, "localhost", "text", "The organization; it replaces `{org}` in a secret id."
+    )
     nodes: tuple[str, ...] = _key(
         "nodes",
         forms.nodes,
@@ -417,7 +419,7 @@ class Key:
             return signal.Signals(self.default).name.removeprefix("SIG")
         if isinstance(self.default, timedelta):
             return format_duration(self.default)
-        return str(self.default)
+        return str(self.default).lower() if self.form == "flag" else str(self.default)
 
 
 def keys() -> tuple[Key, ...]:
@@ -485,12 +487,16 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if must_exist:
-            raise ConfigurationError(f"there is no {path}") from None
+            raise ConfigurationError(
+                f"there is no {path}", hint="--config and GOATHERD_CONFIG name a file that exists."
+            ) from None
         return {}
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        hint = "Give this user the right to read it, or name another file with --config."
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+        hint = 'Such as: provider = "file:///srv/keys/root"'
+        raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in keys()]
     flat = dict(_flatten(document, {name.partition(".")[0] for name in known if "." in name}))
     for name in flat:

@@ -12,7 +12,7 @@ class GoatherdError(Exception):
 
     Attributes:
         code: Stable dotted text, family first.
-        hint: What the reader can do next; empty when there is nothing useful to say.
+        hint: What the reader can do next. Every class has one.
         retryable: Whether the same call may succeed later without anybody changing anything.
     """
 
@@ -22,7 +22,7 @@ class GoatherdError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
-        if hint is not None:
+        if hint:
             self.hint = hint
 
 
@@ -33,18 +33,21 @@ class ConfigurationError(GoatherdError):
     """An option, environment variable or configuration file is wrong or missing."""
 
     code = "configuration.invalid"
+    hint = "`goatherd COMMAND --help` says what it takes; the reference of the configuration has every key."
 
 
 class PluginNotFoundError(GoatherdError):
     """No plugin is registered for a URI scheme."""
 
     code = "plugin.not_found"
+    hint = "Mistyped? Else install the package that brings this scheme."
 
 
 class MissingExtraError(GoatherdError):
     """The plugin exists but the libraries that it needs are not installed; the hint is the install command."""
 
     code = "plugin.missing_extra"
+    hint = "Install Goatherd with the extra that is named after the store: pip install 'goatherd[NAME]'"
 
 
 # --- wire ---------------------------------------------------------------------------------------------------------
@@ -54,12 +57,14 @@ class WireError(GoatherdError):
     """Bytes that GoatDB's formats do not allow."""
 
     code = "wire.malformed"
+    hint = "Look at where the bytes come from: the peer, the client or the file."
 
 
 class EncodeError(WireError):
     """A value of ours cannot be written in GoatDB's formats (a null in signed data, for one). Fix the caller."""
 
     code = "wire.unencodable"
+    hint = "Mend what was to be written: GoatDB has no form for it."
 
 
 class DecodeError(WireError):
@@ -72,6 +77,7 @@ class PathError(WireError):
     """A repository path or item key that GoatDB or this server does not allow."""
 
     code = "wire.invalid_path"
+    hint = "A repository is named /type/id, such as /data/notes."
 
 
 # --- verification -------------------------------------------------------------------------------------------------
@@ -81,6 +87,7 @@ class VerificationError(GoatherdError):
     """Something signed is not to be believed. Base of the named reasons."""
 
     code = "verification.failed"
+    hint = "Do not use it; find out where it comes from."
 
 
 class InvalidSignatureError(VerificationError):
@@ -145,6 +152,7 @@ class IdentityError(GoatherdError):
     """An identity document is not to be used. Base of the named reasons; the one in use stays in use."""
 
     code = "identity.refused"
+    hint = "It was left as it is, and no new identity is made. Restore it from a backup or an earlier version."
 
 
 class MalformedIdentityError(IdentityError):
@@ -176,6 +184,7 @@ class IdentityExistsError(IdentityError):
     """There is an identity already where one was to be created."""
 
     code = "identity.exists"
+    hint = "It was left as it is. `goatherd show` shows what a store holds."
 
 
 # --- providers ----------------------------------------------------------------------------------------------------
@@ -191,6 +200,7 @@ class ProviderError(GoatherdError):
     """
 
     code = "provider.failed"
+    hint = "`goatherd doctor` asks the store what can be asked."
 
     def __init__(self, message: str, *, provider: str, secret_id: str, operation: str, hint: str | None = None) -> None:
         super().__init__(f"{provider}: {operation} {secret_id!r}: {message}", hint=hint)
@@ -203,12 +213,14 @@ class SecretNotFoundError(ProviderError):
     """The secret, the label or the version does not exist."""
 
     code = "provider.not_found"
+    hint = "Create an identity with `goatherd init`, or bring one in with `goatherd migrate`."
 
 
 class SecretExistsError(ProviderError):
     """The secret was to be created but exists."""
 
     code = "provider.already_exists"
+    hint = "It was left as it is; take another name."
 
 
 class SecretDeletedError(ProviderError):
@@ -229,12 +241,14 @@ class ProviderAccessDeniedError(ProviderError):
     """The store, or the operating system, refuses access."""
 
     code = "provider.access_denied"
+    hint = "`goatherd policy` prints the rights that are needed."
 
 
 class ThrottledError(ProviderError):
     """The store asks for patience. `retry_after` is its own hint in seconds, where it gave one."""
 
     code = "provider.throttled"
+    hint = "Wait a little, then do it again."
     retryable = True
     retry_after: float | None = None
 
@@ -243,6 +257,7 @@ class UnavailableError(ProviderError):
     """The store did not answer, or its answer was damaged."""
 
     code = "provider.unavailable"
+    hint = "Do it again when the store answers; `goatherd doctor` tells how it is."
     retryable = True
 
 
@@ -250,12 +265,14 @@ class SecretTooLargeError(ProviderError):
     """The value exceeds what the store takes."""
 
     code = "provider.too_large"
+    hint = "Take a store that takes more: `goatherd copy` moves an identity."
 
 
 class VersionDisabledError(ProviderError):
     """The version exists but its value was disabled or destroyed."""
 
     code = "provider.disabled_version"
+    hint = "Take another version: `goatherd versions` lists them."
 
 
 class ProviderConfigurationError(ProviderError):
@@ -271,6 +288,7 @@ class SettingsError(GoatherdError):
     """Settings could not be read or written; nothing was invented in their place."""
 
     code = "settings.unreadable"
+    hint = "Look at the file, the rights on it, its directory and its disk."
 
 
 class LastKnownGoodError(SettingsError):
@@ -281,6 +299,7 @@ class LastKnownGoodError(SettingsError):
     """
 
     code = "settings.last_known_good"
+    hint = "Start again when the store can be reached."
 
 
 class DegradedError(SettingsError):
@@ -295,12 +314,14 @@ class NodeError(GoatherdError):
     """A GoatDB server did not answer as one does."""
 
     code = "node.failed"
+    hint = "`goatherd doctor` asks every node what can be asked."
 
 
 class NodeUnreachableError(NodeError):
     """No connection, or no answer in time."""
 
     code = "node.unreachable"
+    hint = "Does it run, and is the address right? `goatherd status` asks every node."
     retryable = True
 
 
@@ -308,6 +329,7 @@ class DiscoveryError(NodeError):
     """It cannot be found out which servers there are, or the answer names none: that is never taken for "none"."""
 
     code = "node.discovery"
+    hint = "Look the name up by hand, or list the servers one by one."
     retryable = True
 
 
@@ -325,24 +347,28 @@ class StorageError(GoatherdError):
     """A data directory or commit log cannot be used as it is."""
 
     code = "node.storage"
+    hint = "Look at the directory, the rights on it and its disk."
 
 
 class ItemExistsError(GoatherdError):
     """An item was to be created where one is."""
 
     code = "node.item_exists"
+    hint = "`set` changes an item that exists."
 
 
 class ItemNotFoundError(GoatherdError):
     """An item was to be changed where none is, or only a deleted one."""
 
     code = "node.item_not_found"
+    hint = "`create` makes an item."
 
 
 class RotationError(GoatherdError):
     """A rotation cannot go on as asked."""
 
     code = "rotation.failed"
+    hint = "`goatherd status` shows where the rotation stands."
 
 
 class IllegalStepError(RotationError):
@@ -372,6 +398,10 @@ class NotAdoptedError(RotationError):
     """
 
     code = "rotation.not_adopted"
+    hint = (
+        "Bring these servers back, or leave out those that are gone for good, and rotate again. `goatherd "
+        "status` shows each."
+    )
 
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -385,6 +415,7 @@ class AgentError(GoatherdError):
     """The agent cannot run a server, or not go on running it. Base of the named reasons."""
 
     code = "agent.failed"
+    hint = "Look at what the server itself has written, and at the rights on its directory."
 
 
 class AgentBusyError(AgentError):
@@ -398,6 +429,7 @@ class NotInMemoryError(AgentError):
     """There is no place in memory for the private key, and nobody has said that it may lie on a disk."""
 
     code = "agent.not_in_memory"
+    hint = "Name a directory on a tmpfs, or say that the key may lie in a plain file."
 
 
 class KeyLeakedError(AgentError):
@@ -414,6 +446,7 @@ class AuditError(GoatherdError):
     """The audit trail cannot be written, so that nothing is begun that it should tell of."""
 
     code = "audit.failed"
+    hint = "Look at the path, the rights on it and its disk."
 
 
 class AuditBrokenError(GoatherdError):

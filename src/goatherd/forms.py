@@ -14,6 +14,8 @@ from pathlib import Path
 
 from goatherd.errors import ConfigurationError
 
+# The first letter keeps `.` and `..` out, which are directories of somebody else's.
+_ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
@@ -34,7 +36,7 @@ def parse_duration(value: object) -> timedelta:
     try:
         return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
     except OverflowError:
-        raise ConfigurationError(f"{value!r} is too long a time") from None
+        raise ConfigurationError(f"{value!r} is too long a time", hint="Some thousand years are enough.") from None
 
 
 def format_duration(duration: timedelta) -> str:
@@ -54,6 +56,14 @@ def string(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{value!r} is not a text")
     return value
+
+
+def organization(value: object) -> str:
+    text = string(value)
+    if not _ORGANIZATION.fullmatch(text):
+        hint = "Up to 128 of A-Z a-z 0-9 . _ - and no dot at the front: it names a directory and part of a secret."
+        raise ConfigurationError(f"{text!r} is not an organization", hint=hint)
+    return text
 
 
 def strings(value: object) -> tuple[str, ...]:
@@ -107,7 +117,7 @@ def flag(value: object) -> bool:
         return True
     if isinstance(value, str) and value.lower() in {"0", "false", "no", "off", ""}:
         return False
-    raise ConfigurationError(f"{value!r} is neither true nor false")
+    raise ConfigurationError(f"{value!r} is neither true nor false", hint="Write true or false.")
 
 
 def url(text: str) -> str:
@@ -164,7 +174,8 @@ def cloud_config(value: object) -> Mapping[str, str]:
         raise ConfigurationError("cloudConfig is a table of texts")
     for name in ("provider", "secretId"):
         if name not in value:
-            raise ConfigurationError(f"cloudConfig has no {name!r}")
+            hint = "It needs both `provider` and `secretId`."
+            raise ConfigurationError(f"cloudConfig has no {name!r}", hint=hint)
     return dict(value)
 
 

@@ -259,8 +259,9 @@ async def look_at_lease(provider: SecretProvider, secret_id: str, *, make: bool 
     """
     try:
         found = await provider.read(secret_id, CURRENT)
-    except SecretNotFoundError:
+    except SecretNotFoundError as error:
         if not make:
+            error.hint = "The first node that restarts makes it, if it may; `goatherd lease --make` makes it now."
             raise
         with contextlib.suppress(SecretExistsError):
             await provider.create(secret_id, Ticket().to_bytes())

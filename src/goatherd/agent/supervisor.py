@@ -56,7 +56,10 @@ def find_command(command: Sequence[str]) -> str:
     """
     found = shutil.which(command[0]) if command else None
     if found is None:
-        raise ConfigurationError(f"there is no command {command[0] if command else ''!r}")
+        raise ConfigurationError(
+            f"there is no command {command[0] if command else ''!r}",
+            hint="It is looked for on the PATH; or give its path. It must be executable.",
+        )
     return os.path.abspath(found)  # noqa: PTH100 - a link must stay the link that it is
 
 

@@ -26,6 +26,7 @@ from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
 from goatherd.errors import AgentError, ConfigurationError
+from goatherd.forms import organization
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class _Plan:
 
     def __init__(self, options: Options, orgs: Sequence[str], *, plain_file: bool, accept_identity: bool) -> None:
         object.__setattr__(self, "options", options)
-        object.__setattr__(self, "orgs", tuple(dict.fromkeys(orgs)) or (options.org,))
+        object.__setattr__(self, "orgs", tuple(dict.fromkeys(map(organization, orgs))) or (options.org,))
         object.__setattr__(self, "plain_file", plain_file)
         object.__setattr__(self, "accept_identity", accept_identity)
 

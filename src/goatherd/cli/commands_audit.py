@@ -12,8 +12,8 @@ from goatherd.cli.main import App, command
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
 from goatherd.errors import ConfigurationError, DecodeError
-from goatherd.rotation.audit import read_lines, read_trail
-from goatherd.rotation.chain import Anchors, Checked, Head, Record, verify
+from goatherd.rotation.audit import read_lines
+from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify
 
 WIDTH = 100
 
@@ -118,10 +118,17 @@ def _lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list[str]:
 
 
 def _show(app: App, file: Path, last: int | None) -> int:
-    records = list(read_trail(file))
+    records, unreadable = [], 0
+    for line in read_lines(file):
+        try:
+            records.append(read_record(line))
+        except DecodeError:
+            unreadable += 1
     records = records[-last:] if last is not None else records
-    lines = [_line(record) for record in records]
-    app.out.result({"records": [_record(record) for record in records]}, lines or ["no records"])
+    shape = {"records": [_record(record) for record in records], "unreadable": unreadable}
+    app.out.result(shape, [_line(record) for record in records] or ["no records"])
+    if unreadable:
+        app.out.note(f"note: {unreadable} lines are no records and were left out; `goatherd audit verify` says which")
     return 0
 
 

@@ -386,5 +386,9 @@ def check_addresses(source: str, destination: str) -> None:
     """
     if source == destination:
         raise ProviderConfigurationError(
-            "source and destination are the same", provider=source.partition(":")[0], secret_id="", operation="copy"
+            "source and destination are the same",
+            provider=source.partition(":")[0],
+            secret_id="",
+            operation="copy",
+            hint="Give the address of another store, or of another secret in it.",
         )

@@ -34,12 +34,7 @@ class Store:
             SecretNotFoundError: No secret, no such label or version.
             IdentityError: What is there is no identity document.
         """
-        try:
-            found = await self.provider.read(self.secret_id, at)
-        except SecretNotFoundError as error:
-            if at == CURRENT and not error.hint:
-                error.hint = "Create an identity with `goatherd init`, or bring one in with `goatherd migrate`."
-            raise
+        found = await self.provider.read(self.secret_id, at)
         return found.version, decode_document(found.value.reveal())
 
     async def versions(self) -> list[SecretVersion]:
@@ -47,9 +42,23 @@ class Store:
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
-        """Return `text` as a version's id where there is one, else as a label."""
-        known = {version.id for version in await self.versions()}
-        return VersionId(text) if text in known else Label(text)
+        """Return `text` as a version's id where there is one, else as a label.
+
+        Raises:
+            SecretNotFoundError: It is neither.
+        """
+        known = await self.versions()
+        if text in {version.id for version in known}:
+            return VersionId(text)
+        if any(text in version.labels for version in known):
+            return Label(text)
+        raise SecretNotFoundError(
+            f"no version has the id or the label {text!r}",
+            provider=self.provider.scheme,
+            secret_id=self.secret_id,
+            operation="read",
+            hint="`goatherd versions` lists both.",
+        )
 
 
 def place(options: Options) -> tuple[SecretProvider, str]:

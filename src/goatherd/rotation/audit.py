@@ -35,7 +35,6 @@ from goatherd.rotation.chain import (
     MAX_TORN,
     SIGNER,
     Head,
-    Record,
     Torn,
     read_record,
     signer_data,
@@ -380,16 +379,3 @@ def _settled_size(path: Path) -> int:
         return system.status(descriptor).st_size
     finally:
         system.close(descriptor)
-
-
-def read_trail(path: Path) -> Iterator[Record]:
-    """Yield the records of a trail, unchecked; torn lines are left out.
-
-    Raises:
-        AuditError: It cannot be read.
-    """
-    for line in read_lines(path):
-        try:
-            yield read_record(line)
-        except DecodeError:
-            continue

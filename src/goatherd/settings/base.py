@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
@@ -163,11 +163,6 @@ class DBSettingsProvider(Protocol):
         ...
 
 
-REFUSED_HINT: Final = (
-    "It was left as it is, and no new identity is made. Restore it from a backup or an earlier version."
-)
-
-
 class Settings(ABC):
     """What both kinds share: the identity in use, who is told, one refresh at a time, the record of failures.
 
@@ -281,7 +276,7 @@ class Settings(ABC):
             if self._settings is None:
                 self._take(settings, Event.SETTINGS_LOADED)
             return self.settings
-        raise type(failure)(f"{self._source}: {failure}", hint=failure.hint or REFUSED_HINT)
+        raise type(failure)(f"{self._source}: {failure}", hint=failure.hint)
 
     async def refresh(self) -> bool:
         """Look at the source now.

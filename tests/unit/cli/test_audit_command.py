@@ -234,3 +234,11 @@ def test_what_a_stolen_root_signs_into_the_trail_later_is_found(goatherd: Goathe
     broken = goatherd("audit", "verify", str(file), "--provider", store)
     assert broken.code == EXIT_CODES["audit"]
     assert "after it was revoked" in broken.err
+
+
+def test_show_says_that_it_has_left_lines_out(goatherd: Goatherd, tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").write_text("nonsense\n")
+    result = goatherd("audit", "show", "audit.jsonl")
+    assert (result.code, result.out) == (0, "no records\n")
+    assert "1 lines are no records" in result.err
+    assert goatherd("audit", "show", "audit.jsonl", "--json").json == {"records": [], "unreadable": 1}

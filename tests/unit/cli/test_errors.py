@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,43 @@ def test_every_family_of_errors_has_an_exit_code() -> None:
 def test_the_exit_codes_of_the_families_differ_from_each_other_and_from_success() -> None:
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
     assert 0 not in EXIT_CODES.values()
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    kinds = [
+        kind for _, kind in inspect.getmembers(goatherd.errors, inspect.isclass) if issubclass(kind, GoatherdError)
+    ]
+    assert [kind.__name__ for kind in kinds if kind is not GoatherdError and not kind.hint] == []
+    assert NodeError("x", hint="").hint == NodeError.hint
+
+
+@pytest.mark.parametrize("name", ["versions", "rotate", "retire", "status", "lease"])
+def test_no_command_leaves_whoever_has_no_secret_without_a_hint(goatherd: Goatherd, store: str, name: str) -> None:
+    options = {"rotate": ["--unsafe-without-nodes"], "retire": ["--yes"]}.get(name, [])
+    result = goatherd(name, "--provider", store, *options)
+    assert result.code == EXIT_CODES["provider"]
+    assert ("goatherd lease --make" if name == "lease" else "goatherd init") in result.err
+
+
+@pytest.mark.parametrize("name", ["7", "nope", "not a label"])
+def test_a_version_that_is_not_there_is_told_as_that(goatherd: Goatherd, store: str, name: str) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    result = goatherd("show", "--at", name, "--provider", store)
+    assert result.code == EXIT_CODES["provider"]
+    assert f"no version has the id or the label {name!r}" in result.err
+    assert "goatherd versions" in result.err
+
+
+@pytest.mark.parametrize("org", ["../x", "a/b", "..", ""])
+def test_an_organization_that_is_none_is_told_whatever_the_command(
+    goatherd: Goatherd, store: str, tmp_path: Path, org: str
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    for command in (["show"], ["serve", "--data", str(tmp_path / "d")], ["fetch", "--data", str(tmp_path / "d")]):
+        result = goatherd(*command, "--provider", store, "--org", org)
+        assert result.code == EXIT_CODES["configuration"], command
+        assert "[configuration.invalid]" in result.err
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_error_is_told_on_standard_error_with_its_code_and_a_hint(goatherd: Goatherd) -> None:
