@@ -52,8 +52,10 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(self._view(), console=Console(file=self._out.stderr), transient=True, auto_refresh=False)
-            self._live.__enter__()
+            console = Console(file=self._out.stderr)
+            if not console.is_dumb_terminal:  # which writes nothing over, and would be shown the phases only
+                self._live = Live(self._view(), console=console, transient=True, auto_refresh=False)
+                self._live.__enter__()
         return self
 
     def __exit__(
@@ -140,7 +142,7 @@ class Progress:
         if self._live is None:
             self._out.event(name, data, text)
         elif name == "phase":
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _view(self) -> RenderableType:
         from rich.console import Group
@@ -149,7 +151,8 @@ class Progress:
 
         table = Table(box=None, pad_edge=False)
         for head in ("node", "knows next", "trusts next", "signs with", "knows earlier", ""):
-            table.add_column(head)
+            # Where it is narrow, an address or a reason takes more lines; cut off, it would tell nothing.
+            table.add_column(head, overflow="fold")
         for node in self._nodes:
             table.add_row(
                 node.url,

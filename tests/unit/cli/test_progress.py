@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import sys
 from pathlib import Path
 
@@ -82,3 +83,30 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
         "healthy",
         "waiting until 2026-09-21T14:13:20.000Z: stays healthy",
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_that_writes_nothing_over_gets_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stderr = Terminal()
+    with Progress(Output(as_json=False, stderr=stderr)) as progress:
+        progress.told(NodesUnknown(problem="dns://x: no answer"))
+    assert stderr.getvalue() == "it cannot be told who the nodes are: dns://x: no answer; asking again\n"
+
+
+def test_where_it_is_narrow_nothing_of_an_address_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    url = "http://goatdb-0.example:8080"
+    stderr = Terminal()
+    with Progress(Output(as_json=False, stderr=stderr)) as progress:
+        progress.told(NodesSeen(nodes=(view(url),)))
+    assert "…" not in stderr.getvalue()
+    column = "".join(
+        line.split(" ")[0] for line in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", stderr.getvalue()).splitlines()
+    )
+    assert url in column
