@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -70,12 +72,22 @@ def test_every_log_event_is_documented() -> None:
 
 
 def test_the_configuration_files_that_are_shown_are_read(tmp_path: Path) -> None:
-    shown = re.findall(r"```toml\n(.*?)```", REFERENCE["configuration"], re.DOTALL)
-    assert len(shown) == 2
-    for text in shown:
-        tomllib.loads(text)
+    shown = [text for page in TEXTS for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)]
+    ours = [text for text in shown if "project" not in tomllib.loads(text)]
+    assert len(ours) > 5
+    for text in ours:
         (tmp_path / "goatherd.toml").write_text(text)
         assert load_options({}, {}, directory=tmp_path).origin
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_line_that_is_shown_is_one(page: Path) -> None:
+    blocks = "".join(re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)).replace("\\\n", " ")
+    for line in re.findall(r"^(?:\$ )?goatherd (.*)$", blocks, re.MULTILINE):
+        words = list(takewhile(lambda word: word not in ("|", ">", "<", "&&"), shlex.split(line, comments=True)))
+        found = cli.get_command(click.Context(cli), words[0])
+        assert found is not None, line
+        found.make_context(words[0], words[1:])
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))

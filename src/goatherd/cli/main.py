@@ -43,6 +43,8 @@ EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_FINDINGS = 11
 EXIT_INTERRUPTED = 130
+COMPLETION_VARIABLE = "_GOATHERD_COMPLETE"
+"""By which a shell asks click for its completion, without arguments."""
 
 EXIT_MEANINGS = {
     0: "done",
@@ -213,7 +215,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are written, none escapes."""
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
-    if not arguments:
+    if not arguments and COMPLETION_VARIABLE not in os.environ:
         out.note(cli.get_help(click.Context(cli, info_name="goatherd")))
         return EXIT_USAGE
     try:

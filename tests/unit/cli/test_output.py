@@ -131,5 +131,12 @@ def test_without_a_command_the_menu_is_shown_and_that_is_no_success(goatherd: Go
     assert "[usage]" not in result.err
 
 
+def test_the_shell_completion_that_is_documented_is_written(tmp_path: Path) -> None:
+    for name in ("bash", "zsh", "fish"):
+        done = shell("goatherd", tmp_path, _GOATHERD_COMPLETE=f"{name}_source")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "_GOATHERD_COMPLETE" in done.stdout
+
+
 def test_an_error_of_the_command_line_is_one_line(goatherd: Goatherd) -> None:
     assert goatherd("audit").err.splitlines()[0].endswith("Choose from: verify, show [usage]")
