@@ -22,6 +22,7 @@ from goatherd.config import Options
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
+    IdentityError,
     IdentityExistsError,
     SecretExistsError,
     SecretNotFoundError,
@@ -265,7 +266,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_settings(source: Source, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
-    return from_settings(_read_bytes(source.settings), now_ms)
+    try:
+        return from_settings(_read_bytes(source.settings), now_ms)
+    except IdentityError as error:
+        raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
 
 
 def read_commits(path: Path, org: str) -> list[Commit]:

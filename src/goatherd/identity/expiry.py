@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument
 
 
+EXPIRED_HINT: Final = "A rotation cannot help any more; `goatherd revoke` puts another root in its place, unendorsed."
+"""What to do about a root that has expired: it can vouch for no successor."""
+
+
 class Urgency(StrEnum):
     """How urgent a new root is."""
 

@@ -19,6 +19,7 @@ from goatherd.identity.document import (
     read_session,
     settled,
 )
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.identity.redaction import SHORT_LIFE, days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.text import holds_private_key, parse, pretty
@@ -58,7 +59,7 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
         document, users = _convert(tree, trusted, now_ms, notes)
     left = days_left(document, now_ms)
     if left < 0:
-        notes.append(f"the current root {document.current.id} has expired; rotate it")
+        notes.append(f"the current root {document.current.id} has expired. {EXPIRED_HINT}")
     elif left < SHORT_LIFE.days:
         notes.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
     return document, users, notes
@@ -180,11 +181,11 @@ def to_settings(
         IdentityError: The current root lives too short: the server would extend it by itself and then hand out its
             private key (design §5).
     """
-    if now_ms is not None and days_left(document, now_ms) <= SHORT_LIFE.days:
+    if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:
         raise IdentityError(
-            f"the current root {document.current.id} has {days_left(document, now_ms):.1f} days left;"
+            f"the current root {document.current.id} has {max(0.0, left):.1f} days left;"
             f" a GoatDB server needs more than {SHORT_LIFE.days}, or it gives its private key away",
-            hint="Rotate first: `goatherd rotate`.",
+            hint=EXPIRED_HINT if left < 0 else "Rotate first: `goatherd rotate`.",
         )
     members = _settings_members(document, trusted)
     return to_json_bytes(members) if is_compact else pretty(members)

@@ -20,6 +20,7 @@ from goatherd.identity.document import (
     settled,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
 
@@ -77,7 +78,7 @@ def prepare(
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
-            hint="`goatherd revoke` puts another one in its place, without its endorsement.",
+            hint=EXPIRED_HINT,
         )
     record = RotationRecord(
         id=rotation_id,

@@ -21,6 +21,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation.action import (
     Abandon,
     Action,
@@ -427,7 +428,8 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
         if now_ms > store.current_expires_ms:
-            return Illegal(why=f"root {store.current_id!r} has expired: what it signs now convinces nobody")
+            why = f"root {store.current_id!r} has expired: what it signs now convinces nobody"
+            return Illegal(why=why, hint=EXPIRED_HINT)
         return _label(store) or Prepare(expected=store.version)
     if intent.goal is Goal.RETIRE:
         return _label(store) or _retire(observation, policy, intent, now_ms)

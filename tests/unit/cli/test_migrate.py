@@ -237,6 +237,30 @@ def test_a_private_key_that_is_not_the_public_ones_is_refused(goatherd: Goatherd
     assert other["privateKey"]["d"] not in refused.err
 
 
+def test_of_several_files_the_broken_one_is_named(goatherd: Goatherd, data: Path, store: str) -> None:
+    (data / "localhost/settings.json").write_text("{")
+    assert (
+        "localhost/settings.json: the identity is not JSON" in goatherd("migrate", str(data), "--provider", store).err
+    )
+
+
+def test_of_a_root_that_has_expired_nobody_is_told_to_rotate_it(goatherd: Goatherd, data: Path, store: str) -> None:
+    tree = settings(data)
+    tree["currentSession"]["expiration"] = 1_600_000_000
+    tree["roots"], tree["trustedSessions"] = [], []
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    migrated = goatherd("migrate", str(data), "--provider", store)
+    assert migrated.code == 0, migrated.err
+    doctor = goatherd("doctor", "--provider", store, "--json").json["checks"]
+    told = [next(check["hint"] for check in doctor if "expired" in check["text"]), migrated.out]
+    told += [goatherd("export", "x.json", "--provider", store).err]
+    told += [goatherd("rotate", "--unsafe-without-nodes", "--provider", store).err]
+    for text in told:
+        assert "goatherd revoke" in text
+        assert "rotate it" not in text
+        assert "Rotate first" not in text
+
+
 def test_a_session_with_two_keys_stops_it(goatherd: Goatherd, data: Path, store: str) -> None:
     tree = settings(data)
     forged = OwnedSession.generate(session_id=NAMED["u1"], owner="u1", now_ms=NOW_MS).session.to_json()

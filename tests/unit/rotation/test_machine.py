@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation import machine
 from goatherd.rotation.machine import (
     BACKWARD,
@@ -115,7 +116,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [],
         ASKED,
         NOW,
-        Illegal(why="root 'A' has expired: what it signs now convinces nobody"),
+        Illegal(why="root 'A' has expired: what it signs now convinces nobody", hint=EXPIRED_HINT),
     ),
     (
         "a root that somebody else has just put in place is not rotated again",
