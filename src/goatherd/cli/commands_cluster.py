@@ -194,16 +194,24 @@ def rotate(
         raise click.UsageError("--reason goes with --rollback or --cancel")
     if to_phase is not None and what in ("rollback", "cancel"):
         raise click.UsageError(f"--to does not go with --{what}")
-    return asyncio.run(
-        _rotate(
-            app,
-            what=what,
-            to_phase=Phase(to_phase) if to_phase else None,
-            reason=reason or "asked for by the operator",
-            metrics_file=None if plan else metrics_file,
-            unsafe_without_nodes=unsafe_without_nodes,
+    try:
+        return asyncio.run(
+            _rotate(
+                app,
+                what=what,
+                to_phase=Phase(to_phase) if to_phase else None,
+                reason=reason or "asked for by the operator",
+                metrics_file=None if plan else metrics_file,
+                unsafe_without_nodes=unsafe_without_nodes,
+            )
         )
-    )
+    except KeyboardInterrupt:
+        if what != "plan":
+            app.out.note(
+                "note: a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, "
+                "`--cancel` or `--rollback` leaves it"
+            )
+        raise
 
 
 def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:

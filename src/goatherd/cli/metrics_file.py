@@ -38,7 +38,9 @@ def reported(path: Path | None, store: str, out: Output) -> Iterator[RotationMet
         yield seen
         return
     if path.suffix != SUFFIX:
-        raise ConfigurationError(f"{path} does not end in {SUFFIX}: node_exporter would not read it")
+        raise ConfigurationError(
+            f"{path} does not end in {SUFFIX}: node_exporter would not read it", hint=f"Name it {path.stem}{SUFFIX}."
+        )
     require_library()
     try:
         with seen.run(SystemClock()):

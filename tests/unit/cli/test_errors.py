@@ -146,6 +146,18 @@ def test_of_several_errors_at_once_ours_is_told(goatherd: Goatherd, monkeypatch:
     assert "that one" in result.err
 
 
+def test_whoever_interrupts_a_rotation_is_told_how_to_go_on(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("goatherd.cli.commands_cluster.open_store", interrupt)
+    result = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
+    assert result.code == 130
+    assert "goatherd rotate --resume" in result.err
+
+
 def test_an_interruption_ends_with_130(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
