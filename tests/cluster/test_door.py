@@ -471,6 +471,42 @@ async def test_t39_a_forgery_with_the_id_of_a_genuine_commit_does_not_keep_it_ou
             assert (genuine.id in w.stored(NOTES)) is through
 
 
+async def test_t39_a_commit_under_the_id_of_one_elsewhere_does_not_bring_that_one() -> None:
+    """To the server, what comes with a known id is the commit that it knows: here, a second birth of a key."""
+    for through in (False, True):
+        async with world() as w:
+            w.child.create(NOTES, note(Y, "k", ts=OLD))
+            first = note(X, "k", ts=OLD)
+            await w.push(through, "/data/other", first)
+            with contextlib.suppress(Exception):  # whatever the client makes of a dead server
+                await w.push(through, NOTES, note(X, "fresh", ts=OLD, commit_id=first.id))
+            assert died(w) is not through
+            assert w.stopped(Rule.COMMIT) == through
+
+
+async def test_t39_a_commit_under_the_id_of_one_that_is_on_its_way_carries_nobody() -> None:
+    for through in (False, True):
+        mine = note(X, "mine", ts=OLD)
+
+        other = note(X, "k", ts=OLD, commit_id=mine.id, parents=["head"])
+        child = note(X, "k", ts=OLD, parents=[mine.id])
+        async with world() as w:
+            w.child.create(NOTES, note(Y, "k", ts=OLD, commit_id="head"))
+            with contextlib.suppress(Exception):
+                await w.send(through, [element(NOTES, [each]) for each in (mine, other, child)])
+            assert died(w) is not through
+            assert w.stopped(Rule.COMMIT) == through
+
+
+async def test_t39_no_commit_takes_the_id_of_a_session_s() -> None:
+    async with world() as w:
+        introduced = w.child.introduce(owned("anon-z").session)
+        await w.trust.refresh()
+        await w.push(True, NOTES, note(X, commit_id=introduced.id))
+        assert introduced.id not in w.stored(NOTES)
+        assert w.stopped(Rule.COMMIT) == 1
+
+
 async def test_t40_a_commit_from_the_far_future_is_taken_out() -> None:
     await both_ways(Rule.TIME, lambda: note(ts=NOW + DAY + 1, signed_at=NOW))
 

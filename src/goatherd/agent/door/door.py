@@ -167,6 +167,7 @@ class Door:
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 clock=self._clock,
                 capacity=self._limits.index_commits,
+                is_session=trust.holds,
             )
         self._proxy = Proxy(
             upstream=self._upstream,

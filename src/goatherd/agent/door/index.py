@@ -1,8 +1,10 @@
-"""What the child's repositories hold, as far as a new commit's fate depends on it (T7, T37).
+"""What the child's repositories hold, as far as a new commit's fate depends on it (T7, T37, T39).
 
 The child ends its process when it has to merge two births of one key, or leaves without a common ancestor; it never
 comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so for
 each repository that is written to, the door knows the ids, which of them are deltas, and the keys with their schemas.
+And the child decodes an id once: a commit that comes under the id of another is that other one to it, in any
+repository, whatever was judged here. So an id stays with the repository in which it was seen first.
 
 Rules: a repository is read before the first push to it is judged, and again, in the background or before a judgement
 that would be a refusal, when what is known is old: the child's own application and its peers write past the door.
@@ -29,11 +31,37 @@ STALE_SECONDS: Final = 0.5
 _ERROR_RATE: Final = 1e-3
 
 
+class Homes:
+    """In which repository an id was seen first.
+
+    Args:
+        capacity: How many ids are remembered; the oldest are forgotten.
+        is_session: Whether an id is one of ``/sys/sessions``, which has no index.
+    """
+
+    def __init__(self, capacity: int, is_session: Callable[[str], bool] = lambda _: False) -> None:
+        self._capacity = capacity
+        self._is_session = is_session
+        self._path_of: dict[str, str] = {}
+
+    def note(self, commit_id: str, path: str) -> None:
+        """Note where an id is, unless it is somewhere else already."""
+        if self._path_of.setdefault(commit_id, path) is path and len(self._path_of) > self._capacity:
+            del self._path_of[next(iter(self._path_of))]
+
+    def is_elsewhere(self, commit_id: str, path: str) -> bool:
+        """Whether the child knows the id from another repository."""
+        return self._path_of.get(commit_id, path) != path or self._is_session(commit_id)
+
+
 class RepositoryIndex:
     """One repository of the child."""
 
-    def __init__(self, path: str, *, ask: Ask, signer: Callable[[], OwnedSession], clock: Clock) -> None:
+    def __init__(
+        self, path: str, *, ask: Ask, signer: Callable[[], OwnedSession], clock: Clock, homes: Homes | None = None
+    ) -> None:
         self.path = path
+        self._homes = homes or Homes(0)
         self._read_at: float | None = None
         self._clock = clock
         self._replica = Replica(path, ask=ask, signer=signer, clock=clock, error_rate=_ERROR_RATE)
@@ -84,6 +112,7 @@ class RepositoryIndex:
 
     def _know(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
         self._key_of[commit_id] = key
+        self._homes.note(commit_id, self.path)
         self._wanted.discard(commit_id)
         if is_delta:
             self._deltas.add(commit_id)
@@ -107,6 +136,7 @@ class RepositoryIndex:
         for commit, problem in zip(commits, problems, strict=True):
             if problem is None and commit.id not in self._key_of:
                 self._pending[commit.id] = commit
+                self._homes.note(commit.id, self.path)
         return problems
 
     def settle(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
@@ -161,8 +191,11 @@ class RepositoryIndex:
 
     def _problem(self, commit: Commit, batch: _Batch) -> DroppedError | None:
         key = commit.key
-        if commit.id in batch.ids:
+        if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
+        if self._homes.is_elsewhere(commit.id, self.path):
+            # SECURITY: the child would take it for the other one (T39, tests/cluster/test_door.py).
+            return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
         if commit.is_delta:
             base = commit.base or ""
             if base in self._deltas or base in batch.deltas or (base in self._pending and self._pending[base].is_delta):
@@ -212,9 +245,19 @@ class Indexes:
         signer: Who signs; a root.
         clock: The time.
         capacity: How many commits are known at most, all together.
+        is_session: Whether an id is one of ``/sys/sessions``.
     """
 
-    def __init__(self, *, ask: Ask, signer: Callable[[], OwnedSession], clock: Clock, capacity: int) -> None:
+    def __init__(
+        self,
+        *,
+        ask: Ask,
+        signer: Callable[[], OwnedSession],
+        clock: Clock,
+        capacity: int,
+        is_session: Callable[[str], bool],
+    ) -> None:
+        self._homes = Homes(2 * capacity, is_session)
         self._ask = ask
         self._signer = signer
         self._clock = clock
@@ -229,7 +272,7 @@ class Indexes:
         """
         index = self._indexes.get(path)
         if index is None:
-            index = RepositoryIndex(path, ask=self._ask, signer=self._signer, clock=self._clock)
+            index = RepositoryIndex(path, ask=self._ask, signer=self._signer, clock=self._clock, homes=self._homes)
             self._indexes[path] = index
         self._indexes.move_to_end(path)
         if not index.is_read:

@@ -97,6 +97,10 @@ class Trust:
         """How many sessions the child is known to hold."""
         return 0 if self._replica is None else len(self._replica.ids)
 
+    def holds(self, commit_id: str) -> bool:
+        """Whether the child's ``/sys/sessions`` is known to hold a commit."""
+        return self._replica is not None and commit_id in self._replica.ids
+
     def refresh_soon(self) -> None:
         """Have the child's sessions read, without waiting."""
         self._rounds.start()
