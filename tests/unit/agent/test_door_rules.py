@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goatherd.agent.door import rules
-from goatherd.agent.door.index import RepositoryIndex
+from goatherd.agent.door.index import Homes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
 from goatherd.agent.door.redaction import KeyFilter, session_answer
 from goatherd.agent.door.replica import Rounds
@@ -45,7 +45,21 @@ LIMITS = Limits()
 
 @pytest.mark.parametrize(
     "path",
-    [b"/x/../y", b"/..", b"/x/.", b"/%2e%2e/y", b"/.%2E/y", b"/x\\y", b"/x y", b"/x\ty", b"/x{", b"x", b"*", b"/\xff"],
+    [
+        b"//x/y",
+        b"/x/../y",
+        b"/..",
+        b"/x/.",
+        b"/%2e%2e/y",
+        b"/.%2E/y",
+        b"/x\\y",
+        b"/x y",
+        b"/x\ty",
+        b"/x{",
+        b"x",
+        b"*",
+        b"/\xff",
+    ],
     ids=str,
 )
 def test_a_path_that_browsers_rewrite_is_refused(path: bytes) -> None:
@@ -54,7 +68,7 @@ def test_a_path_that_browsers_rewrite_is_refused(path: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [b"/", b"/Batch-Sync", b"/a.b/...", b"/%2e%2e%2e", b"/a%20b", b"//x", b"/@x;y=1"], ids=str
+    "path", [b"/", b"/Batch-Sync", b"/a.b/...", b"/%2e%2e%2e", b"/a%20b", b"/x//y", b"/@x;y=1"], ids=str
 )
 def test_any_other_path_is_taken_in_lower_case(path: bytes) -> None:
     assert check_target(path) == path.decode().lower()
@@ -145,7 +159,43 @@ def test_what_clients_send_goes_the_short_way() -> None:
     assert rules._is_as_always(element("/data/x"), LIMITS)
 
 
+EVIL = {"ver": 1, "f": {"d": "AA==", "s": [1] * 5000}, "s": 10**9, "c": [{"id": "evil"}]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"path": "/a/b", "msg": MESSAGE, "__r": [], "__d": {"path": "/sys/sessions", "msg": EVIL}},
+        {"path": "/a/b", "msg": {**MESSAGE, "__r": [], "__d": EVIL}},
+        {"path": "/a/b", "msg": {**MESSAGE, "__t": "E", "__v": EVIL}},
+        {"path": "/a/b", "msg": {**MESSAGE, "f": {"d": "AA==", "s": [1], "__r": [], "__d": EVIL["f"]}}},
+        {"path": "/a/b", "msg": {**MESSAGE, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1]}, "__r": [], "__d": {}}}},
+        {"path": "/a/b", "msg": {**MESSAGE, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1], "__rId": 0}}}},
+    ],
+    ids=["element", "message", "message as a value", "filter", "wrapped filter", "inside the filter"],
+)
+def test_nothing_is_hidden_in_a_message_s_wrapping(given: dict[str, Any]) -> None:
+    outcome = tried(lambda: read_batch(to_json_bytes([given]), LIMITS))
+    assert isinstance(outcome, RefusedError)
+    assert outcome.rule is Rule.MESSAGE
+
+
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"__r": [], "__d": COMMIT},
+        {"__t": "E", "__v": COMMIT},
+        {"c": {**COMMIT["c"], "__r": [], "__d": {"r": {}}}},
+    ],
+    ids=["commit", "commit as a value", "contents"],
+)
+def test_nothing_is_hidden_in_a_commit_s_wrapping(change: dict[str, Any]) -> None:
+    outcome = tried(lambda: read_commit({**COMMIT, **change}, "/a/b", org=ORG, limits=LIMITS, now_ms=NOW))
+    assert isinstance(outcome, DroppedError)
+    assert outcome.rule is Rule.COMMIT
 
 
 @given(
@@ -365,6 +415,22 @@ async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
     index = index_of(Held())
     await index.refresh()
     assert [each and each.rule for each in await index.admit([note("k", "a"), note("j", "a")])] == [None, Rule.COMMIT]
+
+
+async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    first = note("k", "a")
+    assert await index.admit([first]) == [None]
+    assert await index.admit([first]) == [None]
+    assert [each and each.rule for each in await index.admit([note("j", "a")])] == [Rule.COMMIT]
+
+
+def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:
+    homes = Homes(2)
+    for commit_id in ("a", "b", "c"):
+        homes.note(commit_id, "/d/x")
+    assert [homes.is_elsewhere(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
 
 
 async def test_a_repository_that_cannot_be_read_is_not_an_empty_one() -> None:

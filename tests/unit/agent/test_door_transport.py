@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.agent.door import Door, Limits, Rule, Trust
+from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
 from tests.unit.goats import ORG, element, signed_header
 
@@ -393,6 +394,31 @@ async def test_a_path_in_the_host_header_reaches_the_sync_of_the_server_itself()
         assert (await answer_of(reader))[::2] == (200, b"[]")
 
 
+async def test_what_follows_the_body_is_no_header() -> None:
+    """Headers are judged before the body comes; trailers must not be among them when they are handed on."""
+    body = b'{"publicKey":%b,"email":"a@b.cd","signature":"%b"}' % (
+        to_json_bytes(X.session.public_key.to_jwk()),
+        signed_header(X).encode(),
+    )
+    async with world() as w, line(w.door.port) as (reader, writer):
+        writer.write(b"POST /auth/session HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
+        await until(lambda: w.door.status.requests == 1)
+        writer.write(b"%x\r\n%b\r\n0\r\nhost: h/auth/send-login-email?\r\n\r\n" % (len(body), body))
+        assert b'"session"' in (await answer_of(reader))[2]
+        assert not w.child.mails
+
+
+async def test_trailers_without_end_are_not_kept() -> None:
+    async with world() as w, line(w.door.port) as (reader, writer):
+        writer.write(b"POST /auth/session HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(b"a" * 4096)
+                await writer.drain()
+            assert await reader.readline() == b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+        await until(lambda: quiet(w.door) and not w.door.status.connections)
+
+
 @pytest.mark.parametrize(
     "target",
     [b"/x/../batch-sync", b"/x/%2e%2E/batch-sync", b"/./batch-sync", b"/x\\..\\batch-sync", b"/batch-sync\xc3\xa9"],
@@ -431,6 +457,19 @@ async def test_an_answer_that_breaks_off_is_cut_off_and_not_completed(framing: b
             assert b"hello" in text
             assert not text.endswith(b"0\r\n\r\n")
         await until(lambda: quiet(door) and door.status.connections == 0)
+
+
+async def test_an_answer_that_breaks_off_leaves_nothing_behind_where_requests_came_at_once() -> None:
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc")
+        await writer.drain()
+
+    async with scripted(talk) as (_, door), line(door.port) as (reader, writer):
+        writer.write(GET * 3)
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.read()).endswith(b"abc")
+        await until(lambda: quiet(door))
 
 
 async def test_a_server_that_dies_before_its_answer_is_502() -> None:

@@ -113,7 +113,7 @@ class DroppedError(Exception):
 # --- the request line and headers -----------------------------------------------------------------------------------
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-_TARGET = re.compile(rb"/[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z~-]*")
+_TARGET = re.compile(rb"/(?!/)[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z~-]*")
 _DOTS = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
 _ONCE: Final = (b"host", b"x-goat-sig", b"content-type", b"content-encoding")
 
@@ -122,7 +122,8 @@ def check_target(path: bytes) -> str:
     """Return the lower-cased path by which the child dispatches.
 
     SECURITY: the child reads URLs as browsers do: it resolves dot segments, ``%2e`` too, and takes a backslash for a
-    slash, so ``/x/..%5cbatch-sync`` would get by every other rule (tests/unit/agent/test_door_rules.py).
+    slash, so ``/x/..%5cbatch-sync`` would get by every other rule; where it resolves the target against a base, as
+    servers on Node do, ``//x/batch-sync`` is a host and a path (tests/unit/agent/test_door_rules.py).
 
     Raises:
         RefusedError: It is one that the child could read as another path.
@@ -207,7 +208,9 @@ def _is_as_always(raw: Any, limits: Limits) -> bool:
 
     Most requests are polls, and this is most of what the door does with one.
     """
-    if type(raw) is not dict or type(raw.get("path")) is not str or type(raw.get("msg")) is not dict:
+    if type(raw) is not dict or len(raw) != 2:
+        return False
+    if type(raw.get("path")) is not str or type(raw.get("msg")) is not dict:
         return False
     message = raw["msg"]
     if not message.keys() <= _MEMBERS or type(message.get("c")) is not list or message.get("ad") != []:
@@ -245,6 +248,7 @@ def _read_element(raw: Any, limits: Limits) -> Element:
     if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
         raise RefusedError(Rule.MESSAGE, 400, "a filter of this size is not believable")
     _check_size(raw["msg"].get("s"), limits)
+    _check_marks(raw)
     _check_nesting({name: value for name, value in raw["msg"].items() if name != "c"}, limits.depth)
     return Element(raw, path, list(message.commits))
 
@@ -269,6 +273,23 @@ def _check_size(size: Any, limits: Limits) -> None:
 def _check_nesting(value: Any, depth: int) -> None:
     if not _is_harmless(value, depth):
         raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the child's decoder")
+
+
+def _check_marks(element: Mapping[str, Any]) -> None:
+    """Refuse what the child could unpack into another element, message or filter than the one that is judged here.
+
+    SECURITY: GoatDB reads an object with ``__r`` and ``__d`` as what is in ``__d``, and one with ``__t`` and ``__v`` as
+    what is in ``__v`` (formats 5.4); only the filter ever comes so (tests/unit/agent/test_door_rules.py).
+    """
+    held = element["msg"]["f"]
+    if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
+        held = held["__v"]
+    if any(_is_marked(each) for each in (element, element["msg"], held)):
+        raise RefusedError(Rule.MESSAGE, 400, "a message with a member of GoatDB's encoding where none belongs")
+
+
+def _is_marked(value: Any) -> bool:
+    return isinstance(value, dict) and any(name.startswith("__") for name in value)
 
 
 _POISON: Final = ("hasOwnProperty", "__proto__")
@@ -296,6 +317,9 @@ def read_commit(raw: Any, path: str, *, org: str, limits: Limits, now_ms: int, r
         raise DroppedError(Rule.COMMIT, "a commit is a JSON object")
     if not _is_harmless(raw, limits.depth):
         raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the child's decoder")
+    if _is_marked(raw) or _is_marked(raw.get("c")):
+        # SECURITY: as for messages; the signature covers what is judged here, not what the child might unpack.
+        raise DroppedError(Rule.COMMIT, "a commit with a member of GoatDB's encoding where none belongs")
     if "age" in raw:
         # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door.py).
         raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
