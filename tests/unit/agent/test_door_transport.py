@@ -408,6 +408,24 @@ async def test_what_follows_the_body_is_no_header() -> None:
         assert not w.child.mails
 
 
+@pytest.mark.parametrize("path", [b"/batch-sync", b"/x"], ids=["judged", "streamed"])
+async def test_a_body_after_a_wish_for_another_protocol_is_no_request(path: bytes) -> None:
+    """A proxy in front that hands such a wish on takes the body for what it is."""
+    async with world() as w, line(w.door.port) as (reader, writer):
+        w.child.reached.clear()
+        writer.write(
+            b"POST %b HTTP/1.1\r\nhost: h\r\nx-goat-sig: %b\r\nconnection: upgrade\r\nupgrade: x\r\n"
+            b"content-length: %d\r\n\r\n" % (path, signed_header(X).encode(), len(SMUGGLED))
+        )
+        with contextlib.suppress(ConnectionError):
+            writer.write(SMUGGLED)
+            assert (await answer_of(reader))[0] == 400
+            writer.write(SMUGGLED)
+            assert await reader.read() == b""
+        await until(lambda: quiet(w.door))
+        assert not w.child.reached
+
+
 async def test_trailers_without_end_are_not_kept() -> None:
     async with world() as w, line(w.door.port) as (reader, writer):
         writer.write(b"POST /auth/session HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")

@@ -95,6 +95,10 @@ class Caller(HttpToolsProtocol):
         super().on_headers_complete()
         self._cycles = [each for each in self._cycles if not each.response_complete]
         self._cycles.append(self.cycle)
+        if self.parser.should_upgrade():
+            # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
+            # request, even if it is this one's body (tests/unit/agent/test_door_transport.py).
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._loose_bytes = 0

@@ -181,7 +181,7 @@ class Proxy:
         raw_path: bytes = scope["raw_path"]
         path = check_target(raw_path)
         query: bytes = scope["query_string"]
-        return Exchange(
+        exchange = Exchange(
             method=scope["method"],
             path=path,
             target=raw_path + b"?" + query if query else raw_path,
@@ -193,6 +193,9 @@ class Proxy:
             send=send,
             renaming=self._renaming,
         )
+        if exchange.has_body and b"upgrade" in found:
+            raise RefusedError(Rule.HEADERS, 400, "a body, and a wish for another protocol")
+        return exchange
 
     async def _judge(self, exchange: Exchange) -> None:
         method, path = exchange.method, exchange.path
