@@ -89,6 +89,10 @@ class Agent:
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
         front: Makes what stands in front of the server, a `goatherd.agent.door.Door`; open as long as the agent runs.
         clock: The time.
+
+    Attributes:
+        owns_files: Whether what lies where the files do is the agent's, or that of one that was killed, to be removed;
+            not so where it would not start, or leaves a root that the store does not know.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Agent:
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
         self._passed_on: set[int] = set()
+        self.owns_files = bool(claim.before.orgs)
 
     async def run(self) -> int:
         """Run to the end and return the exit code: the child's own, or 128 and the signal that ended it.
@@ -180,6 +185,7 @@ class Agent:
             await handover.check_place(is_left_over=handover.org in before.orgs)
         orgs = {*before.orgs, *(handover.org for handover in self._handovers)}
         await asyncio.to_thread(lambda: self._claim.note(orgs=orgs))
+        self.owns_files = True
 
     async def _until_the_end(self) -> int:
         life = asyncio.create_task(self._life(), name="agent")
@@ -211,7 +217,7 @@ class Agent:
         if self._ended is not None:
             self._ended.cancel()
         for handover in self._handovers:
-            await handover.remove()
+            self.owns_files &= await handover.remove()
         await asyncio.to_thread(self._claim.forget)
         return code
 

@@ -238,8 +238,8 @@ class Handover:
         if found.damage is not None:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
 
-    async def remove(self) -> None:
-        """Remove the file, unless it holds a root that the store does not know."""
+    async def remove(self) -> bool:
+        """Remove the file, unless it holds a root that the store does not know; return whether nothing is left."""
         try:
             raw = await asyncio.to_thread(self.file.read)
         except SettingsError:
@@ -249,8 +249,9 @@ class Handover:
         if view is not None and view.current_id is not None and view.current_id not in known:
             text = f"{self.file.link} holds root {view.current_id}, which the store does not know: it was left there"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
-            return
+            return False
         await asyncio.to_thread(self.file.remove)
+        return True
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

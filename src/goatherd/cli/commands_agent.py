@@ -253,8 +253,14 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         claim = stack.enter_context(Claim(plan.data))
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
+        agent: Agent | None = None
+
+        def tidy(directory: Path) -> None:
+            is_ours = bool(claim.before.orgs) if agent is None else agent.owns_files
+            (clear if is_ours and supervisor is not None else clear_if_empty)(directory)
+
         if memory is not None:
-            stack.callback(clear if supervisor is not None else clear_if_empty, memory)
+            stack.callback(tidy, memory)
         handovers, provider, template = _handovers(plan, claim, memory)
         on_change = OnChange(options.agent_on_change)
         lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None

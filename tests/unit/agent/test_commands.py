@@ -18,8 +18,10 @@ from goatherd.agent.memory import directory_for
 from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.config import load_options
+from goatherd.identity.settings_text import to_settings
 from goatherd.providers.base import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
+from tests.unit.identity.make import first
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
 
@@ -201,6 +203,23 @@ def test_run_passes_the_exit_code_on_and_leaves_output_and_input_alone(
     assert (process.returncode, out, err) == (code, "out hello\n", "err hello\n")
     assert not os.path.lexists(settings(data))
     assert not (data / ".goatherd-agent.json").exists()
+
+
+@pytest.mark.slow
+def test_a_root_that_the_server_has_invented_is_not_lost_at_the_end(store: str, data: Path) -> None:
+    """It is the only copy, and something may have been signed with it; the next agent says so and starts nothing."""
+    other = to_settings(first(), ()).decode()
+    process = start(store, data, "--", "sh", "-c", 'cat > "$1"', "sh", str(settings(data)))
+    _, err = process.communicate(other, timeout=120)
+    assert process.returncode == 0
+    assert "was left there" in err
+    assert settings(data).read_text() == other
+    again = start(store, data, "--", "true")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == EXIT_CODES["identity"]
+    assert "holds another identity" in err
+    assert settings(data).read_text() == other
+    forget(data)
 
 
 @pytest.mark.slow
