@@ -64,7 +64,7 @@ async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_ar
     async with cluster(tmp_path, 1) as made:
         (node,) = made.nodes
         (port,) = free_ports(1)
-        node.options = ("--door", str(port))
+        node.options = ("--door", str(port), "--private", "--forwarded-by", "127.0.0.0/8")
         await node.start()
         await made.up()
         await node.logged("door.opened")
@@ -75,6 +75,7 @@ async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_ar
             await push(client, written[0], early.owned)
             forged = note(early.owned, claimed=made.first.id)
             await client.push(NOTES, [forged], early.owned)
+            await client.push("/user/somebody", [note(early.owned)], early.owned)
             rotator = Rotator(
                 made.provider,
                 made.secret_id,
@@ -92,4 +93,5 @@ async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_ar
                 await push(client, written[-1], author)
             assert await stored(direct, late.owned) == {commit.id for commit in written}
         assert "rule=author" in node.log
+        assert "rule=private" in node.log
         assert await node.stop() == 0

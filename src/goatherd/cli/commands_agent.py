@@ -96,6 +96,8 @@ def _change_options(ways: Sequence[str]) -> Decorator:
 )
 @click.option("--door-host", metavar="ADDRESS", default="127.0.0.1", help="Where the door listens; 127.0.0.1.")
 @click.option("--public-url", metavar="URL", help="How callers reach the door.")
+@click.option("--private", is_flag=True, help="Have the door close /sys/* and /user/ID to writers; see its command.")
+@click.option("--forwarded-by", multiple=True, metavar="NETWORK", help="A proxy in front of the door.")
 @click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,
@@ -104,6 +106,8 @@ def run(
     door: int | None,
     door_host: str,
     public_url: str | None,
+    private: bool,
+    forwarded_by: tuple[str, ...],
     plain_file: bool,
     accept_identity: bool,
     log_level: str,
@@ -130,7 +134,16 @@ def run(
         from goatherd.cli.commands_door import front as make_front
 
         require_node_extra()
-        front = make_front(app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]), door_host, door, public_url)
+        front = make_front(
+            app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]),
+            host=door_host,
+            port=door,
+            public_url=public_url,
+            private=private,
+            forwarded_by=forwarded_by,
+        )
+    elif public_url is not None or private or forwarded_by:
+        raise click.UsageError("--public-url, --private and --forwarded-by are the door's: give --door PORT")
     return asyncio.run(_run(plan, supervisor, None, front))
 
 

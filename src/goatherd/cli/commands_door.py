@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ from goatherd.config import Options
 
 if TYPE_CHECKING:
     from goatherd.agent import Handover
+    from goatherd.agent.agent import Front
     from goatherd.agent.door import Door
 
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)
@@ -89,26 +91,46 @@ def door(
     run_fast(serving)
 
 
-def front(url: str, host: str, port: int, public_url: str | None) -> Callable[[Sequence[Handover]], Door]:
-    """Return what makes the door of `goatherd run`, whose agent has the identities already.
+def front(
+    url: str, *, host: str, port: int, public_url: str | None, private: bool, forwarded_by: Sequence[str]
+) -> Front:
+    """Return what opens the door of `goatherd run`, whose agent has the identities already.
 
     Args:
         url: Where the server answers.
         host: Where the door listens.
         port: Its port.
         public_url: How callers reach it.
+        private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
+        forwarded_by: Proxies in front of it.
     """
     from goatherd.agent.door import Door, Trust
 
-    def make(handovers: Sequence[Handover]) -> Door:
+    @asynccontextmanager
+    async def opened(handovers: Sequence[Handover]) -> AsyncIterator[Door]:
         trusts = []
         for handover in handovers:
             trust = Trust(org=handover.org, identity=handover.document)
             handover.follow(trust.swap)
             trusts.append(trust)
-        return Door(upstream=url, trust=trusts, host=host, port=port, public_url=public_url)
+        made = Door(
+            upstream=url,
+            trust=trusts,
+            host=host,
+            port=port,
+            public_url=public_url,
+            private=private,
+            forwarded_by=forwarded_by,
+        )
+        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(made)
+            except OSError as error:
+                raise cannot_listen(host, port, error) from error
+            yield made
 
-    return make
+    return opened
 
 
 async def _serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -157,6 +158,7 @@ def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invente
         (["run", "--provider", "memory:///a/x", "--data", "d", "--on-change", "command", "--", "true"], "--command"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"], "not a signal"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"], "not a number"),
+        (["run", "--provider", "memory:///a/x", "--data", "d", "--private", "--", "true"], "--door PORT"),
         (["watch", "--provider", "memory:///a/x", "--data", "d"], "--on-change"),
         (["watch", "--provider", "memory:///a/x", "--data", "d", "--on-change", "signal"], "--pid-file"),
         (["watch", "--provider", "memory:///a/x", "--data", "d", "--on-change", "restart"], "restart"),
@@ -203,6 +205,16 @@ def test_run_passes_the_exit_code_on_and_leaves_output_and_input_alone(
     assert (process.returncode, out, err) == (code, "out hello\n", "err hello\n")
     assert not os.path.lexists(settings(data))
     assert not (data / ".goatherd-agent.json").exists()
+
+
+@pytest.mark.slow
+def test_a_door_whose_port_is_taken_is_told_and_no_server_started(store: str, data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start(store, data, "--door", str(taken.getsockname()[1]), "--", "echo", "started")
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (EXIT_CODES["node"], "")
+    assert "cannot listen on 127.0.0.1:" in err
+    assert not os.path.lexists(settings(data))
 
 
 @pytest.mark.slow

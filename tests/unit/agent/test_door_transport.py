@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.agent.door import Door, Limits, Rule, Trust
+from goatherd.errors import ConfigurationError
 from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
 from tests.unit.goats import ORG, element, signed_header
@@ -754,3 +755,21 @@ async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_give
             login = await w.http.get(door.url + "/auth/temp-login", follow_redirects=False)
             assert login.headers["location"] == "https://goats.example"
         assert (await w.send(True, [element("/data/x")])).headers["access-control-allow-origin"] == w.child.url
+
+
+@pytest.mark.parametrize(
+    ("upstream", "host", "is_itself"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1", True),
+        ("http://localhost:8080", "127.0.0.1", True),
+        ("http://localhost:8080", "0.0.0.0", True),
+        ("http://10.0.0.5:8080", "10.0.0.5", True),
+        ("http://127.0.0.1:8080", "10.0.0.5", False),
+        ("http://127.0.0.1:8081", "127.0.0.1", False),
+        ("http://goats:8080", "127.0.0.1", False),
+    ],
+)
+def test_a_door_does_not_stand_in_front_of_itself(upstream: str, host: str, is_itself: bool) -> None:
+    trust = Quiet(org=ORG, identity=identity(A), clock=Standing())
+    with pytest.raises(ConfigurationError) if is_itself else contextlib.nullcontext():
+        Door(upstream=upstream, trust=trust, host=host, port=8080)

@@ -89,7 +89,8 @@ class Door:
         threads: Threads for signatures; one per core by default.
 
     Raises:
-        ConfigurationError: The upstream or the public URL is no address, or a network is none.
+        ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
+            in front of itself.
     """
 
     def __init__(
@@ -113,6 +114,10 @@ class Door:
         self._clock: Clock = clock or SystemClock()
         self._threads = threads or os.cpu_count() or 1
         self._upstream = Upstream(upstream)
+        if self._upstream.is_at(host, port):
+            raise ConfigurationError(
+                f"the server and the door cannot both be at port {port}", hint="Have the server listen on another port."
+            )
         self._stopped: Counter[Rule] = Counter()
         self._logged: dict[Rule, float] = {}
         self._tasks: list[asyncio.Task[None]] = []

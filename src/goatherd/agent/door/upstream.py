@@ -24,6 +24,8 @@ from goatherd.errors import ConfigurationError, NodeUnreachableError
 HIGH_WATER: Final = 256 * 1024
 IDLE_SECONDS: Final = 4.0
 IDLE_CONNECTIONS: Final = 256
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -256,6 +258,11 @@ class Upstream:
         """How a server there calls itself when nobody has told it its public address."""
         hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
         return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
+
+    def is_at(self, host: str, port: int) -> bool:
+        """Whether whoever listens on `host` and `port` of this machine is there, by its own names."""
+        mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
+        return port == self._port and self._host in mine
 
     @property
     def open_count(self) -> int:
