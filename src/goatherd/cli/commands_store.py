@@ -112,11 +112,14 @@ async def _migrate(
     if remove and not dry_run:
         removed = await remove_keys(app.options, done)
         lines += removed or ["nothing was removed, since a server does not know this key"]
+    kept = [] if dry_run else [str(outcome.settings) for outcome in done.outcomes if outcome.settings.exists()]
+    lines += [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
     data = {
         "dryRun": dry_run,
         "organizations": [outcome.to_json() for outcome in done.outcomes],
         "nodes": [proof.to_json() for proof in done.proofs],
         "removed": removed,
+        "stillOnDisk": kept,
     }
     app.out.result(data, lines)
     return EXIT_FINDINGS if refused else None

@@ -388,8 +388,6 @@ async def _migrate(
             is_read_back = True
     notes += sessions.problems
     notes += [f"{copy} holds a private key too" for copy in copies(source.settings)]
-    if not dry_run:
-        notes.append(f"{source.settings} still holds the private key: remove it once the server starts from the store")
     lacking = tuple(session.id for session in sessions.lacking)
     writes = write_sessions and source.data is not None
     return Outcome(

@@ -155,6 +155,7 @@ def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_
     assert result.code == EXIT_FINDINGS
     assert f"{url} does not know root" in result.out
     assert "nothing was removed" in result.out
+    assert "still holds the private key" in result.out
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
@@ -190,6 +191,7 @@ def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
     assert note["store"] == store
     assert note["current"]["id"] == NAMED["root"]
     assert "GoatDB itself would make a new root" in result.out
+    assert "still holds the private key" not in result.out
 
     undone = goatherd("export", str(file), "--provider", store, "--data", str(data / "localhost"))
     assert undone.code == 0, undone.err
