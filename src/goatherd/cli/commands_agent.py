@@ -259,13 +259,18 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
     from goatherd.agent import Agent, OnChange, Rules
     from goatherd.agent.agent import take_over
     from goatherd.agent.claim import Claim
-    from goatherd.agent.memory import clear, clear_if_empty
+    from goatherd.agent.memory import clear, clear_if_empty, directory_for
 
     options, clock = plan.options, SystemClock()
     async with AsyncExitStack() as stack:
         claim = stack.enter_context(Claim(plan.data))
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
+        left = claim.before.memory
+        if supervisor is not None and left not in (None, memory) and left == directory_for(left.parent, plan.data):
+            # SECURITY: the key of an agent that was killed, in another place than this one's, which nobody would clear
+            # (tests/unit/agent/test_commands.py).
+            clear(left)
         agent: Agent | None = None
 
         def tidy(directory: Path) -> None:

@@ -330,6 +330,25 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
     assert not os.path.lexists(settings(data))
 
 
+@pytest.mark.slow
+def test_the_key_of_an_agent_that_was_killed_is_cleared_also_where_the_next_one_puts_it_elsewhere(
+    store: str, data: Path, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    killed = start(store, data, "--", "sh", "-c", f"touch {started}; exec sleep 600")
+    wait_for(started, killed)
+    where = settings(data).readlink()
+    killed.kill()
+    killed.communicate(timeout=120)
+    assert where.exists(), "nobody was there to remove it"
+    script = 'test ! -e "$1" && test -f "$2" && test ! -L "$2"'
+    following = start(store, data, "--plain-file", "--", "sh", "-c", script, "sh", str(where), str(settings(data)))
+    _, err = following.communicate(timeout=120)
+    assert following.returncode == 0, err
+    assert not where.parent.exists()
+    assert not os.path.lexists(settings(data))
+
+
 # --- lease ----------------------------------------------------------------------------------------------------------
 
 
