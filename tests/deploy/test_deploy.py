@@ -14,7 +14,7 @@ import click
 import pytest
 import yaml
 
-from goatherd.cli.main import cli
+from goatherd.cli.main import EXIT_CODES, cli
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -107,6 +107,11 @@ def test_a_unit_is_what_systemd_takes(path: Path, tmp_path: Path) -> None:
     )
     complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert not complaints, "\n".join(complaints)
+
+
+def test_a_server_that_gives_its_key_away_is_not_started_over_and_over() -> None:
+    text = next(path for path in UNITS if path.name == "goatherd-run.service").read_text()
+    assert f"RestartPreventExitStatus={EXIT_CODES['agent']}\n" in text
 
 
 @pytest.mark.parametrize("line", list(command_lines()))
