@@ -392,6 +392,43 @@ async def test_what_was_not_stored_does_not_count() -> None:
     assert [each and each.rule for each in await index.admit([first])] == [Rule.BIRTH]
 
 
+async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
+    """A rule of the application's may have refused it, silently; else anybody could take any key."""
+    held = Held()
+    index = index_of(held)
+    await index.refresh()
+    refused, good = note("k"), note("k")
+    assert await index.admit([refused]) == [None]
+    index.settle([refused], is_stored=True)
+    assert [each and each.rule for each in await index.admit([good])] == [Rule.BIRTH]
+    index._read_at = SystemClock().monotonic() - 1
+    assert await index.admit([good]) == [None]
+    index.settle([good], is_stored=True)
+    held.commits.append(good)
+    index._read_at = SystemClock().monotonic() - 1
+    assert [each and each.rule for each in await index.admit([refused])] == [Rule.BIRTH]
+
+
+async def test_a_commit_that_the_filter_hides_is_not_taken_for_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    index = index_of(held)
+    await index.refresh()
+    stored = note("k")
+    assert await index.admit([stored]) == [None]
+    index.settle([stored], is_stored=True)
+    index._replica._filter.add(stored.id)  # by mistake
+    read = index._replica.read
+
+    async def unless_hidden() -> list[dict[str, Any]]:
+        if not index._replica.hides(stored.id):
+            held.commits = [stored]
+        return await read()
+
+    monkeypatch.setattr(index._replica, "read", unless_hidden)
+    await index.refresh()
+    assert await index.admit([note("k", parents=(stored.id,))]) == [None]
+
+
 async def test_what_others_have_brought_is_found_out_before_a_refusal() -> None:
     held = Held()
     index = index_of(held)

@@ -8,7 +8,8 @@ repository, whatever was judged here. So an id stays with the repository in whic
 
 Rules: a repository is read before the first push to it is judged, and again, in the background or before a judgement
 that would be a refusal, when what is known is old: the child's own application and its peers write past the door.
-What was let through is remembered at once. The least used repositories are forgotten beyond `capacity` commits.
+What was let through counts at once, and for good when the child has shown it: it may have left it out, by a rule of the
+application's. The least used repositories are forgotten beyond `capacity` commits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ OLD_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
+_UNCONFIRMED: Final = 1000
+"""So many commits are believed to be stored, at most, before the child is asked."""
+_RENEWALS: Final = 3
 
 
 class Homes:
@@ -70,6 +74,7 @@ class RepositoryIndex:
         self._deltas: set[str] = set()
         self._schemas: dict[str, str | None] = {}
         self._pending: dict[str, Commit] = {}
+        self._unconfirmed: set[str] = set()
         self._wanted: set[str] = set()
 
     def __len__(self) -> int:
@@ -98,6 +103,21 @@ class RepositoryIndex:
         await self._rounds.aclose()
 
     async def _read(self) -> None:
+        answered = set(self._unconfirmed)
+        await self._take()
+        for _ in range(_RENEWALS):
+            if not any(self._replica.hides(each) for each in answered):
+                break
+            self._replica.renew()
+            await self._take()
+        answered = {each for each in answered if not self._replica.hides(each)}
+        # SECURITY: what the child did not store must not keep a key from others (tests/unit/agent/test_door_rules.py).
+        for commit_id in answered:
+            self._unconfirmed.discard(commit_id)
+            self._pending.pop(commit_id, None)
+        self._read_at = self._clock.monotonic()
+
+    async def _take(self) -> None:
         for raw in await self._replica.read():
             contents, key = raw.get("c"), raw.get("k")
             record = contents.get("r") if isinstance(contents, dict) else None
@@ -108,7 +128,6 @@ class RepositoryIndex:
                 if isinstance(parents, list):
                     self._wanted.update(each for each in parents if isinstance(each, str) and each not in self._key_of)
                 self._know(raw["id"], key, namespace, is_delta=not isinstance(record, dict))
-        self._read_at = self._clock.monotonic()
 
     def _know(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
         self._key_of[commit_id] = key
@@ -142,14 +161,17 @@ class RepositoryIndex:
     def settle(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
         """Take held commits as stored, or not; in doubt not, and the next push reads again."""
         for commit in commits:
-            held = self._pending.pop(commit.id, None)
-            if held is None:
+            if commit.id not in self._pending:
                 continue
-            if is_stored:
-                self._replica.add(commit.id)
-                self._know(commit.id, commit.key, commit.namespace, is_delta=commit.is_delta)
-            else:
+            if is_stored and commit.id not in self._key_of:
+                self._unconfirmed.add(commit.id)
+                continue
+            del self._pending[commit.id]
+            self._unconfirmed.discard(commit.id)
+            if not is_stored:
                 self._read_at = min(self._read_at or 0.0, self._clock.monotonic() - 2 * OLD_SECONDS)
+        if len(self._unconfirmed) > _UNCONFIRMED:
+            self._rounds.start()
 
     def _is_birth(self, commit: Commit) -> bool:
         return not any(self._has(parent, commit.key) for parent in commit.parents)

@@ -67,8 +67,16 @@ class Replica:
         self._filter.add(commit_id)
         if len(self.ids) > self._room:
             self._room = 2 * len(self.ids)
-            self._filter = self._new_filter(self._room)
-            self._filter.update(self.ids)
+            self.renew()
+
+    def hides(self, commit_id: str) -> bool:
+        """Whether the child would not send a commit, were it there, because the filter holds it by mistake."""
+        return commit_id in self._filter and commit_id not in self.ids
+
+    def renew(self) -> None:
+        """Make the filter anew, with other mistakes."""
+        self._filter = self._new_filter(self._room)
+        self._filter.update(self.ids)
 
     async def read(self) -> list[dict[str, Any]]:
         """Return the commits that are new since the last time, in the child's order.
