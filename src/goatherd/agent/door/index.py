@@ -30,7 +30,7 @@ OLD_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
-_UNCONFIRMED: Final = 1000
+_UNCONFIRMED: Final = 100
 """So many commits are believed to be stored, at most, before the child is asked."""
 _RENEWALS: Final = 3
 
@@ -196,7 +196,9 @@ class RepositoryIndex:
                 after.setdefault(each, []).append(index)
             if not waits_for or commit.id in self._key_of or not self._is_birth(commit):
                 ready.append(index)
-        batch = _Batch(keys={each.key: each.namespace for each in self._pending.values()}, ids={}, deltas=set())
+        keys = {commit.key for commit in commits}
+        on_the_way = {each.key: each.namespace for each in self._pending.values() if each.key in keys}
+        batch = _Batch(keys=on_the_way, ids={}, deltas=set())
         while ready:
             index = ready.popleft()
             commit = commits[index]
