@@ -39,6 +39,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.calls import CallCounts
+from goatherd.providers.entrance import Entrance
 from goatherd.providers.secret_bytes import SecretBytes as SecretBytes
 from goatherd.providers.watchable import WatchableSecretProvider as WatchableSecretProvider
 
@@ -268,7 +269,7 @@ class SecretProvider(ABC):
         self.retry = retry or RetryPolicy()
         self.clock: Clock = clock or SystemClock()
         self.call_counts = CallCounts(self.scheme)
-        self._entered = 0
+        self._entrance = Entrance()
 
     # --- made and opened ------------------------------------------------------------------------------------------
 
@@ -304,21 +305,13 @@ class SecretProvider(ABC):
         """What this provider promises."""
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            try:
-                await self._open()
-            except BaseException:
-                self._entered = 0
-                raise
+        await self._entrance.enter(self._open)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entered -= 1
-        if self._entered == 0:
-            await self._close()
+        await self._entrance.leave(self._close)
 
     # --- the algebra ----------------------------------------------------------------------------------------------
 
@@ -553,7 +546,9 @@ class SecretProvider(ABC):
                             raise
                         pause = self.retry.delay(call.attempt)
                         if isinstance(error, ThrottledError) and error.retry_after is not None:
-                            pause = max(pause, timedelta(seconds=error.retry_after))
+                            # Past the deadline, more makes no difference; and a store may ask for any number.
+                            wish = min(self.timeout.total_seconds(), error.retry_after)
+                            pause = max(pause, timedelta(seconds=wish))
                         if pause.total_seconds() >= (scope.when() or 0) - asyncio.get_running_loop().time():
                             raise
                     await self.clock.sleep(pause)

@@ -21,6 +21,7 @@ from goatherd.errors import GoatherdError, IdentityError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.calls import CallCounts
+from goatherd.providers.entrance import Entrance
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.settings")
@@ -185,24 +186,18 @@ class Settings(ABC):
         self._active: asyncio.Task[bool] | None = None
         self._queued: asyncio.Task[bool] | None = None
         self._refused_version: str | None = None
-        self._entered = 0
+        self._entrance = Entrance()
 
     async def __aenter__(self) -> Self:
-        self._entered += 1
-        if self._entered == 1:
-            try:
-                await self._open()
-            except BaseException:
-                self._entered = 0
-                raise
+        await self._entrance.enter(self._open)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entered -= 1
-        if self._entered:
-            return
+        await self._entrance.leave(self._end)
+
+    async def _end(self) -> None:
         try:
             await cancelled(self._queued, self._active)
         finally:

@@ -143,10 +143,11 @@ async def test_the_store_s_own_wish_for_patience_is_heeded_unless_it_exceeds_the
     provider = await made(throttled(2.5))
     await provider.read("root")
     assert provider.slept == [2.5]
-    provider = await made(throttled(60))
-    with pytest.raises(ThrottledError):
-        await provider.read("root")
-    assert provider.slept == []
+    for seconds in (60, 1e300, float("inf"), float("nan")):
+        provider = await made(throttled(seconds))
+        with pytest.raises(ThrottledError):
+            await provider.read("root")
+        assert provider.slept == []
 
 
 async def test_a_store_that_never_answers_is_unavailable_at_the_deadline():
@@ -258,6 +259,57 @@ async def test_a_provider_entered_twice_is_opened_once_and_closed_at_the_end():
             pass
         assert provider.events == ["open"]
     assert provider.events == ["open", "close"]
+
+
+async def test_who_enters_while_it_is_being_opened_waits_for_that():
+    class Opens(MemorySecretProvider):
+        may_go_on = asyncio.Event()
+        events: list[str] = []  # noqa: RUF012
+
+        async def _open(self) -> None:
+            self.events.append("opening")
+            await self.may_go_on.wait()
+            self.events.append("open")
+
+        async def _close(self) -> None:
+            self.events.append("close")
+
+    both = asyncio.Barrier(2)
+
+    async def use(provider: Opens) -> None:
+        async with provider:
+            provider.events.append("used")
+            await both.wait()
+
+    provider = Opens()
+    first, second = asyncio.create_task(use(provider)), asyncio.create_task(use(provider))
+    await asyncio.sleep(0)
+    assert provider.events == ["opening"]
+    provider.may_go_on.set()
+    await asyncio.gather(first, second)
+    assert provider.events == ["opening", "open", "used", "used", "close"]
+
+
+async def test_where_opening_fails_whoever_waited_for_it_opens_by_himself():
+    class Opens(MemorySecretProvider):
+        tries = 0
+
+        async def _open(self) -> None:
+            self.tries += 1
+            mine = self.tries
+            await asyncio.sleep(0)
+            if mine == 1:
+                raise ConfigurationError("not yet")
+
+    async def use(provider: Opens) -> int:
+        async with provider:
+            return provider.tries
+
+    provider = Opens()
+    first, second = await asyncio.gather(use(provider), use(provider), return_exceptions=True)
+    assert isinstance(first, ConfigurationError)
+    assert second == 2
+    assert await use(provider) == 3, "it was closed behind the last"
 
 
 async def test_a_provider_that_failed_to_open_can_be_entered_again():
