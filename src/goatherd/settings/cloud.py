@@ -38,7 +38,7 @@ from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus,
 from goatherd.settings.breaker import Breaker
 from goatherd.settings.keeper import Keeper, new_breaker
 from goatherd.settings.sealed import LastKnownGood
-from goatherd.settings.storage import read_file, replace_file
+from goatherd.settings.storage import read_if_there, replace_file
 from goatherd.telemetry import Event, event_text
 
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
@@ -300,6 +300,7 @@ class CloudSecretSettings(Settings):
                 await asyncio.to_thread(replace_file, self._seen, Seen.of(document).to_bytes())
             except SettingsError as error:
                 _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
+                self._remembered = None  # the next look at the store tries again
 
     def _verify(self, document: IdentityDocument, seen: IdentityDocument) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
@@ -382,9 +383,9 @@ def _recall(path: Path) -> Seen | None:
     Raises:
         SettingsError: The file cannot be read, or is damaged.
     """
-    if not path.exists():
+    raw = read_if_there(path)
+    if raw is None:
         return None
-    raw = read_file(path)
     try:
         return Seen.from_bytes(raw)
     except IdentityError as error:

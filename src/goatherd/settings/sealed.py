@@ -216,8 +216,9 @@ class LastKnownGood:
         if self._written is None:
             return True
         raw, stamped_ms = self._written
-        aged = timedelta(milliseconds=confirmed_ms - stamped_ms) >= self.max_age / STAMPS
-        return aged or raw != encode_document(document)
+        age = timedelta(milliseconds=confirmed_ms - stamped_ms)
+        # A stamp from a clock that was ahead would be refused in the outage, as one from the future.
+        return not timedelta(0) <= age < self.max_age / STAMPS or raw != encode_document(document)
 
     def save(self, secret: str, document: IdentityDocument, confirmed_ms: int) -> None:
         """Replace the copy, in one step, mode 0600.

@@ -21,14 +21,26 @@ def read_file(path: Path) -> bytes:
     Raises:
         SettingsError: It is missing, or cannot be read.
     """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
+    raw = read_if_there(path)
+    if raw is None:
         raise SettingsError(
             f"there is no {path}",
             hint="No identity is made up in its place. Make one with `goatherd init`, or bring one with"
             " `goatherd migrate`.",
-        ) from None
+        )
+    return raw
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Return the file's bytes, or None where there is none. What cannot be read is not absent.
+
+    Raises:
+        SettingsError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
 

@@ -37,6 +37,7 @@ from goatherd.identity import (
     roll_back,
     with_phase,
 )
+from goatherd.providers.base import Call, Label, SecretValue, VersionId
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.settings import CloudSecretSettings, DBSettings
 from goatherd.settings.breaker import CAP
@@ -184,13 +185,39 @@ async def test_a_damaged_memory_of_what_was_seen_is_an_error_and_not_a_first_sta
     assert seen.read_bytes() == raw
 
 
-async def test_a_memory_that_cannot_be_written_is_logged_and_no_reason_to_stop(
-    provider: CountingProvider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("place", ["file/seen.json", "circle/seen.json"])
+async def test_a_memory_that_cannot_be_read_is_an_error_and_not_a_first_start(
+    provider: CountingProvider, tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    async with CloudSecretSettings(provider, SECRET, seen=tmp_path / "file/seen.json") as settings:
-        assert (await settings.load()).current == A
-    assert "settings.not_remembered" in caplog.text
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(SettingsError, match="cannot read"):
+        await CloudSecretSettings(provider, SECRET, seen=tmp_path / place).load()
+
+
+async def test_a_memory_that_cannot_be_written_is_logged_no_reason_to_stop_and_tried_again(
+    provider: CountingProvider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place, seen = tmp_path / "place", tmp_path / "place/seen.json"
+
+    async def remembered(settings: CloudSecretSettings) -> None:
+        assert settings._remembering is not None
+        await settings._remembering
+
+    async with CloudSecretSettings(provider, SECRET, seen=seen) as settings:
+        await settings.load()
+        await remembered(settings)
+        place.rename(tmp_path / "away")
+        place.write_text("in the way")
+        await provider.put(PREPARED)
+        await settings.refresh()
+        await remembered(settings)
+        assert settings.settings.document.generation == 2
+        assert "settings.not_remembered" in caplog.text
+        place.unlink()
+        await settings.refresh()
+        await remembered(settings)
+        assert json.loads(seen.read_text())["generation"] == 2
 
 
 # --- refreshing -----------------------------------------------------------------------------------------------------
@@ -506,6 +533,33 @@ async def test_each_organization_has_an_identity_of_its_own() -> None:
         await cluster.load()
     single = CloudSecretSettings(provider, "goatdb/north/root")
     assert single.for_org("anything") is single
+
+
+async def test_organizations_that_come_at_once_share_a_store_that_takes_time_to_open() -> None:
+    class Slow(MemorySecretProvider):
+        is_open = False
+
+        async def _open(self) -> None:
+            await asyncio.sleep(0)
+            self.is_open = True
+
+        async def _close(self) -> None:
+            self.is_open = False
+
+        async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+            assert self.is_open
+            return await super()._read(call, at)
+
+    slow = Slow()
+    await slow.create(SECRET, encode_document(FIRST))
+    single = CloudSecretSettings(slow, SECRET)
+
+    async def use(org: str) -> OwnedSession:
+        async with single.for_org(org) as settings:
+            return (await settings.load()).current
+
+    assert await asyncio.gather(use("north"), use("south")) == [A, A]
+    assert not slow.is_open
 
 
 async def test_neither_settings_nor_their_repr_nor_the_log_show_a_key(

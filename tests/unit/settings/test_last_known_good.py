@@ -187,6 +187,22 @@ async def test_the_copy_follows_the_identity_and_its_stamp_the_stores_word(
         assert (await written())["confirmedAt"] == clock.now_ms()
 
 
+async def test_a_stamp_from_a_clock_that_was_ahead_is_replaced_once_it_is_right_again(
+    make: Make, provider: CountingProvider, clock: HandClock, path: Path
+) -> None:
+    await clock.turn(DAY)
+    async with make() as settings:
+        await settings.load()
+        assert settings._remembering is not None
+        await settings._remembering
+        await clock.turn(-DAY)
+        await settings.refresh()
+    assert json.loads(path.read_text())["confirmedAt"] == NOW
+    away(provider)
+    async with make() as settings:
+        assert (await settings.load()).current == A
+
+
 async def test_a_copy_that_cannot_be_written_is_logged_and_no_reason_to_stop(
     make: Make, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
