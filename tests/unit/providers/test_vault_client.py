@@ -63,6 +63,9 @@ async def error_of(response: httpx2.Response) -> ProviderError:
         (httpx2.Response(200, content=b" " * (9 << 20)), UnavailableError),
         (httpx2.Response(204), UnavailableError),
         (httpx2.Response(404, content=b"<html>not found</html>"), UnavailableError),
+        (httpx2.Response(404, json={}), UnavailableError),
+        (httpx2.Response(404, json={"message": "no Route matched with those values"}), UnavailableError),
+        (httpx2.Response(404, json={"errors": ["unsupported path"]}), UnavailableError),
         (httpx2.Response(418, json={"errors": []}), UnavailableError),
         (httpx2.Response(412, json={"errors": ["required index state not present"]}), UnavailableError),
         (
@@ -87,6 +90,25 @@ async def test_an_answer_is_never_taken_for_a_missing_secret_unless_it_says_so(
     response: httpx2.Response, kind: type[ProviderError]
 ):
     assert type(await error_of(response)) is kind
+
+
+async def test_a_gateway_that_knows_no_such_route_has_neither_destroyed_nor_deleted_anything():
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        path, metadata = request.url.path, {"version": 1, "created_time": "2026-11-24T16:05:27Z"}
+        if path.endswith("capabilities-self"):
+            return httpx2.Response(200, json={"data": {"secret/destroy/goatdb/root": ["update"]}})
+        if path.endswith("data/goatdb/root-pointer"):
+            read = {"data": pointer, "metadata": metadata}
+            return httpx2.Response(200, json={"data": read if request.method == "GET" else {**metadata, "version": 2}})
+        return httpx2.Response(404, json={"message": "no Route matched with those values"})
+
+    entries = {n: Entry(created_ms=1, request="r", digest="d", size=1) for n in (1, 2)}
+    pointer = encode_pointer(Ledger(entries=entries, labels={CURRENT: 2}))
+    async with provider(answer) as one:
+        with pytest.raises(UnavailableError, match="something else answers"):
+            await one.destroy("goatdb/root", "1")
+        with pytest.raises(UnavailableError, match="something else answers"):
+            await one.delete("goatdb/root")
 
 
 @pytest.mark.parametrize(

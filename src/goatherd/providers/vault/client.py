@@ -141,7 +141,7 @@ class VaultClient:
         """Return a version of an entry, the newest by default; None when there is no such version or entry."""
         params = {} if version is None else {"version": str(version)}
         status, answer = await self._call("GET", self._path("data", path), params=params)
-        if status == 404 and "data" not in answer:
+        if _is_absence(status, answer):
             return None
         data = _object(answer, "data")
         number, created_ms = _version_of(_object(data, "metadata"))
@@ -166,7 +166,7 @@ class VaultClient:
     async def metadata(self, path: str) -> Metadata:
         """Return what is known of an entry."""
         status, answer = await self._call("GET", self._path("metadata", path))
-        if status == 404 and "data" not in answer:
+        if _is_absence(status, answer):
             return Metadata()
         data = _object(answer, "data")
         current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
@@ -262,6 +262,8 @@ class VaultClient:
                 f"nothing is mounted at {self._address.mount}",
                 hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
             )
+        if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
+            raise _damaged("HTTP 404 that no Vault server sends: something else answers in its place")
         if status == 400 and _UPGRADING in told:
             raise VaultProblem(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
         if status == 400 and _CAS_MISMATCH not in told:
@@ -432,6 +434,11 @@ def _parsed(raw: bytes) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
+
+
+def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:
+    """Whether the server says that there is no such version or entry: 404 and an empty list of errors, nothing else."""
+    return status == 404 and "data" not in answer and answer.get("errors") == []
 
 
 def _told(answer: Mapping[str, Any]) -> str:
