@@ -8,7 +8,8 @@ a scheme that two distributions claim is refused with both names; a URI is not q
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -97,7 +98,9 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
             f"a {scheme} address holds no user and no password",
             hint="Take what stands before the @ out; the provider finds the platform's own credentials.",
         )
-    return _provider_class(scheme).from_uri(f"{scheme}://{rest}")
+    plugin = _provider_class(scheme)
+    with _address_of(scheme):
+        return plugin.from_uri(f"{scheme}://{rest}")
 
 
 def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
@@ -116,7 +119,8 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
         plugin = _provider_class(_NAMES.get(name, name))
     except PluginNotFoundError as error:
         raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from error
-    return plugin.from_config(cloud_config)
+    with _address_of(name):
+        return plugin.from_config(cloud_config)
 
 
 def policy_text(name: str, role: str, secret: str) -> str:
@@ -139,7 +143,8 @@ def policy_text(name: str, role: str, secret: str) -> str:
     if len(points) > 1:
         raise _claimed_twice(scheme, points)
     policy: Policy = _load(points[0], scheme)
-    return policy(role, secret)
+    with _address_of(scheme):
+        return policy(role, secret)
 
 
 def later(package: str, **homes: str) -> Callable[[str], object]:
@@ -159,6 +164,22 @@ def later(package: str, **homes: str) -> Callable[[str], object]:
         return found
 
     return find
+
+
+@contextmanager
+def _address_of(scheme: str) -> Iterator[None]:
+    """Make an error of ours of whatever else a plugin raises over an address, such as `ValueError` of a bad host."""
+    try:
+        yield
+    except GoatherdError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of a stranger's plugin, anything
+        # SECURITY: neither its text nor the chain is shown, which may quote the address
+        # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
+        raise ConfigurationError(
+            f"not an address that the {scheme} provider takes ({type(error).__name__})",
+            hint="Where it is right, this is a bug of the plugin.",
+        ) from None
 
 
 def _points(group: str) -> list[EntryPoint]:
@@ -201,7 +222,7 @@ def _load(point: EntryPoint, scheme: str) -> Any:
             f"the {scheme} provider needs a library that is not installed: {error.name or error}",
             hint=f"Install it: pip install {wanted}",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a stranger's module may end the process, a licence check for one
         raise ConfigurationError(
             f"the {scheme} provider of {distribution} is broken: {type(error).__name__}: {error}",
             hint=f"Report it to the makers of {distribution}.",

@@ -6,13 +6,15 @@ import re
 import subprocess
 import sys
 import tomllib
+import traceback
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from goatherd import _plugins
-from goatherd._plugins import check_providers, open_provider, provider_from_config, provider_schemes
+from goatherd._plugins import check_providers, open_provider, policy_text, provider_from_config, provider_schemes
 from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError
 from goatherd.providers.memory import MemorySecretProvider
 
@@ -161,6 +163,50 @@ def test_one_broken_plugin_does_not_hide_the_others(installed: list[EntryPoint])
         ("m", "9.9", ConfigurationError),
         ("z", "9.9", type(None)),
     ]
+
+
+def test_a_plugin_that_ends_the_process_when_it_is_imported_is_broken_like_any_other(
+    installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "needs_a_licence.py").write_text("raise SystemExit('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed += [point("a", "needs_a_licence:Provider"), point("z", MEMORY)]
+    assert [type(each.problem) for each in check_providers()] == [ConfigurationError, type(None)]
+
+
+class Clumsy(MemorySecretProvider):
+    @classmethod
+    def from_uri(cls, uri: str):
+        raise KeyError(uri)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]):
+        raise KeyError(config["secretId"])
+
+
+def test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted(installed: list[EntryPoint]):
+    installed.append(point("x", f"{__name__}:Clumsy"))
+    place = "somewhere".upper()  # so that no line of this file quotes it
+    for attempt in (
+        lambda: open_provider(f"x:///{place}"),
+        lambda: provider_from_config({"provider": "x", "secretId": place}),
+    ):
+        with pytest.raises(ConfigurationError, match="KeyError") as caught:
+            attempt()
+        assert place not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("scheme", sorted(set(provider_schemes()) - {"memory"}))
+@pytest.mark.parametrize("rest", ["[/root", "[::1/root", "a\u2100b/root", "host:port/a/b", "host:99999999/a/b"])
+def test_an_address_that_is_no_uri_is_a_configuration_error(scheme: str, rest: str):
+    for attempt in (
+        lambda: open_provider(f"{scheme}://{rest}"),
+        lambda: policy_text(scheme, "server", f"{scheme}://{rest}"),
+    ):
+        try:
+            attempt()
+        except ConfigurationError:
+            continue
 
 
 def test_goatdb_s_configuration_shape_chooses_the_plugin():
