@@ -230,6 +230,19 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_file_and_nothing_else(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_a_killed_writer_left_does_not_stay_on_the_disk(path: Path) -> None:
+    old, fresh = (path.with_name(f".{path.name}.{digit * 16}.new") for digit in "ab")
+    others = path.with_name(".other.json.cccccccccccccccc.new")
+    for each in (old, fresh, others):
+        each.write_text("a private key")
+    for each in (old, others):
+        os.utime(each, (1, 1))
+    storage.replace_file(path, b"new")
+    assert sorted(path.parent.iterdir()) == sorted([path, fresh, others]), "the fresh one may be a writer's at work"
+    storage.remove_file(path)
+    assert list(path.parent.iterdir()) == [others]
+
+
 def test_a_new_file_is_private_from_its_first_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[int] = []
     real = os.open
