@@ -22,6 +22,11 @@ _PURPOSE: Final = {
     "rotator": "puts the identity into a secret that is there, rotates it, and destroys what is retired",
     "admin": "the rotator's, and making and deleting the secret",
 }
+_ADMIN_WARNING: Final = (
+    "# These rights hold for every secret of the project {project}: give them to a person for the time of\n"
+    "# `goatherd init`, not to a workload. None are needed where somebody makes the empty secret first\n"
+    "# (gcloud secrets create): the rotator's then go far enough."
+)
 _READS: Final = frozenset({"secretmanager.versions.access"})
 _ROTATES: Final = _READS | {
     "secretmanager.secrets.get",
@@ -82,6 +87,7 @@ def policy(role: str, uri: str) -> str:
     full = f"projects/{address.project}/roles/{name}"
     if role == "admin":
         # A secret that does not exist yet cannot carry a grant.
+        lines.insert(1, _ADMIN_WARNING.format(project=address.project))
         return "\n".join([*lines, *_binding(address, None, full)]) + "\n"
     return "\n".join([*lines, *_binding(address, secret_id, full)]) + "\n"
 
