@@ -97,6 +97,11 @@ class ForgetsItsRequest(MemorySecretProvider):
         return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
 
 
+class ForgetsItsCreation(MemorySecretProvider):
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return await super()._create(replace(call, request=f"{call.request}{call.attempt}"), value, label)
+
+
 class StripsBytes(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(call, SecretBytes(value.reveal().rstrip()), label, expected)
@@ -151,6 +156,7 @@ MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
     (TakesDestroyedForMissing, "a_destroyed_version_is_gone_for_good"),
     (DestroysWhatIsLabelled, "a_labelled_version_cannot_be_destroyed"),
     (ForgetsItsRequest, "a_lost_answer_is_not_a_lost_race"),
+    (ForgetsItsCreation, "a_lost_answer_is_not_a_lost_race"),
     (StripsBytes, "any_bytes_come_back_as_they_were"),
     (KeepsLabelsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
     (ReusesIds, "a_destroyed_version_is_gone_for_good"),

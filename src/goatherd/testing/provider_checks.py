@@ -1,7 +1,7 @@
 """What every secret provider must do, one function each, whose name is the sentence that it proves.
 
 What it is: `CHECKS`. What it is not: a way to run them (`goatherd.testing.contract`), or a test of a platform. Rules: a
-check uses the public algebra of `goatherd.providers.base` (one wraps the private `_write`, to lose its answer) on
+check uses the public algebra of `goatherd.providers.base` (one wraps private methods, to lose their answers) on
 secrets of its own; what a provider declares not to do (`Guarantees`) is skipped with the reason, never passed.
 """
 
@@ -26,13 +26,11 @@ from goatherd.errors import (
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
-    UnavailableError,
     VersionDisabledError,
 )
 from goatherd.providers.base import (
     CURRENT,
     STABLE,
-    Call,
     Label,
     ReadConsistency,
     SecretBytes,
@@ -40,7 +38,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
-from goatherd.testing.subject import Check, Subject, must, needs, refused
+from goatherd.testing.subject import Check, Subject, losing_the_answer, must, needs, refused
 
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
 
@@ -490,24 +488,16 @@ async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
 
 
 async def a_lost_answer_is_not_a_lost_race(it: Subject) -> None:
-    """The store did the write but its answer was lost: the retry finds it done, once."""
+    """The store did it but its answer was lost: the retry finds it done, once. A creation, a write, a label's move."""
     name = it.new_id()
-    first = await it.provider.create(name, b"first")
     async with it.factory() as unlucky:
-        whole, lost = unlucky._write, list[SecretVersion]()
-
-        async def lossy(call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-            version = await whole(call, value, label, expected)
-            if not lost:
-                lost.append(version)
-                raise call.error(UnavailableError, "the answer was lost")
-            return version
-
-        unlucky._write = lossy  # type: ignore[method-assign]
-        second = await unlucky.write(name, b"second", expected=first.id)
-    must(second.id == lost[0].id, "the retry wrote another version")
+        first = await losing_the_answer(unlucky, "_create", lambda: unlucky.create(name, b"first"))
+        second = await losing_the_answer(unlucky, "_write", lambda: unlucky.write(name, b"second", expected=first.id))
+        await losing_the_answer(unlucky, "_label", lambda: unlucky.label(name, STABLE, first.id, expected=None))
+        await losing_the_answer(unlucky, "_label", lambda: unlucky.label(name, STABLE, second.id, expected=first.id))
     must(len(await it.provider.versions(name)) == 2, "the retry left one more version")
     must(await it.seen(name, second.id) == b"second", "another value is read")
+    must(await it.picture(name) == {CURRENT: second.id, STABLE: second.id}, "the labels are elsewhere")
 
 
 async def what_is_declared_is_true(it: Subject) -> None:

@@ -1,6 +1,6 @@
 """What a check of a provider works with: the provider under test, and the ways to say what must be.
 
-What it is: `Subject`, `must`, `refused` and `needs`, for `goatherd.testing.provider_checks`. What it is not: a check.
+What it is: `Subject` and what says what must be, for `goatherd.testing.provider_checks`. What it is not: a check.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
+from unittest import mock
 
-from goatherd.errors import ProviderError
-from goatherd.providers.base import CURRENT, Label, ReadConsistency, SecretProvider
+from goatherd.errors import ProviderError, UnavailableError
+from goatherd.providers.base import CURRENT, Call, Label, ReadConsistency, SecretProvider, SecretVersion
 
+Result = TypeVar("Result")
 Factory = Callable[[], SecretProvider]
 
 
@@ -91,6 +94,30 @@ async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[
     except Exception as error:
         raise ContractViolationError(f"{kind.__name__} was due, {type(error).__name__} came") from error
     raise ContractViolationError(f"{kind.__name__} was due, nothing was raised")
+
+
+async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callable[[], Awaitable[Result]]) -> Result:
+    """Do something whose first answer is lost after it was done; return the second, which must be of the same version.
+
+    Args:
+        unlucky: The client.
+        method: The private one whose answer is lost.
+        begin: Calls the public one.
+    """
+    whole, answers = getattr(unlucky, method), list[object]()
+
+    async def lossy(call: Call, *arguments: object) -> object:
+        answers.append(await whole(call, *arguments))
+        if len(answers) == 1:
+            raise call.error(UnavailableError, "the answer was lost")
+        return answers[-1]
+
+    with mock.patch.object(unlucky, method, lossy):
+        found = await begin()
+    lost = answers[0]
+    if isinstance(lost, SecretVersion):
+        must(isinstance(found, SecretVersion) and found.id == lost.id, "the retry made another version")
+    return found
 
 
 def needs(it: Subject, condition: bool, reason: str) -> None:
