@@ -14,7 +14,6 @@ whether a rotation is under way. Rules:
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -366,15 +365,15 @@ async def _difference(plan: Plan, destination: Store) -> str | None:
         listed = {label: version.id for version in await destination.versions() for label in version.labels}
         if listed != {label: targets[holder] for label, holder in plan.labels.items()}:
             return "the labels lead elsewhere"
-        found = await asyncio.gather(
-            *(provider.read(secret_id, item.target) for item in plan.items if item.target is not None)
-        )
+        # One after another: a store that keeps everything may hold so many that it would ask for patience.
+        for item in plan.items:
+            if item.target is not None:
+                there = await provider.read(secret_id, item.target)
+                if digest_of(there.value) != item.digest:
+                    return f"version {item.target} differs from version {item.source} of the source"
         current = await provider.read(secret_id, CURRENT)
     except (SecretNotFoundError, VersionDisabledError) as error:
         return str(error)
-    for item, there in zip(plan.items, found, strict=True):
-        if digest_of(there.value) != item.digest:
-            return f"version {item.target} differs from version {item.source} of the source"
     return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` leads elsewhere"
 
 

@@ -182,7 +182,9 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
 
 def _clock_check(versions: Sequence[SecretVersion], now_ms: int) -> Check:
     """Compare the clock that stamped the newest version; it can only be seen to be fast, not to be slow."""
-    ahead = timedelta(milliseconds=max(0, max(one.created_ms for one in versions) - now_ms))
+    # With eventual reads, the list may be empty still, though a version was read.
+    newest_ms = max((one.created_ms for one in versions), default=0)
+    ahead = timedelta(milliseconds=max(0, newest_ms - now_ms))
     if ahead > STORE_SKEW:
         text = f"the newest version was made {format_duration(ahead)} from now, by the store's clock or its writer's"
         hint = "Set this machine's clock by NTP; for stores on a server of your own, that one's too."

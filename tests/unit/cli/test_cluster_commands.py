@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
-from goatherd.cli.store_checks import _other_label_checks
+from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
@@ -372,6 +372,10 @@ def test_doctor_names_a_store_that_stops_answering_while_it_looks(
     level, text = checks(result)["latency"][0]
     assert level == "fail"
     assert text.startswith("read 1 of 5 times, then: file: read 'root': the disk is away")
+
+
+def test_doctor_compares_no_clock_with_a_list_that_lags() -> None:
+    assert _clock_check([], NOW_MS).level == "ok"
 
 
 def test_doctor_tells_of_a_label_whose_version_is_gone(goatherd: Goatherd) -> None:

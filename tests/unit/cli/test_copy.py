@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, Guarantees, SecretVersion
+from goatherd.providers.base import CURRENT, Call, Guarantees, Label, SecretValue, SecretVersion, VersionId
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 
 from .conftest import Goatherd, secrets_in
@@ -107,6 +108,22 @@ async def test_all_readable_versions_and_all_labels_arrive_and_what_stays_behind
     assert await picture(store_of(target)) == WHOLE
     assert [(item.source, item.target) for item in done.plan.items] == [("1", "1"), ("3", "2"), ("4", "3")]
     assert [(each.id, each.reason) for each in done.plan.skipped] == [("2", "destroyed")]
+
+
+async def test_a_store_is_asked_for_one_version_at_a_time_however_many_there_are() -> None:
+    class Crowded(Emulated):
+        reading = most = 0
+
+        async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+            await asyncio.sleep(0)
+            self.reading -= 1
+            return await super()._read(call, at)
+
+    target = Crowded()
+    await copy_secret(await source_of([b"%d" % n for n in range(20)], {}), store_of(target))
+    assert target.most == 1
 
 
 async def test_nobody_sees_a_current_version_before_the_copy_is_complete() -> None:
