@@ -419,6 +419,13 @@ async def test_nobody_is_led_to_a_version_that_was_not_stored_as_it_was_written(
         assert (await store.read(SECRET)).version.id == first.id
 
 
+async def test_a_list_that_lacks_what_labels_lead_to_is_not_an_empty_one(fake: FakeSecretsManager):
+    async with provider_at(fake.url) as store:
+        first = await store.create(SECRET, b"1")
+        fake.damage(b'{"ARN": "a"}', operation="ListSecretVersionIds", times=1)
+        assert [version.id for version in await store.versions(SECRET)] == [first.id], "asked again"
+
+
 async def test_an_endless_list_of_versions_ends(fake: FakeSecretsManager):
     async with provider_at(fake.url, retry=NO_RETRY) as store:
         await store.create(SECRET, b"1")

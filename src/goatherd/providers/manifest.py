@@ -44,7 +44,7 @@ def decode(raw: bytes) -> Ledger:
             entries=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedManifestError("a member is missing or of the wrong kind") from None
     if not set(ledger.labels.values()) <= set(ledger.entries):
         raise DamagedManifestError("a label points at no version")

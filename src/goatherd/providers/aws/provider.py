@@ -230,8 +230,8 @@ class AWSSecretProvider(SecretProvider):
             request["NextToken"] = following
         else:
             raise damaged(call, f"its list has more than {_MOST_PAGES} pages")
-        if not found:
-            await self._stages(call)  # says so if the secret is deleted
+        if not found and (await self._stages(call)).by_version:  # which says so if the secret is deleted
+            raise damaged(call, "its list of versions is empty, but labels lead to some")
         # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
         newest_first = list(found.values())[::-1]
         newest_first.sort(key=lambda version: version.created_ms, reverse=True)

@@ -313,7 +313,7 @@ def decode_pointer(stored: str) -> Pointer:
             versions=MappingProxyType({VersionId(v): _entry(entry) for v, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError("a member is missing or of the wrong kind") from None
     if encode_pointer(pointer) != stored:
         raise DamagedRecordError("its digest does not fit its content")

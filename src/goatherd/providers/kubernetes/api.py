@@ -484,14 +484,14 @@ def _parsed(raw: bytes) -> Mapping[str, Any] | None:
 def _reason(answer: Mapping[str, Any], before: str = "") -> str:
     """Return the machine-readable reason of a Status, if it is one of those that exist, so that it quotes nothing."""
     reason = answer.get("reason")
-    return f"{before}{reason}" if reason in _REASONS else ""
+    return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
 def _invalid(answer: Mapping[str, Any]) -> KubernetesProblem:
     """Return what a 422 means. Its message is not shown: it may quote what was sent."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
-    found = [cause for cause in causes or () if isinstance(cause, Mapping)]
+    found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
         return KubernetesProblem(SecretTooLargeError, "the Secret would be longer than the server takes")
     told = str(answer.get("message") or "")

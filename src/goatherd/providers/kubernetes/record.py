@@ -223,7 +223,7 @@ def decode_pointer(raw: bytes) -> Ledger:
             entries=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError(f"a member of {POINTER} is missing or of the wrong kind") from None
     if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
         raise DamagedRecordError(f"a label in {POINTER} points at no version")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _LONGEST_ANSWER: Final = 8 << 20
 _PATIENCE: Final = 0.5
 _QUOTED: Final = 200
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_MOST_VERSIONS: Final = 10**18 - 1
 _UPGRADING: Final = "Upgrading from non-versioned to versioned"
 
 
@@ -159,8 +162,8 @@ class VaultClient:
             return None
         metadata = _object(answer, "data")
         number, created_ms = _version_of(metadata)
-        if number <= cas:
-            raise _damaged("it names an older version than the one written")
+        if number != cas + 1:
+            raise _damaged("it names another version than the one written")
         return Written(version=number, created_ms=created_ms, expires=bool(metadata.get("deletion_time")))
 
     async def metadata(self, path: str) -> Metadata:
@@ -170,10 +173,14 @@ class VaultClient:
             return Metadata()
         data = _object(answer, "data")
         current, most, versions = data.get("current_version"), data.get("max_versions"), data.get("versions")
-        if not isinstance(current, int) or not isinstance(most, int) or not isinstance(versions, Mapping):
+        if type(current) is not int or type(most) is not int or not isinstance(versions, Mapping):
             raise _damaged("it is not the metadata of an entry")
         now_ms = self._clock.now_ms()
-        states = {int(number): _state(entry, now_ms) for number, entry in versions.items() if number.isdecimal()}
+        states = {
+            int(number): _state(_object(versions, number), now_ms)
+            for number in versions
+            if _NUMBER.fullmatch(number) is not None
+        }
         return Metadata(current=current, max_versions=most, states=MappingProxyType(states))
 
     async def keep(self, path: str, versions: int) -> None:
@@ -203,7 +210,7 @@ class VaultClient:
                 return None
             raise
         listed = _object(answer, "data").get(where)
-        return bool({capability, "root", "sudo"} & set(listed)) if isinstance(listed, list) else None
+        return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
     async def engine(self) -> str | None:
         """Return what is mounted, such as ``kv 2``; None where the token may not know."""
@@ -456,7 +463,7 @@ def _object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
     number, created = metadata.get("version"), metadata.get("created_time")
-    if not isinstance(number, int) or number < 1 or not isinstance(created, str):
+    if type(number) is not int or not 1 <= number <= _MOST_VERSIONS or not isinstance(created, str):
         raise _damaged("it names no version")
     return number, _milliseconds(created)
 

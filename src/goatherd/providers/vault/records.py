@@ -101,7 +101,7 @@ def decode_pointer(data: Mapping[str, Any]) -> Ledger:
             entries=MappingProxyType({int(n): _entry(entry) for n, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in data["labels"].items()}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError("a member is missing or of the wrong kind") from None
     if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
         raise DamagedRecordError("a label points at no version")
