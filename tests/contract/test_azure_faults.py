@@ -96,7 +96,25 @@ async def test_a_damaged_answer_is_unavailable_and_neither_a_value_nor_no_secret
     assert (await once.read("herd")).value.reveal() == VALUE
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{}", b"null", b'{"value":[{}]}', b'{"value":[{"id":"x"}]}'])
+ITEM = f'{{"id": "https://v/secrets/herd/{"a" * 32}", "attributes": {{"created": 1}}, %s}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"{}",
+        b"null",
+        b'{"value":[{}]}',
+        b'{"value":[{"id":"x"}]}',
+        b'{"value":5}',
+        b'{"value":[5]}',
+        *(
+            f'{{"value": [{ITEM % odd}]}}'.encode()
+            for odd in ('"tags": 5', '"tags": [1]', '"tags": "x"', '"attributes": {"created": "x"}')
+        ),
+    ],
+)
 async def test_a_damaged_list_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider, body: bytes):
     await once.create("herd", VALUE)
     vault.trouble = [Trouble(match="GET /secrets/herd/versions", status=200, body=body)]
