@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from goatherd.errors import NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id, new_seeds
-from goatherd.node.peer import MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer
+from goatherd.node.peer import MANY, MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import filter_parameters
@@ -387,6 +388,53 @@ async def test_no_trouble_loses_anything_and_waits_stay_short(trouble: Exception
     await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 5, seconds=3)
     assert link.peer.status.online
     assert link.peer.status.last_error is None
+
+
+async def test_half_a_character_in_a_commit_does_not_end_the_syncing() -> None:
+    """JavaScript writes one whenever it cuts a text in the middle of an emoji."""
+    link = Link(PATH)
+    link.here.shelves[PATH].put({"id": new_id(), "k": "a\ud83d", "\udc00": 2**70}, *fake_commits(1))
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 2)
+
+
+async def test_what_nobody_foresaw_is_said_aloud_and_the_syncing_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    link = Link(PATH)
+    link.there.down = ZeroDivisionError("a bug")
+    link.here.shelves[PATH].put(*fake_commits(1))
+    await link.let_pass(10)
+    assert "a bug" in caplog.text
+    assert not link.peer.status.online
+    link.there.down = None
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 1)
+
+
+async def test_a_peer_that_claims_to_hold_very_much_does_not_size_our_filters() -> None:
+    link = Link(PATH)
+    link.here.shelves[PATH].put(*fake_commits(3))
+    truth = link.there.reply
+    link.there.reply = lambda path, message: {**truth(path, message), "s": 2**52}  # type: ignore[method-assign]
+    await link.let_pass(10)
+    filters = [message["f"]["__v"]["d"] for batch in link.there.batches for _, message in batch]
+    assert max(map(len, filters)) < 10_000
+    assert len(link.there.shelves[PATH].ids) == 3
+
+
+async def test_very_many_commits_are_looked_through_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(PATH)
+    link.here.shelves[PATH].put(*fake_commits(MANY + 1))
+    link.there.shelves[PATH] = Shelf()
+    link.there.shelves[PATH].put(*link.here.shelves[PATH].commits.values())
+    update, threads = BloomFilter.update, set()
+
+    def noted(self: BloomFilter, members: Sequence[str]) -> None:
+        if len(members) > MANY:
+            threads.add(threading.current_thread())
+        update(self, members)
+
+    monkeypatch.setattr(BloomFilter, "update", noted)
+    await link.until(lambda: link.peer.status.rounds > 8 and not link.peer.status.waiting)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
