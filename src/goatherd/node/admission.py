@@ -39,6 +39,7 @@ class Limits:
         spare_size: How far above what is here, and came along, a peer's count is believed when a reply's filter is
             sized.
         reply_commits: Commits in the answer to one element. The rest follows in later rounds.
+        reply_bytes: Bytes of commits and filters in one answer. The rest follows in later rounds.
         parents: Parents of one commit.
         ancestor_bytes: Bytes of one ancestors filter.
         depth: Nesting of a commit's contents.
@@ -50,6 +51,7 @@ class Limits:
     filter_bytes: int = 4 * 1024 * 1024
     spare_size: int = 1000
     reply_commits: int = 10_000
+    reply_bytes: int = 64 * 1024 * 1024
     parents: int = 1000
     ancestor_bytes: int = 1024 * 1024
     depth: int = 64

@@ -42,7 +42,8 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
     D11 commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
         they kill the servers and clients that merge or read them (T37)
     D12 commits of schemas that are not registered are stored and passed on (there: skipped)
-    D13 an answer holds at most `Limits.reply_commits` commits per element; the rest follows in later rounds
+    D13 an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all; the rest
+        follows in later rounds
     D14 the answer waits for the disk (there: a crash may lose acknowledged commits)
     D15 repositories are opened only for well-formed paths, and a file appears with the first commit (T49)
     D16 invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
@@ -51,7 +52,7 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -71,7 +72,7 @@ from goatherd.node.births import merge_births, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
-from goatherd.node.views import BIG_VIEW, Views
+from goatherd.node.views import BIG_VIEW, Room, Views
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -514,21 +515,17 @@ class Engine:
 
     def _replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> Steps[bytes]:
         """Build the body of the answer, in the order of the request."""
-        replies: list[tuple[str, SyncMessage]] = []
-        heavy = 0
-        for element in elements:
-            view = self._views.of(self._repositories[element.path], requester)
-            asks = (element.message, element.brought > 0, now_ms)
-            work = partial(self._views.reply, view, *asks, is_root=requester.is_root)
-            if len(view.commits) > BIG_VIEW:
-                message = yield Step(lambda _, work=work: work())  # type: ignore[misc]
-            else:
-                message = work()
-            heavy += len(message.commits)
-            replies.append((element.given_path, message))
-        if heavy <= BIG_VIEW:
-            return _encode(replies)
-        body: bytes = yield Step(lambda _: _encode(replies))
+        views = [self._views.of(self._repositories[element.path], requester) for element in elements]
+
+        def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
+            room = Room(self.limits.reply_bytes)
+            for element, view in zip(elements, views, strict=True):
+                asks = (element.message, element.brought > 0, now_ms)
+                yield element.given_path, *self._views.reply(view, *asks, is_root=requester.is_root, room=room)
+
+        if sum(len(view.commits) for view in views) <= BIG_VIEW:
+            return encode_reply(answers())
+        body: bytes = yield Step(lambda _: encode_reply(answers()))
         return body
 
     # --- reading and writing from Python -----------------------------------------------------------------------------
@@ -570,13 +567,6 @@ class Engine:
 
     def _authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)
-
-
-def _encode(replies: Sequence[tuple[str, SyncMessage]]) -> bytes:
-    encoded = [
-        (path, replace(message, commits=[commit.to_json() for commit in message.commits])) for path, message in replies
-    ]
-    return encode_reply(encoded)
 
 
 def _is_known(raw: Any, repository: Repository) -> bool:

@@ -19,6 +19,7 @@ from goatherd.node.rules import Access, Rulebook, ask
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 
 BIG_VIEW = 200
@@ -46,6 +47,22 @@ class View:
     version: int
     commits: list[Commit]
     filters: dict[tuple[int, int], _Filter] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Room:
+    """How many bytes an answer may still hold; one for all its elements."""
+
+    left: int
+    is_untouched: bool = True
+
+    def take(self, size: int) -> bool:
+        """Count something in; False when it has to wait. The first thing always fits."""
+        if size > self.left and not self.is_untouched:
+            return False
+        self.is_untouched = False
+        self.left -= size
+        return True
 
 
 class Views:
@@ -90,7 +107,9 @@ class Views:
         views[name] = view
         return view
 
-    def reply(self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool) -> SyncMessage:
+    def reply(
+        self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool, room: Room
+    ) -> tuple[SyncMessage, list[bytes]]:
         """Build the answer to one sync message.
 
         Args:
@@ -99,6 +118,10 @@ class Views:
             brought: Whether a commit of it was new and kept.
             now_ms: The server's clock.
             is_root: Whether a root asks: a peer.
+            room: What the whole answer may still hold.
+
+        Returns:
+            The message, and its commits, encoded, which it does not hold itself.
         """
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine.py).
@@ -106,13 +129,16 @@ class Views:
         cycles = 1 if brought else _CYCLES
         if asked.version < VERSION:
             # COMPAT: an older build gets a count and nothing else.
-            return SyncMessage(version=VERSION, filter=self._empty(max(count, peer), cycles), size=count)
-        return SyncMessage(
-            version=VERSION,
-            filter=self._filter(view, max(count, peer), cycles, now_ms),
-            size=count,
-            commits=self._missing(view.commits, asked.filter, is_root=is_root),
-        )
+            shown, commits = self._empty(max(count, peer), cycles), []
+        else:
+            # SECURITY: a thousand elements that each ask for everything must not fill the memory
+            # (tests/unit/node/test_engine.py).
+            shown = self._filter(view, max(count, peer), cycles, now_ms)
+            commits = self._missing(view.commits, asked.filter, is_root=is_root, room=room)
+        if not room.take(len(shown.bits)):
+            # "I have nothing" costs the asker bandwidth; a filter that lacks something would cost it commits.
+            shown = self._empty(1, cycles)
+        return SyncMessage(version=VERSION, filter=shown, size=count), commits
 
     def _empty(self, size: int, cycles: int) -> BloomFilter:
         size, fpr = filter_parameters(size, size, cycles)
@@ -153,9 +179,9 @@ class Views:
             return False
         return True
 
-    def _missing(self, commits: Sequence[Commit], held: BloomFilter, *, is_root: bool) -> list[Commit]:
-        """Return what a peer lacks, capped; never a birth without the merge that makes it harmless."""
-        if not held.seeds:
+    def _missing(self, commits: Sequence[Commit], held: BloomFilter, *, is_root: bool, room: Room) -> list[bytes]:
+        """Return what a peer lacks, capped, encoded; never a birth without the merge that makes it harmless."""
+        if not held.seeds or room.left <= 0:
             return []
         missing = [commit for commit in commits if commit.id not in held]
         if missing and missing[0].namespace == SESSIONS_NAMESPACE:
@@ -163,11 +189,18 @@ class Views:
             known = (commit for commit in commits if commit.id not in lacking)
             missing = roots_first(missing, known, self._pool.current.id)
             missing = missing if is_root else for_clients(missing, self._counts)
-        chosen = missing[: self._limits.reply_commits]
-        ids = {commit.id for commit in chosen}
+        chosen: list[bytes] = []
+        ids: set[str] = set()
+        for commit in missing[: self._limits.reply_commits]:
+            encoded = to_json_bytes(commit.to_json())
+            if not room.take(len(encoded)):
+                break
+            chosen.append(encoded)
+            ids.add(commit.id)
         for commit in commits if ids else ():
             if len(commit.parents) > 1 and commit.id not in ids and not ids.isdisjoint(commit.parents):
                 # Beyond the cap, or the filter claims it by chance: sending it again costs nothing.
-                chosen.append(commit)
+                chosen.append(to_json_bytes(commit.to_json()))
+                room.left -= len(chosen[-1])
                 ids.add(commit.id)
         return chosen

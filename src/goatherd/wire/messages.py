@@ -129,9 +129,9 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
     return element["path"], SyncMessage.from_json(message)
 
 
-def encode_reply(replies: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
-    """Return the body of the answer to ``POST /batch-sync``."""
-    return to_json_bytes([{"path": path, "res": _message(message)} for path, message in replies])
+def encode_reply(replies: Iterable[tuple[str, SyncMessage, Sequence[bytes]]]) -> bytes:
+    """Return the body of the answer to ``POST /batch-sync``: path as it was asked for, message, its encoded commits."""
+    return b"[" + b",".join([_reply(*reply) for reply in replies]) + b"]"
 
 
 def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
@@ -172,3 +172,10 @@ def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[s
 
 def _message(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
     return message.to_json() if isinstance(message, SyncMessage) else message
+
+
+def _reply(path: str, message: SyncMessage, commits: Sequence[bytes]) -> bytes:
+    members = message.to_json()
+    parts = {name: to_json_bytes(value) for name, value in members.items()} | {"c": b"[" + b",".join(commits) + b"]"}
+    text = b",".join([b'"%b":%b' % (name.encode(), value) for name, value in parts.items()])
+    return b'{"path":%b,"res":{%b}}' % (to_json_bytes(path), text)

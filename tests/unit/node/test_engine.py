@@ -366,6 +366,29 @@ def test_a_reply_is_capped_and_the_rest_follows() -> None:
     assert rounds == 3
 
 
+def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() -> None:
+    node = Node(A, A, limits=Limits(reply_bytes=20_000))
+    commits = [note(A, f"k{number}") for number in range(30)]
+    node.sync(A, commits=commits)
+    response = node.send([element("/data/test")] * 100, signed_header(A))
+    answers = [answer["res"] for answer in json.loads(response.body)]
+    assert [answer["s"] for answer in answers] == [30] * 100
+    assert len(response.body) < 20_000 + 100 * 200, "what is left of an element is next to nothing"
+    shown = {answer["f"]["__v"]["d"] for answer in answers}
+    assert "AA==" in shown, "beyond the limit a filter claims nothing; it never claims too much"
+    held = BloomFilter(bytearray(512), (1, 2, 3))
+    while missing := node.sync(A, held=held)["c"]:
+        held.update([each["id"] for each in missing])
+    assert all(commit.id in held for commit in commits)
+
+
+def test_a_commit_larger_than_an_answer_may_be_is_answered_alone() -> None:
+    node = Node(A, A, limits=Limits(reply_bytes=100))
+    commits = [note(A, f"k{number}") for number in range(2)]
+    node.sync(A, commits=commits)
+    assert ids(node.sync(A)) == {commits[0].id}
+
+
 def test_a_filter_over_many_commits_is_used_again_and_stays_truthful(node: Node) -> None:
     records = [note(A, f"k{number}").to_json() for number in range(250)]
     big = Node(A, A, logs={"/data/test": records})

@@ -35,7 +35,7 @@ def test_a_message_is_written_in_goatdbs_order() -> None:
 def test_requests_and_replies_read_back() -> None:
     ((path, message),) = [decode_request_element(each) for each in decode_request(encode_request([("/d/x", MESSAGE)]))]
     assert (path, message.to_json()) == ("/d/x", MESSAGE.to_json())
-    ((path, message),) = decode_reply(encode_reply([("/d/x", MESSAGE.to_json())]))
+    ((path, message),) = decode_reply(encode_reply([("/d/x", MESSAGE, [b'{"id":"a"}'])]))
     assert (path, message.to_json()) == ("/d/x", MESSAGE.to_json())
 
 
