@@ -186,6 +186,7 @@ class TrustPool:
         self.org = org
         self._given: dict[str, Session] = {}
         self._learnt: dict[str, Session] = {}
+        self._learnt_roots: dict[str, None] = {}
         self._accepted: dict[str, list[_Introduction]] = {}
         self._pending: dict[str, list[Commit]] = {}
         self._pending_roots: set[str] = set()
@@ -198,7 +199,8 @@ class TrustPool:
         self._settled: frozenset[str] = frozenset()
         self._current = current
         for session in trusted:
-            self._given[session.id] = self._learnt[session.id] = better(self._given.get(session.id), session)
+            self._given[session.id] = better(self._given.get(session.id), session)
+            self._learn(self._given[session.id])
         self.replace(current=current, roots=roots, revoked=revoked)
 
     # --- what it knows ---------------------------------------------------------------------------------------------
@@ -211,9 +213,9 @@ class TrustPool:
     @property
     def roots(self) -> tuple[Session, ...]:
         """Every root that counts: the document's, then the learnt ones. No revoked one."""
-        known = {**self._learnt, **self._document}
-        order = chain(self._document, [id_ for id_ in self._learnt if id_ not in self._document])
-        return tuple([known[id_] for id_ in order if known[id_].is_root and id_ not in self._revoked])
+        learnt = [self._learnt[id_] for id_ in self._learnt_roots if id_ in self._learnt and id_ not in self._document]
+        roots = [one for one in (*self._document.values(), *learnt) if one.is_root]
+        return tuple([root for root in roots if root.id not in self._revoked])
 
     @property
     def root_ids(self) -> tuple[str, ...]:
@@ -233,7 +235,7 @@ class TrustPool:
     @property
     def known_count(self) -> int:
         """How many sessions are trusted now; those still to be verified are not among them."""
-        return len(self._learnt.keys() | self._document.keys())
+        return len(self._learnt) + sum(id_ not in self._learnt for id_ in self._document)
 
     @property
     def pending_count(self) -> int:
@@ -453,29 +455,26 @@ class TrustPool:
 
     def prepare_pending(self, limit: int) -> Verification:
         """Return up to `limit` session ids' worth of background work, to be run in a thread and concluded here."""
-        jobs: list[_Job] = []
-        taken = 0
-        for session_id in list(self._queue):
-            if taken >= limit:
-                break
-            found = self._jobs(session_id)
-            if found:
-                jobs.extend(found)
-                taken += 1
+        taken: list[list[_Job]] = []
+        while self._queue and len(taken) < limit:
+            session_id, _ = self._queue.popitem()
+            if found := self._jobs(session_id):
+                taken.append(found)
             else:
                 self._waiting.add(session_id)
-            del self._queue[session_id]
-        return Verification((), (), jobs)
+        return Verification((), (), list(chain.from_iterable(taken)))
+
+    @property
+    def queued_count(self) -> int:
+        """How many session ids `prepare_pending` has work for; those that nobody vouches for wait for a root."""
+        return len(self._queue)
 
     def verify_pending(self, limit: int) -> int:
-        """Verify up to `limit` of the sessions that nobody has needed yet; return how many are still to be done.
-
-        Those that no trusted root vouches for are not counted: they wait for a root, without work.
-        """
+        """Verify up to `limit` of the sessions that nobody has needed yet; return how many are still to be done."""
         verification = self.prepare_pending(limit)
         verification.run()
         self.conclude(verification)
-        return len(self._queue)
+        return self.queued_count
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -518,11 +517,15 @@ class TrustPool:
         introductions = self._accepted.setdefault(session_id, [])
         if all(known.commit.id != introduction.commit.id for known in introductions):
             introductions.append(introduction)
-        self._learnt[session_id] = better(self._learnt.get(session_id), introduction.session)
+        self._learn(better(self._learnt.get(session_id), introduction.session))
+
+    def _learn(self, session: Session) -> None:
+        self._learnt[session.id] = session
+        if session.is_root:
+            self._learnt_roots[session.id] = None  # few among tens of thousands, and asked for by every new client
 
     def _settle_roots(self) -> None:
         """Verify what claims to be a root until nothing changes any more, then wake those that waited for a root."""
-        before = self.root_ids
         progress = True
         while progress:
             progress = False
@@ -535,9 +538,8 @@ class TrustPool:
                     if isinstance(job.outcome, Session):
                         self._accept(_Introduction(job.outcome, job.commit, job.root.id))
                         progress = True
-        if self._waiting and self.root_ids != before:
-            self._queue.update(dict.fromkeys(self._waiting))
-            self._waiting.clear()
+        self._queue.update(dict.fromkeys(self._waiting))
+        self._waiting.clear()
 
     def _weigh_again(self) -> None:
         """Decide anew, without cryptography, what accepted session commits are worth after a change of revocations."""
@@ -579,7 +581,7 @@ class TrustPool:
             else:
                 del self._accepted[session_id]
             if best is not None:
-                self._learnt[session_id] = best
+                self._learn(best)
             else:
                 self._learnt.pop(session_id, None)
         self._queue.update(dict.fromkeys(self._waiting))

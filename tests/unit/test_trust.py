@@ -19,7 +19,7 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession, Session, sign_data
 from goatherd.trust import TrustPool
 
-from .goats import DAY, NOW, commit_by, introduction, owned, pool_of, root, signed_header
+from .goats import DAY, NOW, ORG, commit_by, introduction, owned, pool_of, root, signed_header
 
 A, B, C = root("root-a"), root("root-b"), root("root-c")
 USER = owned("user-1", "u1")
@@ -99,6 +99,18 @@ def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> Non
     assert pool.verify_pending(1) == 1
     assert pool.verify_pending(10) == 0
     assert (pool.pending_count, pool.known_count) == (0, 4)
+
+
+def test_a_new_client_is_told_the_roots_without_a_look_at_every_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = TrustPool(
+        org=ORG, current=A, roots=[A.session], trusted=[replace(ANON.session, id=f"anon-{n}") for n in range(200)]
+    )
+    assert pool.add_session_commit(introduction(B, A))
+    looked: list[str] = []
+    is_root = Session.is_root.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Session, "is_root", property(lambda session: looked.append(session.id) or is_root(session)))
+    assert [one.id for one in pool.public_roots(NOW)] == ["root-a", "root-b"]
+    assert set(looked) == {"root-a", "root-b"}
 
 
 def test_an_offered_forgery_is_never_trusted() -> None:

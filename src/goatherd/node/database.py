@@ -233,6 +233,7 @@ class Database:
         self._running: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._trust_changed = asyncio.Event()
+        self._verifying = False
         self._freezer: Freezer | None = None
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
@@ -288,8 +289,8 @@ class Database:
         self._stack.callback(self._settings.subscribe(self._swap))
         self._spawn(self._freezer.run(), "fetch frozen lists")
         self._spawn(self._expiry.run(), "watch the root's expiration")
-        self._spawn(self._verify_sessions(), "verify sessions")
-        self._spawn(self._retry_deferred(), "retry deferred commits")
+        self._trust_changed.set()
+        self._spawn(self._follow_trust(), "follow the trusted sessions")
         for url in self._peer_urls:
             client = await self._stack.enter_async_context(self._connect(url))
             peer = Peer(self, client, self._clock)
@@ -516,13 +517,11 @@ class Database:
 
     async def _verify_sessions(self) -> None:
         """Verify, in the background, the session commits that nobody has needed yet."""
-        loop = asyncio.get_running_loop()
-        before = -1
-        while self.pool.pending_count != before:
-            before = self.pool.pending_count
+        while self.pool.queued_count:
             verification = self.pool.prepare_pending(PENDING_BATCH)
-            await loop.run_in_executor(self._workers, verification.run)
+            await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
             self.pool.conclude(verification)
+        self._verifying = False
 
     # --- peers ------------------------------------------------------------------------------------------------------
 
@@ -572,11 +571,14 @@ class Database:
         for peer in self._peers:
             peer.poke(path)
 
-    async def _retry_deferred(self) -> None:
-        """Whenever somebody new is trusted, look again at what could not be believed before."""
+    async def _follow_trust(self) -> None:
+        """At the start, and whenever somebody new is trusted, look again at what could not be believed before."""
         while True:
             await self._trust_changed.wait()
             self._trust_changed.clear()
+            if self.pool.queued_count and not self._verifying:
+                self._verifying = True
+                self._spawn(self._verify_sessions(), "verify sessions")
             for path, commits in self._deferred.take_all().items():
                 with suppress(GoatherdError):
                     await self.take(path, commits)
