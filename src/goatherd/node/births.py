@@ -31,12 +31,10 @@ def unmerged_births(repository: Repository, key: str) -> list[Commit]:
 
     That is the case when there are several and not one commit of the key is known to be a parent (11.7 step 3).
     """
-    if repository.count_of(key) < 2:
+    if repository.is_linked(key):
         return []
     leaves = repository.leaves(key)
-    if len(leaves) < 2 or any(repository.has_child(commit.id) for commit in repository.commits_of(key)):
-        return []
-    return leaves[::-1]
+    return leaves[::-1] if len(leaves) > 1 else []
 
 
 def merge_births(births: Sequence[Commit], repository: Repository, session_id: str) -> Commit | None:
@@ -56,7 +54,8 @@ def merge_births(births: Sequence[Commit], repository: Repository, session_id: s
         if record["s"] == marker:
             for name, value in record["d"].items():
                 data[name] = _unite(data.get(name), value)
-    digest = hashlib.sha512("\n".join([session_id, *[commit.id for commit in births]]).encode()).digest()
+    names = "\n".join([session_id, *[commit.id for commit in births]])
+    digest = hashlib.sha512(names.encode(errors="surrogatepass")).digest()
     commit_id = _identifier(digest[:24])
     count = seed_count(1, DEFAULT_FPR)
     seeds = tuple([int.from_bytes(digest[24 + 6 * i : 30 + 6 * i], "big") for i in range(count)])

@@ -135,7 +135,7 @@ class _Element:
     given_path: str
     path: str
     message: SyncMessage
-    brought: int = 0
+    brought: list[Commit] = field(default_factory=list)
 
 
 class Engine:
@@ -407,7 +407,6 @@ class Engine:
     def _ingest(self, elements: Sequence[_Element], now_ms: int, done: Ingested) -> Steps[None]:
         """Decode, verify and store what some elements brought."""
         candidates: list[tuple[_Element, Commit]] = []
-        stored: set[str] = set()
         for element in elements:
             if not element.message.commits:
                 continue
@@ -433,12 +432,11 @@ class Engine:
                 if isinstance(verdict, UnknownSignerError):
                     early.append((element, commit))
                     continue
-                error = verdict or self._store(element.path, commit)
-                if error is not None:
-                    done.refused.append((commit.id, error))
-                elif commit.id not in stored:
-                    stored.add(commit.id)
-                    element.brought += 1
+                outcome = verdict or self._store(element.path, commit)
+                if isinstance(outcome, GoatherdError):
+                    done.refused.append((commit.id, outcome))
+                elif outcome:
+                    element.brought.append(commit)
                     done.accepted.append(commit)
                     learnt = learnt or element.path == SESSIONS_PATH
             candidates = early if learnt else []
@@ -448,7 +446,7 @@ class Engine:
                 ]
         for element in elements:
             if element.brought:
-                keys = {commit.key for commit in done.accepted}
+                keys = {commit.key for commit in element.brought}
                 self._merge_births(self._repositories[element.path], keys, check=element.path == SESSIONS_PATH)
 
     def _decode(self, raws: Sequence[Any], repository: Repository, now_ms: int) -> list[Commit | DecodeError]:
@@ -461,8 +459,12 @@ class Engine:
                 decoded.append(error)
         return decoded
 
-    def _store(self, path: str, commit: Commit) -> GoatherdError | None:
-        """Authorize a verified commit by its signer and store it, or return why not."""
+    def _store(self, path: str, commit: Commit) -> GoatherdError | bool:
+        """Authorize a verified commit by its signer and store it, or return why not.
+
+        Returns:
+            Whether it is new: another request may have brought it while this one's was being verified.
+        """
         repository = self._repositories[path]
         try:
             author = self.pool.author(commit)
@@ -472,9 +474,10 @@ class Engine:
         access = Access(repository=path, key=commit.key, session=author, operation="write")
         if author.id != self.pool.current.id and not self.rulebook.allows(access):
             return AccessDeniedError(f"session {author.id!r} may not write {path}/{commit.key}")
-        if repository.add(commit) and path == SESSIONS_PATH:
+        is_new = repository.add(commit)
+        if is_new and path == SESSIONS_PATH:
             self.pool.add_verified_session_commit_unsafe(commit)
-        return None
+        return is_new
 
     def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
         signed = sign_commit(self.pool.current, commit, now_ms=now_ms)
@@ -520,7 +523,7 @@ class Engine:
         def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
             room = Room(self.limits.reply_bytes)
             for element, view in zip(elements, views, strict=True):
-                asks = (element.message, element.brought > 0, now_ms)
+                asks = (element.message, bool(element.brought), now_ms)
                 yield element.given_path, *self._views.reply(view, *asks, is_root=requester.is_root, room=room)
 
         if sum(len(view.commits) for view in views) <= BIG_VIEW:

@@ -143,6 +143,9 @@ class Repository:
         self._own_session = own_session
         self._commits: dict[str, Commit] = {}
         self._by_key: dict[str, list[Commit]] = {}
+        self._tips: dict[str, list[Commit]] = {}
+        self._linked: set[str] = set()
+        self._namespaces: dict[str, str | None] = {}
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
 
@@ -179,10 +182,26 @@ class Repository:
         self._commits[commit.id] = commit
         self.ids.append(commit.id)
         self._by_key.setdefault(commit.key, []).append(commit)
-        self._with_child.update(commit.parents)
+        self._link(commit)
+        if not commit.is_delta:
+            self._namespaces.setdefault(commit.key, commit.namespace)
         if commit.base is not None:
             self._bases.add(commit.base)
         self.version += 1
+
+    def _link(self, commit: Commit) -> None:
+        """Keep the list of tips, so that nothing looks at the whole history of a key that is written all the time."""
+        if commit.id in self._with_child:
+            self._linked.add(commit.key)
+        else:
+            self._tips.setdefault(commit.key, []).append(commit)
+        for parent_id in commit.parents:
+            parent = self._commits.get(parent_id)
+            if parent is not None:
+                self._linked.add(parent.key)
+                if parent_id not in self._with_child:
+                    self._tips[parent.key].remove(parent)
+            self._with_child.add(parent_id)
 
     def closes_a_cycle(self, commit: Commit) -> bool:
         """Whether following the bases from `commit` comes back to it, or takes more than `MAX_CHAIN` steps (T37)."""
@@ -226,20 +245,13 @@ class Repository:
         """Return the commits of a key in descending order: later first, then larger id first (11.4)."""
         return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
 
-    def count_of(self, key: str) -> int:
-        """Return how many commits a key has."""
-        return len(self._by_key.get(key, ()))
-
     def namespace_of(self, key: str) -> str | None:
         """Return the namespace of a key's first full commit here."""
-        for commit in self._by_key.get(key, ()):
-            if not commit.is_delta:
-                return commit.namespace
-        return None
+        return self._namespaces.get(key)
 
-    def has_child(self, commit_id: str) -> bool:
-        """Whether a known commit, of any key, lists this id as a parent."""
-        return commit_id in self._with_child
+    def is_linked(self, key: str) -> bool:
+        """Whether a known commit, of any key, lists one of this key's as a parent."""
+        return key in self._linked
 
     def is_base(self, commit_id: str) -> bool:
         """Whether a known delta builds on this id."""
@@ -251,9 +263,7 @@ class Repository:
 
     def leaves(self, key: str) -> list[Commit]:
         """Return the readable commits of a key that nothing lists as a parent, in descending order."""
-        return [
-            commit for commit in self.commits_of(key) if commit.id not in self._with_child and self.readable(commit)
-        ]
+        return sorted(filter(self.readable, self._tips.get(key, ())), key=_order, reverse=True)
 
     def head(self, key: str) -> Commit | None:
         """Return the commit that stands for a key (11.4), or None when nothing readable is there."""
@@ -275,7 +285,10 @@ class Repository:
         head = self.head(key)
         if head is None:
             return None
-        for commit in [head, *self.commits_of(key)]:
+        record = self.record(head)
+        if record is not None:
+            return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
+        for commit in self.commits_of(key):
             record = self.record(commit)
             if record is not None:
                 return Item(key=key, schema=str(record["s"]), data=record["d"], commit=commit, head=head)

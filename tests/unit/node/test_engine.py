@@ -154,6 +154,26 @@ def test_a_request_that_brings_nothing_asks_for_no_flush(node: Node) -> None:
     assert not response.refused
 
 
+def test_one_commit_in_two_repositories_is_news_in_both(node: Node) -> None:
+    commit = note(X)
+    response = node.send([element("/data/a", [commit, commit]), element("/data/b", [commit])], signed_header(X))
+    assert response.flush == response.poke == {"/data/a", "/data/b"}
+    assert node.stored("/data/a") == node.stored("/data/b") == {commit.id}
+
+
+def test_of_two_requests_that_bring_the_same_commit_at_once_one_brings_it(node: Node) -> None:
+    body = json.dumps([element("/data/test", [note(X)])]).encode()
+    requests = [node.engine.batch_sync(signed_header(X), body, NOW) for _ in range(2)]
+    reading = [next(request) for request in requests]
+    verifying = [request.send(step.run()) for request, step in zip(requests, reading, strict=True)]
+    news: list[frozenset[str]] = []
+    for request, step in zip(requests, verifying, strict=True):
+        with pytest.raises(StopIteration) as done:
+            request.send(step.run())
+        news.append(done.value.value.poke)
+    assert news == [{"/data/test"}, set()]
+
+
 def test_the_log_holds_what_was_stored_and_a_restart_finds_it(node: Node) -> None:
     commit = note(X)
     node.sync(X, commits=[commit])

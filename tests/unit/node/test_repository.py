@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -104,6 +105,40 @@ def test_what_was_added_is_read_again_from_the_log() -> None:
         found.add(commit)
     again = repository(found.log.records())  # type: ignore[arg-type]
     assert list(again) == commits
+
+
+def test_leaves_are_what_nothing_lists_as_a_parent_in_whatever_order_commits_come() -> None:
+    dice = Random(7)
+    commits: list[Commit] = []
+    for number in range(60):
+        parents = dice.sample([commit.id for commit in commits[-8:]], k=min(len(commits), dice.randrange(3)))
+        commits.append(commit_by(X, f"k{number % 2}", {"text": "x"}, parents=[*parents, *parents[:1]]))
+    for _ in range(10):
+        found = repository()
+        for count, commit in enumerate(dice.sample(commits, k=len(commits)), start=1):
+            found.add(commit)
+            parents = {parent for one in found for parent in one.parents}
+            for key in ("k0", "k1"):
+                own = {one.id for one in found if one.key == key}
+                assert {leaf.id for leaf in found.leaves(key)} == own - parents, count
+                assert found.is_linked(key) == bool(own & parents)
+
+
+def test_a_key_that_is_written_all_the_time_is_not_sorted_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, last = repository(), ""
+    for number in range(50):
+        commit = commit_by(X, "k", {"text": "x"}, ts=NOW + number, parents=[last] if last else [])
+        found.add(commit)
+        last = commit.id
+    compared: list[str] = []
+    monkeypatch.setattr(
+        "goatherd.node.repository._order", lambda commit: compared.append(commit.id) or (commit.ts, commit.id)
+    )
+    item = found.item("k")
+    assert item is not None
+    assert item.commit.id == last
+    assert not unmerged_births(found, "k")
+    assert compared in ([], [last])
 
 
 def test_create_set_and_delete_build_on_the_head() -> None:
