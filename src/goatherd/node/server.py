@@ -405,6 +405,8 @@ class Listener:
     async def __aenter__(self) -> Listener:
         import uvicorn
 
+        from goatherd.connection import Connection
+
         class _Uvicorn(uvicorn.Server):
             """uvicorn without its own signal handling, which ends the process before anything can be flushed."""
 
@@ -424,12 +426,14 @@ class Listener:
         config = uvicorn.Config(
             self._server.app,
             interface="asgi3",
-            http="httptools",
+            # SECURITY: a head without end must not fill the memory (tests/unit/node/test_server.py).
+            http=Connection,
             loop="none",
             lifespan="off",
             access_log=False,
             log_config=None,
-            log_level="warning",
+            # uvicorn warns of every malformed request; whoever sends them must not fill the log.
+            log_level="error",
             server_header=False,
             ws="none",
             backlog=2048,

@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from goatherd.client import NodeClient
+from goatherd.connection import Connection
 from goatherd.errors import (
     ItemExistsError,
     ItemNotFoundError,
@@ -456,6 +457,36 @@ async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: 
         async with NodeClient(url) as client:
             with pytest.raises(NodeUnreachableError):
                 await client.create_session()
+
+
+async def answer_to(listener: Listener, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    try:
+        async with asyncio.timeout(10):
+            writer.write(sent)
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /" + b"x" * 70_000, b"GET / HTTP/1.1\r\nx-goat-sig: " + b"a" * 70_000], ids=["line", "header"]
+)
+async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSession, sent: bytes) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener:
+        assert (await answer_to(listener, sent)).startswith(b"HTTP/1.1 431 ")
+        async with NodeClient(listener.url) as client:
+            assert await client.healthy()
+
+
+async def test_a_head_that_never_ends_is_not_waited_for(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "head_timeout", timedelta(milliseconds=50))
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener:
+        assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
 
 
 async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:

@@ -1,8 +1,8 @@
 """The door's side of the network: uvicorn's HTTP/1.1 protocol with limits on connections and on slow headers.
 
 Not a server of its own: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added
-is what uvicorn leaves open: how many connections one address may hold, how long and how large a request's headers and
-whatever else is not its body may be, and being told at once that a caller has gone. Trailers are dropped.
+is what uvicorn leaves open: how many connections one address may hold, limits on heads (`goatherd.connection`), and
+being told at once that a caller has gone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from datetime import timedelta
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from goatherd.agent.door.limits import Limits, caller_of
+from goatherd.connection import Connection
 from goatherd.listening import bind, cannot_listen
 
 CONNECTION: Final = "goatherd.connection"
@@ -27,87 +27,41 @@ CONNECTION: Final = "goatherd.connection"
 KEEP_ALIVE_SECONDS: Final = 75
 BACKLOG: Final = 2048
 
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
 )
 
 
-class Caller(HttpToolsProtocol):
+class Caller(Connection):
     """One caller's connection."""
 
     def __init__(self, listener: Listener, **given: Any) -> None:
         super().__init__(**given)
+        self.head_bytes = listener.limits.header_bytes
+        self.head_timeout = listener.limits.header_timeout
         self._listener = listener
-        self._limits = listener.limits
         self._on_close: Callable[[], None] | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._loose_bytes = 0
-        self._in_head = True
         self._address = ""
-        self._cycles: list[RequestResponseCycle] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._address = caller_of(self.client[0] if self.client else "", "", ())
         if not self._listener.enter(self._address):
-            self._end(_TOO_MANY)
-            return
-        self._start_timer()
+            self.end(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
         self._listener.leave(self._address)
         super().connection_lost(exc)
-        # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
-        for cycle in self._cycles:
-            cycle.disconnected = True
-            cycle.message_event.set()
         callback, self._on_close = self._on_close, None
         if callback is not None:
             callback()
 
-    def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        self._loose_bytes += len(data)
-        super().data_received(data)
-        if self._loose_bytes > self._limits.header_bytes:
-            self._end(_TOO_LARGE)
-
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
-        if self._head_timer is None:
-            self._start_timer()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # SECURITY: uvicorn adds trailers to the headers, which were judged before the body came: a second Host, or
-        # another signature, would reach the child unseen (tests/unit/agent/test_door_transport.py).
-        if self._in_head:
-            super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        self._in_head = False
-        self._loose_bytes = 0
-        super().on_headers_complete()
-        self._cycles = [each for each in self._cycles if not each.response_complete]
-        self._cycles.append(self.cycle)
-        if self.parser.should_upgrade():
-            # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
-            # request, even if it is this one's body (tests/unit/agent/test_door_transport.py).
-            self.cycle.keep_alive = False
-
-    def on_body(self, body: bytes) -> None:
-        self._loose_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._in_head = True
-        self._loose_bytes = 0
-        super().on_message_complete()
+    def on_slow(self) -> None:
+        self._listener.on_slow()
 
     def on_close(self, callback: Callable[[], None] | None) -> None:
         """Have `callback` called when the caller goes away; None takes it back."""
@@ -116,28 +70,6 @@ class Caller(HttpToolsProtocol):
     def abort(self) -> None:
         """Cut the connection, so that the caller sees that the answer is not whole."""
         self.transport.abort()
-
-    def _start_timer(self) -> None:
-        seconds = self._limits.header_timeout.total_seconds()
-        self._head_timer = self.loop.call_later(seconds, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _too_slow(self) -> None:
-        self._head_timer = None
-        self._listener.on_slow()
-        self._end(_TOO_SLOW)
-
-    def _end(self, answer: bytes) -> None:
-        self._stop_timer()
-        if any(each.response_started and not each.response_complete for each in self._cycles):
-            self.abort()
-        elif not self.transport.is_closing():
-            self.transport.write(answer)
-            self.transport.close()
 
 
 class Listener:
