@@ -64,16 +64,17 @@ class Disk:
             StorageError: It could not be written; the next flush tries again.
         """
         running = self._flushing is not None and not self._flushing.done()
-        if self._dirty:
-            if not running:
-                self._flushing = asyncio.create_task(self._flush(None))
-                await asyncio.shield(self._flushing)
-                return
-            if self._next is None:
+        # A next flush that has not begun yet, although the one before it has ended, is the one to wait for as well:
+        # whoever waits for it already must be told what becomes of what was appended.
+        if self._next is None and self._dirty:
+            if running:
                 self._next = asyncio.create_task(self._flush(self._flushing))
-            await asyncio.shield(self._next)
-        elif running and self._flushing is not None:
-            await asyncio.shield(self._flushing)
+            else:
+                self._flushing = asyncio.create_task(self._flush(None))
+                running = True
+        task = self._next or (self._flushing if running else None)
+        if task is not None:
+            await asyncio.shield(task)
 
     async def _flush(self, before: asyncio.Task[None] | None) -> None:
         if before is not None:

@@ -174,11 +174,9 @@ class Server:
             with suppress(Exception):
                 await task
         databases, self._databases = self._databases, {}
-        try:
+        async with self._stack:
             for database in databases.values():
-                await database.aclose()
-        finally:
-            await self._stack.aclose()
+                self._stack.push_async_callback(database.aclose)
 
     def database(self, org: str | None = None) -> Database:
         """Return an organization's open database, the only one's by default.

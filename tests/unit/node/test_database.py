@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from goatherd.errors import StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server
 from goatherd.node.database import PENDING_BATCH
+from goatherd.node.disk import Disk
 from goatherd.node.rules import SESSIONS_PATH
+from goatherd.node.storage import FileLog, LogDirectory
 from tests.unit.node.nodes import ORG, document_of, eventually, now_ms, root, session_commit, settings_of, store_of
 
 
@@ -32,3 +41,76 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
         await eventually(lambda: known(1 + len(disputed) + 1))
         assert await server.database().take(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
+
+
+class Shelf:
+    """A log whose flush waits for a gate, or fails."""
+
+    damaged = 0
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.gate = threading.Event()
+        self.is_flushing = threading.Event()
+        self.fails = fails
+        self.unflushed = 1
+
+    def records(self) -> list[Mapping[str, Any]]:
+        return []
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        self.is_flushing.set()
+        self.gate.wait()
+        if self.fails:
+            raise StorageError("no space")
+        self.unflushed = 0
+
+
+async def test_nobody_is_told_that_something_is_on_the_disk_that_another_ones_flush_has_failed_to_write() -> None:
+    disk = Disk()
+    first, second, third = Shelf(), Shelf(fails=True), Shelf(fails=True)
+    second.gate.set()
+    third.gate.set()
+
+    async def writes_twice() -> None:
+        disk.touch(first)
+        await disk.durable()
+        disk.touch(third)
+        await disk.durable()
+
+    async def writes_meanwhile() -> None:
+        disk.touch(second)
+        await disk.durable()
+
+    tasks = [asyncio.create_task(writes_twice())]
+    while not first.is_flushing.is_set():
+        await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(writes_meanwhile()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    first.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StorageError, StorageError]
+    assert third.unflushed
+    disk.close()
+
+
+async def test_an_organization_that_cannot_be_closed_cleanly_does_not_keep_the_others_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(await store_of(document_of(root("signer"))))
+    server = await Server(tmp_path, lambda _: settings, resolve_domain=lambda _: "", debug=True).__aenter__()
+    for org in ("a", "b", "c"):
+        (await server.open_database(org)).engine.create("/data/x", "k", "note/1", {"text": "x"}, now_ms())
+    monkeypatch.setattr(FileLog, "_write", _no_space)
+    with pytest.raises(StorageError):
+        await server.__aexit__(None, None, None)
+    for org in ("a", "b", "c"):
+        with LogDirectory(tmp_path / org):
+            pass  # its lock has been given back
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
