@@ -88,10 +88,14 @@ class Rulebook:
             return _owner_only
         return None
 
-    def all_may_read(self, path: str) -> bool:
-        """Whether everybody may read everything in a repository, without asking key by key."""
+    def reads_whole(self, path: str, session: Session) -> bool | None:
+        """Whether a session may read everything in a repository, or nothing; None where it is asked key by key."""
         rule = self.rule_for(path)
-        return rule is None or rule is _read_only
+        if rule is None or session.is_root:
+            return True
+        if rule in (_read_only, _nothing, _owner_only):
+            return rule(Access(repository=path, key="", session=session, operation="read"))
+        return None
 
     def allows(self, access: Access) -> bool:
         """Whether an access is allowed. A rule that raises allows nothing."""

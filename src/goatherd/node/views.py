@@ -81,16 +81,16 @@ class Views:
 
     def of(self, repository: Repository, requester: Session) -> View:
         """Return what a session may see; all sessions of one owner see the same (COMPAT)."""
-        rule = self._rulebook.rule_for(repository.path)
-        everything = (
-            self._rulebook.all_may_read(repository.path) or requester.is_root or requester.id == self._pool.current.id
-        )
-        name = None if everything else f"@{requester.owner or ''}"
+        whole = requester.id == self._pool.current.id or self._rulebook.reads_whole(repository.path, requester)
+        if whole is False:
+            return View(version=repository.version, commits=[])
+        name = None if whole else f"@{requester.owner or ''}"
         views = self._views.setdefault(repository.path, {})
         view = views.get(name)
         if view is not None and view.version == repository.version:
             return view
-        if rule is None or everything:
+        rule = self._rulebook.rule_for(repository.path)
+        if rule is None or whole:
             # Grows in place, so that one more commit costs one more; a thread that is reading it sees a truthful list.
             view = view or View(version=0, commits=[])
             view.commits += repository.since(len(view.commits))

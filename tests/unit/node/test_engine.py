@@ -436,6 +436,19 @@ def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
     assert node.sync(A)["s"] == 2
 
 
+def test_an_owner_of_a_big_private_repository_is_not_asked_about_key_by_key(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.engine.create("/sys/users", "u1", "user/1", {"email": "u1@goats.test"}, NOW)
+    commits = [note(U, f"k{number}") for number in range(20)]
+    asked: list[str] = []
+    monkeypatch.setattr("goatherd.node.views.ask", lambda _, access: asked.append(access.key) or True)
+    assert ids(node.sync(U, "/user/u1", commits)) == {commit.id for commit in commits}
+    assert node.sync(X, "/user/u1")["s"] == 0
+    assert node.sync(A, "/user/u1")["s"] == 20
+    assert not asked
+
+
 def test_a_rule_that_raises_allows_nothing_and_harms_nobody_else() -> None:
     def broken(access: Access) -> bool:
         raise RuntimeError(access.key)
