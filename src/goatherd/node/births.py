@@ -82,12 +82,19 @@ def _unite(known: Any, new: Any) -> Any:
     """Return what two births make of one encoded field, the later one being `new`."""
     if not isinstance(known, Mapping) or not isinstance(new, Mapping) or _is_rich_text(known) or _is_rich_text(new):
         return new
-    if known.get("__t") == "S" and new.get("__t") == "S":
-        elements = {to_json(element): element for element in [*known["__v"], *new["__v"]]}
+    before, after = _elements(known), _elements(new)
+    if before is not None and after is not None:
+        elements = {to_json(element): element for element in [*before, *after]}
         return {"__t": "S", "__v": list(elements.values())}
     if "__t" in known or "__t" in new:
         return new
     return {**known, **new}
+
+
+def _elements(value: Mapping[str, Any]) -> list[Any] | None:
+    """Return the elements of an encoded set; None for anything else, such as what only looks like one."""
+    elements = value.get("__v")
+    return elements if value.get("__t") == "S" and isinstance(elements, list) else None
 
 
 def _is_rich_text(value: Mapping[str, Any]) -> bool:

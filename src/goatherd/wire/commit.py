@@ -316,7 +316,7 @@ def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any
 
 def _contents_text(contents: Mapping[str, Any]) -> str:
     record = contents.get("r")
-    if record is None or len(record) != 4 or record.get("n") is not True or not isinstance(record["cs"], str):
+    if record is None or len(record) != 4 or record.get("n") is not True or not isinstance(record.get("cs"), str):
         return stable_member(contents)
     return (
         f'{{"r":{{"cs":{json_string(record["cs"])},"d":{stable_member(record["d"])},'

@@ -337,7 +337,7 @@ def _canonical_change(wrapped: Any) -> dict[str, Any]:
     if kind != "fd":
         raise DecodeError(f"unknown change type {kind!r:.100}")
     value_type = change.get("vType")
-    if value_type not in FIELD_TYPES or value_type == "richtext":
+    if not isinstance(value_type, str) or value_type not in FIELD_TYPES or value_type == "richtext":
         raise DecodeError(f"unknown value type {value_type!r:.100}")
     encoded = {"changeType": "fd", "operation": change.get("operation"), "vType": value_type}
     if "value" in change:
@@ -393,6 +393,8 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
             change = _canonical_change(wrapped)
             if change["changeType"] == "rt":
                 raise DecodeError("edits of rich text cannot be read yet")
+            if "value" not in change and change["vType"] in ("set", "map"):
+                raise DecodeError("a change of a set or a map has a value")
             value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED
             if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
