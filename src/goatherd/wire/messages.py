@@ -56,6 +56,10 @@ class SyncMessage:
         commits = encoded.get("c", [])
         if not isinstance(commits, list):
             raise DecodeError("a sync message's c is an array")
+        seeds = raw.get("s")
+        if isinstance(seeds, list):
+            # COMPAT: JavaScript's arithmetic makes numbers of texts; in a commit's own filter they stay texts.
+            raw = {**raw, "s": [int(seed) if _is_whole(seed) else seed for seed in seeds]}
         return cls(
             version=_number(encoded.get("ver")),
             filter=BloomFilter.from_json(raw),
@@ -72,6 +76,10 @@ class SyncMessage:
             "c": list(self.commits),
             "ad": [],
         }
+
+
+def _is_whole(seed: Any) -> bool:
+    return isinstance(seed, str) and seed.isascii() and seed.isdecimal() and len(seed) <= 16
 
 
 def _number(value: Any) -> float:

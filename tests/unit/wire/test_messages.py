@@ -44,6 +44,13 @@ def test_a_bare_filter_and_absent_members_are_accepted() -> None:
     assert (message.version, message.size, list(message.commits)) == (0, 0, [])
 
 
+def test_seeds_may_be_texts_of_whole_numbers() -> None:
+    assert SyncMessage.from_json({"f": {"d": "AQ==", "s": ["5", 6]}}).filter == BloomFilter(b"\1", (5, 6))
+    for seed in ("", "x", "-1", "1.5", "9" * 17, "²"):
+        with pytest.raises(DecodeError):
+            SyncMessage.from_json({"f": {"d": "AQ==", "s": [seed]}})
+
+
 @pytest.mark.parametrize("version", [None, "50595584", True, {}])
 def test_a_version_that_is_no_number_counts_as_none(version: object) -> None:
     assert SyncMessage.from_json({"f": {"d": "", "s": []}, "ver": version}).version == 0
