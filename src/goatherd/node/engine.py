@@ -272,7 +272,7 @@ class Engine:
         """Answer ``POST /auth/session``: an anonymous session for the caller's key, introduced by the current root."""
         root = self.pool.current
         if not root.session.is_root or root.session.is_expired(now_ms):
-            return Response(status=503)
+            return Response(status=503, cors=False)
         try:
             public_key = decode_session_request(body)
         except DecodeError as error:
