@@ -293,7 +293,10 @@ class TestRequests:
     def test_the_time_may_be_numeric_text(self) -> None:
         verify_request(OWNED.session, sign_data(OWNED, now_ms=NOW, embedded={"ts": str(NOW)}), now_ms=NOW)
 
-    @pytest.mark.parametrize("embedded", [{"id": "x"}, {"ts": "soon"}, {"ts": {}}, "text", [1], {"ts": float("inf")}])
+    @pytest.mark.parametrize(
+        "embedded",
+        [{"id": "x"}, {"ts": "soon"}, {"ts": {}}, "text", [1], {"ts": float("inf")}, {"ts": f"0x{'f' * 400}"}],
+    )
     def test_no_usable_time_is_refused(self, embedded: Any) -> None:
         with pytest.raises(ClockSkewError):
             verify_request(OWNED.session, sign_data(OWNED, now_ms=NOW, embedded=embedded), now_ms=NOW)

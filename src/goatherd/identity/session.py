@@ -241,7 +241,10 @@ def _number(value: Any) -> float:
     for prefix, base in (("0x", 16), ("0o", 8), ("0b", 2)):
         if text[:2].lower() == prefix:
             digits = text[2:]
-            return float(int(digits, base)) if digits.isalnum() and _is_integer_text(digits, base) else math.nan
+            if not digits or not _is_integer_text(digits, base):
+                return math.nan
+            integer = int(digits, base)
+            return float(integer) if integer.bit_length() <= 1023 else math.inf
     return float(text) if _DECIMAL.fullmatch(text) else math.nan
 
 

@@ -182,7 +182,7 @@ class Decoder:
     def _referenced(self, number: float) -> Any:
         if self._records is _FINISHED:
             raise DecodeError("a reference outside of the object that it belongs to")
-        if number != int(number) or not 0 <= number < len(self._records):
+        if not 0 <= number < len(self._records) or number != int(number):
             return UNDEFINED
         return self._records[int(number)]
 

@@ -396,6 +396,8 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
             if "value" not in change and change["vType"] in ("set", "map"):
                 raise DecodeError("a change of a set or a map has a value")
             value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED
+            if value is UNDEFINED and change["vType"] in ("set", "map"):
+                raise DecodeError("a change of a set or a map has a value")
             if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
             _patch_field(patched, name, change["operation"] == INSERT, change["vType"], value)

@@ -43,8 +43,13 @@ def _pointers(raw: Any) -> list[Atom]:
 def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, float]]:
     expiration = pointer.get("expiration")
     ms = expiration.ms or 0 if isinstance(expiration, JSDate) else 0
-    key, kind, direction = str(pointer.get("key")), str(pointer.get("type")), pointer.get("dir") or 0
+    key, kind, direction = str(pointer.get("key")), str(pointer.get("type")), _number(pointer.get("dir"))
     return unit_key(key), unit_key(kind), direction, (isinstance(expiration, JSDate), ms)
+
+
+def _number(value: Any) -> float:
+    """Return a number to sort or count by; 0 for what is none, so that a stranger's pointer cannot stop a reader."""
+    return value if isinstance(value, int | float) and value == value else 0
 
 
 def _flatten(siblings: Iterable[Any], depth: int, pointers: list[Atom]) -> list[Any]:
@@ -68,11 +73,11 @@ def _flatten_text(node: Atom, pointers: list[Atom]) -> list[Any]:
     if not pointers:
         return [node]
     text = units(node["text"])
-    own = sorted([p for p in pointers if p.get("node") is node], key=lambda p: p.get("offset") or 0)
+    own = sorted([p for p in pointers if p.get("node") is node], key=lambda p: _number(p.get("offset")))
     atoms: list[Any] = []
     position = 0
     for pointer in own:
-        offset = int(pointer.get("offset") or 0)
+        offset = int(min(max(_number(pointer.get("offset")), -1), len(text)))
         if offset > position:
             atoms.append(_with_text(node, text[position:offset]))
         if offset >= position:

@@ -6,6 +6,7 @@ numbers. Goatherd stores such commits as they came; GoatDB drops them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -159,7 +160,9 @@ class Registry:
             return None
         ns, _, rest = marker.partition("/")
         match = _INTEGER_PREFIX.match(rest.partition("/")[0])
-        return self.get(ns, int(match[1]) if match else 0)
+        # By way of a double, as in JavaScript: Python refuses to make an integer of thousands of digits.
+        version = float(match[1]) if match else 0
+        return self.get(ns, int(version)) if math.isfinite(version) else None
 
 
 BUILTIN: Final = Registry()

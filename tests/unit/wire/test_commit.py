@@ -318,11 +318,21 @@ class TestEdits:
             {"changeType": "fd"},
             {"__t": "E", "__v": {"changeType": "qq"}},
             {"__t": "E", "__v": {"changeType": "fd"}},
+            {"__t": "E", "__v": {"changeType": "fd", "vType": ["set"]}},
         ],
     )
     def test_malformed_changes_are_refused(self, wrapped: Any) -> None:
         with pytest.raises(DecodeError):
             canonical_edit({"c": {"s": [wrapped]}}, REGISTRY)
+
+    @pytest.mark.parametrize("kind", ["set", "map"])
+    def test_a_change_without_a_value_makes_a_corrupted_commit(self, kind: str) -> None:
+        base = self.record(s="x")
+        edit = canonical_edit(
+            self.edit(base, base, {kind: [{"__t": "E", "__v": {"changeType": "fd", "operation": 1, "vType": kind}}]})
+        )
+        with pytest.raises(DecodeError):
+            apply_edit(base, edit, REGISTRY)
 
     def test_a_set_never_takes_an_equal_object_twice(self) -> None:
         base = self.record(set={"__t": "S", "__v": [{"a": 0}]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_cycle_does_not_hang() -> None:
         encode_plain(loop)
 
 
-@pytest.mark.parametrize("number", [1, 0.5, -1])
+@pytest.mark.parametrize("number", [1, 0.5, -1, math.inf, -math.inf])
 def test_a_reference_to_nothing_is_undefined(number: float) -> None:
     decoded = Decoder().decode({"__r": [{}], "__d": {"a": {"__rId": number}}})
     assert decoded["a"] is UNDEFINED
@@ -107,6 +108,14 @@ def test_what_is_no_tree_has_no_rich_text_checksum(tree: Any) -> None:
         rich_text_checksum(tree)
 
 
+@pytest.mark.parametrize("odd", ["x", [], {}, True, math.inf, math.nan, None, -5, 1e9])
+def test_a_pointer_that_is_none_does_not_stop_a_reader(odd: Any) -> None:
+    node = {"text": "abc"}
+    pointer = {"key": "u", "type": "anchor", "dir": 0, "node": node, "offset": 1}
+    pointers = JSSet([pointer, {**pointer, "dir": odd}, {**pointer, "offset": odd}, {**pointer, "key": odd}])
+    assert rich_text_checksum({"root": {"children": [node]}, "pointers": pointers}).isdigit()
+
+
 def test_unknown_fields_cannot_be_written() -> None:
     with pytest.raises(EncodeError):
         encode_data({"zzz": 1}, ALL)
@@ -131,9 +140,10 @@ def test_validation_speaks_goatdbs_words() -> None:
 def test_a_marker_without_a_version_means_the_latest() -> None:
     registry = Registry([ALL, Schema(ns="all", version=3, fields=())])
     versions = {
-        marker: registry.from_marker(marker) for marker in ("all", "all/0", "all/x", "all/1", "all/3/9", "all/2")
+        marker: registry.from_marker(marker)
+        for marker in ("all", "all/0", "all/x", "all/1", "all/3/9", "all/2", f"all/{'9' * 5000}", f"all/{'0' * 5000}1")
     }
-    assert [schema and schema.version for schema in versions.values()] == [3, 3, 3, 1, 3, None]
+    assert [schema and schema.version for schema in versions.values()] == [3, 3, 3, 1, 3, None, None, 1]
     assert registry.from_marker("null") is NULL_SCHEMA
     assert registry.from_marker("sessions/1") is SESSIONS
     assert registry.from_marker(None) is None
