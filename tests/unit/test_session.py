@@ -378,6 +378,13 @@ class TestCommits:
         with pytest.raises(InvalidSignatureError):
             verify_commit(OWNED.session, commit.with_signature(signature))
 
+    def test_a_number_that_json_cannot_carry_is_not_verified(self) -> None:
+        signed = sign_commit(OWNED, self.make(data={"a": "b:null", "n": {"x": [1.5]}}), now_ms=NOW)
+        verify_commit(OWNED.session, signed)
+        endless = sign_commit(OWNED, self.make(data={"n": {"x": [float("inf")]}}), now_ms=NOW)
+        with pytest.raises(InvalidSignatureError, match="JSON cannot carry"):
+            verify_commit(OWNED.session, endless)
+
     def test_embedded_data_in_the_signature_count_as_signed(self) -> None:
         commit = self.make()
         signature = sign_data(OWNED, now_ms=NOW, external=commit.signed_object(), embedded={"x": 1})

@@ -16,6 +16,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.encoding import is_truthy, json_number, json_string, stable_member
 from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.messages import VERSION
+from goatherd.wire.nesting import levels
 from goatherd.wire.schema import BUILTIN, Registry
 
 __all__ = ["Commit", "apply_edit", "encoded_checksum", "new_commit"]
@@ -101,6 +102,16 @@ class Commit:
     def edit(self) -> dict[str, Any] | None:
         """The edit of a delta; None for a full commit."""
         return self.contents["e"] if self.is_delta else None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether JSON can carry every number in the contents."""
+        for level in levels(self.contents):
+            for container in level:
+                values = container.values() if isinstance(container, dict) else container
+                if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+                    return False
+        return True
 
     # --- JSON ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from goatherd.crypto import PrivateKey
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
+from goatherd.identity.session import sign_commit, verify_commit
 from goatherd.node.admission import Limits
 from goatherd.node.engine import Step, drive, drive_inline
 from goatherd.node.rules import Access, Rule, Rulebook
@@ -305,6 +307,49 @@ def test_pulled_commits_pass_the_same_checks_as_pushed_ones(node: Node) -> None:
 def test_what_goatdb_never_writes_is_refused_before_its_signature_is_looked_at(node: Node, changes: Any) -> None:
     done = drive_inline(node.engine.ingest("/data/test", [{**note(X).to_json(), **changes}], NOW))
     assert isinstance(done.refused[0][1], DecodeError)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"at": 2e15},
+        {"tags": {"__t": "S", "__v": [{"__r": [{"x": 1}], "__d": {"a": {"__rId": 0}, "b": {"__rId": 0}}}]}},
+    ],
+    ids=["a date after the year 33658", "an object met twice"],
+)
+def test_what_the_next_reader_would_find_changed_is_refused(fields: dict[str, Any]) -> None:
+    registry = Registry(
+        [Schema(ns="task", version=1, fields=(Field(name="at", type="date"), Field(name="tags", type="set")))]
+    )
+    node = Node(A, A, registry=registry)
+    raw = commit_by(A, "k", fields, schema="task/1").to_json()
+    signed = Commit.from_json(raw, org="localhost", registry=registry)
+    raw["sig"] = sign_commit(A, signed, now_ms=NOW).signature
+    verify_commit(A.session, Commit.from_json(raw, org="localhost", registry=registry))
+    done = drive_inline(node.engine.ingest("/data/test", [raw], NOW))
+    assert "read again" in str(done.refused[0][1])
+    same = commit_by(A, "k", {"at": 1700000000000, "tags": {"__t": "S", "__v": [1, 1]}}, schema="task/1").to_json()
+    same["sig"] = sign_commit(A, Commit.from_json(same, org="localhost", registry=registry), now_ms=NOW).signature
+    assert drive_inline(node.engine.ingest("/data/test", [same], NOW)).refused == []
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"r": {"s": f"note/{'9' * 5000}", "d": {}, "n": True, "cs": "1"}},
+        {"r": {"s": "sessions/1", "d": {"id": {"__r": [], "__d": {"x": {"__rId": math.inf}}}}, "n": True, "cs": "1"}},
+        {"r": {"s": "strange/1", "d": {}, "n": True, "age": 1}},
+        {"b": "x", "e": {"c": {"m": [{"__t": "E", "__v": {"changeType": "fd", "operation": 1, "vType": []}}]}}},
+    ],
+    ids=["a version of 5000 digits", "an infinite reference", "no checksum", "a value type that is no text"],
+)
+def test_odd_contents_harm_nothing_else_in_the_batch(node: Node, contents: Any) -> None:
+    good = note(X)
+    done = drive_inline(
+        node.engine.ingest("/data/test", [note(X, "k2").to_json() | {"c": contents}, good.to_json()], NOW)
+    )
+    assert done.accepted == [good]
+    assert len(done.refused) == 1
 
 
 def test_contents_nested_without_end_are_refused(node: Node) -> None:
