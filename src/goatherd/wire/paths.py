@@ -63,7 +63,7 @@ def repository_id(path: str) -> str:
 
 
 def log_file(repository: str) -> str:
-    """Return GoatDB's log file of a repository id, relative to the data directory, before resolving dots (T49).
+    """Return GoatDB's log file of a repository id, relative to the data directory, dots resolved (T49).
 
     Raises:
         PathError: Not exactly two components.
@@ -71,7 +71,8 @@ def log_file(repository: str) -> str:
     components = repository.lstrip("/").split("/")
     if len(components) != 2:
         raise PathError(f"not a repository id: {repository!r}")
-    return f"{components[0]}/{components[1]}.jsonl"
+    directory = "" if components[0] == "." else f"{components[0]}/"
+    return f"{directory}{components[1]}.jsonl"
 
 
 def join_path(prefix: str, suffix: str) -> str:

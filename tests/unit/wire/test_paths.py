@@ -93,6 +93,7 @@ def test_missing_parts_print_as_the_word() -> None:
 
 def test_a_log_file_has_two_components() -> None:
     assert log_file("/data/notes") == "data/notes.jsonl"
+    assert [log_file("/./x"), log_file("/../x"), log_file("/a/..")] == ["x.jsonl", "../x.jsonl", "a/...jsonl"]
     for repository in ("/data", "/a/b/c"):
         with pytest.raises(PathError):
             log_file(repository)
