@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from goatherd.testing.vectors import check_directory, main
-from goatherd.testing.vectors.sheet import shown
+from goatherd.testing.vectors.sheet import Sheet, shown
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 COMPLETE = [
@@ -129,6 +129,136 @@ def test_a_case_that_is_made_wrong_fails(tmp_path: Path, name: str, part: str, m
     assert sheet.name == "renamed"
     assert (len(sheet.failures), sheet.ok) == (1, sheet.total - 1)
     assert main([str(tmp_path)]) == 1
+
+
+def _document(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((VECTORS / f"{name}.json").read_text())
+    return document
+
+
+def _judged(tmp_path: Path, document: dict[str, Any]) -> Sheet:
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    (sheet,), strangers = check_directory(tmp_path)
+    assert strangers == []
+    return sheet
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "path", "value"),
+    [
+        ("checksums", "cases", ["wire", "cs"], "1"),
+        ("edits", "cases", ["equal"], "neither"),
+        ("edits", "cases", ["patched", "cs"], "1"),
+        ("merges", "cases", ["result", "cs"], "1"),
+        ("log-recovery", "scans", ["file_after_base64"], "CgoK????"),
+    ],
+)
+def test_no_member_of_a_case_that_is_judged_is_left_out(
+    tmp_path: Path, name: str, part: str, path: list[str], value: str
+) -> None:
+    document = _document(name)
+    honest = _judged(tmp_path, document)
+    for case in document[part]:
+        place = case
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+    sheet = _judged(tmp_path, document)
+    assert (honest.failures, sheet.not_judged) == ([], honest.not_judged)
+    assert len(sheet.failures) == len(document[part]) - sum(sheet.not_judged.values())
+
+
+@pytest.mark.parametrize(("name", "member"), [("request-signatures", "window_ms"), ("checksums", "seed")])
+def test_a_constant_of_the_file_is_ours(tmp_path: Path, name: str, member: str) -> None:
+    assert _judged(tmp_path, {**_document(name), member: 5}).failures
+
+
+def test_a_part_of_another_name_is_counted_and_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base32.json").write_text(json.dumps({**_document("base32"), "more": [{}, {}]}))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "base32 32 ok / 34, 2 not judged: a part that this kind is not known to have\n"
+
+
+def test_a_file_with_damaged_declarations_still_counts_its_cases(tmp_path: Path) -> None:
+    sheet = _judged(tmp_path, {**_document("signatures"), "sessions": [5]})
+    assert (sheet.ok, sheet.total, len(sheet.failures)) == (0, 90, 1)
+
+
+def test_a_rate_may_differ_by_what_v8_rounds_otherwise(tmp_path: Path) -> None:
+    case = {"local": 272, "peer": 1, "cycles": 3, "low_accuracy": False, "size": 272}
+    case |= {"fpr": 0.023820675009393263, "filter_bytes": 265, "hashes": 6}
+    document = {"kind": "sync-messages", "filters": [case, {**case, "fpr": 0.0238206750093933}]}
+    sheet = _judged(tmp_path, document)
+    assert (sheet.ok, len(sheet.failures)) == (1, 1)
+
+
+def test_a_peer_that_has_everything_is_sent_nothing(tmp_path: Path) -> None:
+    document = _document("sync-messages")
+    case = next(each for each in document["messages"] if each["sent_ids"])
+    message = json.loads(case["json"])
+    case |= {"peer_filter": message["f"]["__v"], "sent_ids": [], "decoded": {**case["decoded"], "ids": []}}
+    case["json"] = json.dumps({**message, "c": []}, separators=(",", ":"))
+    assert _judged(tmp_path, document).failures == []
+    case["peer_filter"] = {"d": "AA==", "s": [1]}
+    assert len(_judged(tmp_path, document).failures) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "kept", "roots", "trusted"),
+    [
+        ({}, True, 1, 1),
+        ({"currentSession": None}, False, 1, 1),
+        ({"currentSession": {}}, False, 0, 0),
+        ({"roots": {}}, True, 0, 0),
+        ({"roots": 5}, True, 0, 0),
+        ({"roots": 0}, True, 0, 1),
+        ({"trustedSessions": [{}]}, True, 1, 0),
+    ],
+)
+def test_settings_are_loaded_as_far_as_goatdb_loads_them(
+    tmp_path: Path, change: dict[str, Any], kept: bool, roots: int, trusted: int
+) -> None:
+    document = _document("sessions")
+    case = next(each for each in document["load"] if each["name"] == "good")
+    settings = json.loads(case["text"])
+    members = {name: settings[name][:1] for name in ("roots", "trustedSessions")}
+    case |= {"text": json.dumps({**settings, **members, **change}), "roots": roots, "trusted": trusted}
+    if not kept:
+        case |= {"current": "new", "expiration_ms": case["now_ms"] + 30 * 86_400_000, "owner": "root"}
+    sheet = _judged(tmp_path, {"kind": "sessions", "load": [case]})
+    assert sheet.failures == []
+
+
+def test_settings_with_a_private_key_that_is_none_are_loaded_up_to_it(tmp_path: Path) -> None:
+    case = next(each for each in _document("sessions")["load"] if each["name"] == "good")
+    settings = json.loads(case["text"])
+    settings["roots"] = [{**settings["roots"][0], "privateKey": {"kty": "EC"}}]
+    case |= {"text": json.dumps(settings), "roots": 0, "trusted": 0}
+    assert _judged(tmp_path, {"kind": "sessions", "load": [case]}).failures == []
+
+
+def test_settings_with_a_date_that_is_none_are_kept(tmp_path: Path) -> None:
+    case = next(each for each in _document("sessions")["load"] if each["name"] == "good")
+    settings = json.loads(case["text"])
+    settings["currentSession"]["expiration"] = "soon"
+    case |= {"text": json.dumps(settings), "expiration_ms": None}
+    assert _judged(tmp_path, {"kind": "sessions", "load": [case]}).failures == []
+
+
+def test_holes_of_an_array_are_undefined_but_in_the_stable_text(tmp_path: Path) -> None:
+    holed = {"$": "array", "v": [1, {"$": "hole"}, {"$": "date", "ms": 0}]}
+    text = '{"k":[1,null,{"__t":"D","__v":0}]}'
+    case = {"input": holed, "cyclical_set": text, "decoded": [1, None, {"$": "date", "ms": 0}]}
+    assert _judged(tmp_path, {"kind": "encoders", "cases": [case]}).failures == []
+    stable = {"input": {"a": holed}, "output": '{"a":{"0":1,"2":{}}}'}
+    assert _judged(tmp_path, {"kind": "stable-stringify", "cases": [stable]}).failures == []
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    shutil.copy(VECTORS / "base32.json", tmp_path)
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere.json")
+    (tmp_path / "folder").symlink_to(VECTORS)
+    assert check_directory(tmp_path)[1] == ["folder: no file", "gone.json: no file"]
 
 
 def test_a_damaged_log_fails(tmp_path: Path) -> None:

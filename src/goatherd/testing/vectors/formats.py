@@ -11,7 +11,7 @@ from typing import Any
 
 from goatherd import ids
 from goatherd.errors import DecodeError
-from goatherd.testing.vectors.notation import value_of
+from goatherd.testing.vectors.notation import dense, value_of
 from goatherd.testing.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text
 from goatherd.testing.vectors.upstream_log import UpstreamLog
 from goatherd.wire import bloom, paths
@@ -183,10 +183,11 @@ def bloom_filter(document: Document, sheet: Sheet) -> None:
         equal("hashes", c["hashes"], len(holder.seeds))
         equal("serialized", c["serialized"], holder.to_json())
         params = c["params"]
-        m, k = params.get("m"), params.get("k")
-        if "fpr" in params:
-            bits, functions = bloom.filter_size(params.get("size", 1), params["fpr"])
-            m, k = bits if m is None else m, functions if k is None else k
+        size, m, k = params.get("size", 1), params.get("m"), params.get("k")
+        if m is None:
+            m = bloom.filter_size(size, params["fpr"])[0]
+        if k is None:
+            k = m / max(1, size) * math.log(2)
         count = math.ceil(min(k, params.get("maxHashes", k)))
         equal("hashes by the formula", c["hashes"], count)
         equal("bytes by the formula", c["bytes"], (m + 7) // 8)
@@ -210,7 +211,7 @@ def bloom_filter(document: Document, sheet: Sheet) -> None:
 
 def encoders(document: Document, sheet: Sheet) -> None:
     def case(c: Case) -> None:
-        value = value_of(c["input"])
+        value = value_of(dense(c["input"]))
         if "to_js" in c:
             same_text("to_js", c["to_js"], to_json(encode_plain(value)))
         holder = {} if value is UNDEFINED else {"k": encode_cyclical(value)}
@@ -224,7 +225,9 @@ def encoders(document: Document, sheet: Sheet) -> None:
 def sync_messages(document: Document, sheet: Sheet) -> None:
     def filters(c: Case) -> None:
         size, fpr = filter_parameters(c["local"], c["peer"], c["cycles"], c["low_accuracy"])
-        equal("fpr", c["fpr"], fpr)
+        # V8 has a `pow` of its own, which rounds one result in thirty the other way; the sizes below are exact.
+        if not abs(c["fpr"] - fpr) <= 2 * math.ulp(fpr):
+            mismatch("fpr", c["fpr"], fpr)
         equal("filter_bytes", c["filter_bytes"], (bloom.filter_size(size, fpr)[0] + 7) // 8)
         equal("hashes", c["hashes"], bloom.seed_count(size, fpr))
         equal("size", c["size"], c["local"])
@@ -240,14 +243,16 @@ def sync_messages(document: Document, sheet: Sheet) -> None:
         sent = [commit["id"] for commit in decoded.commits]
         equal("sent_ids", c["sent_ids"], sent)
         equal("decoded", c["decoded"], {"size": decoded.size, "ids": sent, "version": decoded.version})
-        if sent:
-            peer = BloomFilter.from_json(c["peer_filter"])
-            equal("ids that the peer lacks", c["sent_ids"], [each for each in c["all_ids"] if each not in peer])
-            equal("filter holds all ids", True, all(each in decoded.filter for each in c["all_ids"]))
-            equal("size is the number of all ids", len(c["all_ids"]), decoded.size)
-        else:
+        if c["peer_filter"] is None or not (sent or any(decoded.filter.bits)):
+            # No filter was given, or missing commits were not wanted; only the second can be told from what was sent.
+            equal("ids sent without the peer's filter", [], sent)
             equal("an empty filter", 0, sum(decoded.filter.bits))
             equal("size is the local count", c["local_count"], decoded.size)
+            return
+        peer = BloomFilter.from_json(c["peer_filter"])
+        equal("ids that the peer lacks", c["sent_ids"], [each for each in c["all_ids"] if each not in peer])
+        equal("filter holds all ids", True, all(each in decoded.filter for each in c["all_ids"]))
+        equal("size is the number of all ids", len(c["all_ids"]), decoded.size)
 
     sheet.each("filters", document.get("filters"), filters)
     sheet.each("cycles", document.get("cycles"), cycles)
@@ -262,7 +267,7 @@ def log_recovery(document: Document, sheet: Sheet) -> None:
         same_text("file", c["file"], log.data.decode())
 
     def scans(c: Case) -> None:
-        data = base64.b64decode(c["file_base64"])
+        data = base64.b64decode(c["file_base64"], validate=True)
         if c["rounds"]:
             equal("records of our own scan", c["rounds"][0]["records"], _own_scan(data))
         log = UpstreamLog(data, write=c["write"])
@@ -292,5 +297,5 @@ def _own_scan(data: bytes) -> list[Any]:
 
 
 def _same_bytes(what: str, expected: str, got: bytes) -> None:
-    if base64.b64decode(expected) != got:
+    if base64.b64decode(expected, validate=True) != got:
         mismatch(what, base64.b64decode(expected), got)

@@ -8,7 +8,7 @@ from goatherd.testing.vectors.notation import registry_of, value_of
 from goatherd.testing.vectors.sheet import Case, NotJudgedError, Sheet, equal, mismatch, refuses
 from goatherd.wire.diff import changed_fields, diff_data, wrap_changes
 from goatherd.wire.encoding import parse_json, to_json, units
-from goatherd.wire.hashing import value_hash
+from goatherd.wire.hashing import DEFAULT_SEED, value_hash
 from goatherd.wire.item import (
     canonical_edit,
     canonical_record,
@@ -59,17 +59,19 @@ def checksums(document: Document, sheet: Sheet) -> None:
         schema = _known(registry, c["schema"])
         wire = c["wire"]
         equal("wire read and written", wire, canonical_record(wire, registry))
+        equal("checksum in wire", c["checksum"], wire["cs"])
         read = record_data(wire, registry)
         equal("checksum_after_decode", c["checksum_after_decode"], data_checksum(read, schema))
         data = value_of(c["data"])
         if not _rich(schema, data):
             data = normalize_data(data, schema)
             equal("checksum", c["checksum"], data_checksum(data, schema))
-            equal("wire", wire, {**_encoded(data, schema), "cs": c["checksum"]})
+            equal("wire", wire, _encoded(data, schema))
         elif c["checksum"] != c["checksum_after_decode"]:
             raise NotJudgedError(RICH_TEXT)
 
     def value(c: Case) -> None:
+        equal("seed of the file", document.get("seed", DEFAULT_SEED), DEFAULT_SEED)
         given = value_of(c["value"])
         equal("hash", c["hash"], value_hash(given))
         if "hash_seed_7" in c:
@@ -151,10 +153,12 @@ def edits(document: Document, sheet: Sheet) -> None:
         equal("edit", c["edit"], {"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes)})
         patched = patch_data(old, c["edit"]["c"], schema)
         record = _encoded(patched, schema)
-        equal("patched", c["patched"], {**record, "cs": c["patched"]["cs"]})
+        equal("patched", c["patched"], record)
         equal("patched_checksum", c["patched_checksum"], record["cs"])
         equal("intact", c["intact"], record["cs"] == target_sum)
-        equal("changed_fields", c["changed_fields"], changed_fields(old, new, schema))
+        differing = changed_fields(old, new, schema)
+        equal("changed_fields", c["changed_fields"], differing)
+        equal("equal", c["equal"], _same_item(c["base"], c["target"], differing))
         delta_length = len(units(to_json({"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes, alone=True)})))
         equal("delta_length", c["delta_length"], delta_length)
         full_length = len(units(to_json(c["target"])))
@@ -162,6 +166,12 @@ def edits(document: Document, sheet: Sheet) -> None:
         equal("delta_chosen", c["delta_chosen"], delta_length <= 0.85 * full_length)
 
     sheet.each("cases", document.get("cases"), case)
+
+
+def _same_item(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> bool:
+    """GoatDB's item equality (formats 11.1): namespace, version, checksums where both are known, every field."""
+    sums = [each.get("cs") for each in (a, b)]
+    return a["s"] == b["s"] and (None in sums or sums[0] == sums[1]) and not differing
 
 
 def _touches_rich_text(changes: Any, schema: Schema) -> bool:
@@ -192,7 +202,7 @@ def merges(document: Document, sheet: Sheet) -> None:
                 combined.setdefault(name, []).extend(parts)
         merged = patch_data(merged, combined, schema)
         record = _encoded(merged, schema)
-        equal("result", c["result"], {**record, "cs": c["result"]["cs"]})
+        equal("result", c["result"], record)
         equal("result_checksum", c["result_checksum"], record["cs"])
 
     sheet.each("cases", document.get("cases"), case)

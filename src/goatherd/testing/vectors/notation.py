@@ -73,6 +73,17 @@ def _tagged(tag: Any, encoded: dict[str, Any], known: dict[int, Any]) -> Any:
     raise ValueError(f"unknown tag {tag!r}")
 
 
+def dense(encoded: Any) -> Any:
+    """Return tagged notation with undefined where an array has a hole: all but the stable text read it so."""
+    if isinstance(encoded, list):
+        return [dense(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    if encoded.get("$") == "array":
+        return [{"$": "undefined"} if item == {"$": "hole"} else dense(item) for item in encoded["v"]]
+    return {key: dense(item) for key, item in encoded.items()}
+
+
 def registry_of(document: dict[str, Any]) -> Registry:
     """Return the schemas that a vector file declares."""
     return Registry([schema_of(encoded) for encoded in document.get("schemas") or []])

@@ -6,6 +6,7 @@ named and fails the run, whatever its name.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from goatherd.wire.encoding import parse_json
 
 _USAGE = "usage: python -m goatherd.testing.vectors DIR [DIR or FILE ...]"
 _FORMAT = "goatdb-vectors/1"
+_DECLARATIONS = frozenset({"schemas", "sessions", "repositories"})
 
 Judge = Callable[[dict[str, Any], Sheet], None]
 
@@ -51,9 +53,9 @@ def check_directory(directory: Path) -> tuple[list[Sheet], list[str]]:
     Returns:
         A sheet per vector file, and a text per file that is none.
     """
-    files = sorted(_files(directory))
     sheets: list[Sheet] = []
     strangers: list[str] = []
+    files = sorted(_files(directory, strangers))
     logs: set[Path] = set()
     for file in files:
         if file.suffix == ".jsonl":
@@ -74,14 +76,26 @@ def check_directory(directory: Path) -> tuple[list[Sheet], list[str]]:
     return sheets, strangers
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def _files(directory: Path, strangers: list[str]) -> Iterator[Path]:
+    """Yield the files below a directory, hidden ones and READMEs left out; what cannot be looked into is named."""
     if directory.is_file():
         yield directory
         return
-    for path in directory.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if path.is_file() and not hidden and not path.name.startswith("README"):
-            yield path
+
+    def unreadable(error: OSError) -> None:
+        strangers.append(f"{error.filename}: cannot be read: {error.strerror}")
+
+    for root, folders, names in os.walk(directory, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        for name in (*links, *names):
+            path = Path(root, name)
+            if name.startswith((".", "README")):
+                continue
+            if path.is_file():
+                yield path
+            else:
+                strangers.append(f"{path.relative_to(directory)}: no file")
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any] | None]:
@@ -103,7 +117,8 @@ def _read(file: Path) -> tuple[str, dict[str, Any] | None]:
 
 def _judge(document: dict[str, Any], file: Path) -> Sheet:
     described = document["kind"] == "jsonl" and file.stem == "description"
-    sheet = Sheet(file.parent.name if described else file.stem)
+    sheet = Sheet(file.resolve().parent.name if described else file.stem)
+    reason = "a part that this kind is not known to have"
     try:
         if document["kind"] == "jsonl":
             repositories.jsonl(document, sheet, file)
@@ -111,6 +126,10 @@ def _judge(document: dict[str, Any], file: Path) -> Sheet:
             KINDS[document["kind"]](document, sheet)
     except Exception as error:  # noqa: BLE001 - a damaged head of the file (sessions, schemas) fails the file, no crash
         sheet.failures.append(f"the file's own declarations: {type(error).__name__}: {shown(str(error))}")
+        reason = "the file's own declarations are damaged"
+    for name, part in document.items():
+        if isinstance(part, list) and name not in sheet.parts | _DECLARATIONS:
+            sheet.leave(len(part), reason)
     if not sheet.total:
         sheet.failures.append("the file holds no cases")
     return sheet

@@ -37,6 +37,7 @@ class Sheet:
         ok: Cases that hold.
         failures: What went wrong, one text per failed case, without key material.
         not_judged: Reasons and how often.
+        parts: The lists of cases that the file's kind is known to have.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,9 +46,11 @@ class Sheet:
         self.ok = 0
         self.failures: list[str] = []
         self.not_judged: Counter[str] = Counter()
+        self.parts: set[str] = set()
 
     def each(self, part: str, cases: Any, check: Callable[[Any], None]) -> None:
         """Run `check` on every case of one list of the file; an absent list holds none."""
+        self.parts.add(part)
         if cases is None:
             return
         if not isinstance(cases, list):
@@ -70,6 +73,12 @@ class Sheet:
             self.failures.append(f"{label}: {type(error).__name__}: {shown(str(error))}")
         else:
             self.ok += 1
+
+    def leave(self, cases: int, reason: str) -> None:
+        """Count cases that nobody judges."""
+        if cases:
+            self.total += cases
+            self.not_judged[reason] += cases
 
     def line(self) -> str:
         """Return the report's line: ``NAME N ok / M, K not judged: REASON``."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
+from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import DecodeError, GoatherdError
 from goatherd.identity.session import (
+    REQUEST_WINDOW,
     OwnedSession,
     Session,
     check_request_time,
@@ -20,7 +23,15 @@ from goatherd.identity.session import (
 from goatherd.testing.vectors.notation import registry_of, session_of, value_of
 from goatherd.testing.vectors.sheet import Case, NotJudgedError, Sheet, accepts, equal, mismatch, refuses, same_text
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import base32_decode, base32_encode, parse_json, to_json, to_pretty_json
+from goatherd.wire.encoding import (
+    base32_decode,
+    base32_encode,
+    date_from_json,
+    is_truthy,
+    parse_json,
+    to_json,
+    to_pretty_json,
+)
 from goatherd.wire.item import apply_edit, canonical_record, decode_data, encode_data, normalize_data
 from goatherd.wire.schema import SESSIONS, Registry
 
@@ -78,8 +89,10 @@ class _Recorded:
 
 def request_signatures(document: Document, sheet: Sheet) -> None:
     sessions = [session_of(each) for each in document.get("sessions") or []]
+    ours_ms = REQUEST_WINDOW.total_seconds() * 1000
 
     def case(c: Case) -> None:
+        equal("window_ms of the file", document.get("window_ms", ours_ms), ours_ms)
         session = sessions[c["verifier"]]
 
         def check() -> None:
@@ -163,35 +176,53 @@ def _settings(c: Case) -> None:
 def _load(c: Case) -> None:
     """GoatDB's own loading (formats 2.5), errors swallowed and all; Goatherd's settings refuse such files instead."""
     now_ms = c["now_ms"]
-    current: OwnedSession | None = None
-    roots: list[Session] = []
-    trusted: list[Session] = []
-    try:
-        settings = parse_json((c["text"] or "").removeprefix("\ufeff"))
-        if not isinstance(settings, dict):
-            raise DecodeError("settings are an object")
-        if settings.get("currentSession"):
-            current = OwnedSession.from_json(settings["currentSession"])
-        for name, found in (("roots", roots), ("trustedSessions", trusted)):
-            for each in settings.get(name) or []:
-                session = Session.from_json(each)
-                session.public_key.check()
-                found.append(session)
-    except GoatherdError:
-        pass
-    equal("current", c["current"], "new" if current is None else "kept")
+    sessions: dict[str, list[dict[str, Any]]] = {"currentSession": [], "roots": [], "trustedSessions": []}
+    with contextlib.suppress(GoatherdError):
+        _load_until_error((c["text"] or "").removeprefix("\ufeff"), sessions)
+    found, roots, trusted = sessions.values()
+    equal("current", c["current"], "kept" if found else "new")
     rewritten = False
-    if current is None:
-        owner, expiration_ms = "root", now_ms + 30 * _DAY_MS
-    else:
-        owner, expiration_ms = current.session.owner or "", current.session.expiration_ms
-        rewritten = expiration_ms - now_ms < 15 * _DAY_MS
+    if found:
+        owner, expiration_ms = found[0].get("owner"), date_from_json(found[0]["expiration"]).ms
+        rewritten = expiration_ms is not None and expiration_ms - now_ms < 15 * _DAY_MS
         expiration_ms = now_ms + 30 * _DAY_MS if rewritten else expiration_ms
-    equal("owner", c["owner"] or "", owner)
-    equal("expiration_ms", c["expiration_ms"], expiration_ms)
+    else:
+        owner, expiration_ms = "root", now_ms + 30 * _DAY_MS
+    equal("owner", c["owner"] or "", owner or "")
+    equal("expiration_ms", None if c["expiration_ms"] == "NaN" else c["expiration_ms"], expiration_ms)
     equal("roots", c["roots"], len(roots))
     equal("trusted", c["trusted"], len(trusted))
     equal("file_after", c["file_after"], "absent" if c["text"] is None else "rewritten" if rewritten else "unchanged")
+
+
+def _load_until_error(text: str, sessions: dict[str, list[dict[str, Any]]]) -> None:
+    """Collect the sessions of a settings.json that GoatDB decodes before the first error."""
+    settings = parse_json(text)
+    if settings is None:
+        raise DecodeError("null has no members")
+    for name, found in sessions.items():
+        member = settings.get(name) if isinstance(settings, dict) else None
+        if not is_truthy(member):
+            continue
+        if name == "currentSession":
+            if not isinstance(member, dict) or not is_truthy(member.get("privateKey")):
+                raise DecodeError("the current session has no private key")
+            member = [member]
+        if not isinstance(member, list):
+            raise DecodeError("not an array")
+        for each in member:
+            _import(each)
+            found.append(each)
+
+
+def _import(encoded: Any) -> None:
+    """Decode a session as GoatDB does: each key for itself, whatever the date."""
+    if not isinstance(encoded, dict):
+        raise DecodeError("no session")
+    PublicKey.from_jwk(encoded.get("publicKey") or {}).check()
+    if is_truthy(encoded.get("privateKey")):
+        PrivateKey.from_jwk(encoded["privateKey"])
+    date_from_json(encoded.get("expiration"))
 
 
 # --- commits ------------------------------------------------------------------------------------------------------
