@@ -231,6 +231,18 @@ def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -
     assert found.head("k") is not None
 
 
+@pytest.mark.parametrize("odd", [{"__t": "S"}, {"__t": "S", "__v": 5}, {"__t": "S", "__v": {"a": 1}}])
+def test_a_marker_without_what_it_marks_does_not_keep_births_from_being_merged(odd: Any) -> None:
+    good = {"__t": "S", "__v": [1]}
+    for first, second in ((odd, good), (good, odd), (odd, odd)):
+        births = [
+            commit_by(X, "k", {"tags": each}, ts=NOW + n, schema="free/1") for n, each in enumerate((first, second))
+        ]
+        merge = merge_births(births, repository(births), A.id)
+        assert merge is not None
+        assert merge.data == {"tags": second}
+
+
 def test_children_of_one_commit_are_not_births() -> None:
     base = commit_by(X, "k", {"text": "0"})
     leaves = [commit_by(X, "k", {"text": str(n)}, parents=[base.id]) for n in range(2)]
