@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -252,6 +253,19 @@ def test_holes_of_an_array_are_undefined_but_in_the_stable_text(tmp_path: Path) 
     assert _judged(tmp_path, {"kind": "encoders", "cases": [case]}).failures == []
     stable = {"input": {"a": holed}, "output": '{"a":{"0":1,"2":{}}}'}
     assert _judged(tmp_path, {"kind": "stable-stringify", "cases": [stable]}).failures == []
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"kind": "base32", "cases": [{"name": "\ud800é"}]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "goatherd.testing.vectors", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "FAILED cases[0] \\ud800\\xe9: KeyError" in done.stdout
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:

@@ -165,4 +165,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _write(line: str, stream: Any = None) -> None:
-    print(line, file=stream or sys.stdout)
+    out = stream or sys.stdout
+    encoding = out.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=out)
