@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from goatherd.errors import DecodeError
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
 
 EPSILON = 2.220446049250313e-16
+MAX_WORK = 200_000
+"""Values that one change of a set may compare; GoatDB has no bound."""
 
 
 def _is_number(value: Any) -> bool:
@@ -80,19 +83,92 @@ def _is_primitive(value: Any) -> bool:
 
 
 def set_add(items: Iterable[Any], added: Iterable[Any]) -> JSSet:
-    """Return the union: primitives by value, objects by loose equality, new ones appended."""
+    """Return the union: primitives by value, objects by loose equality, new ones appended.
+
+    Raises:
+        DecodeError: It takes more comparing than `MAX_WORK`.
+    """
     union = JSSet(items)
+    known = _Objects(union)
     for item in added:
-        if _is_primitive(item) or not any(loose_equal(item, known) for known in union):
+        if _is_primitive(item):
             union.add(item)
+        elif not known.hold(item, loose_equal):
+            union.add(item)
+            known.add(item)
     return union
 
 
 def set_remove(items: Iterable[Any], removed: Iterable[Any]) -> JSSet:
-    """Return the difference: primitives by value, objects by core equality."""
+    """Return the difference: primitives by value, objects by core equality.
+
+    Raises:
+        DecodeError: It takes more comparing than `MAX_WORK`.
+    """
     gone = JSSet(removed)
-    return JSSet([item for item in items if item not in gone and (_is_primitive(item) or not _among(item, gone))])
+    objects = _Objects(gone)
+    return JSSet(
+        [item for item in items if item not in gone and (_is_primitive(item) or not objects.hold(item, core_equal))]
+    )
 
 
-def _among(item: Any, others: Iterable[Any]) -> bool:
-    return any(core_equal(item, other) for other in others)
+def decoded_equal(a: Any, b: Any) -> bool:
+    """Return `core_equal` of values that strangers wrote.
+
+    Raises:
+        DecodeError: It takes more comparing than `MAX_WORK`.
+    """
+    objects = _Objects(())
+    objects.add(b)
+    return objects.hold(a, core_equal)
+
+
+class _Objects:
+    """Objects to compare others with; only those of one shape can be equal, loosely or not.
+
+    SECURITY: comparing each with each would let a push of some kilobytes stop a server for minutes
+    (tests/unit/wire/test_equality.py).
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._by_shape: dict[Any, list[tuple[Any, int]]] = {}
+        self._work = 0
+        for item in items:
+            if not _is_primitive(item):
+                self.add(item)
+
+    def add(self, item: Any) -> None:
+        shape, size, _ = _measure(item)
+        self._by_shape.setdefault(shape, []).append((item, size))
+
+    def hold(self, item: Any, equal: Callable[[Any, Any], bool]) -> bool:
+        shape, size, holds_set = _measure(item)
+        for other, other_size in self._by_shape.get(shape, ()):
+            self._work += size * other_size if holds_set else size
+            if self._work > MAX_WORK:
+                raise DecodeError("sets of more objects, and more alike, than can be compared")
+            if equal(item, other):
+                return True
+        return False
+
+
+def _measure(value: Any) -> tuple[Any, int, bool]:
+    """Return a value's shape, its number of nodes, and whether a Set is inside; what is equal has the same shape."""
+    if _is_number(value):
+        # Beyond 1, no two doubles are closer than `EPSILON`.
+        return (value if abs(value) > 1 else "small"), 1, False
+    if isinstance(value, str | bool) or value is None or value is UNDEFINED:
+        return (("text", value) if isinstance(value, str) and value else True if value is True else "small"), 1, False
+    if isinstance(value, JSDate):
+        return ("date", value.ms), 1, False
+    if isinstance(value, dict):
+        members = {key: _measure(item) for key, item in value.items()}
+        shape: Any = ("object", frozenset((key, each[0]) for key, each in members.items()))
+        parts = list(members.values())
+    elif isinstance(value, list | JSSet):
+        parts = [_measure(item) for item in value]
+        shape = ("set", len(value)) if isinstance(value, JSSet) else ("array", *[each[0] for each in parts])
+    else:
+        return ("other", id(value)), 1, False
+    inside = isinstance(value, JSSet) or any(each[2] for each in parts)
+    return shape, 1 + sum(each[1] for each in parts), inside

@@ -22,7 +22,7 @@ from goatherd.wire.encoding import (
     to_json,
     utf16_characters,
 )
-from goatherd.wire.equality import core_equal, set_add, set_remove
+from goatherd.wire.equality import decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import BUILTIN, FIELD_TYPES, NULL_SCHEMA, Data, Registry, Schema
@@ -416,12 +416,12 @@ def _patch_field(data: Data, name: str, insert: bool, kind: str, value: Any) -> 
         for key, item in value.items():
             if insert:
                 changed[key] = item
-            elif key in changed and core_equal(changed[key], item):
+            elif key in changed and decoded_equal(changed[key], item):
                 del changed[key]
     elif insert:
         changed = value
     else:
-        changed = UNDEFINED if core_equal(current, value) else current
+        changed = UNDEFINED if decoded_equal(current, value) else current
     if changed is UNDEFINED or (isinstance(changed, JSSet | JSMap) and not changed):
         data.pop(name, None)
     else:

@@ -24,7 +24,7 @@ def rich_text_checksum(tree: Any) -> str:
     root = tree.get("root") if type(tree) is dict else None
     if type(root) is not dict or not isinstance(root.get("children"), list):
         raise EncodeError("not a rich text tree")
-    pointers = _pointers(tree.get("pointers"))
+    pointers = _by_node(_pointers(tree.get("pointers")))
     atoms = _flatten(root["children"], 0, pointers)
     return text_hash("".join([value_text(_bare(atom)) for atom in atoms]))
 
@@ -34,10 +34,27 @@ def _pointers(raw: Any) -> list[Atom]:
     if not isinstance(raw, JSSet):
         return []
     unique: dict[str, Atom] = {}
+    texts: dict[int, str] = {}
     for pointer in raw:
         if type(pointer) is dict and pointer.get("isLocal") is not True:
-            unique.setdefault(value_hash(pointer), pointer)
+            node = pointer.get("node")
+            if type(node) is dict:
+                # A text node is read once, however many pointers share it; its text stands for it in the hash.
+                if id(node) not in texts:
+                    texts[id(node)] = value_text(node)
+                node = texts[id(node)]
+            unique.setdefault(value_hash(pointer if node is None else {**pointer, "node": node}), pointer)
     return sorted(unique.values(), key=_pointer_order)
+
+
+def _by_node(pointers: list[Atom]) -> dict[int, list[Atom]]:
+    """Return each node's pointers by offset, under the node's identity."""
+    found: dict[int, list[Atom]] = {}
+    for pointer in pointers:
+        found.setdefault(id(pointer.get("node")), []).append(pointer)
+    for own in found.values():
+        own.sort(key=lambda pointer: _number(pointer.get("offset")))
+    return found
 
 
 def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, float]]:
@@ -52,7 +69,7 @@ def _number(value: Any) -> float:
     return value if isinstance(value, int | float) and value == value else 0
 
 
-def _flatten(siblings: Iterable[Any], depth: int, pointers: list[Atom]) -> list[Any]:
+def _flatten(siblings: Iterable[Any], depth: int, pointers: dict[int, list[Atom]]) -> list[Any]:
     atoms: list[Any] = []
     for node in siblings:
         if type(node) is dict and node.get("isLocal") is True:
@@ -69,11 +86,11 @@ def _flatten(siblings: Iterable[Any], depth: int, pointers: list[Atom]) -> list[
     return atoms
 
 
-def _flatten_text(node: Atom, pointers: list[Atom]) -> list[Any]:
+def _flatten_text(node: Atom, pointers: dict[int, list[Atom]]) -> list[Any]:
     if not pointers:
         return [node]
     text = units(node["text"])
-    own = sorted([p for p in pointers if p.get("node") is node], key=lambda p: _number(p.get("offset")))
+    own = pointers.get(id(node), [])
     atoms: list[Any] = []
     position = 0
     for pointer in own:

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError, EncodeError
+from goatherd.wire import richtext
 from goatherd.wire.diff import diff_data, wrap_changes
 from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, rich_text_filter
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, to_json
 from goatherd.wire.equality import core_equal, loose_equal
+from goatherd.wire.hashing import value_text
 from goatherd.wire.item import encode_data, normalize_data, patch_data, upgrade_data
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
@@ -114,6 +116,16 @@ def test_a_pointer_that_is_none_does_not_stop_a_reader(odd: Any) -> None:
     pointer = {"key": "u", "type": "anchor", "dir": 0, "node": node, "offset": 1}
     pointers = JSSet([pointer, {**pointer, "dir": odd}, {**pointer, "offset": odd}, {**pointer, "key": odd}])
     assert rich_text_checksum({"root": {"children": [node]}, "pointers": pointers}).isdigit()
+
+
+def test_a_node_is_read_once_however_many_pointers_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SECURITY: guards `goatherd.wire.richtext`; references make a push small that names one long node often."""
+    read: list[Any] = []
+    monkeypatch.setattr(richtext, "value_text", lambda value: read.append(value) or value_text(value))
+    node = {"text": "abc"}
+    pointers = JSSet([{"key": str(n), "type": "anchor", "dir": 0, "node": node, "offset": 0} for n in range(50)])
+    assert rich_text_checksum({"root": {"children": [node]}, "pointers": pointers}).isdigit()
+    assert len([value for value in read if value == node]) == 1
 
 
 def test_unknown_fields_cannot_be_written() -> None:

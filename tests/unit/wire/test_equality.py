@@ -1,0 +1,75 @@
+"""When two values are equal, and what it costs to find out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goatherd.errors import DecodeError
+from goatherd.wire import equality
+from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
+from goatherd.wire.equality import core_equal, decoded_equal, loose_equal, set_add, set_remove
+
+NEAR = [0, 1e-17, 3e-17, 1, 0.9999999999999999, 1.0000000000000002, 2, 2.0000000000000004, -1, math.nan, math.inf]
+SCALARS = st.sampled_from([*NEAR, "", "a", "0", True, False, None, UNDEFINED])
+VALUES = st.recursive(
+    SCALARS | st.sampled_from([0, 1, None]).map(JSDate),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+        | st.dictionaries(st.sampled_from("ab"), inner, max_size=2).map(JSMap)
+        | st.lists(inner, max_size=3).map(JSSet)
+    ),
+    max_leaves=5,
+)
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, list | dict | JSSet | JSDate)
+
+
+@given(st.lists(VALUES, max_size=5), st.lists(VALUES, max_size=5))
+def test_sets_change_as_if_each_element_were_compared_with_each(items: list[Any], changed: list[Any]) -> None:
+    union = JSSet(items)
+    for item in changed:
+        if not is_object(item) or not any(loose_equal(item, each) for each in union):
+            union.add(item)
+    assert list(map(id, set_add(items, changed))) == list(map(id, union))
+    gone = JSSet(changed)
+    rest = [
+        item
+        for item in JSSet(items)
+        if item not in gone and not (is_object(item) and any(core_equal(item, each) for each in gone))
+    ]
+    assert list(map(id, set_remove(JSSet(items), changed))) == list(map(id, rest))
+
+
+@given(VALUES, VALUES)
+def test_values_of_strangers_are_equal_when_others_are(a: Any, b: Any) -> None:
+    assert decoded_equal(a, b) == core_equal(a, b)
+
+
+def test_objects_of_different_shapes_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SECURITY: guards `goatherd.wire.equality._Objects`."""
+    calls: list[Any] = []
+    monkeypatch.setattr(equality, "loose_equal", lambda a, b: calls.append(a) or loose_equal(a, b))
+    union = set_add([{"a": n} for n in range(2, 500)], [{"a": n} for n in range(400, 900)])
+    assert len(union) == 898
+    assert 100 <= len(calls) < 1000
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [[{"a": n / 10_000} for n in range(2000)], [JSSet([n / 10_000 for n in range(500)]), JSSet(range(500))]],
+    ids=["small numbers", "sets"],
+)
+def test_what_would_take_for_ever_is_refused(alike: list[Any]) -> None:
+    """SECURITY: guards `goatherd.wire.equality._Objects`."""
+    with pytest.raises(DecodeError):
+        set_add([], alike)
+    with pytest.raises(DecodeError):
+        set_remove(alike[: len(alike) // 2], alike[len(alike) // 2 :])
