@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from goatherd.errors import DecodeError
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
+from goatherd.wire.nesting import levels
 
 ElementFilter = Callable[[Any], bool]
 
@@ -125,6 +126,10 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
+# SECURITY: references make little text stand for much, and whoever reads the value walks through all of it. GoatDB
+# needs them for the pointers of rich text, one small node each (tests/unit/wire/test_encoders.py).
+MAX_REFERENCED = 20_000
+
 _NONE: Final[list[Any]] = []
 _FINISHED: Final[list[Any]] = []
 
@@ -132,17 +137,20 @@ _FINISHED: Final[list[Any]] = []
 class Decoder:
     """Reads members of one encoded object; the cyclical kind also follows references (formats 5.4)."""
 
-    __slots__ = ("_cyclical", "_records")
+    __slots__ = ("_cyclical", "_records", "_referenced_values", "_sizes")
 
     def __init__(self, *, cyclical: bool = True) -> None:
         self._cyclical = cyclical
         self._records = _NONE
+        self._sizes: dict[int, int] = {}
+        self._referenced_values = 0
 
     def decode(self, value: Any) -> Any:
         """Return the JavaScript value of an encoded member.
 
         Raises:
-            DecodeError: A stray reference, a date that is none, or nesting without end.
+            DecodeError: A stray reference, a date that is none, nesting without end, or references to more than
+                `MAX_REFERENCED` values.
         """
         kind = type(value)
         if kind is not dict and kind is not list:
@@ -184,7 +192,13 @@ class Decoder:
             raise DecodeError("a reference outside of the object that it belongs to")
         if not 0 <= number < len(self._records) or number != int(number):
             return UNDEFINED
-        return self._records[int(number)]
+        record = self._records[int(number)]
+        if id(record) not in self._sizes:
+            self._sizes[id(record)] = 1 + sum(len(each) for level in levels(record) for each in level)
+        self._referenced_values += self._sizes[id(record)]
+        if self._referenced_values > MAX_REFERENCED:
+            raise DecodeError("references to more values than are read")
+        return record
 
 
 def refuse_encoded(value: Any) -> Any:

@@ -60,8 +60,11 @@ def text_hash(text: str, seed: int = DEFAULT_SEED) -> str:
     return str(murmur3(text, seed))
 
 
-def value_text(value: Any, seed: int = DEFAULT_SEED) -> str:
+def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
     """Return the checksum text of a JavaScript value (formats 7.2).
+
+    Args:
+        texts: Texts of objects so far, by identity: one that is met often is read once.
 
     Raises:
         EncodeError: A kind of value for which GoatDB draws a random text.
@@ -80,27 +83,31 @@ def value_text(value: Any, seed: int = DEFAULT_SEED) -> str:
     if isinstance(value, JSDate):
         return number_text(value.seconds)
     if isinstance(value, list | tuple):
-        return text_hash("".join([value_text(item, seed) for item in value]), seed)
+        return text_hash("".join([value_text(item, seed, texts) for item in value]), seed)
     if isinstance(value, JSSet):
-        return text_hash("".join(sorted([value_hash(item, seed) for item in value])), seed)
+        return text_hash("".join(sorted([value_hash(item, seed, texts) for item in value])), seed)
     if isinstance(value, JSMap):
         # COMPAT: a Map is hashed with the default seed whatever the caller's.
-        return text_hash(members_text(value))
+        return text_hash(members_text(value, texts=texts if seed == DEFAULT_SEED else None))
     if isinstance(value, dict):
-        return text_hash(members_text(value, seed), seed)
+        if texts is None:
+            return text_hash(members_text(value, seed), seed)
+        if id(value) not in texts:
+            texts[id(value)] = text_hash(members_text(value, seed, texts), seed)
+        return texts[id(value)]
     raise EncodeError(f"a {kind.__name__} has no checksum")
 
 
-def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED) -> str:
+def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
     """Return what the hash of an object or Map is taken over: names and texts in unit order."""
     keys = [key for key, item in value.items() if item is not UNDEFINED]
     keys.sort(key=unit_key)
-    return "".join([key + value_text(value[key], seed) for key in keys])
+    return "".join([key + value_text(value[key], seed, texts) for key in keys])
 
 
-def value_hash(value: Any, seed: int = DEFAULT_SEED) -> str:
+def value_hash(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
     """Return the value hash: one more hash on top of `value_text`, as decimal text."""
-    return text_hash(value_text(value, seed), seed)
+    return text_hash(value_text(value, seed, texts), seed)
 
 
 def item_checksum(texts: dict[str, str]) -> str:

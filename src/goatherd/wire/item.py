@@ -188,6 +188,7 @@ def data_checksum(data: Data, schema: Schema | None) -> str:
         EncodeError: A field that the schema does not have, or a value without checksum.
     """
     texts: dict[str, str] = {}
+    shared: dict[int, str] = {}
     for name, value in data.items():
         if value is UNDEFINED:
             continue
@@ -197,7 +198,7 @@ def data_checksum(data: Data, schema: Schema | None) -> str:
             raise EncodeError(f"the schema {schema.marker} has no field {name!r}")
         else:
             rich = field.type == "richtext"
-        texts[name] = rich_text_checksum(value) if rich else value_text(value)
+        texts[name] = rich_text_checksum(value) if rich else value_text(value, texts=shared)
     return item_checksum(texts)
 
 

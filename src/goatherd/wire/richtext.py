@@ -26,7 +26,11 @@ def rich_text_checksum(tree: Any) -> str:
         raise EncodeError("not a rich text tree")
     pointers = _by_node(_pointers(tree.get("pointers")))
     atoms = _flatten(root["children"], 0, pointers)
-    return text_hash("".join([value_text(_bare(atom)) for atom in atoms]))
+    texts: dict[int, str] = {}
+    for atom in atoms:
+        if id(atom) not in texts:
+            texts[id(atom)] = value_text(_bare(atom))
+    return text_hash("".join([texts[id(atom)] for atom in atoms]))
 
 
 def _pointers(raw: Any) -> list[Atom]:

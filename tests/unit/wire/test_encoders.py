@@ -71,6 +71,15 @@ def test_a_reference_to_nothing_is_undefined(number: float) -> None:
     assert decoded["a"] is UNDEFINED
 
 
+def test_references_do_not_make_much_of_little() -> None:
+    """SECURITY: guards `goatherd.wire.encoders.Decoder`."""
+    record = {"text": "x" * 100_000}
+    pointers = [{"node": {"__rId": 0}} for _ in range(1000)]
+    assert Decoder().decode({"__r": [record], "__d": {"p": pointers}})["p"][999]["node"] is record
+    with pytest.raises(DecodeError):
+        Decoder().decode({"__r": [[0] * 200], "__d": {"p": [{"__rId": 0} for _ in range(200)]}})
+
+
 def test_a_stray_reference_after_a_finished_object_is_refused() -> None:
     decoder = Decoder()
     decoder.decode({"__r": [{}], "__d": {}})

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import EncodeError
+from goatherd.wire import hashing
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, units
-from goatherd.wire.hashing import _murmur3_units, item_checksum, murmur3, text_hash, value_hash, value_text
+from goatherd.wire.hashing import (
+    _murmur3_units,
+    item_checksum,
+    members_text,
+    murmur3,
+    text_hash,
+    value_hash,
+    value_text,
+)
 
 SEEDS = st.integers(0, 2**53 - 1)
 
@@ -72,3 +81,14 @@ def test_an_item_without_data_has_the_known_checksum() -> None:
 def test_a_value_unknown_to_javascript_has_no_checksum() -> None:
     with pytest.raises(EncodeError):
         value_text(object())
+
+
+def test_an_object_that_is_met_often_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SECURITY: references make a push small that names one long object often."""
+    inner = {"a": 1, "b": [JSMap({"c": 2}), JSSet([3])]}
+    outer = {"x": [inner] * 50, "y": JSSet([inner, 1]), "z": JSMap({"i": inner})}
+    plain = value_text(outer)
+    read: list[object] = []
+    monkeypatch.setattr(hashing, "members_text", lambda *a, **k: read.append(a[0]) or members_text(*a, **k))
+    assert value_text(outer, texts={}) == plain
+    assert len([value for value in read if value is inner]) == 1
