@@ -15,7 +15,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -137,6 +137,9 @@ class NodeView:
 
     def shows(self, evidence: Evidence, to_id: str | None) -> bool:
         """Whether the node was positively seen to give `evidence` for the next root `to_id`."""
+        if evidence is Evidence.ANSWERS:
+            # What it holds is known only from an answer to a root that it trusts.
+            return self.holds_introduction is not None
         if evidence is Evidence.TRUSTS_NEXT:
             return self.trusts_next is True
         if evidence is Evidence.HOLDS_INTRODUCTION:
@@ -320,6 +323,9 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     left_out: tuple[str, ...] = ()
     if lacking and now_ms >= until_ms:
         lacking, left_out = _without_excused(observation, policy, lacking)
+    elif lacking and step is Step.PUBLISH:
+        # Nothing is at stake yet: whom the quorum may leave out is waited for when B is to sign, and not here too.
+        lacking, _ = _without_excused(observation, policy, lacking)
     blocker = _blocker(observation)
     if intent.to_phase is store.phase and not blocker and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
         return Done(outcome=Outcome.REACHED)
@@ -331,7 +337,8 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
         # SECURITY: hazard 1 and the promise of the operator's evening: no rotation hangs
         # (tests/unit/rotation/test_machine.py).
         return _abandon(
-            store, f"not adopted in time: {describe(lacking)}" if lacking else f"not seen in time that {blocker}"
+            store,
+            f"not adopted in time: {describe(observation, lacking)}" if lacking else f"not seen in time that {blocker}",
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
@@ -477,14 +484,27 @@ def _retire(observation: Observation, policy: Policy, intent: Intent, now_ms: in
     return Done(outcome=Outcome.NOTHING)
 
 
-def describe(lacking: dict[Evidence, tuple[str, ...]]) -> str:
-    """Return the missing evidence as one line for people and for the document's history."""
-    return "; ".join(f"not seen that {_names(urls)} {evidence}" for evidence, urls in lacking.items())
+def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
+    """Return the missing evidence as one line for people and for the document's history.
+
+    A node that does not answer is marked so, and named once. What nobody was asked for yet is left away.
+    """
+    if Evidence.SIGNS_WITH_NEXT in lacking:
+        lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it
+    away = {node.url for node in observation.nodes if not node.reachable}
+    told: set[str] = set()
+    parts = []
+    for evidence, urls in lacking.items():
+        left = [url for url in urls if url not in told]
+        told |= away.intersection(left)
+        if left:
+            parts.append(f"not seen that {_names(left, away)} {evidence}")
+    return "; ".join(parts)
 
 
-def _names(urls: Iterable[str]) -> str:
-    listed = list(urls)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+def _names(urls: Sequence[str], away: Collection[str]) -> str:
+    listed = ", ".join(f"{url} (no answer)" if url in away else url for url in urls[:5])
+    return listed + (f" and {len(urls) - 5} more" if len(urls) > 5 else "")
 
 
 _ORDER: Final = tuple(Phase)

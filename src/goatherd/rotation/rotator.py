@@ -466,7 +466,8 @@ class Rotator:
             except KeyError:
                 pass  # it has left
             except (NodeError, TimeoutError) as error:
-                self._emit(NodeTold(url=url, heard=False, problem=str(error)))
+                problem = str(error) or f"no answer within {self.policy.node_timeout.total_seconds():g} s"
+                self._emit(NodeTold(url=url, heard=False, problem=problem))
 
         async with asyncio.TaskGroup() as group:
             for url in urls:

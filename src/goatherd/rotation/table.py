@@ -34,6 +34,7 @@ class Step(StrEnum):
 class Evidence(StrEnum):
     """Something that one node was, or was not, seen to do."""
 
+    ANSWERS = "answers a request signed by the current root"
     HOLDS_INTRODUCTION = "holds the introduction of the next root"
     TRUSTS_NEXT = "answers a request signed by the next root"
     SIGNS_WITH_NEXT = "signs with the next root"
@@ -56,7 +57,8 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.PREPARE: (),
     # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
-    Step.PUBLISH: (),
+    # From then on it stays among the roots for good; so nobody is told of it who would have it cancelled anyhow.
+    Step.PUBLISH: (Evidence.ANSWERS,),
     # SECURITY: hazard 1. A node that signs with B before the others know B loses commits
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),

@@ -383,7 +383,7 @@ async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to
     herd.nodes[1].faults.cut_off = True
     events = await run_until(herd, decided(Wait))
     document = await document_of(herd)
-    assert document.phase == "published"
+    assert document.phase == "prepared"
     assert herd.clock.now_ms() - (document.last_updated or 0) < 10_000, "not until its patience with nodes ends"
     assert decided(Wait)([event for event in events if isinstance(event, Decided)][-1])
     assert "controller.stopped leaves_rotation=true" in caplog.text

@@ -141,6 +141,26 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         ),
     ),
     (
+        "nothing is published while a node gives no answer, for that cannot be taken back",
+        PREPARED,
+        [node(1, holds_introduction=False, trusts_next=False), node(2, **DEAD)],
+        MINE,
+        NOW,
+        Wait(nodes=("n2",), reason=machine.Evidence.ANSWERS, until_ms=LATE),
+    ),
+    (
+        "a node that never answers ends it before anything is published",
+        PREPARED,
+        [node(1, holds_introduction=False, trusts_next=False), node(2, **DEAD)],
+        MINE,
+        LATE,
+        Abandon(
+            step=Step.CANCEL,
+            expected="7",
+            reason="not adopted in time: not seen that n2 (no answer) answers a request signed by the current root",
+        ),
+    ),
+    (
         "that publishing has begun is written before anything is published",
         PREPARED,
         [node(1, holds_introduction=False, trusts_next=False)],

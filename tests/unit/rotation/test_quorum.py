@@ -65,6 +65,7 @@ async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_en
     entered = {event.phase: event.at_ms for event in events if isinstance(event, PhaseEntered)}
     for phase, following in ((Phase.PUBLISHED, Phase.ACTIVATED), (Phase.ACTIVATED, Phase.VERIFIED)):
         assert entered[following] - entered[phase] >= POLICY.adoption / timedelta(milliseconds=1)
+    assert entered[Phase.PUBLISHED] - entered[Phase.PREPARED] < 5000, "it is not waited for before anything is at stake"
 
 
 @pytest.mark.slow

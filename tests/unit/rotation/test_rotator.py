@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError, RotationBusyError
+from goatherd.identity.succession import verify_successor
+from goatherd.identity.transitions import MAX_ENDORSEMENTS
 from goatherd.rotation import Outcome, Phase
-from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
+from goatherd.rotation.events import Event, NodesSeen, NodeTold, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Step, Wait
 from goatherd.testing.herd import SESSIONS, Herd
 
@@ -94,7 +97,13 @@ def heal(herd: Herd) -> None:
 
 
 TROUBLES: list[tuple[str, Phase, Callable[[Herd], None], str, str]] = [
-    ("a node is cut off from the beginning", Phase.STEADY, cut_off, "cancelled", "holds the introduction"),
+    (
+        "a node is cut off from the beginning",
+        Phase.STEADY,
+        cut_off,
+        "cancelled",
+        "(no answer) answers a request",
+    ),
     ("a node is cut off when all is prepared", Phase.PREPARED, cut_off, "cancelled", "node-1"),
     ("a node is cut off when all trust B", Phase.PUBLISHED, cut_off, "cancelled", "not adopted in time"),
     ("a node is cut off when all sign with B", Phase.ACTIVATED, cut_off, "rolled-back", "signs with the next root"),
@@ -118,7 +127,7 @@ async def test_a_rotation_that_a_node_does_not_follow_ends_where_it_began(
     trouble(herd)
     rotator = rotator_for(herd)
     began = herd.clock.now_ms()
-    with pytest.raises(NotAdoptedError, match=reason) as caught:
+    with pytest.raises(NotAdoptedError, match=re.escape(reason)) as caught:
         await (rotator.rotate() if since is Phase.STEADY else rotator.resume())
     waited = timedelta(milliseconds=herd.clock.now_ms() - began)
     assert waited < 2 * POLICY.adoption + POLICY.settle
@@ -137,6 +146,54 @@ async def test_a_rotation_that_a_node_does_not_follow_ends_where_it_began(
     heal(herd)
     await check_steady(herd)
     assert herd.refused == 0
+
+
+async def test_attempts_in_front_of_a_server_that_is_down_leave_nothing_behind_and_it_follows_when_it_is_back(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd()
+    before = await document_of(herd)
+    cut_off(herd)
+    for _ in range(MAX_ENDORSEMENTS + 2):
+        with pytest.raises(NotAdoptedError):
+            await rotator_for(herd).rotate()
+    document = await document_of(herd)
+    assert (document.roots, document.endorsements) == (before.roots, before.endorsements)
+    verify_successor(document, before)
+    heal(herd)
+    assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
+    await check_steady(herd)
+
+
+async def test_what_stands_in_the_way_is_told_once_and_only_what_was_asked_for(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
+    cut_off(herd)
+    with pytest.raises(NotAdoptedError) as caught:
+        await rotator_for(herd).resume()
+    said = "not adopted in time: not seen that http://node-1 (no answer) signs with the next root"
+    assert caught.value.report.reason == said
+    assert "goatherd doctor" in caught.value.hint
+
+
+async def test_a_node_that_hangs_is_said_to_give_no_answer(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+
+    class Hanging:
+        base_url = herd.nodes[1].base_url
+
+        def __getattr__(self, name: str) -> Any:
+            async def hang(*_: object) -> None:
+                await asyncio.Event().wait()
+
+            return hang
+
+    events: list[Event] = []
+    nodes = [herd.nodes[0], Hanging(), herd.nodes[2]]
+    hasty = replace(POLICY, node_timeout=timedelta(milliseconds=20))
+    await rotator_for(herd, nodes=nodes, policy=hasty, events=events).rotate(to_phase=Phase.PREPARED)
+    told = [event for event in events if isinstance(event, NodeTold) and event.url == Hanging.base_url]
+    assert [one.problem for one in told] == ["no answer within 0.02 s"]
 
 
 async def test_what_b_signed_before_a_roll_back_verifies_everywhere(make_herd: MakeHerd) -> None:
