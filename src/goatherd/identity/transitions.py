@@ -271,7 +271,7 @@ def revoke(
         Revocation(
             id=session_id,
             at=now_ms,
-            reason=reason[:_MAX_REASON],
+            reason=_shortened(reason),
             successor=None if prover is None else current.id,
             proof=None if prover is None else prove(prover, current.session, now_ms),
         )
@@ -291,7 +291,7 @@ def revoke(
             event="revoked",
             from_id=session_id,
             to_id=successor.id if successor else None,
-            reason=reason[:_MAX_REASON],
+            reason=_shortened(reason),
         ),
     }
     if successor is not None:
@@ -374,7 +374,7 @@ def _ended(
         event=event,
         from_id=record.from_id,
         to_id=record.to_id,
-        reason=None if reason is None else reason[:_MAX_REASON],
+        reason=None if reason is None else _shortened(reason),
     )
     return _changed(document, now_ms, entry=entry, rotation=None, **changes)
 
@@ -386,3 +386,7 @@ def _changed(
     return settled(
         replace(document, generation=document.generation + 1, last_updated=now_ms, history=history, **changes)
     )
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."

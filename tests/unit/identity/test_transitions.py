@@ -194,3 +194,9 @@ def test_endorsements_and_history_stay_bounded_over_many_rotations() -> None:
     assert len(document.history) == MAX_HISTORY
     assert len(document.roots) == MAX_HISTORY + 3
     assert document.history[-1].to_id == document.current.id
+
+
+def test_a_reason_that_is_too_long_is_seen_to_be_cut() -> None:
+    document = prepared()
+    for reason, kept in (("x" * 200, "x" * 200), ("x" * 201, "x" * 197 + "...")):
+        assert cancel(document, NOW, reason=reason).history[-1].reason == kept
