@@ -196,6 +196,10 @@ class Observation:
     health: HealthView | None = None
     nodes_unknown: str | None = None
 
+    def private_ids(self, version: str) -> frozenset[str]:
+        """Return whose private keys a version was seen to hold."""
+        return next((one.private_ids for one in self.versions if one.version == version), frozenset())
+
 
 class Goal(StrEnum):
     """What the operator asked for."""
@@ -321,11 +325,9 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     lacking = missing(observation, step)
     until_ms = deadline_ms(store, policy, intent)
     left_out: tuple[str, ...] = ()
-    if lacking and now_ms >= until_ms:
+    # Nothing is at stake before B is published: whom the quorum may leave out is waited for later, and not here too.
+    if lacking and (now_ms >= until_ms or step is Step.PUBLISH):
         lacking, left_out = _without_excused(observation, policy, lacking)
-    elif lacking and step is Step.PUBLISH:
-        # Nothing is at stake yet: whom the quorum may leave out is waited for when B is to sign, and not here too.
-        lacking, _ = _without_excused(observation, policy, lacking)
     blocker = _blocker(observation)
     if intent.to_phase is store.phase and not blocker and not lacking.keys() & SETTLED.get(store.phase, frozenset()):
         return Done(outcome=Outcome.REACHED)
@@ -453,7 +455,9 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     # A run that was held up may find that its rotation was finished, and another one after it (tests/model).
     is_rotated = intent.to_id == store.current_id or intent.to_id in store.rotated_to
     outcome = Outcome.ROTATED if is_rotated else Outcome.ABANDONED
-    waiting = tuple(node.url for node in observation.nodes if node.url in behind and node.reachable)
+    # One that signs with neither of the two is of another cluster, or does not follow at all: waiting changes nothing.
+    late = (intent.to_id, None)
+    waiting = tuple(node.url for node in observation.nodes if node.reachable and node.signs_with in late)
     until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)

@@ -186,19 +186,29 @@ class Observer:
 
     async def without_store(self) -> tuple[str, ...]:
         """Return the URLs of the nodes that say that they serve a last known good identity. Never raises for a node."""
+        answers = await self._identities()
+        return tuple(url for url, answer in answers.items() if answer.get("source") == Origin.LAST_KNOWN_GOOD)
 
-        async def ask(url: str) -> str | None:
+    async def highest_generation(self, root_id: str) -> int:
+        """Return the highest generation that a node says it uses, of those that trust a root; 0 where none says."""
+        told = [answer for answer in (await self._identities()).values() if root_id in _texts(answer.get("roots"))]
+        numbers = [one for answer in told if type(one := answer.get("generation")) is int]
+        return max(numbers, default=0)
+
+    async def _identities(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the nodes of ours that answer say of themselves, by URL."""
+
+        async def ask(url: str) -> Mapping[str, Any] | None:
             try:
                 async with asyncio.timeout(self._timeout):
-                    answer = await self.nodes[url].identity()
+                    return await self.nodes[url].identity()
             except (NodeError, TimeoutError):
                 return None  # whether it takes part is for the rotation to see
-            return url if answer is not None and answer.get("source") == Origin.LAST_KNOWN_GOOD else None
 
         await self.call_the_roll()
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(url)) for url in self.nodes]
-        return tuple(url for task in tasks if (url := task.result()) is not None)
+            tasks = {url: group.create_task(ask(url)) for url in self.nodes}
+        return {url: answer for url, task in tasks.items() if (answer := task.result()) is not None}
 
     async def _look(self, url: str, question: Question) -> NodeView:
         sight = _Sight()
@@ -309,6 +319,10 @@ def _rejection(identity: Mapping[str, Any]) -> str | None:
     if not isinstance(code, str) or not code.startswith(_REFUSED) or code == GenerationError.code:
         return None
     return code
+
+
+def _texts(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def _message(sync_filter: Any) -> dict[str, Any]:

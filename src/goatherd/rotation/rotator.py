@@ -24,11 +24,9 @@ from goatherd.errors import (
     ConflictError,
     DegradedError,
     GenerationError,
-    IllegalStepError,
     NodeError,
     NotAdoptedError,
     ProviderError,
-    RotationBusyError,
     UnhealthyError,
 )
 from goatherd.identity import transitions
@@ -81,6 +79,7 @@ from goatherd.rotation.machine import (
 )
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
 from goatherd.rotation.plan import Plan, make_plan
+from goatherd.rotation.refusal import refusal
 from goatherd.rotation.vouching import (
     cross_signature,
     introduction,
@@ -226,6 +225,8 @@ class Rotator:
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._health.forget()
         document, _ = await self._read()
+        if document.rotation is None and goal in (Goal.RESUME, Goal.ABANDON):
+            document = await self._caught_up(document)
         intent = Intent(
             goal=goal,
             began_ms=self._clock.now_ms(),
@@ -258,20 +259,20 @@ class Rotator:
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
                 if isinstance(action, Busy | Illegal):
-                    raise _refusal(action)
+                    raise refusal(action)
                 if isinstance(action, Wait):
                     await self._tell(document, action.nodes)
                     poll = await self._pause(poll, action.until_ms)
                     continue
                 await self._act(action, document, candidate, successor_id)
-                if isinstance(action, Advance):
+                if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
                     # The store may go on showing it for as long as it likes.
                     self._given_up.append(action.version)
                 elif isinstance(action, Destroy):
                     destroyed.append(action.version)
-                    gone = _private_ids(observation, action.version) & {root.id for root in document.roots}
+                    gone = observation.private_ids(action.version) & {root.id for root in document.roots}
                     intent = replace(intent, destroyed_ids=intent.destroyed_ids | gone - document.retired_ids)
                 elif isinstance(action, RecordRetired):
                     intent = replace(intent, destroyed_ids=intent.destroyed_ids - {action.session_id})
@@ -316,7 +317,11 @@ class Rotator:
         return observation, document
 
     async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
-        if store.phase not in _SIGNING or not self._health.signals or intent.goal is Goal.ABANDON:
+        if (
+            store.phase not in (Phase.ACTIVATED, Phase.VERIFIED)
+            or not self._health.signals
+            or intent.goal is Goal.ABANDON
+        ):
             return None
         return await self._health.look(anew=store.phase is not self._phase)
 
@@ -378,6 +383,19 @@ class Rotator:
             )
         self._highest = document.generation
         return document, found.version
+
+    async def _caught_up(self, document: IdentityDocument) -> IdentityDocument:
+        """Read again while a node has seen more than the store shows: after a crash it may show what was before it."""
+        seen, poll = await self._observer.highest_generation(document.current.id), self.policy.poll_min
+        until = self._clock.monotonic() + self.policy.store_patience.total_seconds()
+        while document.generation < seen:
+            behind = f"the store shows generation {document.generation}, and a node has seen {seen}"
+            if self._clock.monotonic() >= until:
+                raise GenerationError(behind, hint="Its replicas disagree, or somebody wrote an old value back.")
+            self._emit(StoreTroubled(error=behind))
+            poll = await self._pause(poll, None)
+            document, _ = await self._read()
+        return document
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         await self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
@@ -578,23 +596,4 @@ def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDo
     return transitions.with_phase(document, _RECORDED[step], now_ms)
 
 
-_SIGNING: Final = (Phase.ACTIVATED, Phase.VERIFIED)
 _RECORDED: Final = {Step.PUBLISH: DocumentPhase.PUBLISHED, Step.VERIFY: DocumentPhase.VERIFIED}
-
-
-def _private_ids(observation: Observation, version: str) -> frozenset[str]:
-    return next((one.private_ids for one in observation.versions if one.version == version), frozenset())
-
-
-def _refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
-    if isinstance(action, Illegal):
-        return IllegalStepError(action.why, hint=action.hint)
-    if action.rotation_id is None:
-        return RotationBusyError(
-            "somebody else has just rotated this identity", hint="Look at `goatherd status` before rotating again."
-        )
-    who = action.started_by or "somebody who gave no name"
-    since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
-    return RotationBusyError(
-        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"
-    )

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import NotAdoptedError, RotationBusyError
-from goatherd.providers.base import STABLE
+from goatherd.errors import GenerationError, NotAdoptedError, RotationBusyError
+from goatherd.providers.base import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.events import Event, StoreTroubled
 
-from .conftest import MakeHerd, check_steady, document_of, rotator_for
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
 class HeldUp:
@@ -77,3 +78,44 @@ async def test_a_run_reports_that_it_has_rotated_though_others_have_rotated_agai
     document = await check_steady(herd)
     assert document.rotated_from == report.to_id
     assert [entry.event for entry in document.history] == ["rotated", "rotated"]
+
+
+class Lagging:
+    """A provider that shows what was current before, for the first so many reads."""
+
+    def __init__(self, target: Any, old: Any, *, reads: int) -> None:
+        self._target, self._old, self._left = target, old, reads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    async def read(self, secret_id: str, at: Any) -> Any:
+        self._left -= at == CURRENT
+        return self._old if at == CURRENT and self._left >= 0 else await self._target.read(secret_id, at)
+
+
+@pytest.mark.parametrize("gives_up", [False, True], ids=["resumed", "cancelled"])
+async def test_who_comes_after_a_crash_is_not_told_that_there_is_nothing_to_do_by_a_store_that_lags(
+    make_herd: MakeHerd, gives_up: bool
+) -> None:
+    """The nodes have seen what the store does not show yet."""
+    herd = await make_herd()
+    old = await herd.provider.read(herd.secret_id, CURRENT)
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    events: list[Event] = []
+    rotator = rotator_for(herd, provider=Lagging(herd.provider, old, reads=5), events=events)
+    report = await (rotator.abandon() if gives_up else rotator.resume())
+    assert report.outcome is (Outcome.ABANDONED if gives_up else Outcome.ROTATED)
+    said = {event.error for event in events if isinstance(event, StoreTroubled)}
+    assert said == {"the store shows generation 1, and a node has seen 3"}
+    await check_steady(herd)
+
+
+async def test_a_store_that_lags_for_good_ends_the_run(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    old = await herd.provider.read(herd.secret_id, CURRENT)
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    began = herd.clock.monotonic()
+    with pytest.raises(GenerationError, match="a node has seen 3"):
+        await rotator_for(herd, provider=Lagging(herd.provider, old, reads=10**6)).resume()
+    assert herd.clock.monotonic() - began < POLICY.store_patience.total_seconds() + 5

@@ -553,7 +553,15 @@ def test_whatever_is_seen_a_quorum_leaves_out_nobody_who_answers() -> None:
                 assert set(action.left_out) == behind
                 assert not {one.url for one in observation.nodes if one.reachable} & behind
                 assert len(behind) < 2
-                assert not behind or now == LATE
+                assert not behind or now == LATE or action.step is Step.PUBLISH
+
+
+def test_after_a_cancel_nobody_waits_for_a_node_that_signs_with_neither_root() -> None:
+    steady = Observation(store=STEADY, nodes=(node(1, signs_with="A"), node(2, signs_with="of another cluster")))
+    done = Done(outcome=Outcome.ABANDONED, behind=("n2",))
+    assert decide(steady, POLICY, MINE, NOW) == done
+    late = replace(steady, nodes=(node(1, signs_with="A"), node(2, signs_with="B")))
+    assert isinstance(decide(late, POLICY, MINE, NOW), Wait)
 
 
 # --- retiring ------------------------------------------------------------------------------------------------------
