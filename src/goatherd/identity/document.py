@@ -112,7 +112,7 @@ class IdentityDocument:
         rotation: The rotation under way.
         endorsements: Oldest first.
         revoked: Roots not to be believed any more.
-        history: Oldest first, bounded.
+        history: Oldest first, bounded; but for the records of retired roots, one for each at most.
         extra: Top-level members that we do not know.
     """
 

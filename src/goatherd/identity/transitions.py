@@ -27,6 +27,7 @@ from goatherd.identity.session import OwnedSession, Session
 MAX_ENDORSEMENTS = 8
 MAX_HISTORY = 16
 _MAX_REASON = 200
+_RETIRED = "retired"
 
 
 def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
@@ -224,7 +225,7 @@ def retire(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
         raise IllegalStepError(f"{session_id} is no earlier root")
     if session_id in document.retired_ids:
         raise IllegalStepError(f"root {session_id} is retired already")
-    return _changed(document, now_ms, entry=HistoryEntry(at=now_ms, event="retired", from_id=session_id))
+    return _changed(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
 
 
 def revoke(
@@ -382,7 +383,7 @@ def _ended(
 def _changed(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
-    history = document.history if entry is None else (*document.history, entry)[-MAX_HISTORY:]
+    history = document.history if entry is None else _trimmed((*document.history, entry))
     return settled(
         replace(document, generation=document.generation + 1, last_updated=now_ms, history=history, **changes)
     )
@@ -390,3 +391,13 @@ def _changed(
 
 def _shortened(reason: str) -> str:
     return reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
+
+
+def _trimmed(history: tuple[HistoryEntry, ...]) -> tuple[HistoryEntry, ...]:
+    """Return the latest entries, and every record of a root whose private key is gone, however old it is.
+
+    One that was forgotten would be looked for again, for ever; and many at once must not crowd out what came of the
+    last rotation.
+    """
+    kept = {id(entry) for entry in [one for one in history if one.event != _RETIRED][-MAX_HISTORY:]}
+    return tuple(entry for entry in history if entry.event == _RETIRED or id(entry) in kept)

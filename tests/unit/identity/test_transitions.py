@@ -196,6 +196,22 @@ def test_endorsements_and_history_stay_bounded_over_many_rotations() -> None:
     assert document.history[-1].to_id == document.current.id
 
 
+def test_that_a_key_is_gone_is_never_forgotten_and_crowds_out_nothing() -> None:
+    document = first()
+    for number in range(MAX_HISTORY + 2):
+        document = rotated(document, f"r{number}")
+    before = document.history
+    earlier = [root.id for root in document.roots if root.id != document.current.id]
+    for number, root_id in enumerate(earlier):
+        document = retire(document, root_id, LATER + number)
+    assert document.retired_ids == set(earlier)
+    assert [entry for entry in document.history if entry.event != "retired"] == list(before)
+    for number in range(MAX_HISTORY + 2):
+        document = rotated(document, f"s{number}")
+    assert document.retired_ids == set(earlier)
+    assert len(document.history) == MAX_HISTORY + len(earlier)
+
+
 def test_a_reason_that_is_too_long_is_seen_to_be_cut() -> None:
     document = prepared()
     for reason, kept in (("x" * 200, "x" * 200), ("x" * 201, "x" * 197 + "...")):
