@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
         self._cycles.append(self.cycle)
         if self.parser.should_upgrade():
             # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
-            # request, even if it is this one's body (tests/unit/agent/test_door_transport.py, unit/node/test_server.py).
+            # request, even if it is this one's body (tests/unit/agent/test_door_transport.py).
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:

@@ -399,8 +399,8 @@ class NotAdoptedError(RotationError):
 
     code = "rotation.not_adopted"
     hint = (
-        "See what `goatherd status` and `goatherd doctor` say of what it names; bring that back, or leave out what is gone "
-        "for good, and rotate again."
+        "See what `goatherd status` and `goatherd doctor` say of what it names; bring that back, or leave out what is "
+        "gone for good, and rotate again."
     )
 
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:

@@ -124,10 +124,7 @@ def front(
         )
         sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
         async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(made)
-            except OSError as error:
-                raise cannot_listen(host, port, error) from error
+            await stack.enter_async_context(made)
             yield made
 
     return opened
