@@ -118,6 +118,7 @@ def kubernetes(dice: random.Random, directory: Path) -> SecretProvider:
     return KubernetesSecretProvider(environment=environment, transport=transport(answer, dice), **ONCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("make", [vault, kubernetes])
 async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(

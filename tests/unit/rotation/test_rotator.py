@@ -148,6 +148,7 @@ async def test_a_rotation_that_a_node_does_not_follow_ends_where_it_began(
     assert herd.refused == 0
 
 
+@pytest.mark.slow
 async def test_attempts_in_front_of_a_server_that_is_down_leave_nothing_behind_and_it_follows_when_it_is_back(
     make_herd: MakeHerd,
 ) -> None:
