@@ -535,6 +535,7 @@ class SecretProvider(ABC):
         most = min(attempts or self.retry.attempts, self.retry.attempts)
         scope = asyncio.timeout(self.timeout.total_seconds())
         last: ProviderError | None = None
+        unsure: UnavailableError | None = None
         try:
             async with scope:
                 while True:
@@ -542,6 +543,8 @@ class SecretProvider(ABC):
                         return await _guarded(call, action)
                     except (ThrottledError, UnavailableError) as error:
                         last = error
+                        if isinstance(error, UnavailableError) and call.operation not in _READING:
+                            unsure = error
                         if not error.retryable or call.attempt >= most:
                             raise
                         pause = self.retry.delay(call.attempt)
@@ -554,10 +557,18 @@ class SecretProvider(ABC):
                     await self.clock.sleep(pause)
                     call = replace(call, attempt=call.attempt + 1)
                     self.call_counts.retried(call.operation)
+        except ThrottledError as error:
+            if unsure is None:
+                raise
+            # An attempt before may have done it: that is what the caller has to know.
+            raise unsure from error
         except TimeoutError:
             waited = f"no answer within {self.timeout.total_seconds():g} s"
             reason = call.waits[-1] if call.waits else str(last or "")
             raise call.error(UnavailableError, f"{waited}: {reason}" if reason else waited) from last
+
+
+_READING: Final = frozenset({"read", "versions"})
 
 
 def _version_id(text: str) -> VersionId:

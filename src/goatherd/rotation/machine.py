@@ -93,6 +93,7 @@ class StoreView:
         current_expires_ms: Expiration of the session that signs.
         rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
         rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
+        next_due_ms: From when on the next root is due for rotation itself; None where there is none.
         rotated_to: Roots that took over in a rotation that came to its end, as far as the document remembers.
     """
 
@@ -109,6 +110,7 @@ class StoreView:
     started_by: str = ""
     started_at: str = ""
     rollback_version: str | None = None
+    next_due_ms: int | None = None
     rotated_to: frozenset[str] = frozenset()
 
 
@@ -316,6 +318,10 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
+    if store.next_due_ms is not None and store.next_due_ms <= now_ms <= store.current_expires_ms:
+        # SECURITY: an unmodified server that starts with a key of less than 15 days hands it to everybody (design §5;
+        # tests/unit/rotation/test_machine.py). A fresh root costs nothing while the current one can endorse it.
+        return _abandon(store, "the next root has lain unused for so long that it is due for rotation itself")
     if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
         return Illegal(
             why=f"the rotation is {store.phase} already, and cannot stop at {intent.to_phase}",

@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.clock import Clock, SystemClock, iso
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     ConflictError,
     DegradedError,
@@ -80,6 +80,7 @@ from goatherd.rotation.machine import (
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.refusal import refusal
+from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
     introduction,
@@ -415,29 +416,7 @@ class Rotator:
                     # (tests/model, mutant "two looks").
                     raise GenerationError(f"the store has shown version {version.id} as current, and lists another")
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
-        view = StoreView(
-            version=version.id,
-            stable=stable,
-            generation=document.generation,
-            phase=Phase.STEADY,
-            phase_since_ms=document.last_updated or version.created_ms,
-            current_id=document.current.id,
-            current_expires_ms=document.current.session.expiration_ms,
-            rotated_to=frozenset(one.to_id for one in document.history if one.event == "rotated" and one.to_id),
-        )
-        if record is None:
-            return view
-        return replace(
-            view,
-            phase=Phase(record.phase),
-            phase_since_ms=record.phase_at,
-            rotation_id=record.id,
-            from_id=record.from_id,
-            to_id=record.to_id,
-            started_by=record.started_by,
-            started_at=iso(record.started_at),
-            rollback_version=record.stable_version,
-        )
+        return store_view(document, version, stable, self.policy)
 
     async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
         held = await find_holdings(self._provider, self._secret_id, document, without=self._given_up)

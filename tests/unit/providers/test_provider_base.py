@@ -99,6 +99,16 @@ async def made(*failures: object, **options) -> Failing:
     return provider
 
 
+async def test_a_write_that_may_have_been_done_ends_as_unknown_though_the_last_attempt_was_only_throttled():
+    failures = (UnavailableError, ThrottledError, ThrottledError)
+    provider = await made(*failures, retry=RetryPolicy(attempts=3))
+    with pytest.raises(UnavailableError):
+        await provider.delete("root")
+    provider = await made(*failures, retry=RetryPolicy(attempts=3))
+    with pytest.raises(ThrottledError):
+        await provider.read("root")
+
+
 @pytest.mark.parametrize("kind", [ThrottledError, UnavailableError])
 async def test_what_may_pass_by_itself_is_tried_again_with_growing_random_pauses(kind: type[ProviderError]):
     provider = await made(kind, kind, kind)

@@ -102,6 +102,34 @@ FINISHED = replace(STEADY, current_id="B")
 
 CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
     (
+        "a next root that has lain so long that it is due itself does not sign: the rotation is cancelled",
+        replace(PUBLISHED, next_due_ms=NOW),
+        [node(1)],
+        MINE,
+        NOW,
+        Abandon(
+            step=Step.CANCEL,
+            expected="7",
+            reason="the next root has lain unused for so long that it is due for rotation itself",
+        ),
+    ),
+    (
+        "a next root that is due itself signs all the same where the current one could endorse no other any more",
+        replace(PUBLISHED, next_due_ms=NOW, current_expires_ms=NOW - 1),
+        [node(1)],
+        MINE,
+        NOW,
+        Advance(step=Step.ACTIVATE, expected="7"),
+    ),
+    (
+        "a next root signs as long as it is not due itself",
+        replace(PUBLISHED, next_due_ms=NOW + 1),
+        [node(1)],
+        MINE,
+        NOW,
+        Advance(step=Step.ACTIVATE, expected="7"),
+    ),
+    (
         "before a rotation, stable is put on the current version",
         replace(STEADY, stable="5"),
         [],
