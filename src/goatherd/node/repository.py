@@ -143,7 +143,7 @@ class Repository:
         self._own_session = own_session
         self._commits: dict[str, Commit] = {}
         self._by_key: dict[str, list[Commit]] = {}
-        self._tips: dict[str, list[Commit]] = {}
+        self._tips: dict[str, dict[str, Commit]] = {}
         self._linked: set[str] = set()
         self._namespaces: dict[str, str | None] = {}
         self._with_child: set[str] = set()
@@ -194,13 +194,13 @@ class Repository:
         if commit.id in self._with_child:
             self._linked.add(commit.key)
         else:
-            self._tips.setdefault(commit.key, []).append(commit)
+            self._tips.setdefault(commit.key, {})[commit.id] = commit
         for parent_id in commit.parents:
             parent = self._commits.get(parent_id)
             if parent is not None:
                 self._linked.add(parent.key)
                 if parent_id not in self._with_child:
-                    self._tips[parent.key].remove(parent)
+                    del self._tips[parent.key][parent_id]
             self._with_child.add(parent_id)
 
     def closes_a_cycle(self, commit: Commit) -> bool:
@@ -263,7 +263,7 @@ class Repository:
 
     def leaves(self, key: str) -> list[Commit]:
         """Return the readable commits of a key that nothing lists as a parent, in descending order."""
-        return sorted(filter(self.readable, self._tips.get(key, ())), key=_order, reverse=True)
+        return sorted(filter(self.readable, self._tips.get(key, {}).values()), key=_order, reverse=True)
 
     def head(self, key: str) -> Commit | None:
         """Return the commit that stands for a key (11.4), or None when nothing readable is there."""
