@@ -260,6 +260,12 @@ MUTANTS = (
 
 REDUNDANT = (
     Mutant(
+        name="publishing while a node gives no answer",
+        breaks=None,
+        options=TWO,
+        removed=_gate(Step.PUBLISH),
+    ),
+    Mutant(
         name="retiring what current and stable point at",
         breaks=None,
         options=RETIRING,

@@ -243,7 +243,7 @@ def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_anoth
     options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
     process = start(*options, "--node", "http://127.0.0.1:1")
     show = ("show", "--provider", old_store, "--json")
-    wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "published", process, tmp_path)
+    wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "prepared", process, tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert "leaves_rotation=true" in (tmp_path / "controller.err").read_text()
@@ -265,7 +265,7 @@ def test_killed_outright_it_leaves_what_the_next_one_carries_on_and_a_trail_that
     trail = tmp_path / "audit.jsonl"
     options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
     process = start(*options, "--node", "http://127.0.0.1:1")
-    wait_for(lambda: trail.exists() and b'"published"' in trail.read_bytes(), process, tmp_path)
+    wait_for(lambda: trail.exists() and b'"prepared"' in trail.read_bytes(), process, tmp_path)
     process.kill()
     process.wait(60)
     real = SystemClock.now_ms

@@ -22,7 +22,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is
 def shell(line: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GOATHERD_", "PYTHONIO"))}
     return subprocess.run(
-        ["bash", "-c", line.replace("goatherd", GOATHERD, 1)],
+        ["bash", "-c", f'goatherd() {{ {GOATHERD} "$@"; }}\n{line}'],
         cwd=cwd,
         env=inherited | environ,
         capture_output=True,
