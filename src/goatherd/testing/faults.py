@@ -134,6 +134,7 @@ class FaultProxy:
         task = asyncio.ensure_future(self._carry(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: writer.close())  # a task that is cancelled before it begins closes nothing
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -154,6 +155,8 @@ class FaultProxy:
         finally:
             for pump in pumps:
                 pump.cancel()
+            for each in (writer, server):
+                each.close()  # both, though this be cancelled again while it waits
             await asyncio.gather(*pumps, return_exceptions=True)
             for each in (writer, server):
                 await _closed(each)

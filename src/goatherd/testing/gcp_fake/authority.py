@@ -2,6 +2,7 @@
 
 Rules: its key is never written; its certificate is, because gRPC takes trusted roots from a file, which the environment
 names. gRPC reads that once: call `trust` before the process makes its first channel.
+The certificates have what RFC 5280 asks of them, which Python checks from 3.13 on (``VERIFY_X509_STRICT``).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def certified() -> Certified:
         .issuer_name(root.subject)
         .public_key(key.public_key())
         .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
         .sign(root_key, hashes.SHA256())
     )
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -70,9 +72,22 @@ def _root() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     begun = _begun("Goatherd testing").public_key(key.public_key())
     constraints = x509.BasicConstraints(ca=True, path_length=0)
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
     certificate = (
         begun.issuer_name(_name("Goatherd testing"))
         .add_extension(constraints, critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return key, certificate
