@@ -356,7 +356,7 @@ async def _retire(app: App, *, yes: bool) -> int:
     found = list(report.destroyed)
     lines = [f"destroyed version {version}" for version in found]
     lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
-    lines = lines or [f"nothing to destroy: no replaced root is older than {grace}"]
+    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
     now_ms = SystemClock().now_ms()
     app.out.result(
         report_data(report) | {"privateKeys": keys.to_json(now_ms)}, [*lines, "", *keys.lines(app.out, now_ms)]

@@ -17,6 +17,7 @@ from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.providers.base import CURRENT, STABLE
 from goatherd.rotation.holdings import Holding, copies_left, find_holdings
+from goatherd.rotation.view import unretired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,8 @@ class Whereabouts:
         holdings: The versions that are not destroyed, newest first.
         signing: Roots whose private keys are needed: the current one, and the next one of a rotation.
         roots: All roots of the document, in its order.
-        recorded: Roots whose private keys are on record as destroyed.
+        recorded: Roots of which it is on record that no version holds their private keys.
+        unretired: The other earlier roots, and since when they have not signed; none while a rotation is under way.
         grace: How long after it was replaced a key is kept.
         copies: Where a value can be found even after it was destroyed, for people; None where nowhere.
         problem: Why nothing could be found out.
@@ -37,6 +39,7 @@ class Whereabouts:
     signing: frozenset[str]
     roots: tuple[str, ...]
     recorded: frozenset[str]
+    unretired: tuple[tuple[str, int], ...]
     grace: timedelta
     copies: str | None
     problem: str | None = None
@@ -57,6 +60,13 @@ class Whereabouts:
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when the next version is due to be destroyed, where one is."""
         return min([self._due_ms(one) for one in self._old() if self._due_ms(one) > now_ms], default=None)
+
+    def recordable(self, now_ms: int) -> tuple[str, ...]:
+        """Return the roots of which `goatherd retire` would put on record now that no version holds their keys."""
+        if not self.is_complete:
+            return ()
+        grace_ms = self.grace // timedelta(milliseconds=1)
+        return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
     def _old(self) -> list[Holding]:
         kept = {CURRENT, STABLE}
@@ -87,6 +97,7 @@ class Whereabouts:
             ],
             "copies": self.copies,
             "retireDue": list(self.due(now_ms)),
+            "recordDue": list(self.recordable(now_ms)),
             "retireNext": None if following is None else iso(following),
         }
 
@@ -107,7 +118,10 @@ class Whereabouts:
         for root in self.roots:
             if not self.versions_with(root):
                 lines.append(self._absence(root))
-        due, following = self.due(now_ms), self.next_due_ms(now_ms)
+        due, following, recordable = self.due(now_ms), self.next_due_ms(now_ms), self.recordable(now_ms)
+        if recordable:
+            named = " ".join(recordable)
+            lines.append(f"due: `goatherd retire` puts on record that no version holds the private key of {named}")
         if due:
             lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(due)}")
         elif following is not None:
@@ -117,7 +131,7 @@ class Whereabouts:
         return lines
 
     def _absence(self, root: str) -> str:
-        record = ", and it is on record as destroyed" if root in self.recorded else ""
+        record = ", and it is on record that none holds it" if root in self.recorded else ""
         if self.is_complete:
             return f"the private key of {root} is in no version of this secret{record}"
         return f"the private key of {root} was not seen, but some versions could not be looked at{record}"
@@ -136,6 +150,7 @@ async def find_whereabouts(store: Store, document: IdentityDocument, grace: time
         signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
         roots=tuple(root.id for root in document.roots),
         recorded=document.retired_ids,
+        unretired=unretired(document) if document.rotation is None else (),
         grace=grace,
         copies=copies_left(store.provider.guarantees),
         problem=problem,

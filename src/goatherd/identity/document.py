@@ -142,7 +142,7 @@ class IdentityDocument:
 
     @property
     def retired_ids(self) -> frozenset[str]:
-        """Roots whose private key is known to be destroyed in the store."""
+        """Roots of which it is on record that no version in the store holds their private key."""
         return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
 
     def root(self, session_id: str) -> Session | None:

@@ -13,6 +13,7 @@ from typing import Final
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import Guarantees, SecretProvider, SecretVersion, VersionState
+from goatherd.rotation.view import silent_since_ms
 
 _SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 
@@ -74,16 +75,8 @@ async def _look_into(
         problem = _SWITCHED_OFF
     except IdentityError as error:
         problem = f"not an identity ({error.code})"
-    retired_ms = max([version.created_ms, *(_retired_ms(document, key) for key in private - {document.current.id})])
+    retired_ms = max([version.created_ms, *(silent_since_ms(document, key) for key in private - {document.current.id})])
     return Holding(version=version, private_ids=private, retired_ms=retired_ms, problem=problem)
-
-
-def _retired_ms(document: IdentityDocument, session_id: str) -> int:
-    """Return since when a root has not signed: by the history, else the latest time that the document can mean."""
-    times = [entry.at for entry in document.history if session_id in (entry.from_id, entry.to_id)]
-    if times:
-        return max(times)
-    return max(document.rotated_at or 0, 0 if document.root(session_id) is None else document.last_updated or 0)
 
 
 def copies_left(guarantees: Guarantees) -> str | None:

@@ -95,6 +95,8 @@ class StoreView:
         rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
         next_due_ms: From when on the next root is due for rotation itself; None where there is none.
         rotated_to: Roots that took over in a rotation that came to its end, as far as the document remembers.
+        unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
+            they have not signed.
     """
 
     version: str
@@ -112,6 +114,7 @@ class StoreView:
     rollback_version: str | None = None
     next_due_ms: int | None = None
     rotated_to: frozenset[str] = frozenset()
+    unretired: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +201,6 @@ class Observation:
     health: HealthView | None = None
     nodes_unknown: str | None = None
 
-    def private_ids(self, version: str) -> frozenset[str]:
-        """Return whose private keys a version was seen to hold."""
-        return next((one.private_ids for one in self.versions if one.version == version), frozenset())
-
 
 class Goal(StrEnum):
     """What the operator asked for."""
@@ -224,7 +223,6 @@ class Intent:
         rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it.
         to_phase: Stop when this phase is reached.
         reason: Why to abandon; goes into the document's history.
-        destroyed_ids: Roots of whose private key this run has destroyed a copy, and that are not yet on record for it.
         leave_by: With `Goal.ABANDON`, the only step by which to leave; None for whichever the phase allows.
     """
 
@@ -235,7 +233,6 @@ class Intent:
     to_id: str | None = None
     to_phase: Phase | None = None
     reason: str = "asked for by the operator"
-    destroyed_ids: frozenset[str] = frozenset()
     leave_by: Step | None = None
 
 
@@ -447,7 +444,7 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
             return Illegal(why=why, hint=EXPIRED_HINT)
         return _label(store) or Prepare(expected=store.version)
     if intent.goal is Goal.RETIRE:
-        return _label(store) or _retire(observation, policy, intent, now_ms)
+        return _label(store) or _retire(observation, policy, now_ms)
     return _label(store) or Done(outcome=Outcome.NOTHING)
 
 
@@ -477,7 +474,7 @@ def _label(store: StoreView) -> LabelStable | None:
     return LabelStable(version=store.version, expected=store.stable)
 
 
-def _retire(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
+def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
     for version in observation.versions:
@@ -489,8 +486,10 @@ def _retire(observation: Observation, policy: Policy, intent: Intent, now_ms: in
     if any(version.problem is not None for version in observation.versions):
         # Whose keys are in there is not known, so nothing can be said to be gone.
         return Done(outcome=Outcome.NOTHING)
-    for session_id in sorted(intent.destroyed_ids - left - {store.current_id}):
-        return RecordRetired(session_id=session_id, expected=store.version)
+    # By what is seen, and not by what this run has destroyed: one that died after its last `Destroy` records nothing.
+    for session_id, since_ms in store.unretired:
+        if session_id not in left and now_ms >= since_ms + _ms(policy.grace):
+            return RecordRetired(session_id=session_id, expected=store.version)
     return Done(outcome=Outcome.NOTHING)
 
 

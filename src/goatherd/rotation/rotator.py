@@ -273,10 +273,6 @@ class Rotator:
                     self._given_up.append(action.version)
                 elif isinstance(action, Destroy):
                     destroyed.append(action.version)
-                    gone = observation.private_ids(action.version) & {root.id for root in document.roots}
-                    intent = replace(intent, destroyed_ids=intent.destroyed_ids | gone - document.retired_ids)
-                elif isinstance(action, RecordRetired):
-                    intent = replace(intent, destroyed_ids=intent.destroyed_ids - {action.session_id})
                 if isinstance(action, Introduce | CrossSign) and pushed is type(action):
                     # Pushing that does not help must not spin. The first time, the next look may well see it.
                     poll = await self._pause(poll, None)
@@ -420,7 +416,7 @@ class Rotator:
 
     async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
         held = await find_holdings(self._provider, self._secret_id, document, without=self._given_up)
-        return tuple(
+        seen = [
             VersionView(
                 version=one.version.id,
                 created_ms=one.version.created_ms,
@@ -429,7 +425,13 @@ class Rotator:
                 problem=one.problem,
             )
             for one in held
+        ]
+        # The store may hold these for as long as it likes: nothing in them is asked for again, or said to be gone.
+        lasting = (
+            VersionView(version=one, created_ms=0, private_ids=frozenset(), retired_ms=0, problem="given up")
+            for one in self._given_up
         )
+        return (*seen, *lasting)
 
     # --- the nodes --------------------------------------------------------------------------------------------------
 

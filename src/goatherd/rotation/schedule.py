@@ -26,6 +26,7 @@ from cronsim import CronSim, CronSimError
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.rotation.machine import Policy, rotation_due_ms
+from goatherd.rotation.view import unretired
 from goatherd.rotation.windows import Window, first_span
 
 SHORTEST: Final = timedelta(hours=1)
@@ -69,7 +70,8 @@ class Facts:
     """What the document says, as far as a schedule asks; ids and times only. Times are milliseconds since 1970.
 
     Attributes:
-        unretired: Earlier roots whose private key is not on record as destroyed, and since when they have not signed.
+        unretired: Earlier roots of which it is not on record that no version holds their key, and since when they are
+            silent.
     """
 
     generation: int
@@ -84,18 +86,16 @@ class Facts:
 def facts_of(document: IdentityDocument) -> Facts:
     """Return what a schedule may know of a document."""
     record = document.rotation
-    updated_ms = document.last_updated or 0
-    earlier = [root.id for root in document.roots if root.id not in document.retired_ids | {document.current.id}]
     return Facts(
         generation=document.generation,
         current_id=document.current.id,
         expires_ms=document.current.session.expiration_ms,
-        updated_ms=updated_ms,
+        updated_ms=document.last_updated or 0,
         history=document.history,
         underway=None
         if record is None
         else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
-        unretired=tuple((root_id, _silent_since_ms(document, root_id, updated_ms)) for root_id in earlier),
+        unretired=unretired(document),
     )
 
 
@@ -387,11 +387,6 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
 def _served_ms(facts: Facts, issued_ms: int) -> int:
     """Return up to when slots are of no interest: the last success, else the birth of the identity."""
     return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
-
-
-def _silent_since_ms(document: IdentityDocument, root_id: str, updated_ms: int) -> int:
-    times = [entry.at for entry in document.history if root_id in (entry.from_id, entry.to_id)]
-    return max(times) if times else max(document.rotated_at or 0, updated_ms)
 
 
 def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:

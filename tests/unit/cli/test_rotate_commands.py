@@ -11,6 +11,7 @@ import pytest
 from goatherd.cli.commands_cluster import health_signals, policy_of
 from goatherd.cli.main import EXIT_CODES
 from goatherd.config import Options
+from goatherd.rotation import Rotator
 from goatherd.rotation.machine import Policy, Quorum
 
 from .conftest import Goatherd
@@ -193,6 +194,28 @@ def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_
     (old,) = [root for root in keys["roots"] if root["id"] == first]
     assert old == {"id": first, "versions": [], "recordedDestroyed": True}
     assert f"the private key of {first} is in no version of this secret, and it is on record" in goatherd("status").out
+
+
+def test_that_a_key_is_nowhere_is_put_on_record_by_whoever_retires_next(
+    goatherd: Goatherd, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goatherd("rotate", ALONE)
+    (tmp_path / "goatherd.toml").write_text((tmp_path / "goatherd.toml").read_text() + '[rotation]\ngrace = "0s"\n')
+
+    async def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rotator, "_write", die)
+        assert goatherd("retire", "--yes").code == 130
+    keys = goatherd("status", "--json").json["privateKeys"]
+    assert (keys["retireDue"], keys["recordDue"]) == ([], [first])
+    told = f"due: `goatherd retire` puts on record that no version holds the private key of {first}"
+    assert told in goatherd("status").out
+    assert goatherd("retire", "--yes").code == 0
+    keys = goatherd("status", "--json").json["privateKeys"]
+    assert keys["recordDue"] == []
+    assert {"id": first, "versions": [], "recordedDestroyed": True} in keys["roots"]
 
 
 def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(

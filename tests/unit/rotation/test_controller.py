@@ -17,7 +17,7 @@ import pytest
 from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument
 from goatherd.providers.base import CURRENT
-from goatherd.rotation import Phase
+from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.rotation.events import Decided, Event
@@ -283,6 +283,28 @@ async def test_old_private_keys_are_destroyed_after_the_grace_period(make_herd: 
     assert done.report is not None
     assert done.report.destroyed
     assert (await document_of(herd)).retired_ids == {"root-a"}
+    assert not (await controller.turn()).has_acted
+
+
+async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_recorded_by_the_next(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    herd.clock.turn(timedelta(days=31))
+
+    async def die(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rotator, "_write", die)  # destroying is no write
+        with pytest.raises(asyncio.CancelledError):
+            await rotator_for(herd).retire()
+    assert (await document_of(herd)).retired_ids == frozenset()
+    controller = make(herd)
+    assert (await controller.turn()).has_acted
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    herd.clock.turn(RETIRE_PAUSE)
     assert not (await controller.turn()).has_acted
 
 

@@ -615,16 +615,19 @@ def test_the_current_and_the_stable_version_are_never_destroyed() -> None:
 
 
 def test_a_root_is_recorded_as_retired_when_its_last_copy_is_gone() -> None:
-    intent = replace(RETIRE, destroyed_ids=frozenset({"A", "C"}))
-    seen = Observation(store=FINISHED, versions=(version(7, "B"), version(4, "C", retired_ms=NOW + 5 * DAY)))
-    assert decide(seen, POLICY, intent, NOW + DAY) == RecordRetired(session_id="A", expected="7")
+    held = replace(FINISHED, unretired=(("C", NOW), ("A", NOW)))
+    seen = Observation(store=held, versions=(version(7, "B"), version(4, "C", retired_ms=NOW + 5 * DAY)))
+    assert decide(seen, POLICY, RETIRE, NOW + DAY) == RecordRetired(session_id="A", expected="7")
+    assert decide(seen, POLICY, RETIRE, NOW + DAY - 1) == Done(outcome=Outcome.NOTHING)
 
 
 def test_nothing_is_said_to_be_gone_while_a_version_cannot_be_looked_at() -> None:
     dark = replace(version(3), problem="switched off")
-    seen = Observation(store=FINISHED, versions=(version(7, "B"), dark))
-    intent = replace(RETIRE, destroyed_ids=frozenset({"A"}))
-    assert decide(seen, POLICY, intent, NOW + DAY) == Done(outcome=Outcome.NOTHING)
+    held = replace(FINISHED, unretired=(("A", NOW),))
+    seen = Observation(store=held, versions=(version(7, "B"), dark))
+    assert decide(seen, POLICY, RETIRE, NOW + DAY) == Done(outcome=Outcome.NOTHING)
+    clear = Observation(store=held, versions=(version(7, "B"), version(3, "B")))
+    assert decide(clear, POLICY, RETIRE, NOW + DAY) == RecordRetired(session_id="A", expected="7")
 
 
 # --- when to rotate --------------------------------------------------------------------------------------------------

@@ -362,6 +362,8 @@ def test_facts_are_read_from_a_document() -> None:
     assert (found.current_id, found.underway, found.unretired) == ("root-b", None, (("root-a", now + 5),))
     assert [entry.event for entry in found.history] == ["rotated"]
     assert facts_of(transitions.retire(document, "root-a", now + 6)).unretired == ()
+    forgotten = replace(document, history=(), last_updated=now + 9)
+    assert facts_of(forgotten).unretired == (("root-a", now + 3),)  # since signing moved, whatever was written since
 
 
 # --- lives ------------------------------------------------------------------------------------------------------------
