@@ -28,6 +28,7 @@ Policy = Callable[[str, str], str]
 exactly the rights that the role needs out. Pure, and without the platform's SDK. It raises `ConfigurationError`."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_BRACED = re.compile(r"[{}][^{}/]*\}?")
 _OURS = "goatherd"
 # What GoatDB's cloudConfig calls a provider, where that is not the scheme.
 _NAMES: Final[Mapping[str, str]] = {"kubernetes": "k8s"}
@@ -80,7 +81,8 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
         uri: Such as ``file:///srv/keys/root``. ``{org}`` in it stays in the secret id.
 
     Raises:
-        ConfigurationError: Not a URI, or not one that the plugin takes, or it carries a password.
+        ConfigurationError: Not a URI, or not one that the plugin takes, or it carries a password, or a placeholder
+            other than ``{org}``.
         PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
@@ -98,9 +100,12 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
             f"a {scheme} address holds no user and no password",
             hint="Take what stands before the @ out; the provider finds the platform's own credentials.",
         )
+    _check_placeholders(rest)
     plugin = _provider_class(scheme)
     with _address_of(scheme):
-        return plugin.from_uri(f"{scheme}://{rest}")
+        provider, secret_id = plugin.from_uri(f"{scheme}://{rest}")
+    _check_placeholders(secret_id)  # an address may be written with escapes
+    return provider, secret_id
 
 
 def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProvider, str]:
@@ -119,6 +124,9 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
         plugin = _provider_class(_NAMES.get(name, name))
     except PluginNotFoundError as error:
         raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from error
+    for value in cloud_config.values():
+        if isinstance(value, str):
+            _check_placeholders(value)
     with _address_of(name):
         return plugin.from_config(cloud_config)
 
@@ -142,6 +150,7 @@ def policy_text(name: str, role: str, secret: str) -> str:
         raise PluginNotFoundError(f"no policies for the scheme {scheme!r}; known schemes: {known}")
     if len(points) > 1:
         raise _claimed_twice(scheme, points)
+    _check_placeholders(secret)
     policy: Policy = _load(points[0], scheme)
     with _address_of(scheme):
         return policy(role, secret)
@@ -164,6 +173,16 @@ def later(package: str, **homes: str) -> Callable[[str], object]:
         return found
 
     return find
+
+
+def _check_placeholders(text: str) -> None:
+    """Refuse what was meant to be replaced and would be taken literally, as the name of a secret for everybody."""
+    strange = _BRACED.search(text.replace("{org}", ""))
+    if strange is not None:
+        raise ConfigurationError(
+            f"{strange[0]} in a store's address stands for nothing",
+            hint="The only placeholder is {org}, in small letters: the organization.",
+        )
 
 
 @contextmanager

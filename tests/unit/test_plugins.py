@@ -90,6 +90,31 @@ def test_a_password_in_an_address_is_refused_and_not_quoted():
     assert "hunter2" not in f"{caught.value} {caught.value.hint}"
 
 
+@pytest.mark.parametrize(
+    ("uri", "named"),
+    [
+        ("file:///srv/{foo}/root", "{foo}"),
+        ("memory:///a/{ORG}-root", "{ORG}"),
+        ("memory:///a/{{org}}/root", "{}"),
+        ("memory:///a/{org}/{", "{"),
+        ("k8s://{namespace}/goatdb-{org}", "{namespace}"),
+        ("aws://eu-west-1/goatdb/{org }/root", "{org }"),
+    ],
+)
+def test_a_placeholder_that_stands_for_nothing_is_refused_and_the_right_one_is_named(uri: str, named: str):
+    with pytest.raises(ConfigurationError, match=re.escape(named)) as caught:
+        open_provider(uri)
+    assert "{org}" in caught.value.hint
+
+
+def test_a_placeholder_is_refused_in_goatdbs_own_options_and_for_policies_too():
+    with pytest.raises(ConfigurationError, match=r"\{ORG\}"):
+        provider_from_config({"provider": "file", "secretId": "/srv/{ORG}/root"})
+    with pytest.raises(ConfigurationError, match=r"\{ORG\}"):
+        policy_text("file", "server", "file:///srv/{ORG}/root")
+    assert open_provider("memory:///a/{org}/root")[1] == "{org}/root"
+
+
 def test_a_scheme_claimed_twice_is_refused_with_both_names(installed: list[EntryPoint]):
     installed += [point("x", MEMORY, "one"), point("x", "other:Provider", "two")]
     with pytest.raises(ConfigurationError, match=r"claimed twice: by one \(.*\) and two \(other:Provider\)"):
