@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from goatherd.cli.copying import Copied, check_addresses, copy_secret, open_both
+from goatherd.cli.copying import Copied, check_addresses, check_lasting, copy_secret, open_both
 from goatherd.cli.main import App, command
 
 
@@ -39,6 +39,7 @@ async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resum
         app.out.event("copied", {"from": old, "to": new}, f"copied version {old} as {new}")
 
     async with open_both(app.options, source, destination) as (first, second):
+        check_lasting(second)
         return await copy_secret(first, second, dry_run=dry_run, resume=resume, progress=told)
 
 

@@ -391,3 +391,19 @@ def check_addresses(source: str, destination: str) -> None:
             operation="copy",
             hint="Give the address of another store, or of another secret in it.",
         )
+
+
+def check_lasting(destination: Store) -> None:
+    """Refuse a copy into a store that ends with this process.
+
+    Raises:
+        ProviderConfigurationError: It does.
+    """
+    if not destination.provider.guarantees.durable:
+        raise ProviderConfigurationError(
+            "what is copied there is lost when this command ends",
+            provider=destination.provider.scheme,
+            secret_id=destination.secret_id,
+            operation="copy",
+            hint="Give the address of a store that lasts, such as file:///srv/keys/root.",
+        )

@@ -293,9 +293,16 @@ def test_a_store_that_is_not_there_is_not_copied(goatherd: Goatherd, store: str,
 
 def test_the_organization_is_filled_in_on_both_sides(goatherd: Goatherd, tmp_path: Any) -> None:
     uri = f"file://{tmp_path}/keys/{{org}}/root"
-    other = f"memory:///{new_id()}/{{org}}-root"
+    other = f"file://{tmp_path}/other/{{org}}-root"
     goatherd("init", "--provider", uri, "--org", "acme")
     assert goatherd("copy", uri, other, "--org", "acme").code == 0
-    provider, secret_id = open_provider(other)
-    assert secret_id == "{org}-root"
-    assert isinstance(provider, MemorySecretProvider)
+    assert open_provider(other)[1] == "{org}-root"
+    assert (tmp_path / "other" / "acme-root").exists()
+
+
+def test_nothing_is_said_to_be_copied_into_a_store_that_ends_with_the_command(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    for dry in ((), ("--dry-run",)):
+        result = goatherd("copy", store, f"memory:///{new_id()}/root", *dry)
+        assert result.code == EXIT_CODES["provider"]
+        assert "lost when this command ends" in result.err
