@@ -213,7 +213,11 @@ class SecretNotFoundError(ProviderError):
     """The secret, the label or the version does not exist."""
 
     code = "provider.not_found"
-    hint = "Create an identity with `goatherd init`, or bring one in with `goatherd migrate`."
+    hint = (
+        "If there was one: is the address right, and its volume mounted? `goatherd init` would make a new identity, "
+        "which running servers will not trust. Only where there has never been one: `goatherd init`, or "
+        "`goatherd migrate`."
+    )
 
 
 class SecretExistsError(ProviderError):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -16,6 +17,7 @@ from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.metrics_file import remembered, reported
+from goatherd.cli.process import run_interruptible
 from goatherd.cli.progress import Progress
 from goatherd.cli.rotation_text import (
     bare_lines,
@@ -194,24 +196,21 @@ def rotate(
         raise click.UsageError("--reason goes with --rollback or --cancel")
     if to_phase is not None and what in ("rollback", "cancel"):
         raise click.UsageError(f"--to does not go with --{what}")
-    try:
-        return asyncio.run(
-            _rotate(
-                app,
-                what=what,
-                to_phase=Phase(to_phase) if to_phase else None,
-                reason=reason or "asked for by the operator",
-                metrics_file=None if plan else metrics_file,
-                unsafe_without_nodes=unsafe_without_nodes,
-            )
-        )
-    except KeyboardInterrupt:
-        if what != "plan":
-            app.out.note(
-                "note: a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, "
-                "`--cancel` or `--rollback` leaves it"
-            )
-        raise
+    going = _rotate(
+        app,
+        what=what,
+        to_phase=Phase(to_phase) if to_phase else None,
+        reason=reason or "asked for by the operator",
+        metrics_file=None if plan else metrics_file,
+        unsafe_without_nodes=unsafe_without_nodes,
+    )
+    return run_interruptible(app, going, note="" if plan else _HOW_TO_GO_ON)
+
+
+_HOW_TO_GO_ON: Final = (
+    "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
+    "`--rollback` leaves it"
+)
 
 
 def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
@@ -330,15 +329,15 @@ def retire(app: App, yes: bool) -> int:
     Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
     roots stay trusted, with their public keys. Running it again is harmless.
     """
-    return asyncio.run(_retire(app, yes=yes))
-
-
-async def _retire(app: App, *, yes: bool) -> int:
     grace = format_duration(app.options.rotation_grace)
     if not yes:
-        if not app.out.is_live:
+        if not app.out.may_ask:
             raise click.UsageError("nobody can be asked here: say --yes to destroy old private keys for good")
         click.confirm(f"Destroy the private keys of roots replaced over {grace} ago, for good?", abort=True, err=True)
+    return run_interruptible(app, _retire(app, grace), note="what was destroyed is; `goatherd retire` does the rest")
+
+
+async def _retire(app: App, grace: str) -> int:
     async with open_store(app.options) as store:
         async with audited(app, store, "retire", {"grace": app.options.rotation_grace}) as journal:
             rotator = Rotator(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -13,6 +12,7 @@ import click
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.process import run_interruptible
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
 from goatherd.errors import ConfigurationError
@@ -84,20 +84,19 @@ def revoke(
             hint="Give --node URL for each server. In haste: --unsafe-without-nodes first, then again with the nodes.",
         )
     if not plan and not yes:
-        if not app.out.is_live:
+        if not app.out.may_ask:
             raise click.UsageError("nobody can be asked here: say --yes to revoke a root; there is no way back")
         click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
-    report = asyncio.run(
-        _revoke(
-            app,
-            session,
-            reason=None if plan else reason,
-            successor=successor,
-            leave_out=leave_out,
-            destroy=destroy,
-            reopen=reopen,
-        )
+    going = _revoke(
+        app,
+        session,
+        reason=None if plan else reason,
+        successor=successor,
+        leave_out=leave_out,
+        destroy=destroy,
+        reopen=reopen,
     )
+    report = run_interruptible(app, going, note="" if plan else "the very same command, run again, carries it on")
     lines = _plan_lines(report) if plan else _report_lines(report)
     app.out.result({"plan": plan, **_data(report)}, lines)
     return 0 if plan or report.is_complete else EXIT_FINDINGS

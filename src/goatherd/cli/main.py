@@ -43,6 +43,7 @@ EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_FINDINGS = 11
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 COMPLETION_VARIABLE = "_GOATHERD_COMPLETE"
 """By which a shell asks click for its completion, without arguments."""
 
@@ -62,6 +63,7 @@ EXIT_MEANINGS = {
     13: "the audit trail is broken, or cannot be written",
     EXIT_FINDINGS: "`doctor`, `status`, `migrate` or `demo` found something wrong, or `revoke` is not finished",
     EXIT_INTERRUPTED: "interrupted",
+    EXIT_TERMINATED: "ended by SIGTERM",
 }
 
 COMMANDS = {
@@ -99,6 +101,10 @@ class App:
     options: Options
     out: Output
     debug: bool
+
+
+class Terminated(click.Abort):
+    """SIGTERM, which is treated like Ctrl-C, of which click makes an `Abort` too."""
 
 
 class Menu(click.Group):
@@ -227,9 +233,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         out.failure("usage", error.format_message(), "")
         return EXIT_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        out.failure("interrupted", "interrupted", "")
-        return EXIT_INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _report(out, error, debug=debug)
     except SystemExit:  # click's, when the reader of what it writes itself has gone: `goatherd --help | head -1`
         abandon(sys.stdout)
         return 0
@@ -254,7 +259,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _report(out: Output, error: BaseException, *, debug: bool) -> int:
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, Terminated):
+        out.failure("interrupted", "ended by SIGTERM", "")
+        return EXIT_TERMINATED
+    if isinstance(error, click.Abort | KeyboardInterrupt):
         out.failure("interrupted", "interrupted", "")
         return EXIT_INTERRUPTED
     out.error(error, debug=debug)

@@ -43,6 +43,11 @@ class Output:
         """Whether lines may be written over: a terminal, and a person before it."""
         return not self.as_json and self.stderr.isatty()
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether a person can be asked a question, and answer it."""
+        return self.is_live and sys.stdin.isatty()
+
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
         """Write the result: `data` for programs, `lines` for people."""
         if self.as_json:

@@ -1,12 +1,18 @@
-"""What the commands that run for long have in common: where the log goes, which loop runs them."""
+"""What the commands that run for long have in common: where the log goes, which loop runs them, how they are ended."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+from goatherd.cli.main import App, Terminated
+
+T = TypeVar("T")
 
 
 def log_to_stderr(level: str, *, others: str | None = None) -> None:
@@ -32,3 +38,44 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
         asyncio.run(serving)
     else:
         uvloop.run(serving)
+
+
+def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:
+    """Run; where Ctrl-C or SIGTERM cut it off, say how to go on.
+
+    SIGTERM does what Ctrl-C does in asyncio: the work is cancelled at its next wait, and cleans up.
+
+    Args:
+        app: Its writer gets the note.
+        work: What to run.
+        note: How to go on; empty for nothing.
+
+    Raises:
+        Terminated: SIGTERM has come.
+    """
+    is_terminated = False
+
+    async def cut_off_by_sigterm() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end() -> None:
+            nonlocal is_terminated
+            is_terminated = True
+            task.cancel()
+
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not in the main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+        return await work
+
+    try:
+        try:
+            return asyncio.run(cut_off_by_sigterm())
+        except asyncio.CancelledError:
+            if is_terminated:
+                raise Terminated from None
+            raise
+    except (KeyboardInterrupt, Terminated):
+        if note:
+            app.out.note(f"note: {note}")
+        raise

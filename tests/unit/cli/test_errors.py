@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -213,3 +218,70 @@ def test_behind_two_dashes_json_is_a_name_like_any_other(capsys: pytest.CaptureF
 def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
     assert main.exit_code(ProviderError("x", provider="p", secret_id="s", operation="o")) == EXIT_CODES["provider"]
     assert main.exit_code(GoatherdError("x")) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "told"),
+    [
+        (["rotate", "--unsafe-without-nodes"], "commands_cluster", "`goatherd rotate --resume` carries it on"),
+        (["retire", "--yes"], "commands_cluster", "`goatherd retire` does the rest"),
+        (
+            ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
+            "commands_revoke",
+            "the very same command, run again, carries it on",
+        ),
+    ],
+)
+def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, command: list[str], module: str, told: str
+) -> None:
+    cleaned = []
+
+    @asynccontextmanager
+    async def terminate(*_: object, **__: object) -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            cleaned.append(True)
+
+    # Where it is not caught, it would end the tests.
+    monkeypatch.setattr(f"goatherd.cli.{module}.open_store", terminate)
+    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(AssertionError("SIGTERM was not caught")))
+    try:
+        result = goatherd(*command, "--provider", store)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.code == 143
+    assert told in result.err
+    assert "ended by SIGTERM" in result.err
+    assert cleaned
+
+
+@pytest.mark.parametrize("command", [["retire"], ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes"]])
+@pytest.mark.parametrize(("sees", "answers"), [(True, False), (False, True)])
+def test_nobody_is_asked_who_cannot_see_the_question_or_answer_it(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, command: list[str], sees: bool, answers: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: sees)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: answers)
+    result = goatherd(*command, "--provider", store)
+    assert result.code == 2
+    assert "say --yes" in result.err
+
+
+def test_a_store_that_disappears_in_a_rotation_is_looked_for_and_not_made_anew(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--unsafe-without-nodes", "--to", "published", "--provider", store)
+    (tmp_path / "keys").rename(tmp_path / "unmounted")
+    for command in (["rotate", "--resume", "--unsafe-without-nodes"], ["status"]):
+        result = goatherd(*command, "--provider", store, "--json")
+        error = result.json["error"]
+        assert error["code"] == "provider.not_found"
+        hint = error["hint"]
+        assert hint.index("mounted") < hint.index("goatherd init")
+        assert "running servers will not trust" in hint
+    assert not (tmp_path / "keys").exists()
