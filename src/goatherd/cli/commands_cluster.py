@@ -28,6 +28,7 @@ from goatherd.cli.rotation_text import (
     plan_lines,
     report_data,
     report_lines,
+    warn_of_short_life,
 )
 from goatherd.cli.store import name_of_store, open_store
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
@@ -196,6 +197,8 @@ def rotate(
         raise click.UsageError("--reason goes with --rollback or --cancel")
     if to_phase is not None and what in ("rollback", "cancel"):
         raise click.UsageError(f"--to does not go with --{what}")
+    if what == "":
+        warn_of_short_life(app.out, app.options.rotation_lifetime)
     going = _rotate(
         app,
         what=what,

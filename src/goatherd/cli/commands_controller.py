@@ -17,7 +17,7 @@ from goatherd.cli.commands_cluster import health_signals, policy_of
 from goatherd.cli.main import App, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_to_stderr
-from goatherd.cli.rotation_text import report_data
+from goatherd.cli.rotation_text import report_data, warn_of_short_life
 from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
@@ -109,6 +109,7 @@ def controller(
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file goes with --once; a controller that runs on answers at --metrics")
     log_to_stderr(log_level)
+    warn_of_short_life(app.out, options.rotation_lifetime)
     return asyncio.run(_run(app, schedule, once=once, metrics=metrics, metrics_file=metrics_file))
 
 

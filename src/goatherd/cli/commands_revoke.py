@@ -13,6 +13,7 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
+from goatherd.cli.rotation_text import warn_of_short_life
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
 from goatherd.errors import ConfigurationError
@@ -87,6 +88,8 @@ def revoke(
         if not app.out.may_ask:
             raise click.UsageError("nobody can be asked here: say --yes to revoke a root; there is no way back")
         click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
+    if successor == NEW and not plan:
+        warn_of_short_life(app.out, app.options.rotation_lifetime)
     going = _revoke(
         app,
         session,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import click
@@ -37,6 +36,10 @@ def init(app: App) -> None:
 
 
 async def _init(app: App) -> None:
+    # Here, since the package of the rotation is more than the other commands of this module need.
+    from goatherd.cli.rotation_text import warn_of_short_life
+
+    warn_of_short_life(app.out, app.options.rotation_lifetime)
     now_ms = SystemClock().now_ms()
     async with open_store(app.options) as store:
         root = OwnedSession.generate(
@@ -104,7 +107,7 @@ async def _migrate(
     lines += [proof.line() for proof in done.proofs]
     refused = denied(done.proofs)
     removed: list[str] = []
-    if remove is None and done.removable and app.out.is_live and sys.stdin.isatty():
+    if remove is None and done.removable and app.out.may_ask:
         app.out.result({}, lines)
         lines = []
         files = ", ".join(str(source.settings) for source, _ in done.removable)

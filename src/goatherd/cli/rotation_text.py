@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from goatherd.cli.output import Output
 from goatherd.clock import iso
 from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
+from goatherd.identity.redaction import SHORT_LIFE
 from goatherd.rotation.events import Report
-from goatherd.rotation.machine import Outcome, Phase, Step
+from goatherd.rotation.machine import Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 
 _ENDINGS = ("rotated", "cancelled", "rolled-back", "revoked")
@@ -77,6 +79,23 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
         "  15 days left GoatDB would extend that root and give its key away: do it before `goatherd retire`",
         "  `goatherd run` in front of the server does all of this by itself",
     ]
+
+
+def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
+    """Say what an unmodified server would do with a root so short-lived that it nears its end when it is due.
+
+    It is no error: a Goatherd server can serve with a key of an hour.
+    """
+    life_ms = lifetime // timedelta(milliseconds=1)
+    left_ms = life_ms - rotation_due_ms(issued_ms=0, expires_ms=life_ms, policy=Policy())
+    if left_ms > SHORT_LIFE // timedelta(milliseconds=1):
+        return
+    text = (
+        f"warning: of {format_duration(lifetime)}, 15 days or less are left when a root is due to be replaced: an "
+        "unmodified GoatDB server that starts with it then extends it and gives its private key to anybody; where "
+        "there are such servers, make it longer than 30d"
+    )
+    out.event("short-life", {"lifetime": format_duration(lifetime)}, text)
 
 
 def _way_back(phase: Phase) -> str:

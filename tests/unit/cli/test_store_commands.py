@@ -47,6 +47,16 @@ def test_the_lifetime_of_a_root_can_be_chosen(goatherd: Goatherd, store: str) ->
     assert "valid for 20d" in goatherd("init", "--provider", store, "--lifetime", "20d").out
 
 
+@pytest.mark.parametrize(("lifetime", "is_warned"), [("12d", True), ("15d", True), ("30d", True), ("31d", False)])
+def test_a_life_so_short_that_an_unmodified_server_would_give_the_key_away_is_warned_of(
+    goatherd: Goatherd, store: str, lifetime: str, is_warned: bool
+) -> None:
+    for command in (["init"], ["rotate", "--unsafe-without-nodes"]):
+        result = goatherd(*command, "--provider", store, "--lifetime", lifetime)
+        assert result.code == 0
+        assert ("gives its private key to anybody" in result.err) is is_warned
+
+
 def test_each_organization_has_its_own_identity(goatherd: Goatherd, tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/keys/{{org}}/root"
     one = goatherd("init", "--provider", uri, "--org", "one", "--json").json
