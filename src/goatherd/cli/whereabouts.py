@@ -15,9 +15,9 @@ from goatherd.cli.store import Store
 from goatherd.clock import iso
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.silence import unretired
 from goatherd.providers.base import CURRENT, STABLE
 from goatherd.rotation.holdings import Holding, copies_left, find_holdings
-from goatherd.rotation.view import unretired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

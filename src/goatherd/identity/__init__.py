@@ -8,6 +8,7 @@
 - `redaction`: what may be shown of it.
 - `succession`: which document may follow which.
 - `transitions`: how a rotation changes the document.
+- `silence`: since when earlier roots have not signed.
 - `settings_text`: GoatDB's ``settings.json``.
 """
 

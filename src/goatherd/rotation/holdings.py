@@ -12,8 +12,8 @@ from typing import Final
 
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.silence import silent_since_ms
 from goatherd.providers.base import Guarantees, SecretProvider, SecretVersion, VersionState
-from goatherd.rotation.view import silent_since_ms
 
 _SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 

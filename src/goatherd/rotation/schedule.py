@@ -25,8 +25,8 @@ from cronsim import CronSim, CronSimError
 
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
+from goatherd.identity.silence import unretired
 from goatherd.rotation.machine import Policy, rotation_due_ms
-from goatherd.rotation.view import unretired
 from goatherd.rotation.windows import Window, first_span
 
 SHORTEST: Final = timedelta(hours=1)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from goatherd.clock import iso
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.silence import unretired
 from goatherd.providers.base import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
 
@@ -47,23 +48,3 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
         rollback_version=record.stable_version,
         next_due_ms=next_due_ms,
     )
-
-
-def unretired(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
-    """Return the earlier roots that are not on record as retired, and since when each has not signed."""
-    ended = document.retired_ids | {document.current.id}
-    return tuple((root.id, silent_since_ms(document, root.id)) for root in document.roots if root.id not in ended)
-
-
-def silent_since_ms(document: IdentityDocument, session_id: str) -> int:
-    """Return since when a session has not signed, in milliseconds since 1970; the grace period counts from here.
-
-    By the history. That forgets the eldest rotations: of a root that it does not name, nothing was signed since signing
-    moved last, or, where it never did, since the document was written.
-    """
-    times = [entry.at for entry in document.history if session_id in (entry.from_id, entry.to_id)]
-    if times:
-        return max(times)
-    if document.rotated_at is not None or document.root(session_id) is None:
-        return document.rotated_at or 0
-    return document.last_updated or 0
