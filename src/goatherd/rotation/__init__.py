@@ -8,7 +8,8 @@
 - `health`: the operator's own signal of whether the cluster is well.
 - `holdings`: which stored version holds whose private keys.
 - `events`: what a run tells while it runs.
-- `view`: what the machine is shown of the document. `refusal`: the error for a run that may not do what was asked. Pure.
+- `view`: what the machine is shown of the document. Pure.
+- `refusal`: the error for a run that may not do what was asked. Pure.
 - `rotator`: does what the machine decides.
 - `windows`, `schedule`: when a rotation is due. Pure.
 - `controller`: the loop that rotates by a schedule; `alert`: tells somebody.
