@@ -20,7 +20,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import base32_decode, base32_encode
 from tests.cluster.door_world import A, B, World, X, Y, identity, world
-from tests.unit.goats import DAY, NOW, commit_by, element, introduction, key_of, new_id, owned, root, signed_header
+from tests.unit.goats import DAY, NOW, ORG, commit_by, element, introduction, key_of, new_id, owned, root, signed_header
 
 pytestmark = pytest.mark.slow
 
@@ -379,6 +379,17 @@ async def test_t37_a_delta_on_a_delta_that_came_earlier_is_taken_out() -> None:
         await w.push(True, NOTES, birth, good)
         await w.push(True, NOTES, bad)
         assert w.stored(NOTES) == {birth.id, good.id}
+
+
+async def test_t20_a_commit_that_is_another_one_when_it_is_read_again_is_taken_out() -> None:
+    def attack() -> dict[str, Any]:
+        raw = delta(X, "k", "base").to_json()
+        late = {"changeType": "fd", "operation": 1, "vType": "date", "value": 2e15}
+        raw["c"]["e"]["c"] = {"f": [{"__t": "E", "__v": late}]}
+        signed = sign_commit(X, Commit.from_json(raw, org=ORG), now_ms=NOW)
+        return {**raw, "sig": signed.signature}
+
+    await both_ways(Rule.CONTENTS, attack)
 
 
 async def test_a_commit_without_a_key_does_not_end_the_server() -> None:

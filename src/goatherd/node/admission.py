@@ -20,7 +20,7 @@ from goatherd.identity.introduction import session_from_commit
 from goatherd.node.repository import Repository
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.encoding import parse_json
 from goatherd.wire.item import record_data
 from goatherd.wire.nesting import levels
 
@@ -89,20 +89,9 @@ def decode_commit(raw: Any, repository: Repository, limits: Limits, now_ms: int)
     if not 0 <= commit.ancestors_count < 2**53:
         raise NotAdmittedError(f"commit {commit.id!r} has an impossible number of ancestors")
     if commit.contents != raw["c"]:
-        _check_lasting(commit, repository)
+        commit.check_lasting(repository.registry)
     _check_contents(commit, repository)
     return commit
-
-
-def _check_lasting(commit: Commit, repository: Repository) -> None:
-    """Refuse contents that are others when they are read again, by a peer or from the log: no signature fits then.
-
-    SECURITY: such a commit would be accepted here and by nobody else (tests/unit/node/test_engine.py).
-    """
-    stored = parse_json(to_json_bytes(commit.to_json()))
-    again = Commit.from_json(stored, org=repository.org, registry=repository.registry)
-    if again.contents != commit.contents:
-        raise NotAdmittedError(f"commit {commit.id!r} would be another one when it is read again")
 
 
 def decode_session_request(body: bytes) -> PublicKey:

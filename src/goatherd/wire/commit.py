@@ -13,7 +13,7 @@ from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoding import is_truthy, json_number, json_string, stable_member
+from goatherd.wire.encoding import is_truthy, json_number, json_string, parse_json, stable_member, to_json_bytes
 from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.messages import VERSION
 from goatherd.wire.nesting import levels
@@ -112,6 +112,19 @@ class Commit:
                 if any(isinstance(value, float) and not math.isfinite(value) for value in values):
                     return False
         return True
+
+    def check_lasting(self, registry: Registry = BUILTIN) -> None:
+        """Make sure that whoever reads what is sent and stored of this commit finds the same contents.
+
+        SECURITY: contents that are others then (T11, T20) carry a signature that fits here and nowhere else
+        (tests/unit/node/test_engine.py, tests/unit/agent/test_door_rules.py).
+
+        Raises:
+            DecodeError: They would be others.
+        """
+        again = Commit.from_json(parse_json(to_json_bytes(self.to_json())), org=self.org, registry=registry)
+        if again.contents != self.contents:
+            raise DecodeError(f"commit {self.id!r:.100} would be another one when it is read again")
 
     # --- JSON ---
 

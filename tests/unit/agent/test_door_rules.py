@@ -34,6 +34,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
+from goatherd.wire.schema import Field, Registry, Schema
 from tests.cluster.door_world import A, X
 from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
 
@@ -181,6 +182,33 @@ def test_nothing_is_hidden_in_a_message_s_wrapping(given: dict[str, Any]) -> Non
 
 
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
+
+
+def change(kind: str, value: Any) -> dict[str, Any]:
+    one = {"__t": "E", "__v": {"changeType": "fd", "operation": 1, "vType": kind, "value": value}}
+    return {**COMMIT, "c": {"b": "base", "e": {"sc": "1", "dc": "2", "c": {"f": [one]}}}}
+
+
+TAGS = Registry([Schema(ns="task", version=1, fields=(Field(name="tags", type="set"),))])
+TWICE = {"__t": "S", "__v": [{"__r": [{"x": 1}], "__d": {"a": {"__rId": 0}, "b": {"__rId": 0}}}]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [change("date", 2e15), {**COMMIT, "c": {"r": {"s": "task/1", "d": {"tags": TWICE}, "n": True, "cs": "1"}}}],
+    ids=["a late date", "an object met twice"],
+)
+def test_what_would_be_another_commit_when_it_is_read_again_is_taken_out(raw: dict[str, Any]) -> None:
+    outcome = tried(lambda: read_commit(raw, "/a/b", org=ORG, limits=LIMITS, now_ms=NOW, registry=TAGS))
+    assert isinstance(outcome, DroppedError)
+    assert outcome.rule is Rule.CONTENTS
+    assert "read again" in str(outcome)
+
+
+def test_what_is_written_in_another_form_and_stays_the_same_is_let_through() -> None:
+    raw = change("set", {"__t": "S", "__v": [1, 1]})
+    commit = read_commit(raw, "/a/b", org=ORG, limits=LIMITS, now_ms=NOW)
+    assert commit.contents != raw["c"]
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,11 @@ def read_commit(raw: Any, path: str, *, org: str, limits: Limits, now_ms: int, r
     if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
         raise DroppedError(Rule.TIME, f"commit {commit.id!r} is from the future")
     _check_ancestors(commit, limits)
+    if commit.contents != raw["c"]:
+        try:
+            commit.check_lasting(registry)
+        except WireError as error:
+            raise DroppedError(Rule.CONTENTS, str(error)) from None
     _check_contents(commit, path, registry)
     return commit
 
