@@ -75,7 +75,28 @@ def test_any_other_path_is_taken_in_lower_case(path: bytes) -> None:
     assert check_target(path) == path.decode().lower()
 
 
-@pytest.mark.parametrize("host", [b"h", b"goats.example:80", b"[::1]:8080", b"127.0.0.1", b"AWSALB"], ids=str)
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"h",
+        b"goats.example:80",
+        b"goats.example.:65535",
+        b"[::1]:8080",
+        b"[::ffff:1.2.3.4]",
+        b"127.0.0.1",
+        b"127.1",
+        b"0x7f.1",
+        b"010.1",
+        b"4294967295",
+        b"1.a",
+        b"0xg",
+        b"AWSALB",
+        b"my_service",
+        b"xn--bcher-kva.example",
+        b"xn--strae-oqa.de",
+    ],
+    ids=str,
+)
 def test_a_host_is_a_host(host: bytes) -> None:
     assert check_headers([(b"host", host), (b"cookie", b"a"), (b"cookie", b"b")])[b"host"] == host
 
@@ -86,6 +107,40 @@ def test_a_host_is_a_host(host: bytes) -> None:
 def test_a_host_with_more_in_it_is_refused(host: bytes) -> None:
     with pytest.raises(RefusedError):
         check_headers([(b"host", host)])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"h:65536",
+        b"h:99999",
+        b"256.1.1.1",
+        b"1.256.1",
+        b"1.2.3.4.5",
+        b"1.2.3.256",
+        b"4294967296",
+        b"0x100000000",
+        b"a.1",
+        b"a.0x1",
+        b"1..2",
+        b"08",
+        b"1.2.3.09.",
+        b"[::1::]",
+        b"[1:2]",
+        b"[::256.1.1.1]",
+        b"xn--a",
+        b"xn--.example",
+        b"xn---",
+        b"xn--99999999",
+        b"a" * 300,
+    ],
+    ids=lambda host: host[:20].decode(),
+)
+def test_a_host_of_which_no_url_can_be_made_is_refused(host: bytes) -> None:
+    """There the original throws while it finds out what is asked for."""
+    with pytest.raises(RefusedError) as caught:
+        check_headers([(b"host", host)])
+    assert caught.value.status == 400
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------

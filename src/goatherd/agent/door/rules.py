@@ -11,12 +11,15 @@ is refused repeats it for ever and is offline for all its repositories meanwhile
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
+from unicodedata import category, normalize
 
 from goatherd.agent.door.limits import Limits
 from goatherd.crypto import PublicKey
@@ -112,9 +115,11 @@ class DroppedError(Exception):
 
 # --- the request line and headers -----------------------------------------------------------------------------------
 
-_HOST = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(?:([A-Za-z0-9._-]{1,255})|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?")
+_NUMBER = re.compile(r"0[xX](?P<hex>[0-9A-Fa-f]*)|0(?P<octal>[0-7]+)|(?P<decimal>0|[1-9][0-9]*)")
 _TARGET = re.compile(rb"/(?!/)[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z~-]*")
 _DOTS = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
+_HOST_LENGTH: Final = 263  # a name and a port
 _ONCE: Final = (b"host", b"x-goat-sig", b"content-type", b"content-encoding")
 
 
@@ -137,7 +142,8 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Return the headers by name, the last of each.
 
     SECURITY: the child puts the text of ``Host`` into the URL that it dispatches by, so a Host with a slash in it
-    decides the path, and joins repeated headers by commas (tests/unit/agent/test_door_rules.py).
+    decides the path, and one that no URL can have makes it throw; it joins repeated headers by commas
+    (tests/unit/agent/test_door_rules.py).
 
     Raises:
         RefusedError: A header is repeated that may not be, or ``Host`` is no host.
@@ -148,9 +154,48 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             if sum(1 for each, _ in headers if each == name) > 1:
                 raise RefusedError(Rule.HEADERS, 400, f"several headers {name.decode()}")
     host = found.get(b"host")
-    if host is not None and _HOST.fullmatch(host) is None:
+    if host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
         raise RefusedError(Rule.HEADERS, 400, "the Host header is no host")
     return found
+
+
+@lru_cache(maxsize=256)
+def _is_host(text: bytes) -> bool:
+    """Whether browsers, and so the child, can make a URL of it (https://url.spec.whatwg.org/#host-parsing)."""
+    match = _HOST.fullmatch(text.decode("latin-1"))
+    if match is None:
+        return False
+    name, address, port = match.groups()
+    if port is not None and int(port) >= 2**16:
+        return False
+    try:
+        if address is not None:
+            ipaddress.IPv6Address(address)
+            return True
+        parts = name.removesuffix(".").split(".")
+        if parts[-1].isdigit() or _NUMBER.fullmatch(parts[-1]):
+            # Whatever ends in a number is an IPv4 address, or none: 256.1.1.1, 1.2.3.4.5, a.1.
+            numbers = [_number(part) for part in parts]
+            return len(numbers) <= 4 and max([0, *numbers[:-1]]) < 256 and numbers[-1] < 256 ** (5 - len(numbers))
+        encoded = [part[4:].lower() for part in parts if part[:4].lower() == "xn--"]
+        return all(_is_label(part.encode().decode("punycode")) for part in encoded)
+    except ValueError:
+        return False
+
+
+def _is_label(text: str) -> bool:
+    """Whether a name may have this part, once decoded; some of right-to-left scripts are let through that may not."""
+    if text.isascii() or normalize("NFKC", text.lower()) != text or category(text[0]).startswith("M"):
+        return False
+    return not any(category(character) in ("Cc", "Cn", "Co", "Cs") for character in text)
+
+
+def _number(part: str) -> int:
+    match = _NUMBER.fullmatch(part)
+    if match is None:
+        raise ValueError(part)
+    base = {"hex": 16, "octal": 8, "decimal": 10}[match.lastgroup or "decimal"]
+    return int(match[match.lastgroup or "decimal"] or "0", base)
 
 
 def check_encoding(headers: Mapping[bytes, bytes]) -> None:
