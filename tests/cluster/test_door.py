@@ -348,6 +348,25 @@ async def test_t7_a_birth_that_another_request_has_just_brought_counts() -> None
         assert w.child.died is None
 
 
+async def test_t7_what_builds_on_a_commit_that_a_crash_has_lost_does_not_end_the_server() -> None:
+    for through in (False, True):
+        async with world() as w:
+            birth = note(X, "k", ts=OLD)
+            lost = note(X, "k", ts=OLD, parents=[birth.id])
+            assert (await w.push(through, NOTES, birth, lost)).status_code == 200
+            # A refusal has the door read what is there.
+            await w.push(through, NOTES, note(X, "other"))
+            await w.child.crash(NOTES, lost.id)
+            later = note(X, "k", ts=OLD, parents=[lost.id])
+            with contextlib.suppress(Exception):  # whatever the client makes of a dead server
+                await w.push(through, NOTES, later)
+            assert died(w) is not through
+            if through:
+                assert later.id not in w.stored(NOTES)
+                assert (await w.push(True, NOTES, lost, later)).status_code == 200
+                assert w.stored(NOTES) >= {birth.id, lost.id, later.id}, "with what it builds on, it is let through"
+
+
 async def test_a_chain_in_any_order_is_let_through() -> None:
     async with world() as w:
         birth = note(X, "k")

@@ -126,11 +126,16 @@ class UpstreamChild:
         self.url = ""
 
     async def __aenter__(self) -> UpstreamChild:
+        await self._listen(0)
+        return self
+
+    async def _listen(self, port: int) -> None:
         generous = Limits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
-        self._listener = Listener(self.app, "127.0.0.1", 0, limits=generous, on_slow=lambda: None, on_full=lambda: None)
+        self._listener = Listener(
+            self.app, "127.0.0.1", port, limits=generous, on_slow=lambda: None, on_full=lambda: None
+        )
         await self._listener.start()
         self.url = self._listener.url
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -148,6 +153,16 @@ class UpstreamChild:
                 self._trust(_session_of(raw))
             except (KeyError, TypeError, ValueError, WireError):
                 self._cannot_start = True
+
+    async def crash(self, path: str, *lost: str) -> None:
+        """End without a word, before these commits were written down, and start again at the same address."""
+        assert self._listener is not None
+        self._listener.close()
+        for commit_id in lost:
+            del self.repositories[path][commit_id]
+        self._decoded.clear()
+        self.restart()
+        await self._listen(self._listener.port)
 
     def create(self, path: str, commit: Commit) -> None:
         """Put a commit in, past all checks, as the application or a peer would."""

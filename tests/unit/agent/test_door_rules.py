@@ -447,16 +447,18 @@ class Held:
         self.commits = list(commits)
         self.asked = 0
         self.is_away = False
+        self.era = 0
 
     async def ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
         self.asked += 1
         if self.is_away:
             raise NodeUnreachableError("away")
-        return 200, to_json_bytes([{"path": "/d/x", "res": {"c": [each.to_json() for each in self.commits]}}])
+        commits = [each.to_json() for each in self.commits]
+        return 200, to_json_bytes([{"path": "/d/x", "res": {"c": commits, "s": len(commits)}}])
 
 
 def index_of(held: Held) -> RepositoryIndex:
-    return RepositoryIndex("/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock())
+    return RepositoryIndex("/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), era=lambda: held.era)
 
 
 def note(key: str, commit_id: str | None = None, parents: tuple[str, ...] = ()) -> Commit:
@@ -520,6 +522,40 @@ async def test_what_others_have_brought_is_found_out_before_a_refusal() -> None:
     held.commits.append(parent)
     index._read_at = SystemClock().monotonic() - 1
     assert await index.admit([note("k", parents=(parent.id,))]) == [None]
+
+
+async def test_a_server_that_has_started_again_is_read_before_anything_is_judged() -> None:
+    birth, lost = note("k"), note("j")
+    held = Held(birth, lost)
+    index = index_of(held)
+    await index.refresh()
+    on_both = [note("k", parents=(birth.id,)), note("j", parents=(lost.id,))]
+    assert await index.admit(on_both) == [None, None]
+    index.settle(on_both, is_stored=False)
+    held.commits, held.era = [birth], 1
+    assert [each and each.rule for each in await index.admit(on_both)] == [None, Rule.BIRTH]
+    assert await index.admit([note("j")]) == [None], "nothing of that key is there any more"
+
+
+async def test_a_server_that_has_started_again_and_cannot_be_read_gets_nothing() -> None:
+    birth = note("k")
+    held = Held(birth)
+    index = index_of(held)
+    await index.refresh()
+    held.era, held.is_away = 1, True
+    with pytest.raises(NodeUnreachableError):
+        await index.admit([note("k", parents=(birth.id,))])
+
+
+async def test_a_server_that_has_started_again_with_all_that_it_had_is_not_read_anew() -> None:
+    held = Held(note("k"), note("j"))
+    index = index_of(held)
+    await index.refresh()
+    asked, held.era = held.asked, 1
+    assert await index.admit([note("i")]) == [None]
+    assert held.asked == asked + 1
+    assert await index.admit([note("h")]) == [None]
+    assert held.asked == asked + 1, "once"
 
 
 async def test_a_parent_that_was_missing_may_come_later() -> None:

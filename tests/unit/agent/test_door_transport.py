@@ -539,6 +539,34 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
         assert (await answer_of(reader))[0] == 200
 
 
+async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
+    """A process that ends takes all of its connections along."""
+    async with world() as w:
+        upstream = w.door._upstream
+        (first, _), (second, _) = await upstream.acquire(fresh=True), await upstream.acquire(fresh=True)
+        for each in list(upstream._idle):
+            each.close()
+        era = upstream.era
+        first.close()
+        await asyncio.sleep(0)
+        assert upstream.era == era
+        second.close()
+        await until(lambda: upstream.era == era + 1)
+        upstream._busy.clear()
+
+
+async def test_a_connection_that_is_too_old_is_not_closed_before_there_is_another_one() -> None:
+    async with world() as w:
+        upstream = w.door._upstream
+        connection = upstream._idle[-1]
+        for each in upstream._idle:
+            each.idle_since -= 60
+        era = upstream.era
+        assert (await w.http.get(w.door.url + "/healthy")).text == "OK"
+        assert not connection.is_open
+        assert upstream.era == era
+
+
 async def test_a_server_that_is_silent_is_504() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await reader.read()

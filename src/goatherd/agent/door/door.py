@@ -173,6 +173,7 @@ class Door:
                 clock=self._clock,
                 capacity=self._limits.index_commits,
                 is_session=trust.holds,
+                era=lambda: self._upstream.era,
             )
         self._proxy = Proxy(
             upstream=self._upstream,

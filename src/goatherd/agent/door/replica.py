@@ -60,6 +60,14 @@ class Replica:
         self._error_rate = error_rate
         self._filter = self._new_filter(_SMALLEST)
         self._room = _SMALLEST
+        self.is_short = False
+        """Whether the child, when it was read last, had fewer commits than it has shown: it has lost some."""
+
+    def forget(self) -> None:
+        """Know nothing any more."""
+        self.ids.clear()
+        self._room = _SMALLEST
+        self.renew()
 
     def add(self, commit_id: str) -> None:
         """Remember an id, so that its commit is not sent again."""
@@ -94,6 +102,7 @@ class Replica:
             found += fresh
             if not fresh or size <= len(self.ids):
                 break
+        self.is_short = size < len(self.ids)
         return found
 
     async def _round(self) -> tuple[list[dict[str, Any]], float]:

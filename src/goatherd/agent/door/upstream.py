@@ -39,9 +39,14 @@ class LostError(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One connection to the child, one exchange at a time."""
+    """One connection to the child, one exchange at a time.
 
-    def __init__(self) -> None:
+    Args:
+        count: Told of 1 when it opens, of -1 when it is gone.
+    """
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count = count
         self.status = 0
         self.headers: Headers = []
         self.idle_since = 0.0
@@ -61,6 +66,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
+        self._count(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -68,6 +74,7 @@ class Connection(asyncio.Protocol):
         if self._parser is not None and self._has_head and not self._is_complete and self._ends_with_connection():
             self._is_complete = True
         self._is_lost = True
+        self._count(-1)
         self._wake()
         self.resume_writing()
 
@@ -231,6 +238,10 @@ class Upstream:
         url: ``http://host:port`` or ``https://host:port``.
         connect_timeout: How long a connection may take.
 
+    Attributes:
+        era: Another number once there was a moment without any connection: a process that ends takes all of its
+            connections along, so within one era the child is one process.
+
     Raises:
         ConfigurationError: Not such a URL.
     """
@@ -252,6 +263,13 @@ class Upstream:
         self._connect_timeout = connect_timeout.total_seconds()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._alive = 0
+        self.era = 0
+
+    def _count(self, change: int) -> None:
+        self._alive += change
+        if not self._alive:
+            self.era += 1
 
     @property
     def names(self) -> tuple[bytes, ...]:
@@ -283,17 +301,24 @@ class Upstream:
             NodeUnreachableError: The child does not take connections.
         """
         loop = asyncio.get_running_loop()
-        while self._idle and not fresh:
-            connection = self._idle.pop()
-            if connection.is_open and loop.time() - connection.idle_since < IDLE_SECONDS:
-                self._busy.add(connection)
-                return connection, True
-            connection.close()
+        old: list[Connection] = []
         try:
+            while self._idle and not fresh:
+                connection = self._idle.pop()
+                if connection.is_open and loop.time() - connection.idle_since < IDLE_SECONDS:
+                    self._busy.add(connection)
+                    return connection, True
+                old.append(connection)
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._count), self._host, self._port, ssl=self._tls
+                )
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}: no connection") from error
+        finally:
+            # Not before there is another one, so that the era does not end while the child lives.
+            for each in old:
+                each.close()
         self._busy.add(connection)
         return connection, False
 
