@@ -786,6 +786,21 @@ async def test_who_asks_too_often_is_told_when_to_come_again(limits: Limits, att
         assert w.stopped(Rule.TOO_MANY) == 2
 
 
+async def test_there_are_no_more_repositories_than_the_door_keeps_track_of_and_none_is_forgotten() -> None:
+    async with world(limits=Limits(repositories=3)) as w:
+        first = note(X)
+        assert (await w.push(True, "/data/0", first)).status_code == 200
+        assert (await w.send(True, [element("/data/1"), element("/data/2")])).status_code == 200
+        refused = await w.push(True, "/data/3", note(X))
+        assert (refused.status_code, refused.content) == (507, b"")
+        assert "/data/3" not in w.child.repositories
+        assert set(w.door._indexes[ORG]._indexes) == {"/data/0"}
+        for path in ("/data/0", "/data/1", "/data/2"):
+            assert (await w.push(True, path, note(X))).status_code == 200
+        await w.push(True, "/data/1", note(Y, "k", commit_id=first.id))
+        assert first.id not in w.stored("/data/1"), "T39"
+
+
 NEW = {"publicKey": owned("new").session.public_key.to_jwk()}
 
 

@@ -43,6 +43,8 @@ class Limits:
         mails: ``POST /auth/send-login-email`` of one address.
         new_repositories: Repositories of one address that nobody has asked for since the door opened; the child makes
             a file for each and never closes it.
+        repositories: Repositories that callers have asked for since the door opened, of all addresses together; 507
+            beyond. Ids are never forgotten to make room for another one (T39).
         elements: Of one batch; real clients and servers send up to 19.
         seeds: Hash functions of one filter.
         filter_bytes: Bytes of one filter.
@@ -69,6 +71,7 @@ class Limits:
     new_sessions: Rate = field(default=Rate(per_second=1, burst=60))
     mails: Rate = field(default=Rate(per_second=0.1, burst=10))
     new_repositories: Rate = field(default=Rate(per_second=2, burst=200))
+    repositories: int = 50_000
     elements: int = 64
     seeds: int = 64
     filter_bytes: int = 4 * _MIB

@@ -321,6 +321,9 @@ class Proxy:
         fresh = dict.fromkeys(element.path for element in elements if element.path not in self._repositories)
         if not fresh:
             return
+        if len(self._repositories) + len(fresh) > self.limits.repositories:
+            # What the indexes hold is bounded by this, too: none is made for a repository that is not counted here.
+            raise RefusedError(Rule.TOO_MANY, 507, f"there are {len(self._repositories)} repositories already")
         wait = self._new_repositories.take(address, self._clock.monotonic(), len(fresh))
         if wait:
             raise RefusedError(Rule.TOO_MANY, 429, f"too many new repositories from {address}", retry_after=wait)
