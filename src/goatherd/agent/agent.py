@@ -91,8 +91,8 @@ class Agent:
         clock: The time.
 
     Attributes:
-        owns_files: Whether what lies where the files do is the agent's, or that of one that was killed, to be removed;
-            not so where it would not start, or leaves a root that the store does not know.
+        owns_files: Whether what lies where the files do is the agent's to be removed; not so before it was looked at,
+            nor where there is a root that the store does not know.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Agent:
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
         self._passed_on: set[int] = set()
-        self.owns_files = bool(claim.before.orgs)
+        self.owns_files = False
 
     async def run(self) -> int:
         """Run to the end and return the exit code: the child's own, or 128 and the signal that ended it.

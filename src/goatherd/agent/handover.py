@@ -41,6 +41,7 @@ WARN_EVERY: Final = timedelta(hours=12)
 _LOOK_COST: Final = 20
 """A look at a large file may take this part of the time at most: after one, the next waits twenty times as long."""
 _PATIENCE: Final = 3
+_PLACE_HINT: Final = "Bring it into the store with `goatherd migrate`, or move it away."
 
 _log = logging.getLogger("goatherd.agent")
 
@@ -161,27 +162,45 @@ class Handover:
         """Make sure that nothing is lost when the file is written.
 
         Args:
-            is_left_over: The file is of an agent that was killed.
+            is_left_over: The file is of an agent that was killed. What it wrote may be replaced, torn or not; a root
+                that the store has never had is the server's, and the file may be the only copy.
 
         Raises:
             IdentityExistsError: There is a settings.json of another identity, or one that cannot be read.
         """
         raw = await asyncio.to_thread(self.file.read)
-        if raw is None or is_left_over:
+        if raw is None:
             return
-        where, hint = self.file.link, "Bring it into the store with `goatherd migrate`, or move it away."
+        if is_left_over:
+            if (stranger := self._stranger(raw)) is not None:
+                raise self._other_identity(stranger, "The server has invented that root while its agent was away.")
+            return
         try:
             found, _, _ = from_settings(raw, self._clock.now_ms())
         except IdentityError as error:
-            raise IdentityExistsError(f"{where} is there already and cannot be read: {error}", hint=hint) from error
+            text = f"{self.file.link} is there already and cannot be read: {error}"
+            raise IdentityExistsError(text, hint=_PLACE_HINT) from error
         mine = found.current.session
         known = self.document.root(mine.id)
         if known is None or known.public_key != mine.public_key:
-            raise IdentityExistsError(
-                f"{where} is there already and holds another identity (root {mine.id}) than the store"
-                f" (root {self.document.current.id})",
-                hint=hint + " Was the server started without the agent? Then it has invented that root.",
-            )
+            more = "Was the server started without the agent? Then it has invented that root."
+            raise self._other_identity(mine.id, more)
+
+    def _other_identity(self, root_id: str, more: str) -> IdentityExistsError:
+        return IdentityExistsError(
+            f"{self.file.link} is there already and holds another identity (root {root_id}) than the store"
+            f" (root {self.document.current.id})",
+            hint=f"{_PLACE_HINT} {more}",
+        )
+
+    def _stranger(self, raw: bytes) -> str | None:
+        """Return the root that a settings.json holds, if the store does not know and never knew it."""
+        view, document = view_of(raw), self.document
+        if view is None or view.current_id is None:
+            return None
+        known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
+        known |= {root_id for entry in document.history for root_id in (entry.from_id, entry.to_id) if root_id}
+        return None if view.current_id in known else view.current_id
 
     async def prepare(self) -> None:
         """Verify now what `write` will need, so that a server that has to stop for it stops for a short time.
@@ -244,10 +263,9 @@ class Handover:
             raw = await asyncio.to_thread(self.file.read)
         except SettingsError:
             raw = None
-        view = None if raw is None else view_of(raw)
-        known = {self.document.current.id, *(root.id for root in self.document.roots)}
-        if view is not None and view.current_id is not None and view.current_id not in known:
-            text = f"{self.file.link} holds root {view.current_id}, which the store does not know: it was left there"
+        stranger = None if raw is None else self._stranger(raw)
+        if stranger is not None:
+            text = f"{self.file.link} holds root {stranger}, which the store does not know: it was left there"
             _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
             return False
         await asyncio.to_thread(self.file.remove)

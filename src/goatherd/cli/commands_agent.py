@@ -274,8 +274,8 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         agent: Agent | None = None
 
         def tidy(directory: Path) -> None:
-            is_ours = bool(claim.before.orgs) if agent is None else agent.owns_files
-            (clear if is_ours and supervisor is not None else clear_if_empty)(directory)
+            is_ours = agent is not None and agent.owns_files and supervisor is not None
+            (clear if is_ours else clear_if_empty)(directory)
 
         if memory is not None:
             stack.callback(tidy, memory)

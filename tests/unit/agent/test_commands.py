@@ -349,6 +349,26 @@ def test_the_key_of_an_agent_that_was_killed_is_cleared_also_where_the_next_one_
     assert not os.path.lexists(settings(data))
 
 
+@pytest.mark.slow
+def test_a_root_that_the_server_has_invented_is_not_lost_when_its_agent_was_killed(
+    store: str, data: Path, tmp_path: Path
+) -> None:
+    started, other = tmp_path / "started", to_settings(first(), ()).decode()
+    (tmp_path / "other").write_text(other)
+    script = f'cat {tmp_path / "other"} > "$1"; touch {started}; exec sleep 600'
+    killed = start(store, data, "--", "sh", "-c", script, "sh", str(settings(data)))
+    wait_for(started, killed)
+    killed.kill()
+    killed.communicate(timeout=120)
+    for provider, family in ((f"file://{tmp_path}/nowhere/root", "provider"), (store, "identity"), (store, "identity")):
+        following = start(provider, data, "--", "true")
+        _, err = following.communicate(timeout=120)
+        assert following.returncode == EXIT_CODES[family], err
+        assert settings(data).read_text() == other
+    assert "invented" in err
+    forget(data)
+
+
 # --- lease ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from goatherd.agent.question import Standing
 from goatherd.agent.settings_file import Place, SettingsFile
 from goatherd.client import NewSession
 from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
 from tests.unit.identity.make import DAY, activated, first, owned, published, rotated, secret_of, shows_key
@@ -197,6 +198,25 @@ async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_opera
     assert owned("z").id in str(caught.value)
     assert "migrate" in caught.value.hint
     assert "invented" in caught.value.hint
+
+
+async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its_agent_was_killed(kit: Kit) -> None:
+    await kit.handover.write()
+    kit.settings.document = rotated()
+    await kit.handover.check_place(is_left_over=True)
+    kit.rewrite(currentSession=owned("z").to_secret_json())
+    with pytest.raises(IdentityExistsError, match=owned("z").id) as caught:
+        await kit.handover.check_place(is_left_over=True)
+    assert "migrate" in caught.value.hint
+    assert kit.tree["currentSession"]["id"] == owned("z").id
+
+
+async def test_a_root_that_the_store_had_once_is_not_an_invented_one(kit: Kit) -> None:
+    await kit.handover.write()
+    entry = HistoryEntry(at=1, event="rotated", from_id=A.id, to_id=B.id)
+    kit.settings.document = replace(first(), current=B, roots=(B.session,), history=(entry,))
+    await kit.handover.check_place(is_left_over=True)
+    assert await kit.handover.remove()
 
 
 async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
