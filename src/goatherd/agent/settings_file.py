@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -117,6 +118,28 @@ class SettingsFile:
         text = self.read()
         if text is not None:
             self.write(text)
+
+    def move_in(self, is_ours: Callable[[Path], bool]) -> Path | None:
+        """Bring the bytes here from another place in memory that the link leads to, and remove them there.
+
+        Args:
+            is_ours: Whether an agent for this data directory has put a file there.
+
+        Returns:
+            The directory in which they were; None where the link leads nowhere else, or there is none.
+
+        Raises:
+            SettingsError: They cannot be read, or written here. They are where they were.
+        """
+        if not self.link.is_symlink():
+            return None
+        before = self.link.readlink()
+        if before == self.target or not is_ours(before):
+            return None
+        self.mend()
+        with contextlib.suppress(OSError):
+            before.unlink()
+        return before.parent
 
     def remove(self) -> None:
         """Remove the bytes, and what stands where GoatDB looks. What is not there is no error."""

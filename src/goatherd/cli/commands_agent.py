@@ -266,11 +266,6 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         claim = stack.enter_context(Claim(plan.data))
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
-        left = claim.before.memory
-        if supervisor is not None and left not in (None, memory) and left == directory_for(left.parent, plan.data):
-            # SECURITY: the key of an agent that was killed, in another place than this one's, which nobody would clear
-            # (tests/unit/agent/test_commands.py).
-            clear(left)
         agent: Agent | None = None
 
         def tidy(directory: Path) -> None:
@@ -280,6 +275,12 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         if memory is not None:
             stack.callback(tidy, memory)
         handovers, provider, template = _handovers(plan, claim, memory)
+        _move_in(plan, handovers)
+        left = claim.before.memory
+        if supervisor is not None and left not in (None, memory) and left == directory_for(left.parent, plan.data):
+            # SECURITY: what is still there is of organizations that this agent does not serve; nobody would clear it
+            # (tests/unit/agent/test_commands.py).
+            clear(left)
         on_change = OnChange(options.agent_on_change)
         lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None
         agent = Agent(
@@ -316,6 +317,7 @@ async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
             await stack.enter_async_context(handover)
             await handover.load(asyncio.Event())
             await handover.check_place(is_left_over=handover.org in claim.before.orgs)
+        _move_in(plan, handovers)
         for handover in handovers:
             await handover.write()
             assert handover.running is not None
@@ -368,6 +370,22 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
             )
         )
     return handovers, provider, template
+
+
+def _move_in(plan: _Plan, handovers: Sequence[Handover]) -> None:
+    """Bring here what lies where an earlier --memory has put it.
+
+    SECURITY: the key would stay there, since nobody looks there any more (tests/unit/agent/test_commands.py).
+    """
+    from goatherd.agent.memory import clear_if_empty, directory_for
+
+    def is_ours(file: Path) -> bool:
+        return file.parent == directory_for(file.parent.parent, plan.data)
+
+    for handover in handovers:
+        before = handover.file.move_in(is_ours)
+        if before is not None:
+            clear_if_empty(before)
 
 
 async def _lease(

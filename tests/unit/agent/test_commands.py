@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,48 @@ def test_fetch_writes_the_file_in_memory_with_a_link_and_leaves_it(goatherd: Goa
     again = goatherd("fetch", "--provider", store, "--data", str(data))
     assert again.code == 0, "a pod that starts again"
     forget(data)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="goatherd-test-") as name:
+        yield Path(name)
+
+
+def test_the_key_does_not_stay_where_an_earlier_fetch_has_put_it(
+    goatherd: Goatherd, store: str, data: Path, elsewhere: Path
+) -> None:
+    words = ["fetch", "--provider", store, "--data", str(data)]
+    assert goatherd(*words).code == 0
+    before = settings(data).readlink()
+    assert goatherd(*words, "--memory", str(elsewhere)).code == 0
+    assert settings(data).readlink().is_relative_to(elsewhere)
+    assert not before.parent.exists()
+    before = settings(data).readlink()
+    assert goatherd(*words, "--plain-file").code == 0
+    assert not settings(data).is_symlink()
+    assert not before.parent.exists()
+
+
+@pytest.mark.slow
+def test_the_key_does_not_stay_where_an_earlier_watch_has_put_it(
+    goatherd: Goatherd, store: str, data: Path, elsewhere: Path
+) -> None:
+    """The server may run: it finds the same bytes."""
+    words = ["--provider", store, "--data", str(data)]
+    assert goatherd("fetch", *words).code == 0
+    before, text = settings(data).readlink(), settings(data).read_bytes()
+    command = [sys.executable, "-m", "goatherd", "watch", *words, "--memory", str(elsewhere), "--on-change", "ignore"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while before.parent.exists() and time.monotonic() < end:
+        assert watching.poll() is None, watching.communicate()
+        time.sleep(0.02)
+    watching.terminate()
+    watching.communicate(timeout=120)
+    assert not before.parent.exists()
+    assert settings(data).readlink().is_relative_to(elsewhere)
+    assert settings(data).read_bytes() == text
 
 
 def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: str, data: Path) -> None:
@@ -341,6 +385,7 @@ def test_the_key_of_an_agent_that_was_killed_is_cleared_also_where_the_next_one_
     killed.kill()
     killed.communicate(timeout=120)
     assert where.exists(), "nobody was there to remove it"
+    where.with_name("another-organization.json").touch()
     script = 'test ! -e "$1" && test -f "$2" && test ! -L "$2"'
     following = start(store, data, "--plain-file", "--", "sh", "-c", script, "sh", str(where), str(settings(data)))
     _, err = following.communicate(timeout=120)
