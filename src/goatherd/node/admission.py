@@ -40,6 +40,8 @@ class Limits:
             sized.
         reply_commits: Commits in the answer to one element. The rest follows in later rounds.
         reply_bytes: Bytes of commits and filters in one answer. The rest follows in later rounds.
+        reply_lookups: Looks into filters for one answer, about; 5 million take a second. Elements left over get
+            their commits in later rounds.
         parents: Parents of one commit.
         ancestor_bytes: Bytes of one ancestors filter.
         depth: Nesting of a commit's contents.
@@ -52,6 +54,7 @@ class Limits:
     spare_size: int = 1000
     reply_commits: int = 10_000
     reply_bytes: int = 64 * 1024 * 1024
+    reply_lookups: int = 10_000_000
     parents: int = 1000
     ancestor_bytes: int = 1024 * 1024
     depth: int = 64

@@ -42,8 +42,8 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
     D11 commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
         they kill the servers and clients that merge or read them (T37)
     D12 commits of schemas that are not registered are stored and passed on (there: skipped)
-    D13 an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all; the rest
-        follows in later rounds
+    D13 an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all, found by
+        about `Limits.reply_lookups` looks; the rest follows in later rounds
     D14 the answer waits for the disk (there: a crash may lose acknowledged commits)
     D15 repositories are opened only for well-formed paths, and a file appears with the first commit (T49)
     D16 invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
@@ -522,9 +522,11 @@ class Engine:
 
         def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
             room = Room(self.limits.reply_bytes)
-            for element, view in zip(elements, views, strict=True):
+            served = self._views.affordable(views, [element.message for element in elements])
+            for element, view, is_served in zip(elements, views, served, strict=True):
                 asks = (element.message, bool(element.brought), now_ms)
-                yield element.given_path, *self._views.reply(view, *asks, is_root=requester.is_root, room=room)
+                reply = self._views.reply(view, *asks, is_root=requester.is_root, room=room, is_served=is_served)
+                yield element.given_path, *reply
 
         if sum(len(view.commits) for view in views) <= BIG_VIEW:
             return encode_reply(answers())

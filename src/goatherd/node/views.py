@@ -26,6 +26,8 @@ BIG_VIEW = 200
 """Commits from which on a view's answer is work for a thread."""
 
 _CYCLES = 3
+# What a commit costs besides its looks into a filter, in looks.
+_FIXED_LOOKUPS = 2
 _FILTER_LIFE_MS = 1000
 _COMMITS_PER_MS = 10
 _MOST = 64
@@ -107,8 +109,28 @@ class Views:
         views[name] = view
         return view
 
+    def affordable(self, views: Sequence[View], asked: Sequence[SyncMessage]) -> list[bool]:
+        """Return which elements of a batch get commits: as many as may be looked for in one answer, at least one.
+
+        The first to be served is drawn by lot, so that none waits for ever behind the same others.
+        """
+        # SECURITY: a thousand elements for one big repository must not take minutes (tests/unit/node/test_engine.py).
+        costs = [
+            len(view.commits) * (len(message.filter.seeds) + _FIXED_LOOKUPS) if message.filter.seeds else 0
+            for view, message in zip(views, asked, strict=True)
+        ]
+        left = self._limits.reply_lookups
+        if sum(costs) <= left:
+            return [True] * len(costs)
+        served = [False] * len(costs)
+        first = self._new_seeds(1)[0] % len(costs)
+        for index in (*range(first, len(costs)), *range(first)):
+            served[index] = left > 0
+            left -= costs[index]
+        return served
+
     def reply(
-        self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool, room: Room
+        self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool, room: Room, is_served: bool
     ) -> tuple[SyncMessage, list[bytes]]:
         """Build the answer to one sync message.
 
@@ -119,6 +141,7 @@ class Views:
             now_ms: The server's clock.
             is_root: Whether a root asks: a peer.
             room: What the whole answer may still hold.
+            is_served: Whether the message gets commits (`affordable`).
 
         Returns:
             The message, and its commits, encoded, which it does not hold itself.
@@ -134,7 +157,7 @@ class Views:
             # SECURITY: a thousand elements that each ask for everything must not fill the memory
             # (tests/unit/node/test_engine.py).
             shown = self._filter(view, max(count, peer), cycles, now_ms)
-            commits = self._missing(view.commits, asked.filter, is_root=is_root, room=room)
+            commits = self._missing(view.commits, asked.filter, is_root=is_root, room=room) if is_served else []
         if not room.take(len(shown.bits)):
             # "I have nothing" costs the asker bandwidth; a filter that lacks something would cost it commits.
             shown = self._empty(1, cycles)

@@ -447,6 +447,39 @@ def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() 
     assert all(commit.id in held for commit in commits)
 
 
+def test_an_answer_that_is_asked_for_a_thousand_times_is_looked_for_a_few_times_and_stays_true_otherwise() -> None:
+    node = Node(A, A, limits=Limits(reply_lookups=30 * 66 * 5))
+    commits = [note(A, f"k{number}") for number in range(30)]
+    node.sync(A, commits=commits)
+    dear = BloomFilter(bytearray(4096), tuple(range(64)))
+    response = node.send([element("/data/test", held=dear)] * 1000, signed_header(A))
+    answers = [answer["res"] for answer in json.loads(response.body)]
+    assert sorted(len(answer["c"]) for answer in answers) == [0] * 995 + [30] * 5
+    for answer in answers:
+        shown = BloomFilter.from_json(answer["f"]["__v"])
+        assert answer["s"] == 30
+        assert all(commit.id in shown for commit in commits)
+
+
+def test_no_repository_waits_for_ever_behind_the_others_of_its_batch_nor_one_that_is_too_large_for_an_answer() -> None:
+    node = Node(A, A, limits=Limits(reply_lookups=100))
+    paths = ["/data/a", "/data/b", "/data/c"]
+    for path in paths:
+        node.sync(A, path, commits=[note(A, f"k{number}") for number in range(20)])
+    held = {path: BloomFilter(bytearray(512), (1, 2, 3, 4)) for path in paths}
+    lacking = set(paths)
+    for _ in range(200):
+        if not lacking:
+            break
+        response = node.send([element(path, held=held[path]) for path in paths], signed_header(A))
+        answers = {answer["path"]: answer["res"]["c"] for answer in json.loads(response.body)}
+        assert sum(bool(commits) for commits in answers.values()) <= 1
+        for path, commits in answers.items():
+            held[path].update([each["id"] for each in commits])
+        lacking -= {path for path, commits in answers.items() if commits}
+    assert not lacking
+
+
 def test_a_commit_larger_than_an_answer_may_be_is_answered_alone() -> None:
     node = Node(A, A, limits=Limits(reply_bytes=100))
     commits = [note(A, f"k{number}") for number in range(2)]
