@@ -5,7 +5,8 @@ finds the organization, dispatches (protocol 2.1), maps errors to statuses, and 
 
 Rules:
 
-* Paths are compared in lower case, the query is ignored, a trailing slash counts. Everything that an endpoint answers
+* Paths are compared as they were sent, in lower case; the query is ignored, a trailing slash counts. Headers that come
+  several times are one, joined as fetch does. Everything that an endpoint answers
   carries CORS headers, its 400s and 404s too; what a refused signature or a failure ends (403, 500, 503) carries none.
 * One organization, one `Database`. Concurrent first requests share one opening; one that fails is a 500 for those who
   waited for it and is tried again by the next request.
@@ -27,6 +28,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from urllib.parse import quote
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, NodeError
@@ -57,6 +59,7 @@ GRACE: Final = timedelta(seconds=10)
 # setting, and both cores idle. `make bench` shows the difference.
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
+LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
 FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
 
 # SECURITY: an organization's id becomes a directory (T49, tests/unit/node/test_server.py).
@@ -257,15 +260,16 @@ class Server:
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         method: str = scope["method"]
-        path: str = scope["path"].lower()
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "")
-        if host.lower() == "awsalb" and path == "/healthy":
+        # COMPAT: GoatDB compares the path without decoding it, and this URL as a whole, letter by letter.
+        path = _raw_path(scope).lower()
+        headers = _headers(scope)
+        url = _url(scope, headers.get(b"host", ""))
+        if url == LOAD_BALANCER_URL:
             return 200, [], b""
         if self.stopping:
             return 503, [], b""
         try:
-            org = self._organization(scope, host)
+            org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
             if _ORG_ID.fullmatch(org) is None:
                 return 404, [], b""
             database = self._databases.get(org) or await self._database(org)
@@ -288,12 +292,6 @@ class Server:
         if answer.cors:
             fields += self._cors(org, method)
         return answer.status, fields, answer.body
-
-    def _organization(self, scope: Scope, host: str) -> str:
-        if self._resolve_domain is None:
-            return self.org_id
-        query = scope.get("query_string", b"").decode("latin-1")
-        return self._resolve_domain(f"{scope['scheme']}://{host}{scope['path']}{'?' + query if query else ''}")
 
     def _cors(self, org: str, method: str) -> Headers:
         base = self.base_url(org) if callable(self.base_url) else self.base_url
@@ -359,6 +357,27 @@ class Server:
             if not event.get("more_body"):
                 return bytes(parts)
             event = await receive()
+
+
+def _headers(scope: Scope) -> dict[bytes, str]:
+    """Return a request's headers; several of one name joined, as fetch does (COMPAT): two signatures are none."""
+    headers: dict[bytes, str] = {}
+    for name, raw in scope["headers"]:
+        value = raw.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _url(scope: Scope, host: str) -> str:
+    """Return the full URL of a request, as it was sent."""
+    query = scope.get("query_string", b"").decode("latin-1")
+    return f"{scope['scheme']}://{host}{_raw_path(scope)}{'?' + query if query else ''}"
+
+
+def _raw_path(scope: Scope) -> str:
+    """Return a request's path as it was sent; where the ASGI server does not tell, encoded again."""
+    raw = scope.get("raw_path")
+    return quote(scope["path"]) if raw is None else raw.decode("latin-1")
 
 
 # --- process --------------------------------------------------------------------------------------------------------

@@ -106,6 +106,41 @@ async def test_a_load_balancer_gets_its_health_answer_even_while_the_server_stop
     assert "access-control-allow-origin" not in refused.headers
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("/healthy?x=1", "AWSALB"), ("/HEALTHY", "AWSALB"), ("/heal%74hy", "AWSALB"), ("/healthy", "AWSALB:80")],
+)
+async def test_a_load_balancers_url_is_that_one_and_no_other(
+    server: Server, http: httpx2.AsyncClient, url: str, host: str
+) -> None:
+    server.stopping = True
+    assert (await http.get(url, headers={"host": host})).status_code == 503
+
+
+async def test_a_path_is_compared_as_it_was_sent(
+    tmp_path: Path, http: httpx2.AsyncClient, signer: OwnedSession
+) -> None:
+    assert (await http.get("/heal%74hy")).status_code == 404
+    assert (await http.post("/batch%2Dsync", content=b"[]", headers=header(signer))).status_code == 404
+    seen: list[str] = []
+
+    def resolve(url: str) -> str:
+        seen.append(url)
+        return ""
+
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path / "own", lambda _: settings, resolve_domain=resolve) as server, client_of(server) as own:
+        await own.get("/Heal%74hy?x=%31")
+    assert seen == ["http://node/Heal%74hy?x=%31"]
+
+
+async def test_two_signatures_are_none(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
+    good = header(signer)["x-goat-sig"]
+    for twice in ((good, good), ("x", good), (good, "x")):
+        doubled = [("x-goat-sig", value) for value in twice]
+        assert (await http.post("/batch-sync", content=b"[]", headers=doubled)).status_code == 403
+
+
 async def test_paths_are_compared_in_lower_case(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
     assert (await http.post("/BATCH-Sync?x=1", content=b"[]", headers=header(signer))).status_code == 200
     assert (await http.post("/batch-sync/", content=b"[]", headers=header(signer))).status_code == 404
