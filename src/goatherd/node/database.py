@@ -138,7 +138,7 @@ class DatabaseRepository:
 
         Raises:
             ItemExistsError: There is one.
-            PathError, DecodeError, EncodeError: The key or the data are not allowed.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``: no session.
             StorageError: It could not be written.
         """
         engine = await self._open()
@@ -150,7 +150,7 @@ class DatabaseRepository:
 
         Raises:
             ItemNotFoundError: There is none.
-            DecodeError, EncodeError: The data are not allowed.
+            DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
             StorageError: It could not be written.
         """
         engine = await self._open()
@@ -162,6 +162,7 @@ class DatabaseRepository:
 
         Raises:
             ItemNotFoundError: There is none.
+            DecodeError: A session: it would stay trusted.
             StorageError: It could not be written.
         """
         engine = await self._open()

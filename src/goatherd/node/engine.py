@@ -65,9 +65,9 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
-from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
+from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
 from goatherd.identity.session import SESSION_LIFETIME, Session, sign_commit
-from goatherd.node.admission import Limits, check_against, decode_commit, decode_session_request
+from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.births import merge_births, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
@@ -545,30 +545,40 @@ class Engine:
 
         Raises:
             ItemExistsError: There is one.
-            PathError, DecodeError, EncodeError: The path, key or data are not allowed.
+            PathError, DecodeError, EncodeError: Path, key or data are not allowed; in ``/sys/sessions``, no session.
         """
         repository = self.repository(path)
         commit = repository.build_create(key, schema, data, **self._authorship(now_ms))
-        return self._store_own(repository, commit, now_ms)
+        return self._write(repository, commit, now_ms)
 
     def set(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
         """Replace an item's fields, signed by the current root. Flush `path` afterwards.
 
         Raises:
             ItemNotFoundError: There is none.
-            PathError, DecodeError, EncodeError: The data are not allowed.
+            PathError, DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``: no session.
         """
         repository = self.repository(path)
-        return self._store_own(repository, repository.build_set(key, data, **self._authorship(now_ms)), now_ms)
+        return self._write(repository, repository.build_set(key, data, **self._authorship(now_ms)), now_ms)
 
     def delete(self, path: str, key: str, now_ms: int) -> Commit:
         """Delete an item, signed by the current root. Flush `path` afterwards.
 
         Raises:
             ItemNotFoundError: There is none.
+            DecodeError: A session: it would stay trusted.
         """
         repository = self.repository(path)
-        return self._store_own(repository, repository.build_delete(key, **self._authorship(now_ms)), now_ms)
+        return self._write(repository, repository.build_delete(key, **self._authorship(now_ms)), now_ms)
+
+    def _write(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
+        if repository.path == SESSIONS_PATH:
+            # SECURITY: a value that is no session keeps GoatDB from starting again (tests/unit/node/test_engine.py).
+            try:
+                session_from_commit(commit)
+            except DecodeError as error:
+                raise NotAdmittedError(f"{repository.path}/{commit.key} would be no session: {error}") from None
+        return self._store_own(repository, commit, now_ms)
 
     def _authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)

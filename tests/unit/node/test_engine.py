@@ -13,8 +13,9 @@ import pytest
 
 from goatherd.crypto import PrivateKey
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
+from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import sign_commit, verify_commit
-from goatherd.node.admission import Limits
+from goatherd.node.admission import Limits, NotAdmittedError
 from goatherd.node.engine import Step, drive, drive_inline
 from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.wire.bloom import BloomFilter
@@ -662,3 +663,24 @@ def test_items_are_written_signed_by_the_root_of_the_moment(node: Node) -> None:
 def test_who_may_not_write_is_told_only_in_the_refusals(node: Node) -> None:
     done = drive_inline(node.engine.ingest("/sys/stats", [note(X).to_json()], NOW))
     assert isinstance(done.refused[0][1], AccessDeniedError)
+
+
+def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(node: Node) -> None:
+    """GoatDB would never start again with it."""
+    engine, fields = node.engine, session_fields(owned("new").session)
+    for key, schema, data in (
+        ("new", "note/1", {"text": "x"}),
+        ("new", "sessions/1", {**fields, "publicKey": "no key"}),
+        ("other", "sessions/1", fields),
+    ):
+        with pytest.raises(NotAdmittedError, match=f"/sys/sessions/{key} would be no session"):
+            engine.create("/sys/sessions", key, schema, data, NOW)
+    engine.create("/sys/sessions", "new", "sessions/1", fields, NOW)
+    with pytest.raises(NotAdmittedError):
+        engine.set("/sys/sessions", "new", {**fields, "id": "other"}, NOW)
+    with pytest.raises(NotAdmittedError):
+        engine.delete("/sys/sessions", "new", NOW)
+    item = engine.get("/sys/sessions", "new")
+    assert item is not None
+    assert item.data == fields
+    assert node.pool.session("new").id == "new"
