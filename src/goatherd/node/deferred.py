@@ -16,6 +16,8 @@ from goatherd.wire.encoding import to_json_bytes
 
 DEFERRED_COMMITS: Final = 10_000
 DEFERRED_BYTES: Final = 64 * 1024 * 1024
+RETRY_REST: Final = 4
+"""How many times as long as a look at them took nothing is looked at again."""
 
 
 class Deferred:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from goatherd.clock import SystemClock
 from goatherd.errors import StorageError
 from goatherd.identity.session import OwnedSession
+from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
-from tests.unit.node.nodes import ORG, document_of, eventually, now_ms, root, session_commit, settings_of, store_of
+from tests.unit.node.nodes import (
+    ORG,
+    document_of,
+    eventually,
+    now_ms,
+    root,
+    session_commit,
+    settings_of,
+    signed_commit,
+    store_of,
+)
 
 
 async def test_every_session_is_verified_in_the_background_also_what_a_later_root_vouches_for(tmp_path: Path) -> None:
@@ -41,6 +54,68 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
         await eventually(lambda: known(1 + len(disputed) + 1))
         assert await server.database().take(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
+
+
+class RestingClock(SystemClock):
+    """Time stands still but for what the test adds; who rests after looking again waits for the gate."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.rests: list[timedelta] = []
+        self.gate = asyncio.Event()
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, duration: timedelta) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.get_name().endswith("follow the trusted sessions"):
+            self.rests.append(duration)
+            await self.gate.wait()
+        else:
+            await super().sleep(duration)
+
+
+async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_that_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, stranger, clock = root("signer"), root("stranger"), RestingClock()
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, clock=clock) as server:
+        database = server.database()
+        take, looks = database.take, 0
+
+        async def slow_take(path: str, commits: Sequence[Any]) -> int:
+            nonlocal looks
+            looks += 1
+            clock.time += 0.25
+            return await take(path, commits)
+
+        async def learn() -> None:
+            session = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms()).session
+            await take(SESSIONS_PATH, [session_commit(signer, session).to_json()])
+
+        async def rested(times: int) -> bool:
+            return len(clock.rests) == times
+
+        commit = signed_commit(stranger)
+        await take("/data/x", [commit.to_json()])
+        monkeypatch.setattr(database, "take", slow_take)
+        await learn()
+        await eventually(lambda: rested(1))
+        for _ in range(20):
+            await learn()
+        clock.gate.set()
+        await eventually(lambda: rested(2))
+        assert looks == 2
+        assert clock.rests == [timedelta(seconds=1)] * 2
+        await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
+
+        async def is_believed() -> bool:
+            return commit.id in (await database.open_repository("/data/x")).repository("/data/x")
+
+        await eventually(is_believed)
+        assert not database.deferred_count
 
 
 class Shelf:
