@@ -2,7 +2,8 @@
 
 Not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers as with ours, and believes
 neither: what comes back is parsed, not trusted (verification is the caller's). Every request has one deadline over
-connecting, sending and the whole answer. Nothing is retried here: callers have their own rhythm.
+connecting, sending and the whole answer, and an answer may have `MAX_ANSWER_BYTES`. Nothing is retried here: callers
+have their own rhythm.
 
 Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (an answer that is a
 refusal, or not what a GoatDB server says), both naming the URL.
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
 PUSH_CHUNK: Final = 500
 PULL_ROUNDS: Final = 200
+# GoatDB puts all that was asked for into one answer (ours: 64 MiB); 250 000 commits of a kilobyte are believable.
+MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 
 Message = dict[str, Any]
 
@@ -62,6 +65,15 @@ class NewSession:
     owned: OwnedSession
     roots: tuple[Session, ...]
     leaked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A whole answer, unpacked."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class NodeClient:
@@ -362,7 +374,7 @@ class NodeClient:
 
     async def _send(
         self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> httpx2.Response:
+    ) -> _Answer:
         import httpx2
 
         url = self.base_url + path
@@ -376,10 +388,26 @@ class NodeClient:
             name = self._server_name if port is None else f"{self._server_name}:{port}"
             headers = {**(headers or {}), "host": name}
         try:
-            async with asyncio.timeout(limit):
-                return await self._pool().request(
+            async with (
+                asyncio.timeout(limit),
+                self._pool().stream(
                     method, url, content=content, headers=headers, timeout=limit, extensions=extensions
-                )
+                ) as answer,
+            ):
+                # SECURITY: an answer without end, or one that unpacks to one, must not fill the memory
+                # (tests/unit/test_client.py).
+                parts: list[bytes] = []
+                size = 0
+                async for part in answer.aiter_bytes():
+                    size += len(part)
+                    if size > MAX_ANSWER_BYTES:
+                        raise NodeRefusedError(
+                            f"{method} {url}: an answer of more than {MAX_ANSWER_BYTES >> 20} MiB",
+                            status=answer.status_code,
+                            hint="Is this a GoatDB server? What it holds may be too much for one answer.",
+                        )
+                    parts.append(part)
+                return _Answer(answer.status_code, answer.headers, b"".join(parts))
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise NodeUnreachableError(f"{method} {url}: no answer within {limit:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -390,13 +418,13 @@ class NodeClient:
         self._check(method, path, response)
         return self._parse(method, path, response)
 
-    def _parse(self, method: str, path: str, response: httpx2.Response) -> Any:
+    def _parse(self, method: str, path: str, response: _Answer) -> Any:
         try:
             return parse_json(response.content)
         except DecodeError as error:
             raise self._nonsense(method, path, str(error)) from None
 
-    def _check(self, method: str, path: str, response: httpx2.Response) -> None:
+    def _check(self, method: str, path: str, response: _Answer) -> None:
         status = response.status_code
         if status != 200:
             hint = "The server does not trust the session that signed, or its clock differs." if status == 403 else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
@@ -275,6 +277,35 @@ async def test_silence_ends_at_the_deadline_and_names_the_url(silent_server: str
         with pytest.raises(NodeUnreachableError, match=f"{silent_server}/batch-sync.*0.05 s"):
             await client.answers(owned())
         assert await client.healthy() is False
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_an_answer_without_end_is_cut_off_also_one_that_unpacks_to_one(
+    monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr("goatherd.client.MAX_ANSWER_BYTES", 3 << 20)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        packer = zlib.compressobj(wbits=31)
+        for _ in range(1000):
+            sent += 1
+            part = b"x" * (1 << 20)
+            yield packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) if packed else part
+
+    headers = {"content-encoding": "gzip"} if packed else {}
+    client = client_of(lambda _: httpx2.Response(200, headers=headers, content=endless()))
+    with pytest.raises(NodeRefusedError, match=r"/auth/session: an answer of more than 3 MiB"):
+        await client.create_session()
+    assert sent == 4
+
+
+async def test_a_packed_answer_is_read() -> None:
+    headers = {"content-encoding": "gzip"}
+    assert await client_of(lambda _: httpx2.Response(200, headers=headers, content=gzip.compress(b"[]"))).answers(
+        owned()
+    )
 
 
 async def test_a_refused_connection_is_unreachable_and_names_the_url() -> None:
