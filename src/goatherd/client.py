@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
 PUSH_CHUNK: Final = 500
 PULL_ROUNDS: Final = 200
-# GoatDB puts all that was asked for into one answer (ours: 64 MiB); 250 000 commits of a kilobyte are believable.
+# GoatDB puts all that was asked for into one answer (ours: 64 MiB); a million commits of a kilobyte are believable.
 MAX_ANSWER_BYTES: Final = 1024 * 1024 * 1024
 
 Message = dict[str, Any]
