@@ -15,7 +15,7 @@ def main() -> None:
     from goatherd.cli.main import run
     from goatherd.cli.output import settle
 
-    code = run(sys.argv[1:])
+    code = run(sys.argv[1:], owns_process=True)
     settle()
     sys.exit(code)
 

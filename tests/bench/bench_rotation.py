@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from goatherd._plugins import open_provider
+from goatherd.cli.process import LAST
 from goatherd.cli.workload import Sample, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
@@ -157,6 +159,7 @@ class CountingClock(SystemClock):
 
 async def operate(store: str, urls: Sequence[str]) -> None:
     """Rotate once for each line of input, and write a line about it; the part of the benchmark in another process."""
+    os.nice(LAST)  # as `goatherd rotate` does
     clock = CountingClock()
     provider, secret_id = open_provider(store)
     async with AsyncExitStack() as stack:

@@ -17,7 +17,7 @@ from goatherd.cli.checks import NodeState, examine, look
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.metrics_file import remembered, reported
-from goatherd.cli.process import run_interruptible
+from goatherd.cli.process import give_way, run_interruptible
 from goatherd.cli.progress import Progress
 from goatherd.cli.rotation_text import (
     bare_lines,
@@ -199,6 +199,9 @@ def rotate(
         raise click.UsageError(f"--to does not go with --{what}")
     if what == "":
         warn_of_short_life(app.out, app.options.rotation_lifetime)
+    if what in ("", "resume") and app.options.rotation_health_command is None:
+        # A command of the operator's would inherit it, and be late with its answer.
+        give_way(app)
     going = _rotate(
         app,
         what=what,

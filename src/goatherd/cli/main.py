@@ -96,11 +96,15 @@ COMMANDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """What every command gets: the options, the writer, and whether to show tracebacks."""
+    """What every command gets: the options, the writer, whether to show tracebacks, and whether the process is its own.
+
+    A program, or a test, that calls `run` keeps what belongs to its process, such as its priority.
+    """
 
     options: Options
     out: Output
     debug: bool
+    owns_process: bool
 
 
 class Terminated(click.Abort):
@@ -165,7 +169,9 @@ def command(
             flags = {name: given.pop(name) for name in list(given) if name in attributes}
             options = load_options(flags, os.environ, directory=_here(), file=file)
             try:
-                return function(App(options=options, out=Output(as_json=as_json), debug=debug), **given)
+                out, owns_process = Output(as_json=as_json), click.get_current_context().find_object(bool) is True
+                app = App(options=options, out=out, debug=debug, owns_process=owns_process)
+                return function(app, **given)
             except BrokenPipeError as error:
                 # `Output` raises none. click would take it for a reader that has gone, and so for success.
                 raise RuntimeError(f"a pipe or a connection broke: {error}") from error
@@ -217,15 +223,20 @@ def exit_code(error: GoatherdError) -> int:
     return EXIT_CODES.get(error.code.partition(".")[0], EXIT_INTERNAL)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; errors are written, none escapes."""
+def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
+    """Run one command line and return its exit code; errors are written, none escapes.
+
+    Args:
+        arguments: Without the program's name.
+        owns_process: The process is there for this command line alone.
+    """
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
     if not arguments and COMPLETION_VARIABLE not in os.environ:
         out.note(cli.get_help(click.Context(cli, info_name="goatherd")))
         return EXIT_USAGE
     try:
-        done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False)
+        done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False, obj=owns_process)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "goatherd"
         out.failure("usage", " ".join(error.format_message().split()), f"`{where} --help` shows what it takes.")

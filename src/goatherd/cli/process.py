@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from goatherd.cli.main import App, Terminated
 
 T = TypeVar("T")
+
+LAST: Final = 19
+"""The priority that lets everybody else go first (POSIX nice)."""
 
 
 def log_to_stderr(level: str, *, others: str | None = None) -> None:
@@ -38,6 +42,13 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
         asyncio.run(serving)
     else:
         uvloop.run(serving)
+
+
+def give_way(app: App) -> None:
+    """Let everything else on this machine go first, the servers' clients above all, where the process is our own."""
+    if app.owns_process:
+        with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
+            os.nice(LAST)
 
 
 def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:

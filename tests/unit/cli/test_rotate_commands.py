@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -261,3 +264,20 @@ def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:
     options = Options(rotation_health_url="http://10.0.0.1/healthy", rotation_health_command="check --all")
     assert [signal.name for signal in health_signals(options)] == ["GET http://10.0.0.1/healthy", "command check"]
     assert health_signals(Options()) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "nice"), [((), 19), (("--health-command", "true"), 0)], ids=["a rotation", "with a health command"]
+)
+def test_a_rotation_lets_everything_else_on_its_machine_go_first(
+    goatherd: Goatherd, store: str, what: tuple[str, ...], nice: int
+) -> None:
+    before = os.nice(0)
+    goatherd("init", "--provider", store)
+    script = "import os, sys\nfrom goatherd.__main__ import main\ntry:\n    main()\nfinally:\n    print(os.nice(0))\n"
+    command = [sys.executable, "-c", script, "rotate", "--provider", store, ALONE, *what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(max(before, nice))
+    assert goatherd("rotate", "--provider", store, ALONE).code == 0
+    assert os.nice(0) == before, "a program that calls the command line keeps its priority"

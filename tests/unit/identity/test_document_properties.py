@@ -33,7 +33,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
 from goatherd.identity.document import Phase
-from goatherd.identity.text import holds_private_key, pretty
+from goatherd.identity.text import _pretty, holds_private_key, pretty
 
 from .make import NOW, everything_in, first, owned, secret_of, shows_key
 
@@ -310,3 +310,8 @@ def test_any_member_order_and_unknown_members_inside_sessions_come_back_byte_for
             session.setdefault(name, value)
     raw = pretty(tree)
     assert encode_document(decode_document(raw)) == raw
+
+
+@given(values)
+def test_however_it_is_written_the_text_is_the_same(value: Any) -> None:
+    assert pretty(value) == _pretty(value, "\n").encode()
