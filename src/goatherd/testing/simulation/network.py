@@ -11,7 +11,8 @@ process dies while it answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -31,6 +32,11 @@ class Answer:
 
     status_code: int
     content: bytes = b""
+    headers: httpx2.Headers = field(default_factory=httpx2.Headers)
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        """Yield the body."""
+        yield self.content
 
 
 class Host(Protocol):
@@ -154,7 +160,8 @@ class Line:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    async def request(
+    @asynccontextmanager
+    async def stream(
         self,
         method: str,
         url: str,
@@ -162,5 +169,5 @@ class Line:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         **options: object,  # noqa: ARG002 - how long a real connection may take, and the like
-    ) -> Answer:
-        return await self._network.carry(method, url, content or b"", headers or {})
+    ) -> AsyncIterator[Answer]:
+        yield await self._network.carry(method, url, content or b"", headers or {})
