@@ -275,9 +275,9 @@ def test_a_rotation_lets_everything_else_on_its_machine_go_first(
     before = os.nice(0)
     goatherd("init", "--provider", store)
     script = "import os, sys\nfrom goatherd.__main__ import main\ntry:\n    main()\nfinally:\n    print(os.nice(0))\n"
-    command = [sys.executable, "-c", script, "rotate", "--provider", store, ALONE, *what]
+    command = [sys.executable, "-c", script, "rotate", "--provider", store, ALONE, "--to", "prepared", *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(max(before, nice))
-    assert goatherd("rotate", "--provider", store, ALONE).code == 0
+    assert goatherd("rotate", "--provider", store, ALONE, "--resume").code == 0
     assert os.nice(0) == before, "a program that calls the command line keeps its priority"
