@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -522,6 +523,22 @@ async def test_a_head_that_never_ends_is_not_waited_for(
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
     async with server, Listener(server) as listener:
         assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: Path, signer: OwnedSession) -> None:
+    hidden = b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n"
+    head = b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: x\r\ncontent-length: %d\r\n\r\n"
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(head % len(hidden))
+        said = await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            writer.write(hidden)
+            said += await reader.read()
+        writer.close()
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
 
 
 async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSession) -> None:
