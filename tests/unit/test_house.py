@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: sizes, names, nothing of any one machine in the repo."""
+"""The house rules that a machine can check: docstrings, names, nothing of any one machine in the repo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-LINES = 600
 NAMELESS = {"core", "common", "utils", "util", "helpers", "models", "services", "types", "interfaces", "misc"}
 
 # Written in pieces, so that this file does not find itself.
@@ -35,10 +34,8 @@ def tracked() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
-def test_a_module_fits_on_a_few_screens_and_says_what_it_is(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") < LINES, f"{path.name} has {LINES} lines or more: make it a package"
-    assert text.startswith('"""'), "a module begins with a docstring"
+def test_a_module_says_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith('"""'), "a module begins with a docstring"
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
