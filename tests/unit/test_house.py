@@ -80,7 +80,7 @@ def test_the_pinned_requirements_cover_what_pyproject_asks_for() -> None:
     assert listed - asked == {"hatchling", "editables"}
 
 
-@pytest.mark.parametrize("name", ["run", "dev", "docs"])
+@pytest.mark.parametrize("name", ["run", "dev", "docs", "image"])
 def test_every_pinned_requirement_has_an_exact_version_and_a_hash_and_no_address(name: str) -> None:
     text = (ROOT / f"requirements/{name}.txt").read_text()
     assert "://" not in text
@@ -89,6 +89,20 @@ def test_every_pinned_requirement_has_an_exact_version_and_a_hash_and_no_address
     for entry in entries:
         assert re.match(r"[a-z0-9.-]+==[^ ]+", entry), entry
         assert "--hash=sha256:" in entry, entry
+
+
+def test_the_image_holds_every_extra_in_the_versions_that_the_tests_run_with() -> None:
+    image, dev = pinned("image"), pinned("dev")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = {re.split(r"[^a-z0-9-]", wanted.lower())[0] for name in extras if name != "all" for wanted in extras[name]}
+    assert asked <= image.keys()
+    assert {name: version for name, version in image.items() if dev.get(name, version) != version} == {}
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Return the version of each package that requirements/`name`.txt pins."""
+    text = (ROOT / f"requirements/{name}.txt").read_text()
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^ ;]+)", text, re.MULTILINE))
 
 
 def test_the_license_and_the_version_are_what_the_project_says() -> None:
