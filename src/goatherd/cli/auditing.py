@@ -13,14 +13,16 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from goatherd.cli.main import App
 from goatherd.cli.store import Store
 from goatherd.errors import GoatherdError
-from goatherd.rotation.audit import AuditTrail, Journal
+
+if TYPE_CHECKING:
+    from goatherd.rotation.audit import Journal
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -58,6 +60,9 @@ async def audited(app: App, store: Store, command: str, asked: Mapping[str, obje
         AuditError: The trail cannot be written. Nothing was begun.
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
+    # Here, since the package of the rotation is more than a listing of versions needs.
+    from goatherd.rotation.audit import AuditTrail, Journal
+
     path = app.options.audit_log
     revokes = command == "revoke"
     journal = Journal(None if path is None else AuditTrail(path, actor=who()), holds=revokes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from goatherd._plugins import policy_text
+from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
@@ -22,6 +24,9 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.settings.storage import create_file, read_file, replace_file
+
+if TYPE_CHECKING:
+    from goatherd.operations.labels import LabelChange
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
@@ -227,13 +232,71 @@ def describe(out: Output, store: Store, version: str, document: IdentityDocument
     return [*lines, "", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
 
 
-@command(example="goatherd versions --provider file:///srv/keys/root")
-def versions(app: App) -> None:
-    """List the stored versions and their labels.
+@command(
+    example="goatherd versions --provider file:///srv/keys/root\n"
+    "goatherd versions label before-upgrade current --provider file:///srv/keys/root\n"
+    "goatherd versions unlabel before-upgrade --provider file:///srv/keys/root"
+)
+@click.argument("action", required=False, type=click.Choice(["list", "label", "unlabel"]), metavar="[list]")
+@click.argument("label", required=False, metavar="| label LABEL VERSION")
+@click.argument("version", required=False, metavar="| unlabel LABEL")
+@audit_option()
+def versions(app: App, action: str | None, label: str | None, version: str | None) -> None:
+    """List the stored versions and their labels, or move a label.
 
-    The newest first. No value is read.
+    list, which is also what happens without an action, shows the newest version first. No value is read.
+
+    label puts LABEL on a version, or moves it there. VERSION is an id, or a label that the version holds. unlabel takes
+    LABEL off. What a label points at is never destroyed: not by `retire`, not by `controller`. The labels `current` and
+    `stable` are moved by rotations only.
     """
+    if action == "label":
+        if label is None or version is None:
+            raise click.UsageError("label needs a label and a version: goatherd versions label LABEL VERSION")
+        asyncio.run(_relabel(app, label, version))
+        return
+    if action == "unlabel":
+        if label is None or version is not None:
+            raise click.UsageError("unlabel needs one label: goatherd versions unlabel LABEL")
+        asyncio.run(_relabel(app, label, None))
+        return
+    if label is not None:
+        raise click.UsageError(f"list takes no argument, but {label!r} was given")
     asyncio.run(_versions(app))
+
+
+async def _relabel(app: App, label: str, version: str | None) -> None:
+    from goatherd.operations.labels import check_custom_label, move_label, remove_label
+
+    check_custom_label(label)
+    async with open_store(app.options) as store:
+        asked = {"action": "unlabel" if version is None else "label", "label": label, "version": version}
+        async with audited(app, store, "versions", asked) as journal:
+            if version is None:
+                change = await remove_label(store.provider, store.secret_id, label)
+            else:
+                change = await move_label(store.provider, store.secret_id, label, version)
+            if change.is_change:
+                journal.note("label-moved", {"label": change.label, "from": change.before, "to": change.after})
+    data = {
+        "store": store.name,
+        "label": change.label,
+        "from": change.before,
+        "to": change.after,
+        "changed": change.is_change,
+    }
+    app.out.result(data, [_label_line(change)])
+
+
+def _label_line(change: LabelChange) -> str:
+    if not change.is_change:
+        where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
+        return f"label {change.label}: {where}; nothing was changed"
+    if change.after is None:
+        return f"label {change.label}: taken off version {change.before}"
+    if change.before is None:
+        return f"label {change.label}: put on version {change.after}"
+    return f"label {change.label}: moved from version {change.before} to version {change.after}"
 
 
 async def _versions(app: App) -> None:

@@ -71,7 +71,7 @@ COMMANDS = {
     "migrate": ("commands_store", "Bring a GoatDB cluster's identity into a store."),
     "export": ("commands_store", "Write the identity as a GoatDB settings.json."),
     "show": ("commands_store", "Show the identity, without its keys."),
-    "versions": ("commands_store", "List the stored versions and their labels."),
+    "versions": ("commands_store", "List the stored versions and their labels, or move a label."),
     "copy": ("commands_copy", "Copy an identity from one store to another."),
     "policy": ("commands_store", "Print the rights that a server or a rotator needs, to be pasted."),
     "status": ("commands_cluster", "Show the store, the identity, and what every node does."),

@@ -141,6 +141,8 @@ class Guarantees:
             no other label is taken there.
         durable: Whether a value survives the end of the process that wrote it.
         push: Whether the store can tell of a change by itself: then it is a `WatchableSecretProvider`.
+        custom_labels: Whether an operator can put labels of their own on versions, and `SecretProvider.unlabel` takes
+            them off again. `label` and `write` take any label in any case, since a copy of a secret needs that.
     """
 
     cas: bool
@@ -155,6 +157,7 @@ class Guarantees:
     first_is_current: bool = False
     durable: bool = True
     push: bool = False
+    custom_labels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +249,8 @@ class SecretProvider(ABC):
         ProviderConfigurationError: The address, a name or the set-up cannot work.
 
     A plugin subclasses this, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods, and
-    documents *Address, Credentials, Permissions, Guarantees* in its class docstring. A private method raises our
+    documents *Address, Credentials, Permissions, Guarantees* in its class docstring; one that declares
+    `Guarantees.custom_labels` implements `_unlabel` too. A private method raises our
     errors through `Call.error`, always ``from`` the platform's; anything else that escapes it is reported as its bug.
 
     Attributes:
@@ -395,6 +399,36 @@ class SecretProvider(ABC):
 
         await self._run(call, move)
 
+    async def unlabel(self, secret_id: str, label: str, *, expected: str) -> None:
+        """Take `label` off the version that holds it, if that is still `expected`.
+
+        Raises:
+            ConflictError: Another version holds `label`, or none does; nothing was changed.
+            SecretNotFoundError: No such secret.
+            ProviderConfigurationError: `label` is ``current``, without which no reader finds the identity, or the store
+                does not take labels off (`Guarantees.custom_labels`).
+        """
+        call = self._start("unlabel", secret_id)
+        checked, holder = self._check_label(call, label), _version_id(expected)
+        if not self.guarantees.custom_labels:
+            raise call.error(ProviderConfigurationError, "this store cannot take a label off a version")
+        if checked == CURRENT:
+            raise call.error(
+                ProviderConfigurationError,
+                f"the label {str(CURRENT)!r} cannot be taken off: readers find the secret's value by it",
+                hint="Move it to another version instead.",
+            )
+
+        async def remove(now: Call) -> None:
+            try:
+                await self._unlabel(now, checked, holder)
+            except ConflictError:
+                # An earlier attempt may have taken it off before its answer got lost.
+                if now.attempt == 1 or any(checked in known.labels for known in await self._versions(now)):
+                    raise
+
+        await self._run(call, remove)
+
     async def versions(self, secret_id: str) -> list[SecretVersion]:
         """List the versions, newest first, destroyed ones too where the store remembers them. Reads no value.
 
@@ -465,6 +499,10 @@ class SecretProvider(ABC):
     @abstractmethod
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         """See `label`."""
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        """See `unlabel`. Needed where `Guarantees.custom_labels` is True."""
+        raise NotImplementedError
 
     @abstractmethod
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:

@@ -124,6 +124,12 @@ class SecretDirectory:
             _, ledger = self._recovered(here)
             self._replace(here, ledger.labelled(self._call, label, version, expected))
 
+    def unlabel(self, label: Label, expected: VersionId) -> None:
+        """Take `label` off the version that holds it."""
+        with self._locked() as here:
+            _, ledger = self._recovered(here)
+            self._replace(here, ledger.unlabelled(self._call, label, expected))
+
     def destroy(self, version: VersionId) -> None:
         """Take a value out of the manifest, then unlink its file."""
         with self._locked() as here:

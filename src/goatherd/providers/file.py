@@ -84,7 +84,10 @@ class FileSecretProvider(SecretProvider):
         self.base = str(base)
         self._system = system or System()
         self._guarantees = Guarantees(
-            cas=True, read_consistency=ReadConsistency.STRONG, max_value_bytes=max_value_bytes
+            cas=True,
+            read_consistency=ReadConsistency.STRONG,
+            max_value_bytes=max_value_bytes,
+            custom_labels=True,
         )
 
     @classmethod
@@ -164,6 +167,9 @@ class FileSecretProvider(SecretProvider):
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         await self._change(call, lambda secret: secret.label(label, version, expected))
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await self._change(call, lambda secret: secret.unlabel(label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self._do(call, lambda secret: secret.versions())

@@ -129,6 +129,18 @@ class Ledger:
         self._compare(call, label, expected)
         return replace(self, labels=MappingProxyType({**self.labels, label: number}))
 
+    def unlabelled(self, call: Call, label: Label, expected: VersionId) -> Ledger:
+        """Return the ledger without `label`.
+
+        Raises:
+            SecretNotFoundError: No such secret.
+            ConflictError: `label` is not where `expected` says.
+        """
+        self.must_exist(call)
+        self._compare(call, label, expected)
+        left = {name: number for name, number in self.labels.items() if name != label}
+        return replace(self, labels=MappingProxyType(left))
+
     def destroyed(self, call: Call, version: VersionId) -> Ledger:
         """Return the ledger with a version's value gone; itself when it is gone already.
 

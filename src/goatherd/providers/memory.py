@@ -68,7 +68,11 @@ class MemorySecretProvider(SecretProvider):
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self._store = MemoryStore() if store is None else store
         self._guarantees = Guarantees(
-            cas=True, read_consistency=ReadConsistency.STRONG, max_value_bytes=max_value_bytes, durable=False
+            cas=True,
+            read_consistency=ReadConsistency.STRONG,
+            max_value_bytes=max_value_bytes,
+            durable=False,
+            custom_labels=True,
         )
 
     @classmethod
@@ -106,6 +110,10 @@ class MemorySecretProvider(SecretProvider):
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         with self._store.lock:
             self._store.ledgers[call.secret_id] = self._ledger(call).labelled(call, label, version, expected)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        with self._store.lock:
+            self._store.ledgers[call.secret_id] = self._ledger(call).unlabelled(call, label, expected)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         with self._store.lock:

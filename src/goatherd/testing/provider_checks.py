@@ -143,6 +143,26 @@ async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
     must(await it.seen(name, first.id) == b"first", "the label did not move back")
 
 
+async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
+    """Only by a caller that knows who holds it; the version, its value and the other labels stay, ``current`` too."""
+    needs(it, it.provider.guarantees.custom_labels, "declares custom_labels=False")
+    p, name = it.provider, it.new_id()
+    first = await p.create(name, b"first")
+    second = await p.write(name, b"second", expected=first.id)
+    await p.label(name, "before-upgrade", first.id, expected=None)
+    await refused(ConflictError, it, p.unlabel(name, "before-upgrade", expected=second.id))
+    await refused(ConflictError, it, p.unlabel(name, "not-there", expected=first.id))
+    await refused(ProviderConfigurationError, it, p.unlabel(name, CURRENT, expected=second.id))
+    await refused(SecretNotFoundError, it, p.unlabel(it.new_id(), "before-upgrade", expected=first.id))
+    must(await it.picture(name) == {CURRENT: second.id, "before-upgrade": first.id}, "a refused call changed a label")
+    async with it.factory() as unlucky:
+        await losing_the_answer(unlucky, "_unlabel", lambda: unlucky.unlabel(name, "before-upgrade", expected=first.id))
+    must(await it.picture(name) == {CURRENT: second.id}, "the label was not taken off, or others were")
+    must(await it.seen(name, second.id) == b"second", "the current value changed")
+    await p.label(name, "before-upgrade", second.id, expected=None)
+    must(await it.picture(name) == {CURRENT: second.id, "before-upgrade": second.id}, "the label cannot be put again")
+
+
 async def eleven_versions_list_newest_first(it: Subject) -> None:
     """Ids compared as text would put 9 before 10."""
     name = it.new_id()
@@ -530,6 +550,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     a_conflicting_write_changes_nothing,
     expecting_nobody_works_once,
     a_label_moves_by_compare_and_swap,
+    a_label_is_taken_off_by_compare_and_swap,
     eleven_versions_list_newest_first,
     a_wrong_clock_changes_nothing,
     a_version_read_by_id_never_changes,

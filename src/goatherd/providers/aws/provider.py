@@ -120,6 +120,7 @@ class AWSSecretProvider(SecretProvider):
             deprecates=True,
             recoverable=self.address.recovery_days > 0,
             first_is_current=True,
+            custom_labels=True,
         )
 
     @classmethod
@@ -205,6 +206,20 @@ class AWSSecretProvider(SecretProvider):
         _compare(call, label, stages.holder(call, stage), expected)
         if version != expected:
             await self._move(call, label, version, expected)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        stage = _stage(call, label)
+        _compare(call, label, (await self._stages(call)).holder(call, stage), expected)
+        request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
+        outcome = await self._api.attempt(call, "update_secret_version_stage", request)
+        if not isinstance(outcome, Refusal):
+            check_named(call, outcome)
+            return
+        if outcome.code != "InvalidParameterException":
+            raise outcome.error
+        # As for a move: the reference does not say which refusal means what.
+        _compare(call, label, (await self._stages(call)).holder(call, stage), expected)
+        raise call.error(UnavailableError, "AWS refused to take the label off, but does not show yet why")
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         found: dict[VersionId, SecretVersion] = {}

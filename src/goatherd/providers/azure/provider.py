@@ -146,6 +146,7 @@ class AzureSecretProvider(SecretProvider):
             destroys=False,
             disables=True,
             recoverable=True,
+            custom_labels=True,
         )
 
     def check_secret_id(self, secret_id: str) -> None:
@@ -215,6 +216,12 @@ class AzureSecretProvider(SecretProvider):
             return moved if moved.labels != pointer.labels else pointer
 
         await self._change(call, vault, change)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        async def change(pointer: Pointer) -> Pointer:
+            return pointer.unlabelled(call, label, expected)
+
+        await self._change(call, self._opened(call), change)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         vault = self._opened(call)

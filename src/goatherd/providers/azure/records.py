@@ -156,6 +156,16 @@ class Pointer:
         self.compare(call, label, expected)
         return replace(self, labels=MappingProxyType({**self.labels, label: target}))
 
+    def unlabelled(self, call: Call, label: Label, expected: VersionId) -> Pointer:
+        """Return it without `label`.
+
+        Raises:
+            ConflictError: `label` is not where `expected` says.
+        """
+        self.compare(call, label, expected)
+        left = {name: version for name, version in self.labels.items() if name != label}
+        return replace(self, labels=MappingProxyType(left))
+
     def disabled(self, call: Call, version: VersionId) -> Pointer:
         """Return it with a version switched off; itself when it is off already.
 

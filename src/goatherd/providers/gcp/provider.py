@@ -126,7 +126,7 @@ class GCPSecretProvider(SecretProvider):
         self.address = address
         self._api = SecretManagerAPI(address, credentials, min(_ATTEMPT, timeout * _SHARE))
         self._created: dict[tuple[str, int, int], int] = {}
-        self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION)
+        self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION, custom_labels=True)
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -417,6 +417,19 @@ class GCPSecretProvider(SecretProvider):
                 raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
             _compare(call, secret, label, expected)
             aliases = {**secret.aliases, label: number}
+            try:
+                await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
+            except EtagMovedError:
+                await pause()
+            else:
+                return
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        pause = _Pause()
+        while True:
+            secret = await self._api.get_secret(call)
+            _compare(call, secret, label, expected)
+            aliases = {name: number for name, number in secret.aliases.items() if name != label}
             try:
                 await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
             except EtagMovedError:

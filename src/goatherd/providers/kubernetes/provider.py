@@ -130,6 +130,7 @@ class KubernetesSecretProvider(SecretProvider):
             max_value_bytes=MAX_VALUE_BYTES,
             history=HISTORY,
             push=True,
+            custom_labels=True,
         )
 
     def check_secret_id(self, secret_id: str) -> None:
@@ -249,6 +250,9 @@ class KubernetesSecretProvider(SecretProvider):
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         await self._change(call, lambda ledger: ledger.labelled(call, label, version, expected))
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await self._change(call, lambda ledger: ledger.unlabelled(call, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         """List the versions. The API has no way to read a part of a Secret, so the values travel along."""

@@ -123,6 +123,7 @@ class VaultSecretProvider(SecretProvider):
             read_consistency=ReadConsistency.STRONG if address.reads_active else ReadConsistency.EVENTUAL,
             max_value_bytes=max_value_bytes,
             history=HISTORY,
+            custom_labels=True,
         )
 
     @classmethod
@@ -191,6 +192,9 @@ class VaultSecretProvider(SecretProvider):
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         await self._do(call, lambda client: self._labelling(call, client, label, version, expected))
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await self._do(call, lambda client: self._unlabelling(call, client, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self._do(call, lambda client: self._listing(call, client))
@@ -324,6 +328,13 @@ class VaultSecretProvider(SecretProvider):
             if state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
             if await self._replaced(call, client, pointer, moved):
+                return
+            await _pause()
+
+    async def _unlabelling(self, call: Call, client: VaultClient, label: Label, expected: VersionId) -> None:
+        while True:
+            pointer = await self._existing(call, client)
+            if await self._replaced(call, client, pointer, pointer.ledger.unlabelled(call, label, expected)):
                 return
             await _pause()
 

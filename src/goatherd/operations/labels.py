@@ -1,0 +1,134 @@
+"""Put an operator's label on a stored version, move it, or take it off.
+
+Not for ``current`` and ``stable``: servers read one, a rotation moves both together with what it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from goatherd.errors import ConfigurationError, ConflictError, SecretNotFoundError
+from goatherd.providers.base import CURRENT, STABLE, Label, SecretProvider, SecretVersion, check_label
+
+__all__ = ["PROTECTED_LABELS", "LabelChange", "check_custom_label", "move_label", "remove_label"]
+
+PROTECTED_LABELS = frozenset({CURRENT, STABLE})
+"""Labels that only Goatherd moves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelChange:
+    """What became of a label.
+
+    Attributes:
+        label: The label.
+        before: The id of the version that held it; None if no version did.
+        after: The id of the version that holds it now; None if it was taken off.
+    """
+
+    label: Label
+    before: str | None
+    after: str | None
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything was written."""
+        return self.before != self.after
+
+
+def check_custom_label(text: str) -> Label:
+    """Return `text` as a label that an operator may move.
+
+    Raises:
+        ConfigurationError: It is no label, or one of `PROTECTED_LABELS`.
+    """
+    label = check_label(text)
+    if label in PROTECTED_LABELS:
+        hint = (
+            "Servers read the version with the label `current`. `goatherd rotate` and its --rollback change it."
+            if label == CURRENT
+            else "A rotation moves `stable` when it is complete, so that it can be rolled back. Use another label."
+        )
+        raise ConfigurationError(f"the label {text!r} is protected: only Goatherd moves it", hint=hint)
+    return label
+
+
+async def move_label(provider: SecretProvider, secret_id: str, label: str, to: str) -> LabelChange:
+    """Put `label` on a version, or move it there from the version that holds it.
+
+    Args:
+        provider: An open provider.
+        secret_id: The secret.
+        label: The label.
+        to: The version's id, or a label that the version holds.
+
+    Raises:
+        ConfigurationError: `label` is protected, is no label, or the store does not hold labels of an operator's own.
+        SecretNotFoundError: No such secret, or no such version.
+        ConflictError: Another writer moved the label in the meantime. Nothing was changed.
+    """
+    checked = check_custom_label(label)
+    _check_store(provider)
+    known = await provider.versions(secret_id)
+    target = _find_version(provider, secret_id, known, to)
+    before = _holder(known, checked)
+    if before != target:
+        with _explained():
+            await provider.label(secret_id, checked, target, expected=before)
+    return LabelChange(label=checked, before=before, after=target)
+
+
+async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
+    """Take `label` off the version that holds it. Where no version holds it, do nothing.
+
+    Raises:
+        ConfigurationError: `label` is protected, is no label, or the store does not hold labels of an operator's own.
+        SecretNotFoundError: No such secret.
+        ConflictError: Another writer moved the label in the meantime. Nothing was changed.
+    """
+    checked = check_custom_label(label)
+    _check_store(provider)
+    before = _holder(await provider.versions(secret_id), checked)
+    if before is not None:
+        with _explained():
+            await provider.unlabel(secret_id, checked, expected=before)
+    return LabelChange(label=checked, before=before, after=None)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Give a conflict the hint that fits a label."""
+    try:
+        yield
+    except ConflictError as error:
+        error.hint = "Another writer moved it. `goatherd versions` shows where it is now; then run the command again."
+        raise
+
+
+def _check_store(provider: SecretProvider) -> None:
+    if not provider.guarantees.custom_labels:
+        raise ConfigurationError(
+            f"the store ({provider.scheme}) holds no labels but Goatherd's own",
+            hint="Its provider declares custom_labels=False. Note the version's id instead; `show --at ID` reads it.",
+        )
+
+
+def _holder(versions: list[SecretVersion], label: Label) -> str | None:
+    return next((version.id for version in versions if label in version.labels), None)
+
+
+def _find_version(provider: SecretProvider, secret_id: str, versions: list[SecretVersion], text: str) -> str:
+    if any(version.id == text for version in versions):
+        return text
+    found = next((version.id for version in versions if text in version.labels), None)
+    if found is None:
+        raise SecretNotFoundError(
+            f"no version has the id or the label {text!r}",
+            provider=provider.scheme,
+            secret_id=secret_id,
+            operation="label",
+            hint="`goatherd versions` lists both.",
+        )
+    return found

@@ -1,0 +1,149 @@
+"""versions label and unlabel: what they move, what they leave alone, and what they say about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.errors import ConfigurationError, ConflictError
+from goatherd.operations.labels import move_label, remove_label
+from goatherd.providers.base import Call, Guarantees, Label, SecretBytes, VersionId
+from goatherd.providers.memory import MemorySecretProvider
+
+from .conftest import Goatherd
+
+
+@pytest.fixture
+def secret(goatherd: Goatherd, store: str) -> str:
+    """The URI of a store whose secret has six versions: 1 is the identity's first, 6 is current and stable."""
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    return store
+
+
+def labels(goatherd: Goatherd, secret: str) -> dict[str, str]:
+    found = goatherd("versions", "--provider", secret, "--json").json["versions"]
+    return {label: version["id"] for version in found for label in version["labels"]}
+
+
+def test_a_label_is_put_on_a_version_moved_and_taken_off_and_each_step_says_from_where(
+    goatherd: Goatherd, secret: str
+) -> None:
+    def run(*arguments: str) -> str:
+        result = goatherd("versions", *arguments, "--provider", secret)
+        assert result.code == 0, result.err
+        return result.out.strip()
+
+    assert run("label", "before-upgrade", "1") == "label before-upgrade: put on version 1"
+    assert labels(goatherd, secret)["before-upgrade"] == "1"
+    assert run("label", "before-upgrade", "2") == "label before-upgrade: moved from version 1 to version 2"
+    assert run("label", "before-upgrade", "2") == (
+        "label before-upgrade: version 2 holds it already; nothing was changed"
+    )
+    assert run("label", "before-upgrade", "current") == "label before-upgrade: moved from version 2 to version 6"
+    assert run("unlabel", "before-upgrade") == "label before-upgrade: taken off version 6"
+    assert run("unlabel", "before-upgrade") == "label before-upgrade: no version holds it; nothing was changed"
+    assert labels(goatherd, secret) == {"current": "6", "stable": "6"}
+
+
+def test_programs_are_told_the_same(goatherd: Goatherd, secret: str) -> None:
+    moved = goatherd("versions", "label", "mine", "1", "--provider", secret, "--json").json
+    assert moved == {"store": secret, "label": "mine", "from": None, "to": "1", "changed": True}
+
+
+@pytest.mark.parametrize("label", ["current", "stable"])
+@pytest.mark.parametrize("arguments", [["label", "{}", "1"], ["unlabel", "{}"]])
+def test_a_label_that_servers_or_rotations_rely_on_is_protected(
+    goatherd: Goatherd, secret: str, arguments: list[str], label: str
+) -> None:
+    before = labels(goatherd, secret)
+    refused = goatherd("versions", *(part.format(label) for part in arguments), "--provider", secret)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert f"the label {label!r} is protected: only Goatherd moves it" in refused.err
+    assert labels(goatherd, secret) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label"], "label needs a label and a version"),
+        (["label", "mine"], "label needs a label and a version"),
+        (["unlabel"], "unlabel needs one label"),
+        (["unlabel", "mine", "1"], "unlabel needs one label"),
+        (["list", "mine"], "list takes no argument"),
+        (["lable", "mine", "1"], "'lable' is not one of"),
+        (["label", "1st", "1"], "not a label: '1st'"),
+        (["label", "latest", "1"], "not a label: 'latest'"),
+    ],
+)
+def test_a_wrong_call_says_what_is_missing(goatherd: Goatherd, secret: str, arguments: list[str], message: str) -> None:
+    refused = goatherd("versions", *arguments, "--provider", secret)
+    assert refused.code == EXIT_USAGE
+    assert message in refused.err
+
+
+def test_a_version_that_is_not_there_moves_nothing(goatherd: Goatherd, secret: str) -> None:
+    refused = goatherd("versions", "label", "mine", "99", "--provider", secret)
+    assert refused.code == EXIT_CODES["provider"]
+    assert "no version has the id or the label '99'" in refused.err
+    assert "mine" not in labels(goatherd, secret)
+
+
+def test_the_audit_trail_names_both_versions(goatherd: Goatherd, secret: str, tmp_path: Path) -> None:
+    trail = str(tmp_path / "audit.jsonl")
+    goatherd("versions", "label", "mine", "1", "--provider", secret, "--audit-log", trail)
+    goatherd("versions", "label", "mine", "2", "--provider", secret, "--audit-log", trail)
+    goatherd("versions", "unlabel", "mine", "--provider", secret, "--audit-log", trail)
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    moved = [record["data"] for record in records if record["event"] == "label-moved"]
+    assert moved == [
+        {"label": "mine", "from": None, "to": "1"},
+        {"label": "mine", "from": "1", "to": "2"},
+        {"label": "mine", "from": "2", "to": None},
+    ]
+    assert goatherd("audit", "verify", trail, "--provider", secret).code == 0
+
+
+class Interrupting(MemorySecretProvider):
+    """Another writer moves the label between the look and the move."""
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        await super()._label(call, label, VersionId("2"), expected)
+        await super()._label(call, label, version, expected)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await super()._label(call, label, VersionId("1"), expected)
+        await super()._unlabel(call, label, expected)
+
+
+async def test_of_two_writers_of_a_label_one_is_told_that_it_lost() -> None:
+    provider = Interrupting()
+    first = await provider.create("s", SecretBytes(b"1"))
+    await provider.write("s", SecretBytes(b"2"), expected=first.id)
+    await provider.write("s", SecretBytes(b"3"), label="mine", expected=None)
+    with pytest.raises(ConflictError) as lost:
+        await move_label(provider, "s", "mine", "1")
+    assert "Another writer moved it" in lost.value.hint
+    with pytest.raises(ConflictError) as lost:
+        await remove_label(provider, "s", "mine")
+    assert "Another writer moved it" in lost.value.hint
+
+
+class Bare(MemorySecretProvider):
+    """A store of somebody else's, which declares nothing about labels."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return Guarantees(cas=True, read_consistency=super().guarantees.read_consistency)
+
+
+async def test_a_store_without_custom_labels_says_so_before_anything_is_written() -> None:
+    provider = Bare()
+    await provider.create("s", SecretBytes(b"1"))
+    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+        await move_label(provider, "s", "mine", "1")
+    with pytest.raises(ConfigurationError, match="holds no labels but Goatherd's own"):
+        await remove_label(provider, "s", "mine")
