@@ -7,4 +7,5 @@
 - `herd`: simulated GoatDB nodes, for rotations without a network.
 - `upstream_child`: a stand-in for an unmodified GoatDB server that is wrong where it is wrong.
 - `aws_fake`: AWS Secrets Manager on the wire, after its API reference; `moto`: the emulator, found and started.
+- `iam_evaluator`: whether an IAM policy allows a request.
 """

@@ -10,7 +10,6 @@ the reference leaves open is chosen to be the least convenient.
 from __future__ import annotations
 
 import base64
-import fnmatch
 import json
 import re
 import secrets
@@ -22,6 +21,8 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Final, Self, cast
+
+from goatherd.testing.iam_evaluator import is_allowed, request_context
 
 Fields = dict[str, object]
 
@@ -231,7 +232,7 @@ class FakeSecretsManager:
         known = self._secrets.get(name)
         arn = known.arn if known else _arn(name)
         action = f"secretsmanager:{operation}"
-        if not _allows(policy, action, arn, fields):
+        if not is_allowed(policy, action, arn, request_context(operation, fields)):
             raise AWSFakeError(
                 "AccessDeniedException",
                 f"User: arn:aws:iam::{ACCOUNT}:user/{key} is not authorized to perform: {action} on resource: {name} "
@@ -509,27 +510,3 @@ def _attach(secret: _Secret, stage: str, target: str) -> None:
 
 def _deleted(secret: _Secret) -> Fields:
     return {} if secret.deleted is None else {"DeletedDate": secret.deleted}
-
-
-def _allows(policy: str, action: str, arn: str, fields: Fields) -> bool:
-    """Evaluate one identity policy as docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
-    says: an explicit denial wins, and what nothing allows is denied. Knows the condition that our policies use."""
-    allowed = False
-    for statement in json.loads(policy)["Statement"]:
-        actions, resources = _listed(statement["Action"]), _listed(statement["Resource"])
-        fits = any(fnmatch.fnmatchcase(action, one) for one in actions) and any(
-            fnmatch.fnmatchcase(arn, one) for one in resources
-        )
-        for operator, keys in statement.get("Condition", {}).items():
-            for key, values in keys.items():
-                known = {"secretsmanager:VersionStage": fields.get("VersionStage")}.get(key)
-                # A key that the request does not have matches no StringEquals.
-                fits = fits and operator == "StringEquals" and known in _listed(values)
-        if fits and statement["Effect"] == "Deny":
-            return False
-        allowed = allowed or fits
-    return allowed
-
-
-def _listed(value: object) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]

@@ -27,13 +27,13 @@ def test_a_server_may_read_the_current_and_the_stable_version_and_nothing_else()
             "Effect": "Allow",
             "Action": ["secretsmanager:GetSecretValue"],
             "Resource": [ARN],
-            "Condition": {"StringEquals": {"secretsmanager:VersionStage": ["AWSCURRENT", "stable"]}},
+            "Condition": {"ForAnyValue:StringEquals": {"secretsmanager:VersionStage": ["AWSCURRENT", "stable"]}},
         }
     ]
 
 
 def test_a_rotator_may_write_versions_and_move_labels_and_is_denied_what_would_break_them():
-    allowed, denied = statements("rotator")
+    allowed, denied, foreign_rotation = statements("rotator")
     assert allowed["Action"] == [
         "secretsmanager:DescribeSecret",
         "secretsmanager:GetSecretValue",
@@ -48,11 +48,16 @@ def test_a_rotator_may_write_versions_and_move_labels_and_is_denied_what_would_b
         "secretsmanager:RotateSecret",
         "secretsmanager:UpdateSecret",
     ]
-    assert allowed["Resource"] == denied["Resource"] == [ARN]
+    assert allowed["Resource"] == denied["Resource"] == foreign_rotation["Resource"] == [ARN]
+    assert foreign_rotation["Effect"] == "Deny"
+    assert foreign_rotation["Action"] == ["secretsmanager:UpdateSecretVersionStage"]
+    assert foreign_rotation["Condition"] == {
+        "ForAnyValue:StringEquals": {"secretsmanager:VersionStage": ["AWSPENDING"]}
+    }
 
 
 def test_an_admin_may_create_and_delete_as_well():
-    (rotator, _), (admin,) = statements("rotator"), statements("admin")
+    (rotator, *_), (admin,) = statements("rotator"), statements("admin")
     assert set(admin["Action"]) - set(rotator["Action"]) == {
         "secretsmanager:CreateSecret",
         "secretsmanager:DeleteSecret",

@@ -1,8 +1,11 @@
 """The IAM policies that a server, a rotator and an admin need for one secret, and nothing more.
 
 What it is: text to paste. What it is not: it asks and changes nothing at AWS. Rules: no statement names an action that
-`goatherd.providers.aws.provider` does not call in that role; tests/contract/test_aws_faults.py runs under them.
+`goatherd.providers.aws.provider` does not call in that role. A multi-valued condition key is compared with a set
+operator, a single-valued one is not. tests/contract/test_aws_policy.py evaluates the policies over every request that
+the provider sends.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
+Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. multivalued context keys"
 """
 
 from __future__ import annotations
@@ -21,8 +24,12 @@ Statement = dict[str, object]
 _NAME = re.compile(r"[A-Za-z0-9/._-]{1,512}")
 # ARNs end in a hyphen and six characters of AWS's; `?` for each, so that `…/root` does not cover `…/root-of-others`.
 _SUFFIX: Final = "-??????"
-# Servers read these two and none else; a request without a stage, by version id, lacks the key and is not allowed.
+_STAGE_KEY: Final = "secretsmanager:VersionStage"
+# Servers read these two and no other. `ForAnyValue`, because the key is multi-valued ("the list of version stages in
+# the request"; GetSecretValue sends one). It does not hold where the key is missing: a read by version id is denied.
 _SERVER_STAGES: Final = ["AWSCURRENT", "stable"]
+# The label of AWS's own rotation, which moves it; Goatherd never does.
+_ROTATION_STAGE: Final = "AWSPENDING"
 _ROTATOR_ACTIONS: Final = [
     "secretsmanager:DescribeSecret",
     "secretsmanager:GetSecretValue",
@@ -74,13 +81,20 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
                 "Effect": "Allow",
                 "Action": ["secretsmanager:GetSecretValue"],
                 "Resource": [resource],
-                "Condition": {"StringEquals": {"secretsmanager:VersionStage": _SERVER_STAGES}},
+                "Condition": {"ForAnyValue:StringEquals": {_STAGE_KEY: _SERVER_STAGES}},
             }
         ]
     elif role == "rotator":
         statements = [
             {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [resource]},
             {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [resource]},
+            {
+                "Sid": "GoatherdLeavesRotation",
+                "Effect": "Deny",
+                "Action": ["secretsmanager:UpdateSecretVersionStage"],
+                "Resource": [resource],
+                "Condition": {"ForAnyValue:StringEquals": {_STAGE_KEY: [_ROTATION_STAGE]}},
+            },
         ]
     else:
         statements = [{"Sid": "GoatherdAdmin", "Effect": "Allow", "Action": _ADMIN_ACTIONS, "Resource": [resource]}]
