@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
 
+from goatherd import trust
 from goatherd.errors import (
     AuthorMismatchError,
     ExpiredSessionError,
@@ -361,3 +363,40 @@ def test_sessions_of_a_settings_file_are_taken_as_they_are() -> None:
     pool = TrustPool(org="localhost", current=A, roots=[A.session], trusted=[USER.session, B.session])
     assert pool.session(USER.id) == USER.session
     assert set(pool.root_ids) == {"root-a", "root-b"}
+
+
+def test_roots_that_introduce_each_other_do_not_survive_the_revocation_of_who_brought_them() -> None:
+    rogue, other = root("root-x"), root("root-y")
+    pool = pool_of(A, A, B)
+    for commit in (introduction(rogue, B), introduction(other, rogue), introduction(rogue, other)):
+        assert pool.add_session_commit(commit)
+    pool.replace(current=A, roots=[A.session, B.session], revoked=[B.id])
+    assert pool.root_ids == (A.id,)
+    for one in (rogue, other):
+        with pytest.raises(UnknownSignerError):
+            pool.verify_commit(commit_by(one, "k", {"t": "x"}))
+
+
+def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [root(f"root-{number}") for number in range(200)]
+    chain = [introduction(older, newer) for older, newer in itertools.pairwise(links)]
+    counted, looks = 0, 0
+    run, jobs = trust._Job.run, TrustPool._jobs
+
+    def counting(job: trust._Job) -> None:
+        nonlocal counted
+        counted += 1
+        run(job)
+
+    def looking(pool: TrustPool, session_id: str) -> list[trust._Job]:
+        nonlocal looks
+        looks += 1
+        return jobs(pool, session_id)
+
+    monkeypatch.setattr(trust._Job, "run", counting)
+    monkeypatch.setattr(TrustPool, "_jobs", looking)
+    pool = pool_of(links[-1], links[-1])
+    pool.offer_session_commits(chain)
+    assert len(pool.root_ids) == len(links)
+    assert counted == len(chain)
+    assert looks <= 3 * len(links)
