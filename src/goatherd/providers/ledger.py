@@ -18,6 +18,11 @@ from goatherd.providers.base import Call, Label, SecretVersion, VersionId, Versi
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
+def parse_number(version: str) -> int:
+    """Return the number that a version id is; 0 where it is none."""
+    return int(version) if _NUMBER.fullmatch(version) else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One version.
@@ -167,7 +172,7 @@ class Ledger:
         return entry.request if entry else None
 
     def _number(self, call: Call, version: VersionId) -> int:
-        number = int(version) if _NUMBER.fullmatch(version) else 0
+        number = parse_number(version)
         if number not in self.entries:
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         return number

@@ -22,7 +22,7 @@ from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import entry_for, new_object
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.providers.vault.records import digest_of, encode_pointer, encode_value
+from goatherd.providers.vault.records import StoredPointer, digest_of, encode_pointer, encode_value
 
 VALUE = SecretBytes(b"a value")
 SECRET = "ns/root"
@@ -67,7 +67,7 @@ def transport(answer: Callable[[httpx2.Request], Answer], dice: random.Random) -
 
 def vault(dice: random.Random, _: Path) -> SecretProvider:
     entry = Entry(created_ms=1, request="r", digest=digest_of(VALUE), size=VALUE.size)
-    pointer = encode_pointer(Ledger(entries={1: entry}, labels={CURRENT: 1}))
+    pointer = encode_pointer(StoredPointer(ledger=Ledger(entries={1: entry}, labels={CURRENT: 1}), current=VALUE))
     version = {"version": 1, "created_time": "2026-11-24T16:05:27Z", "deletion_time": "", "destroyed": False}
 
     def answer(request: httpx2.Request) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from goatherd.providers.base import Label, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.vault.records import (
+    FIRST_POINTER_FORMAT,
     DamagedRecordError,
     ForeignRecordError,
+    StoredPointer,
     decode_pointer,
     decode_value,
+    digest_of,
     encode_pointer,
     encode_value,
 )
@@ -33,8 +37,22 @@ def test_any_value_comes_back(value: bytes):
     assert (stored.value.reveal(), stored.request) == (value, "request")
 
 
-def test_a_pointer_comes_back():
-    assert decode_pointer(json.loads(json.dumps(encode_pointer(LEDGER)))) == LEDGER
+@given(st.binary(min_size=1, max_size=300))
+def test_a_pointer_comes_back_with_any_current_value(value: bytes):
+    current = SecretBytes(value)
+    entries = {**LEDGER.entries, 10: replace(ENTRY, digest=digest_of(current))}
+    stored = StoredPointer(ledger=replace(LEDGER, entries=MappingProxyType(entries)), current=current)
+    assert decode_pointer(json.loads(json.dumps(encode_pointer(stored)))) == stored
+
+
+def test_a_pointer_of_the_first_format_comes_back():
+    stored = StoredPointer(ledger=LEDGER, format=FIRST_POINTER_FORMAT)
+    assert decode_pointer(json.loads(json.dumps(encode_pointer(stored)))) == stored
+
+
+def test_a_pointer_without_its_current_value_is_damaged():
+    with pytest.raises(DamagedRecordError, match="identity"):
+        decode_pointer(encode_pointer(StoredPointer(ledger=LEDGER)))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +85,7 @@ def test_a_damaged_value_is_told_and_not_quoted(change: dict[str, object]):
 )
 def test_a_damaged_pointer_is_told(change: dict[str, object]):
     with pytest.raises(DamagedRecordError):
-        decode_pointer({**encode_pointer(LEDGER), **change})
+        decode_pointer({**encode_pointer(StoredPointer(ledger=LEDGER, format=FIRST_POINTER_FORMAT)), **change})
 
 
 @pytest.mark.parametrize("data", [{}, {"format": "goatherd-vault-value/2"}, {"password": "x"}])

@@ -90,11 +90,13 @@ class Metadata:
         current: The number of the newest version, 0 when there is none.
         max_versions: How many versions the entry itself asks to keep; 0 leaves it to the mount (ten by default).
         states: The state of each version that is kept.
+        created_ms: When each of them was written, in milliseconds since 1970, by the server's clock.
     """
 
     current: int = 0
     max_versions: int = 0
     states: Mapping[int, VersionState] = field(default_factory=lambda: MappingProxyType({}))
+    created_ms: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class VaultClient:
@@ -176,21 +178,22 @@ class VaultClient:
         if type(current) is not int or type(most) is not int or not isinstance(versions, Mapping):
             raise _damaged("it is not the metadata of an entry")
         now_ms = self._clock.now_ms()
-        states = {
-            int(number): _state(_object(versions, number), now_ms)
-            for number in versions
-            if _NUMBER.fullmatch(number) is not None
-        }
-        return Metadata(current=current, max_versions=most, states=MappingProxyType(states))
+        kept = {int(number): _object(versions, number) for number in versions if _NUMBER.fullmatch(number) is not None}
+        return Metadata(
+            current=current,
+            max_versions=most,
+            states=MappingProxyType({number: _state(version, now_ms) for number, version in kept.items()}),
+            created_ms=MappingProxyType({number: _created_ms(version) for number, version in kept.items()}),
+        )
 
     async def keep(self, path: str, versions: int) -> None:
         """Make the server keep this many versions of an entry, which need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.policy).
         await self._settled(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
 
-    async def destroy(self, path: str, version: int) -> None:
-        """Destroy the data of a version for good."""
-        await self._settled(self._call("POST", self._path("destroy", path), body={"versions": [version]}))
+    async def destroy(self, path: str, *versions: int) -> None:
+        """Destroy the data of versions permanently."""
+        await self._settled(self._call("POST", self._path("destroy", path), body={"versions": list(versions)}))
 
     async def remove(self, path: str) -> None:
         """Remove an entry with all its versions; nothing happens when there is none."""
@@ -462,10 +465,17 @@ def _object(answer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _version_of(metadata: Mapping[str, Any]) -> tuple[int, int]:
-    number, created = metadata.get("version"), metadata.get("created_time")
-    if type(number) is not int or not 1 <= number <= _MOST_VERSIONS or not isinstance(created, str):
+    number = metadata.get("version")
+    if type(number) is not int or not 1 <= number <= _MOST_VERSIONS:
         raise _damaged("it names no version")
-    return number, _milliseconds(created)
+    return number, _created_ms(metadata)
+
+
+def _created_ms(metadata: Mapping[str, Any]) -> int:
+    created = metadata.get("created_time")
+    if not isinstance(created, str):
+        raise _damaged("a version has no time")
+    return _milliseconds(created)
 
 
 def _state(metadata: Mapping[str, Any], now_ms: int) -> VersionState:

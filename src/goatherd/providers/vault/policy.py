@@ -65,7 +65,9 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
         change = [*write, "delete"] if role == "admin" else write
         rules.append(("metadata", values, change, only))
     if role == "admin":
-        rules += [("metadata", pointer, ["delete"], ""), ("destroy", values, ["update"], "")]
+        # Older versions of the pointer hold values that were current.
+        rules += [("metadata", pointer, ["delete", "read"], "")]
+        rules += [("destroy", path, ["update"], "") for path in (values, pointer)]
     merged: dict[tuple[str, str], tuple[list[str], str]] = {}
     for kind, path, capabilities, extra in rules:  # with {org} last, values and pointer are one pattern
         known, told = merged.get((kind, path), ([], ""))

@@ -2,12 +2,14 @@
 
 What it is: the algebra over two entries of a key/value engine, version 2. What it is not: HTTP (`client`) or a login
 (`auth`). The entry ``path`` holds the values, one per version, and is only ever added to. The entry ``path-pointer``
-holds the list of versions and the labels (`goatherd.providers.ledger.Ledger`), and is replaced as a whole with
-check-and-set. Rules:
+holds the list of versions and the labels (`goatherd.providers.ledger.Ledger`) and, for other readers, the current
+value; it is replaced as a whole with check-and-set. Rules:
 
 - A value is written first, and nobody looks for it. Replacing the pointer is the only commit point, for a write as for
-  a label, a creation and a destruction. A crash before it leaves a value that no list names, and that the next writes
-  push out.
+  a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it from
+  the server's own metadata, `destroy` removes it, and the next writes push it out.
+- Older versions of the pointer hold values that were current. So destroying a value destroys those first, and the value
+  itself last: as long as the server has it, `versions` lists it.
 - Values too are written with check-and-set, against the version that was looked at, so that "is there room, or would
   the server drop a version that a label needs?" is decided with the write and not before it.
 - Nothing is portable in custom metadata (Vault writes it without compare-and-swap), so none is used.
@@ -36,6 +38,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.base import (
+    CURRENT,
     MAX_VALUE_BYTES,
     Call,
     Guarantees,
@@ -50,7 +53,7 @@ from goatherd.providers.base import (
     VersionState,
 )
 from goatherd.providers.diagnosable import Finding, Verdict, rights
-from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
 from goatherd.providers.vault.client import Found, Gone, VaultClient
 from goatherd.providers.vault.policy import MAX_VERSIONS, POINTER_SUFFIX
@@ -58,6 +61,8 @@ from goatherd.providers.vault.problem import VaultProblem
 from goatherd.providers.vault.records import (
     DamagedRecordError,
     ForeignRecordError,
+    StoredPointer,
+    StoredValue,
     decode_pointer,
     decode_value,
     digest_of,
@@ -80,8 +85,12 @@ _RANDOM = secrets.SystemRandom()
 class _Pointer:
     """The pointer as it was read: its content, and its version for check-and-set."""
 
-    ledger: Ledger
+    stored: StoredPointer
     version: int
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.stored.ledger
 
 
 class VaultSecretProvider(SecretProvider):
@@ -266,13 +275,30 @@ class VaultSecretProvider(SecretProvider):
             if written is not None:
                 number, entry = written
                 ledger = Ledger(entries=MappingProxyType({number: entry}), labels=MappingProxyType({label: number}))
-                if await client.write(call.secret_id + POINTER_SUFFIX, encode_pointer(ledger), cas=0) is not None:
+                first = StoredPointer(ledger=ledger, current=value if label == CURRENT else None)
+                if await client.write(call.secret_id + POINTER_SUFFIX, encode_pointer(first), cas=0) is not None:
                     return ledger.describe(number)
             await _pause()
 
     async def _reading(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
         ledger = (await self._existing(call, client)).ledger
+        number = parse_number(at) if isinstance(at, VersionId) else 0
+        if number and (number not in ledger.entries or ledger.entries[number].destroyed):
+            return await self._reading_unlisted(call, client, ledger, number)
         number = ledger.find(call, at)
+        return SecretValue(version=ledger.describe(number), value=await self._value_of(call, client, ledger, number))
+
+    async def _reading_unlisted(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretValue:
+        """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
+        found = await client.read(call.secret_id, number)
+        if isinstance(found, Found):
+            version = SecretVersion(id=VersionId(number), created_ms=found.created_ms)
+            return SecretValue(version=version, value=_decoded(call, number, found).value)
+        if found is None and number not in ledger.entries:
+            raise call.error(SecretNotFoundError, f"there is no version {number}")
+        raise call.error(VersionDisabledError, f"version {number} was destroyed")
+
+    async def _value_of(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretBytes:
         found = await client.read(call.secret_id, number)
         if isinstance(found, Gone):
             raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
@@ -287,13 +313,10 @@ class VaultSecretProvider(SecretProvider):
                 f"version {number} is listed, but the server has no value for it",
                 hint="If it stays so, the entry was deleted by hand: delete the secret and create it from a backup.",
             )
-        try:
-            stored = decode_value(found.data)
-        except (ForeignRecordError, DamagedRecordError) as error:
-            raise call.error(UnavailableError, f"the value of version {number} is damaged: {error}") from None
+        stored = _decoded(call, number, found)
         if stored.digest != ledger.entries[number].digest:
             raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
-        return SecretValue(version=ledger.describe(number), value=stored.value)
+        return stored.value
 
     async def _writing(
         self, call: Call, client: VaultClient, value: SecretBytes, label: Label, expected: VersionId | None
@@ -305,6 +328,8 @@ class VaultSecretProvider(SecretProvider):
             if (made := ledger.made_by(call.request)) is not None:
                 return ledger.describe(made)
             ledger.written(call, _entry(call, value, 0), label, expected)  # for its checks, before anything is written
+            if written is not None and written[0] in ledger.entries:
+                written = None  # it was destroyed meanwhile, as a value that no list named
             if written is None:
                 written = await self._value(call, client, value, ledger)
             if written is not None:
@@ -314,7 +339,7 @@ class VaultSecretProvider(SecretProvider):
                 }
                 grown = replace(ledger, entries=MappingProxyType({**kept, number: entry}))
                 moved = grown.labelled(call, label, VersionId(number), expected)
-                if await self._replaced(call, client, pointer, moved):
+                if await self._replaced(call, client, pointer, moved, value if label == CURRENT else None) is not None:
                     return moved.describe(number)
             await _pause()
 
@@ -327,7 +352,7 @@ class VaultSecretProvider(SecretProvider):
             state = (await client.metadata(call.secret_id)).states.get(int(version))
             if state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
-            if await self._replaced(call, client, pointer, moved):
+            if await self._replaced(call, client, pointer, moved) is not None:
                 return
             await _pause()
 
@@ -352,29 +377,57 @@ class VaultSecretProvider(SecretProvider):
             state = known.states.get(number)
             if state is None and known.current - number >= LEAST_VERSIONS:
                 continue  # pushed out by later ones
-            if version.state is VersionState.ENABLED and state is not VersionState.ENABLED:
+            if version.state is not state:
+                # The server's own word counts: a value whose destruction was interrupted is still there.
                 version = replace(version, state=state or VersionState.DESTROYED)
             seen.append(version)
-        return seen
+        entries = {int(version.id) for version in listed}
+        seen += [
+            SecretVersion(id=VersionId(number), created_ms=known.created_ms[number], state=state)
+            for number, state in known.states.items()
+            if number not in entries and state is not VersionState.DESTROYED
+        ]
+        return sorted(seen, key=lambda version: int(version.id), reverse=True)
 
     async def _destroying(self, call: Call, client: VaultClient, version: VersionId) -> None:
-        asked = False
+        path, asked = call.secret_id, False
         while True:
             pointer = await self._existing(call, client)
-            gone = pointer.ledger.destroyed(call, version)
-            # The list first, so that no label can move there meanwhile; hence the right to do the second step is
+            gone = (await self._with_unlisted(client, path, pointer.ledger, version)).destroyed(call, version)
+            # The list first, so that no label can move there meanwhile; hence the right to do the other steps is
             # looked at before the first.
-            if not asked and not await client.may_destroy(call.secret_id):
+            if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
                 raise call.error(
                     ProviderAccessDeniedError,
-                    "the token may not destroy versions",
+                    "the token may not destroy versions of the secret and of its pointer",
                     hint="`goatherd policy vault --role admin` prints the policy that may.",
                 )
             asked = True
-            if gone is pointer.ledger or await self._replaced(call, client, pointer, gone):
-                await client.destroy(call.secret_id, int(version))
+            newest: int | None = pointer.version
+            if gone is not pointer.ledger:
+                newest = await self._replaced(call, client, pointer, gone)
+            if newest is not None:
+                await self._destroy_older(client, path + POINTER_SUFFIX, newest)
+                await client.destroy(path, int(version))
                 return
             await _pause()
+
+    async def _with_unlisted(self, client: VaultClient, path: str, ledger: Ledger, version: VersionId) -> Ledger:
+        """Return the ledger with a version that only the server knows, so that no writer can put it into the list."""
+        number = parse_number(version)
+        if not number or number in ledger.entries:
+            return ledger
+        known = await client.metadata(path)
+        if known.states.get(number, VersionState.DESTROYED) is VersionState.DESTROYED:
+            return ledger
+        entry = Entry(created_ms=known.created_ms[number], request="", digest="", size=0)
+        return replace(ledger, entries=MappingProxyType({**ledger.entries, number: entry}))
+
+    async def _destroy_older(self, client: VaultClient, path: str, newest: int) -> None:
+        states = (await client.metadata(path)).states
+        older = [n for n, state in states.items() if n < newest and state is not VersionState.DESTROYED]
+        if older:
+            await client.destroy(path, *older)
 
     async def _deleting(self, call: Call, client: VaultClient) -> None:
         await self._existing(call, client)
@@ -394,7 +447,7 @@ class VaultSecretProvider(SecretProvider):
         if isinstance(found, Gone):
             raise call.error(ProviderConfigurationError, _undelete(self.address.mount, path, found))
         try:
-            return _Pointer(ledger=decode_pointer(found.data), version=found.version)
+            return _Pointer(stored=decode_pointer(found.data), version=found.version)
         except ForeignRecordError as error:
             raise call.error(
                 ProviderConfigurationError, f"the entry {self.address.mount}/{path} is not Goatherd's: {error}"
@@ -408,9 +461,22 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(SecretNotFoundError, "there is no such secret")
         return pointer
 
-    async def _replaced(self, call: Call, client: VaultClient, pointer: _Pointer, ledger: Ledger) -> bool:
+    async def _replaced(
+        self, call: Call, client: VaultClient, pointer: _Pointer, ledger: Ledger, current: SecretBytes | None = None
+    ) -> int | None:
+        """Replace the pointer and return its new version; None where it is not the one that was read any more.
+
+        `current` is the value of the version that holds the label ``current``, where the caller has it.
+        """
+        holder = ledger.labels.get(CURRENT)
+        if current is None and holder is not None:
+            current = pointer.stored.current if holder == pointer.ledger.labels.get(CURRENT) else None
+            if current is None:
+                current = await self._value_of(call, client, ledger, holder)
         path = call.secret_id + POINTER_SUFFIX
-        return await client.write(path, encode_pointer(ledger), cas=pointer.version) is not None
+        stored = encode_pointer(StoredPointer(ledger=ledger, current=current))
+        written = await client.write(path, stored, cas=pointer.version)
+        return None if written is None else written.version
 
     async def _value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: Ledger
@@ -502,6 +568,13 @@ def _undelete(mount: str, path: str, gone: Gone) -> str:
         f"version {gone.version} of {mount}/{path} was deleted by hand; "
         f"`vault kv undelete -mount={mount} -versions={gone.version} {path}` brings it back"
     )
+
+
+def _decoded(call: Call, number: int, found: Found) -> StoredValue:
+    try:
+        return decode_value(found.data)
+    except (ForeignRecordError, DamagedRecordError) as error:
+        raise call.error(UnavailableError, f"the value of version {number} is damaged: {error}") from None
 
 
 async def _pause() -> None:

@@ -2,6 +2,10 @@
 
 Pure. What it is: the codec of both. What it is not: the order in which they are written (`provider`). Rules: each
 carries a digest of itself, because Vault gives none; what is not exactly as written is damaged; nothing is repaired.
+
+The pointer also holds the value of the version with the label ``current``, as it is, in the field ``identity``: one
+request of any reader gets it, and it changes in the same write as the label. Pointers of the first format have no such
+field; they are read, and the next change writes the second format.
 """
 
 from __future__ import annotations
@@ -15,11 +19,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.providers.base import Label, SecretBytes
+from goatherd.providers.base import CURRENT, Label, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 
 VALUE_FORMAT: Final = "goatherd-vault-value/1"
-POINTER_FORMAT: Final = "goatherd-vault-pointer/1"
+POINTER_FORMAT: Final = "goatherd-vault-pointer/2"
+FIRST_POINTER_FORMAT: Final = "goatherd-vault-pointer/1"
+"""Without the current value. Written by nothing any more."""
+TEXT_FIELD: Final = "identity"
+BASE64_FIELD: Final = "identity_base64"
+"""Instead of `TEXT_FIELD`, for a value that is not UTF-8."""
 
 
 class ForeignRecordError(ValueError):
@@ -43,6 +52,22 @@ class StoredValue:
     value: SecretBytes
     digest: str
     request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPointer:
+    """The entry of versions and labels.
+
+    Attributes:
+        ledger: The versions and labels.
+        current: The value of the version with the label ``current``. None where no version has the label, and in the
+            first format.
+        format: The format in which it was stored.
+    """
+
+    ledger: Ledger
+    current: SecretBytes | None = None
+    format: str = POINTER_FORMAT
 
 
 def digest_of(value: SecretBytes) -> str:
@@ -81,33 +106,56 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
     return StoredValue(value=value, digest=digest, request=request)
 
 
-def encode_pointer(ledger: Ledger) -> dict[str, Any]:
-    """Return what is stored for versions and labels."""
-    content = _content(ledger)
-    return {"format": POINTER_FORMAT, "sha256": _digest(content), **content}
+def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
+    """Return what is stored for versions, labels and the current value."""
+    content = _content(stored.ledger)
+    return {"format": stored.format, "sha256": _digest(content), **content, **_readable(stored.current)}
 
 
-def decode_pointer(data: Mapping[str, Any]) -> Ledger:
-    """Return the versions and labels that an entry holds.
+def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
+    """Return the versions and labels that an entry holds, and the current value.
 
     Raises:
         ForeignRecordError: It is not one of ours.
         DamagedRecordError: It is one of ours, but not whole.
     """
-    if data.get("format") != POINTER_FORMAT:
+    if data.get("format") not in (POINTER_FORMAT, FIRST_POINTER_FORMAT):
         raise ForeignRecordError(f"it is not in the format {POINTER_FORMAT}")
     try:
         ledger = Ledger(
             entries=MappingProxyType({int(n): _entry(entry) for n, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in data["labels"].items()}),
         )
+        stored = StoredPointer(ledger=ledger, current=_current(data), format=data["format"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError("a member is missing or of the wrong kind") from None
     if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
         raise DamagedRecordError("a label points at no version")
-    if encode_pointer(ledger) != data:
+    if encode_pointer(stored) != data:
         raise DamagedRecordError("its digest does not fit its content")
-    return ledger
+    if stored.format == POINTER_FORMAT:
+        number = ledger.labels.get(CURRENT)
+        expected = None if number is None else ledger.entries[number].digest
+        if expected != (None if stored.current is None else digest_of(stored.current)):
+            raise DamagedRecordError(f"its {TEXT_FIELD} is not the value of the current version")
+    return stored
+
+
+def _readable(current: SecretBytes | None) -> dict[str, str]:
+    if current is None:
+        return {}
+    try:
+        return {TEXT_FIELD: current.reveal().decode("utf-8")}
+    except UnicodeDecodeError:
+        return {BASE64_FIELD: base64.b64encode(current.reveal()).decode()}
+
+
+def _current(data: Mapping[str, Any]) -> SecretBytes | None:
+    if TEXT_FIELD in data:
+        return SecretBytes(data[TEXT_FIELD].encode())
+    if BASE64_FIELD in data:
+        return SecretBytes(base64.b64decode(data[BASE64_FIELD], validate=True))
+    return None
 
 
 def _content(ledger: Ledger) -> dict[str, Any]:
