@@ -167,6 +167,13 @@ class KeyMismatchError(IdentityError):
     code = "identity.key_mismatch"
 
 
+class NewerKeyError(MalformedIdentityError):
+    """The document holds an Ed25519 key, which a newer GoatDB made; Goatherd supports GoatDB 0.5.1."""
+
+    code = "identity.newer_key"
+    hint = "Nothing was changed. Run this server without Goatherd until a version of Goatherd supports its GoatDB."
+
+
 class GenerationError(IdentityError):
     """The document's generation is lower than one already seen: a stale replica or a replayed value."""
 
@@ -352,6 +359,13 @@ class StorageError(GoatherdError):
 
     code = "node.storage"
     hint = "Look at the directory, the rights on it and its disk."
+
+
+class NewerFormatError(StorageError):
+    """A data directory holds a log or a key that a newer GoatDB wrote; Goatherd supports GoatDB 0.5.1."""
+
+    code = "node.newer_format"
+    hint = "Nothing was changed. Run the newer GoatDB without Goatherd, or name a directory of GoatDB 0.5.1."
 
 
 class ItemExistsError(GoatherdError):

@@ -29,7 +29,8 @@ async def serve(
     data: Path, *, port: int, settings: Sequence[str], peers: Sequence[str] = ()
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run one server until the block ends; yields the process, once it listens, and its URL."""
-    command = [sys.executable, "-m", "goatherd", "serve", "--data", str(data), "--port", str(port), *settings, "--json"]
+    command = [sys.executable, "-m", "goatherd", "serve", "--create", "--data", str(data), "--port", str(port)]
+    command += [*settings, "--json"]
     for peer in peers:
         command += ["--peer", peer]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)

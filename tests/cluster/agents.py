@@ -75,7 +75,8 @@ class Agented:
         child = [*self.wrapper, *child, *peers, *self.faults]
         if self.is_bare:
             return child
-        agent = [sys.executable, "-m", "goatherd", "run", "--provider", self.uri, "--data", str(self.data)]
+        agent = [sys.executable, "-m", "goatherd", "run", "--create", "--provider", self.uri]
+        agent += ["--data", str(self.data)]
         agent += ["--url", self.url, "--refresh-interval", "500ms", "--grace", "20s", *self.options]
         return [*agent, "--", *child]
 

@@ -375,7 +375,7 @@ async def test_beside_a_server_that_something_else_runs_watch_tells_it_of_the_ne
         outer, watcher = made.nodes
         outer.peers = []
         common = ["--provider", made.uri, "--data", str(outer.data), "--url", outer.url, "--memory", "/dev/shm"]
-        assert await asyncio.to_thread(run_here, ["fetch", *common, "--log-level", "error"]) == 0
+        assert await asyncio.to_thread(run_here, ["fetch", "--create", *common, "--log-level", "error"]) == 0
         where = outer.settings.readlink()
         outer.is_bare = True
         outer.wrapper = [sys.executable, "-c", loop, str(tmp_path / "pid")]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError
 from goatherd.settings.storage import replace_file
 
@@ -123,7 +124,11 @@ class Claim:
         Raises:
             AgentBusyError: Another agent has it.
             AgentError: The directory cannot be used, or the record is damaged.
+            NewerFormatError: A newer GoatDB has written in it. Nothing was changed.
         """
+        if self._data.is_dir():
+            for directory in organization_directories(self._data):
+                check_understood(directory)
         try:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -25,6 +25,7 @@ from goatherd.cli.process import log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
+from goatherd.data_directory import check_data_directory, refuse_running
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
@@ -47,6 +48,9 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
         [
             click.option(
                 "--data", "agent_data", type=click.Path(path_type=Path, file_okay=False), help="The server's."
+            ),
+            click.option(
+                "--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing."
             ),
             click.option("--url", "agent_url", metavar="URL", help="Where the server answers; http://127.0.0.1:8080."),
             click.option("--memory", "agent_memory", type=click.Path(path_type=Path), help="A directory on a tmpfs."),
@@ -108,6 +112,7 @@ def run(
     public_url: str | None,
     private: bool,
     forwarded_by: tuple[str, ...],
+    create: bool,
     plain_file: bool,
     accept_identity: bool,
     log_level: str,
@@ -128,7 +133,7 @@ def run(
     find_command(child)
     environ = _environ(app.options)
     supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
-    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
     front = None
     if door is not None:
         from goatherd.cli.commands_door import front as make_front
@@ -156,14 +161,16 @@ run.allow_interspersed_args = False  # what follows the command is the command's
     orgs=True,
 )
 @_place_options
-def fetch(app: App, orgs: tuple[str, ...], plain_file: bool, accept_identity: bool, log_level: str) -> None:
+def fetch(
+    app: App, orgs: tuple[str, ...], create: bool, plain_file: bool, accept_identity: bool, log_level: str
+) -> None:
     """Write a GoatDB server's settings.json once, and end.
 
     For an init container, or before a server that something else starts. The server must not run: it would write over
     the file. The file stays until it is removed, or the memory that it lies in is gone.
     """
     log_to_stderr(log_level)
-    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
     written = asyncio.run(_fetch(plan))
     data = {"organizations": [{"org": org, "file": file, "current": current} for org, file, current in written]}
     app.out.result(data, [f"wrote {file}: root {current}" for _, file, current in written])
@@ -182,6 +189,7 @@ def watch(
     app: App,
     orgs: tuple[str, ...],
     pid_file: Path | None,
+    create: bool,
     plain_file: bool,
     accept_identity: bool,
     log_level: str,
@@ -193,7 +201,7 @@ def watch(
     gets the one before. The file stays when this ends, since the server may need it for its next start.
     """
     log_to_stderr(log_level)
-    plan = _Plan(app.options, orgs, plain_file=plain_file, accept_identity=accept_identity)
+    plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
     if "agent.on_change" not in app.options.origin or app.options.agent_on_change == "restart":
         raise click.UsageError("say how the server is told: --on-change signal, command, or ignore")
     if app.options.agent_on_change == "signal" and pid_file is None:
@@ -224,12 +232,16 @@ def lease(app: App, make: bool) -> None:
 class _Plan:
     options: Options
     orgs: tuple[str, ...]
+    create: bool
     plain_file: bool
     accept_identity: bool
 
-    def __init__(self, options: Options, orgs: Sequence[str], *, plain_file: bool, accept_identity: bool) -> None:
+    def __init__(
+        self, options: Options, orgs: Sequence[str], *, create: bool, plain_file: bool, accept_identity: bool
+    ) -> None:
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "orgs", tuple(dict.fromkeys(map(organization, orgs))) or (options.org,))
+        object.__setattr__(self, "create", create)
         object.__setattr__(self, "plain_file", plain_file)
         object.__setattr__(self, "accept_identity", accept_identity)
 
@@ -238,6 +250,17 @@ class _Plan:
         if self.options.agent_data is None:
             raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_AGENT_DATA.")
         return self.options.agent_data.resolve()
+
+    def claim(self) -> Claim:
+        """Check that the data directory is the one that is meant, and return the claim on it.
+
+        Raises:
+            ConfigurationError: It is missing, or holds something else, and is not to be created.
+        """
+        from goatherd.agent.claim import Claim
+
+        check_data_directory(self.data, [secret_id_for(ORG_FIELD, org) for org in self.orgs], create=self.create)
+        return Claim(self.data)
 
     def memory(self) -> Path | None:
         """Return the directory in memory for this data directory; None where a plain file was asked for."""
@@ -258,12 +281,11 @@ def _environ(options: Options) -> dict[str, str]:
 async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None, front: Front | None = None) -> int:
     from goatherd.agent import Agent, OnChange, Rules
     from goatherd.agent.agent import take_over
-    from goatherd.agent.claim import Claim
     from goatherd.agent.memory import clear, clear_if_empty, directory_for
 
     options, clock = plan.options, SystemClock()
     async with AsyncExitStack() as stack:
-        claim = stack.enter_context(Claim(plan.data))
+        claim = stack.enter_context(plan.claim())
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
         agent: Agent | None = None
@@ -302,13 +324,11 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
 
 
 async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
-    from goatherd.agent.claim import Claim
     from goatherd.agent.memory import clear_if_empty
-    from goatherd.cli.migration import refuse_running
 
     written = []
     async with AsyncExitStack() as stack:
-        claim, memory = stack.enter_context(Claim(plan.data)), plan.memory()
+        claim, memory = stack.enter_context(plan.claim()), plan.memory()
         if memory is not None:
             stack.callback(clear_if_empty, memory)
         handovers, _, _ = _handovers(plan, claim, memory)

@@ -14,6 +14,7 @@ from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
+from goatherd.data_directory import check_data_directory
 from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.base import ORG_FIELD
 
@@ -31,6 +32,7 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     "goatherd serve --data /srv/goatdb --settings /srv/goatdb/localhost/settings.json"
 )
 @click.option("--data", "serve_data", type=click.Path(path_type=Path, file_okay=False), help="The data directory.")
+@click.option("--create", is_flag=True, help="Create the data directory, or the organization's in it, if missing.")
 @click.option("--host", "serve_host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 unless told.")
 @click.option("--port", "serve_port", metavar="N", help="The port; 8080 unless told, 0 takes a free one.")
 @click.option("--peer", "serve_peers", multiple=True, metavar="URL", help="Another server of the cluster; give each.")
@@ -47,12 +49,14 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
 )
 @click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
-def serve(app: App, accept_identity: bool, log_level: str) -> None:
+def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 
     Writes one line once it answers requests. SIGTERM or Ctrl-C make it stop gracefully: it accepts no more, finishes
     what runs, flushes and closes; a second one hurries it. It never invents an identity, and it remembers in its data
     directory which one it had, so that a restart does not make it follow another.
+
+    The data directory must exist and hold the organization's data, or be empty; --create makes a new one.
     """
     require_node_extra()
     from goatherd.node.server import serve as serve_forever
@@ -62,6 +66,7 @@ def serve(app: App, accept_identity: bool, log_level: str) -> None:
         raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
     log_to_stderr(log_level, others=log_level)
     server = make_server(options, accept_identity=accept_identity)
+    check_data_directory(options.serve_data, [options.org], create=create)
 
     def started(url: str) -> None:
         database = server.database()

@@ -251,7 +251,18 @@ async def _herd(top: Path, store: str) -> AsyncIterator[list[_Server]]:
     servers: list[_Server] = []
     try:
         for number, (port, url) in enumerate(zip(ports, urls, strict=True), 1):
-            command = [sys.executable, "-m", "goatherd", "serve", "--json", "--log-level", "error", "--provider", store]
+            command = [
+                sys.executable,
+                "-m",
+                "goatherd",
+                "serve",
+                "--create",
+                "--json",
+                "--log-level",
+                "error",
+                "--provider",
+                store,
+            ]
             command += ["--data", str(top / f"server-{number}"), "--host", "127.0.0.1", "--port", str(port)]
             for peer in urls:
                 if peer != url:

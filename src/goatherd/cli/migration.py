@@ -9,7 +9,6 @@ holds open is not touched; running it twice is running it once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from goatherd.cli.store import open_store, place
 from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
+from goatherd.data_directory import check_understood, refuse_running
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -211,6 +211,7 @@ def find_sources(source: Path, options: Options) -> list[Source]:
 
     Raises:
         ConfigurationError: It holds none.
+        NewerFormatError: A newer GoatDB has written in it.
     """
     given = options.org if "org" in options.origin else None
     if source.is_file():
@@ -220,6 +221,8 @@ def find_sources(source: Path, options: Options) -> list[Source]:
     if source.is_dir():
         found = sorted(path for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file())
         found = [path for path in found if given is None or path.parent.name == given]
+        for path in found:
+            check_understood(path.parent)
         if found:
             return [Source(settings=path, data=path.parent, org=path.parent.name) for path in found]
     raise ConfigurationError(
@@ -231,6 +234,8 @@ def find_sources(source: Path, options: Options) -> list[Source]:
 def _source(settings: Path, given: str | None) -> Source:
     directory = settings.resolve().parent
     data = directory if (directory / "sys").is_dir() else None
+    if data is not None:
+        check_understood(data)
     if given is not None or data is None:
         return Source(settings=settings, data=data, org=given or DEFAULT_ORG)
     # The organization is part of what is signed, so the log itself tells it from the other candidate.
@@ -470,28 +475,3 @@ def _same_identity(present: IdentityDocument, document: IdentityDocument, name: 
             " it was kept",
             hint="Name another secret; each cluster, and each organization, has its own.",
         )
-
-
-def refuse_running(data: Path) -> None:
-    """Refuse a data directory that a process has open.
-
-    GoatDB takes no lock, so where ``/proc`` is, the open files of all processes that can be seen are looked at. A
-    Goatherd server is told by its lock.
-
-    Raises:
-        StorageError: A process holds a file of the directory open.
-    """
-    directory = str(data.resolve()) + os.sep
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue
-        try:
-            opened = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        held = next((target for target in opened if target.startswith(directory)), None)
-        if held is not None:
-            raise StorageError(
-                f"process {process.name} holds {held} open; nothing was changed",
-                hint="Stop the server, and run this again.",
-            )

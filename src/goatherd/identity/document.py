@@ -15,7 +15,13 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from goatherd.errors import DecodeError, KeyMismatchError, MalformedIdentityError, SuccessionError
+from goatherd.errors import (
+    DecodeError,
+    KeyMismatchError,
+    MalformedIdentityError,
+    NewerKeyError,
+    SuccessionError,
+)
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -235,10 +241,17 @@ def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Sess
     """Read the public half of a session and check it alone; with `is_key_checked`, the point on the curve too.
 
     Raises:
+        NewerKeyError: The key is one of a newer GoatDB.
         MalformedIdentityError: A member is missing or of the wrong kind.
     """
     if not isinstance(value, Mapping):
         raise MalformedIdentityError(f"{where} is not an object")
+    key = value.get("publicKey")
+    if isinstance(key, Mapping) and key.get("kty") == "OKP":
+        raise NewerKeyError(
+            f"{where}.publicKey is an Ed25519 key: a newer GoatDB's key; Goatherd supports GoatDB 0.5.1, whose keys are"
+            " P-384"
+        )
     read_id(value.get("id"), f"{where}.id")
     if value.get("owner") is not None:
         read_text(value["owner"], f"{where}.owner")

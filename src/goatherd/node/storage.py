@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from goatherd.data_directory import check_understood
 from goatherd.errors import DecodeError, PathError, StorageError
 from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.log import frame
@@ -199,10 +200,13 @@ class LogDirectory:
         """Create the directory if need be and lock it.
 
         Raises:
+            NewerFormatError: A newer GoatDB has written in it. Nothing was changed.
             StorageError: Another process (named by its pid) has it, or the directory cannot be used.
         """
         if self._lock is not None:
             return
+        if self.path.is_dir():
+            check_understood(self.path)
         try:
             _make_directory(self.path)
             descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -56,7 +56,9 @@ def store(goatherd: Goatherd, tmp_path: Path) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o700)
+    return directory
 
 
 def settings(data: Path, org: str = "localhost") -> Path:
@@ -197,9 +199,9 @@ def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invente
     [
         (["run", "--provider", "memory:///a/x", "--", "true"], "--data"),
         (["run", "--provider", "memory:///a/x", "--data", "d"], "COMMAND"),
-        (["run", "--data", "d", "--", "true"], "no store"),
+        (["run", "--data", "d", "--create", "--", "true"], "no store"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "no command"),
-        (["run", "--provider", "memory:///a/x", "--data", "d", "--on-change", "command", "--", "true"], "--command"),
+        (["run", "--provider", "memory:///a/x", "--data", ".", "--on-change", "command", "--", "true"], "--command"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"], "not a signal"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"], "not a number"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--private", "--", "true"], "--door PORT"),

@@ -89,7 +89,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
 
     def start(*arguments: str) -> Serving:
         stderr = tmp_path / f"stderr-{len(started)}"
-        command = [sys.executable, "-m", "goatherd", "serve", "--json", "--port", "0", *arguments]
+        command = [sys.executable, "-m", "goatherd", "serve", "--create", "--json", "--port", "0", *arguments]
         with stderr.open("w") as file:
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=file, text=True, env=environ, cwd=tmp_path

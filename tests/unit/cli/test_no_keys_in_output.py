@@ -64,7 +64,16 @@ def test_no_private_key_is_in_anything_that_any_command_writes(goatherd: Goather
     (source / "settings.json").write_text(broken[:-40])
     run("migrate", str(source), "--provider", f"file://{tmp_path}/third/root")
     run("retire", "--yes", "--grace", "0s", *here)
-    run("serve", "--settings", str(source / "settings.json"), "--data", str(tmp_path / "data"), "--port", "0")
+    run(
+        "serve",
+        "--settings",
+        str(source / "settings.json"),
+        "--data",
+        str(tmp_path / "data"),
+        "--create",
+        "--port",
+        "0",
+    )
     for path in (tmp_path / "keys").rglob("*"):
         if path.is_file() and b"currentSession" in path.read_bytes():
             path.write_bytes(path.read_bytes().replace(b'"P-384"', b'"P-256"'))

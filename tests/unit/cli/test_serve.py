@@ -45,14 +45,14 @@ def test_a_data_directory_must_be_named(goatherd: Goatherd, store: str) -> None:
 def test_a_server_does_not_start_without_an_identity_and_invents_none(
     goatherd: Goatherd, store: str, tmp_path: Path
 ) -> None:
-    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", "0")
+    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--create", "--port", "0")
     assert result.code == EXIT_CODES["provider"]
     assert not (tmp_path / "keys").exists()
 
 
 def test_a_settings_json_that_is_missing_or_broken_is_an_error(goatherd: Goatherd, tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
-    start = ("serve", "--settings", str(file), "--data", str(tmp_path / "data"), "--port", "0")
+    start = ("serve", "--settings", str(file), "--data", str(tmp_path / "data"), "--create", "--port", "0")
     assert goatherd(*start).code == EXIT_CODES["settings"]
     file.write_text("{")
     assert goatherd(*start).code == EXIT_CODES["identity"]
@@ -60,7 +60,9 @@ def test_a_settings_json_that_is_missing_or_broken_is_an_error(goatherd: Goather
 
 
 def test_a_store_and_a_settings_json_exclude_one_another(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
-    result = goatherd("serve", "--settings", "x.json", "--provider", store, "--data", str(tmp_path / "data"))
+    result = goatherd(
+        "serve", "--settings", "x.json", "--provider", store, "--data", str(tmp_path / "data"), "--create"
+    )
     assert result.code == EXIT_CODES["configuration"]
 
 
@@ -70,7 +72,7 @@ def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", port)
+        result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--create", "--port", port)
     assert result.code == EXIT_CODES["node"]
     assert "--port 0" in result.err
 
@@ -179,7 +181,7 @@ def test_half_a_last_known_good_identity_is_refused_at_the_start(
 ) -> None:
     (tmp_path / "goatherd.toml").write_text(f"[settings]\n{line}\n")
     store = f"file://{tmp_path}/keys/{{org}}/root"
-    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--port", "0")
+    result = goatherd("serve", "--provider", store, "--data", str(tmp_path / "data"), "--create", "--port", "0")
     assert result.code == EXIT_CODES["configuration"]
     assert told in result.err
     assert "hunter2" not in result.err
@@ -211,7 +213,7 @@ def test_what_cannot_be_read_or_written_is_no_taken_port(
 
     monkeypatch.setattr("goatherd.node.server.serve", refused)
     assert goatherd("init", "--provider", store).code == 0
-    result = goatherd("serve", "--data", str(tmp_path / "data"), "--provider", store)
+    result = goatherd("serve", "--data", str(tmp_path / "data"), "--create", "--provider", store)
     assert "cannot listen" not in result.err
     assert "/srv/goatdb/commits.jsonl" in result.err
 

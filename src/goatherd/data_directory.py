@@ -1,0 +1,241 @@
+"""A GoatDB data directory as files: which organizations it holds, and whether this version understands them.
+
+A data directory holds one directory for each organization, and that one ``<type>/<repository>.jsonl`` logs and, for a
+GoatDB server, ``settings.json``. This module reads names, the first bytes of files and the kind of keys; it reads no
+commits and changes nothing. Every command that starts on a data directory calls it first, so that files of another
+GoatDB version and mistyped paths are errors and not empty databases. Calls block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
+from goatherd.wire.encoding import parse_json
+
+LOG_SUFFIX: Final = ".jsonl"
+DAMAGED_SUFFIX: Final = ".damaged"
+SETTINGS_NAME: Final = "settings.json"
+SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
+
+_NEWER_SUFFIX: Final = ".goat"
+_SHARD_MAGIC: Final = (b"TAOG", b"GOAT")
+_LARGEST_RECORD: Final = 256 * 1024 * 1024
+_SMALLEST_RECORD: Final = 36
+_NEWER_KEY: Final = "OKP"
+_SUPPORTED: Final = "Goatherd supports GoatDB 0.5.1"
+_NEWER_HINT: Final = (
+    "Nothing was changed. Run the newer GoatDB without Goatherd, or restore the backup of this directory from before "
+    "the upgrade."
+)
+
+
+def organization_directories(data: Path) -> list[Path]:
+    """Return the directories of the organizations in a data directory, sorted by name.
+
+    Raises:
+        StorageError: The directory cannot be read.
+    """
+    return [path for path in _entries(data) if path.is_dir() and is_organization_directory(path)]
+
+
+def is_organization_directory(path: Path) -> bool:
+    """Return whether a directory has the shape of one organization's: a log in it, a settings.json, or our own files.
+
+    Raises:
+        StorageError: The directory cannot be read.
+    """
+    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(".goatherd*")):
+        return True
+    return any(path.glob(f"*/*{LOG_SUFFIX}")) or any(path.glob(f"*/*{_NEWER_SUFFIX}"))
+
+
+def check_understood(directory: Path) -> None:
+    """Make sure that one organization's directory holds nothing that a newer GoatDB wrote.
+
+    A server that skipped such files would serve an empty database. Costs one read of the first bytes of each file, and
+    of the whole ``/sys/sessions`` log.
+
+    Raises:
+        NewerFormatError: It does; the message names the file.
+        StorageError: A file cannot be read.
+    """
+    try:
+        _check_settings(directory / SETTINGS_NAME)
+        for path in _files(directory):
+            if path.suffix == _NEWER_SUFFIX or _is_newer_log(path):
+                raise NewerFormatError(
+                    f"{path} is a log of a newer GoatDB; {_SUPPORTED}, whose logs are JSON lines ({LOG_SUFFIX})",
+                    hint=_NEWER_HINT,
+                )
+        _check_sessions(directory / SESSIONS_LOG)
+    except OSError as error:
+        raise StorageError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
+
+
+def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> None:
+    """Make sure that a data directory is the one that the operator means, before anything is created in it.
+
+    An empty directory is accepted: an operator, systemd or a volume has made it for this purpose.
+
+    Args:
+        data: The data directory.
+        orgs: The names of the organizations' directories in it.
+        create: The operator has asked for a new data directory, or a new organization in it.
+
+    Raises:
+        ConfigurationError: It is missing, holds something else, or lacks one of the organizations; or it is the
+            directory of one organization.
+        NewerFormatError: A newer GoatDB has written in it.
+        StorageError: It cannot be read.
+    """
+    if any((data / "sys" / f"{name}{suffix}").is_file() for name in ("sessions", "users") for suffix in _LOG_SUFFIXES):
+        raise ConfigurationError(
+            f"{data} is the directory of one organization, not the data directory that contains it",
+            hint=f"Give the directory above it: --data {data.parent} --org {data.name}",
+        )
+    for org in orgs:
+        if (data / org).is_dir():
+            check_understood(data / org)
+    if create:
+        return
+    if not data.exists():
+        raise ConfigurationError(
+            f"the data directory {data} does not exist",
+            hint="Is the path right, and its volume mounted? To begin with an empty database there, add --create.",
+        )
+    present = _entries(data)
+    for org in orgs:
+        directory = data / org
+        if directory.is_dir() and (not _entries(directory) or is_organization_directory(directory)):
+            continue
+        if directory.exists():
+            raise ConfigurationError(
+                f"{directory} holds no GoatDB data, but other files",
+                hint="Are --data and --org right? To begin with an empty database there, add --create.",
+            )
+        if present:
+            names = ", ".join(path.name for path in organization_directories(data)[:_FEW])
+            held = f"it holds the organizations {names}" if names else "it holds other files"
+            raise ConfigurationError(
+                f"{data} holds no data of organization {org!r}; {held}",
+                hint="Are --data and --org right? To begin with an empty database for it, add --create.",
+            )
+
+
+def refuse_running(data: Path) -> None:
+    """Refuse a data directory that another process has open.
+
+    GoatDB takes no lock, so where there is ``/proc``, this looks at the open files of all processes that it may see. A
+    Goatherd server is recognized by its lock.
+
+    Raises:
+        StorageError: A process holds a file of the directory open.
+    """
+    directory = str(data.resolve()) + os.sep
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        try:
+            opened = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        held = next((target for target in opened if target.startswith(directory)), None)
+        if held is not None:
+            raise StorageError(
+                f"process {process.name} holds {held} open; nothing was changed",
+                hint="Stop the server, and run this again.",
+            )
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+_LOG_SUFFIXES: Final = (LOG_SUFFIX, _NEWER_SUFFIX)
+_FEW: Final = 5
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what a directory holds, without hidden files and what a fresh file system brings."""
+    try:
+        found = sorted(directory.iterdir())
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be read: {error.strerror}") from error
+    return [path for path in found if not path.name.startswith(".") and path.name != "lost+found"]
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Yield the files of an organization, hidden ones and what was set aside left out."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.suffix != DAMAGED_SUFFIX and path.is_file():
+                yield path
+
+
+def _is_newer_log(path: Path) -> bool:
+    """Return whether a file begins like a binary log: a length and ``G`` with a version, or the mark of a shard."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    if head[:4] in _SHARD_MAGIC:
+        return True
+    length = int.from_bytes(head[:4], "big")
+    return len(head) == 6 and head[4:5] == b"G" and head[5] <= 1 and _SMALLEST_RECORD <= length <= _LARGEST_RECORD
+
+
+def _check_settings(path: Path) -> None:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return
+    tree = _object(raw)
+    sessions = [tree.get("currentSession")]
+    for name in ("roots", "trustedSessions"):
+        listed = tree.get(name)
+        sessions += listed if isinstance(listed, list) else []
+    if any(isinstance(one, Mapping) and _is_newer_key(one.get("publicKey")) for one in sessions):
+        raise NewerFormatError(
+            f"{path} holds an Ed25519 key: a newer GoatDB's key; {_SUPPORTED}, whose keys are P-384", hint=_NEWER_HINT
+        )
+
+
+def _check_sessions(path: Path) -> None:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return
+    if _NEWER_KEY.encode() not in raw:
+        return
+    position = 0
+    for line in raw.split(b"\n"):
+        if _NEWER_KEY.encode() in line and _is_newer_session(_object(line)):
+            raise NewerFormatError(
+                f"{path} holds, at byte {position}, a session with an Ed25519 key: a newer GoatDB's key; {_SUPPORTED},"
+                " whose keys are P-384",
+                hint=_NEWER_HINT,
+            )
+        position += len(line) + 1
+
+
+def _is_newer_session(commit: Mapping[str, Any]) -> bool:
+    contents = commit.get("c")
+    record = contents.get("r") if isinstance(contents, Mapping) else None
+    data = record.get("d") if isinstance(record, Mapping) else None
+    key = data.get("publicKey") if isinstance(data, Mapping) else None
+    return isinstance(key, str) and _is_newer_key(_object(key.encode(errors="replace")))
+
+
+def _is_newer_key(jwk: object) -> bool:
+    return isinstance(jwk, Mapping) and jwk.get("kty") == _NEWER_KEY
+
+
+def _object(raw: bytes) -> Mapping[str, Any]:
+    """Return the JSON object in a text; an empty one where there is none."""
+    try:
+        found = parse_json(raw)
+    except DecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,130 @@
+"""A data directory before anything starts on it: files of a newer GoatDB, and paths that the operator did not mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.data_directory import check_data_directory, check_understood, organization_directories
+from goatherd.errors import ConfigurationError, NewerFormatError
+
+# A key pair in GoatDB's next form, from RFC 8037 (appendix A.1).
+PUBLIC = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+# One record as the next GoatDB frames it: its length, then G and the version.
+RECORD = bytes.fromhex("000000b34701c100 0004c00d42777942") + bytes(171)
+
+
+def newer_settings() -> dict[str, Any]:
+    session = {"id": "root", "publicKey": PUBLIC, "owner": "root", "expiration": 4_000_000_000}
+    return {"currentSession": session, "roots": [session], "trustedSessions": []}
+
+
+def newer_session() -> bytes:
+    data = {"id": "someone", "publicKey": json.dumps(PUBLIC), "expiration": 4_000_000_000}
+    return json.dumps({"id": "c1", "k": "someone", "c": {"r": {"s": "sessions/1", "d": data}}}).encode()
+
+
+@pytest.fixture
+def org(tmp_path: Path) -> Path:
+    """The directory of an organization, with an ordinary log."""
+    directory = tmp_path / "data" / "localhost"
+    (directory / "sys").mkdir(parents=True)
+    (directory / "sys" / "sessions.jsonl").write_bytes(b'\n{"id":"c1"}\n')
+    return directory
+
+
+def test_a_directory_of_the_supported_version_is_understood(org: Path) -> None:
+    (org / "sys" / "users.jsonl").write_bytes(b"")
+    (org / "sys" / "users.jsonl.damaged").write_bytes(RECORD)
+    (org / "data").mkdir()
+    (org / "data" / "notes.jsonl").write_bytes(b"\x00\xff damaged in its first line\n")
+    (org / "data" / "notes.cache.json").write_bytes(b"{}")
+    (org / "settings.json").write_text('{"currentSession": {"publicKey": {"kty": "EC"}}')
+    check_understood(org)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data/notes.goat", RECORD),
+        ("data/notes.goat", b""),
+        ("data/notes.jsonl", RECORD),
+        ("data/notes.0", b"TAOG" + bytes(60)),
+        ("data/notes/0.goat", RECORD),
+        ("settings.json", json.dumps(newer_settings()).encode()),
+        ("sys/sessions.jsonl", b'\n{"id":"c1"}\n\n' + newer_session() + b"\n"),
+    ],
+    ids=["binary log", "empty binary log", "binary log by another name", "shard", "below", "key", "session"],
+)
+def test_what_a_newer_goatdb_wrote_is_an_error_that_names_the_file(org: Path, name: str, content: bytes) -> None:
+    path = org / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(content)
+    with pytest.raises(NewerFormatError, match=r"newer GoatDB.* GoatDB 0\.5\.1") as caught:
+        check_understood(org)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_a_text_that_only_mentions_the_newer_key_type_is_no_newer_session(org: Path) -> None:
+    (org / "sys" / "sessions.jsonl").write_bytes(b'\n{"id":"c1","c":{"r":{"d":{"owner":"OKP"}}}}\n\nOKP\n')
+    check_understood(org)
+
+
+def test_an_organization_is_recognized_by_what_is_in_its_directory(org: Path) -> None:
+    data = org.parent
+    (data / "empty").mkdir()
+    (data / "files").mkdir()
+    (data / "files" / "notes.txt").touch()
+    (data / "linked").mkdir()
+    (data / "linked" / "settings.json").symlink_to("/nowhere/settings.json")
+    assert [path.name for path in organization_directories(data)] == ["linked", "localhost"]
+
+
+def test_a_missing_data_directory_is_an_error_unless_it_is_to_be_created(tmp_path: Path) -> None:
+    missing = tmp_path / "dta"
+    with pytest.raises(ConfigurationError, match="does not exist") as caught:
+        check_data_directory(missing, ["localhost"], create=False)
+    assert "--create" in caught.value.hint
+    check_data_directory(missing, ["localhost"], create=True)
+    assert not missing.exists()
+
+
+def test_an_empty_directory_is_a_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".goatherd-agent.lock").touch()
+    check_data_directory(tmp_path, ["localhost"], create=False)
+    (tmp_path / "localhost").mkdir()
+    check_data_directory(tmp_path, ["localhost"], create=False)
+
+
+def test_a_directory_with_the_organization_is_a_data_directory(org: Path) -> None:
+    check_data_directory(org.parent, ["localhost"], create=False)
+
+
+def test_an_organization_that_the_data_directory_lacks_is_an_error_that_names_those_that_it_has(org: Path) -> None:
+    with pytest.raises(ConfigurationError, match="'acme'; it holds the organizations localhost"):
+        check_data_directory(org.parent, ["localhost", "acme"], create=False)
+    check_data_directory(org.parent, ["localhost", "acme"], create=True)
+    (org.parent / "acme").mkdir()
+    check_data_directory(org.parent, ["localhost", "acme"], create=False)
+
+
+def test_a_directory_with_other_files_is_no_data_directory(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigurationError, match="it holds other files"):
+        check_data_directory(tmp_path, ["localhost"], create=False)
+    (tmp_path / "localhost").mkdir()
+    (tmp_path / "localhost" / "index.html").touch()
+    with pytest.raises(ConfigurationError, match="holds no GoatDB data, but other files"):
+        check_data_directory(tmp_path, ["localhost"], create=False)
+
+
+def test_the_directory_of_one_organization_is_told_from_the_one_that_contains_it(org: Path) -> None:
+    for create in (True, False):
+        with pytest.raises(ConfigurationError, match="directory of one organization") as caught:
+            check_data_directory(org, ["localhost"], create=create)
+        assert f"--data {org.parent} --org localhost" in caught.value.hint
