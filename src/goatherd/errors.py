@@ -181,8 +181,13 @@ class GenerationError(IdentityError):
 
 
 class SuccessionError(IdentityError):
-    """No chain of endorsements leads from a root trusted here to the document's current session."""
+    """No chain of endorsements leads from a root trusted here to the document's current session.
 
+    Attributes:
+        is_chain_open: Introductions that were not at hand could still close the chain.
+    """
+
+    is_chain_open = False
     code = "identity.broken_succession"
     hint = "If the change is yours, accept it once with --accept-identity; if not, find out who wrote the secret."
 

@@ -8,6 +8,7 @@
 - `redaction`: what may be shown of it.
 - `succession`: which document may follow which.
 - `transitions`: how a rotation changes the document.
+- `pruning`: which earlier roots may leave the document.
 - `silence`: since when earlier roots have not signed.
 - `settings_text`: GoatDB's ``settings.json``.
 """
@@ -33,6 +34,7 @@ from goatherd.identity.transitions import (
     create,
     finalize,
     prepare,
+    prune,
     retire,
     revoke,
     roll_back,
@@ -66,6 +68,7 @@ __all__ = [
     "from_settings",
     "notes",
     "prepare",
+    "prune",
     "redacted",
     "retire",
     "revoke",

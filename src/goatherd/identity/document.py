@@ -118,7 +118,8 @@ class IdentityDocument:
         rotation: The rotation under way.
         endorsements: Oldest first.
         revoked: Roots not to be believed any more.
-        history: Oldest first, bounded; but for the records of retired roots, one for each at most.
+        history: Oldest first, bounded; but for the records of retired roots, one for each of `roots` at most.
+        pruned: How many earlier roots have left the document; they are kept in ``/sys/sessions``.
         extra: Top-level members that we do not know.
     """
 
@@ -134,6 +135,7 @@ class IdentityDocument:
     endorsements: tuple[Endorsement, ...] = ()
     revoked: tuple[Revocation, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
+    pruned: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     source: _Source | None = field(default=None, repr=False, compare=False)
 
@@ -420,6 +422,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "endorsements": ("endorsements", _read_endorsements),
     "revoked": ("revoked", _read_revoked),
     "history": ("history", _read_history),
+    "prunedRoots": ("pruned", _read_generation),
 }
 
 
@@ -531,7 +534,7 @@ def document_tree(document: IdentityDocument) -> dict[str, Any]:
         value = getattr(document, attribute)
         if name in tree and (value == decoded.get(attribute) or (tree[name] in (None, []) and value in (None, ()))):
             model[name] = tree[name]
-        elif value is not None and value != ():
+        elif value not in (None, ()) and (value or name != "prunedRoots"):
             model[name] = iso(value) if attribute in _TIMES else _encode_member(value, sessions)
     if "generation" not in tree and document.source and not document.generation:
         del model["generation"]

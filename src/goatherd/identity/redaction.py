@@ -79,6 +79,7 @@ def redacted(document: IdentityDocument) -> dict[str, Any]:
         "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
         "revoked": [_redacted_revocation(item) for item in document.revoked],
         "history": [history_json(item) for item in document.history],
+        "prunedRoots": document.pruned,
         "unknownMembers": sorted(document.extra),
     }
 

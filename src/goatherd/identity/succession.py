@@ -1,38 +1,56 @@
 """Who may follow whom: which new document a node that trusts some roots already may take over.
 
 Pure. Rules: verification raises and returns nothing; a root is believed because it is trusted already or because a
-believed, unrevoked root endorsed it, never because a document lists it.
+believed, unrevoked root endorsed or introduced it, never because a document lists it.
+
+Two kinds of links lead from root to root. Endorsements are in the document, for the roots that it lists. Introductions
+are commits of ``/sys/sessions``; by them a node finds its way over roots that have left the document.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from goatherd.errors import GenerationError, MalformedIdentityError, SuccessionError
+from goatherd.errors import (
+    DecodeError,
+    GenerationError,
+    MalformedIdentityError,
+    SuccessionError,
+    VerificationError,
+)
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, encode_document, read_id, read_session
-from goatherd.identity.endorsement import verify_endorsement
+from goatherd.identity.endorsement import Endorsement, verify_endorsement
+from goatherd.identity.introduction import claims_root, session_from_commit, verify_commit_by
 from goatherd.identity.revocation import verify_proof
 from goatherd.identity.session import Session
 from goatherd.identity.text import parse, pretty
 
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
 
-def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) -> None:
-    """Check that whoever trusts `trusted` may trust `document`.
+
+def verify_succession(
+    document: IdentityDocument, trusted: Iterable[Session], introductions: Iterable[Commit] = ()
+) -> None:
+    """Check that a node that trusts `trusted` may trust `document`.
 
     Its current root, and every other root that it lists, must be trusted already (same id and same key), or a chain of
-    endorsements must lead to it from a trusted root that the document does not revoke. A rollback passes, since the
-    earlier root is trusted still. After a revocation one more link counts: from a revoked root that is trusted here, or
-    endorsed by one that is, to the successor that its proof names.
+    endorsements and introductions must lead to it from a trusted root that the document does not revoke. A rollback
+    passes, since the earlier root is trusted still. After a revocation one more link counts: from a revoked root that
+    is trusted here, or reached from one that is, to the successor that its proof names.
 
     Args:
         document: The new document, checked whole.
         trusted: Public halves of the roots trusted so far, without revoked ones.
+        introductions: Session commits, unverified and in any order, from any place. One that does not verify is no
+            link, and no error.
 
     Raises:
-        SuccessionError: No chain leads to the current root or to another listed root, a trusted id has come back with
-            another key, or the current root is revoked.
+        SuccessionError: No chain leads to the current root or to another listed root (`is_chain_open`), a trusted id
+            has come back with another key, or the current root is revoked.
     """
     revoked = document.revoked_ids
     known = {session.id: session for session in trusted}
@@ -41,42 +59,79 @@ def verify_succession(document: IdentityDocument, trusted: Iterable[Session]) ->
     for root in document.roots:
         if root.id in known and known[root.id].public_key != root.public_key:
             raise SuccessionError(f"root {root.id} has come back with another key")
-    believed = _believed(document, known)
+    believed = _believed(document, known, introductions)
     if document.current.id not in believed:
-        raise SuccessionError(
-            f"no chain of endorsements leads from a root trusted here to the current root {document.current.id}"
-        )
+        raise _open_chain(f"the current root {document.current.id}")
     # SECURITY: who can write the secret but does not hold a root's key must not be able to slip in a root of his own
     # beside the real one (tests/unit/identity/test_succession.py).
     strange = [root.id for root in document.roots if root.id not in believed and root.id not in revoked]
     if strange:
-        raise SuccessionError(f"no chain of endorsements leads from a root trusted here to root {strange[0]}")
+        raise _open_chain(f"root {strange[0]}")
 
 
-def _believed(document: IdentityDocument, known: dict[str, Session]) -> set[str]:
-    """Return the roots to believe: no revoked one is among them, though some are passed through."""
+def _open_chain(to: str) -> SuccessionError:
+    error = SuccessionError(f"no chain of endorsements leads from a root trusted here to {to}")
+    error.is_chain_open = True
+    return error
+
+
+def _believed(
+    document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
+) -> frozenset[str]:
+    """Return the roots to believe: no revoked one is among them, though some are reached."""
     revoked = document.revoked_ids
     listed = {root.id: root for root in document.roots}
-    reached = set(known)
-    while True:
-        found: set[str] = set()
-        for endorsement in document.endorsements:
-            if endorsement.by in reached - revoked and endorsement.of not in reached:
-                by = known.get(endorsement.by) or listed[endorsement.by]
-                verify_endorsement(endorsement, by=by, of=listed[endorsement.of])
-                found.add(endorsement.of)
-        for revocation in document.revoked:
-            heir = revocation.successor
-            if heir is not None and revocation.id in reached and heir not in reached:
-                # SECURITY: a document that came out of the store, and a proof by the revoked key itself. Whoever can
-                # write the store but has no root's key lacks the one, whoever has stolen a key lacks the other
-                # (tests/unit/identity/test_revocation.py).
-                by = known.get(revocation.id) or listed[revocation.id]
-                verify_proof(revocation, revoked=by, successor=listed[heir])
-                found.add(heir)
-        if not found:
-            return reached - revoked
-        reached |= found
+    endorsed: dict[str, list[Endorsement]] = {}
+    for endorsement in document.endorsements:
+        endorsed.setdefault(endorsement.by, []).append(endorsement)
+    introduced: dict[str, list[Commit]] = {}
+    for commit in introductions:
+        if claims_root(commit):
+            introduced.setdefault(commit.session, []).append(commit)
+    proofs = {one.id: one for one in document.revoked if one.successor is not None}
+    reached = dict(known)
+    todo = list(known)
+    while todo:
+        by = reached[todo.pop()]
+        found: list[Session] = []
+        if by.id in revoked:
+            # SECURITY: past a revoked root leads only the proof, never what it has endorsed or introduced. A document
+            # that came out of the store, and a proof by the revoked key itself: whoever can write the store but has no
+            # root's key lacks the one, whoever has stolen a key lacks the other
+            # (tests/unit/identity/test_revocation.py).
+            if (proof := proofs.get(by.id)) is not None and proof.successor not in reached:
+                heir = listed[proof.successor or ""]
+                verify_proof(proof, revoked=by, successor=heir)
+                found.append(heir)
+        else:
+            for endorsement in endorsed.get(by.id, ()):
+                if endorsement.of not in reached:
+                    verify_endorsement(endorsement, by=by, of=listed[endorsement.of])
+                    found.append(listed[endorsement.of])
+            found += [
+                session
+                for commit in introduced.get(by.id, ())
+                if commit.key not in reached
+                and (session := _introduced(commit, by)) is not None
+                # What the document says of a root must be what was introduced, down to the expiration.
+                and listed.get(session.id, session) == session
+            ]
+        for session in found:
+            if session.id not in reached:
+                reached[session.id] = session
+                todo.append(session.id)
+    return frozenset(reached) - revoked
+
+
+def _introduced(commit: Commit, by: Session) -> Session | None:
+    """Return the root that a session commit introduces, or None where `by` did not sign it or it is something else."""
+    try:
+        session = session_from_commit(commit)
+        verify_commit_by(by, commit)
+        session.public_key.check()
+    except (DecodeError, VerificationError):
+        return None
+    return session if session.is_root else None
 
 
 def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
@@ -92,8 +147,15 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> No
         raise GenerationError(f"generation {new.generation} was seen with other contents")
 
 
-def verify_successor(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+def verify_successor(
+    new: IdentityDocument, seen: IdentityDocument | Seen, introductions: Iterable[Commit] = ()
+) -> None:
     """Check that a node which uses `seen` may go on to `new`: generation, succession, and no revocation forgotten.
+
+    Args:
+        new: The new document, checked whole.
+        seen: What the node uses, or has used last.
+        introductions: As for `verify_succession`.
 
     Raises:
         GenerationError: As `check_generation`.
@@ -103,7 +165,7 @@ def verify_successor(new: IdentityDocument, seen: IdentityDocument | Seen) -> No
     forgotten = sorted(seen.revoked_ids - new.revoked_ids)
     if forgotten:
         raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
-    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids])
+    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], introductions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ a step that does not follow from the recorded phase raises `IllegalStepError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from goatherd.errors import IllegalStepError
 from goatherd.identity.document import (
@@ -17,15 +17,18 @@ from goatherd.identity.document import (
     IdentityDocument,
     Phase,
     RotationRecord,
+    history_json,
     settled,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
 from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.pruning import may_leave
 from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.text import pretty
 
-MAX_ENDORSEMENTS = 8
 MAX_HISTORY = 16
+MAX_HISTORY_BYTES: Final = 2048
 _MAX_REASON = 200
 _RETIRED = "retired"
 
@@ -91,14 +94,13 @@ def prepare(
         phase_at=now_ms,
         stable_version=stable_version,
     )
-    endorsements = (*document.endorsements, endorse(document.current, successor.session, now_ms))
     return _changed(
         document,
         now_ms,
         next=successor,
         roots=(*document.roots, successor.session),
         rotation=record,
-        endorsements=endorsements[-MAX_ENDORSEMENTS:],
+        endorsements=(*document.endorsements, endorse(document.current, successor.session, now_ms)),
     )
 
 
@@ -228,6 +230,29 @@ def retire(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
     return _changed(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
 
 
+def prune(document: IdentityDocument, session_ids: Collection[str], now_ms: int) -> IdentityDocument:
+    """Take earlier roots out of the document, with their endorsements and the records that they are retired.
+
+    Nodes go on trusting them by their introductions in ``/sys/sessions``; that every node holds these is for the caller
+    to have seen.
+
+    Raises:
+        IllegalStepError: A rotation is in progress, or one of them is not an earlier root that may leave (`may_leave`).
+    """
+    if document.rotation is not None:
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root leaves now")
+    staying = sorted(set(session_ids) - may_leave(document))
+    if staying or not session_ids:
+        raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not an earlier root that may leave the document")
+    return _changed(
+        document,
+        now_ms,
+        roots=tuple(root for root in document.roots if root.id not in session_ids),
+        endorsements=tuple(one for one in document.endorsements if not {one.by, one.of} & set(session_ids)),
+        pruned=document.pruned + len(session_ids),
+    )
+
+
 def revoke(
     document: IdentityDocument,
     session_id: str,
@@ -355,7 +380,7 @@ def _vouched_anew(
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
     known = {item.of for item in kept if item.by == current.id}
     others = [root for root in roots if root.id not in revoked_ids | known | {current.id}]
-    return tuple([*kept, *(endorse(current, root, now_ms) for root in others)][-MAX_ENDORSEMENTS:])
+    return (*kept, *(endorse(current, root, now_ms) for root in others))
 
 
 def _rotation(document: IdentityDocument, step: str, *phases: Phase) -> RotationRecord:
@@ -383,21 +408,29 @@ def _ended(
 def _changed(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
-    history = document.history if entry is None else _trimmed((*document.history, entry))
-    return settled(
-        replace(document, generation=document.generation + 1, last_updated=now_ms, history=history, **changes)
-    )
+    history = document.history if entry is None else (*document.history, entry)
+    changed = replace(document, generation=document.generation + 1, last_updated=now_ms, **changes)
+    roots = frozenset(root.id for root in changed.roots)
+    return settled(replace(changed, history=_trimmed(history, roots)))
 
 
 def _shortened(reason: str) -> str:
     return reason if len(reason) <= _MAX_REASON else f"{reason[: _MAX_REASON - 3]}..."
 
 
-def _trimmed(history: tuple[HistoryEntry, ...]) -> tuple[HistoryEntry, ...]:
-    """Return the latest entries, and every record of a root whose private key is gone, however old it is.
+def _trimmed(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> tuple[HistoryEntry, ...]:
+    """Return the latest entries, within both bounds, and the records that roots of the document are retired.
 
-    One that was forgotten would be looked for again, for ever; and many at once must not crowd out what came of the
-    last rotation.
+    Such a record stays as long as its root: the key would be looked for again without it. Many of them must not crowd
+    out what came of the last rotation.
     """
-    kept = {id(entry) for entry in [one for one in history if one.event != _RETIRED][-MAX_HISTORY:]}
-    return tuple(entry for entry in history if entry.event == _RETIRED or id(entry) in kept)
+    kept: set[int] = set()
+    size = 0
+    for entry in reversed([one for one in history if one.event != _RETIRED]):
+        size += len(pretty(history_json(entry)))
+        if kept and (size > MAX_HISTORY_BYTES or len(kept) == MAX_HISTORY):
+            break
+        kept.add(id(entry))
+    return tuple(
+        entry for entry in history if id(entry) in kept or (entry.event == _RETIRED and entry.from_id in roots)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -19,13 +20,17 @@ from goatherd.identity import (
     encode_document,
     finalize,
     prepare,
+    prune,
     retire,
     revoke,
     roll_back,
     verified,
     with_phase,
 )
-from goatherd.identity.transitions import MAX_ENDORSEMENTS, MAX_HISTORY
+from goatherd.identity.document import history_json
+from goatherd.identity.pruning import FULL_BYTES, is_full, leaving, may_leave
+from goatherd.identity.text import pretty
+from goatherd.identity.transitions import MAX_HISTORY, MAX_HISTORY_BYTES
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 
@@ -186,19 +191,36 @@ def test_a_revocation_that_makes_no_sense_is_refused(session_id: str, successor:
         revoke(published(), session_id, LATER, reason="x", successor=successor)
 
 
-def test_endorsements_and_history_stay_bounded_over_many_rotations() -> None:
+def test_history_stays_bounded_over_many_rotations() -> None:
     document = first()
     for number in range(MAX_HISTORY + 2):
-        document = rotated(document, f"r{number}")
-    assert len(document.endorsements) == MAX_ENDORSEMENTS
-    assert len(document.history) == MAX_HISTORY
-    assert len(document.roots) == MAX_HISTORY + 3
+        document = prune_all(rotated(document, f"r{number}"))
+    assert 8 <= len(document.history) <= MAX_HISTORY
+    assert sum(len(pretty(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
     assert document.history[-1].to_id == document.current.id
 
 
-def test_that_a_key_is_gone_is_never_forgotten_and_crowds_out_nothing() -> None:
+def test_long_reasons_do_not_make_the_history_long() -> None:
     document = first()
-    for number in range(MAX_HISTORY + 2):
+    for number in range(MAX_HISTORY):
+        document = cancel(prepared(document, f"r{number}"), NOW, reason="\N{GOAT}" * 200)
+    assert sum(len(pretty(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+    assert document.history
+
+
+def test_an_endorsement_stays_as_long_as_its_roots() -> None:
+    document = first()
+    for number in range(12):
+        document = cancel(published(document, f"r{number}"), NOW, reason="x")
+    assert len(document.endorsements) == 12
+    document = prune(document, [document.roots[1].id], LATER)
+    assert len(document.endorsements) == 11
+    assert len(document.roots) == 12
+
+
+def test_that_a_key_is_gone_is_on_record_as_long_as_its_root_and_crowds_out_nothing() -> None:
+    document = first()
+    for number in range(6):
         document = rotated(document, f"r{number}")
     before = document.history
     earlier = [root.id for root in document.roots if root.id != document.current.id]
@@ -206,13 +228,83 @@ def test_that_a_key_is_gone_is_never_forgotten_and_crowds_out_nothing() -> None:
         document = retire(document, root_id, LATER + number)
     assert document.retired_ids == set(earlier)
     assert [entry for entry in document.history if entry.event != "retired"] == list(before)
-    for number in range(MAX_HISTORY + 2):
-        document = rotated(document, f"s{number}")
-    assert document.retired_ids == set(earlier)
-    assert len(document.history) == MAX_HISTORY + len(earlier)
+    document = prune(document, earlier[:2], LATER)
+    assert document.retired_ids == set(earlier[2:])
+    assert document.pruned == 2
+    assert decode_document(encode_document(document)).pruned == 2
 
 
 def test_a_reason_that_is_too_long_is_seen_to_be_cut() -> None:
     document = prepared()
     for reason, kept in (("x" * 200, "x" * 200), ("x" * 201, "x" * 197 + "...")):
         assert cancel(document, NOW, reason=reason).history[-1].reason == kept
+
+
+def prune_all(document: IdentityDocument) -> IdentityDocument:
+    """Take out every root that may leave, as if its time were over."""
+    return prune(document, ids, LATER) if (ids := may_leave(document)) else document
+
+
+def test_neither_the_current_root_nor_the_one_before_it_nor_a_revoked_one_leaves_the_document() -> None:
+    document = rotated(rotated(rotated(), "c"), "d")
+    a, b, c, d = (root.id for root in document.roots)
+    assert may_leave(document) == {a, b}
+    document = revoke(document, b, LATER, reason="stolen", proving=B)
+    assert may_leave(document) == {a}
+    for stays in (b, c, d, "stranger"):
+        with pytest.raises(IllegalStepError, match="may leave"):
+            prune(document, [a, stays], LATER)
+    with pytest.raises(IllegalStepError, match="no root"):
+        prune(document, [], LATER)
+
+
+def test_no_root_leaves_during_a_rotation() -> None:
+    document = prepared(rotated(rotated(), "c"), "d")
+    with pytest.raises(IllegalStepError, match="no root leaves now"):
+        prune(document, [A.id], LATER)
+
+
+def test_a_revocation_proof_keeps_the_successor_that_it_names() -> None:
+    document = revoke(rotated(), B.id, LATER, reason="stolen", successor=C)
+    document = rotated(rotated(document, "d"), "e")
+    assert document.root(C.id) is not None
+    assert C.id not in may_leave(document)
+    assert A.id in may_leave(document)
+
+
+def test_roots_leave_once_they_cannot_be_restored_any_more() -> None:
+    grace = timedelta(days=30)
+    document = rotated(rotated(rotated(), "c"), "d")
+    a, b, _, _ = (root.id for root in document.roots)
+    assert leaving(document, NOW, grace) == ()
+    assert leaving(document, NOW + 30 * DAY, grace) == (a, b)
+    document = rotated(document, "e")
+    assert leaving(document, NOW, grace) == (a,), "a cap holds where rotations follow one another fast"
+
+
+def test_a_root_whose_rotation_was_cancelled_leaves_at_once_and_one_that_has_signed_does_not() -> None:
+    document = cancel(published(), NOW, reason="x")
+    assert leaving(document, NOW, timedelta(days=30)) == (B.id,)
+    rolled_back = roll_back(activated(), first(), NOW, reason="x")
+    again = cancel(published(rolled_back, "c"), NOW, reason="x")
+    assert leaving(again, NOW, timedelta(days=30)) == (C.id,)
+
+
+def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_below_the_limit_of_every_store() -> None:
+    document, number = first(), 0
+    while not is_full(document):
+        steps = {
+            "started_by": "\N{GOAT}" * 200,
+            "stable_version": "v" * 100,
+            "rotation_id": f"rotation-{number}".ljust(24, "x"),
+        }
+        before = document
+        document = prepare(document, owned(f"r{number}"), now_ms=NOW, **steps)
+        assert len(encode_document(document)) <= FULL_BYTES
+        worst = with_phase(document, Phase.PUBLISHED, NOW)
+        document = finalize(verified(activate(worst, NOW), NOW), NOW)
+        number += 1
+    assert before is not document
+    assert number >= 8
+    revoked = revoke(worst, worst.current.id, LATER, reason="\N{GOAT}" * 200, successor=C)
+    assert len(encode_document(revoked)) < 25_000
