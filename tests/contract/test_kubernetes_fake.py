@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import (
     ConflictError,

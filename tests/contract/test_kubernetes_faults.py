@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, UnavailableError
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.errors import ConflictError
 from goatherd.providers.base import VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider

@@ -33,6 +33,8 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession

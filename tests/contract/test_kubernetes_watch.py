@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.errors import ProviderAccessDeniedError, ThrottledError, UnavailableError
 from goatherd.providers.base import WatchableSecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider

@@ -42,6 +42,8 @@ from goatherd.errors import (
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
+    from goatherd.providers.kubernetes.access import Access
+
 LINGER: Final = timedelta(seconds=30)
 """How long a node that DNS once named counts as one after it was named last."""
 SCHEMES: Final = ("dns", "k8s-service")
@@ -294,6 +296,7 @@ class ServiceEndpoints:
     ) -> None:
         self._cluster, self._namespace, self._name, self._port = cluster, namespace, name, port
         self._scheme, self._server_name, self._timeout = scheme, server_name, timeout
+        self._access: Access | None = None
 
     async def find(self) -> Sequence[Place]:
         from goatherd.providers.kubernetes.access import load_access
@@ -304,8 +307,10 @@ class ServiceEndpoints:
         where = f"k8s-service://{self._namespace}/{self._name}"
         address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
         try:
-            access = await asyncio.to_thread(load_access, address)
-            client = KubernetesClient(access, timeout=self._timeout.total_seconds(), clock=SystemClock())
+            # Kept, because a credential plugin would else run for each look.
+            if self._access is None:
+                self._access = await asyncio.to_thread(load_access, address)
+            client = KubernetesClient(self._access, timeout=self._timeout.total_seconds(), clock=SystemClock())
             client.open()
             try:
                 slices = await client.endpoint_slices(self._namespace, self._name)

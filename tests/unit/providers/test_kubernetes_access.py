@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import json
 import os
 import ssl
+import sys
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
+
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, ProviderConfigurationError
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
@@ -26,6 +28,7 @@ from goatherd.providers.kubernetes.access import load_access
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 SECRET_TOKEN = "S3CRET-token"
+PLUGIN = {"command": "aws", "apiVersion": "client.authentication.k8s.io/v1"}
 
 
 class HandClock:
@@ -101,25 +104,31 @@ def written(path: Path, config: object, *, as_json: bool = False) -> KubernetesA
 # --- where it is ------------------------------------------------------------------------------------------------------
 
 
-def test_a_kubeconfig_is_yaml_and_names_its_context(tmp_path: Path):
+async def test_a_kubeconfig_is_yaml_and_names_its_context(tmp_path: Path):
     address = written(tmp_path, config_of())
     access = load_access(address, {})
     assert access.server == "https://prod.test:6443"
-    assert access.token(HandClock()) == SECRET_TOKEN
-    assert SECRET_TOKEN not in repr(access)
+    credential = await access.credential(HandClock())
+    assert credential.token == SECRET_TOKEN
+    assert SECRET_TOKEN not in repr(access) + repr(credential)
     other = KubernetesAddress(kubeconfig=address.kubeconfig, context="test")
     assert load_access(other, {}).server == "https://test.test"
 
 
-def test_a_kubeconfig_in_json_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def missing(name: str) -> object:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    assert load_access(written(tmp_path, config_of(), as_json=True), {}).server == "https://prod.test:6443"
-    with pytest.raises(MissingExtraError) as caught:
-        load_access(written(tmp_path, config_of()), {})
+def test_a_kubeconfig_without_the_library_is_answered_with_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    address = written(tmp_path, config_of())
+    monkeypatch.setitem(sys.modules, "kubernetes_asyncio.config.kube_config", None)
+    with pytest.raises(MissingExtraError, match="kubernetes_asyncio is not installed") as caught:
+        load_access(address, {})
     assert caught.value.hint == "Install it: pip install 'goatherd[kubernetes]'"
+
+
+def test_a_pod_needs_no_library(pod: tuple[dict[str, str], Path], monkeypatch: pytest.MonkeyPatch):
+    environment, account = pod
+    monkeypatch.setitem(sys.modules, "kubernetes_asyncio.config.kube_config", None)
+    assert load_access(KubernetesAddress(), environment, service_account=str(account)).server == "https://10.0.0.1:443"
 
 
 @pytest.fixture
@@ -168,27 +177,53 @@ def test_no_cluster_at_all_is_said_to_be_so(tmp_path: Path):
     assert "kubeconfig=" in caught.value.hint
 
 
-def test_several_files_in_the_variable_are_refused_and_not_merged(tmp_path: Path):
-    with pytest.raises(ConfigurationError, match="names 2 files") as caught:
-        load_access(KubernetesAddress(), {"KUBECONFIG": f"/a{os.pathsep}/b"})
-    assert "flatten" in caught.value.hint
+async def test_several_files_in_the_variable_are_merged_and_the_first_wins(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    (second / "token").write_text("beside-the-second")
+    here = {"current-context": "prod", "contexts": config_of()["contexts"], "users": [], "clusters": []}
+    there = config_of(user={"tokenFile": "token"})
+    there["current-context"] = "test"
+    there["contexts"] = [{"name": "prod", "context": {"cluster": "d", "user": "u"}}]
+    paths = [
+        written(first, here).kubeconfig or "",
+        str(tmp_path / "not-there"),
+        written(second, there).kubeconfig or "",
+    ]
+    access = load_access(KubernetesAddress(), {"KUBECONFIG": os.pathsep.join(paths)})
+    assert access.server == "https://prod.test:6443", "the first file says which context, and what it is"
+    assert (await access.credential(HandClock())).token == "beside-the-second", "a path is relative to its own file"
+    swapped = load_access(KubernetesAddress(), {"KUBECONFIG": os.pathsep.join(paths[::-1])})
+    assert swapped.server == "https://test.test"
+
+
+def test_one_damaged_file_among_several_is_an_error(tmp_path: Path):
+    good = written(tmp_path, config_of()).kubeconfig or ""
+    (tmp_path / "bad").write_text("users: 5\ntoken: " + SECRET_TOKEN)
+    with pytest.raises(ConfigurationError, match="no kubeconfig") as caught:
+        load_access(KubernetesAddress(), {"KUBECONFIG": f"{good}{os.pathsep}{tmp_path / 'bad'}"})
+    assert SECRET_TOKEN not in str(caught.value)
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_accounts_token_is_read_again_every_minute_and_when_it_was_refused(pod: tuple[dict[str, str], Path]):
+async def test_a_service_accounts_token_is_read_again_every_minute_and_when_it_was_refused(
+    pod: tuple[dict[str, str], Path],
+):
     environment, account = pod
     clock = HandClock()
     access = load_access(KubernetesAddress(), environment, service_account=str(account))
-    assert access.token(clock) == "first-token"
+    first = await access.credential(clock)
+    assert first.token == "first-token"
     (account / "token").write_text("second-token")
     clock.now += 59
-    assert access.token(clock) == "first-token"
-    assert access.token(clock, again=True) == "second-token"
+    assert await access.credential(clock) == first
+    assert (await access.credential(clock, rejected=first)).token == "second-token"
     (account / "token").write_text("third-token")
     clock.now += 60
-    assert access.token(clock) == "third-token"
+    assert (await access.credential(clock)).token == "third-token"
 
 
 async def test_a_token_that_was_replaced_is_used_after_one_refusal(tmp_path: Path):
@@ -263,7 +298,7 @@ def test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk(tmp_path: Path, 
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", seen)
     access = load_access(address, {})
-    assert access.token(HandClock()) is None
+    assert access.verify is not None
     assert len(loaded) == 2
     assert all(path.startswith("/memfd:") for path in loaded)
     left = [entry.resolve().name for entry in Path("/proc/self/fd").iterdir()]
@@ -283,7 +318,12 @@ def test_client_certificates_may_be_files_beside_the_kubeconfig(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("cluster", "user", "told"),
     [
-        ({}, {"exec": {"command": "aws"}}, "exec, which is not supported"),
+        ({}, {"exec": "aws"}, "exec must be a mapping"),
+        ({}, {"exec": {"command": "aws"}}, "exec must have the apiVersion client.authentication.k8s.io/v1 or"),
+        ({}, {"exec": {"command": "a", "apiVersion": "client.authentication.k8s.io/v1alpha1"}}, "have the apiVersion"),
+        ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1"}}, "exec names no command"),
+        ({}, {"exec": {**PLUGIN, "args": "x"}}, "exec.args must be a list"),
+        ({}, {"exec": {**PLUGIN, "env": [{"name": "X", "value": 1}]}}, "exec.env must be a list"),
         ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider, which is not supported"),
         ({}, {"username": "u", "password": SECRET_TOKEN}, "username, which is not supported"),
         ({}, {"token": "t", "as": "root"}, "as, which is not supported"),

@@ -1,8 +1,8 @@
 """Kubernetes Secrets, through the API server or from a mounted volume.
 
 `provider` is the algebra over one Secret object, `record` its content, `api` the HTTP, `access` how the API server is
-reached and as whom, `address` the URI, `volume` the read-only provider over a mounted Secret, `policy` the text of the
-RBAC Roles.
+reached (from `kubeconfig`, with `tls`) and as whom (`credentials`), `address` the URI, `volume` the read-only provider
+over a mounted Secret, `policy` the text of the RBAC Roles.
 """
 
 from goatherd.providers.kubernetes.access import Access

@@ -1,8 +1,8 @@
 """A thin client of the Kubernetes API: Secrets, one at a time, and a Service's endpoints; as much as Goatherd needs.
 
-What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request again with a
-token read again once the server has refused one) and knows no versions or labels. Rules: an answer is believed only
-when it is the Secret that was asked for; a damaged one is `UnavailableError`, never an absence; an absence is a
+What it is: requests, and what their answers mean. What it is not: it retries nothing (but sends a request once more
+with a renewed credential when the server has rejected one) and knows no versions or labels. Rules: an answer is used
+only when it is the Secret that was asked for; a damaged one is `UnavailableError`, never an absence; an absence is a
 ``Status`` of the API server's that names this Secret, never a bare 404 of something in between.
 
 Follows https://kubernetes.io/docs/reference/kubernetes-api/config-and-storage-resources/secret-v1/ and
@@ -32,6 +32,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.kubernetes.access import Access
+from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.kubernetes.problem import KubernetesProblem
 
 Result = TypeVar("Result")
@@ -100,10 +101,14 @@ class KubernetesClient:
         self._clock = clock
         self._transport = transport
         self._http: httpx2.AsyncClient | None = None
+        self._certificate = 0
 
     def open(self) -> None:
         """Make the connection pool. Nothing is sent yet."""
-        self._http = httpx2.AsyncClient(
+        self._http = self._make_pool()
+
+    def _make_pool(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
             verify=True if self._access.verify is None else self._access.verify,
             timeout=self._timeout,
             follow_redirects=False,
@@ -112,7 +117,8 @@ class KubernetesClient:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and stop waiting for a credential plugin."""
+        await self._access.close()
         http, self._http = self._http, None
         if http is not None:
             await http.aclose()
@@ -238,17 +244,20 @@ class KubernetesClient:
         if resource_version is not None:
             params["resourceVersion"] = resource_version
         path = _path(namespace)
-        for again in (False, True):
-            async with self._stream("GET", path, params=params, again=again, read=seconds + _OVERDUE) as response:
+        credential = await self._access.credential(self._clock)
+        for is_last in (False, True):
+            stream = self._stream("GET", path, credential, params=params, read=seconds + _OVERDUE)
+            async with stream as response:
                 if response.status_code == 200:
                     yield self._events(response, namespace, name)
                     return
                 raw = await self._read(response)
             if response.status_code == 410:
                 raise GoneError
-            if response.status_code != 401 or again:
+            if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 self._judged("watch", path, response, raw)
                 raise _damaged(f"HTTP {response.status_code} to a watch")
+            credential = await self._access.credential(self._clock, rejected=credential)
 
     async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[Event]:
         line = bytearray()
@@ -292,11 +301,13 @@ class KubernetesClient:
     ) -> tuple[int, Mapping[str, Any]]:
         """Send a request; return its status (200 to 202, 404 or 409) and the JSON object in the answer."""
         content = None if body is None else json.dumps(body).encode()
-        for again in (False, True):
-            async with self._stream(method, path, content=content, again=again) as response:
+        credential = await self._access.credential(self._clock)
+        for is_last in (False, True):
+            async with self._stream(method, path, credential, content=content) as response:
                 raw = await self._read(response)
-            if response.status_code != 401 or self._access.token_file is None:
+            if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 break
+            credential = await self._access.credential(self._clock, rejected=credential)
         return self._judged(method, path, response, raw)
 
     @asynccontextmanager
@@ -304,19 +315,23 @@ class KubernetesClient:
         self,
         method: str,
         path: str,
+        credential: Credential,
         *,
         params: Mapping[str, str] | None = None,
         content: bytes | None = None,
-        again: bool,
         read: float | None = None,
     ) -> AsyncIterator[httpx2.Response]:
         http = self._http
         if http is None:
             raise KubernetesProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
-        token = await asyncio.to_thread(self._access.token, self._clock, again=again)
+        if credential.certificate != self._certificate:
+            # A connection shows the certificate that it was made with, for as long as it lasts.
+            self._certificate, self._http = credential.certificate, self._make_pool()
+            await http.aclose()
+            http = self._http
         headers = {"Content-Type": "application/json"} if content is not None else {}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+        if credential.token is not None:
+            headers["Authorization"] = f"Bearer {credential.token}"
         name = self._access.tls_server_name
         request = http.build_request(
             method,

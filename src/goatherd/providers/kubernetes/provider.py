@@ -79,8 +79,8 @@ class KubernetesSecretProvider(SecretProvider):
 
     Address: ``k8s://namespace/name``: one Secret of type Opaque holds all versions of a secret. Options in the query:
         ``kubeconfig`` (a file) and ``context`` (one of its contexts). ``{org}`` may stand in the name or the namespace.
-    Credentials: the file in `KUBECONFIG`; a pod's service account, whose token is read again every minute; or
-        ``~/.kube/config``, with a token, a token file or a client certificate. No exec plugins.
+    Credentials: the files in `KUBECONFIG`, merged; a pod's service account, whose token is read again every minute; or
+        ``~/.kube/config``, with a token, a token file, a client certificate or a credential plugin (exec).
     Permissions: ``goatherd policy k8s --role server`` (or rotator, admin) prints a Role.
     Guarantees: compare-and-swap, strong reads, and changes are told by a watch. A Secret takes 1 MiB: the oldest
         unlabelled versions make room for new ones, and at least eight are kept.
@@ -167,6 +167,8 @@ class KubernetesSecretProvider(SecretProvider):
                         return
         except KubernetesProblem as found:
             problem = found
+        except ConfigurationError as error:  # such as a token file that cannot be read
+            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
         if problem is not None:
             raise problem.of(call)
 
@@ -356,7 +358,7 @@ class KubernetesSecretProvider(SecretProvider):
             return await work(self._opened(call))
         except KubernetesProblem as found:
             problem = found
-        except ConfigurationError as error:  # a token file that is gone
+        except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
         # Outside of the handler: nothing of the request shall hang on the error.
         raise problem.of(call)

@@ -1,0 +1,323 @@
+"""Whom the API server takes us for: a fixed token, a token in a file, or what a credential plugin prints.
+
+What it is: sources of a bearer token or a client certificate, each of which renews itself. What it is not: the reading
+of a kubeconfig (`kubeconfig`) or HTTP (`api`). Rules: no repr, error, log or file of ours has a token or a private key;
+a plugin runs once at a time, however many requests wait for it; it outlives the request that started it, but not the
+client.
+
+Follows https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins and
+https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Protocol
+
+from goatherd.clock import Clock
+from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
+from goatherd.providers.kubernetes.problem import KubernetesProblem
+
+PLUGIN_TIMEOUT: Final = timedelta(seconds=60)
+"""How long a credential plugin may take; those of the large clouds take one to three seconds."""
+
+_READ_AGAIN: Final = 60.0
+"""Seconds; as client-go does. The kubelet replaces a token long before it expires."""
+_EARLY: Final = 0.1
+_EARLY_MS: Final = 60_000
+_QUOTED: Final = 300
+_TOKEN_LIKE = re.compile(r"[A-Za-z0-9+/_.=-]{40,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """What a request shows to the API server.
+
+    Attributes:
+        token: The bearer token; None where a client certificate or nothing says who asks.
+        generation: Counts how often the credential was renewed.
+        certificate: Counts how often the client certificate was replaced: connections with an older one are of no use.
+    """
+
+    token: str | None = field(repr=False)
+    generation: int = 0
+    certificate: int = 0
+
+
+class Credentials(Protocol):
+    """A source of credentials.
+
+    Attributes:
+        can_renew: Whether asking again can give another credential than the one that was rejected.
+    """
+
+    @property
+    def can_renew(self) -> bool: ...
+
+    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+        """Return the credential to use now.
+
+        Args:
+            clock: Says what has expired.
+            rejected: The one that the server has just answered with 401: it is not returned again unless the source has
+                no other.
+
+        Raises:
+            ConfigurationError: A token file cannot be read.
+            KubernetesProblem: A plugin failed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop waiting for a plugin that runs."""
+        ...
+
+
+class FixedToken:
+    """A token that stands in the configuration, or none."""
+
+    can_renew = False
+
+    def __init__(self, token: str | None) -> None:
+        self._credential = Credential(token=token)
+
+    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:  # noqa: ARG002
+        return self._credential
+
+    async def close(self) -> None:
+        return
+
+
+class TokenFile:
+    """A token in a file that another process replaces, such as the kubelet."""
+
+    can_renew = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._credential: Credential | None = None
+        self._read_at = 0.0
+
+    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+        now, known = clock.monotonic(), self._credential
+        if known is not None and known != rejected and now - self._read_at < _READ_AGAIN:
+            return known
+        token = await asyncio.to_thread(_read_token, self._path)
+        generation = 1 if known is None else known.generation + (token != known.token)
+        self._credential, self._read_at = Credential(token=token, generation=generation), now
+        return self._credential
+
+    async def close(self) -> None:
+        return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSettings:
+    """The member ``exec`` of a kubeconfig's user, checked.
+
+    Attributes:
+        arguments: The program, and what it is called with.
+        environment: Its variables.
+        api_version: What it has to answer in.
+        install_hint: What to do where it is missing; may be empty.
+        source: Where it stands, for messages.
+    """
+
+    arguments: Sequence[str] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+    api_version: str
+    install_hint: str = ""
+    source: str
+
+    @property
+    def command(self) -> str:
+        return self.arguments[0]
+
+
+class CredentialPlugin:
+    """A program that prints an ``ExecCredential``: ``aws eks get-token``, ``gke-gcloud-auth-plugin``, ``kubelogin``.
+
+    Args:
+        settings: Which.
+        use_certificate: Called with a client certificate and its key, as PEM, when the plugin gives them.
+    """
+
+    can_renew = True
+
+    def __init__(self, settings: PluginSettings, use_certificate: Callable[[bytes, bytes], None]) -> None:
+        self._settings = settings
+        self._use_certificate = use_certificate
+        self._credential: Credential | None = None
+        self._pair: tuple[bytes, bytes] | None = None
+        self._renew_at_ms: int | None = None
+        self._running: asyncio.Task[Credential] | None = None
+
+    async def current(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+        known = self._credential
+        is_due = self._renew_at_ms is not None and clock.now_ms() >= self._renew_at_ms
+        if known is not None and not is_due and (rejected is None or known.generation != rejected.generation):
+            return known
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._renew(clock))
+            self._running.add_done_callback(_retrieve)
+        # A request that gives up waits no longer; the plugin goes on, and the next request gets what it prints.
+        return await asyncio.shield(self._running)
+
+    async def close(self) -> None:
+        running, self._running = self._running, None
+        if running is not None and not running.done():
+            running.cancel()
+            await asyncio.wait({running})
+
+    async def _renew(self, clock: Clock) -> Credential:
+        status = await run_plugin(self._settings)
+        token, pair, expires_ms = self._checked(status)
+        known = self._credential or Credential(token=None)
+        renewed = replace(known, token=token, generation=known.generation + 1)
+        if pair is not None and pair != self._pair:
+            try:
+                self._use_certificate(*pair)
+            except ConfigurationError as error:
+                raise self._wrong("a client certificate or key that cannot be used") from error
+            self._pair = pair
+            renewed = replace(renewed, certificate=known.certificate + 1)
+        now = clock.now_ms()
+        # A little early, so that it does not expire on the way; without a date it holds until it is rejected.
+        early = 0 if expires_ms is None else min(_EARLY_MS, max(0, round((expires_ms - now) * _EARLY)))
+        self._renew_at_ms = None if expires_ms is None else expires_ms - early
+        self._credential = renewed
+        return renewed
+
+    def _checked(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
+        """Return token, certificate with key, and expiry of what the plugin printed."""
+        if not isinstance(status, Mapping):
+            raise self._wrong("a status that is no object")
+        for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
+            if status.get(name) is not None and not isinstance(status[name], str):
+                raise self._wrong(f"{name}, which is not a string")
+        token, cert, key = status.get("token"), status.get("clientCertificateData"), status.get("clientKeyData")
+        # SECURITY: a line break would end the header and begin another
+        # (tests/unit/providers/test_kubernetes_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
+        if token and not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise self._wrong("a token that cannot stand in a header")
+        if bool(cert) != bool(key):
+            raise self._wrong("half a client certificate: it needs a certificate and a key")
+        if not token and not cert:
+            raise self._wrong("neither a token nor a client certificate")
+        expires_ms = None
+        if status.get("expirationTimestamp"):
+            try:
+                expires = datetime.fromisoformat(status["expirationTimestamp"])
+            except ValueError:
+                raise self._wrong("an expirationTimestamp that is no timestamp") from None
+            expires = expires if expires.tzinfo is not None else expires.replace(tzinfo=UTC)
+            expires_ms = round(expires.timestamp() * 1000)
+        pair = (cert.encode(), key.encode()) if cert and key else None
+        return token or None, pair, expires_ms
+
+    def _wrong(self, what: str) -> KubernetesProblem:
+        return KubernetesProblem(
+            ProviderConfigurationError,
+            f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
+            hint="Run it by hand, with the arguments and variables of the kubeconfig, and compare it with its manual.",
+        )
+
+
+async def run_plugin(settings: PluginSettings) -> object:
+    """Run a credential plugin once and return the ``status`` that it prints. It has no terminal to ask at.
+
+    Raises:
+        KubernetesProblem: It is not installed, failed, printed no ``ExecCredential``, or took too long.
+    """
+    plugin = f"the credential plugin {settings.command}"
+    if shutil.which(settings.command, path=settings.environment.get("PATH", os.defpath)) is None:
+        raise KubernetesProblem(
+            ProviderConfigurationError,
+            f"{settings.source}: {plugin} was not found on this machine",
+            hint=settings.install_hint or "Install it, or check the PATH of this process.",
+        )
+    try:
+        async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
+            code, printed, told = await _run(settings)
+    except TimeoutError:
+        raise KubernetesProblem(
+            UnavailableError,
+            f"{settings.source}: {plugin} did not end within {PLUGIN_TIMEOUT.total_seconds():.0f} s",
+            hint="A plugin that asks for a login cannot do so here: log in first, for example with `kubectl get ns`.",
+        ) from None
+    except OSError as error:
+        raise _failed(settings, error.strerror or type(error).__name__) from None
+    if code != 0:
+        # SECURITY: what a plugin prints to its output may be a token and is not shown; what it prints to its error
+        # output is meant to be read, and is shown without anything that looks like a token
+        # (tests/unit/providers/test_kubernetes_credentials.py::test_no_error_of_a_plugin_shows_a_token).
+        raise _failed(settings, f"it ended with {code}: {shortened(told.decode(errors='replace')) or 'without a word'}")
+    try:
+        answer = json.loads(printed)
+    except (ValueError, RecursionError):
+        raise _failed(settings, "what it printed is not JSON") from None
+    if not isinstance(answer, Mapping) or answer.get("kind") != "ExecCredential":
+        raise _failed(settings, "what it printed is no ExecCredential")
+    if answer.get("apiVersion") != settings.api_version:
+        raise _failed(settings, f"what it printed has not the apiVersion {settings.api_version} of the kubeconfig")
+    return answer.get("status")
+
+
+async def _run(settings: PluginSettings) -> tuple[int, bytes, bytes]:
+    """Return exit code, output and error output; leave no process behind when cancelled."""
+    process = await asyncio.create_subprocess_exec(
+        *settings.arguments,
+        env=settings.environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        printed, told = await process.communicate()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.communicate()
+    return process.returncode or 0, printed, told
+
+
+def _failed(settings: PluginSettings, why: str) -> KubernetesProblem:
+    return KubernetesProblem(
+        ProviderAccessDeniedError,
+        f"{settings.source}: the credential plugin {settings.command} gave no credential: {why}",
+        hint="Log in with the platform's own command, then try `kubectl get ns` with the same kubeconfig.",
+    )
+
+
+def shortened(text: str) -> str:
+    """Return `text` as one short line without anything that looks like a token."""
+    line = " ".join(_TOKEN_LIKE.sub("…", text).split())
+    return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the token file {path}: {type(error).__name__}") from None
+    if not token:
+        raise ConfigurationError(f"the token file {path} is empty")
+    return token
+
+
+def _retrieve(running: asyncio.Task[Credential]) -> None:
+    """Take note of the outcome, because the request that started it may no longer wait for it."""
+    if not running.cancelled():
+        running.exception()

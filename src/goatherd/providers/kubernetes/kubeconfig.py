@@ -1,0 +1,285 @@
+"""One context of one or several kubeconfig files, as the way to an API server.
+
+What it is: `read_kubeconfig`. `kubernetes_asyncio` reads and merges the files; every member that is used is checked
+here. What it is not: the order in which files are looked for (`access`). Rules: no message quotes what is in a file: it
+may be a key; what would change who asks or whom we talk to and is not supported is refused by name, not ignored.
+
+Follows https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/ and
+https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/#merging-kubeconfig-files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from goatherd.errors import ConfigurationError, MissingExtraError
+from goatherd.providers.kubernetes.credentials import (
+    CredentialPlugin,
+    Credentials,
+    FixedToken,
+    PluginSettings,
+    TokenFile,
+    shortened,
+)
+from goatherd.providers.kubernetes.tls import make_context, use_certificate
+
+_HINT: Final = "Use a token, a token file, a client certificate, a credential plugin (exec), or run in the cluster."
+_API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+_CLUSTER_REFUSED: Final = ("insecure-skip-tls-verify", "proxy-url")
+_USER_REFUSED: Final = ("auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra")
+
+
+class Merged(Protocol):
+    """What is used of the library's merged configuration: each entry of a list remembers its file."""
+
+    value: Any
+    path: str | None
+
+
+def read_kubeconfig(
+    paths: str, context_name: str | None
+) -> tuple[str, ssl.SSLContext | None, str | None, Credentials, str]:
+    """Return server, TLS context, the server's name for TLS, credentials, and a description for messages.
+
+    Args:
+        paths: One file, or several as in `KUBECONFIG`. Of entries with one name, and of ``current-context``, the first
+            file's counts.
+        context_name: None for the current one.
+
+    Raises:
+        ConfigurationError: There is no such context, or it cannot be used; the message says what is not supported.
+        MissingExtraError: The extra ``kubernetes`` is not installed.
+    """
+    config, current = _merge_files(paths)
+    source = f"kubeconfig {paths}"
+    chosen = context_name or current
+    if not isinstance(chosen, str) or not chosen:
+        raise ConfigurationError(f"{source} has no current-context", hint="Add ?context=NAME to the address.")
+    context, _ = _find(config, "contexts", "context", chosen, source)
+    cluster, cluster_file = _find(config, "clusters", "cluster", context.get("cluster"), source)
+    user: Mapping[str, Any] = {}
+    user_file = cluster_file
+    if context.get("user"):
+        user, user_file = _find(config, "users", "user", context.get("user"), source)
+    source = f"{source}, context {chosen}"
+    _refuse(cluster, _CLUSTER_REFUSED, source)
+    _refuse(user, _USER_REFUSED, source)
+    server = _text(cluster, "server", source)
+    if server is None:
+        raise ConfigurationError(f"{source} names no server")
+    server = _checked_server(server, source)
+    authority = _text(cluster, "certificate-authority-data", source) or _file(
+        cluster_file, cluster, "certificate-authority", source
+    )
+    tls = make_context(authority, source=source) if server.startswith("https:") else None
+    pair = _pair(user_file, user, source)
+    if tls is not None and pair is not None:
+        use_certificate(tls, *pair, source=source)
+    credentials = _credentials(user, user_file, cluster, authority, tls, source)
+    return server, tls, _text(cluster, "tls-server-name", source), credentials, source
+
+
+def _credentials(
+    user: Mapping[str, Any],
+    user_file: Path,
+    cluster: Mapping[str, Any],
+    authority: str | Path | None,
+    tls: ssl.SSLContext | None,
+    source: str,
+) -> Credentials:
+    # In the order of kubectl: a file can be replaced, so it wins over the token beside it; a plugin is asked last.
+    token_file = _file(user_file, user, "tokenFile", source)
+    if token_file is not None:
+        return TokenFile(token_file)
+    token = _text(user, "token", source)
+    if token is not None or not user.get("exec"):
+        return FixedToken(token)
+    settings = _plugin(user["exec"], user_file, cluster, authority, source)
+
+    def take(cert: bytes, key: bytes) -> None:
+        if tls is None:
+            raise ConfigurationError(f"{source}: a client certificate needs an https server")
+        use_certificate(tls, cert, key, source=source)
+
+    return CredentialPlugin(settings, take)
+
+
+def _plugin(
+    told: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
+) -> PluginSettings:
+    """Return the checked ``exec`` member. https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/#ExecConfig"""
+    if not isinstance(told, Mapping):
+        raise ConfigurationError(f"{source}: exec must be a mapping")
+    command, version = _text(told, "command", source), _text(told, "apiVersion", source)
+    if command is None:
+        raise ConfigurationError(f"{source}: exec names no command")
+    if version not in _API_VERSIONS:
+        raise ConfigurationError(
+            f"{source}: exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
+            hint="Newer plugins write it: update the plugin, then have its own command write the kubeconfig again.",
+        )
+    arguments, variables = told.get("args") or [], told.get("env") or []
+    if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
+        raise ConfigurationError(f"{source}: exec.args must be a list of strings")
+    if not isinstance(variables, list) or not all(
+        isinstance(each, Mapping) and isinstance(each.get("name"), str) and isinstance(each.get("value"), str)
+        for each in variables
+    ):
+        raise ConfigurationError(f"{source}: exec.env must be a list of names and values, all strings")
+    if "/" in command:  # as a path it is relative to the kubeconfig's directory, as a name it is looked for in PATH
+        command = str(user_file.parent / command)
+    if told.get("interactiveMode") == "Always":
+        raise ConfigurationError(
+            f"{source}: the credential plugin {command} needs a terminal, which it does not get here",
+            hint="Log in beforehand, with a plugin that keeps what it was told, or use a service account's token.",
+        )
+    spec: dict[str, object] = {"interactive": False}
+    if told.get("provideClusterInfo"):
+        spec["cluster"] = _cluster_info(cluster, authority, source)
+    from kubernetes_asyncio.config.exec_provider import ExecProvider
+    from kubernetes_asyncio.config.kube_config import ConfigNode
+
+    # The library puts command and variables together. It is not asked to run them: what it runs cannot be stopped.
+    prepared = ExecProvider(
+        ConfigNode(
+            "exec",
+            {
+                "apiVersion": version,
+                "command": command,
+                "args": list(arguments),
+                "env": [{"name": each["name"], "value": each["value"]} for each in variables],
+            },
+        )
+    )
+    info = {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
+    return PluginSettings(
+        arguments=tuple(prepared.args),
+        environment={**prepared.env, "KUBERNETES_EXEC_INFO": json.dumps(info)},
+        api_version=version,
+        install_hint=shortened(_text(told, "installHint", source) or ""),
+        source=source,
+    )
+
+
+def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, source: str) -> dict[str, object]:
+    """Return what a plugin is told of the cluster where it asks for that."""
+    members: dict[str, object] = {
+        "server": cluster.get("server"),
+        "tls-server-name": cluster.get("tls-server-name"),
+        "certificate-authority-data": authority,
+    }
+    if isinstance(authority, Path):
+        try:
+            members["certificate-authority-data"] = base64.b64encode(authority.read_bytes()).decode()
+        except OSError as error:
+            raise ConfigurationError(f"{source}: cannot read {authority}: {error.strerror}") from None
+    extensions = cluster.get("extensions")
+    for each in extensions if isinstance(extensions, list) else []:
+        if isinstance(each, Mapping) and each.get("name") == "client.authentication.k8s.io/exec":
+            members["config"] = each.get("extension")
+    return {name: value for name, value in members.items() if value}
+
+
+def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
+    """Return the merged configuration and its current context."""
+    try:
+        from kubernetes_asyncio.config.kube_config import KubeConfigMerger
+    except ImportError as error:
+        raise MissingExtraError(
+            f"cannot read the kubeconfig {paths}: kubernetes_asyncio is not installed",
+            hint="Install it: pip install 'goatherd[kubernetes]'",
+        ) from error
+    if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep) if path):  # noqa: PTH110, PTH111
+        raise ConfigurationError(f"cannot read the kubeconfig {paths}: No such file or directory")
+    # SECURITY: the library's errors, and those of its YAML reader, quote the file and so the key; none is passed on
+    # (tests/unit/providers/test_kubernetes_access.py::test_a_damaged_kubeconfig_is_named_and_not_quoted).
+    try:
+        merger = KubeConfigMerger(paths)
+        config: Any = merger.config.value if merger.config is not None else None
+        # The library takes the last file's current-context, kubectl the first one's.
+        currents = [merger.config_files[path].get("current-context") for path in merger.paths]
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the kubeconfig {paths}: {error.strerror}") from None
+    except Exception:  # noqa: BLE001 - whatever the form of the file makes of the library
+        raise ConfigurationError(
+            f"the kubeconfig {paths} is no kubeconfig: it must be YAML with clusters, contexts and users"
+        ) from None
+    if not isinstance(config, Mapping):
+        raise ConfigurationError(f"the kubeconfig {paths} is no YAML mapping")
+    return config, next((current for current in currents if current), None)
+
+
+def _find(
+    config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
+) -> tuple[Mapping[str, Any], Path]:
+    """Return the entry of that name, and the file that it stands in."""
+    entries: list[Merged] = config.get(plural) or []
+    for entry in entries:
+        found = entry.value
+        if isinstance(found, Mapping) and found.get("name") == name and isinstance(found.get(singular), Mapping):
+            return found[singular], Path(str(entry.path)).absolute()
+    names = [str(entry.value.get("name")) for entry in entries if isinstance(entry.value, Mapping)]
+    raise ConfigurationError(
+        f"{source} has no {singular} {name!r}",
+        hint=f"It has: {', '.join(names) or 'none'}." if singular == "context" else None,
+    )
+
+
+def _refuse(section: Mapping[str, Any], members: tuple[str, ...], source: str) -> None:
+    for member in members:
+        if section.get(member):
+            raise ConfigurationError(f"{source} uses {member}, which is not supported", hint=_HINT)
+
+
+def _text(section: Mapping[str, Any], member: str, source: str) -> str | None:
+    value = section.get(member)
+    if value is not None and not isinstance(value, str):
+        raise ConfigurationError(f"{source}: {member} must be a text")
+    return value or None
+
+
+def _file(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
+    """Return the file that a member names, which may be relative to the kubeconfig's directory."""
+    value = _text(section, member, source)
+    return None if value is None else beside.parent / value
+
+
+def _checked_server(server: str, source: str) -> str:
+    parts = urlsplit(server)
+    # SECURITY: a token is not sent where anybody on the way can read it
+    # (tests/unit/providers/test_kubernetes_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
+    is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):
+        raise ConfigurationError(f"{source}: the server must be an https address")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigurationError(f"{source}: the server's address holds more than a host, a port and a path")
+    return server.rstrip("/")
+
+
+def _pair(beside: Path, user: Mapping[str, Any], source: str) -> tuple[Path | bytes, Path | bytes] | None:
+    """Return a client certificate and its key, each as a file or as PEM bytes."""
+    cert = _pem(user, "client-certificate-data", source) or _file(beside, user, "client-certificate", source)
+    key = _pem(user, "client-key-data", source) or _file(beside, user, "client-key", source)
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigurationError(f"{source} has half a client certificate: it needs a certificate and a key")
+    return cert, key
+
+
+def _pem(section: Mapping[str, Any], member: str, source: str) -> bytes | None:
+    value = _text(section, member, source)
+    if value is None:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigurationError(f"{source}: {member} is not base64") from None
