@@ -24,6 +24,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import DecodeError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, Session, sign_request
 from goatherd.ids import new_id, new_seeds
+from goatherd.server_url import parse_server_url
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
@@ -82,12 +83,15 @@ class NodeClient:
     An async context manager; outside of one, call `aclose`. Safe for concurrent calls.
 
     Args:
-        base_url: The server's URL, with or without a trailing slash.
+        base_url: The server's URL: scheme, host and port.
         http: A connection pool to use; stays the caller's to close. By default the client makes its own.
         timeout: Deadline of each request, from connecting to the last byte of the answer. Real peers use 5 s.
         clock: Where request signatures take their time from, unless a call gives `now_ms`.
         server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
             certificate must have it.
+
+    Raises:
+        ConfigurationError: `base_url` is not such a URL.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class NodeClient:
         clock: Clock | None = None,
         server_name: str | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = str(parse_server_url(base_url))
         self._http = http
         self._owns_http = http is None
         self._timeout = timeout

@@ -15,17 +15,28 @@ import difflib
 import re
 import signal
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from goatherd import forms
 from goatherd.errors import ConfigurationError
 from goatherd.forms import format_duration, parse_duration
 
-__all__ = ["Key", "Options", "format_duration", "keys", "load_options", "nearest", "parse_duration"]
+__all__ = [
+    "Key",
+    "Options",
+    "Setting",
+    "effective_settings",
+    "format_duration",
+    "keys",
+    "load_options",
+    "nearest",
+    "parse_duration",
+]
 
 FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
@@ -41,7 +52,8 @@ class Options:
     """Every option with its value. A field's metadata holds its key in goatherd.toml, its form and its meaning.
 
     Attributes:
-        origin: For each key that was given, where: ``flag``, the environment variable, or the file.
+        origin: For each key that was given, where: ``flag``, the environment variable, or the file and its line.
+        file: The configuration file that was read, if there is one.
     """
 
     provider: str | None = _key(
@@ -88,7 +100,7 @@ class Options:
     )
     settings_last_known_good_key: str | None = _key(
         "settings.last_known_good_key",
-        forms.string,
+        forms.key_source,
         None,
         "text",
         "Where the key is that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
@@ -106,7 +118,7 @@ class Options:
     serve_settings: Path | None = _key(
         "serve.settings", forms.path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
     )
-    serve_host: str = _key("serve.host", forms.string, "127.0.0.1", "text", "The address to listen on.")
+    serve_host: str = _key("serve.host", forms.listen_host, "127.0.0.1", "text", "The address to listen on.")
     serve_port: int = _key("serve.port", forms.port, 8080, "number", "The port to listen on; 0 takes a free one.")
     serve_peers: tuple[str, ...] = _key(
         "serve.peers", forms.urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
@@ -147,7 +159,7 @@ class Options:
         "agent.signal", forms.signal_number, 1, "signal", 'What the server is told with where `on_change` is "signal".'
     )
     agent_command: str | None = _key(
-        "agent.command", forms.string, None, "text", 'What is run where `on_change` is "command"; without a shell.'
+        "agent.command", forms.string, None, "command", 'What is run where `on_change` is "command"; without a shell.'
     )
     agent_stop_signal: int = _key(
         "agent.stop_signal", forms.signal_number, 15, "signal", "What the server is asked to stop with, for a restart."
@@ -254,7 +266,7 @@ class Options:
         "rotation.health_command",
         forms.string,
         None,
-        "text",
+        "command",
         "A command, run by /bin/sh, that ends with 0 while the cluster is well.",
     )
     rotation_health_failures: int = _key(
@@ -288,7 +300,7 @@ class Options:
 
     controller_cron: str | None = _key(
         "controller.cron",
-        forms.string,
+        forms.cron,
         None,
         "text",
         "When `goatherd controller` rotates, as in a crontab: minute, hour, day of month, month, day of week. "
@@ -303,7 +315,7 @@ class Options:
     )
     controller_timezone: str = _key(
         "controller.timezone",
-        forms.string,
+        forms.timezone,
         "UTC",
         "text",
         "The time zone of `cron` and `windows`, such as Europe/Berlin.",
@@ -376,7 +388,7 @@ class Options:
         "controller.alert_command",
         forms.string,
         None,
-        "text",
+        "command",
         "Run by `/bin/sh -c` when somebody should look; it gets the reason as JSON on standard input.",
     )
     controller_stop_timeout: timedelta = _key(
@@ -396,6 +408,7 @@ class Options:
     )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    file: Path | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,13 +426,15 @@ class Key:
     @property
     def default_text(self) -> str:
         """Return the default as goatherd.toml would write it, or nothing."""
-        if self.default is None or self.default == ():
-            return ""
+        return "" if self.default is None or self.default == () else self.text_of(self.default)
+
+    def text_of(self, value: Any) -> str:
+        """Return a value of this option, but no list and no table, as goatherd.toml would write it."""
         if self.form == "signal":
-            return signal.Signals(self.default).name.removeprefix("SIG")
-        if isinstance(self.default, timedelta):
-            return format_duration(self.default)
-        return str(self.default).lower() if self.form == "flag" else str(self.default)
+            return signal.Signals(value).name.removeprefix("SIG")
+        if isinstance(value, timedelta):
+            return format_duration(value)
+        return str(value).lower() if self.form == "flag" else str(value)
 
 
 def keys() -> tuple[Key, ...]:
@@ -444,7 +459,12 @@ def _snake(name: str) -> str:
 
 
 def load_options(
-    flags: Mapping[str, object], environ: Mapping[str, str], *, directory: Path, file: Path | None = None
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    *,
+    directory: Path,
+    file: Path | None = None,
+    flag_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Options:
     """Put the options together.
 
@@ -453,44 +473,113 @@ def load_options(
         environ: The environment.
         directory: Where a goatherd.toml is looked for when nothing names one.
         file: The file that a flag names; else ``GOATHERD_CONFIG``; a named file must exist.
+        flag_names: What the operator types for a field, such as ``--node`` for ``nodes``; for messages.
 
     Raises:
-        ConfigurationError: The file is missing, is not TOML, has an unknown key, or a value has the wrong form.
+        ConfigurationError: The file is missing, is not TOML, has an unknown key, or a value has the wrong form, also
+            where a flag or a variable takes its place; a variable looks like a mistyped one of Goatherd's.
     """
+    for name in environ:
+        _check_variable(name, environ)
     named = file or (Path(environ[FILE_VARIABLE]).expanduser() if environ.get(FILE_VARIABLE) else None)
     path = named or directory / FILE_NAME
-    in_file = _read(path, must_exist=named is not None)
+    found = _read(path, must_exist=named is not None)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for key in keys():
+        if found is not None and key.name in found.values:
+            where = found.place_of(key.name)
+            values[key.attribute] = _parse(key, found.values[key.name], f"{where}: {key.name}")
+            origin[key.name] = where
         given = flags.get(key.attribute)
         if given is not None and given != ():
-            values[key.attribute], origin[key.name] = _parse(key, given, "the command line"), "flag"
+            flag = flag_names.get(key.attribute, key.name)
+            values[key.attribute], origin[key.name] = _parse(key, given, flag), "flag"
         elif environ.get(key.variable) and key.form != "table":
             values[key.attribute] = _parse(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable
-        elif key.name in in_file:
-            values[key.attribute] = _parse(key, in_file[key.name], str(path))
-            origin[key.name] = str(path)
-    return Options(**values, origin=origin)
+    return Options(**values, origin=origin, file=None if found is None else path)
 
 
 def _parse(key: Key, value: object, where: str) -> Any:
     try:
         return key.parse(value)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{key.name} (from {where}): {error}", hint=error.hint) from None
+        hint = error.hint
+        if str(value).startswith(("tcp://", "udp://")) and where == key.variable:
+            hint = (
+                "Kubernetes sets this variable for a Service of that name. Set `enableServiceLinks: false` in the pod, "
+                "or rename the Service."
+            )
+        raise ConfigurationError(f"{where}: {error}", hint=hint) from None
 
 
-def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
+# What Kubernetes sets in each container for a Service in its namespace:
+# https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
+_SERVICE_LINK = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)|GOATHERD_PORT")
+_CLOSE: Final = 0.8
+
+
+def _check_variable(name: str, environ: Mapping[str, str]) -> None:
+    """Refuse a variable that looks like a mistyped one of Goatherd's.
+
+    Others that begin with GOATHERD_ are left alone: plugins, images and Services of Kubernetes have some of their own.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.fullmatch(name):
+        return
+    if any(f"env:{name}" == value for value in environ.values()):
+        return  # the operator's own, for `settings.last_known_good_key`
+    known = {key.variable: key for key in keys()}
+    if name in known and known[name].form == "table":
+        raise ConfigurationError(
+            f"{name}: a table cannot be written into an environment variable",
+            hint="Set GOATHERD_PROVIDER to the store's URI, or write the table into goatherd.toml.",
+        )
+    if name in known or name == FILE_VARIABLE:
+        return
+    suffix = name.removeprefix(ENVIRONMENT_PREFIX)
+    short = {variable.removeprefix(ENVIRONMENT_PREFIX): variable for variable in (*known, FILE_VARIABLE)}
+    close = [short[each] for each in difflib.get_close_matches(suffix, short, n=1, cutoff=_CLOSE)]
+    close = close or [variable for each, variable in short.items() if each.rpartition("_")[2] == suffix]
+    if close:
+        raise ConfigurationError(
+            f"{name} is not a variable that Goatherd reads",
+            hint=f"Did you mean {' or '.join(close[:3])}? If it belongs to another program, give it another prefix.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What a configuration file holds.
+
+    Attributes:
+        path: The file.
+        values: By full key, such as ``rotation.grace``.
+        lines: The line on which a key is, as far as it can be told.
+    """
+
+    path: Path
+    values: Mapping[str, object]
+    lines: Mapping[str, int]
+
+    def place_of(self, name: str) -> str:
+        """Return the file and, where it is known, the line of a key."""
+        return f"{self.path}:{self.lines[name]}" if name in self.lines else str(self.path)
+
+
+def _read(path: Path, *, must_exist: bool) -> _File | None:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
             raise ConfigurationError(
-                f"there is no {path}", hint="--config and GOATHERD_CONFIG name a file that exists."
+                f"there is no {path}", hint="--config and GOATHERD_CONFIG must name a file that exists."
             ) from None
-        return {}
+        return None
     except OSError as error:
         hint = "Give this user the right to read it, or name another file with --config."
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
@@ -498,14 +587,26 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, object]:
         hint = 'Such as: provider = "file:///srv/keys/root"'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in keys()]
-    flat = dict(_flatten(document, {name.partition(".")[0] for name in known if "." in name}))
-    for name in flat:
+    sections = list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))
+    tables = [key.name for key in keys() if key.form == "table"]
+    found = _File(path=path, values=dict(_flatten(document, sections)), lines=_lines(text, sections))
+    for name, value in document.items():
+        if isinstance(value, Mapping) and name not in (*sections, *tables):
+            close = difflib.get_close_matches(name, [*sections, *tables], n=1, cutoff=0.5)
+            hint = f"Did you mean [{close[0]}]?" if close else ""
+            hint = hint or "Sections: " + ", ".join(f"[{each}]" for each in (*sections, *tables)) + "."
+            raise ConfigurationError(f"{found.place_of(name)}: unknown section [{name}]", hint=hint)
+        if name in sections and not isinstance(value, Mapping):
+            raise ConfigurationError(
+                f"{found.place_of(name)}: {name!r} is a section, not a key", hint=f"Write [{name}], and keys below it."
+            )
+    for name in found.values:
         if name not in known:
-            raise ConfigurationError(f"{path} has an unknown key {name!r}", hint=nearest(name, known))
-    return flat
+            raise ConfigurationError(f"{found.place_of(name)}: unknown key {name!r}", hint=nearest(name, known))
+    return found
 
 
-def _flatten(document: Mapping[str, object], sections: set[str]) -> Iterable[tuple[str, object]]:
+def _flatten(document: Mapping[str, object], sections: Sequence[str]) -> Iterable[tuple[str, object]]:
     for name, value in document.items():
         if name in sections and isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", item) for inner, item in value.items())
@@ -513,11 +614,93 @@ def _flatten(document: Mapping[str, object], sections: set[str]) -> Iterable[tup
             yield name, value
 
 
+def _lines(text: str, sections: Sequence[str]) -> dict[str, int]:
+    """Return the line of each key and section. `tomllib` tells none, so this is by the look of a line."""
+    found: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if head := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+            section = head[1]
+            found.setdefault(section, number)
+        elif key := re.match(r"""\s*(["']?)([\w.-]+)\1\s*=""", line):
+            found.setdefault(f"{section}.{key[2]}" if section in sections else key[2], number)
+    return found
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the nearest known key, those with the same last part, or all of them."""
+    """Return a hint that names the nearest known key of the same section, those with the same last part, or all."""
     known = list(known)
-    tail = name.rpartition(".")[2]
-    close = [key for key in known if key.rpartition(".")[2] == tail] if "." not in name else []
-    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    close = close or [key for key in known if key.rpartition(".")[2] == tail][:1]
-    return f"Did you mean {' or '.join(map(repr, close))}?" if close else "Known keys: " + ", ".join(known) + "."
+    section, dot, tail = name.rpartition(".")
+    own = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    close = [own[each] for each in difflib.get_close_matches(tail, own, n=1, cutoff=0.7)]
+    close = close or [key for key in known if key.rpartition(".")[2] == tail]
+    close = close or [own[each] for each in difflib.get_close_matches(tail, own, n=1, cutoff=0.5)]
+    if close:
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    return (f"Keys of [{section}]: " if dot and own else "Known keys: ") + ", ".join(own.values() or known) + "."
+
+
+_SECRET_NAME = re.compile(
+    r"token|password|passwd|secret(?!_?id)|credential|apikey|api_key|sig(nature)?$", re.IGNORECASE
+)
+HIDDEN: Final = "<hidden>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One option with its effective value, as `goatherd config` shows it.
+
+    Attributes:
+        key: Its name in goatherd.toml.
+        value: The value as text; None if there is none. What may be a secret is hidden.
+        source: ``flag``, an environment variable, the file with its line, or ``default``.
+        variable: The environment variable that sets it; None if none does.
+    """
+
+    key: str
+    value: str | None
+    source: str
+    variable: str | None
+
+
+def effective_settings(options: Options) -> tuple[Setting, ...]:
+    """Return every option with its value and where that comes from, in the order of the reference page.
+
+    SECURITY: no value may show a secret: credentials and query of a URL, the arguments of a command, and whatever is
+    named like one are hidden (tests/unit/test_config.py).
+    """
+    return tuple(
+        Setting(
+            key=key.name,
+            value=_value_text(key, getattr(options, key.attribute)),
+            source=options.origin.get(key.name, "default"),
+            variable=None if key.form == "table" else key.variable,
+        )
+        for key in keys()
+    )
+
+
+def _value_text(key: Key, value: Any) -> str | None:
+    if value is None or value == ():
+        return None
+    if key.form == "table":
+        return ", ".join(f"{name}={HIDDEN if _SECRET_NAME.search(name) else value[name]}" for name in sorted(value))
+    if key.form == "command":
+        first, blank, _ = str(value).partition(" ")
+        return f"{first} {HIDDEN}" if blank else first
+    if isinstance(value, tuple):
+        return ", ".join(_url_text(str(each)) for each in value)
+    text = key.text_of(value)
+    return _url_text(text) if key.form in ("URL", "URI") else text
+
+
+def _url_text(text: str) -> str:
+    """Return a URL with its password, and what is named like a secret in its query, hidden."""
+    before, question, query = text.partition("?")
+    scheme, colon, rest = before.partition("://")
+    if colon and "@" in rest:
+        before = f"{scheme}://{HIDDEN}@{rest.rpartition('@')[2]}"
+    if scheme in ("http", "https"):
+        return f"{before}?{HIDDEN}" if question else before
+    parts = [f"{part.partition('=')[0]}={HIDDEN}" if _SECRET_NAME.search(part) else part for part in query.split("&")]
+    return before + question + "&".join(parts)

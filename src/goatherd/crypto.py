@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import cryptography
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,6 +33,13 @@ _CURVE = ec.SECP384R1()
 _VERIFY = ec.ECDSA(hashes.SHA384())
 # COMPAT: Deno signs by RFC 6979, so the same key and text give the same bytes there and here.
 _SIGN = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
+
+
+def library_versions() -> tuple[str, str]:
+    """Return the version of the library behind this module, and the text of the OpenSSL in it."""
+    from cryptography.hazmat.backends.openssl.backend import backend
+
+    return cryptography.__version__, backend.openssl_version_text()
 
 
 def _coordinate(jwk: Mapping[str, Any], member: str) -> bytes:

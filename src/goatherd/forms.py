@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from goatherd.errors import ConfigurationError
+from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
 
 # The first letter keeps `.` and `..` out, which are directories of somebody else's.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
@@ -53,8 +54,10 @@ def format_duration(duration: timedelta) -> str:
 
 
 def string(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{value!r} is not a text")
+    if not isinstance(value, str):
+        raise ConfigurationError(f"must be a string, not {type(value).__name__}", hint='Write it as "TEXT".')
+    if not value.strip():
+        raise ConfigurationError("is empty", hint="Give a value, or leave the option out.")
     return value
 
 
@@ -79,17 +82,26 @@ def path(value: object) -> Path:
 
 
 def port(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 65_535:
-        raise ConfigurationError(f"{value!r} is not a port", hint="A port is 0 to 65535; 0 takes a free one.")
-    return int(text)
+    number = _whole_number(value)
+    if number is None or not 0 <= number <= 65_535:
+        what = f"{value!r} is not a port number" if number is None else f"port {number} is out of range"
+        raise ConfigurationError(what, hint="A port is 0 to 65535; 0 takes a free one.")
+    return number
+
+
+def _whole_number(value: object) -> int | None:
+    """Return a whole number, or None. A very long one is one too, and out of every range."""
+    text = str(value).removeprefix("-")
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit():
+        return None
+    return int(str(value)[:12])
 
 
 def count(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise ConfigurationError(f"{value!r} is not a number from 1 to 1000")
-    return int(text)
+    number = _whole_number(value)
+    if number is None or not 1 <= number <= 1000:
+        raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000", hint="Write it without a unit.")
+    return number
 
 
 def quorum(value: object) -> str:
@@ -103,11 +115,7 @@ def quorum(value: object) -> str:
 
 
 def http_url(value: object) -> str:
-    text = string(value)
-    if not re.fullmatch(r"https?://[^/\s]+\S*", text):
-        # Not shown: it may hold credentials.
-        raise ConfigurationError("not an http or https URL", hint="Such as http://127.0.0.1:9000/healthy.")
-    return text
+    return check_http_url(string(value), hint="Write it as http://127.0.0.1:9000/healthy.")
 
 
 def flag(value: object) -> bool:
@@ -120,18 +128,15 @@ def flag(value: object) -> bool:
     raise ConfigurationError(f"{value!r} is neither true nor false", hint="Write true or false.")
 
 
-def url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s@?#]+(?:/[^\s?#]*)?", text):
-        hint = (
-            "A node's address looks like http://host:port; several: dns://host:port, k8s-service://namespace/name:port."
-        )
-        raise ConfigurationError(f"{text!r} is not the address of a node", hint=hint)
-    return text.rstrip("/")
+NODE_FORMS = (
+    "A server is http://HOST:PORT or https://HOST:PORT. Any number of servers: dns://HOST:PORT, or "
+    "k8s-service://NAMESPACE/NAME:PORT."
+)
 
 
 def node(text: str) -> str:
     if text.partition("://")[0] not in ("dns", "k8s-service"):
-        return url(text)
+        return str(parse_server_url(text, hint=NODE_FORMS))
     from goatherd.rotation.discovery import source_of
 
     source_of(text, timeout=timedelta(seconds=1))
@@ -139,11 +144,28 @@ def node(text: str) -> str:
 
 
 def nodes(value: object) -> tuple[str, ...]:
-    return tuple(node(text) for text in strings(value))
+    return tuple(node(text) for text in _addresses(value))
 
 
 def urls(value: object) -> tuple[str, ...]:
-    return tuple(url(text) for text in strings(value))
+    return tuple(str(parse_server_url(text)) for text in _addresses(value))
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    """Return the parts of a list of URLs. An empty one is kept: it is an unset variable of a shell, and an error."""
+    if isinstance(value, str):
+        value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ConfigurationError(
+            f"must be a list of URLs, not {type(value).__name__}", hint='Such as ["http://10.0.0.2:8080"].'
+        )
+    return tuple(value)
+
+
+def listen_host(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{value!r} is not an address", hint="Such as 127.0.0.1.")
+    return parse_listen_host(value)
 
 
 def windows(value: object) -> tuple[str, ...]:
@@ -155,6 +177,32 @@ def windows(value: object) -> tuple[str, ...]:
     for text in texts:
         Window.from_text(text)
     return tuple(texts)
+
+
+def cron(value: object) -> str:
+    from goatherd.rotation.schedule import check_cron
+
+    text = string(value)
+    check_cron(text)
+    return text
+
+
+def timezone(value: object) -> str:
+    text = string(value)
+    if text != "UTC":
+        # Here, since the package of the rotation brings the whole of cryptography with it.
+        from goatherd.rotation.schedule import read_zone
+
+        read_zone(text)
+    return text
+
+
+def key_source(value: object) -> str:
+    from goatherd.settings import KeySource
+
+    text = string(value)
+    KeySource.from_text(text)
+    return text
 
 
 def missed(value: object) -> str:
@@ -180,7 +228,10 @@ def cloud_config(value: object) -> Mapping[str, str]:
 
 
 def agent_url(value: object) -> str:
-    return url(string(value))
+    text = string(value)
+    # The organization's id completes the host name.
+    parse_server_url(text.replace("{org}", "org"), hint="Write it as http://127.0.0.1:8080.")
+    return text.rstrip("/")
 
 
 def on_change(value: object) -> str:
@@ -191,10 +242,10 @@ def on_change(value: object) -> str:
 
 
 def restarts(value: object) -> int:
-    text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) > 1000:
-        raise ConfigurationError(f"{value!r} is not a number from 0 to 1000")
-    return int(text)
+    number = _whole_number(value)
+    if number is None or not 0 <= number <= 1000:
+        raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000", hint="Write it without a unit.")
+    return number
 
 
 def signal_number(value: object) -> int:

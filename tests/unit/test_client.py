@@ -316,10 +316,11 @@ async def test_a_refused_connection_is_unreachable_and_names_the_url() -> None:
         assert await client.healthy() is False
 
 
-async def test_a_url_that_is_none_is_unreachable_too() -> None:
-    async with NodeClient("http://[") as client:
-        with pytest.raises(NodeUnreachableError):
-            await client.create_session()
+@pytest.mark.parametrize("url", ["http://[", "http://h:99999", "h:80", "http://me:secret@h"])
+def test_a_client_of_what_is_no_server_url_is_refused_before_it_connects(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        NodeClient(url)
+    assert "secret" not in str(caught.value)
 
 
 async def test_a_pool_that_was_lent_stays_open() -> None:

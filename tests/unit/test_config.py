@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.config import Options, format_duration, keys, load_options, nearest, parse_duration
+from goatherd.config import (
+    Options,
+    effective_settings,
+    format_duration,
+    keys,
+    load_options,
+    nearest,
+    parse_duration,
+)
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import Policy
 from goatherd.settings.cloud import REFRESH_INTERVAL
@@ -62,7 +70,8 @@ def test_a_flag_wins_over_the_environment_and_the_environment_over_the_file(tmp_
 
 def test_it_is_known_where_each_option_came_from(tmp_path: Path) -> None:
     options = load(tmp_path, 'org = "acme"', {"GOATHERD_TIMEOUT": "2s"}, nodes=("http://localhost:1",))
-    assert options.origin == {"org": str(tmp_path / "goatherd.toml"), "timeout": "GOATHERD_TIMEOUT", "nodes": "flag"}
+    place = f"{tmp_path / 'goatherd.toml'}:1"
+    assert options.origin == {"org": place, "timeout": "GOATHERD_TIMEOUT", "nodes": "flag"}
 
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
@@ -106,7 +115,8 @@ def test_lists_in_the_environment_are_split_at_commas_and_blanks(tmp_path: Path)
         ("[rotation]\ngrase = '1d'", "'rotation.grace'"),
         ("[serve]\nprot = 1", "'serve.port'"),
         ('grace = "1d"', "'rotation.grace'"),
-        ("[cloud]\nprovider = 'aws'", "cloudConfig"),
+        ("[serve]\ngrace = '1d'", "'rotation.grace'"),
+        ("[serve]\nprovider = 'file:///x'", "'provider'"),
         ("zzz = 1", "Known keys"),
     ],
 )
@@ -140,7 +150,7 @@ def test_a_value_of_the_wrong_form_is_refused(tmp_path: Path, text: str) -> None
 
 
 def test_a_wrong_value_is_told_with_its_key_and_its_place(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"timeout \(from GOATHERD_TIMEOUT\)"):
+    with pytest.raises(ConfigurationError, match="GOATHERD_TIMEOUT: 'soon' is not a time"):
         load(tmp_path, environ={"GOATHERD_TIMEOUT": "soon"})
 
 
@@ -199,3 +209,130 @@ def test_variables_are_the_keys_in_capitals() -> None:
 
 def test_the_nearest_key_is_found_by_its_last_part_too() -> None:
     assert nearest("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[rotatoin]\ngrace = '1d'", "unknown section [rotatoin]", "Did you mean [rotation]?"),
+        ("[cloud]\nprovider = 'aws'", "unknown section [cloud]", "[cloudConfig]"),
+        ("[zzz]\nprovider = 'aws'", "unknown section [zzz]", "Sections: [settings], [serve]"),
+        ("serve = 3", "'serve' is a section, not a key", "Write [serve]"),
+    ],
+)
+def test_a_mistyped_section_gets_the_nearest_section_and_no_key_of_another(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+    assert "." not in caught.value.hint.removesuffix(".")
+
+
+def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"goatherd\.toml:4: rotation\.grace: 'soon' is not a time"):
+        load(tmp_path, 'org = "acme"\n\n[rotation]\ngrace = "soon"\n')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[controller]\ncron = 'daily'",
+        "[controller]\ncron = '99 3 * * *'",
+        "[controller]\ntimezone = 'Europe/Atlantis'",
+        "[settings]\nlast_known_good_key = 'hunter2'",
+        "[rotation]\nhealth_url = 'http://127.0.0.1:99999/'",
+    ],
+)
+def test_a_value_that_only_one_command_uses_is_checked_by_all(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        load(tmp_path, text)
+
+
+def test_a_wrong_value_in_the_file_is_an_error_also_where_a_flag_takes_its_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="timeout"):
+        load(tmp_path, 'timeout = "soon"', timeout="5s")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("GOATHERD_NODE", "GOATHERD_NODES"),
+        ("GOATHERD_PROVDER", "GOATHERD_PROVIDER"),
+        ("GOATHERD_SERVE_PRT", "GOATHERD_SERVE_PORT"),
+        ("GOATHERD_GRACE", "GOATHERD_AGENT_GRACE or GOATHERD_ROTATION_GRACE"),
+        ("GOATHERD_CONFG", "GOATHERD_CONFIG"),
+    ],
+)
+def test_a_mistyped_variable_is_an_error_that_names_the_right_one(tmp_path: Path, name: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is not a variable") as caught:
+        load(tmp_path, environ={name: "x"})
+    assert f"Did you mean {meant}?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "GOATHERD_SEAL_KEY",
+        "GOATHERD_MYSTORE_TOKEN",
+        "GOATHERD_ETCD",
+        "GOATHERD_SERVE_SERVICE_HOST",
+        "GOATHERD_SERVE_SERVICE_PORT_HTTP",
+        "GOATHERD_SERVE_PORT_8080_TCP_ADDR",
+        "_GOATHERD_COMPLETE",
+    ],
+)
+def test_variables_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, environ={name: "x"}) == Options()
+
+
+def test_a_variable_that_the_seal_key_is_read_from_may_have_any_name(tmp_path: Path) -> None:
+    environ = {"GOATHERD_SETTINGS_LAST_KNOWN_GOOD_KEY": "env:GOATHERD_LAST_KNOWN_GOOD_KEY"}
+    assert load(tmp_path, environ={**environ, "GOATHERD_LAST_KNOWN_GOOD_KEY": "x"}).settings_last_known_good_key
+
+
+def test_a_service_of_kubernetes_named_like_an_option_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="GOATHERD_SERVE_PORT") as caught:
+        load(tmp_path, environ={"GOATHERD_SERVE_PORT": "tcp://10.0.0.7:8080"})
+    assert "enableServiceLinks" in caught.value.hint
+
+
+def test_a_table_in_a_variable_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="GOATHERD_CLOUD_CONFIG: a table cannot"):
+        load(tmp_path, environ={"GOATHERD_CLOUD_CONFIG": "{}"})
+
+
+def test_the_effective_settings_name_value_and_source_of_every_option(tmp_path: Path) -> None:
+    options = load(tmp_path, '[rotation]\ngrace = "7d"', {"GOATHERD_ORG": "acme"}, provider="file:///srv/keys/root")
+    found = {each.key: (each.value, each.source) for each in effective_settings(options)}
+    assert list(found) == [key.name for key in keys()]
+    assert found["provider"] == ("file:///srv/keys/root", "flag")
+    assert found["org"] == ("acme", "GOATHERD_ORG")
+    assert found["rotation.grace"] == ("7d", f"{tmp_path / 'goatherd.toml'}:2")
+    assert found["agent.signal"] == ("HUP", "default")
+    assert found["audit.log"] == (None, "default")
+
+
+def test_the_effective_settings_hide_whatever_may_be_a_secret(tmp_path: Path) -> None:
+    text = """
+    [cloudConfig]
+    provider = "mystore"
+    secretId = "goatdb/root"
+    token = "hunter2"
+    [agent]
+    command = "reload --token hunter2"
+    [rotation]
+    health_url = "http://probe:hunter2@10.0.0.9/healthy?key=hunter2"
+    health_command = "curl -u me:hunter2 http://x"
+    [controller]
+    alert_command = "page --with hunter2"
+    """
+    provider = "mystore://user:hunter2@host/root?access_token=hunter2&region=eu"
+    options = load(tmp_path, text, {"GOATHERD_PROVIDER": provider})
+    found = {each.key: each.value for each in effective_settings(options)}
+    assert "hunter2" not in repr(found)
+    assert found["provider"] == "mystore://<hidden>@host/root?access_token=<hidden>&region=eu"
+    assert found["cloudConfig"] == "provider=mystore, secretId=goatdb/root, token=<hidden>"
+    assert found["rotation.health_url"] == "http://<hidden>@10.0.0.9/healthy?<hidden>"
+    assert found["agent.command"] == "reload <hidden>"

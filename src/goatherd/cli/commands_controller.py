@@ -14,7 +14,7 @@ import click
 
 from goatherd.cli.auditing import audit_option, who
 from goatherd.cli.commands_cluster import health_signals, policy_of
-from goatherd.cli.main import App, command
+from goatherd.cli.main import App, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_to_stderr
 from goatherd.cli.rotation_text import report_data, warn_of_short_life
@@ -43,6 +43,7 @@ from goatherd.rotation.schedule import (
     read_zone,
 )
 from goatherd.rotation.windows import Window
+from goatherd.server_url import parse_listen_address
 
 if TYPE_CHECKING:
     from goatherd.rotation.controller import Worker
@@ -70,7 +71,12 @@ PREVIEW = 5
 )
 @click.option("--missed", "controller_missed", type=click.Choice(list(Missed)), help="What becomes of a missed slot.")
 @click.option("--alert-command", "controller_alert_command", metavar="CMD", help="Run when somebody should look.")
-@click.option("--metrics", metavar="ADDRESS:PORT", help="Answer GET /metrics there while it runs.")
+@click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    callback=checked(parse_listen_address),
+    help="Address at which to answer GET /metrics while the controller runs.",
+)
 @click.option(
     "--metrics-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -225,11 +231,9 @@ def _keeping(seen: RotationMetrics) -> Callable[[IdentityDocument, Verdict], Non
 
 
 def _serve_metrics(stack: AsyncExitStack, address: str, seen: RotationMetrics) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise click.UsageError(f"{address!r} is no address with a port, such as 127.0.0.1:9464")
+    host, port = parse_listen_address(address)
     try:
-        stack.enter_context(served(seen.samples, host=host.strip("[]"), port=int(port)))
+        stack.enter_context(served(seen.samples, host=host, port=port))
     except OSError as error:
         raise cannot_listen(address, error) from error
 

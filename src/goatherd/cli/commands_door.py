@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from goatherd.cli.commands_serve import require_node_extra
-from goatherd.cli.main import App, command
+from goatherd.cli.main import App, checked, command
 from goatherd.cli.process import log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
+from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
     from goatherd.agent import Handover
@@ -31,9 +32,21 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
     example="goatherd door --upstream http://127.0.0.1:8081 --provider file:///srv/keys/root --port 8080\n"
     "goatherd door --upstream http://127.0.0.1:8081 --port 8080 --public-url https://goats.example --private"
 )
-@click.option("--upstream", metavar="URL", required=True, help="The server; nobody else must be able to reach it.")
 @click.option(
-    "--host", "door_host", metavar="ADDRESS", default="127.0.0.1", help="Where to listen; 127.0.0.1 unless told."
+    "--upstream",
+    metavar="URL",
+    required=True,
+    callback=checked(parse_server_url),
+    help="URL of the GoatDB server behind the door. Only the door must be able to reach it.",
+)
+@click.option(
+    "--host",
+    "door_host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    callback=checked(parse_listen_host),
+    help="Address to listen on; 0.0.0.0 is all of this machine's.",
 )
 @click.option(
     "--port",
@@ -41,14 +54,21 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
     metavar="N",
     type=click.IntRange(0, 65535),
     default=8080,
-    help="8080 unless told; 0 takes a free one.",
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
 )
 @click.option(
-    "--public-url", metavar="URL", help="How callers reach the door; replaces the server's own address in its answers."
+    "--public-url",
+    metavar="URL",
+    callback=checked(parse_server_url),
+    help="URL at which clients reach the door. It replaces the server's own address in answers.",
 )
-@click.option("--private", is_flag=True, help="Close /sys/* and /user/ID to writers other than roots and owners.")
+@click.option("--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID.")
 @click.option(
-    "--forwarded-by", multiple=True, metavar="NETWORK", help="A proxy in front, whose X-Forwarded-For counts."
+    "--forwarded-by",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network of a proxy in front of the door, whose X-Forwarded-For header is used. Can be given more than once.",
 )
 @click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
 def door(

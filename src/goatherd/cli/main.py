@@ -20,10 +20,9 @@ from typing import Any
 
 import click
 
-import goatherd
 from goatherd.cli.output import Output, abandon
 from goatherd.config import Options, keys, load_options
-from goatherd.errors import GoatherdError
+from goatherd.errors import ConfigurationError, GoatherdError
 
 EXIT_CODES = {
     "configuration": 2,
@@ -73,6 +72,7 @@ COMMANDS = {
     "show": ("commands_store", "Show the identity, without its keys."),
     "versions": ("commands_store", "List the stored versions and their labels, or move a label."),
     "copy": ("commands_copy", "Copy an identity from one store to another."),
+    "config": ("commands_config", "Show every option with its value and where the value comes from."),
     "policy": ("commands_store", "Print the rights that a server or a rotator needs, to be pasted."),
     "status": ("commands_cluster", "Show the store, the identity, and what every node does."),
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
@@ -141,12 +141,37 @@ class Menu(click.Group):
 
 @click.group(
     cls=Menu,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="The store is named by --provider URI, by GOATHERD_PROVIDER, or by `provider` in goatherd.toml.",
 )
-@click.version_option(goatherd.__version__, prog_name="goatherd")
-def cli() -> None:
+@click.option("--version", is_flag=True, help="Show the versions of Goatherd and of what it runs on, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too.")
+@click.pass_context
+def cli(context: click.Context, version: bool, as_json: bool) -> None:
     """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
+    if version:
+        from goatherd.operations.installation import describe_installation
+
+        found = describe_installation()
+        Output(as_json=as_json).result(found.to_json(), found.lines())
+        context.exit()
+    if context.invoked_subcommand is None:
+        raise click.UsageError("no command is given", ctx=context)
+
+
+def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback for an option whose text `parse` must accept; its error names the option."""
+
+    def check(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        for text in value if isinstance(value, tuple) else () if value is None else (value,):
+            try:
+                parse(text)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{parameter.opts[-1]}: {error}", hint=error.hint) from None
+        return value
+
+    return check
 
 
 def command(
@@ -167,9 +192,12 @@ def command(
         def entry(**given: Any) -> int | None:
             as_json, debug, file = given.pop("as_json"), given.pop("debug"), given.pop("config_file")
             flags = {name: given.pop(name) for name in list(given) if name in attributes}
-            options = load_options(flags, os.environ, directory=_here(), file=file)
+            context = click.get_current_context()
+            as_json = as_json or bool(context.find_root().params.get("as_json"))
+            names = {item.name: item.opts[-1] for item in context.command.params if item.name and item.name in flags}
+            options = load_options(flags, os.environ, directory=_here(), file=file, flag_names=names)
             try:
-                out, owns_process = Output(as_json=as_json), click.get_current_context().find_object(bool) is True
+                out, owns_process = Output(as_json=as_json), context.find_object(bool) is True
                 app = App(options=options, out=out, debug=debug, owns_process=owns_process)
                 return function(app, **given)
             except BrokenPipeError as error:

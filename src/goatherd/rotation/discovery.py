@@ -38,6 +38,7 @@ from goatherd.errors import (
     MissingExtraError,
     ProviderAccessDeniedError,
 )
+from goatherd.server_url import masked, parse_server_url
 
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
@@ -106,7 +107,7 @@ def source_of(address: str, *, timeout: timedelta) -> Source:
         return _dns_source(address, timeout)
     if scheme == "k8s-service":
         return _service_source(address, timeout)
-    return Listed(Place(address.rstrip("/")))
+    return Listed(Place(str(parse_server_url(address))))
 
 
 class NodeDirectory:
@@ -387,7 +388,7 @@ def _dns_source(address: str, timeout: timedelta) -> Source:
         raise _not_an_address(address)
     scheme, family = _scheme(address, options), options.get("family")
     if family not in (None, *_FAMILIES):
-        raise ConfigurationError(f"{address}: family is 4 or 6")
+        raise ConfigurationError(f"{address}: family must be 4 or 6")
     is_srv = host.startswith("_")
     if is_srv == bool(port):
         raise ConfigurationError(
@@ -428,7 +429,7 @@ def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
             parts = urlsplit(f"//{server}")
             name_server, port = str(ip_address(parts.hostname or "")), parts.port or 53
         except ValueError:
-            raise ConfigurationError(f"{address}: server is an IP address, such as 127.0.0.1:8600") from None
+            raise ConfigurationError(f"{address}: server must be an IP address, such as 127.0.0.1:8600") from None
         resolver.nameservers, resolver.port = [name_server], port
     return resolver
 
@@ -439,7 +440,7 @@ def _service_source(address: str, timeout: timedelta) -> Source:
     if not all(_K8S_NAME.fullmatch(part) for part in (namespace, name)) or not port:
         raise _not_an_address(address)
     if not _K8S_NAME.fullmatch(port):
-        raise ConfigurationError(f"{address}: {port!r} is no port's name or number")
+        raise ConfigurationError(f"{address}: {port!r} is not the name or the number of a port")
     return ServiceEndpoints(
         options,
         namespace,
@@ -453,16 +454,19 @@ def _service_source(address: str, timeout: timedelta) -> Source:
 
 def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
     """Return what stands before the port, the port, and the options."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise _not_an_address(address) from None
+    if parts.fragment or "@" in address:
+        raise _not_an_address(address)
     options = parse_qsl(parts.query, keep_blank_values=True)
     place = unquote(parts.netloc + (parts.path if has_path else parts.path.rstrip("/")))
     names = [name for name, _ in options]
     unknown = sorted(set(names) - known)
     if unknown or len(set(names)) < len(names) or not all(value for _, value in options):
         what = f"no option {unknown[0]!r}" if unknown else "an option twice, or without a value"
-        raise ConfigurationError(f"{address}: {what}", hint=f"Options: {', '.join(sorted(known))}, once each.")
-    if parts.fragment or "@" in place:
-        raise _not_an_address(address)
+        raise ConfigurationError(f"{masked(address)}: {what}", hint=f"Options: {', '.join(sorted(known))}, once each.")
     before, colon, port = place.rpartition(":")
     return (before, port, dict(options)) if colon else (place, "", dict(options))
 
@@ -470,15 +474,15 @@ def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[st
 def _scheme(address: str, options: Mapping[str, str]) -> str:
     scheme = options.get("scheme", "http")
     if scheme not in ("http", "https"):
-        raise ConfigurationError(f"{address}: scheme is http or https")
+        raise ConfigurationError(f"{address}: scheme must be http or https")
     return scheme
 
 
 def _number(address: str, port: str) -> int:
-    if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise ConfigurationError(f"{address}: {port!r} is no port")
+    if not port.isascii() or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65_536:
+        raise ConfigurationError(f"{address}: {port!r} is not a port; a port is 1 to 65535")
     return int(port)
 
 
 def _not_an_address(address: str) -> ConfigurationError:
-    return ConfigurationError(f"{address!r} is not the address of nodes", hint=f"Use {_FORMS}.")
+    return ConfigurationError(f"{masked(address)!r} is not an address of servers", hint=f"Use {_FORMS}.")

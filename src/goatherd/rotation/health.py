@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
-from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
+from goatherd.server_url import check_http_url
 
 if TYPE_CHECKING:
     import httpx2
@@ -56,11 +56,8 @@ class HTTPProbe:
     """
 
     def __init__(self, url: str, *, timeout: timedelta) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError(
-                "the health probe's address is not an http URL", hint="Such as http://127.0.0.1:9000/healthy."
-            )
+        parts = urlsplit(check_http_url(url, hint="Write it as http://127.0.0.1:9000/healthy."))
+        assert parts.hostname is not None
         self._url = url
         self._timeout = timeout.total_seconds()
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -416,21 +416,35 @@ def _slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
             yield slot_ms
 
 
+_CRON_HINT: Final = (
+    "Five fields as in a crontab: minute, hour, day of month, month, day of week, such as `0 3 * * SUN`."
+)
+
+
+def check_cron(text: str) -> None:
+    """Check the form of a cron expression.
+
+    Raises:
+        ConfigurationError: It has not five fields, or one of them is wrong.
+    """
+    if len(text.split()) != 5:
+        raise ConfigurationError(f"{text!r} is not a cron expression of five fields", hint=_CRON_HINT)
+    try:
+        CronSim(text, datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ConfigurationError(f"{text!r} is not a cron expression: {error}", hint=_CRON_HINT) from None
+
+
 def _check_cron(schedule: Schedule, now_ms: int) -> None:
     assert schedule.cron is not None
-    hint = "Five fields as in a crontab: minute, hour, day of month, month, day of week, such as `0 3 * * SUN`."
-    if len(schedule.cron.split()) != 5:
-        raise ConfigurationError(f"{schedule.cron!r} is not a cron expression of five fields", hint=hint)
+    check_cron(schedule.cron)
     slots: list[int] = []
-    try:
-        for slot_ms in _slots(schedule, now_ms):
-            slots.append(slot_ms)
-            if len(slots) == _GAPS:
-                break
-    except CronSimError as error:
-        raise ConfigurationError(f"{schedule.cron!r} is not a cron expression: {error}", hint=hint) from None
+    for slot_ms in _slots(schedule, now_ms):
+        slots.append(slot_ms)
+        if len(slots) == _GAPS:
+            break
     if not slots:
-        raise ConfigurationError(f"{schedule.cron!r} has no time to come", hint=hint)
+        raise ConfigurationError(f"{schedule.cron!r} has no time to come", hint=_CRON_HINT)
     if any(later - earlier < _ms(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
             f"{schedule.cron!r} rotates more often than every hour",

@@ -203,7 +203,10 @@ def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invente
         (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "no command"),
         (["run", "--provider", "memory:///a/x", "--data", ".", "--on-change", "command", "--", "true"], "--command"),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"], "not a signal"),
-        (["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"], "not a number"),
+        (
+            ["run", "--provider", "memory:///a/x", "--data", "d", "--crashes", "many", "--", "true"],
+            "not a whole number",
+        ),
         (["run", "--provider", "memory:///a/x", "--data", "d", "--private", "--", "true"], "--door PORT"),
         (["watch", "--provider", "memory:///a/x", "--data", "d"], "--on-change"),
         (["watch", "--provider", "memory:///a/x", "--data", "d", "--on-change", "signal"], "--pid-file"),

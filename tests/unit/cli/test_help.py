@@ -81,7 +81,32 @@ def test_every_exit_code_has_a_meaning() -> None:
 def test_the_version_is_told(goatherd: Goatherd) -> None:
     import goatherd as package
 
-    assert goatherd("--version").out == f"goatherd, version {package.__version__}\n"
+    lines = goatherd("--version").out.splitlines()
+    assert lines[0] == f"goatherd, version {package.__version__}"
+    assert [line.split()[0] for line in lines[1:5]] == ["python", "signatures", "tls", "extras"]
+
+
+@pytest.mark.parametrize("arguments", [["--version", "--json"], ["--json", "--version"]])
+def test_programs_are_told_the_versions_of_what_signs_and_of_each_extra(
+    goatherd: Goatherd, arguments: list[str]
+) -> None:
+    import platform
+    import ssl
+
+    import goatherd as package
+
+    found = goatherd(*arguments).json
+    assert found["version"] == package.__version__
+    assert found["python"].startswith(platform.python_version())
+    assert found["tls"] == ssl.OPENSSL_VERSION
+    assert found["openssl"].startswith("OpenSSL ")
+    assert "vault" in found["extras"]  # it needs no library of its own
+    assert not set(found["extras"]) & set(found["missingExtras"])
+
+
+def test_json_may_stand_before_the_command_too(goatherd: Goatherd) -> None:
+    assert goatherd("--json", "config").json["options"]
+    assert goatherd("--json", "show").json["error"]["code"] == "configuration.invalid"
 
 
 def test_python_dash_m_is_the_same_program() -> None:

@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from goatherd.agent.door.trust import Trust
 from goatherd.agent.door.upstream import Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.server_url import parse_server_url
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.agent.door")
@@ -132,12 +132,14 @@ class Door:
             on_slow=lambda: self._report(Rule.TOO_SLOW, "a connection was too slow with its headers"),
             on_full=lambda: self._report(Rule.TOO_MANY, "too many connections"),
         )
-        if public_url is not None and re.fullmatch(r"https?://[A-Za-z0-9.:\[\]_-]+/?", public_url) is None:
-            raise ConfigurationError(f"{public_url!r} is not a public address", hint="Such as https://goats.example.")
+        if public_url is not None:
+            self._public_url = str(parse_server_url(public_url, hint="Write it as https://goats.example."))
         try:
             self._forwarded_by = tuple([ipaddress.ip_network(text) for text in forwarded_by])
         except ValueError as error:
-            raise ConfigurationError(str(error), hint="Such as 10.0.0.0/8 or 127.0.0.1.") from None
+            raise ConfigurationError(
+                f"--forwarded-by is not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
+            ) from None
 
     @property
     def url(self) -> str:
@@ -213,7 +215,7 @@ class Door:
             self._executor.shutdown()
 
     def _renaming(self) -> Renaming:
-        public = None if self._public_url is None else self._public_url.rstrip("/").encode("ascii")
+        public = None if self._public_url is None else self._public_url.encode("ascii")
         return Renaming(self._upstream.names, public)
 
     async def _app(self, scope: object, receive: object, send: object) -> None:

@@ -15,11 +15,11 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 import httptools
 
-from goatherd.errors import ConfigurationError, NodeUnreachableError
+from goatherd.errors import NodeUnreachableError
+from goatherd.server_url import parse_server_url
 
 HIGH_WATER: Final = 256 * 1024
 IDLE_SECONDS: Final = 4.0
@@ -247,19 +247,12 @@ class Upstream:
     """
 
     def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=5)) -> None:
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        is_plain = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or not is_plain:
-            raise ConfigurationError(f"{url!r} is not the address of a server", hint="Such as http://127.0.0.1:8081.")
-        self.url = url.rstrip("/")
-        self.authority = parts.netloc.encode("ascii", "replace")
-        self._host = parts.hostname
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._port = port or (443 if self._tls else 80)
+        server = parse_server_url(url, hint="Write it as http://127.0.0.1:8081.")
+        self.url = str(server)
+        self.authority = server.authority.encode("ascii")
+        self._host = server.host
+        self._tls = ssl.create_default_context() if server.scheme == "https" else None
+        self._port = server.connect_port
         self._connect_timeout = connect_timeout.total_seconds()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()

@@ -1,0 +1,213 @@
+"""Addresses that an operator types: the URL of a server, the URL of a health probe, and where to listen.
+
+The one parser of them, for flags, environment variables, the configuration file and Python programs. Pure: it resolves
+no name. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
+`goatherd.rotation.discovery`.
+
+SECURITY: a message never repeats a user name, a password or a query (tests/unit/test_server_url.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from goatherd.errors import ConfigurationError
+
+__all__ = ["ServerURL", "check_http_url", "masked", "parse_listen_address", "parse_listen_host", "parse_server_url"]
+
+FORM: Final = "Write it as http://10.0.0.2:8080."
+
+_URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_MOST_NAME_CHARS: Final = 253
+
+
+@dataclass(frozen=True, slots=True)
+class ServerURL:
+    """Where one server answers. Its text is the URL, without a slash at the end.
+
+    Attributes:
+        scheme: ``http`` or ``https``.
+        host: A name, or a numeric address without brackets; lower case.
+        port: The port, if the URL has one.
+    """
+
+    scheme: str
+    host: str
+    port: int | None = None
+
+    @property
+    def authority(self) -> str:
+        """Return the host, in brackets if it is an IPv6 address, and the port if there is one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+    @property
+    def connect_port(self) -> int:
+        """Return the port to connect to."""
+        return self.port or (443 if self.scheme == "https" else 80)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+def parse_server_url(text: str, *, hint: str = FORM) -> ServerURL:
+    """Read the URL of a GoatDB server: scheme, host, and a port if it is not the scheme's own.
+
+    Args:
+        text: The URL. A single slash at its end means nothing.
+        hint: What the error's hint says, unless the error knows a better one.
+
+    Raises:
+        ConfigurationError: It has another form. The message names the part that is wrong.
+    """
+    scheme, authority, rest = _split(text, hint)
+    # In the whole text: a password may hold a slash or a question mark, which end the authority.
+    if "@" in text:
+        problem = "has a user name or a password in it; requests to a server are signed and need neither"
+        raise _wrong(text, problem, hint)
+    if rest not in ("", "/") and "," not in authority:
+        part = {"/": "a path", "?": "a query", "#": "a fragment"}[rest[0]]
+        raise _wrong(text, f"has {part}; the URL of a server ends after the port", hint)
+    return _server(text, scheme, authority, hint)
+
+
+def check_http_url(text: str, *, hint: str) -> str:
+    """Return `text` if it is an http or https URL; path, query and credentials are allowed.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    scheme, authority, _ = _split(text, hint)
+    _server(text, scheme, authority.rpartition("@")[2], hint)
+    return text
+
+
+def parse_listen_host(text: str) -> str:
+    """Read the address of this machine to listen on: a numeric address, or a name; IPv6 with or without brackets.
+
+    Raises:
+        ConfigurationError: It is a URL, has a port, or is no host.
+    """
+    hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 is all of them. The port is --port."
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    problem = "is empty" if not text else "is a URL" if "://" in text or "@" in text else _host_problem(host)
+    if problem is not None and re.fullmatch(r"(\[.*\]|[^:]*):\d+", text):
+        problem = "has a port"
+    if problem is not None:
+        raise ConfigurationError(f"the address to listen on {_shown(text)} {problem}", hint=hint)
+    return host
+
+
+def parse_listen_address(text: str) -> tuple[str, int]:
+    """Read ``ADDRESS:PORT``, such as ``127.0.0.1:9464`` or ``[::1]:9464``; port 0 takes a free one.
+
+    Raises:
+        ConfigurationError: It has another form.
+    """
+    hint = "Write ADDRESS:PORT, such as 127.0.0.1:9464; 0.0.0.0 is all addresses of this machine, port 0 a free one."
+    host, colon, port = text.rpartition(":")
+    if "://" in text or "@" in text:
+        problem: str | None = "is a URL"
+    elif not colon or (":" in host and not host.startswith("[")):
+        problem = "has no port" if _host_problem(text) is None else "is not ADDRESS:PORT"
+    else:
+        problem = _port_problem(port, lowest=0)
+    if problem is not None:
+        raise ConfigurationError(f"the address to listen on {_shown(text)} {problem}", hint=hint)
+    return parse_listen_host(host), int(port)
+
+
+def masked(text: str) -> str:
+    """Return an address as a message may show it: without user name, password and query."""
+    scheme, colon, rest = text.partition("://")
+    if not colon:
+        scheme, rest = "", text
+    if "@" in rest:
+        rest = "…@" + rest.rpartition("@")[2]
+    rest, question, _ = rest.partition("?")
+    return f"{scheme}{colon}{rest}{'?…' if question else ''}"
+
+
+def _split(text: str, hint: str) -> tuple[str, str, str]:
+    """Return scheme, authority and what follows it."""
+    if not text.strip():
+        raise ConfigurationError("the URL is empty", hint=hint)
+    match = _URL.fullmatch(text)
+    if match is None:
+        scheme, colon, _ = text.partition("://")
+        if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+            raise _wrong(text, f"has the scheme {scheme!r}; a server has http:// or https://", hint)
+        if re.match(r"https?:", text, re.IGNORECASE):
+            raise _wrong(text, "needs two slashes after the scheme", hint)
+        raise _wrong(text, "has no scheme; it must begin with http:// or https://", hint)
+    if any(char.isspace() or not char.isprintable() for char in text):
+        raise _wrong(text, "has a blank or a control character in it", hint)
+    return match["scheme"].lower(), match["authority"], match["rest"]
+
+
+def _server(text: str, scheme: str, authority: str, hint: str) -> ServerURL:
+    if "," in authority:
+        several = "Give the option once for each server. Only in an environment variable a comma separates them."
+        raise _wrong(text, "names several servers", several)
+    if authority.startswith("["):
+        host, bracket, tail = authority[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
+            raise _wrong(text, "has a bracket that does not close", hint)
+        colon, port = tail[:1], tail[1:]
+        problem = _host_problem(host) if ":" in host else "has brackets around what is not an IPv6 address"
+    else:
+        if authority.count(":") > 1:
+            raise _wrong(text, "needs brackets around its IPv6 address", "Write it as http://[2001:db8::2]:8080.")
+        host, colon, port = authority.partition(":")
+        problem = "has no host" if not host else _host_problem(host)
+    problem = problem or (_port_problem(port, lowest=1) if colon else None)
+    if problem is not None:
+        raise _wrong(text, problem, hint)
+    return ServerURL(scheme, host.lower(), int(port) if colon else None)
+
+
+def _host_problem(host: str) -> str | None:
+    if ":" in host:
+        try:
+            IPv6Address(host)
+        except ValueError:
+            return f"has {host!r} where an IPv6 address must be"
+        return None
+    if not host.isascii():
+        try:
+            ascii_name = host.encode("idna").decode("ascii")
+        except UnicodeError:
+            return f"has a host that is no name: {host!r}"
+        return f"has a host that is not in ASCII; write {ascii_name}"
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            IPv4Address(host)
+        except ValueError:
+            return f"has {host!r} where an IPv4 address must be"
+        return None
+    labels = host.removesuffix(".").split(".")
+    if len(host) > _MOST_NAME_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
+        return f"has a host that is no name: {host[:60]!r}"
+    return None
+
+
+def _port_problem(port: str, *, lowest: int) -> str | None:
+    if not port:
+        return "has a colon without a port"
+    if not port.isascii() or not port.isdecimal():
+        return f"has {port[:20]!r} where the port must be a number"
+    if len(port) > 5 or not lowest <= int(port) <= 65_535:
+        return f"has the port {port[:20]}; a port is {lowest} to 65535"
+    return None
+
+
+def _wrong(text: str, problem: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"the URL {_shown(text)} {problem}", hint=hint)
+
+
+def _shown(text: str) -> str:
+    return repr(masked(text)[:200])
