@@ -17,7 +17,7 @@ import pytest
 
 from goatherd.client import NodeClient
 from goatherd.crypto import PublicKey
-from goatherd.errors import ClockSkewError, NodeRefusedError, NodeUnreachableError
+from goatherd.errors import ClockSkewError, ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, parse_signature, verify_request
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.messages import VERSION
