@@ -407,6 +407,13 @@ class RotationBusyError(RotationError):
     hint = "Wait for it, or carry it on with `goatherd rotate --resume`."
 
 
+class StuckError(RotationError):
+    """The same action was tried twice, and what the store shows has not changed; it is not tried a third time."""
+
+    code = "rotation.stuck"
+    hint = "`goatherd status` shows the labels and the phase; `goatherd doctor` checks what these credentials may do."
+
+
 class UnhealthyError(RotationError):
     """The operator's health signal is bad before a rotation goes on to a new root; nothing was written."""
 

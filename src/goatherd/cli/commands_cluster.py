@@ -40,6 +40,7 @@ from goatherd.identity.redaction import notes, redacted
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
+from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
 from goatherd.rotation.policy import unlisted_for
 from goatherd.rotation.rotator import Rotator
@@ -334,6 +335,8 @@ def retire(app: App, yes: bool) -> int:
 
     Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
     roots stay trusted, with their public keys. Running it again is harmless.
+
+    A version that a label points at, other than Goatherd's own, is kept and named; the command then ends with 11.
     """
     grace = format_duration(app.options.rotation_grace)
     if not yes:
@@ -361,9 +364,10 @@ async def _retire(app: App, grace: str) -> int:
     found = list(report.destroyed)
     lines = [f"destroyed version {version}" for version in found]
     lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
+    lines += [describe_kept(one) for one in report.kept]
     lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
     now_ms = SystemClock().now_ms()
     app.out.result(
         report_data(report) | {"privateKeys": keys.to_json(now_ms)}, [*lines, "", *keys.lines(app.out, now_ms)]
     )
-    return 0
+    return EXIT_FINDINGS if report.kept else 0

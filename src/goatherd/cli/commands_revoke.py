@@ -13,12 +13,13 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.rotation_text import warn_of_short_life
+from goatherd.cli.rotation_text import kept_data, warn_of_short_life
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
 from goatherd.rotation.revocation import NEW, Revoker
 
@@ -181,6 +182,7 @@ def _data(report: RevocationReport) -> dict[str, Any]:
         "leftOut": list(report.left_out),
         "destroyed": list(report.destroyed),
         "givenUp": list(report.given_up),
+        "kept": kept_data(report.kept),
         "keysLeft": list(report.keys_left),
         "alsoStored": list(report.also_stored),
         "nodes": [_node_data(node) for node in report.nodes],
@@ -244,6 +246,7 @@ def _report_lines(report: RevocationReport) -> list[str]:
     lines += [f"left out: session {session} is believed no more" for session in report.left_out]
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
+    lines += [describe_kept(one, command="the same command") for one in report.kept]
     if not report.has_proof:
         lines.append(
             "its private key is not to be had any more: servers that know no other root must be started with"

@@ -60,7 +60,8 @@ EXIT_MEANINGS = {
     10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
     12: "the agent cannot run a server, or has stopped one that gave its private key away",
     13: "the audit trail is broken, or cannot be written",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate` or `demo` found something wrong, or `revoke` is not finished",
+    EXIT_FINDINGS: "`doctor`, `status`, `migrate` or `demo` found something wrong, `revoke` is not finished, or "
+    "`retire` has kept a version that a label points at",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
 }

@@ -15,7 +15,7 @@ from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE
 from goatherd.rotation.events import Report
-from goatherd.rotation.machine import Outcome, Phase, Policy, Step, rotation_due_ms
+from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 
 _ENDINGS = ("rotated", "cancelled", "rolled-back", "revoked")
@@ -36,10 +36,16 @@ def report_data(report: Report) -> dict[str, Any]:
         "leftOut": list(report.left_out),
         "destroyed": list(report.destroyed),
         "givenUp": list(report.given_up),
+        "kept": kept_data(report.kept),
         "began": iso(report.began_ms),
         "ended": iso(report.ended_ms),
         "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
     }
+
+
+def kept_data(kept: Iterable[Kept]) -> list[dict[str, Any]]:
+    """Return versions that a label keeps from being destroyed, as data."""
+    return [{"version": one.version, "labels": list(one.labels)} for one in kept]
 
 
 def report_lines(report: Report, grace: timedelta) -> list[str]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from goatherd.cli.output import Output
+from goatherd.cli.rotation_text import kept_data
 from goatherd.cli.store import Store
 from goatherd.clock import iso
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
 from goatherd.providers.base import CURRENT, STABLE
-from goatherd.rotation.holdings import Holding, copies_left, find_holdings
+from goatherd.rotation.holdings import Holding, copies_left, describe_kept, find_holdings
+from goatherd.rotation.machine import Kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,14 @@ class Whereabouts:
         """Return the versions that `goatherd retire` would destroy now."""
         return tuple(one.version.id for one in self._old() if self._due_ms(one) <= now_ms)
 
+    def kept(self, now_ms: int) -> tuple[Kept, ...]:
+        """Return the versions that `goatherd retire` would destroy now if no label of another's pointed at them."""
+        return tuple(
+            Kept(version=one.version.id, labels=one.foreign_labels)
+            for one in self._retired()
+            if one.foreign_labels and self._due_ms(one) <= now_ms
+        )
+
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when the next version is due to be destroyed, where one is."""
         return min([self._due_ms(one) for one in self._old() if self._due_ms(one) > now_ms], default=None)
@@ -68,9 +78,12 @@ class Whereabouts:
         grace_ms = self.grace // timedelta(milliseconds=1)
         return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
+    def _retired(self) -> list[Holding]:
+        ours = {CURRENT, STABLE}
+        return [one for one in self.holdings if one.private_ids - self.signing and not ours & one.version.labels]
+
     def _old(self) -> list[Holding]:
-        kept = {CURRENT, STABLE}
-        return [one for one in self.holdings if one.private_ids - self.signing and not kept & one.version.labels]
+        return [one for one in self._retired() if not one.foreign_labels]
 
     def _due_ms(self, one: Holding) -> int:
         return one.retired_ms + self.grace // timedelta(milliseconds=1)
@@ -97,6 +110,7 @@ class Whereabouts:
             ],
             "copies": self.copies,
             "retireDue": list(self.due(now_ms)),
+            "retireKept": kept_data(self.kept(now_ms)),
             "recordDue": list(self.recordable(now_ms)),
             "retireNext": None if following is None else iso(following),
         }
@@ -110,7 +124,7 @@ class Whereabouts:
                 one.version.id,
                 " ".join(sorted(one.version.labels)),
                 one.problem or " ".join(sorted(one.private_ids)),
-                iso(self._due_ms(one)) if one in self._old() else "",
+                self._describe_due(one),
             )
             for one in self.holdings
         ]
@@ -126,9 +140,15 @@ class Whereabouts:
             lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(due)}")
         elif following is not None:
             lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
+        lines += [describe_kept(one) for one in self.kept(now_ms)]
         if self.copies is not None:
             lines.append(f"mind: {self.copies}")
         return lines
+
+    def _describe_due(self, one: Holding) -> str:
+        if one in self._old():
+            return iso(self._due_ms(one))
+        return "when no label points at it" if one in self._retired() else ""
 
     def _absence(self, root: str) -> str:
         record = ", and it is on record that none holds it" if root in self.recorded else ""

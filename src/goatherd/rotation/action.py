@@ -108,6 +108,14 @@ class Illegal:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A version that would have been destroyed, if no label pointed at it that is not Goatherd's own."""
+
+    version: str
+    labels: tuple[str, ...]
+
+
 class Outcome(StrEnum):
     """How a run ended."""
 
@@ -119,10 +127,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The run is over. `behind` are the nodes that were not seen to sign with the current root."""
+    """The run is over.
+
+    Attributes:
+        behind: The nodes that were not seen to sign with the current root.
+        kept: The versions that `Goal.RETIRE` leaves in the store because of a label.
+    """
 
     outcome: Outcome
     behind: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 Action = (

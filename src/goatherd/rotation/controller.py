@@ -33,7 +33,8 @@ from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.audit import Journal
 from goatherd.rotation.events import Decided, Event, Report
-from goatherd.rotation.machine import Wait
+from goatherd.rotation.holdings import describe_kept
+from goatherd.rotation.machine import Kept, Wait
 from goatherd.rotation.schedule import Act, Schedule, Verdict, facts_of, next_due, share
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -119,8 +120,10 @@ class Controller:
         self._stop_patience = stop_patience.total_seconds()
         self._worker = worker(self._told)
         self._missed = 0
-        self._failures = 0
-        self._not_before_ms = 0
+        # By what has failed: a retirement that cannot go on keeps no rotation waiting, nor the other way round.
+        self._failures: dict[AlertKind, int] = {}
+        self._not_before_ms: dict[AlertKind, int] = {}
+        self._kept: tuple[Kept, ...] = ()
         self._retired_ms: int | None = None
         self._turns = 0
         self._planned: str | None = None
@@ -160,20 +163,22 @@ class Controller:
         self._tell_plan(verdict)
         now_ms = self._clock.now_ms()
         if not self._may_act(verdict, now_ms):
-            if now_ms >= self._not_before_ms:
-                self._failures = 0
+            for kind, until_ms in self._not_before_ms.items():
+                if now_ms >= until_ms:
+                    self._failures.pop(kind, None)
             return Turn(verdict=verdict)
         return await self._act(verdict, document.current.id)
 
     def _may_act(self, verdict: Verdict, now_ms: int) -> bool:
-        if self._is_stopping or not verdict.is_due(now_ms) or now_ms < self._not_before_ms:
+        not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
+        if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
             return False
         rested_ms = 0 if self._retired_ms is None else self._retired_ms + _ms(RETIRE_PAUSE)
         return verdict.act is not Act.RETIRE or now_ms >= rested_ms
 
     async def _act(self, verdict: Verdict, root_id: str) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
-        kind = AlertKind.RETIREMENT_FAILED if verdict.act is Act.RETIRE else AlertKind.ROTATION_FAILED
+        kind = _failure_of(verdict.act)
         self._is_acting = True
         try:
             report = await self._work(verdict)
@@ -185,14 +190,16 @@ class Controller:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._not_before_ms = self._clock.now_ms() + _ms(self._pause())
+                self._not_before_ms[kind] = self._clock.now_ms() + _ms(self._pause())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._fail(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
             self._retired_ms = self._clock.now_ms()
-        self._failures = 0
+        self._failures.pop(kind, None)
         self._rung.clear()
+        if verdict.act is Act.RETIRE:
+            await self._tell_kept(report.kept, root_id)
         outcome = report.outcome.value
         done = event_text(LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=outcome, current=report.current_id)
         _log.info(done)
@@ -285,7 +292,8 @@ class Controller:
             pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
         verdict = None if turn is None or turn.has_acted else turn.verdict
         if verdict is not None and verdict.at_ms is not None:
-            left = timedelta(milliseconds=max(verdict.at_ms, self._not_before_ms) - self._clock.now_ms())
+            not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
+            left = timedelta(milliseconds=max(verdict.at_ms, not_before_ms) - self._clock.now_ms())
             if left > timedelta(0):
                 pause = min(pause, left)
         return max(pause, _SHORTEST_PAUSE)
@@ -307,13 +315,20 @@ class Controller:
 
     async def _fail(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
         """Rest after a failure that is in no document, and tell somebody."""
-        self._failures += 1
+        failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
-        pause = min(_ms(schedule.backoff) << min(self._failures - 1, 30), _ms(schedule.backoff_max))
+        pause = min(_ms(schedule.backoff) << min(failures - 1, 30), _ms(schedule.backoff_max))
         pause = int(pause * (1 + 0.25 * share(schedule, f"rest {self._turns}")))
-        self._not_before_ms = self._clock.now_ms() + pause
+        self._not_before_ms[kind] = self._clock.now_ms() + pause
         reason, code = str(error), error.code
-        await self._ring(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=self._failures))
+        await self._ring(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
+
+    async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
+        """Ring the alarm for versions that a label keeps from being destroyed: once, and again when they are others."""
+        if kept and kept != self._kept:
+            reason = "; ".join(describe_kept(one) for one in kept)
+            await self._ring(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
+        self._kept = kept
 
     async def _warn(self, document: IdentityDocument, verdict: Verdict) -> None:
         root_id = document.current.id
@@ -349,6 +364,10 @@ async def _first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
+
+
+def _failure_of(act: Act) -> AlertKind:
+    return AlertKind.RETIREMENT_FAILED if act is Act.RETIRE else AlertKind.ROTATION_FAILED
 
 
 def _ms(duration: timedelta) -> int:

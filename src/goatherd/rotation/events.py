@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from goatherd.rotation.machine import Action, HealthView, NodeView, Outcome, Phase
+from goatherd.rotation.machine import Action, HealthView, Kept, NodeView, Outcome, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +110,7 @@ class Report:
         destroyed: Versions whose value was destroyed.
         given_up: Versions that the store was told to give up, but may hold for longer: it destroys none at once
             (`goatherd.providers.base.Guarantees`). The keys in them are not on record as destroyed.
+        kept: Versions that were due to be destroyed, and stay because a label points at them that is not Goatherd's.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 
@@ -125,6 +126,7 @@ class Report:
     left_out: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
     began_ms: int
     ended_ms: int
 

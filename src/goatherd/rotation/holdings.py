@@ -13,8 +13,11 @@ from typing import Final
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.silence import silent_since_ms
-from goatherd.providers.base import Guarantees, SecretProvider, SecretVersion, VersionState
+from goatherd.providers.base import CURRENT, STABLE, Guarantees, SecretProvider, SecretVersion, VersionState
+from goatherd.rotation.action import Kept
 
+HOW_TO_UNLABEL: Final = "the tool that has set it"
+"""What takes a label off a version."""
 _SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 
 
@@ -32,6 +35,11 @@ class Holding:
     private_ids: frozenset[str]
     retired_ms: int
     problem: str | None = None
+
+    @property
+    def foreign_labels(self) -> tuple[str, ...]:
+        """Labels at this version that an operator or another tool has set; a store destroys no labelled version."""
+        return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))
 
 
 async def find_holdings(
@@ -77,6 +85,22 @@ async def _look_into(
         problem = f"not an identity ({error.code})"
     retired_ms = max([version.created_ms, *(silent_since_ms(document, key) for key in private - {document.current.id})])
     return Holding(version=version, private_ids=private, retired_ms=retired_ms, problem=problem)
+
+
+def describe_kept(kept: Kept, *, command: str = "`goatherd retire`") -> str:
+    """Return why a version with a retired private key was not destroyed, and what to do about it, as one line.
+
+    Args:
+        kept: The version, and the labels at it.
+        command: What to run once the labels are removed.
+    """
+    names = " and ".join(f"`{label}`" for label in kept.labels)
+    points, one = ("labels", "each") if len(kept.labels) > 1 else ("label", "the label")
+    verb = "point" if len(kept.labels) > 1 else "points"
+    return (
+        f"version {kept.version} is kept: {points} {names} {verb} at it; remove {one} with {HOW_TO_UNLABEL}, and run "
+        f"{command} again"
+    )
 
 
 def copies_left(guarantees: Guarantees) -> str | None:

@@ -32,6 +32,7 @@ from goatherd.rotation.action import (
     Done,
     Illegal,
     Introduce,
+    Kept,
     LabelStable,
     Outcome,
     Prepare,
@@ -60,6 +61,7 @@ __all__ = [
     "Illegal",
     "Intent",
     "Introduce",
+    "Kept",
     "LabelStable",
     "NodeView",
     "Observation",
@@ -163,6 +165,7 @@ class VersionView:
     Attributes:
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         problem: Why its value could not be looked at; then nobody knows whose keys it holds.
+        foreign_labels: Labels at it that are not Goatherd's own; while there is one, no store destroys the version.
     """
 
     version: str
@@ -170,6 +173,7 @@ class VersionView:
     private_ids: frozenset[str]
     retired_ms: int
     problem: str | None = None
+    foreign_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -477,20 +481,27 @@ def _label(store: StoreView) -> LabelStable | None:
 def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
+    kept: list[Kept] = []
     for version in observation.versions:
         retired = version.private_ids - {store.current_id}
-        kept = version.version in (store.version, store.stable)
-        if retired and not kept and now_ms >= version.retired_ms + _ms(policy.grace):
-            # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
-            return Destroy(version=version.version)
+        is_ours = version.version in (store.version, store.stable)
+        if not retired or is_ours or now_ms < version.retired_ms + _ms(policy.grace):
+            continue
+        if version.foreign_labels:
+            # The store would answer with a conflict each time; and the label is there for a reason that is not ours.
+            kept.append(Kept(version=version.version, labels=version.foreign_labels))
+            continue
+        # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
+        return Destroy(version=version.version)
+    done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
     if any(version.problem is not None for version in observation.versions):
         # Whose keys are in there is not known, so nothing can be said to be gone.
-        return Done(outcome=Outcome.NOTHING)
+        return done
     # By what is seen, and not by what this run has destroyed: one that died after its last `Destroy` records nothing.
     for session_id, since_ms in store.unretired:
         if session_id not in left and now_ms >= since_ms + _ms(policy.grace):
             return RecordRetired(session_id=session_id, expected=store.version)
-    return Done(outcome=Outcome.NOTHING)
+    return done
 
 
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from goatherd.rotation.action import Kept
+
 
 @dataclass(slots=True, kw_only=True)
 class NodeOutcome:
@@ -47,6 +49,7 @@ class RevocationReport:
         forged: Commits that claim to be the root's and are not.
         left_out: Sessions that were not introduced again, as asked.
         destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
+        kept: Versions with a revoked key that were to be destroyed, and stay because of a label that is not Goatherd's.
         keys_left: Versions that still hold the revoked root's private key.
         also_stored: Other roots whose private keys the store holds: what was stolen from the store is stolen with them.
         seconds: How long each part took.
@@ -68,6 +71,7 @@ class RevocationReport:
     left_out: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
+    kept: tuple[Kept, ...] = ()
     keys_left: tuple[str, ...] = ()
     also_stored: tuple[str, ...] = ()
     nodes: tuple[NodeOutcome, ...] = ()
@@ -79,4 +83,6 @@ class RevocationReport:
     def is_complete(self) -> bool:
         """Whether nothing is left to do but at unmodified servers."""
         ours = [node for node in self.nodes if not node.is_unmodified]
+        if self.kept:
+            return False
         return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)

@@ -15,7 +15,8 @@ The order, and why:
    no session any more (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
 
-Rules: every write is a compare-and-swap; whoever runs this again carries on where the identity and the nodes stand.
+Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); whoever runs
+this again carries on where the identity and the nodes stand.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
+from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
-from goatherd.rotation.holdings import find_holdings
-from goatherd.rotation.machine import Policy
+from goatherd.rotation.holdings import Holding, find_holdings
+from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
 from goatherd.rotation.resettle import Resettler, SessionNode
@@ -136,6 +138,7 @@ class Revoker:
         Raises:
             IllegalStepError: There is no such root, or no such successor.
             ProviderError: The store did not take part. Run it again.
+            StuckError: The store refuses a change although nothing in it changes.
             RotationError: A node did not keep what was pushed to it.
         """
         self._begin(session_id)
@@ -160,18 +163,16 @@ class Revoker:
 
     async def _revoked(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
         heir: OwnedSession | None = None
-        while True:
-            document, version = await self._read()
+
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            nonlocal heir
             if session_id in document.revoked_ids:
-                await self._move_stable(version)
-                # To be heard by nodes that have missed the introduction of the successor.
-                self._stolen = self._stolen or await self._stored_root(document, session_id)
-                return document
+                return None
             if heir is None:
                 heir, self._stolen = await self._heir(document, session_id, successor)
                 if heir is not None:
                     await self._spread(document, heir.session)
-            changed = transitions.revoke(
+            return transitions.revoke(
                 document,
                 session_id,
                 self._clock.now_ms(),
@@ -179,12 +180,13 @@ class Revoker:
                 successor=heir if session_id == document.current.id else None,
                 proving=None if session_id == document.current.id else self._stolen,
             )
-            try:
-                await self._write(changed, version.id)
-            except ConflictError:
-                self._emit(ConflictMet())
-                continue
-            self._stepped(RevocationStep.REVOKED, changed, session_id)
+
+        document, is_written = await self._rewrite("write the revocation", change)
+        if is_written:
+            self._stepped(RevocationStep.REVOKED, document, session_id)
+        # To be heard by nodes that have missed the introduction of the successor.
+        self._stolen = self._stolen or await self._stored_root(document, session_id)
+        return document
 
     async def _heir(
         self, document: IdentityDocument, session_id: str, successor: str
@@ -295,17 +297,13 @@ class Revoker:
         return await self._close(session_id, union), union
 
     async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
-        while True:
-            document, version = await self._read()
+        async def change(document: IdentityDocument) -> IdentityDocument:
             now_ms = self._clock.now_ms()
-            changed = transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
-            try:
-                await self._write(changed, version.id)
-            except ConflictError:
-                self._emit(ConflictMet())
-                continue
-            self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
-            return changed
+            return transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
+
+        changed, _ = await self._rewrite("write the closed list of commits", change)
+        self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
+        return changed
 
     async def _compare(
         self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
@@ -368,42 +366,71 @@ class Revoker:
         done = ours and all(one.problem is None and one.introduced == self._report.sessions for one in ours)
         if entry.settled_at is not None or entry.freeze is None or not done:
             return document
-        while True:
-            document, version = await self._read()
-            changed = transitions.settle(document, session_id, self._clock.now_ms())
-            try:
-                await self._write(changed, version.id)
-            except ConflictError:
-                self._emit(ConflictMet())
-                continue
-            self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
-            return changed
+
+        async def change(document: IdentityDocument) -> IdentityDocument:
+            return transitions.settle(document, session_id, self._clock.now_ms())
+
+        changed, _ = await self._rewrite("record the revocation as settled", change)
+        self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
+        return changed
 
     # --- 5: the keys ------------------------------------------------------------------------------------------------
 
     async def _destroy(self, session_id: str) -> IdentityDocument:
         document, version = await self._read()
-        burnt = document.revoked_ids
-        destroyed, given_up = [], []
-        for holding in await self._store(find_holdings(self._provider, self._secret_id, document)):
-            if not holding.private_ids & burnt or holding.version.id == version.id:
-                continue
-            await self._store(self._provider.destroy(self._secret_id, holding.version.id))
-            if not self._provider.guarantees.destroys:
-                given_up.append(holding.version.id)
-                continue
-            destroyed.append(holding.version.id)
-            self._stepped(RevocationStep.DESTROYED, document, session_id, detail=holding.version.id)
-        self._report.destroyed, self._report.given_up = tuple(destroyed), tuple(given_up)
-        if given_up or session_id in document.retired_ids:
+        report = self._report
+        report.destroyed = report.given_up = ()
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        while await self._destroy_each(document, version.id, attempts):
+            await self._clock.sleep(self.policy.poll_max)
+        if report.given_up or session_id in document.retired_ids:
             return document
         if any(session_id in one.private_ids for one in await self._holdings(document)):
             return document
-        changed = transitions.retire(document, session_id, self._clock.now_ms())
-        await self._write(changed, version.id)
+
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            is_recorded = session_id in document.retired_ids
+            return None if is_recorded else transitions.retire(document, session_id, self._clock.now_ms())
+
+        changed, _ = await self._rewrite(f"record root {session_id} as retired", change)
         return changed
 
-    async def _holdings(self, document: IdentityDocument) -> Sequence[Any]:
+    async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
+        """Destroy what holds a revoked key and bears no label of another's; return whether to look and try again.
+
+        Raises:
+            StuckError: The store refuses to destroy a version, and shows nothing that would stand in the way.
+        """
+        report, kept, is_over = self._report, [], True
+        for holding in await self._holdings(document):
+            at = holding.version.id
+            if not holding.private_ids & document.revoked_ids or at in (current, *report.given_up, *report.destroyed):
+                continue
+            if holding.foreign_labels:
+                kept.append(Kept(version=at, labels=holding.foreign_labels))
+                continue
+            evidence = (at, holding.version.labels)
+            if not attempts.may_try(evidence, f"destroy version {at}"):
+                is_over = False
+                continue
+            try:
+                await self._store(self._provider.destroy(self._secret_id, at))
+            except ConflictError as conflict:
+                # A label was put there just now, or one of ours has not left it yet.
+                attempts.note(evidence, conflict)
+                self._emit(ConflictMet())
+                is_over = False
+                continue
+            attempts.note(evidence)
+            if not self._provider.guarantees.destroys:
+                report.given_up = (*report.given_up, at)
+                continue
+            report.destroyed = (*report.destroyed, at)
+            self._stepped(RevocationStep.DESTROYED, document, self._report.revoked_id, detail=at)
+        report.kept = tuple(kept)
+        return not is_over
+
+    async def _holdings(self, document: IdentityDocument) -> Sequence[Holding]:
         return await self._store(find_holdings(self._provider, self._secret_id, document))
 
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
@@ -428,6 +455,41 @@ class Revoker:
     async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
         found = await self._store(self._provider.read(self._secret_id, CURRENT))
         return decode_document(found.value.reveal()), found.version
+
+    async def _rewrite(
+        self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
+    ) -> tuple[IdentityDocument, bool]:
+        """Change the stored identity by compare-and-swap; decide again on what another writer has written first.
+
+        Args:
+            name: What the change does, as it stands in an error after "cannot".
+            change: Returns the new document; None where the stored one needs no change.
+
+        Returns:
+            The document as it is stored, and whether this call has written it.
+
+        Raises:
+            StuckError: The store has refused the change twice, and is as it was before.
+        """
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        poll = self.policy.poll_min
+        while True:
+            document, version = await self._read()
+            evidence = (version.id, document.generation)
+            if attempts.may_try(evidence, name):
+                changed = await change(document)
+                if changed is None:
+                    await self._move_stable(version)
+                    return document, False
+                try:
+                    await self._write(changed, version.id)
+                except ConflictError as conflict:
+                    attempts.note(evidence, conflict)
+                    self._emit(ConflictMet())
+                else:
+                    return changed, True
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""

@@ -5,7 +5,7 @@ no state of its own: everything that must survive it is in the identity document
 
 Rules:
 - Every write of the document is a compare-and-swap on the version that was looked at. A conflict is never repeated
-  blindly: look and decide again.
+  blindly: look and decide again. An action that has had no effect twice is not tried a third time (`attempts`).
 - Every action can be repeated without harm, and can be cut off before, in the middle and after.
 - After each write the nodes are told at once; one that can't be told looks by itself at its next refresh.
 """
@@ -35,6 +35,7 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion, VersionId
+from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -247,7 +248,9 @@ class Rotator:
         destroyed: list[str] = []
         candidate, successor_id = new_id(), new_id()
         pushed: type[Action] | None = None
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
+            attempted: object = None
             try:
                 observation, document = await self._observe(intent)
                 if intent.rotation_id is None and transitions.has_begun(document, candidate, successor_id):
@@ -265,7 +268,12 @@ class Rotator:
                     await self._tell(document, action.nodes)
                     poll = await self._pause(poll, action.until_ms)
                     continue
+                attempted = evidence_of(action, observation)
+                if not attempts.may_try(attempted, action):
+                    poll = await self._pause(poll, None)
+                    continue
                 await self._act(action, document, candidate, successor_id)
+                attempts.note(attempted)
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
@@ -280,7 +288,8 @@ class Rotator:
                     poll = self.policy.poll_min
                 pushed = type(action)
                 troubled_since = None
-            except ConflictError:
+            except ConflictError as conflict:
+                attempts.note(attempted, conflict)
                 self._emit(ConflictMet())
                 poll = await self._pause(poll, None)
             except (ProviderError, GenerationError) as error:
@@ -423,6 +432,7 @@ class Rotator:
                 private_ids=one.private_ids,
                 retired_ms=one.retired_ms,
                 problem=one.problem,
+                foreign_labels=one.foreign_labels,
             )
             for one in held
         ]
@@ -543,6 +553,7 @@ class Rotator:
             left_out=self._left_out,
             destroyed=destroyed,
             given_up=tuple(self._given_up),
+            kept=action.kept,
             began_ms=intent.began_ms,
             ended_ms=self._clock.now_ms(),
         )

@@ -317,7 +317,7 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
 
         async def retire(self) -> Any:
             self.calls += 1
-            return type("Report", (), {"outcome": Act.NOTHING, "current_id": "x"})()
+            return type("Report", (), {"outcome": Act.NOTHING, "current_id": "x", "kept": ()})()
 
         rotate = resume = retire
 

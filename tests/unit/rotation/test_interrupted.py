@@ -170,6 +170,8 @@ async def test_a_store_that_stays_away_ends_the_run_and_changes_nothing(make_her
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
 
     class Away:
+        guarantees = herd.provider.guarantees
+
         async def read(self, *args: Any, **options: Any) -> Any:
             if self.calls:
                 raise UnavailableError("no answer", provider="memory", secret_id=herd.secret_id, operation="read")

@@ -1,0 +1,122 @@
+"""Bounds what a run repeats: an action that has had no effect twice on the same evidence is not tried a third time.
+
+What it is: a count of attempts, by action and by what the store showed when the action was decided. What it is not: a
+retry of a store that does not answer (`Policy.store_patience` bounds that), nor of a wait or of a push to a node (the
+deadline of the phase, which `goatherd.rotation.machine` has in each of its decisions, bounds those).
+
+Rules:
+1. A write that another writer has overtaken is decided again on what that writer has written: that is new evidence, and
+   begins a new count. A conflict while the store shows the same as before is the same evidence.
+2. Where the store may show an older state for a while, a run that has used up its attempts keeps looking for
+   `Policy.store_patience`, and changes nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.errors import GoatherdError, StuckError
+from goatherd.providers.base import Guarantees, ReadConsistency
+from goatherd.rotation.machine import (
+    Abandon,
+    Action,
+    Advance,
+    Destroy,
+    LabelStable,
+    Observation,
+    Policy,
+    Prepare,
+    RecordRetired,
+)
+
+TRIES: Final = 2
+"""So often an action is tried on the same evidence."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    count: int = 0
+    last_at: float = 0.0
+    answer: str = ""
+
+
+class Attempts:
+    """The attempts of one run.
+
+    Args:
+        guarantees: The store's; they say whether it may show an older state for a while.
+        policy: `Policy.store_patience` says for how long.
+        clock: Tells the time.
+    """
+
+    def __init__(self, guarantees: Guarantees, policy: Policy, clock: Clock) -> None:
+        is_strong = guarantees.read_consistency is ReadConsistency.STRONG
+        self._patience = timedelta(0) if is_strong else policy.store_patience
+        self._clock = clock
+        self._known: dict[Hashable, _Attempt] = {}
+
+    def may_try(self, evidence: Hashable, action: Action | str) -> bool:
+        """Return whether to act; False means: look again first.
+
+        Args:
+            evidence: What the action was decided on (`evidence_of`); None for what needs no bound here.
+            action: The action, or what to call it in the error.
+
+        Raises:
+            StuckError: The action was tried as often as it may, and the store has had time to show an effect.
+        """
+        known = self._known.get(evidence)
+        if evidence is None or known is None or known.count < TRIES:
+            return True
+        if self._clock.monotonic() - known.last_at < self._patience.total_seconds():
+            return False
+        name = action if isinstance(action, str) else name_of(action)
+        raise StuckError(f"cannot {name}: tried {known.count} times, and the store has not changed ({known.answer})")
+
+    def note(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
+        """Count an attempt that the store has answered: with a conflict, or as done."""
+        if evidence is None:
+            return
+        known = self._known.setdefault(evidence, _Attempt())
+        known.count += 1
+        known.last_at = self._clock.monotonic()
+        known.answer = "it answered each time that this was done" if conflict is None else f"it answered: {conflict}"
+
+
+def evidence_of(action: Action, observation: Observation) -> Hashable:
+    """Return an action and what it was decided on, as one value; None for an action that a deadline bounds.
+
+    What nodes show, and texts that count something, differ from look to look without making a write any likelier: of a
+    write only what the store shows counts.
+    """
+    store = observation.store
+    match action:
+        case Destroy(version=version):
+            return Destroy, version, store, observation.versions
+        case Advance(step=step) | Abandon(step=step):
+            return type(action), step, store
+        case RecordRetired(session_id=session_id):
+            return RecordRetired, session_id, store
+        case LabelStable() | Prepare():
+            return type(action), store
+    return None
+
+
+def name_of(action: Action) -> str:
+    """Return what an action does, as it stands in an error after "cannot"."""
+    match action:
+        case Destroy(version=version):
+            return f"destroy version {version}"
+        case Advance(step=step) | Abandon(step=step):
+            return f"write the identity of step {step.value!r}"
+        case RecordRetired(session_id=session_id):
+            return f"record root {session_id} as retired"
+        case LabelStable(version=version):
+            return f"move label `stable` to version {version}"
+        case Prepare():
+            return "write the identity of step 'prepare'"
+    return f"carry out {type(action).__name__}"

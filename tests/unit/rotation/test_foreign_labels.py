@@ -1,0 +1,133 @@
+"""A label that an operator or another tool has set: the version stays, the outcome names it, and nothing else waits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+from goatherd.errors import VersionDisabledError
+from goatherd.identity.document import decode_document
+from goatherd.providers.base import CURRENT, Label
+from goatherd.rotation.alert import AlertKind
+from goatherd.rotation.holdings import describe_kept
+from goatherd.rotation.machine import Kept
+from goatherd.rotation.schedule import Act
+from goatherd.testing.herd import Herd
+
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from .test_controller import LIFETIME, Rung, make
+from .test_revocation import SECRET, cluster_of, root
+from .test_revocation import document_of as document_for
+
+AUDIT = Label("audit")
+
+
+async def rotated_with_a_label(herd: Herd) -> str:
+    """Rotate, label the first version, and let the grace period pass."""
+    first = (await herd.provider.read(herd.secret_id, CURRENT)).version
+    await rotator_for(herd).rotate()
+    await herd.provider.label(herd.secret_id, AUDIT, first.id, expected=None)
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    return str(first.id)
+
+
+async def test_retire_keeps_a_labelled_version_destroys_the_others_and_names_the_label(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    labelled = await rotated_with_a_label(herd)
+    report = await rotator_for(herd).retire()
+    assert report.kept == (Kept(version=labelled, labels=("audit",)),)
+    assert len(report.destroyed) == 2
+    held = await herd.provider.read(herd.secret_id, AUDIT)
+    assert decode_document(held.value.reveal()).current.id == "root-a"
+    assert (await document_of(herd)).retired_ids == frozenset(), "a key that can be read is not on record as destroyed"
+    assert describe_kept(report.kept[0]).startswith(f"version {labelled} is kept: label `audit` points at it; remove")
+
+
+async def test_once_the_label_is_removed_retire_destroys_the_version_and_records_it(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    labelled = await rotated_with_a_label(herd)
+    await rotator_for(herd).retire()
+    newest = (await herd.provider.read(herd.secret_id, CURRENT)).version
+    held = (await herd.provider.read(herd.secret_id, AUDIT)).version
+    await herd.provider.label(herd.secret_id, AUDIT, newest.id, expected=held.id)
+    report = await rotator_for(herd).retire()
+    assert (report.kept, report.destroyed) == ((), (labelled,))
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    await check_steady(herd)
+
+
+async def test_a_label_that_appears_between_the_look_and_the_destruction_is_respected(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    first = (await herd.provider.read(herd.secret_id, CURRENT)).version
+    await rotator_for(herd).rotate()
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    provider, destroy = herd.provider, herd.provider.destroy
+
+    async def late(secret_id: str, version: str) -> None:
+        if version == first.id and AUDIT not in {
+            label for one in await provider.versions(secret_id) for label in one.labels
+        }:
+            await provider.label(secret_id, AUDIT, first.id, expected=None)
+        await destroy(secret_id, version)  # type: ignore[arg-type]
+
+    provider.destroy = late  # type: ignore[method-assign,assignment]
+    report = await rotator_for(herd).retire()
+    assert [one.version for one in report.kept] == [first.id]
+
+
+async def test_a_controller_whose_retirement_a_label_blocks_rings_once_and_goes_on_rotating(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    alarm = Rung()
+    controller = make(herd, max_age=timedelta(days=40), alarm=alarm)
+    labelled = (await herd.provider.read(herd.secret_id, CURRENT)).version
+    herd.clock.turn(timedelta(days=41))
+    await controller.turn()
+    await herd.provider.label(herd.secret_id, AUDIT, labelled.id, expected=None)
+    acts = []
+    for _ in range(100):
+        herd.clock.turn(timedelta(days=1))
+        turn = await controller.turn()
+        if turn.has_acted and turn.verdict is not None:
+            acts.append(turn.verdict.act)
+            assert turn.error is None
+    assert acts.count(Act.ROTATE) == 2
+    assert acts.count(Act.RETIRE) > 20
+    assert [(one.kind, "`audit`" in one.reason) for one in alarm.alerts] == [(AlertKind.RETIREMENT_FAILED, True)]
+
+
+async def test_a_retirement_that_fails_keeps_no_rotation_waiting(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+
+    async def refused(secret_id: str, version: str) -> None:
+        raise VersionDisabledError("not allowed", provider="memory", secret_id=secret_id, operation="destroy")
+
+    herd.provider.destroy = refused  # type: ignore[method-assign,assignment]
+    policy = replace(POLICY, grace=timedelta(days=39))
+    controller = make(herd, max_age=timedelta(days=40), backoff=timedelta(days=5), policy=policy)
+    herd.clock.turn(timedelta(days=39, hours=20))
+    failed = await controller.turn()
+    assert failed.verdict is not None
+    assert failed.verdict.act is Act.RETIRE
+    assert failed.error is not None
+    herd.clock.turn(timedelta(days=1))
+    turn = await controller.turn()
+    assert turn.verdict is not None
+    assert (turn.verdict.act, turn.error) == (Act.ROTATE, None)
+    assert turn.report is not None
+
+
+async def test_revoke_with_destroy_keeps_a_labelled_version_and_is_not_finished(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_for(a), 1) as cluster:
+        first = (await cluster.provider.read(SECRET)).version
+        await cluster.provider.label(SECRET, AUDIT, first.id, expected=None)
+        report = await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
+        assert report.kept == (Kept(version=first.id, labels=("audit",)),)
+        assert report.keys_left == (first.id,)
+        assert not report.is_complete
+        assert (await cluster.provider.read(SECRET, AUDIT)).version.id == first.id
+        assert (await cluster.document()).retired_ids == frozenset()
