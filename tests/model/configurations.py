@@ -132,6 +132,11 @@ CONFIGURATIONS = (
         is_slow=True,
     ),
     Configuration(
+        name="labels of others",
+        about="operators retire, while somebody else puts a label on any version and takes it off again",
+        options=Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING),
+    ),
+    Configuration(
         name="an intruder",
         about="somebody without a root's key writes to the store; nodes must not follow",
         options=Options(nodes=2, operators=1, intruder=True, liveness=False),

@@ -13,10 +13,12 @@ from goatherd.rotation.machine import (
     Abandon,
     Action,
     Advance,
+    CrossSign,
     Destroy,
     Done,
     Goal,
     Intent,
+    Introduce,
     LabelStable,
     NodeView,
     Observation,
@@ -25,6 +27,7 @@ from goatherd.rotation.machine import (
     Quorum,
     StoreView,
     VersionView,
+    Wait,
     decide,
 )
 
@@ -70,10 +73,10 @@ class Decisions:
     ) -> tuple[tuple[Action, tuple[str, ...]], ...]:
         """Return every action that `decide` may answer, whatever the adversary shows, each with one of its reasons."""
         document = store.docs[version]
-        versions: tuple[tuple[int, int, bool], ...] = ()
+        versions: tuple[tuple[int, int, bool, bool], ...] = ()
         if run.goal is Goal.RETIRE and document.phase is Phase.STEADY:
             versions = tuple(
-                (number, doc.private, bool(store.aged >> number & 1))
+                (number, doc.private, bool(store.aged >> number & 1), bool(store.labelled >> number & 1))
                 for number, doc in enumerate(store.docs)
                 if not store.gone >> number & 1
             )
@@ -93,7 +96,7 @@ class Decisions:
         document: Document,
         labelled: str | None,
         sights: tuple[Sight, ...],
-        versions: tuple[tuple[int, int, bool], ...],
+        versions: tuple[tuple[int, int, bool, bool], ...],
         place: tuple[int, ...],
         run: Run,
     ) -> Iterator[tuple[Action, tuple[str, ...]]]:
@@ -114,6 +117,8 @@ class Decisions:
             self.asked += 1
             action = decide(asked[0], self._policy, asked[1], asked[2])
             sense = _sense(action)
+            if isinstance(action, Wait | Introduce | CrossSign) and now_ms == LATE:
+                sense = (*sense, "late")  # what the deadline ends is not the same before and after it
             if sense not in known:
                 known[sense] = None
                 yield action, (*shown, "late" if now_ms == LATE else "early")
@@ -168,7 +173,9 @@ def _node_view(at: int, sight: Sight, how: str) -> NodeView:
     )
 
 
-def _version_views(versions: tuple[tuple[int, int, bool], ...], place: tuple[int, ...]) -> tuple[VersionView, ...]:
+def _version_views(
+    versions: tuple[tuple[int, int, bool, bool], ...], place: tuple[int, ...]
+) -> tuple[VersionView, ...]:
     called = dict(zip(place, ("current", "stable"), strict=False))
     if place and place[0] == place[1]:
         called = {place[0]: "current"}
@@ -178,8 +185,9 @@ def _version_views(versions: tuple[tuple[int, int, bool], ...], place: tuple[int
             created_ms=0,
             private_ids=frozenset(name for bit, name in enumerate(NAMES) if private >> bit & 1),
             retired_ms=-NEVER if aged else NEVER,
+            foreign_labels=("audit",) if is_labelled else (),
         )
-        for number, private, aged in versions
+        for number, private, aged, is_labelled in versions
     )
 
 

@@ -31,6 +31,8 @@ RULES = {
     "asked": "a run replaces the root that it was asked to replace, no other",
     "once": "a run begins one rotation at most",
     "report": "a run reports an outcome only if it came about",
+    "respected": "no version is destroyed while a label of somebody else points at it",
+    "ends": "a run decides on no change that the store would refuse as it is, and does not wait after its deadline",
     "steady": "from every state there is a way to steady",
 }
 """The rules by name. Docs print this table."""

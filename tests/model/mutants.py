@@ -45,6 +45,7 @@ RIVALS = Options(nodes=1, operators=2)
 TWICE = Options(nodes=1, operators=2, rotations=2)
 STALE = Options(nodes=2, operators=1, stale_reads=True)
 FORGETFUL = replace(STALE, forgets=True)
+LABELLED = Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
@@ -105,6 +106,17 @@ def current_and_stable_are_nothing_special(observation: Observation, intent: Int
     store = observation.store
     hidden = replace(store, version="?", stable="?", current_id="?")
     return replace(observation, store=hidden), intent, now_ms
+
+
+def labels_of_others_are_not_seen(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Retiring sees no label but ``current`` and ``stable``."""
+    versions = tuple(replace(version, foreign_labels=()) for version in observation.versions)
+    return replace(observation, versions=versions), intent, now_ms
+
+
+def pushing_without_end(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Each look is the first: the deadline counts from now on."""
+    return observation, replace(intent, began_ms=now_ms), now_ms
 
 
 # --- the protections ------------------------------------------------------------------------------------------------
@@ -221,6 +233,7 @@ MUTANTS = (
         breaks="steady",
         options=Options(nodes=2, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
         removed=Removed(lie=never_late),
+        allowed=frozenset({"ends"}),
     ),
     Mutant(
         name="driving whatever rotation there is",
@@ -255,6 +268,30 @@ MUTANTS = (
         options=RETIRING,
         removed=Removed(lie=current_and_stable_are_nothing_special, parts=frozenset({"label guard"})),
     ),
+    Mutant(
+        name="retiring what current and stable point at",
+        breaks="ends",
+        options=RETIRING,
+        removed=Removed(lie=current_and_stable_are_nothing_special),
+    ),
+    Mutant(
+        name="not seeing that a label of somebody else points at a version",
+        breaks="ends",
+        options=LABELLED,
+        removed=Removed(lie=labels_of_others_are_not_seen),
+    ),
+    Mutant(
+        name="not seeing labels of others, in a store that destroys what a label points at",
+        breaks="respected",
+        options=LABELLED,
+        removed=Removed(lie=labels_of_others_are_not_seen, parts=frozenset({"label guard"})),
+    ),
+    Mutant(
+        name="counting the deadline from each look",
+        breaks="ends",
+        options=ONE,
+        removed=Removed(lie=pushing_without_end),
+    ),
 )
 """Each is caught, by the rule that it names."""
 
@@ -264,12 +301,6 @@ REDUNDANT = (
         breaks=None,
         options=TWO,
         removed=_gate(Step.PUBLISH),
-    ),
-    Mutant(
-        name="retiring what current and stable point at",
-        breaks=None,
-        options=RETIRING,
-        removed=Removed(lie=current_and_stable_are_nothing_special),
     ),
     Mutant(
         name="a store that destroys what a label points at",

@@ -27,6 +27,7 @@ class Options:
         refusals: A node may refuse the document for a reason of its own, at any time.
         quorum: How many nodes are enough once the deadline has passed; None for all.
         retires: Time may pass the grace period, and operators may retire.
+        labels: An operator or another tool may put a label of its own on any one version, and take it off again.
         intruder: Somebody who may write the secret, but holds no root's key, writes once.
         liveness: Whether from every state there must be a way to steady.
     """
@@ -44,6 +45,7 @@ class Options:
     refusals: bool = True
     quorum: int | None = None
     retires: bool = False
+    labels: bool = False
     intruder: bool = False
     liveness: bool = True
 

@@ -53,6 +53,7 @@ class Store(NamedTuple):
         heads: The version that ``current`` points at; two where a store without compare-and-swap has not decided yet.
         stable: The version that label ``stable`` points at, or `NOBODY`.
         gone: Bits: destroyed versions.
+        labelled: Bits: versions that a label of somebody else points at.
         aged: Bits: versions whose retired keys have outlived the grace period.
         past: Earlier positions of (current, stable), oldest first; only where reads may be stale.
         is_settled: Whether a change has come after the last write, so that nobody can win against it any more.
@@ -64,6 +65,7 @@ class Store(NamedTuple):
     heads: tuple[int, ...]
     stable: int
     gone: int = 0
+    labelled: int = 0
     aged: int = 0
     past: tuple[tuple[int, int], ...] = ()
     is_settled: bool = True

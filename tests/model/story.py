@@ -61,6 +61,13 @@ class _Teller:
             said = self._operator(before, after, *what[1:])
         elif what[0] == "time":
             said = "The grace period passes."
+        elif what[0] == "outsider":
+            at, verb = (bits(what[2]), "on") if what[2] else (bits(what[1]), "off")
+            said = (
+                f"Somebody else takes a label {verb} version {at[0]}."
+                if verb == "off"
+                else (f"Somebody else puts a label on version {at[0]}.")
+            )
         else:
             said = f"An intruder writes version {what[1]}: X signs, endorsed by nobody."
         for at, run in enumerate(self.runs):

@@ -10,6 +10,7 @@ The adversary, in one place:
 - A node looks at the store when it likes, and is shown whatever the store's guarantee allows.
 - What was pushed once may reach any node, at any time, never, or again: from the operator, or from another node.
 - At a look at the nodes, any of them may give no answer; one may answer half. The deadline may have passed or not.
+- A label that is not the rotator's may be put on any version, and taken off, at any time.
 - Between looking and acting anything may happen; an action may fail before or after its effect, and the run may crash
   before and after it. A run that is gone may be followed by another one with any goal.
 """
@@ -322,34 +323,56 @@ class World:
         self, number: int, store: Store, version: int, stable: int, run: Run, action: Action, sights: tuple[str, ...]
     ) -> Iterator[tuple[Any, ...]]:
         what = ("looks", version, sights, action)
+        late = "ends" if sights[-1] == "late" else None
         rotation = store.docs[version].rotation
         places = {"current": version, "stable": stable, None: NOBODY}
         match action:
             case Wait():
-                yield number, run, 0, None, what
+                yield number, run, 0, late, what
             case Introduce():
-                yield number, run, introduced(rotation), None, what
+                yield number, run, introduced(rotation), late, what
             case CrossSign():
-                yield number, run, crossed(rotation), None, what
+                yield number, run, crossed(rotation), late, what
             case LabelStable(expected=expected):
-                yield number, run._replace(pending=("label", version, places[expected])), 0, None, what
+                yield self._ordered(number, store, version, stable, run, ("label", version, places[expected]), what)
             case Prepare():
                 yield number, run._replace(pending=("prepare", version)), 0, None, what
             case Advance(step=step):
                 is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
                 sent = introduced(rotation) if is_hasty else 0
-                yield number, run._replace(pending=("advance", version, step)), sent, None, what
+                yield self._ordered(number, store, version, stable, run, ("advance", version, step), what, sent)
             case Abandon(step=step):
-                yield number, run._replace(pending=("abandon", version, step)), 0, None, what
+                yield self._ordered(number, store, version, stable, run, ("abandon", version, step), what)
             case Destroy(version=target):
                 at = places[target] if target in places else int(target)
-                yield number, run._replace(pending=("destroy", at)), 0, None, what
+                yield self._ordered(number, store, version, stable, run, ("destroy", at), what)
             case Done(outcome=outcome):
                 yield number, None, 0, self._untrue(store, run, outcome), what
             case Busy() | Illegal():
                 yield number, None, 0, None, what
             case RecordRetired():
                 raise AssertionError("the model records no retirement")
+
+    def _ordered(
+        self,
+        number: int,
+        store: Store,
+        version: int,
+        stable: int,
+        run: Run,
+        pending: tuple[Any, ...],
+        what: tuple[Any, ...],
+        sent: int = 0,
+    ) -> tuple[Any, ...]:
+        """Return the move that decides on a change of the store.
+
+        Decided on what the store holds now, it must be a change that the store would take, and that changes something:
+        whatever the store refuses, and whatever leaves it as it is, would be decided again and again.
+        """
+        ordered = run._replace(pending=pending)
+        is_now = store.heads == (version,) and stable == store.stable
+        is_futile = is_now and all(after == store for after, _, _ in self._acts(store, ordered))
+        return number, ordered, sent, "ends" if is_futile else None, what
 
     @staticmethod
     def _untrue(store: Store, run: Run, outcome: Outcome) -> str | None:
@@ -371,8 +394,11 @@ class World:
             return
         if kind == "destroy":
             version = run.pending[1]
-            if (version not in store.heads and version != store.stable) or "label guard" in self.removed.parts:
-                yield store._replace(gone=store.gone | 1 << version), looking, None
+            is_foreign = bool(store.labelled >> version & 1)
+            is_free = version not in store.heads and version != store.stable and not is_foreign
+            if is_free or "label guard" in self.removed.parts:
+                broken = "respected" if is_foreign else None
+                yield store._replace(gone=store.gone | 1 << version), looking, broken
             return
         expected = run.pending[1]
         if not (self._wins(store, kind, expected) or kind in self.removed.blind):
@@ -435,6 +461,11 @@ class World:
             after = store._replace(aged=old, past=())
             if after != store:
                 yield Move(self.stores.number(after), 0, 0, 0, None, ("time",))
+        if self.options.labels:
+            others = [0] if store.labelled else [1 << at for at in range(len(store.docs)) if not store.gone >> at & 1]
+            for labelled in others:
+                after = store._replace(labelled=labelled)
+                yield Move(self.stores.number(after), 0, 0, 0, None, ("outsider", store.labelled, labelled))
         if self.options.intruder and not store.is_invaded:
             document = head._replace(
                 generation=head.generation + 1,

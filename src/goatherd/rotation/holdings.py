@@ -16,8 +16,6 @@ from goatherd.identity.silence import silent_since_ms
 from goatherd.providers.base import CURRENT, STABLE, Guarantees, SecretProvider, SecretVersion, VersionState
 from goatherd.rotation.action import Kept
 
-HOW_TO_UNLABEL: Final = "the tool that has set it"
-"""What takes a label off a version."""
 _SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 
 
@@ -95,11 +93,12 @@ def describe_kept(kept: Kept, *, command: str = "`goatherd retire`") -> str:
         command: What to run once the labels are removed.
     """
     names = " and ".join(f"`{label}`" for label in kept.labels)
-    points, one = ("labels", "each") if len(kept.labels) > 1 else ("label", "the label")
-    verb = "point" if len(kept.labels) > 1 else "points"
+    points = "labels {} point" if len(kept.labels) > 1 else "label {} points"
+    commands = " and ".join(f"`goatherd versions unlabel {label}`" for label in kept.labels)
+    it = "them" if len(kept.labels) > 1 else "it"
     return (
-        f"version {kept.version} is kept: {points} {names} {verb} at it; remove {one} with {HOW_TO_UNLABEL}, and run "
-        f"{command} again"
+        f"version {kept.version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} "
+        "again"
     )
 
 
