@@ -126,7 +126,7 @@ def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def vault(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def vault(top: Path, monkeypatch: pytest.MonkeyPatch, *, role: str = "rotator") -> Iterator[Place]:
     from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
     from goatherd.testing.openbao import WHY_SKIPPED, BaoServer, find_bao
 
@@ -134,7 +134,7 @@ def vault(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     if program is None:
         pytest.skip(WHY_SKIPPED)
     with BaoServer(program) as server:
-        token = server.token(policy("rotator", "secret/goatdb/root"))
+        token = server.token(policy(role, "secret/goatdb/root"))
         address = VaultAddress(url=server.url, auth=TokenAuth(token=token), reads_active=True)
         yield Place(factory=lambda: VaultSecretProvider(address))
 
