@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 ARGS ?=
 
-.PHONY: help demo test test-fast lint types vectors bench model docs reference format clean
+.PHONY: help demo test test-fast test-deep tools lint types vectors bench model docs reference format clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,11 +16,19 @@ help: ## this menu
 demo: .venv/.run ## three servers, one identity in a store, rotated under traffic
 	@$(BIN)/goatherd demo $(ARGS)
 
-test: .venv/.dev ## every test
-	$(BIN)/python -m pytest -rs -n auto --dist loadfile $(ARGS)
+test: .venv/.dev tools ## every test but the deep ones, against every store
+	$(BIN)/python -m pytest -m "not deep" -n auto --dist loadfile $(ARGS)
 
 test-fast: .venv/.dev ## the tests that take no time
-	$(BIN)/python -m pytest -rs -m "not slow" --hypothesis-profile=fast -n auto $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not deep" --hypothesis-profile=fast -n auto $(ARGS)
+
+test-deep: .venv/.dev tools ## what takes long: exploration at full size, thousands of seeds, chaos
+	$(BIN)/python -m pytest -m deep -n auto --dist loadfile $(ARGS)
+
+tools: ## servers and linters that the tests run against, into build/tools: OpenBao, moto, promtool, hadolint
+	@for tool in openbao moto linters promtool; do \
+	    tools/install-$$tool || echo "tools/install-$$tool failed: the tests that need it are skipped, and counted" >&2; \
+	done
 
 lint: .venv/.dev ## ruff (rules and format) and the import contracts
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
-"""What all tests share: which of them are slow, and how hard Hypothesis tries.
+"""What all tests share: which of them are slow or deep, the skipped ones summed by reason, Hypothesis's profiles.
 
 Hypothesis profiles: ``full`` is the default, ``make test-fast`` asks for ``fast``. No deadlines: a busy machine is no
 bug. Slow by where they stand: the tests that start servers or kill processes. Single ones elsewhere carry the mark.
+Deep are those that repeat what `make test` does a few times, thousands of times: `make test-deep` runs them.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,21 @@ def loggers_as_they_were() -> Iterator[None]:
     yield
     for logger, level in before:
         logger.setLevel(level)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print how many tests were skipped for which reason, and the seed that shuffled the order."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section(f"{reasons.total()} skipped, by reason")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5}  {reason}")
+    seed = getattr(config.option, "randomly_seed", None)
+    if isinstance(seed, int):
+        terminalreporter.line(f"shuffled order: repeat it with --randomly-seed={seed}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

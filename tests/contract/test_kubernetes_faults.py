@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -20,6 +19,7 @@ from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretPro
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 from tests.contract.test_kubernetes_fake import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
+from tests.deadlines import HANG
 
 
 @pytest.fixture
@@ -167,19 +167,16 @@ async def test_a_black_hole_is_noticed_in_time_for_another_attempt(
 ):
     await prepared(fake, tmp_path, read)
     proxy.fault = Fault(mode=Mode.BLACK_HOLE, match=b"GET ", times=1)
-    begun = time.monotonic()
-    async with through(proxy.port, tmp_path, timeout=1) as provider:
+    async with asyncio.timeout(HANG), through(proxy.port, tmp_path, timeout=6) as provider:
         await read(provider)
-    assert 0.4 < time.monotonic() - begun < 1
+    assert proxy.hits == 1, "the first attempt ended in the black hole, and the second one was answered"
 
 
 async def test_a_black_hole_that_stays_ends_at_the_deadline(fake: FakeKubernetes, proxy: FaultProxy, tmp_path: Path):
     proxy.fault = Fault(mode=Mode.BLACK_HOLE)
-    begun = time.monotonic()
-    async with through(proxy.port, tmp_path, timeout=0.6) as provider:
+    async with asyncio.timeout(HANG), through(proxy.port, tmp_path, timeout=0.6) as provider:
         with pytest.raises(UnavailableError):
             await provider.read(ROOT)
-    assert time.monotonic() - begun < 2
 
 
 async def test_a_cancelled_read_ends_at_once_and_the_provider_goes_on(
@@ -191,11 +188,10 @@ async def test_a_cancelled_read_ends_at_once_and_the_provider_goes_on(
         task = asyncio.create_task(provider.read(ROOT))
         while not proxy.hits:
             await asyncio.sleep(0.002)
-        begun = time.monotonic()
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert time.monotonic() - begun < 0.4
+        async with asyncio.timeout(HANG):
+            with pytest.raises(asyncio.CancelledError):
+                await task
         await read(provider)
 
 
@@ -251,7 +247,7 @@ async def test_a_watch_that_breaks_says_so(fake: FakeKubernetes, proxy: FaultPro
         await asyncio.sleep(0)
         await proxy.stop()
         with pytest.raises(UnavailableError):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, HANG)
 
 
 @pytest.mark.parametrize("after", [0, 40, 200, 700])

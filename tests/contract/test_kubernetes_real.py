@@ -47,6 +47,7 @@ from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretPro
 from goatherd.testing.contract import ProviderContract
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import kubeconfig
+from tests.deadlines import HANG
 
 APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")
 ETCD = os.environ.get("GOATHERD_ETCD") or shutil.which("etcd")
@@ -317,10 +318,10 @@ async def test_each_role_may_do_what_it_is_for_and_nothing_more(server: RealKube
         first = await admin.create(secret, b"first")
         assert (await reader.read(secret)).value.reveal() == b"first"
         hints = reader.watch(secret)
-        await asyncio.wait_for(anext(hints), 5)
-        await asyncio.wait_for(anext(hints), 5)
+        await asyncio.wait_for(anext(hints), HANG)
+        await asyncio.wait_for(anext(hints), HANG)
         second = await rotator.write(secret, b"second", expected=first.id)
-        await asyncio.wait_for(anext(hints), 5)
+        await asyncio.wait_for(anext(hints), HANG)
         await hints.aclose()
         await rotator.label(secret, STABLE, second.id, expected=None)
         await rotator.destroy(secret, first.id)
@@ -360,26 +361,26 @@ async def test_a_watch_tells_of_every_change_and_goes_on_where_it_was(server: Re
     secret = f"default/{new_name()}"
     async with provider_of(server, tmp_path) as provider:
         hints = provider.watch(secret)
-        await asyncio.wait_for(anext(hints), 5)
+        await asyncio.wait_for(anext(hints), HANG)
         first = await provider.create(secret, b"first")
-        await asyncio.wait_for(anext(hints), 5)
+        await asyncio.wait_for(anext(hints), HANG)
         await provider.write(secret, b"second", expected=first.id)
-        await asyncio.wait_for(anext(hints), 5)
+        await asyncio.wait_for(anext(hints), HANG)
         await hints.aclose()
         again = provider.watch(secret)
-        await asyncio.wait_for(anext(again), 5)
+        await asyncio.wait_for(anext(again), HANG)
         waiting = asyncio.create_task(anext(again))
         await asyncio.sleep(0.2)
         assert not waiting.done(), "what was seen is not told again"
         await provider.delete(secret)
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, HANG)
         await again.aclose()
         provider._seen[secret] = "1"  # long forgotten
         forgotten = provider.watch(secret)
-        await asyncio.wait_for(anext(forgotten), 5)
-        await asyncio.wait_for(anext(forgotten), 5)
+        await asyncio.wait_for(anext(forgotten), HANG)
+        await asyncio.wait_for(anext(forgotten), HANG)
         await provider.create(secret, b"third")
-        await asyncio.wait_for(anext(forgotten), 5)
+        await asyncio.wait_for(anext(forgotten), HANG)
         await forgotten.aclose()
 
 

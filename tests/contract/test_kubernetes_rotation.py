@@ -24,6 +24,7 @@ from goatherd.settings import CloudSecretSettings
 from goatherd.testing.herd import FakeClock, Herd
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import provider_of
+from tests.deadlines import HANG
 from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
 
 
@@ -93,6 +94,6 @@ async def test_a_node_is_told_of_a_new_identity_and_does_not_wait_for_its_interv
                 first, successor, now_ms=now_ms, rotation_id="r", started_by="test", stable_version=made.id
             )
             await writer.write(secret, encode_document(second), expected=made.id)
-            await asyncio.wait_for(changed.wait(), 10)
+            await asyncio.wait_for(changed.wait(), HANG)
             assert settings.settings.document is not None
             assert settings.settings.document.generation == first.generation + 1

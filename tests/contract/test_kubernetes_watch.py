@@ -17,6 +17,7 @@ from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
 from goatherd.testing.kubernetes_fake import FakeKubernetes, Trouble
 from tests.contract.test_kubernetes_fake import ROOT, provider_of
+from tests.deadlines import HANG
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ async def provider(fake: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Kubern
 
 async def hint(hints: AsyncIterator[None]) -> None:
     """Wait for the next hint."""
-    await asyncio.wait_for(anext(hints), 5)
+    await asyncio.wait_for(anext(hints), HANG)
 
 
 async def no_hint(hints: AsyncIterator[None], fake: FakeKubernetes, provider: KubernetesSecretProvider) -> None:
@@ -42,7 +43,7 @@ async def no_hint(hints: AsyncIterator[None], fake: FakeKubernetes, provider: Ku
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await touch(fake)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, HANG)
 
 
 async def touch(fake: FakeKubernetes) -> None:
@@ -131,7 +132,7 @@ async def test_a_watch_ends_when_the_server_ends_it(
 ):
     monkeypatch.setattr(module, "_WATCH_SECONDS", (0, 0))
     await provider.create(ROOT, b"first")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG):
         assert [None async for _ in provider.watch(ROOT)] == [None, None]
 
 
@@ -141,7 +142,7 @@ async def test_a_watch_that_is_left_is_closed_at_the_server(fake: FakeKubernetes
     await hint(hints)
     assert fake.watching == 1
     await hints.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG):
         while fake.watching:
             await touch(fake)
             await asyncio.sleep(0.01)

@@ -21,6 +21,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, TokenAuth, VaultAddress, VaultSecretProvider, policy
 from goatherd.providers.vault.auth import AuthMethod
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.deadlines import HANG
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
@@ -297,4 +298,4 @@ async def test_the_deadline_covers_the_login():
                 await one.read(SECRET)
             assert asyncio.get_running_loop().time() - begun < 1
         assert handlers
-        await asyncio.wait_for(asyncio.gather(*handlers), 5)
+        await asyncio.wait_for(asyncio.gather(*handlers), HANG)

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvide
 from goatherd.providers.vault.problem import VaultProblem
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.deadlines import HANG
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
@@ -197,14 +197,11 @@ async def test_a_slow_server_is_waited_for_and_a_silent_one_only_until_the_deadl
         proxy.fault = Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=50))
         assert (await provider.read(name)).value.reveal() == b"old"
         proxy.fault = Fault(mode=Mode.BLACK_HOLE)
-        begun = time.monotonic()
-        with pytest.raises(UnavailableError):
-            await provider.read(name)
-        assert time.monotonic() - begun < 1.5
-        begun = time.monotonic()
-        with pytest.raises(UnavailableError):
-            await provider.write(name, b"new", expected="1")
-        assert time.monotonic() - begun < 2, "the deadline, and the moment that a request on its way is given"
+        async with asyncio.timeout(HANG):
+            with pytest.raises(UnavailableError):
+                await provider.read(name)
+            with pytest.raises(UnavailableError):
+                await provider.write(name, b"new", expected="1")
         proxy.fault = Fault()
         assert (await provider.read(name)).value.reveal() == b"old"
 
@@ -345,10 +342,9 @@ async def test_a_cancelled_call_ends_at_once_and_leaves_the_provider_usable(serv
             task = asyncio.ensure_future(begin)
             await asyncio.sleep(0.05)
             task.cancel()
-            begun = time.monotonic()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert time.monotonic() - begun < 1
+            async with asyncio.timeout(HANG):
+                with pytest.raises(asyncio.CancelledError):
+                    await task
         proxy.fault = Fault()
         assert (await provider.read(name)).value.reveal() == b"old"
 

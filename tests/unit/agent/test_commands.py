@@ -289,11 +289,33 @@ def test_run_passes_signals_on(store: str, data: Path, tmp_path: Path, number: i
     name = signal.Signals(number).name.removeprefix("SIG")
     ready = tmp_path / "ready"
     script = f"trap 'echo got {name}; exit 5' {name}; touch {ready}; while :; do sleep 0.05; done"
-    process = start(store, data, "--crashes", "0", "--log-level", "error", "--", "sh", "-c", script)
+    process = start(
+        store,
+        data,
+        *("--crashes", "0", "--log-level", "error", "--", "sh", "-c", script),
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL
+        ),  # under `nohup`, SIGHUP would be ignored from the start
+    )
     wait_for(ready, process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
     assert (process.returncode, out) == (5, f"got {name}\n")
+
+
+@pytest.mark.slow
+def test_a_hangup_ends_nothing_where_run_was_started_under_nohup(store: str, data: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    process = start(
+        store,
+        data,
+        *("--log-level", "error", "--", "sh", "-c", f"touch {ready}; read line; echo got $line"),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    wait_for(ready, process)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate("hello\n", timeout=120)
+    assert (process.returncode, out) == (0, "got hello\n")
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

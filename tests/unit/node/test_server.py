@@ -39,6 +39,7 @@ from goatherd.node.storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
+from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -498,7 +499,7 @@ async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: 
 async def answer_to(listener: Listener, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG):
             writer.write(sent)
             return await reader.read()
     finally:

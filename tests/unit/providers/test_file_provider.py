@@ -28,6 +28,7 @@ from goatherd.errors import (
 from goatherd.providers.base import CURRENT, RetryPolicy, VersionId
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.posix import System
+from tests.deadlines import HANG
 
 IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))
 
@@ -260,7 +261,7 @@ async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: File
     (keys / "root" / name).unlink()
     os.mkfifo(keys / "root" / name, 0o600)
     with pytest.raises(ProviderConfigurationError, match="is not a file"):
-        await asyncio.wait_for(store.read("root"), 5)
+        await asyncio.wait_for(store.read("root"), HANG)
 
 
 async def test_files_that_are_not_ours_are_left_alone(store: FileSecretProvider, keys: Path):

@@ -23,6 +23,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import OwnedSession, create, encode_document, from_settings, prepare
 from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options, storage
+from tests.deadlines import HANG
 
 from .make import NOW, HandClock, settle
 
@@ -52,7 +53,7 @@ def path(tmp_path: Path) -> Path:
 
 async def until_written(settings: FileSettings, path: Path, before: bytes) -> None:
     """Wait for a write that happens in a thread."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG):
         while path.read_bytes() == before:
             await asyncio.sleep(0.001)
     await settle()
@@ -156,8 +157,8 @@ async def test_a_write_that_fails_is_reported_and_tried_again(
             await settings.update(trusted_sessions=[U.session])
             await settle()
             await clock.turn(DELAY)
-            await asyncio.wait_for(tried.wait(), 10)
-            async with asyncio.timeout(10):
+            await asyncio.wait_for(tried.wait(), HANG)
+            async with asyncio.timeout(HANG):
                 while not settings.status.is_degraded:
                     await asyncio.sleep(0.001)
             await settle()
