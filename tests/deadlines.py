@@ -1,4 +1,4 @@
-"""Deadlines of tests: against hangs only, never a measure of speed. A busy machine is ten times slower than a quiet one."""
+"""Deadlines of tests: against hangs only, never a measure of speed. A busy machine is ten times slower than another."""
 
 from __future__ import annotations
 
