@@ -261,7 +261,7 @@ async def test_a_deleted_secret_says_how_to_recover_it(provider: AzureSecretProv
     for begin in (lambda: provider.create("herd", VALUE), lambda: provider.read("herd")):
         with pytest.raises(SecretDeletedError, match="can be recovered") as caught:
             await begin()
-        assert "herd and herd-pointer" in caught.value.hint
+        assert "Recover herd, herd-pointer, herd-current" in caught.value.hint
         assert "az keyvault secret recover --vault-name fake" in caught.value.hint
 
 

@@ -98,7 +98,9 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
             listed = await reader.versions(SECRET)
             assert [v.id for v in listed if v.labels] == [expected]
             kept = [version.id for version in listed if version.id in won]
-            assert kept == sorted(won, key=int, reverse=True)[: len(kept)], "all that won and is kept is listed, in order"
+            assert kept == sorted(won, key=int, reverse=True)[: len(kept)], (
+                "all that won and is kept is listed, in order"
+            )
             assert len(kept) > reader.guarantees.history >= 24
             for version in kept:
                 value = await reader.read(SECRET, VersionId(version))

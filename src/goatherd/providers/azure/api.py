@@ -43,7 +43,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
+from goatherd.providers.azure.address import POINTER_SUFFIX, VIEW_SUFFIX, AzureAddress
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.base import Call
 
@@ -62,11 +62,13 @@ class Stored:
         version: Its id.
         created: Seconds since 1970, by the service's clock.
         value: The value.
+        content_type: What it was written with.
     """
 
     version: str
     created: int
     value: str
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,24 +170,21 @@ class KeyVault:
             raise call.error(UnavailableError, f"another version of {name} was answered than was asked for")
         return stored
 
-    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> str:
-        """Write one more version and return its id. Once it is sent, a cancellation waits a little for the answer."""
+    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> Stored:
+        """Write one more version and return it. Once it is sent, a cancellation waits a little for the answer."""
         writing = self._ask(
             call, self._sdk(call).set_secret(name, value, content_type=content_type, tags=tags), name, missing=None
         )
         made = await _settled(writing)
         if made is None:
             raise call.error(UnavailableError, f"the service knows no place to write {name} to (404)")
-        return _checked(call, value, made.properties, name).version
+        return _checked(call, value, made.properties, name)
 
     async def listing(self, call: Call, name: str) -> Listing:
         """Return all versions of a secret, without values. Not the first thing to ask: the time is not known then."""
         # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
         # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
-        if self._told is None:
-            raise call.error(UnavailableError, "the answers bear no date, by which to tell which write came first")
-        date, then = self._told
-        now = date + int(self._clock.monotonic() - then)
+        now = self.now(call)
 
         async def collect() -> list[SecretProperties]:
             return [item async for item in self._sdk(call).list_properties_of_secret_versions(name)]
@@ -193,6 +192,17 @@ class KeyVault:
         found = await self._ask(call, collect(), name, missing=[])
         items = [_item(call, item, name) for item in found]
         return Listing(now=now, items={item.version: item for item in items})
+
+    def now(self, call: Call) -> int:
+        """Return the service's clock, or less, in seconds since 1970: by the last answer, and what has passed since.
+
+        Raises:
+            UnavailableError: The answers have no date.
+        """
+        if self._told is None:
+            raise call.error(UnavailableError, "the answers bear no date, by which to tell which write came first")
+        date, then = self._told
+        return date + int(self._clock.monotonic() - then)
 
     async def update(
         self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
@@ -347,7 +357,13 @@ def _checked(call: Call, value: object, properties: SecretProperties, name: str)
         version, created = None, None
     if not isinstance(value, str) or not is_version_id(version) or not isinstance(created, datetime):
         raise call.error(UnavailableError, f"the answer about {name} is damaged: a member is missing")
-    return Stored(version=str(version), created=int(created.timestamp()), value=value)
+    kind = properties.content_type
+    return Stored(
+        version=str(version),
+        created=int(created.timestamp()),
+        value=value,
+        content_type=kind if isinstance(kind, str) else "",
+    )
 
 
 def _item(call: Call, listed: SecretProperties, name: str) -> Item:
@@ -356,17 +372,17 @@ def _item(call: Call, listed: SecretProperties, name: str) -> Item:
         version=known.version,
         created=known.created,
         enabled=listed.enabled is not False,
-        content_type=listed.content_type or "",
+        content_type=known.content_type,
         tags=dict(listed.tags or {}),
     )
 
 
 def _deleted(call: Call, vault: str) -> SecretDeletedError:
-    names = f"{call.secret_id} and {call.secret_id}{POINTER_SUFFIX}"
+    names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX, VIEW_SUFFIX))
     return call.error(
         SecretDeletedError,
         "it is deleted, but can be recovered, and its name is taken until it is purged",
-        hint=f"Recover both {names} (`az keyvault secret recover --vault-name {vault} --name …`), or purge both.",
+        hint=f"Recover {names} (`az keyvault secret recover --vault-name {vault} --name …`), or purge all of them.",
     )
 
 

@@ -186,6 +186,14 @@ class Pointer:
         off = replace(self.versions[known], disabled=True)
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
+    def with_unlisted(self, version: VersionId, *, created: int, text: bool) -> Pointer:
+        """Return it with a value that no pointer has named, so that it can be switched off and no writer can name it.
+
+        It gets the number 0, so that it counts as the oldest.
+        """
+        entry = Entry(number=0, created=created, request="", digest="", text=text)
+        return replace(self, versions=MappingProxyType({**self.versions, version: entry}))
+
     def _known(self, call: Call, version: VersionId) -> VersionId:
         if version not in self.versions:
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
@@ -286,13 +294,22 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
     Raises:
         DamagedRecordError: It is not the one that was written.
     """
-    try:
-        value = SecretBytes(stored.encode() if entry.text else base64.b64decode(stored, validate=True))
-    except (binascii.Error, ValueError):
-        raise DamagedRecordError("it is not in base64") from None
+    value = decode_unlisted(stored, text=entry.text)
     if digest_of(value) != entry.digest:
         raise DamagedRecordError("its digest does not fit")
     return value
+
+
+def decode_unlisted(stored: str, *, text: bool) -> SecretBytes:
+    """Return a value whose digest no pointer has.
+
+    Raises:
+        DamagedRecordError: It is not in base64.
+    """
+    try:
+        return SecretBytes(stored.encode() if text else base64.b64decode(stored, validate=True))
+    except (binascii.Error, ValueError):
+        raise DamagedRecordError("it is not in base64") from None
 
 
 def encode_pointer(pointer: Pointer) -> str:

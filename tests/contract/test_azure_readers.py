@@ -1,0 +1,316 @@
+"""Other readers of a secret in Azure Key Vault: the documented command, secrets without a view, interrupted changes.
+
+`az` is not run: it is too large to install here. What it sends is, byte by byte: Get Secret without a version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
+
+from goatherd.errors import (
+    ConflictError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    UnavailableError,
+    VersionDisabledError,
+)
+from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure.rbac import DATA_ACTIONS
+from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, VersionId, VersionState
+from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
+
+SPEED = 50.0
+ONCE = RetryPolicy(attempts=1)
+PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/store-azure.md"
+DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'
+READER = "token-of-an-ordinary-reader"
+
+
+@pytest.fixture
+def vault() -> Iterator[FakeKeyVault]:
+    with FakeKeyVault(speed=SPEED) as running:
+        # What the page says that such a reader needs, and nothing more.
+        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root-current"])
+        yield running
+
+
+def made(vault: FakeKeyVault, *, token: str | None = None, retry: RetryPolicy | None = None) -> AzureSecretProvider:
+    address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
+    credential = FakeCredential() if token is None else FakeCredential(token)
+    return AzureSecretProvider(address, credential=credential, clock=FastClock(SPEED), retry=retry)
+
+
+@pytest.fixture
+async def provider(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
+    async with made(vault) as opened:
+        yield opened
+
+
+def documented_secret() -> str:
+    """Return the name that the page's command reads, after a look at the rest of it."""
+    found = re.findall(r"^\$ az keyvault secret download (.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(found) == 1
+    words = found[0].split()
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    assert options.keys() == {"--vault-name", "--name", "--file", "--encoding"}
+    assert options["--encoding"] == "utf-8"
+    return options["--name"]
+
+
+def read_as_documented(vault: FakeKeyVault) -> str:
+    """Send the request of ``az keyvault secret download`` and return the value, which the command stores as UTF-8."""
+    url = f"{vault.url}/secrets/{documented_secret()}/?api-version=7.4"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {READER}"})
+    context = ssl.create_default_context(cafile=str(vault.ca))
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+        return str(json.load(answer)["value"])
+
+
+async def test_the_pages_command_reads_the_current_document_with_rights_on_the_view_alone(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", DOCUMENT.encode())
+    assert read_as_documented(vault) == DOCUMENT
+    second = await provider.write("goatdb-root", b"second", expected=first.id)
+    assert read_as_documented(vault) == "second"
+    await provider.write("goatdb-root", b"a candidate", label="candidate", expected=None)
+    with pytest.raises(ConflictError):
+        await provider.write("goatdb-root", b"lost", expected=first.id)
+    await provider.label("goatdb-root", STABLE, first.id, expected=None)
+    assert read_as_documented(vault) == "second"
+    await provider.label("goatdb-root", CURRENT, first.id, expected=second.id)
+    assert read_as_documented(vault) == DOCUMENT
+    await provider.destroy("goatdb-root", second.id)
+    assert read_as_documented(vault) == DOCUMENT
+
+
+async def test_a_reader_during_changes_sees_only_what_was_decided_and_never_goes_back(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    seen: list[int] = []
+
+    async def poll() -> None:
+        while True:
+            seen.append(int(await asyncio.to_thread(read_as_documented, vault)))
+
+    holder = (await provider.create("goatdb-root", b"0")).id
+    polling = asyncio.create_task(poll())
+    for number in range(1, 6):
+        await provider.write("goatdb-root", b"candidate", label=f"c{number}", expected=None)
+        holder = (await provider.write("goatdb-root", b"%d" % number, expected=holder)).id
+        assert await asyncio.to_thread(read_as_documented, vault) == str(number), "right after the change"
+    polling.cancel()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2, "the reader did read between changes"
+
+
+async def test_a_value_that_is_not_text_is_there_in_base64(vault: FakeKeyVault, provider: AzureSecretProvider):
+    await provider.create("goatdb-root", b"\xff\x00")
+    assert read_as_documented(vault) == "/wA="
+
+
+# --- secrets that have no view yet, and views that lag behind -------------------------------------------------------
+
+
+def without_view(vault: FakeKeyVault) -> None:
+    """Make it a secret as it was stored before there were views. The two other secrets have the same format."""
+    del vault._state.secrets["goatdb-root-current"]
+
+
+@pytest.mark.parametrize("change", ["write", "label", "candidate", "destroy"])
+@pytest.mark.parametrize("is_new_process", [True, False])
+async def test_the_next_change_gives_an_older_secret_its_view(vault: FakeKeyVault, change: str, is_new_process: bool):
+    async with made(vault) as writer:
+        first = await writer.create("goatdb-root", b"first")
+        second = await writer.write("goatdb-root", b"second", expected=first.id)
+        without_view(vault)
+        writer._shown.clear()
+        async with made(vault) as other:
+            provider = other if is_new_process else writer
+            assert (await provider.read("goatdb-root")).value.reveal() == b"second"
+            if change == "write":
+                await provider.write("goatdb-root", b"third", expected=second.id)
+            elif change == "label":
+                await provider.label("goatdb-root", STABLE, second.id, expected=None)
+            elif change == "candidate":
+                await provider.write("goatdb-root", b"third", label="candidate", expected=None)
+            else:
+                await provider.destroy("goatdb-root", first.id)
+    assert read_as_documented(vault) == ("third" if change == "write" else "second")
+
+
+async def test_a_rotator_without_rights_on_the_view_is_denied_before_anything_changes(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    without_view(vault)
+    vault.allow("old-rotator", DATA_ACTIONS["rotator"], ["goatdb-root", "goatdb-root-pointer"])
+    before = vault.versions("goatdb-root"), vault.versions("goatdb-root-pointer")
+    async with made(vault, token="old-rotator") as denied:
+        with pytest.raises(ProviderAccessDeniedError) as caught:
+            await denied.write("goatdb-root", b"second", expected=first.id)
+    assert "goatherd policy azure" in caught.value.hint
+    assert (vault.versions("goatdb-root"), vault.versions("goatdb-root-pointer")) == before
+
+
+async def test_a_secret_of_others_with_the_view_s_name_is_not_written_to(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    from goatherd.providers.base import Call
+
+    assert provider._vault is not None
+    call = Call(provider="azure", secret_id="goatdb-root", operation="write")
+    await provider._vault.put(call, "goatdb-root-current", "of others", "text/plain", {})
+    with pytest.raises(
+        ProviderConfigurationError, match="goatdb-root-current exists in the vault and is not Goatherd's"
+    ):
+        await provider.create("goatdb-root", b"first")
+    assert list(vault.versions("goatdb-root-current").values()) == ["of others"]
+    assert vault.versions("goatdb-root") == {}
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "label"])
+async def test_a_view_whose_writing_failed_is_written_by_the_retry(
+    vault: FakeKeyVault, provider: AzureSecretProvider, operation: str
+):
+    if operation != "create":
+        first = await provider.create("goatdb-root", b"first")
+        await provider.write("goatdb-root", b"second", label="candidate", expected=None)
+    vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-current", status=500)]
+    if operation == "create":
+        await provider.create("goatdb-root", b"second")
+    elif operation == "write":
+        await provider.write("goatdb-root", b"second", expected=first.id)
+    else:
+        held = (await provider.read("goatdb-root", Label("candidate"))).version.id
+        await provider.label("goatdb-root", CURRENT, held, expected=first.id)
+    assert vault.trouble == []
+    assert read_as_documented(vault) == "second"
+
+
+async def test_a_view_whose_writer_died_shows_the_whole_old_document_until_the_next_change(vault: FakeKeyVault):
+    async with made(vault, retry=ONCE) as dying, made(vault) as next_one:
+        first = await dying.create("goatdb-root", b"first")
+        vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-current", status=500)]
+        with pytest.raises(UnavailableError):
+            await dying.write("goatdb-root", b"second", expected=first.id)
+        assert read_as_documented(vault) == "first"
+        current = await next_one.read("goatdb-root")
+        assert current.value.reveal() == b"second"
+        await next_one.label("goatdb-root", STABLE, current.version.id, expected=None)
+        assert read_as_documented(vault) == "second"
+
+
+async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: FakeKeyVault):
+    held, sent = asyncio.Event(), asyncio.Event()
+    async with made(vault) as slow, made(vault) as fast:
+        first = await slow.create("goatdb-root", b"first")
+        assert slow._vault is not None
+        put = slow._vault.put
+
+        async def late(call: Any, name: str, *rest: Any) -> Any:
+            if name.endswith("-current") and not held.is_set():
+                sent.set()
+                await held.wait()
+            return await put(call, name, *rest)
+
+        slow._vault.put = late  # type: ignore[method-assign]
+        writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))
+        await sent.wait()
+        second = await fast.read("goatdb-root")
+        assert second.value.reveal() == b"second"
+        await fast.write("goatdb-root", b"third", expected=second.version.id)
+        held.set()
+        await writing
+    assert list(vault.versions("goatdb-root-current").values())[-2:] == ["second", "third"]
+
+
+async def test_a_current_version_that_was_switched_off_by_hand_does_not_stop_the_change_that_helps(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    second = await provider.write("goatdb-root", b"second", expected=first.id)
+    vault._state.secrets["goatdb-root"][second.id].enabled = False
+    without_view(vault)
+    async with made(vault) as other:
+        with pytest.raises(VersionDisabledError):
+            await other.read("goatdb-root")
+        await other.label("goatdb-root", CURRENT, first.id, expected=second.id)
+    assert read_as_documented(vault) == "first"
+
+
+async def test_destroying_switches_off_what_the_view_showed_before(vault: FakeKeyVault, provider: AzureSecretProvider):
+    first = await provider.create("goatdb-root", b"first")
+    await provider.write("goatdb-root", b"second", expected=first.id)
+    await provider.destroy("goatdb-root", first.id)
+    enabled = [one.value for one in vault._state.secrets["goatdb-root-current"].values() if one.enabled]
+    assert enabled == ["second"]
+
+
+async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    first = await provider.create("goatdb-root", b"first")
+    async with made(vault, retry=ONCE) as dying:
+        vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-pointer", status=500)]
+        with pytest.raises(UnavailableError):
+            await dying.write("goatdb-root", b"lost", expected=first.id)
+    (lost,) = [version for version, value in vault.versions("goatdb-root").items() if value == "lost"]
+    assert [(version.id, sorted(version.labels)) for version in await provider.versions("goatdb-root")] == [
+        (lost, []),
+        (first.id, ["current"]),
+    ]
+    assert (await provider.read("goatdb-root", VersionId(lost))).value.reveal() == b"lost"
+    await provider.destroy("goatdb-root", lost)
+    assert {version.id: version.state for version in await provider.versions("goatdb-root")} == {
+        lost: VersionState.DISABLED,
+        first.id: VersionState.ENABLED,
+    }
+    with pytest.raises(VersionDisabledError):
+        await provider.read("goatdb-root", VersionId(lost))
+    assert (await provider.write("goatdb-root", b"second", expected=first.id)).labels == {CURRENT}
+
+
+# --- what a change costs --------------------------------------------------------------------------------------------
+
+
+def documented_requests() -> dict[str, int]:
+    rows = re.findall(r"^\| `(\w+)`([^|]*)\|[^|]*\| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    return {f"{operation}{rest.rstrip()}": int(count) for operation, rest, count in rows}
+
+
+async def test_each_call_makes_the_number_of_requests_that_the_page_says(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    counted: dict[str, int] = {}
+
+    async def count(name: str, begin: Callable[[], Awaitable[Any]]) -> Any:
+        vault.requests.clear()
+        result = await begin()
+        counted[name] = len(vault.requests)
+        return result
+
+    name = "goatdb-root"
+    first = await count("create", lambda: provider.create(name, b"first"))
+    second = await count("write", lambda: provider.write(name, b"second", expected=first.id))
+    await count("read", lambda: provider.read(name))
+    await count("label", lambda: provider.label(name, STABLE, second.id, expected=None))
+    await count("destroy", lambda: provider.destroy(name, first.id))
+    await count("versions", lambda: provider.versions(name))
+    await count("write, another label", lambda: provider.write(name, b"third", label="candidate", expected=None))
+    async with made(vault) as other:
+        await count("read, the first", lambda: other.read(name))
+        third = (await other.read(name, Label("candidate"))).version
+    await count("label, `current`", lambda: provider.label(name, CURRENT, third.id, expected=second.id))
+    assert counted == documented_requests()
