@@ -20,7 +20,7 @@ test: .venv/.dev tools ## every test but the deep ones, against every store
 	$(BIN)/python -m pytest -m "not deep" -n auto --dist loadfile $(ARGS)
 
 test-fast: .venv/.dev ## the tests that take no time
-	$(BIN)/python -m pytest -m "not slow and not deep" --hypothesis-profile=fast -n auto $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --hypothesis-profile=fast -n auto $(ARGS)
 
 test-deep: .venv/.dev tools ## what takes long: exploration at full size, thousands of seeds, chaos
 	$(BIN)/python -m pytest -m deep -n auto --dist loadfile $(ARGS)

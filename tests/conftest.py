@@ -58,3 +58,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path not in QUICK_FILES and any(folder in item.path.parents for folder in SLOW_FOLDERS):
             item.add_marker(pytest.mark.slow)
+        if "deep" in item.keywords:
+            item.add_marker(pytest.mark.slow)

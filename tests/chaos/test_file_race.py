@@ -153,7 +153,7 @@ def test_writers_killed_for_two_seconds_harm_nobody(tmp_path: Path):
     kill_in_a_loop(tmp_path / "keys", 2, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_writers_killed_for_ten_seconds_harm_nobody(tmp_path: Path):
     kill_in_a_loop(tmp_path / "keys", 10, seed=2)
 

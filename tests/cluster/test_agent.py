@@ -287,6 +287,7 @@ class Mischief:
             await node.start()
 
 
+@pytest.mark.deep
 async def test_whatever_is_killed_at_random_writes_acknowledged_before_a_rotation_are_on_every_node_after_it(
     tmp_path: Path,
 ) -> None:

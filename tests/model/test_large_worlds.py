@@ -8,6 +8,8 @@ from .configurations import CONFIGURATIONS, Configuration
 from .explorer import explore
 from .story import tell
 
+pytestmark = pytest.mark.deep
+
 LARGE = [one for one in CONFIGURATIONS if one.is_slow and not one.is_by_hand]
 
 

@@ -63,7 +63,9 @@ async def test_a_handful_of_seeds_break_no_rule() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=pytest.mark.deep) for first in range(CHUNK, SEEDS, CHUNK))]
+)
 async def test_thousands_of_seeds_break_no_rule(first: int) -> None:
     share = -(-CHUNK // (os.cpu_count() or 1))
     parts = [(start, min(start + share, first + CHUNK) - 1) for start in range(first, first + CHUNK, share)]
@@ -77,7 +79,7 @@ async def test_an_operator_may_be_stopped_at_some_steps(fate: str) -> None:
     await check("--seed", "7", "--fate", fate, "--stride", "67", runs=5)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 async def test_an_operator_may_be_killed_or_interrupted_at_every_step() -> None:
     fates = ["killed", "interrupted"]
     said = await asyncio.gather(*(check("--seed", "7", "--fate", fate, runs=FEWEST_STEPS) for fate in fates))
