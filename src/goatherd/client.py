@@ -12,7 +12,7 @@ refusal, or not what a GoatDB server says), both naming the URL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -231,26 +231,36 @@ class NodeClient:
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
         return reply
 
-    async def pull(self, path: str, signer: OwnedSession, now_ms: int | None = None) -> list[dict[str, Any]]:
+    async def pull(
+        self, path: str, signer: OwnedSession, now_ms: int | None = None, *, known: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """Return every commit of a repository that `signer` may read, as the server sent them: unverified.
 
         A server may send them in parts; this asks on, with a truthful filter, until nothing new comes.
+
+        Args:
+            path: The repository.
+            signer: Who asks.
+            now_ms: The time to sign with; the client's clock by default.
+            known: Ids of commits that the caller has; they are left out.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
         commits: dict[str, dict[str, Any]] = {}
         for _ in range(PULL_ROUNDS):
-            message = {"ver": VERSION, "f": _filter_of(commits), "s": len(commits), "c": [], "ad": []}
+            held = {*known, *commits}
+            message = {"ver": VERSION, "f": _filter_of(held), "s": len(held), "c": [], "ad": []}
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
             sent = reply.get("c", [])
             if not isinstance(sent, list):
                 raise self._nonsense("POST", "/batch-sync", "commits are not a list")
             fresh = {c["id"]: c for c in sent if isinstance(c, dict) and isinstance(c.get("id"), str)}
             before = len(commits)
-            commits.update(fresh)
+            # One whose id is known may be sent all the same: the filter's rate of error.
+            commits.update({commit_id: commit for commit_id, commit in fresh.items() if commit_id not in known})
             size = reply.get("s")
-            if len(commits) == before or (isinstance(size, int) and len(commits) >= size):
+            if len(commits) == before or (not known and isinstance(size, int) and len(commits) >= size):
                 break
         return list(commits.values())
 
@@ -440,7 +450,7 @@ class NodeClient:
         )
 
 
-def _filter_of(commits: Mapping[str, Any]) -> Any:
+def _filter_of(commits: Collection[str]) -> Any:
     if not commits:
         return _EMPTY_FILTER
     size = len(commits)

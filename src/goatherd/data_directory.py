@@ -48,7 +48,7 @@ def is_organization_directory(path: Path) -> bool:
     Raises:
         StorageError: The directory cannot be read.
     """
-    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(".goatherd*")):
+    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(".goatherd.*")):
         return True
     return any(path.glob(f"*/*{LOG_SUFFIX}")) or any(path.glob(f"*/*{_NEWER_SUFFIX}"))
 

@@ -60,8 +60,8 @@ EXIT_MEANINGS = {
     10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
     12: "the agent cannot run a server, or has stopped one that gave its private key away",
     13: "the audit trail is broken, or cannot be written",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate` or `demo` found something wrong, `revoke` is not finished, or "
-    "`retire` has kept a version that a label points at",
+    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `data` or `demo` found something wrong, `revoke` is not "
+    "finished, or `retire` has kept a version that a label points at",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
 }
@@ -84,6 +84,7 @@ COMMANDS = {
         "Rotate by a schedule, carry on what others left, and destroy old keys in time.",
     ),
     "audit": ("commands_audit", "Check an audit trail, or show it."),
+    "data": ("commands_data", "Check a server's data directory, or repair it."),
     "retire": ("commands_cluster", "Destroy old private keys whose time to go back is over."),
     "serve": ("commands_serve", "Run a GoatDB server that takes its identity from a store."),
     "run": ("commands_agent", "Run an unmodified GoatDB server with its identity from a store."),

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,15 +29,16 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
-from goatherd.data_directory import check_understood
-from goatherd.errors import DecodeError, PathError, StorageError
-from goatherd.wire.encoding import parse_json, to_json_bytes
-from goatherd.wire.log import frame
+from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood
+from goatherd.errors import PathError, StorageError
+from goatherd.telemetry import Event, event_text
+from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.log import Line, frame, read_lines
 from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
 
-_SUFFIX = ".jsonl"
+_log = logging.getLogger("goatherd.node")
 
 
 class MemoryLog:
@@ -71,22 +74,16 @@ class _Scan:
 
 def _scan(data: bytes) -> _Scan:
     """Read a whole file; unlike `goatherd.wire.log.scan` it goes on behind a broken line."""
-    *lines, tail = data.split(b"\n")
     records: list[Mapping[str, Any]] = []
     damaged = 0
-    for line in lines:
-        if not line:
-            continue
-        try:
-            record = parse_json(line)
-        except DecodeError:
+    for line in read_lines(data):
+        if not line.is_finished:
+            return _Scan(records, line.start, torn=True, damaged=damaged)
+        if line.record is None:
             damaged += 1
-            continue
-        if isinstance(record, dict):
-            records.append(record)
         else:
-            damaged += 1
-    return _Scan(records, len(data) - len(tail), bool(tail), damaged)
+            records.append(line.record)
+    return _Scan(records, len(data), torn=False, damaged=damaged)
 
 
 class FileLog:
@@ -102,17 +99,64 @@ class FileLog:
 
     def records(self) -> list[Mapping[str, Any]]:
         with self._write_lock:
-            try:
-                data = self._file.read_bytes()
-            except FileNotFoundError:
-                return []
-            except OSError as error:
-                raise StorageError(f"{self._file}: {error.strerror}") from error
+            data = self.read()
             scan = _scan(data)
             self.damaged = scan.damaged
             if scan.torn:
                 self._cut(scan.good_end)
+                text = event_text(Event.DATA_TORN, file=self._file, bytes=len(data) - scan.good_end)
+                _log.info("%s", text)
             return scan.records
+
+    def read(self) -> bytes:
+        """Return the file as it is, without waiting for a write; empty where there is none.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        try:
+            return self._file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError(f"{self._file}: {error.strerror}") from error
+
+    @property
+    def file(self) -> Path:
+        """Where the log is stored."""
+        return self._file
+
+    @property
+    def set_aside_file(self) -> Path:
+        """Where `set_aside` moves lines to."""
+        return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
+
+    def set_aside(self, lines: Sequence[Line]) -> None:
+        """Move lines of the file, as they are, to the end of `set_aside_file`. All other bytes stay as they are.
+
+        Both files are replaced in one step each, with the log's owner and mode. After a crash every line is in one of
+        them, or in both; the same call again completes the move and repeats nothing.
+
+        Args:
+            lines: From `goatherd.wire.log.read_lines` over `read`; nothing may have been written since.
+
+        Raises:
+            StorageError: It could not be done; no line is lost.
+        """
+        with self._write_lock:
+            data = self.read()
+            moved = [data[line.start : line.end] for line in lines]
+            try:
+                status = self._file.stat()
+                aside = self.set_aside_file.read_bytes() if self.set_aside_file.exists() else b""
+                present = set(aside.split(b"\n"))
+                fresh = [text for text in dict.fromkeys(moved) if text not in present]
+                if fresh:
+                    start = aside if aside.endswith(b"\n") or not aside else aside + b"\n"
+                    _replace(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
+                _replace(self._file, _without(data, lines), status)
+            except OSError as error:
+                raise StorageError(f"{self._file}: {error.strerror}; run this again") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         text = to_json_bytes(record)
@@ -255,18 +299,51 @@ class LogDirectory:
         with self._guard:
             log = self._logs.get(f"/{kind}/{name}")
             if log is None:
-                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{_SUFFIX}")
+                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}")
             return log
 
     def repositories(self) -> list[str]:
         """Return the paths of the repositories that have a file, sorted."""
         found = []
-        for file in sorted(self.path.glob(f"*/*{_SUFFIX}")):
-            path = f"/{file.parent.name}/{file.name.removesuffix(_SUFFIX)}"
+        for file in sorted(self.path.glob(f"*/*{LOG_SUFFIX}")):
+            path = f"/{file.parent.name}/{file.name.removesuffix(LOG_SUFFIX)}"
             with contextlib.suppress(PathError):
                 check_repository_path(path)
                 found.append(path)
         return found
+
+
+def _without(data: bytes, lines: Sequence[Line]) -> bytes:
+    """Return a log without some of its lines, and without the blank line that precedes each."""
+    kept, position = [], 0
+    for line in sorted(lines, key=lambda one: one.start):
+        has_blank = data[max(0, line.start - 2) : line.start] in (b"\n\n", b"\n")
+        start = line.start - 1 if has_blank else line.start
+        kept.append(data[position : max(position, start)])
+        position = line.end + 1
+    return b"".join([*kept, data[position:]])
+
+
+def _replace(path: Path, data: bytes, like: os.stat_result) -> None:
+    """Write a file whole, durably and in one step, with the mode and the owner of another one."""
+    path = path.resolve()
+    for left in path.parent.glob(f".{path.name}.*.new"):
+        left.unlink()  # of a process that was killed: the directory's lock is ours
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), like.st_mode & 0o7777)
+            mine = os.fstat(file.fileno())
+            if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+    _sync_directory(path.parent)
 
 
 def _make_directory(path: Path) -> None:

@@ -6,7 +6,7 @@ last good line, so that a torn write never costs an earlier record (T5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,44 @@ def frame(records: Iterable[Any]) -> bytes:
     """
     texts = [record if isinstance(record, bytes) else to_json_bytes(record) for record in records]
     return b"\n" + b"\n\n".join(texts) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a log that is not blank.
+
+    Attributes:
+        start: Offset of its first byte.
+        end: Offset behind its last byte, the newline left out.
+        record: The JSON object in it; None where it holds none: the line is damaged.
+        is_finished: Whether a newline follows; without one it is what a crash leaves of a write.
+    """
+
+    start: int
+    end: int
+    record: dict[str, Any] | None
+    is_finished: bool
+
+
+def read_lines(data: bytes) -> Iterator[Line]:
+    """Yield every line that is not blank, damaged ones and those behind them included."""
+    position, length = 0, len(data)
+    while position < length:
+        newline = data.find(b"\n", position)
+        if newline < 0:
+            yield Line(position, length, None, is_finished=False)
+            return
+        if newline > position:
+            yield Line(position, newline, _object(data[position:newline]), is_finished=True)
+        position = newline + 1
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line)
+    except DecodeError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

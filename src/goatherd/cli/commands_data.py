@@ -1,0 +1,171 @@
+"""The command that checks and repairs a data directory: data."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import click
+
+from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.store import name_of_store, open_store
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.operations.data import (
+    Anchor,
+    Finding,
+    Repair,
+    Report,
+    check_organization,
+    find_anchor,
+    find_organizations,
+    lock_organization,
+    repair_organization,
+)
+
+SHOWN: Final = 100
+
+
+@command(
+    example="goatherd data check /srv/goatdb --provider file:///srv/keys/root\n"
+    "goatherd data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
+)
+@click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--peer",
+    "serve_peers",
+    multiple=True,
+    metavar="URL",
+    help="With repair: a server to fetch damaged commits from. Can be given more than once.",
+)
+@click.option("--offline", is_flag=True, help="Do not read the store: verify with the roots in the directory, if any.")
+@click.option("--timeout", metavar="TIME", help="Longest time for one answer of a peer, such as 5s.")
+def data(app: App, action: str, directory: Path, offline: bool) -> int:
+    """Check a server's data directory, or repair it.
+
+    check reads every record of every log and verifies its signature. It lists what is damaged, no commit, or not
+    verifiable, with file and offset. It changes nothing.
+
+    repair moves these lines into a file beside the log, named like it with .damaged, and fetches the commits again
+    from the peers. It deletes nothing, and does not write a log without findings. An interrupted repair is completed
+    by the next one.
+
+    DIRECTORY is a data directory, or the directory of one organization; of a Goatherd server or an unmodified GoatDB
+    server. Stop the server first. Signatures are verified with the identity in the store; without one, with the roots
+    that the server's own files name; without these, not at all, and the command says so.
+
+    Ends with 11 when check finds something, or when repair leaves something.
+    """
+    if action == "check" and app.options.origin.get("serve.peers") == "flag":
+        raise click.UsageError("--peer goes with repair")
+    given = app.options.org if "org" in app.options.origin else None
+    found = find_organizations(directory, given)
+    if action == "check":
+        reports = [asyncio.run(_check(app, org, path, offline=offline)) for org, path in found]
+        app.out.result({"organizations": [one.to_json() for one in reports]}, _check_lines(reports, directory))
+        return EXIT_FINDINGS if any(one.findings for one in reports) else 0
+    repairs = [asyncio.run(_repair(app, org, path, offline=offline)) for org, path in found]
+    app.out.result({"organizations": [one.to_json() for one in repairs]}, _repair_lines(repairs))
+    return EXIT_FINDINGS if any(one.after.findings for one in repairs) else 0
+
+
+async def _check(app: App, org: str, path: Path, *, offline: bool) -> Report:
+    anchor = await _anchor(app, org, path, offline=offline)
+    with lock_organization(path) as logs, _threads() as executor:
+        return await asyncio.to_thread(check_organization, logs, org, anchor, executor)
+
+
+async def _repair(app: App, org: str, path: Path, *, offline: bool) -> Repair:
+    anchor = await _anchor(app, org, path, offline=offline)
+    async with AsyncExitStack() as stack:
+        logs = stack.enter_context(lock_organization(path))
+        executor = stack.enter_context(_threads())
+        peers = [
+            await stack.enter_async_context(NodeClient(url, timeout=app.options.timeout))
+            for url in dict.fromkeys(app.options.serve_peers)
+        ]
+        return await repair_organization(logs, org, anchor, peers, executor)
+
+
+async def _anchor(app: App, org: str, path: Path, *, offline: bool) -> Anchor | None:
+    options = app.options
+    if not offline and (options.provider is not None or options.cloud_config is not None):
+        async with open_store(options, org=org) as store:
+            _, document = await store.read()
+        return Anchor.of(document, name_of_store(options, org))
+    return find_anchor(path, SystemClock().now_ms())
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-data")
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _check_lines(reports: Sequence[Report], directory: Path) -> list[str]:
+    lines = []
+    for report in reports:
+        lines.append(f"{report.directory}: {len(report.logs)} logs, {report.records} records")
+        lines.append(f"  {_verified(report)}")
+        lines += _finding_lines(report.findings, report.directory)
+    count = sum(len(report.findings) for report in reports)
+    if count:
+        lines.append(
+            f"{count} found. `goatherd data repair {directory}` moves them aside; --peer URL fetches them again."
+        )
+    else:
+        lines.append("nothing found")
+    return lines
+
+
+def _verified(report: Report) -> str:
+    if report.anchor is None:
+        return "signatures were NOT verified: no store is named, and no file here names the roots. Give --provider URI."
+    return f"signatures were verified with the identity of {report.anchor}"
+
+
+def _finding_lines(findings: Sequence[Finding], directory: Path) -> list[str]:
+    lines = []
+    for one in findings[:SHOWN]:
+        commit = f" (commit {one.commit_id})" if one.commit_id is not None and one.commit_id not in one.reason else ""
+        where = f"{one.file.relative_to(directory)}, byte {one.offset}, {one.length} bytes"
+        lines.append(f"  {where}: {one.kind.value}: {one.reason}{commit}")
+    if len(findings) > SHOWN:
+        lines.append(f"  and {len(findings) - SHOWN} more; --json lists all")
+    return lines
+
+
+def _repair_lines(repairs: Sequence[Repair]) -> list[str]:
+    lines = []
+    for one in repairs:
+        directory = one.before.directory
+        lines.append(f"{directory}: {one.before.records} records before, {one.after.records} now")
+        lines.append(f"  {_verified(one.before)}")
+        if not one.set_aside and not one.restored and not one.fetched:
+            lines.append("  nothing was moved or fetched")
+        if one.set_aside:
+            files = sorted({finding.file.relative_to(directory) for finding in one.set_aside})
+            lines.append(f"  moved aside: {len(one.set_aside)}, into " + ", ".join(f"{file}.damaged" for file in files))
+            lines += [f"  {line}" for line in _finding_lines(one.set_aside, directory)]
+        if one.restored:
+            lines.append(f"  taken back from .damaged files, since they verify: {one.restored}")
+        if one.fetched:
+            lines.append(f"  fetched from peers: {one.fetched}")
+        if one.lacking:
+            lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")
+        if one.unidentified:
+            lines.append(f"  lines whose commit cannot be told: {one.unidentified}")
+        if one.lacking or one.unidentified:
+            lines.append("  A server with --peer fetches what its peers hold. `repair --peer URL` does so now.")
+        lines += [f"  problem: {problem}" for problem in one.problems]
+        if one.after.findings:
+            lines.append(f"  left as they are: {len(one.after.findings)}")
+            lines += [f"  {line}" for line in _finding_lines(one.after.findings, directory)]
+    return lines

@@ -1,0 +1,608 @@
+"""Check and repair the logs in a data directory: `goatherd data`.
+
+`check_organization` reads every record of one organization, and verifies its signature where it is known whose
+signatures count. `repair_organization` moves what cannot be used into files beside the logs, ``*.damaged``, and takes
+back what can be verified, from those files and from peers. Both need `lock_organization`: no server may run on the
+directory. They work on the directories of unmodified GoatDB servers as well, which have the same logs.
+
+Rules: no byte is ever deleted; a log without findings is not written; a repair that was interrupted is completed by the
+next one; a commit is taken only after its signature was verified.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from goatherd.agent.claim import LOCK_NAME as AGENT_LOCK_NAME
+from goatherd.data_directory import (
+    SETTINGS_NAME,
+    is_organization_directory,
+    organization_directories,
+    refuse_running,
+)
+from goatherd.errors import (
+    AgentBusyError,
+    ConfigurationError,
+    DecodeError,
+    IdentityError,
+    NodeError,
+    RevokedSessionError,
+    StorageError,
+    UnknownSignerError,
+    VerificationError,
+)
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_text import from_settings
+from goatherd.identity.succession import Seen
+from goatherd.node.repository import Repository
+from goatherd.node.rules import SESSIONS_PATH, USERS_PATH
+from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.log import Line, read_lines
+
+SEEN_NAME: Final = ".goatherd.seen.json"
+
+_EVERYTHING: Final = 1 << 60
+_FIRST: Final = (SESSIONS_PATH, USERS_PATH)
+_ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
+
+
+class Kind(StrEnum):
+    """What is wrong with a line of a log."""
+
+    TORN = "torn"
+    """The last line is unfinished, as a crash in the middle of a write leaves it."""
+    DAMAGED = "damaged"
+    """It is not a JSON object."""
+    NOT_A_COMMIT = "not-a-commit"
+    """It is a JSON object, but no commit that GoatDB could read."""
+    UNVERIFIABLE = "unverifiable"
+    """It is a commit, but its signature does not verify."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of a log that cannot be used.
+
+    Attributes:
+        repository: The repository's path.
+        file: The log.
+        offset: Where the line begins, in bytes.
+        length: How many bytes it has.
+        kind: What is wrong.
+        reason: The same in words.
+        code: The code of the verification's error; None for other kinds.
+        commit_id: The commit's id, where one can be read.
+    """
+
+    repository: str
+    file: Path
+    offset: int
+    length: int
+    kind: Kind
+    reason: str
+    code: str | None = None
+    commit_id: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "repository": self.repository,
+            "file": str(self.file),
+            "offset": self.offset,
+            "length": self.length,
+            "kind": self.kind.value,
+            "reason": self.reason,
+            "code": self.code,
+            "commit": self.commit_id,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The roots by whose signatures the records of an organization are verified.
+
+    Attributes:
+        source: Where they are from, in words.
+        roots: The roots.
+        revoked: Ids of revoked roots; what they have signed and the log holds counts.
+        current: The session that can sign requests to peers; None where no private key is known.
+    """
+
+    source: str
+    roots: tuple[Session, ...]
+    revoked: frozenset[str] = frozenset()
+    current: OwnedSession | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, document: IdentityDocument, source: str) -> Anchor:
+        """Return the anchor that an identity document gives."""
+        return cls(source=source, roots=document.roots, revoked=document.revoked_ids, current=document.current)
+
+    def pool(self, org: str) -> TrustPool:
+        """Return a trust pool that knows the roots and nothing else."""
+        # A pool has a session that signs. It signs nothing here, and a session without an owner vouches for nothing.
+        current = self.current or OwnedSession.generate(session_id="check", owner=None, now_ms=0)
+        return TrustPool(org=org, current=current, roots=self.roots, revoked=self.revoked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogReport:
+    """What one log holds.
+
+    Attributes:
+        repository: The repository's path.
+        file: The log.
+        records: How many lines are commits, unverifiable ones included.
+        findings: The lines that cannot be used, in the order of the file.
+    """
+
+    repository: str
+    file: Path
+    records: int
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the logs of one organization hold.
+
+    Attributes:
+        org: The organization.
+        directory: Its directory.
+        anchor: Where the roots are from; None: no signature was verified.
+        logs: One report for each log.
+    """
+
+    org: str
+    directory: Path
+    anchor: str | None
+    logs: tuple[LogReport, ...]
+
+    @property
+    def records(self) -> int:
+        """How many commits there are."""
+        return sum(log.records for log in self.logs)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Everything that cannot be used, by log."""
+        return tuple(finding for log in self.logs for finding in log.findings)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "org": self.org,
+            "directory": str(self.directory),
+            "verifiedWith": self.anchor,
+            "logs": len(self.logs),
+            "records": self.records,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What a repair did for one organization.
+
+    Attributes:
+        before: What the logs held.
+        after: What they hold now.
+        set_aside: The findings that were moved into ``*.damaged`` files.
+        restored: How many commits were taken back from those files, since they verify now.
+        fetched: How many commits were fetched from peers.
+        lacking: Ids of commits that were set aside and that neither a file nor a peer could give back.
+        unidentified: How many lines were set aside whose commit's id cannot be read.
+        problems: Why peers could not be asked.
+    """
+
+    before: Report
+    after: Report
+    set_aside: tuple[Finding, ...]
+    restored: int
+    fetched: int
+    lacking: tuple[str, ...]
+    unidentified: int
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "org": self.before.org,
+            "directory": str(self.before.directory),
+            "verifiedWith": self.before.anchor,
+            "setAside": [finding.to_json() for finding in self.set_aside],
+            "restored": self.restored,
+            "fetched": self.fetched,
+            "lacking": list(self.lacking),
+            "unidentified": self.unidentified,
+            "left": [finding.to_json() for finding in self.after.findings],
+            "problems": list(self.problems),
+        }
+
+
+class Peer(Protocol):
+    """What a repair needs of another server; `goatherd.client.NodeClient` is one."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
+
+    async def pull(
+        self, path: str, signer: OwnedSession, now_ms: int | None = None, *, known: Collection[str] = ()
+    ) -> list[dict[str, Any]]: ...
+
+
+# --- finding the directory and the roots ------------------------------------------------------------------------------
+
+
+def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
+    """Return the organizations that a path holds, by name: a data directory, or the directory of one organization.
+
+    Args:
+        path: What the operator has named.
+        org: The organization to choose; what the only one is called, where its directory is named otherwise.
+
+    Raises:
+        ConfigurationError: It holds none, or not this one.
+        StorageError: It cannot be read.
+    """
+    if not path.is_dir():
+        raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
+    found = [(one.name, one) for one in organization_directories(path)]
+    if not found and is_organization_directory(path):
+        return [(org or path.resolve().name, path)]
+    chosen = [(name, one) for name, one in found if org is None or name == org]
+    if not chosen:
+        what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
+        raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")
+    return chosen
+
+
+@contextmanager
+def lock_organization(directory: Path) -> Iterator[LogDirectory]:
+    """Hold an organization's directory against servers and agents.
+
+    Raises:
+        StorageError: A server runs on it; the message names its process.
+        AgentBusyError: An agent looks after it.
+        NewerFormatError: A newer GoatDB has written in it.
+    """
+    descriptor: int | None = None
+    try:
+        try:
+            descriptor = os.open(directory.parent / AGENT_LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            raise AgentBusyError(
+                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}", hint="Stop it, and run this again."
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
+        with LogDirectory(directory) as logs:
+            refuse_running(directory)
+            yield logs
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
+    """Return the roots that an organization's own files name; None where no file does.
+
+    They are the ones of the identity that a server here took from a store, else those of settings.json. Whoever can
+    write the directory can write these files too: only a store shows that records were not forged.
+
+    Raises:
+        IdentityError: A file is there and is malformed.
+        StorageError: A file is there and cannot be read.
+    """
+    for name in (SEEN_NAME, SETTINGS_NAME):
+        path = directory / name
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            if name == SEEN_NAME:
+                seen = Seen.from_bytes(raw)
+                return Anchor(source=str(path), roots=seen.roots, revoked=seen.revoked_ids)
+            document, _, _ = from_settings(raw, now_ms)
+        except IdentityError as error:
+            raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
+        return Anchor.of(document, str(path))
+    return None
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, executor: Executor | None = None) -> Report:
+    """Read every record of an organization, and verify it where there is an anchor. Blocks; writes nothing.
+
+    Raises:
+        StorageError: A log cannot be read.
+        ConfigurationError: The records are of another identity or organization.
+    """
+    pool = None if anchor is None else anchor.pool(org)
+    found, verified, signers = [], 0, set()
+    for repository in _repositories(logs):
+        log = logs.open(repository)
+        findings: list[Finding] = []
+        commits: list[tuple[Line, Commit]] = []
+        for line, outcome in _decode(log.read(), org):
+            if isinstance(outcome, Commit):
+                commits.append((line, outcome))
+            else:
+                findings.append(_finding(repository, log, line, *outcome))
+        if pool is not None:
+            verdicts = _verify(pool, repository, [commit for _, commit in commits], executor)
+            for (line, commit), verdict in zip(commits, verdicts, strict=True):
+                signers.add(commit.session)
+                if verdict is None:
+                    verified += 1
+                else:
+                    text = str(verdict)
+                    findings.append(_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code))
+        findings.sort(key=lambda finding: finding.offset)
+        found.append(LogReport(repository=repository, file=log.file, records=len(commits), findings=tuple(findings)))
+    report = Report(org=org, directory=logs.path, anchor=None if anchor is None else anchor.source, logs=tuple(found))
+    if anchor is not None and report.records and not verified:
+        # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
+        # (tests/unit/operations/test_data.py).
+        knows_signer = any(root.id in signers for root in anchor.roots)
+        if report.records > 1 or not knows_signer:
+            raise ConfigurationError(
+                f"none of the {report.records} commits in {logs.path} verifies with the identity of {anchor.source} as"
+                f" organization {org!r}; nothing was changed",
+                hint="Is it the identity of this cluster, and the organization's name? See --provider and --org.",
+            )
+    return report
+
+
+def _repositories(logs: LogDirectory) -> list[str]:
+    """Return the repositories, ``/sys/sessions`` first: it says who may sign in the others."""
+    return sorted(logs.repositories(), key=lambda path: (path not in _FIRST, path))
+
+
+def _decode(data: bytes, org: str) -> Iterator[tuple[Line, Commit | tuple[Kind, str, str | None]]]:
+    for line in read_lines(data):
+        raw = data[line.start : line.end]
+        if not line.is_finished:
+            yield line, (Kind.TORN, "an unfinished last line, as a crash leaves it", _guess_id(raw))
+        elif line.record is None:
+            yield line, (Kind.DAMAGED, "not a JSON object", _guess_id(raw))
+        else:
+            try:
+                yield line, Commit.from_json(line.record, org=org)
+            except DecodeError as error:
+                yield line, (Kind.NOT_A_COMMIT, str(error), _guess_id(raw))
+
+
+def _commits(data: bytes, org: str) -> list[Commit]:
+    return [outcome for _, outcome in _decode(data, org) if isinstance(outcome, Commit)]
+
+
+def _guess_id(raw: bytes) -> str | None:
+    found = _ID.search(raw)
+    return None if found is None else found[1].decode()
+
+
+def _finding(
+    repository: str, log: FileLog, line: Line, kind: Kind, reason: str, commit_id: str | None, code: str | None = None
+) -> Finding:
+    return Finding(
+        repository=repository,
+        file=log.file,
+        offset=line.start,
+        length=line.end - line.start,
+        kind=kind,
+        reason=reason,
+        code=code,
+        commit_id=commit_id,
+    )
+
+
+def _verify(
+    pool: TrustPool, repository: str, commits: Sequence[Commit], executor: Executor | None
+) -> list[VerificationError | None]:
+    """Verify commits that we hold; those of ``/sys/sessions`` are a root's word, and are learnt."""
+    if repository != SESSIONS_PATH:
+        return pool.verify_commits(commits, executor, held=True)
+    pool.offer_session_commits(commits)
+    verification = pool.prepare_pending(_EVERYTHING)
+    verification.run(executor)
+    pool.conclude(verification)
+    verdicts = pool.verify_commits(commits, executor, held=True)
+    return [verdict or _not_by_a_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
+
+
+def _not_by_a_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
+    try:
+        pool.root(commit.session)
+    except RevokedSessionError:
+        return None
+    except VerificationError as error:
+        return error
+    return None
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------
+
+
+async def repair_organization(
+    logs: LogDirectory,
+    org: str,
+    anchor: Anchor | None,
+    peers: Sequence[Peer] = (),
+    executor: Executor | None = None,
+) -> Repair:
+    """Set aside what cannot be used, and take back what can be verified, from the set-aside files and from peers.
+
+    A commit whose signer is unknown stays in its log while ``/sys/sessions`` has lines set aside: its session may have
+    been introduced in one of them.
+
+    Args:
+        logs: The organization's directory, locked.
+        org: The organization.
+        anchor: Whose signatures count. None: only what is no commit is set aside, and nothing is taken back.
+        peers: Servers that may hold what is damaged here.
+        executor: Spreads the verification.
+
+    Raises:
+        ConfigurationError: There are peers and no anchor, or the records are of another identity.
+        StorageError: A log cannot be read or written; run it again.
+    """
+    if peers and anchor is None:
+        raise ConfigurationError(
+            "what peers send could not be verified: it is not known whose signatures count",
+            hint="Give --provider URI.",
+        )
+    before = check_organization(logs, org, anchor, executor)
+    sessions = logs.open(SESSIONS_PATH)
+    is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
+    moved: list[Finding] = []
+    for log in before.logs:
+        chosen = [one for one in log.findings if not (is_incomplete and one.code == UnknownSignerError.code)]
+        if chosen:
+            logs.open(log.repository).set_aside([_line(finding) for finding in chosen])
+            moved += chosen
+    restored, fetched, held, problems = 0, 0, set[str](), list[str]()
+    if anchor is not None:
+        fetcher = _Fetcher(peers, anchor.current)
+        pool = anchor.pool(org)
+        pool.offer_session_commits(_commits(sessions.read(), org))
+        for repository in _repositories_set_aside(logs):
+            taker = _Taker(logs.open(repository), repository, org, pool, executor)
+            restored += taker.take_set_aside()
+            fetched += taker.take_sent(await fetcher.pull(repository, taker.ids))
+            held |= set(taker.ids)
+        problems = fetcher.problems
+    is_changed = moved or restored or fetched
+    after = check_organization(logs, org, anchor, executor) if is_changed else before
+    ids = [finding.commit_id for finding in moved if finding.kind is not Kind.TORN]  # its write was never confirmed
+    return Repair(
+        before=before,
+        after=after,
+        set_aside=tuple(moved),
+        restored=restored,
+        fetched=fetched,
+        lacking=tuple(dict.fromkeys(one for one in ids if one is not None and one not in held)),
+        unidentified=ids.count(None),
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+def _line(finding: Finding) -> Line:
+    return Line(finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not Kind.TORN)
+
+
+def _repositories_set_aside(logs: LogDirectory) -> list[str]:
+    return [path for path in _repositories(logs) if logs.open(path).set_aside_file.exists()]
+
+
+class _Taker:
+    """Takes verified commits into one repository."""
+
+    def __init__(self, log: FileLog, path: str, org: str, pool: TrustPool, executor: Executor | None) -> None:
+        self._log = log
+        self._path = path
+        self._org = org
+        self._pool = pool
+        self._executor = executor
+        self._repository = Repository(path, log, org=org, connection="", own_session=lambda: "")
+        self._repository.load()
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the commits in the log."""
+        return self._repository.ids
+
+    def take_set_aside(self) -> int:
+        """Take back what was set aside and verifies now, and return how many commits these are."""
+        try:
+            data = self._log.set_aside_file.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{self._log.set_aside_file}: {error.strerror}") from error
+        fresh = self._fresh(_commits(data, self._org))
+        verdicts = _verify(self._pool, self._path, fresh, self._executor)
+        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+
+    def take_sent(self, records: Iterable[Any]) -> int:
+        """Take what a peer has sent and verifies, and return how many commits these are.
+
+        SECURITY: as from any peer; nothing of a revoked root counts (tests/unit/operations/test_data.py).
+        """
+        commits = []
+        for record in records:
+            try:
+                commits.append(Commit.from_json(record, org=self._org))
+            except DecodeError:
+                continue
+        fresh = self._fresh(commits)
+        if self._path == SESSIONS_PATH:
+            # A root may be introduced by one that comes later.
+            taken: list[Commit] = []
+            while learnt := [commit for commit in fresh if self._pool.add_session_commit(commit)]:
+                taken += learnt
+                known = {commit.id for commit in learnt}
+                fresh = [commit for commit in fresh if commit.id not in known]
+            return self._add(taken)
+        verdicts = self._pool.verify_commits(fresh, self._executor)
+        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+
+    def _fresh(self, commits: Iterable[Commit]) -> list[Commit]:
+        return [commit for commit in commits if commit.id not in self._repository]
+
+    def _add(self, commits: Iterable[Commit]) -> int:
+        count = sum(self._repository.add(commit) for commit in commits)
+        self._log.flush()
+        return count
+
+
+class _Fetcher:
+    """Asks peers for commits.
+
+    Attributes:
+        problems: Why a peer could not be asked.
+    """
+
+    def __init__(self, peers: Sequence[Peer], current: OwnedSession | None) -> None:
+        self._peers = peers
+        self._current = current
+        self._anonymous: dict[str, OwnedSession] = {}
+        self.problems: list[str] = []
+
+    async def pull(self, path: str, known: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what the peers hold of a repository beyond `known`; unverified."""
+        found: list[dict[str, Any]] = []
+        for peer in self._peers:
+            try:
+                found += await peer.pull(path, await self._signer(peer), known=set(known))
+            except NodeError as error:
+                self.problems.append(str(error))
+        return found
+
+    async def _signer(self, peer: Peer) -> OwnedSession:
+        """Return who asks: the current root, or a new anonymous session where its private key is not known."""
+        if self._current is not None:
+            return self._current
+        if peer.base_url not in self._anonymous:
+            self._anonymous[peer.base_url], _ = await peer.create_session()
+        return self._anonymous[peer.base_url]

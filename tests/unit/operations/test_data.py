@@ -1,0 +1,423 @@
+"""`goatherd data`: every damaged or unverifiable record is found, set aside, never lost, and fetched again."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from goatherd.errors import AgentBusyError, ConfigurationError, NodeUnreachableError, StorageError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_text import to_settings
+from goatherd.identity.succession import Seen
+from goatherd.node.storage import LogDirectory
+from goatherd.operations.data import (
+    Anchor,
+    Kind,
+    Repair,
+    Report,
+    check_organization,
+    find_anchor,
+    find_organizations,
+    lock_organization,
+    repair_organization,
+)
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.log import frame
+from tests.unit.goats import NOW, ORG, commit_by, introduction, owned, root
+
+EARLIER, CURRENT = root("earlier"), root("current")
+USER, STRANGER = owned("user"), owned("stranger")
+SESSIONS = [
+    introduction(EARLIER, CURRENT, commit_id="s0"),
+    introduction(USER, EARLIER, commit_id="s1"),
+]
+NOTES = [commit_by(USER, f"k{n}", {"text": f"note {n}"}, commit_id=f"n{n}") for n in range(6)]
+ANCHOR = Anchor(source="the store", roots=(CURRENT.session,), current=CURRENT)
+
+
+class FakePeer:
+    """A server that holds commits, or does not answer."""
+
+    def __init__(self, commits: dict[str, Sequence[Commit]], *, is_down: bool = False) -> None:
+        self.commits = commits
+        self.is_down = is_down
+        self.asked: list[tuple[str, str]] = []
+
+    @property
+    def base_url(self) -> str:
+        return "http://peer"
+
+    async def create_session(self) -> tuple[OwnedSession, list[Session]]:
+        return owned("anonymous"), []
+
+    async def pull(
+        self, path: str, signer: OwnedSession, now_ms: int | None = None, *, known: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        if self.is_down:
+            raise NodeUnreachableError("http://peer: no answer")
+        self.asked.append((path, signer.id))
+        return [commit.to_json() for commit in self.commits.get(path, ()) if commit.id not in known]
+
+
+PEER = {"/sys/sessions": SESSIONS, "/data/notes": NOTES}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """An organization with sessions and notes, as a server leaves it."""
+    path = tmp_path / "data" / ORG
+    for name, commits in (("sys/sessions", SESSIONS), ("data/notes", NOTES)):
+        file = path / f"{name}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"".join(frame([commit.to_json()]) for commit in commits))
+        file.chmod(0o640)
+    return path
+
+
+def notes(directory: Path) -> Path:
+    return directory / "data" / "notes.jsonl"
+
+
+def replace(file: Path, old: bytes, new: bytes) -> None:
+    data = file.read_bytes()
+    assert old in data
+    file.write_bytes(data.replace(old, new, 1))
+
+
+def tree(directory: Path) -> dict[str, tuple[bytes, int, int]]:
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != ".goatherd.lock"
+    }
+
+
+def check(directory: Path, anchor: Anchor | None = ANCHOR) -> Report:
+    with lock_organization(directory) as logs:
+        return check_organization(logs, ORG, anchor)
+
+
+async def repair(directory: Path, *peers: FakePeer, anchor: Anchor | None = ANCHOR) -> Repair:
+    with lock_organization(directory) as logs:
+        return await repair_organization(logs, ORG, anchor, peers)
+
+
+def damage_everything(directory: Path) -> dict[str, Kind]:
+    """Damage five records, each in another way; return what each commit is found as."""
+    file = notes(directory)
+    replace(file, b'"id":"n0"', b'"id":"n0')
+    replace(file, b"note 2", b"note X")
+    replace(file, b'"id":"n1"', b'"c":1,"id":"n1"')
+    replace(file, _contents(NOTES[1]), b'"C"' + _contents(NOTES[1])[3:])
+    forged = commit_by(STRANGER, "k9", {}, commit_id="n9").to_json()
+    with file.open("ab") as log:
+        log.write(frame([forged]) + b'\n{"id":"n7","to')
+    # A line that is no JSON may still show its id; n0's does not.
+    return {"n1": Kind.NOT_A_COMMIT, "n2": Kind.UNVERIFIABLE, "n9": Kind.UNVERIFIABLE, "n7": Kind.TORN}
+
+
+def _contents(commit: Commit) -> bytes:
+    return b'"c":' + to_json_bytes(commit.to_json()["c"])
+
+
+def test_a_healthy_directory_has_no_findings_roots_that_only_the_log_introduces_included(directory: Path) -> None:
+    report = check(directory)
+    assert report.findings == ()
+    assert report.records == len(SESSIONS) + len(NOTES)
+    assert report.anchor == "the store"
+
+
+def test_every_kind_of_damage_is_found_with_its_offset_and_nothing_is_written(directory: Path) -> None:
+    replace(notes(directory), b'"id":"n5"', b'"id":n5"')
+    kinds = damage_everything(directory)
+    before = tree(directory)
+    report = check(directory)
+    data = notes(directory).read_bytes()
+    for finding in report.findings:
+        assert finding.file == notes(directory)
+        line = data[finding.offset : finding.offset + finding.length]
+        assert line == line.strip()
+        assert data[finding.offset - 1 : finding.offset] == b"\n"
+        if finding.commit_id is not None:
+            assert finding.commit_id.encode() in line
+            assert kinds[finding.commit_id] == finding.kind
+    kinds_found = [finding.kind for finding in report.findings]
+    assert sorted(kinds_found) == sorted([*kinds.values(), Kind.DAMAGED, Kind.DAMAGED])
+    codes = {finding.commit_id: finding.code for finding in report.findings if finding.code}
+    assert codes == {"n2": "verification.invalid_signature", "n9": "verification.unknown_signer"}
+    assert tree(directory) == before
+
+
+def test_without_an_anchor_damage_is_found_and_signatures_are_said_not_to_be_verified(directory: Path) -> None:
+    damage_everything(directory)
+    report = check(directory, None)
+    assert report.anchor is None
+    assert {finding.kind for finding in report.findings} == {Kind.TORN, Kind.DAMAGED, Kind.NOT_A_COMMIT}
+
+
+def test_a_session_that_no_root_has_introduced_is_found(directory: Path) -> None:
+    """An unmodified server takes it, and trusts it at its next start."""
+    forged = introduction(root("attacker"), USER, commit_id="s9")
+    with (directory / "sys" / "sessions.jsonl").open("ab") as log:
+        log.write(frame([forged.to_json()]))
+    (finding,) = check(directory).findings
+    assert (finding.commit_id, finding.code) == ("s9", "verification.untrusted_root")
+
+
+def test_what_a_revoked_root_has_signed_and_the_log_holds_verifies(directory: Path) -> None:
+    revoked = Anchor(
+        source="the store", roots=(CURRENT.session, EARLIER.session), revoked=frozenset({EARLIER.id}), current=CURRENT
+    )
+    assert check(directory, revoked).findings == ()
+
+
+@pytest.mark.parametrize("anchor", [Anchor(source="another store", roots=(root("other").session,))])
+async def test_with_the_identity_of_another_cluster_nothing_is_set_aside(directory: Path, anchor: Anchor) -> None:
+    before = tree(directory)
+    for work in (lambda: check(directory, anchor), None):
+        with pytest.raises(ConfigurationError, match="none of the 8 commits"):
+            work() if work else await repair(directory, anchor=anchor)
+    assert tree(directory) == before
+
+
+async def test_a_healthy_directory_is_not_touched_by_a_repair(directory: Path) -> None:
+    before = tree(directory)
+    done = await repair(directory, FakePeer(PEER))
+    assert tree(directory) == before
+    assert (done.set_aside, done.fetched, done.restored) == ((), 0, 0)
+
+
+async def test_repair_moves_what_is_damaged_aside_and_keeps_every_other_byte(directory: Path) -> None:
+    damage_everything(directory)
+    whole = notes(directory).read_bytes()
+    done = await repair(directory)
+    aside = notes(directory).with_name("notes.jsonl.damaged")
+    assert check(directory).findings == ()
+    assert len(done.set_aside) == 5
+    left, moved = notes(directory).read_bytes().split(b"\n"), aside.read_bytes().split(b"\n")
+    assert sorted(filter(None, [*left, *moved])) == sorted(filter(None, whole.split(b"\n")))
+    assert notes(directory).read_bytes() == b"".join(frame([commit.to_json()]) for commit in NOTES[3:])
+    for file in (aside, notes(directory)):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640, "as the log had it"
+    assert set(done.lacking) == {"n1", "n2", "n9"}, "a torn write was never confirmed"
+    assert done.unidentified == 1
+
+
+async def test_repair_fetches_what_it_has_set_aside_from_a_peer_and_verifies_it(directory: Path) -> None:
+    damage_everything(directory)
+    forged = commit_by(STRANGER, "k0", {"text": "forged"}, commit_id="n0")
+    peer = FakePeer({**PEER, "/data/notes": [forged, *NOTES]})
+    done = await repair(directory, peer)
+    assert done.fetched == 3
+    assert done.lacking == ("n9",)
+    assert peer.asked == [("/data/notes", CURRENT.id)], "only what was damaged is asked for, by the current root"
+    assert check(directory).records == len(SESSIONS) + len(NOTES)
+    text = notes(directory).read_text()
+    assert "forged" not in text
+    again = tree(directory)
+    assert (await repair(directory, peer)).fetched == 0
+    assert tree(directory) == again, "a second repair changes nothing"
+
+
+async def test_a_damaged_introduction_costs_no_record_of_the_session(directory: Path) -> None:
+    """Its records cannot be verified, but stay: the introduction comes back from a peer later."""
+    replace(directory / "sys" / "sessions.jsonl", b'"id":"s1"', b'"id":"s1')
+    done = await repair(directory)
+    assert [finding.kind for finding in done.set_aside] == [Kind.DAMAGED]
+    assert {finding.code for finding in done.after.findings} == {"verification.unknown_signer"}
+    assert len(done.after.findings) == len(NOTES)
+    fetched = await repair(directory, FakePeer(PEER))
+    assert fetched.fetched == 1
+    assert fetched.after.findings == ()
+
+
+async def test_what_was_set_aside_and_verifies_later_is_taken_back(directory: Path) -> None:
+    late = commit_by(STRANGER, "k9", {}, commit_id="n9")
+    with notes(directory).open("ab") as log:
+        log.write(frame([late.to_json()]))
+    assert [finding.commit_id for finding in (await repair(directory)).set_aside] == ["n9"]
+    with (directory / "sys" / "sessions.jsonl").open("ab") as log:
+        log.write(frame([introduction(STRANGER, CURRENT, commit_id="s2").to_json()]))
+    done = await repair(directory)
+    assert (done.restored, done.after.findings) == (1, ())
+    assert b'"n9"' in notes(directory).read_bytes()
+
+
+async def test_nothing_of_a_revoked_root_is_taken_from_a_peer(directory: Path) -> None:
+    revoked = Anchor(
+        source="the store", roots=(CURRENT.session, EARLIER.session), revoked=frozenset({EARLIER.id}), current=CURRENT
+    )
+    replace(notes(directory), b'"id":"n5"', b'"id":n5"')
+    backdated = commit_by(EARLIER, "k5", {"text": "stolen"}, commit_id="n8")
+    done = await repair(directory, FakePeer({"/data/notes": [backdated, NOTES[5]]}), anchor=revoked)
+    assert done.fetched == 1
+    assert b"stolen" not in notes(directory).read_bytes()
+
+
+async def test_a_peer_that_does_not_answer_is_a_problem_and_no_loss(directory: Path) -> None:
+    replace(notes(directory), b'"id":"n5"', b'"id":n5"')
+    done = await repair(directory, FakePeer({}, is_down=True), FakePeer(PEER))
+    assert done.problems == ("http://peer: no answer",)
+    assert done.fetched == 1
+
+
+async def test_peers_without_roots_to_verify_with_are_an_error(directory: Path) -> None:
+    replace(notes(directory), b'"id":"n5"', b'"id":n5"')
+    with pytest.raises(ConfigurationError, match="could not be verified"):
+        await repair(directory, FakePeer(PEER), anchor=None)
+    done = await repair(directory, anchor=None)
+    assert [finding.kind for finding in done.set_aside] == [Kind.DAMAGED]
+
+
+async def test_without_the_private_key_an_anonymous_session_asks_the_peer(directory: Path) -> None:
+    replace(notes(directory), b'"id":"n5"', b'"id":n5"')
+    peer = FakePeer(PEER)
+    done = await repair(directory, peer, anchor=Anchor(source="seen", roots=(CURRENT.session,)))
+    assert done.fetched == 1
+    assert peer.asked == [("/data/notes", "anonymous")]
+
+
+class Killed(BaseException):
+    """The process is killed at this call."""
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "fchmod", "unlink"])
+async def test_a_repair_that_is_killed_loses_nothing_and_the_next_one_completes_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    pristine = {path: path.read_bytes() for path in directory.rglob("*.jsonl")}
+    for moment in range(12):
+        for path in [*directory.rglob("*.damaged"), *directory.rglob("*.new")]:
+            path.unlink()
+        for path, data in pristine.items():
+            path.write_bytes(data)
+        damage_everything(directory)
+        lines = set(filter(None, notes(directory).read_bytes().split(b"\n")))
+        real, calls = getattr(os, call), iter(range(1000))
+
+        def dying(*args: Any, real: Any = real, calls: Iterator[int] = calls, moment: int = moment, **more: Any) -> Any:
+            if next(calls) == moment:
+                raise Killed
+            return real(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, dying)
+            try:
+                await repair(directory, FakePeer(PEER))
+                was_killed = False
+            except Killed:
+                was_killed = True
+        files = [notes(directory), *directory.rglob("*.damaged")]
+        assert lines <= {line for file in files for line in file.read_bytes().split(b"\n")}, moment
+        await repair(directory, FakePeer(PEER))
+        report = check(directory)
+        assert (report.findings, report.records) == ((), len(SESSIONS) + len(NOTES))
+        moved = [line for line in (directory / "data/notes.jsonl.damaged").read_bytes().split(b"\n") if line]
+        assert len(moved) == len(set(moved)) == 5
+        if not was_killed:
+            return
+    raise AssertionError("every moment was tried")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_whatever_bytes_are_flipped_a_check_finds_the_record_or_it_still_verifies(
+    directory: Path, data: st.DataObject
+) -> None:
+    file = notes(directory)
+    file.write_bytes(b"".join(frame([commit.to_json()]) for commit in NOTES))
+    raw = bytearray(file.read_bytes())
+    position = data.draw(st.integers(0, len(raw) - 1))
+    raw[position] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(bytes(raw))
+    report = check(directory)
+    with LogDirectory(directory) as logs:
+        held = {record["id"] for record in logs.open("/data/notes").records() if isinstance(record.get("id"), str)}
+    found = {finding.commit_id for finding in report.findings}
+    lost = {commit.id for commit in NOTES} - held
+    assert not lost or report.findings, "a record that cannot be read is a finding"
+    for commit in NOTES:
+        if commit.id in held and commit.id not in found:
+            stored = next(record for record in map(json.loads, _whole_lines(file)) if record.get("id") == commit.id)
+            assert Commit.from_json(stored, org=ORG).signed_text(USER.id) == commit.signed_text(USER.id)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    lines = []
+    for line in file.read_bytes().decode("utf-8", "replace").split("\n"):
+        try:
+            if isinstance(json.loads(line), dict):
+                lines.append(line)
+        except ValueError:
+            continue
+    return lines
+
+
+# --- roots, places and locks ------------------------------------------------------------------------------------------
+
+
+def document() -> IdentityDocument:
+    return IdentityDocument(generation=1, current=CURRENT, roots=(CURRENT.session,), last_updated=NOW)
+
+
+def test_the_roots_are_found_in_what_a_server_remembers_or_in_its_settings(directory: Path) -> None:
+    assert find_anchor(directory, NOW) is None
+    (directory / "settings.json").write_bytes(to_settings(document()))
+    found = find_anchor(directory, NOW)
+    assert found is not None
+    assert (found.source, found.current) == (str(directory / "settings.json"), CURRENT)
+    assert "current=" not in repr(found), "it holds the private key"
+    (directory / ".goatherd.seen.json").write_bytes(Seen.of(document()).to_bytes())
+    found = find_anchor(directory, NOW)
+    assert found is not None
+    assert (found.source, found.current) == (str(directory / ".goatherd.seen.json"), None)
+    assert check(directory, found).findings == ()
+
+
+def test_a_data_directory_and_the_directory_of_one_organization_are_both_found(directory: Path, tmp_path: Path) -> None:
+    assert find_organizations(directory.parent, None) == [(ORG, directory)]
+    assert find_organizations(directory.parent, ORG) == [(ORG, directory)]
+    assert find_organizations(directory, None) == [(ORG, directory)]
+    assert find_organizations(directory, "acme") == [("acme", directory)]
+    with pytest.raises(ConfigurationError, match="no data of organization 'acme'"):
+        find_organizations(directory.parent, "acme")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="no GoatDB data"):
+        find_organizations(tmp_path / "empty", None)
+    with pytest.raises(ConfigurationError, match="not a directory"):
+        find_organizations(tmp_path / "missing", None)
+
+
+def test_a_directory_in_use_is_an_error_that_names_the_process(directory: Path) -> None:
+    script = "import sys, time; file = open(sys.argv[1]); print('open', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", script, str(notes(directory))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            with pytest.raises(StorageError, match=f"process {server.pid} holds"):
+                check(directory)
+        finally:
+            server.kill()
+    with LogDirectory(directory), pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
+        check(directory)
+
+
+def test_a_directory_that_an_agent_uses_is_an_error(directory: Path) -> None:
+    from goatherd.agent.claim import Claim
+
+    with Claim(directory.parent), pytest.raises(AgentBusyError, match="uses"):
+        check(directory)
+    assert check(directory).findings == ()
