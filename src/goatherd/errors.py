@@ -414,6 +414,13 @@ class StuckError(RotationError):
     hint = "`goatherd status` shows the labels and the phase; `goatherd doctor` checks what these credentials may do."
 
 
+class NotRestorableError(RotationError):
+    """An earlier root cannot sign again; the message says why. Nothing was written."""
+
+    code = "rotation.not_restorable"
+    hint = "`goatherd status` lists the roots, and which stored versions hold their private keys."
+
+
 class UnhealthyError(RotationError):
     """The operator's health signal is bad before a rotation goes on to a new root; nothing was written."""
 

@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +27,7 @@ import goatherd
 from goatherd.clock import Clock
 from goatherd.errors import GoatherdError, MissingExtraError, RotationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.transitions import ROTATED, SUCCESSES
 from goatherd.providers.calls import BUCKETS, CallCounts, Durations
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Outcome, Phase
@@ -43,7 +44,6 @@ NEVER: Final = 0.0
 FAILURES: Final = ("cancelled", "rolled-back")
 """The events in a document's history by which a rotation ends without its root."""
 INTERRUPTED: Final = "interrupted"
-_SUCCESS: Final = "rotated"
 
 
 class Kind(StrEnum):
@@ -142,7 +142,7 @@ FAMILIES: Final[dict[Metric, About]] = {
     Metric.RUNS: About(
         Kind.COUNTER,
         Where.ROTATOR,
-        "Runs of a rotation by outcome: rotated, abandoned, reached, nothing, interrupted, or the error's code.",
+        "Runs of a rotation by outcome: rotated, restored, abandoned, reached, nothing, interrupted, an error's code.",
         ("outcome",),
     ),
     Metric.RUN_ENDED: About(Kind.GAUGE, Where.ROTATOR, "When the last run ended, in seconds since 1970."),
@@ -195,18 +195,18 @@ def identity_samples(document: IdentityDocument) -> Iterator[Sample]:
         yield Sample(Metric.ROTATION_PHASE, each is phase, (each.value,))
     if entered is not None:
         yield Sample(Metric.ROTATION_PHASE_ENTERED, entered / 1000)
-    yield Sample(Metric.ROTATION_LAST_SUCCESS, _last(document, _SUCCESS))
+    yield Sample(Metric.ROTATION_LAST_SUCCESS, _last(document, SUCCESSES))
     for event in FAILURES:
-        yield Sample(Metric.ROTATION_LAST_FAILURE, _last(document, event), (event,))
+        yield Sample(Metric.ROTATION_LAST_FAILURE, _last(document, (event,)), (event,))
 
 
 def signing_since_ms(document: IdentityDocument) -> int | None:
     """Return when the current root came to sign, in milliseconds since 1970, or the earliest time that is remembered.
 
-    A root that signs again after a roll-back has signed since it first did.
+    A root that signs again after a roll-back or a restore has signed since it first did.
     """
     current = document.current.id
-    came = [entry.at for entry in document.history if entry.event == _SUCCESS and entry.to_id == current]
+    came = [entry.at for entry in document.history if entry.event == ROTATED and entry.to_id == current]
     if came:
         return min(came)
     record = document.rotation
@@ -223,8 +223,8 @@ def rotation_codes() -> tuple[str, ...]:
     return tuple(sorted({kind.code for kind in kinds}))
 
 
-def _last(document: IdentityDocument, event: str) -> float:
-    return max((entry.at / 1000 for entry in document.history if entry.event == event), default=NEVER)
+def _last(document: IdentityDocument, events: Collection[str]) -> float:
+    return max((entry.at / 1000 for entry in document.history if entry.event in events), default=NEVER)
 
 
 def settings_samples(status: SettingsStatus) -> Iterator[Sample]:

@@ -142,7 +142,7 @@ def _store_view(document: Document, labelled: str | None) -> StoreView:
         from_id=NAMES[document.origin] if rotating else None,
         to_id=NAMES[document.rotation] if rotating else None,
         rollback_version="rollback" if rotating else None,
-        rotated_to=frozenset(NAMES[root] for root in bits(document.finished)),
+        finished=frozenset(f"rotation {number}" for number in bits(document.finished)),
     )
 
 

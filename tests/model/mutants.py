@@ -96,7 +96,9 @@ def any_root_will_do(observation: Observation, intent: Intent, now_ms: int) -> A
 
 def it_was_finished(observation: Observation, intent: Intent, now_ms: int) -> Asked:
     """Nobody remembers how rotations ended; a run looks at who signs now."""
-    return replace(observation, store=replace(observation.store, rotated_to=frozenset())), intent, now_ms
+    is_current = intent.rotation_id is not None and intent.to_id == observation.store.current_id
+    finished = frozenset({intent.rotation_id} if is_current else ())
+    return replace(observation, store=replace(observation.store, finished=finished)), intent, now_ms
 
 
 def current_and_stable_are_nothing_special(observation: Observation, intent: Intent, now_ms: int) -> Asked:

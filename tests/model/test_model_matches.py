@@ -134,7 +134,7 @@ def test_a_run_recognizes_its_rotation_as_the_real_one_does() -> None:
     for history in histories(2):
         real, abstract = history[-1]
         for number in (1, 2):
-            begun = transitions.has_begun(real, f"rotation-{number}", NAMES[number])
+            begun = transitions.has_begun(real, f"rotation-{number}")
             # A rotation under way hides the one before it; a run of that one is told that somebody else is at it.
             is_over = abstract.rotation == 0 and bool(abstract.ended >> number & 1)
             assert begun is (abstract.rotation == number or is_over)

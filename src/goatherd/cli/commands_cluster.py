@@ -40,7 +40,7 @@ from goatherd.identity.redaction import notes, redacted
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
-from goatherd.rotation.holdings import describe_kept
+from goatherd.rotation.holdings import copies_left, describe_kept
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
 from goatherd.rotation.policy import unlisted_for
 from goatherd.rotation.rotator import Rotator
@@ -138,7 +138,7 @@ def doctor(app: App) -> int:
 )
 @click.option("--plan", is_flag=True, help="Say what would happen, to whom, and what could stop it; write nothing.")
 @click.option("--resume", is_flag=True, help="Carry on the rotation under way, whoever began it.")
-@click.option("--cancel", is_flag=True, help="Leave it before the next root has signed; nobody has noticed.")
+@click.option("--cancel", is_flag=True, help="Leave it before the next root has signed.")
 @click.option("--rollback", is_flag=True, help="Leave it after that: the earlier root signs again, both stay trusted.")
 @click.option(
     "--to",
@@ -186,8 +186,8 @@ def rotate(
     follow in time makes the rotation cancel itself, or roll back; so does a health signal that turns bad. List every
     server that holds this identity: one that is missing is not waited for.
 
-    Afterwards the earlier private key stays in the store for the grace period, so that one could go back; then
-    `goatherd retire` destroys it.
+    Afterwards the earlier private key stays in the store for the grace period, so that `goatherd restore` can make that
+    root sign again; then `goatherd retire` destroys it.
     """
     asked = {"plan": plan, "resume": resume, "rollback": rollback, "cancel": cancel}
     chosen = [name for name, is_asked in asked.items() if is_asked]
@@ -203,7 +203,7 @@ def rotate(
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A command of the operator's would inherit it, and be late with its answer.
         give_way(app)
-    going = _rotate(
+    going = drive_rotation(
         app,
         what=what,
         to_phase=Phase(to_phase) if to_phase else None,
@@ -211,10 +211,10 @@ def rotate(
         metrics_file=None if plan else metrics_file,
         unsafe_without_nodes=unsafe_without_nodes,
     )
-    return run_interruptible(app, going, note="" if plan else _HOW_TO_GO_ON)
+    return run_interruptible(app, going, note="" if plan else HOW_TO_GO_ON)
 
 
-_HOW_TO_GO_ON: Final = (
+HOW_TO_GO_ON: Final = (
     "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
     "`--rollback` leaves it"
 )
@@ -258,7 +258,7 @@ def health_signals(options: Options) -> list[HealthSignal]:
     return signals
 
 
-async def _rotate(
+async def drive_rotation(
     app: App,
     *,
     what: str,
@@ -266,11 +266,23 @@ async def _rotate(
     reason: str,
     metrics_file: Path | None,
     unsafe_without_nodes: bool,
+    root_id: str | None = None,
 ) -> int:
+    """Do what `goatherd rotate` or `goatherd restore` was asked for, and print how it ended.
+
+    Args:
+        app: The options and the writer.
+        what: ``plan``, ``resume``, ``cancel``, ``rollback`` or ``restore``; empty to rotate.
+        to_phase: Stop when this phase is reached.
+        reason: For the document's history.
+        metrics_file: Where to leave metrics; None for nowhere.
+        unsafe_without_nodes: Whether no server need be listed.
+        root_id: With ``restore``, the earlier root; None for the previous one.
+    """
     options = app.options
     # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_cluster_commands.py).
     addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-    if not addresses and not unsafe_without_nodes and what in ("", "resume"):
+    if not addresses and not unsafe_without_nodes and what in ("", "resume", "restore"):
         raise ConfigurationError(
             "no node is listed, so the rotation would wait for nobody",
             hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
@@ -287,7 +299,10 @@ async def _rotate(
         listeners = [progress.told, seen.told]
         if what != "plan":
             asked = {"what": what or "rotate", "reason": reason, "toPhase": to_phase}
-            journal = await stack.enter_async_context(audited(app, store, "rotate", asked))
+            if what == "restore":
+                asked["root"] = root_id
+            name = "restore" if what == "restore" else "rotate"
+            journal = await stack.enter_async_context(audited(app, store, name, asked))
             listeners.append(journal.told)
         rotator = Rotator(
             store.provider,
@@ -303,10 +318,13 @@ async def _rotate(
             plan = await rotator.plan()
             app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
             return 0
-        report = await _asked(rotator, what, to_phase, reason)
-    app.out.result(
-        report_data(report), [*report_lines(report, options.rotation_grace), *bare_lines(report, options.rotation_bare)]
-    )
+        report = await _asked(rotator, what, to_phase, reason, root_id)
+        copies = copies_left(store.provider.guarantees)
+    lines = [
+        *report_lines(report, options.rotation_grace, copies=copies),
+        *bare_lines(report, options.rotation_bare),
+    ]
+    app.out.result(report_data(report), lines)
     return 0
 
 
@@ -318,9 +336,11 @@ def _each(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:
     return told
 
 
-async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: str) -> Report:
+async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: str, root_id: str | None) -> Report:
     if what == "":
         return await rotator.rotate(to_phase=to_phase)
+    if what == "restore":
+        return await rotator.restore(root_id, to_phase=to_phase)
     if what == "resume":
         return await rotator.resume(to_phase=to_phase)
     return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)

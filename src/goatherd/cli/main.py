@@ -78,6 +78,7 @@ COMMANDS = {
     "status": ("commands_cluster", "Show the store, the identity, and what every node does."),
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
+    "restore": ("commands_restore", "Make an earlier root sign again after a finished rotation."),
     "revoke": ("commands_revoke", "Stop believing a root whose private key was stolen."),
     "controller": (
         "commands_controller",

@@ -15,10 +15,11 @@ from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.redaction import SHORT_LIFE
 from goatherd.rotation.events import Report
+from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 
-_ENDINGS = ("rotated", "cancelled", "rolled-back", "revoked")
+_ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -32,11 +33,13 @@ def report_data(report: Report) -> dict[str, Any]:
         "phase": report.phase.value,
         "generation": report.generation,
         "reason": report.reason,
+        "event": report.event,
         "behind": list(report.behind),
         "leftOut": list(report.left_out),
         "destroyed": list(report.destroyed),
         "givenUp": list(report.given_up),
         "kept": kept_data(report.kept),
+        "undestroyed": list(report.undestroyed),
         "began": iso(report.began_ms),
         "ended": iso(report.ended_ms),
         "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
@@ -48,13 +51,20 @@ def kept_data(kept: Iterable[Kept]) -> list[dict[str, Any]]:
     return [{"version": one.version, "labels": list(one.labels)} for one in kept]
 
 
-def report_lines(report: Report, grace: timedelta) -> list[str]:
-    """Return a rotation's report for people, and what there is to do next."""
+def report_lines(report: Report, grace: timedelta, *, copies: str | None = None) -> list[str]:
+    """Return a rotation's report for people, and what there is to do next.
+
+    Args:
+        report: The report.
+        grace: How long a private key is kept after its root has stopped signing.
+        copies: Where a value can be found after it was destroyed; None where nowhere.
+    """
     took = f"{(report.ended_ms - report.began_ms) / 1000:.1f} s"
     signs = f"in place of {report.from_id}" if report.current_id == report.to_id else f"next is {report.to_id}"
     lines = {
         Outcome.ROTATED: [f"rotated: {report.current_id} signs in place of {report.from_id}, after {took}"],
-        Outcome.ABANDONED: [f"abandoned: {report.current_id} signs; both roots stay trusted ({report.reason})"],
+        Outcome.RESTORED: [f"restored: {report.current_id} signs again in place of {report.from_id}, after {took}"],
+        Outcome.ABANDONED: [abandoned_line(report)],
         Outcome.REACHED: [
             f"reached {report.phase.value} after {took}: {report.current_id} signs, {signs}",
             f"`goatherd rotate --resume` carries on, `{_way_back(report.phase)}` goes back",
@@ -63,13 +73,48 @@ def report_lines(report: Report, grace: timedelta) -> list[str]:
     }[report.outcome]
     lines += [f"not waited for any longer, by the quorum: {url}" for url in report.left_out]
     lines += [f"not seen to sign with it: {url}" for url in report.behind]
-    if report.outcome in (Outcome.ROTATED, Outcome.ABANDONED):
-        retired = report.from_id if report.outcome is Outcome.ROTATED else report.to_id
+    if report.event == "cancelled":
+        lines += _cancelled_key_lines(report, copies)
+    elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
+        retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
         due = iso(report.ended_ms + grace // timedelta(milliseconds=1))
         lines.append(
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
             f"`goatherd retire` destroys it from {due} on"
         )
+        named = f" {retired}" if report.outcome is Outcome.ABANDONED else ""
+        lines.append(f"until then `goatherd restore{named}` can make it sign again")
+    return lines
+
+
+def abandoned_line(report: Report) -> str:
+    """Return how a rotation was left, and what that means for the root that was to sign."""
+    current, following, why = report.current_id, report.to_id, report.reason
+    if report.event != "cancelled":
+        return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
+    if report.is_restore:
+        return f"cancelled: {current} goes on signing; {following} has not signed and stays an earlier root ({why})"
+    if report.trusts_next:
+        what = f"{following} was published, so it stays trusted; it has signed nothing"
+    else:
+        what = f"{following} was not published, so no server has heard of it and it is not trusted"
+    return f"cancelled: {current} goes on signing; {what} ({why})"
+
+
+def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
+    """Return what became of the private key of a next root that has signed nothing."""
+    lines = []
+    if report.destroyed:
+        what = "the copies of the private key that it had made" if report.is_restore else "the private key"
+        count = "1 version" if len(report.destroyed) == 1 else f"{len(report.destroyed)} versions"
+        lines.append(f"destroyed {what} of {report.to_id}, in {count}")
+    lines += [f"gave up version {version}: {copies}" for version in report.given_up]
+    lines += [describe_kept(one) for one in report.kept]
+    lines += [
+        f"version {version.partition(': ')[0]} still holds the private key of {report.to_id} "
+        f"({version.partition(': ')[2]}): `goatherd retire` tries again"
+        for version in report.undestroyed
+    ]
     return lines
 
 

@@ -86,7 +86,8 @@ class Whereabouts:
         return [one for one in self._retired() if not one.foreign_labels]
 
     def _due_ms(self, one: Holding) -> int:
-        return one.retired_ms + self.grace // timedelta(milliseconds=1)
+        # What a cancelled rotation has left needs no time to go back: its next root has signed nothing.
+        return one.retired_ms + (0 if one.is_of_cancelled else self.grace // timedelta(milliseconds=1))
 
     def to_json(self, now_ms: int) -> dict[str, object]:
         """Return it as data."""

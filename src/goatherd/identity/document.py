@@ -61,6 +61,7 @@ class RotationRecord:
         started_by: Who began it, for people.
         phase_at: When the phase was entered, in milliseconds since 1970.
         stable_version: The store's version id to go back to.
+        is_restore: Whether `to_id` is an earlier root that shall sign again, and not a new one.
         extra: Members that we do not know.
     """
 
@@ -72,18 +73,23 @@ class RotationRecord:
     started_by: str
     phase_at: int
     stable_version: str | None = None
+    is_restore: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
-    """One thing that happened to the identity. `at` is in milliseconds since 1970."""
+    """One thing that happened to the identity. `at` is in milliseconds since 1970.
+
+    `rotation_id` names the rotation that the entry is the end of; entries that an earlier Goatherd wrote have none.
+    """
 
     at: int
     event: str
     from_id: str | None = None
     to_id: str | None = None
     reason: str | None = None
+    rotation_id: str | None = None
 
 
 class _Source:
@@ -340,6 +346,9 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
         raise MalformedIdentityError(f"{where}.phase is none of {', '.join(Phase)}")
     started_at = _read_time(member.get("startedAt"), f"{where}.startedAt")
     stable = member.get("stableVersion")
+    restores = member.get("restores", False)
+    if not isinstance(restores, bool):
+        raise MalformedIdentityError(f"{where}.restores is not true or false")
     return RotationRecord(
         id=read_id(member.get("id"), f"{where}.id"),
         phase=Phase(phase),
@@ -349,6 +358,7 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
         started_by=read_text(member.get("startedBy", ""), f"{where}.startedBy"),
         phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
         stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
+        is_restore=restores,
         extra={name: inner for name, inner in member.items() if name not in _ROTATION_MEMBERS},
     )
 
@@ -402,6 +412,9 @@ def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
                 from_id=None if member.get("from") is None else read_id(member["from"], f"{position}.from"),
                 to_id=None if member.get("to") is None else read_id(member["to"], f"{position}.to"),
                 reason=None if member.get("reason") is None else read_text(member["reason"], f"{position}.reason"),
+                rotation_id=None
+                if member.get("rotation") is None
+                else read_id(member["rotation"], f"{position}.rotation"),
             )
         )
     return tuple(result)
@@ -409,7 +422,9 @@ def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
 
 _REQUIRED = ("currentSession", "roots")
 _TIMES = frozenset({"last_updated", "rotated_at"})
-_ROTATION_MEMBERS = frozenset({"id", "phase", "from", "to", "startedAt", "startedBy", "phaseAt", "stableVersion"})
+_ROTATION_MEMBERS = frozenset(
+    {"id", "phase", "from", "to", "startedAt", "startedBy", "phaseAt", "stableVersion", "restores"}
+)
 _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "generation": ("generation", _read_generation),
     "currentSession": ("current", read_owned),
@@ -586,7 +601,13 @@ def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
 
 
 def history_json(entry: HistoryEntry) -> dict[str, Any]:
-    members = {"event": entry.event, "from": entry.from_id, "to": entry.to_id, "reason": entry.reason}
+    members = {
+        "event": entry.event,
+        "from": entry.from_id,
+        "to": entry.to_id,
+        "reason": entry.reason,
+        "rotation": entry.rotation_id,
+    }
     return {"at": iso(entry.at), **{name: value for name, value in members.items() if value is not None}}
 
 
@@ -602,6 +623,8 @@ def rotation_json(record: RotationRecord) -> dict[str, Any]:
     }
     if record.stable_version is not None:
         encoded["stableVersion"] = record.stable_version
+    if record.is_restore:
+        encoded["restores"] = True
     return {**encoded, **record.extra}
 
 

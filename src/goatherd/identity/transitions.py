@@ -31,6 +31,11 @@ MAX_HISTORY = 16
 MAX_HISTORY_BYTES: Final = 2048
 _MAX_REASON = 200
 _RETIRED = "retired"
+CANCELLED = "cancelled"
+ROTATED = "rotated"
+RESTORED = "restored"
+SUCCESSES = frozenset({ROTATED, RESTORED})
+"""Events of the history by which a rotation has come to its end."""
 
 
 def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ()) -> IdentityDocument:
@@ -104,11 +109,61 @@ def prepare(
     )
 
 
-def has_begun(document: IdentityDocument, rotation_id: str, successor_id: str) -> bool:
-    """Whether the rotation that `prepare` would begin with these ids has been begun, be it over by now."""
+def restore(
+    document: IdentityDocument,
+    earlier: OwnedSession,
+    *,
+    now_ms: int,
+    rotation_id: str,
+    started_by: str,
+    stable_version: str | None,
+) -> IdentityDocument:
+    """Begin a rotation to an earlier root: it becomes the next session exactly as the document lists it.
+
+    The current root, which may have expired, endorses it where it has not before and still can: the servers trust the
+    earlier root already.
+
+    Args:
+        document: A steady document.
+        earlier: An earlier root of the document, with its private key.
+        now_ms: Milliseconds since 1970.
+        rotation_id: A fresh id.
+        started_by: Who begins, for people.
+        stable_version: The store's version id of `document`, to go back to.
+
+    Raises:
+        IllegalStepError: A rotation is under way, or `earlier` is not a root of the document with the same key and
+            expiration, signs already, is revoked, is on record as destroyed, or has expired.
+    """
+    if document.rotation is not None:
+        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
+    if document.root(earlier.id) != earlier.session or earlier.id == document.current.id:
+        raise IllegalStepError(f"{earlier.id} is not an earlier root of this identity")
+    if earlier.id in document.revoked_ids | document.retired_ids or earlier.session.is_expired(now_ms):
+        raise IllegalStepError(f"the earlier root {earlier.id} is revoked, destroyed or has expired")
+    record = RotationRecord(
+        id=rotation_id,
+        phase=Phase.PREPARED,
+        from_id=document.current.id,
+        to_id=earlier.id,
+        started_at=now_ms,
+        started_by=started_by[:_MAX_REASON],
+        phase_at=now_ms,
+        stable_version=stable_version,
+        is_restore=True,
+    )
+    current, endorsements = document.current, document.endorsements
+    is_endorsed = any(item.by == current.id and item.of == earlier.id for item in endorsements)
+    if not is_endorsed and not current.session.is_expired(now_ms):
+        endorsements = (*endorsements, endorse(current, earlier.session, now_ms))
+    return _changed(document, now_ms, next=earlier, rotation=record, endorsements=endorsements)
+
+
+def has_begun(document: IdentityDocument, rotation_id: str) -> bool:
+    """Whether the rotation that `prepare` or `restore` would begin with this id has been begun, be it over by now."""
     if document.rotation is not None:
         return document.rotation.id == rotation_id
-    return any(entry.to_id == successor_id for entry in document.history)
+    return any(entry.rotation_id == rotation_id for entry in document.history)
 
 
 def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> IdentityDocument:
@@ -156,24 +211,25 @@ def finalize(document: IdentityDocument, now_ms: int) -> IdentityDocument:
         IllegalStepError: The rotation is not verified.
     """
     record = _rotation(document, "finalize", Phase.VERIFIED)
-    return _ended(document, now_ms, "rotated", record, None)
+    return _ended(document, now_ms, RESTORED if record.is_restore else ROTATED, record, None)
 
 
 def cancel(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
     """Give up a rotation before activation; the current root goes on signing.
 
-    A root that was published already is known to nodes, and stays among the roots as a public key.
+    A root that was published already is known to nodes, and stays among the roots as a public key. So does an earlier
+    root that was to be restored, with the current root's endorsement of it.
 
     Raises:
         IllegalStepError: The rotation is activated already (roll it back), or there is none.
     """
     record = _rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
-    if record.phase is Phase.PUBLISHED:
-        return _ended(document, now_ms, "cancelled", record, reason, next=None)
+    if record.phase is Phase.PUBLISHED or record.is_restore:
+        return _ended(document, now_ms, CANCELLED, record, reason, next=None)
     return _ended(
         document,
         now_ms,
-        "cancelled",
+        CANCELLED,
         record,
         reason,
         next=None,
@@ -401,6 +457,7 @@ def _ended(
         from_id=record.from_id,
         to_id=record.to_id,
         reason=None if reason is None else _shortened(reason),
+        rotation_id=record.id,
     )
     return _changed(document, now_ms, entry=entry, rotation=None, **changes)
 

@@ -27,6 +27,14 @@ class Prepare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareRestore:
+    """Write the document that makes an earlier root the next one, if ``current`` still points at `expected`."""
+
+    expected: str
+    root_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Introduce:
     """Push the introduction of B, signed by A, to these nodes."""
 
@@ -76,9 +84,14 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destroy:
-    """Destroy one stored version for good."""
+    """Destroy one stored version permanently.
+
+    Attributes:
+        is_best_effort: Whether the run goes on, and reports the version, where the store refuses.
+    """
 
     version: str
+    is_best_effort: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +133,7 @@ class Outcome(StrEnum):
     """How a run ended."""
 
     ROTATED = "rotated"
+    RESTORED = "restored"
     ABANDONED = "abandoned"
     REACHED = "reached"
     NOTHING = "nothing to do"
@@ -142,6 +156,7 @@ class Done:
 Action = (
     LabelStable
     | Prepare
+    | PrepareRestore
     | Introduce
     | CrossSign
     | Advance

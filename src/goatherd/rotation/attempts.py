@@ -30,6 +30,7 @@ from goatherd.rotation.machine import (
     Observation,
     Policy,
     Prepare,
+    PrepareRestore,
     RecordRetired,
 )
 
@@ -101,7 +102,7 @@ def evidence_of(action: Action, observation: Observation) -> Hashable:
             return type(action), step, store
         case RecordRetired(session_id=session_id):
             return RecordRetired, session_id, store
-        case LabelStable() | Prepare():
+        case LabelStable() | Prepare() | PrepareRestore():
             return type(action), store
     return None
 
@@ -119,4 +120,6 @@ def name_of(action: Action) -> str:
             return f"move label `stable` to version {version}"
         case Prepare():
             return "write the identity of step 'prepare'"
+        case PrepareRestore(root_id=root_id):
+            return f"write the identity of step 'prepare' for root {root_id}"
     return f"carry out {type(action).__name__}"

@@ -105,12 +105,19 @@ class Report:
         current_id: The root that signs now.
         phase: Where the document stands; anything but steady only where the run was to stop there.
         reason: Why the rotation was abandoned, if it was.
+        event: How the document's history says that the rotation ended: ``rotated``, ``restored``, ``cancelled`` or
+            ``rolled-back``; None where it has not ended.
+        is_restore: Whether the rotation was to make an earlier root sign again.
+        trusts_next: Whether the next root is among the roots now. A root that was cancelled before it was published is
+            not.
         behind: Nodes that were not seen to sign with the current root.
         left_out: Nodes that did not answer in time, and that the declared quorum went on without.
         destroyed: Versions whose value was destroyed.
         given_up: Versions that the store was told to give up, but may hold for longer: it destroys none at once
             (`goatherd.providers.base.Guarantees`). The keys in them are not on record as destroyed.
         kept: Versions that were due to be destroyed, and stay because a label points at them that is not Goatherd's.
+        undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
+            `retire` tries again.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 
@@ -122,11 +129,15 @@ class Report:
     phase: Phase
     generation: int
     reason: str | None = None
+    event: str | None = None
+    is_restore: bool = False
+    trusts_next: bool = False
     behind: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
+    undestroyed: tuple[str, ...] = ()
     began_ms: int
     ended_ms: int
 

@@ -13,9 +13,12 @@ from typing import Final
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.silence import silent_since_ms
+from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import CURRENT, STABLE, Guarantees, SecretProvider, SecretVersion, VersionState
 from goatherd.rotation.action import Kept
 
+_RECENT: Final = 12
+"""How many versions back a cancelled rotation may be; each rotation writes at most six."""
 _SWITCHED_OFF: Final = "switched off; whoever may change the secret can switch it on again"
 
 
@@ -26,12 +29,16 @@ class Holding:
     Attributes:
         private_ids: Roots whose private keys it holds; empty where `problem` says why nobody could look.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
+        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
+        is_of_cancelled: Whether the document says that this rotation was cancelled.
         problem: Why its value could not be looked at.
     """
 
     version: SecretVersion
     private_ids: frozenset[str]
     retired_ms: int
+    rotation_id: str | None = None
+    is_of_cancelled: bool = False
     problem: str | None = None
 
     @property
@@ -64,17 +71,55 @@ async def find_holdings(
     return tuple(found)
 
 
+async def find_cancelled_holdings(
+    provider: SecretProvider,
+    secret_id: str,
+    document: IdentityDocument,
+    rotation_id: str,
+    *,
+    without: Collection[str] = (),
+) -> tuple[Holding, ...]:
+    """Return the versions in which a rotation that was just cancelled was prepared or published, newest first.
+
+    It looks no further back than to the first version that is older than these, so it reads a handful of values. One
+    that it misses, such as the orphan of a writer that died, is found by `find_holdings`.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        document: The current identity.
+        rotation_id: The rotation.
+        without: Versions not to look into.
+
+    Raises:
+        ProviderError: The store failed.
+    """
+    found: list[Holding] = []
+    for version in (await provider.versions(secret_id))[:_RECENT]:
+        if version.state is not VersionState.ENABLED or version.id in without:
+            continue
+        holding = await _look_into(provider, secret_id, document, version)
+        if holding is None or holding.rotation_id != rotation_id:
+            if found:
+                break
+            continue
+        found.append(holding)
+    return tuple(found)
+
+
 async def _look_into(
     provider: SecretProvider, secret_id: str, document: IdentityDocument, version: SecretVersion
 ) -> Holding | None:
     private: frozenset[str] = frozenset()
     problem: str | None = None
+    rotation_id: str | None = None
     if version.state is VersionState.DISABLED:
         return Holding(version=version, private_ids=private, retired_ms=version.created_ms, problem=_SWITCHED_OFF)
     try:
         found = await provider.read(secret_id, version.id)
         held = decode_document(found.value.reveal())
         private = frozenset([held.current.id, *([held.next.id] if held.next is not None else [])])
+        rotation_id = held.rotation.id if held.rotation is not None and held.next is not None else None
     except SecretNotFoundError:
         return None  # gone since it was listed
     except VersionDisabledError:
@@ -82,7 +127,15 @@ async def _look_into(
     except IdentityError as error:
         problem = f"not an identity ({error.code})"
     retired_ms = max([version.created_ms, *(silent_since_ms(document, key) for key in private - {document.current.id})])
-    return Holding(version=version, private_ids=private, retired_ms=retired_ms, problem=problem)
+    cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}
+    return Holding(
+        version=version,
+        private_ids=private,
+        retired_ms=retired_ms,
+        rotation_id=rotation_id,
+        is_of_cancelled=rotation_id is not None and rotation_id in cancelled,
+        problem=problem,
+    )
 
 
 def describe_kept(kept: Kept, *, command: str = "`goatherd retire`") -> str:

@@ -36,6 +36,7 @@ from goatherd.rotation.action import (
     LabelStable,
     Outcome,
     Prepare,
+    PrepareRestore,
     RecordRetired,
     Wait,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Phase",
     "Policy",
     "Prepare",
+    "PrepareRestore",
     "Quorum",
     "RecordRetired",
     "Step",
@@ -96,7 +98,9 @@ class StoreView:
         rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
         rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
         next_due_ms: From when on the next root is due for rotation itself; None where there is none.
-        rotated_to: Roots that took over in a rotation that came to its end, as far as the document remembers.
+        finished: Ids of the rotations that came to their end, as far as the document remembers.
+        restored: Those of them that made an earlier root sign again.
+        cancelled: Ids of the rotations that were cancelled, as far as the document remembers.
         unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
             they have not signed.
     """
@@ -115,7 +119,9 @@ class StoreView:
     started_at: str = ""
     rollback_version: str | None = None
     next_due_ms: int | None = None
-    rotated_to: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
+    restored: frozenset[str] = frozenset()
+    cancelled: frozenset[str] = frozenset()
     unretired: tuple[tuple[str, int], ...] = ()
 
 
@@ -160,9 +166,12 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
-    """One stored version and whose private keys it holds (session ids). Looked at for `Goal.RETIRE` only.
+    """One stored version and whose private keys it holds (session ids).
+
+    Looked at for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
 
     Attributes:
+        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         problem: Why its value could not be looked at; then nobody knows whose keys it holds.
         foreign_labels: Labels at it that are not Goatherd's own; while there is one, no store destroys the version.
@@ -172,6 +181,7 @@ class VersionView:
     created_ms: int
     private_ids: frozenset[str]
     retired_ms: int
+    rotation_id: str | None = None
     problem: str | None = None
     foreign_labels: tuple[str, ...] = ()
 
@@ -210,6 +220,7 @@ class Goal(StrEnum):
     """What the operator asked for."""
 
     ROTATE = "rotate"
+    RESTORE = "restore"
     RESUME = "resume"
     ABANDON = "abandon"
     RETIRE = "retire"
@@ -224,10 +235,12 @@ class Intent:
             rotation gives the nodes a full chance.
         from_id: The root that this run replaces, fixed at its first look at the store: a run never replaces a root
             that somebody else has just put in place.
-        rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it.
+        rotation_id, to_id: The rotation that this run drives, once the store was seen to hold it. With `Goal.RESTORE`,
+            `to_id` is given from the beginning.
         to_phase: Stop when this phase is reached.
         reason: Why to abandon; goes into the document's history.
         leave_by: With `Goal.ABANDON`, the only step by which to leave; None for whichever the phase allows.
+        is_restore: Whether the rotation restores an earlier root. For the report; it decides nothing.
     """
 
     goal: Goal
@@ -238,6 +251,7 @@ class Intent:
     to_phase: Phase | None = None
     reason: str = "asked for by the operator"
     leave_by: Step | None = None
+    is_restore: bool = False
 
 
 # --- the decision --------------------------------------------------------------------------------------------------
@@ -447,9 +461,24 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
             why = f"root {store.current_id!r} has expired: what it signs now convinces nobody"
             return Illegal(why=why, hint=EXPIRED_HINT)
         return _label(store) or Prepare(expected=store.version)
+    if intent.goal is Goal.RESTORE:
+        if store.current_id != intent.from_id:
+            return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
+        # An expired root is no obstacle here: it need not introduce a root that every server trusts already.
+        return _label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
     if intent.goal is Goal.RETIRE:
         return _label(store) or _retire(observation, policy, now_ms)
+    if intent.goal is Goal.ABANDON:
+        return _label(store) or _nothing_to_leave(store, intent)
     return _label(store) or Done(outcome=Outcome.NOTHING)
+
+
+def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
+    what = "cancel" if intent.leave_by is Step.CANCEL else "roll back"
+    return Illegal(
+        why=f"no rotation is in progress, so there is nothing to {what}: root {store.current_id} signs",
+        hint="`goatherd restore` makes the previous root sign again after a finished rotation.",
+    )
 
 
 def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
@@ -458,17 +487,22 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     label = _label(store)
     if label is not None:
         return label
+    unneeded, kept = _unneeded(observation)
+    if unneeded is not None:
+        return Destroy(version=unneeded, is_best_effort=True)
     behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
     # A run that was held up may find that its rotation was finished, and another one after it (tests/model).
-    is_rotated = intent.to_id == store.current_id or intent.to_id in store.rotated_to
-    outcome = Outcome.ROTATED if is_rotated else Outcome.ABANDONED
+    is_rotated = intent.rotation_id in store.finished
+    outcome = Outcome.ABANDONED
+    if is_rotated:
+        outcome = Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
     # One that signs with neither of the two is of another cluster, or does not follow at all: waiting changes nothing.
     late = (intent.to_id, None)
     waiting = tuple(node.url for node in observation.nodes if node.reachable and node.signs_with in late)
     until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
-    return Done(outcome=outcome, behind=behind)
+    return Done(outcome=outcome, behind=behind, kept=kept)
 
 
 def _label(store: StoreView) -> LabelStable | None:
@@ -478,6 +512,22 @@ def _label(store: StoreView) -> LabelStable | None:
     return LabelStable(version=store.version, expected=store.stable)
 
 
+def _unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
+    """Return a version that was written for a cancelled rotation, and those that a foreign label keeps.
+
+    The next root in it has signed nothing. Everything else in it is in other versions: the current root's key in the
+    one that cancelled the rotation, and that of a root that was to be restored in the one that it was read from.
+    """
+    store = observation.store
+    found = [
+        version
+        for version in observation.versions
+        if version.rotation_id in store.cancelled and version.version not in (store.version, store.stable)
+    ]
+    kept = tuple(Kept(version=one.version, labels=one.foreign_labels) for one in found if one.foreign_labels)
+    return next((one.version for one in found if not one.foreign_labels), None), kept
+
+
 def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
@@ -485,7 +535,8 @@ def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     for version in observation.versions:
         retired = version.private_ids - {store.current_id}
         is_ours = version.version in (store.version, store.stable)
-        if not retired or is_ours or now_ms < version.retired_ms + _ms(policy.grace):
+        is_unneeded = version.rotation_id in store.cancelled
+        if not retired or is_ours or (now_ms < version.retired_ms + _ms(policy.grace) and not is_unneeded):
             continue
         if version.foreign_labels:
             # The store would answer with a conflict each time; and the label is there for a reason that is not ours.

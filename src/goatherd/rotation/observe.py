@@ -75,14 +75,14 @@ class Question:
     Attributes:
         asker: A root that the nodes trust already; asks where `next_root` is refused.
         next_root: B, or None when there is none.
-        introduction: B's, signed by A.
+        introductions: The commits any of which introduces `next_root`.
         cross_signature: A's, signed by B.
         signer: Whether it matters who signs; asking an unmodified server costs a session.
     """
 
     asker: OwnedSession
     next_root: OwnedSession | None = None
-    introduction: Sought | None = None
+    introductions: tuple[Sought, ...] = ()
     cross_signature: Sought | None = None
     signer: bool = False
 
@@ -189,6 +189,12 @@ class Observer:
         answers = await self._identities()
         return tuple(url for url, answer in answers.items() if answer.get("source") == Origin.LAST_KNOWN_GOOD)
 
+    async def unmodified(self) -> tuple[str, ...]:
+        """Return the URLs of the servers that were seen to run unmodified GoatDB, and of those that nobody restarts."""
+        await self._identities()
+        found = {url for url, one in self._memory.items() if one.unmodified}
+        return tuple(url for url in self.nodes if url in found | self._bare)
+
     async def highest_generation(self, root_id: str) -> int:
         """Return the highest generation that a node says it uses, of those that trust a root; 0 where none says."""
         told = [answer for answer in (await self._identities()).values() if root_id in _texts(answer.get("roots"))]
@@ -201,9 +207,12 @@ class Observer:
         async def ask(url: str) -> Mapping[str, Any] | None:
             try:
                 async with asyncio.timeout(self._timeout):
-                    return await self.nodes[url].identity()
+                    answer = await self.nodes[url].identity()
             except (NodeError, TimeoutError):
                 return None  # whether it takes part is for the rotation to see
+            if answer is None:
+                self._memory.setdefault(url, _Memory()).unmodified = True
+            return answer
 
         await self.call_the_roll()
         async with asyncio.TaskGroup() as group:
@@ -220,12 +229,13 @@ class Observer:
                         group.create_task(self._see_trust(url, question, question.next_root, sight))
         except TimeoutError:
             sight.problems.append(f"no answer within {self._timeout:g} s")
-        introduction, cross = question.introduction, question.cross_signature
+        cross = question.cross_signature
+        introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
         return NodeView(
             url=url,
             reachable=sight.reachable,
             trusts_next=sight.trusts_next,
-            holds_introduction=None if introduction is None else sight.holds.get(introduction.commit_id),
+            holds_introduction=None if not introduced or None in introduced else True in introduced,
             signs_with=sight.signs_with,
             holds_cross_signature=None if cross is None else sight.holds.get(cross.commit_id),
             rejects=sight.rejects,
@@ -254,7 +264,7 @@ class Observer:
             _note(sight, error)
 
     async def _see_trust(self, url: str, question: Question, next_root: OwnedSession, sight: _Sight) -> None:
-        sought = [one for one in (question.introduction, question.cross_signature) if one is not None]
+        sought = [*question.introductions, *(() if question.cross_signature is None else (question.cross_signature,))]
         ids = [one.commit_id for one in sought]
         try:
             try:

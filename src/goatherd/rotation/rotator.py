@@ -24,6 +24,7 @@ from goatherd.errors import (
     ConflictError,
     DegradedError,
     GenerationError,
+    IllegalStepError,
     NodeError,
     NotAdoptedError,
     ProviderError,
@@ -50,7 +51,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.health import HealthSignal, HealthWatch
-from goatherd.rotation.holdings import find_holdings
+from goatherd.rotation.holdings import Holding, find_cancelled_holdings, find_holdings
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -71,6 +72,7 @@ from goatherd.rotation.machine import (
     Phase,
     Policy,
     Prepare,
+    PrepareRestore,
     RecordRetired,
     Step,
     StoreView,
@@ -81,12 +83,13 @@ from goatherd.rotation.machine import (
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.refusal import refusal
+from goatherd.rotation.restorable import check_remaining_life, choose_root, read_earlier_root
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
     introduction,
     sought_cross_signature,
-    sought_introduction,
+    sought_introductions,
 )
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -94,6 +97,7 @@ from goatherd.telemetry import event_text
 _log = logging.getLogger("goatherd.rotation")
 
 _MEANT: Final = "asked for by the operator"
+_UNREAD: Final = "the versions"
 
 
 class Rotator:
@@ -138,6 +142,7 @@ class Rotator:
         self._highest = 0
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
+        self._undestroyed: dict[str, str] = {}
         self._left_out: tuple[str, ...] = ()
         self._phase: Phase | None = None
 
@@ -164,6 +169,29 @@ class Rotator:
         await self._refuse_without_store()
         await self._refuse_unwell()
         return await self._asked(Goal.ROTATE, to_phase=to_phase)
+
+    async def restore(self, root_id: str | None = None, *, to_phase: Phase | None = None) -> Report:
+        """Make an earlier root sign again, by a rotation to it; the root that signs now stays trusted.
+
+        Args:
+            root_id: The earlier root; None for the one that signed before the current one.
+            to_phase: Stop when this phase is reached; `resume` carries on.
+
+        Raises:
+            NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is
+                in no version that can be read. Nothing was written.
+            RotationBusyError, NotAdoptedError, DegradedError, UnhealthyError, ProviderError: As `rotate`.
+        """
+        if to_phase is Phase.STEADY:
+            to_phase = None
+        document, _ = await self._read()
+        if document.rotation is None:
+            root_id = choose_root(document, root_id, self._clock.now_ms())
+            unmodified = await self._observer.unmodified()
+            check_remaining_life(document, root_id, self._clock.now_ms(), self.policy, unmodified=unmodified)
+        await self._refuse_without_store()
+        await self._refuse_unwell()
+        return await self._asked(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
         """Carry on the rotation in progress, whoever began it; mend what a crash has left.
@@ -222,9 +250,16 @@ class Rotator:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _asked(
-        self, goal: Goal, *, to_phase: Phase | None = None, reason: str = _MEANT, leave_by: Step | None = None
+        self,
+        goal: Goal,
+        *,
+        to_phase: Phase | None = None,
+        to_id: str | None = None,
+        reason: str = _MEANT,
+        leave_by: Step | None = None,
     ) -> Report:
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
+        self._undestroyed = {}
         self._health.forget()
         document, _ = await self._read()
         if document.rotation is None and goal in (Goal.RESUME, Goal.ABANDON):
@@ -233,13 +268,21 @@ class Rotator:
             goal=goal,
             began_ms=self._clock.now_ms(),
             from_id=document.current.id,
+            to_id=to_id,
             to_phase=to_phase,
+            is_restore=goal is Goal.RESTORE,
             reason=reason,
             leave_by=leave_by,
         )
         record = document.rotation
         if record is not None and goal in (Goal.RESUME, Goal.ABANDON):
-            intent = replace(intent, rotation_id=record.id, from_id=record.from_id, to_id=record.to_id)
+            intent = replace(
+                intent,
+                rotation_id=record.id,
+                from_id=record.from_id,
+                to_id=record.to_id,
+                is_restore=record.is_restore,
+            )
         return await self._run(intent)
 
     async def _run(self, intent: Intent) -> Report:
@@ -253,9 +296,9 @@ class Rotator:
             attempted: object = None
             try:
                 observation, document = await self._observe(intent)
-                if intent.rotation_id is None and transitions.has_begun(document, candidate, successor_id):
+                if intent.rotation_id is None and transitions.has_begun(document, candidate):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
-                    intent = replace(intent, rotation_id=candidate, to_id=successor_id)
+                    intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
                     if document.rotation is None:
                         continue  # somebody has ended it already: look at what a run looks at in the end
                 action = decide(observation, self.policy, intent, self._clock.now_ms())
@@ -276,11 +319,10 @@ class Rotator:
                 attempts.note(attempted)
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
-                if isinstance(action, Destroy) and not self._provider.guarantees.destroys:
-                    # The store may go on showing it for as long as it likes.
-                    self._given_up.append(action.version)
-                elif isinstance(action, Destroy):
-                    destroyed.append(action.version)
+                if isinstance(action, Destroy) and action.version not in self._undestroyed:
+                    # A store that destroys nothing at once may go on showing it for as long as it likes.
+                    gone = destroyed if self._provider.guarantees.destroys else self._given_up
+                    gone.append(action.version)
                 if isinstance(action, Introduce | CrossSign) and pushed is type(action):
                     # Pushing that does not help must not spin. The first time, the next look may well see it.
                     poll = await self._pause(poll, None)
@@ -307,7 +349,11 @@ class Rotator:
         store = await self._store_view(document, version)
         versions: tuple[VersionView, ...] = ()
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
-            versions = await self._version_views(document)
+            versions = self._views(
+                await find_holdings(self._provider, self._secret_id, document, without=self._given_up)
+            )
+        elif store.phase is Phase.STEADY and intent.rotation_id in store.cancelled:
+            versions = await self._cancelled_views(document, intent.rotation_id or "")
         nodes: tuple[NodeView, ...] = ()
         health: HealthView | None = None
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
@@ -349,6 +395,17 @@ class Rotator:
                     stable_version=expected,
                 )
                 await self._write(prepared, expected)
+            case PrepareRestore(expected=expected, root_id=root_id):
+                earlier = await read_earlier_root(self._provider, self._secret_id, document, root_id)
+                prepared = transitions.restore(
+                    document,
+                    earlier,
+                    now_ms=now_ms,
+                    rotation_id=candidate,
+                    started_by=self._started_by,
+                    stable_version=expected,
+                )
+                await self._write(prepared, expected)
             case Introduce(nodes=urls):
                 commit = introduction(document, org=self._org)
                 await self._on_each(urls, lambda node: node.push(SESSIONS, [commit], document.current, now_ms))
@@ -359,8 +416,13 @@ class Rotator:
                 await self._write(_advanced(document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
                 await self._write(await self._abandoned(document, step, reason), expected)
-            case Destroy(version=version):
-                await self._provider.destroy(self._secret_id, version)
+            case Destroy(version=version, is_best_effort=is_best_effort):
+                try:
+                    await self._provider.destroy(self._secret_id, version)
+                except ProviderError as error:
+                    if error.retryable or not is_best_effort:
+                        raise
+                    self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
                 await self._write(transitions.retire(document, session_id, now_ms), expected)
             case _:  # pragma: no cover - the loop handles the others
@@ -423,14 +485,30 @@ class Rotator:
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
         return store_view(document, version, stable, self.policy)
 
-    async def _version_views(self, document: IdentityDocument) -> tuple[VersionView, ...]:
-        held = await find_holdings(self._provider, self._secret_id, document, without=self._given_up)
+    async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
+        """Look for what a cancelled rotation has left; what cannot be looked at is left to `retire`, and reported."""
+        without = [*self._given_up, *self._undestroyed]
+        if _UNREAD in without:
+            return ()
+        try:
+            held = await find_cancelled_holdings(
+                self._provider, self._secret_id, document, rotation_id, without=without
+            )
+        except ProviderError as error:
+            if error.retryable:
+                raise
+            self._undestroyed[_UNREAD] = error.code
+            return ()
+        return self._views(held)
+
+    def _views(self, held: Sequence[Holding]) -> tuple[VersionView, ...]:
         seen = [
             VersionView(
                 version=one.version.id,
                 created_ms=one.version.created_ms,
                 private_ids=one.private_ids,
                 retired_ms=one.retired_ms,
+                rotation_id=one.rotation_id,
                 problem=one.problem,
                 foreign_labels=one.foreign_labels,
             )
@@ -453,7 +531,7 @@ class Rotator:
         return Question(
             asker=document.current,
             next_root=document.next if early else document.current,
-            introduction=sought_introduction(document) if early else None,
+            introductions=sought_introductions(document) if early else (),
             cross_signature=None if early else sought_cross_signature(document),
             signer=signer,
         )
@@ -524,7 +602,7 @@ class Rotator:
                 since_ms=store.phase_since_ms,
                 started_by=store.started_by,
                 started_at=store.started_at,
-                is_own=intent.goal is Goal.ROTATE,
+                is_own=intent.goal in (Goal.ROTATE, Goal.RESTORE),
             )
             self._emit(entered)
             _log.info(event_text(LogEvent.ROTATION_PHASE, **entered.fields()))
@@ -538,7 +616,10 @@ class Rotator:
             self._emit(NodesUnknown(problem=self._observer.unknown))
 
     def _end(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
-        last = document.history[-1] if document.history else None
+        own = (
+            one for one in reversed(document.history) if intent.rotation_id and one.rotation_id == intent.rotation_id
+        )
+        last = next(own, None)
         abandoned = action.outcome is Outcome.ABANDONED
         report = Report(
             outcome=action.outcome,
@@ -549,11 +630,15 @@ class Rotator:
             phase=Phase(document.phase or Phase.STEADY),
             generation=document.generation,
             reason=last.reason if abandoned and last is not None else None,
+            event=last.event if last is not None else None,
+            is_restore=intent.is_restore,
+            trusts_next=intent.to_id is not None and document.root(intent.to_id) is not None,
             behind=action.behind,
             left_out=self._left_out,
             destroyed=destroyed,
             given_up=tuple(self._given_up),
             kept=action.kept,
+            undestroyed=tuple(f"{version}: {code}" for version, code in self._undestroyed.items()),
             began_ms=intent.began_ms,
             ended_ms=self._clock.now_ms(),
         )
@@ -568,11 +653,17 @@ class Rotator:
                     reason=report.reason,
                 )
             )
-        elif action.outcome is Outcome.ROTATED:
+        elif action.outcome in (Outcome.ROTATED, Outcome.RESTORED):
             _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
         if abandoned and intent.goal is not Goal.ABANDON:
             message = f"the rotation was abandoned: {report.reason}"
             raise NotAdoptedError(message, report=report, hint=self._observer.hint)
+        if intent.goal is Goal.ABANDON and not abandoned:
+            raise IllegalStepError(
+                f"rotation {report.rotation_id} was finished by another process before this one could leave it: "
+                f"root {report.current_id} signs",
+                hint="`goatherd restore` makes the previous root sign again.",
+            )
         return report
 
     def _emit(self, event: Event) -> None:

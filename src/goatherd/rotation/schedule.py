@@ -26,6 +26,7 @@ from cronsim import CronSim, CronSimError
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.silence import unretired
+from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.windows import Window, first_span
 
@@ -368,15 +369,19 @@ def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
 
 
 def _is_success(entry: HistoryEntry) -> bool:
-    return entry.event == "rotated" or (entry.event == "revoked" and entry.to_id is not None)
+    return entry.event in SUCCESSES or (entry.event == "revoked" and entry.to_id is not None)
 
 
 def _issued_ms(facts: Facts, policy: Policy) -> int:
-    """Return when the current root first came to sign.
+    """Return when the current root first came to sign, or when it was restored last.
 
+    A restored root is not due at once because of the time that it signed before: half of what it had left must pass.
     Without a history that is when the identity was made or brought into the store; where the history no longer reaches
     back so far, it is reckoned from the expiration by the policy's lifetime.
     """
+    restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
+    if restored:
+        return max(restored)
     came = [entry.at for entry in facts.history if _is_success(entry) and entry.to_id == facts.current_id]
     reckoned = facts.expires_ms - _ms(policy.lifetime)
     if came:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from goatherd.clock import iso
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
+from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
 from goatherd.providers.base import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
 
@@ -25,7 +26,9 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
         phase_since_ms=document.last_updated or version.created_ms,
         current_id=document.current.id,
         current_expires_ms=document.current.session.expiration_ms,
-        rotated_to=frozenset(one.to_id for one in document.history if one.event == "rotated" and one.to_id),
+        restored=frozenset(one.rotation_id for one in document.history if one.event == RESTORED and one.rotation_id),
+        cancelled=frozenset(one.rotation_id for one in document.history if one.event == CANCELLED and one.rotation_id),
+        finished=frozenset(one.rotation_id for one in document.history if one.event in SUCCESSES and one.rotation_id),
         unretired=unretired(document),
     )
     record, following = document.rotation, document.next

@@ -7,7 +7,7 @@ carries a rotation on makes the very same commit again, and pushing it twice is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,18 +23,18 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """A commit of ``/sys/sessions`` to look for: its id, whose session it introduces, and who must have signed it."""
+    """A commit of ``/sys/sessions`` to look for: its id, whose session it introduces, and who may have signed it."""
 
     commit_id: str
     session_id: str
-    signer_id: str
+    signer_ids: frozenset[str]
 
     def matches(self, commit: Mapping[str, Any]) -> bool:
         """Whether this is that commit, not another one under the same id (formats T13)."""
         return (
             commit.get("id") == self.commit_id
             and commit.get("k") == self.session_id
-            and signer_of(commit) == self.signer_id
+            and signer_of(commit) in self.signer_ids
         )
 
 
@@ -43,12 +43,43 @@ def introduction_id(session_id: str) -> str:
     return derived_id("introduction", session_id)
 
 
-def sought_introduction(document: IdentityDocument) -> Sought | None:
-    """Return what to look for to see that B was introduced, or None when no rotation is under way."""
+def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
+    """Return the commits any of which shows that the next root was introduced; none when no rotation is in progress.
+
+    A new root has one, signed by the current root. An earlier root that is restored was introduced before: by the root
+    that it replaced, or by one that replaced it (its cross-signature). A server that holds none of these is given a new
+    one, which is the last of those returned.
+    """
     record = document.rotation
     if record is None:
-        return None
-    return Sought(commit_id=introduction_id(record.to_id), session_id=record.to_id, signer_id=record.from_id)
+        return ()
+    if not record.is_restore:
+        return (_sought(introduction_id(record.to_id), record.to_id, {record.from_id}),)
+    # SECURITY: what a revoked root has signed introduces nothing (tests/unit/rotation/test_vouching.py).
+    believed = {root.id for root in document.roots} - document.revoked_ids
+    found = [_sought(introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
+    for entry in document.history:
+        if entry.rotation_id is None:
+            continue
+        if entry.from_id == record.to_id and entry.to_id in believed:
+            found.append(_sought(cross_signature_id(entry.rotation_id), record.to_id, {entry.to_id}))
+        elif entry.to_id == record.to_id and entry.from_id in believed:
+            found.append(_sought(restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
+    return (*found, _sought(restoration_id(record.id), record.to_id, {record.from_id}))
+
+
+def cross_signature_id(rotation_id: str) -> str:
+    """Return the id of the commit by which the new root of a rotation introduces the one that it replaces."""
+    return derived_id("cross-signature", rotation_id)
+
+
+def restoration_id(rotation_id: str) -> str:
+    """Return the id of the commit that introduces a restored root to a server that holds no introduction of it."""
+    return derived_id("restoration", rotation_id)
+
+
+def _sought(commit_id: str, session_id: str, signer_ids: Iterable[str]) -> Sought:
+    return Sought(commit_id=commit_id, session_id=session_id, signer_ids=frozenset(signer_ids))
 
 
 def sought_cross_signature(document: IdentityDocument) -> Sought | None:
@@ -56,7 +87,7 @@ def sought_cross_signature(document: IdentityDocument) -> Sought | None:
     record = document.rotation
     if record is None:
         return None
-    return Sought(commit_id=derived_id("cross-signature", record.id), session_id=record.from_id, signer_id=record.to_id)
+    return _sought(cross_signature_id(record.id), record.from_id, {record.to_id})
 
 
 def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
@@ -72,7 +103,7 @@ def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     return session_commit(
         successor.session,
         signer=document.current,
-        commit_id=introduction_id(record.to_id),
+        commit_id=restoration_id(record.id) if record.is_restore else introduction_id(record.to_id),
         ts=record.started_at,
         org=org,
     )

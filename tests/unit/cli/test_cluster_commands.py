@@ -94,7 +94,12 @@ def test_roll_back_makes_the_earlier_root_sign_and_keeps_the_other_trusted(goath
 
 def test_with_nothing_under_way_there_is_nothing_to_leave(goatherd: Goatherd, store: str) -> None:
     goatherd("init", "--provider", store)
-    assert "nothing to do" in goatherd("rotate", "--rollback", "--provider", store).out
+    for flag, verb in (("--rollback", "roll back"), ("--cancel", "cancel")):
+        refused = goatherd("rotate", flag, "--provider", store)
+        assert refused.code == EXIT_CODES["rotation"]
+        assert f"no rotation is in progress, so there is nothing to {verb}" in refused.err
+        assert "goatherd restore" in refused.err
+    assert "nothing to do" in goatherd("rotate", "--resume", "--provider", store, "--unsafe-without-nodes").out
 
 
 def test_progress_is_plain_lines_for_people_and_json_lines_for_programs(goatherd: Goatherd, store: str) -> None:

@@ -35,6 +35,7 @@ from goatherd.rotation.machine import (
     Phase,
     Policy,
     Prepare,
+    PrepareRestore,
     RecordRetired,
     Step,
     StoreView,
@@ -95,10 +96,11 @@ DEAD = {
 }
 ASKED = Intent(goal=Goal.ROTATE, began_ms=NOW, from_id="A")
 MINE = replace(ASKED, rotation_id="r1", to_id="B")
+RESTORING = replace(ASKED, goal=Goal.RESTORE, to_id="Z")
 STEADY, PREPARED, PUBLISHED = store(Phase.STEADY), store(Phase.PREPARED), store(Phase.PUBLISHED)
 ACTIVATED, VERIFIED = store(Phase.ACTIVATED), store(Phase.VERIFIED)
 ROLLED_BACK = replace(STEADY, current_id="A")
-FINISHED = replace(STEADY, current_id="B")
+FINISHED = replace(STEADY, current_id="B", finished=frozenset({"r1"}))
 
 CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
     (
@@ -358,6 +360,38 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         LabelStable(version="7", expected="3"),
     ),
     ("then the run is over", FINISHED, [node(1)], MINE, NOW, Done(outcome=Outcome.ROTATED)),
+    (
+        "a restore says that it was one",
+        replace(FINISHED, restored=frozenset({"r1"})),
+        [node(1)],
+        MINE,
+        NOW,
+        Done(outcome=Outcome.RESTORED),
+    ),
+    (
+        "a steady identity is prepared to restore a root",
+        STEADY,
+        [],
+        RESTORING,
+        NOW,
+        PrepareRestore(expected="7", root_id="Z"),
+    ),
+    (
+        "an expired root needs no endorsement of the one that is restored",
+        replace(STEADY, current_expires_ms=NOW - 1),
+        [],
+        RESTORING,
+        NOW,
+        PrepareRestore(expected="7", root_id="Z"),
+    ),
+    (
+        "a restore replaces the root that it was asked to replace only",
+        replace(STEADY, current_id="C"),
+        [],
+        RESTORING,
+        NOW,
+        Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY),
+    ),
     (
         "after a roll-back, nodes that can be reached are waited for until they sign with A",
         ROLLED_BACK,

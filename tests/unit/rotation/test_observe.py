@@ -29,9 +29,9 @@ def new_root(herd: Herd) -> OwnedSession:
 
 
 def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
-    sought = Sought(commit_id=introduction_id(b.id), session_id=b.id, signer_id="root-a")
+    sought = Sought(commit_id=introduction_id(b.id), session_id=b.id, signer_ids=frozenset({"root-a"}))
     asker = herd.nodes[0].document.current
-    return replace(Question(asker=asker, next_root=b, introduction=sought), **changes)
+    return replace(Question(asker=asker, next_root=b, introductions=(sought,)), **changes)
 
 
 async def introduce(herd: Herd, b: OwnedSession, node: HerdNode, **changes: Any) -> None:

@@ -12,7 +12,7 @@ from goatherd.rotation.vouching import (
     introduction,
     introduction_id,
     sought_cross_signature,
-    sought_introduction,
+    sought_introductions,
 )
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -64,7 +64,7 @@ def test_a_commit_of_another_organization_is_worth_nothing(published: IdentityDo
 
 def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None:
     activated = transitions.activate(published, NOW + 3000)
-    made = ((sought_introduction(published), introduction(published, org="acme")),)
+    made = ((sought_introductions(published)[-1], introduction(published, org="acme")),)
     made += ((sought_cross_signature(activated), cross_signature(activated, org="acme")),)
     for sought, commit in made:
         assert sought is not None
@@ -73,7 +73,7 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
         assert not sought.matches({**commit, "sig": "nonsense"})
         assert not sought.matches({**commit, "sig": None})
     steady = transitions.cancel(published, NOW + 4000, reason="")
-    assert sought_introduction(steady) is None
+    assert sought_introductions(steady) == ()
     assert sought_cross_signature(steady) is None
 
 

@@ -1,0 +1,73 @@
+"""The command that makes an earlier root sign again after a finished rotation: restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from goatherd.cli.commands_cluster import HOW_TO_GO_ON, drive_rotation, rotate
+from goatherd.cli.main import App, command
+from goatherd.cli.process import give_way, run_interruptible
+from goatherd.rotation.machine import Phase
+
+_SHARED: Final = frozenset(
+    {
+        "to_phase",
+        "rotation_adoption",
+        "rotation_quorum",
+        "rotation_unlisted",
+        "rotation_bare",
+        "rotation_health_url",
+        "rotation_health_command",
+        "metrics_file",
+        "audit_log",
+        "unsafe_without_nodes",
+    }
+)
+
+
+def _options_of_rotate(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that mean the same as those of `goatherd rotate`."""
+    own = getattr(function, "__click_params__", [])
+    function.__click_params__ = [  # type: ignore[attr-defined]
+        *reversed([option for option in rotate.params if option.name in _SHARED]),
+        *own,
+    ]
+    return function
+
+
+@command(
+    example="goatherd restore --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
+    nodes=True,
+)
+@_options_of_rotate
+@click.argument("root", required=False)
+def restore(
+    app: App, root: str | None, to_phase: str | None, metrics_file: Path | None, unsafe_without_nodes: bool
+) -> int:
+    """Make an earlier root sign again after a finished rotation.
+
+    The cluster serves meanwhile. ROOT is the id of an earlier root (default: the root that signed before the current
+    one). Its private key is read from the stored version that holds it; that is possible until `goatherd retire` has
+    destroyed it. The steps and the checks are those of `goatherd rotate`, and --resume, --cancel and --rollback of that
+    command work on a restore too. Nothing that the current root has signed is lost: it stays trusted, and its private
+    key is kept for the grace period.
+
+    A rotation that is still in progress is left with `goatherd rotate --rollback`. A root whose key was stolen must be
+    revoked: `goatherd revoke`.
+    """
+    if app.options.rotation_health_command is None:
+        give_way(app)
+    going = drive_rotation(
+        app,
+        what="restore",
+        to_phase=Phase(to_phase) if to_phase else None,
+        reason="asked for by the operator",
+        metrics_file=metrics_file,
+        unsafe_without_nodes=unsafe_without_nodes,
+        root_id=root,
+    )
+    return run_interruptible(app, going, note=HOW_TO_GO_ON)

@@ -1,0 +1,152 @@
+"""Which earlier root can sign again, and the private key for it: what `Rotator.restore` asks before it writes.
+
+What it is not: it writes nothing and asks no server. Rules: a root is restored exactly as the document lists it, same
+key and same expiration; what cannot be restored is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import iso
+from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.redaction import SHORT_LIFE
+from goatherd.identity.session import OwnedSession
+from goatherd.providers.base import SecretProvider, VersionState
+from goatherd.rotation.policy import Policy
+
+SHORTEST: Final = timedelta(hours=1)
+START_MARGIN: Final = timedelta(hours=1)
+"""An unmodified server that starts within this time after the restore must still find more than 15 days."""
+_NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
+
+
+def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> str:
+    """Return the root to restore: the one that is named, else the one that signed before the current one.
+
+    Args:
+        document: A steady document.
+        named: What the operator asked for.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NotRestorableError: There is no previous root, it is the one that was rolled back from, or the root is unknown,
+            signs already, was revoked, has expired, or is on record as destroyed.
+    """
+    chosen = named or _previous(document)
+    root = document.root(chosen)
+    if root is None:
+        known = ", ".join(one.id for one in document.roots if one.id != document.current.id) or "none"
+        raise NotRestorableError(f"{chosen} is not a root of this identity; its earlier roots: {known}")
+    if chosen == document.current.id:
+        raise NotRestorableError(f"root {chosen} signs already", hint="There is nothing to restore.")
+    revocation = next((one for one in document.revoked if one.id == chosen), None)
+    if revocation is not None:
+        raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
+    if root.is_expired(now_ms):
+        raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
+    destroyed = [one.at for one in document.history if one.event == "retired" and one.from_id == chosen]
+    if destroyed:
+        raise NotRestorableError(
+            f"the private key of root {chosen} was destroyed; `retire` recorded it at {iso(destroyed[-1])}",
+            hint=f"A key is kept for the grace period after a rotation and cannot be recovered later. {_NEW_ROOT}",
+        )
+    return chosen
+
+
+def check_remaining_life(
+    document: IdentityDocument, root_id: str, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]
+) -> None:
+    """Check that the root to restore lives long enough to serve, and to be replaced in time.
+
+    Args:
+        document: The document that lists it.
+        root_id: The root.
+        now_ms: Milliseconds since 1970.
+        policy: How long a rotation may take.
+        unmodified: URLs of servers that run unmodified GoatDB.
+
+    Raises:
+        NotRestorableError: It would expire too soon, or an unmodified server would expose its private key.
+    """
+    root = document.root(root_id)
+    assert root is not None
+    left = timedelta(milliseconds=root.expiration_ms - now_ms)
+    took = 3 * policy.adoption + policy.unlisted + policy.health_soak + policy.settle
+    shortest = max(SHORTEST, 4 * took)
+    if left <= shortest:
+        raise NotRestorableError(
+            f"root {root_id} expires at {iso(root.expiration_ms)}: {shortest} or less are left, too little to restore "
+            "it and replace it again",
+            hint=_NEW_ROOT,
+        )
+    if unmodified and left <= SHORT_LIFE + START_MARGIN:
+        # SECURITY: with 15 days or less left, such a server extends its root at its start and then answers anybody
+        # with the private key (docs/explanation/rotation.md; tests/unit/rotation/test_restore.py).
+        raise NotRestorableError(
+            f"root {root_id} expires at {iso(root.expiration_ms)}: {SHORT_LIFE.days} days or less are left, and "
+            f"{', '.join(unmodified)} runs unmodified GoatDB, which would expose its private key",
+            hint=_NEW_ROOT,
+        )
+
+
+async def read_earlier_root(
+    provider: SecretProvider, secret_id: str, document: IdentityDocument, root_id: str
+) -> OwnedSession:
+    """Return an earlier root with its private key, read from the newest stored version that holds it.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        document: The current identity.
+        root_id: A root of it, as `choose_root` returns.
+
+    Raises:
+        NotRestorableError: No version that can be read holds the key of the root as the document lists it.
+        ProviderError: The store failed.
+    """
+    unread: list[str] = []
+    wanted = document.root(root_id)
+    for version in await provider.versions(secret_id):
+        if version.state is VersionState.DESTROYED:
+            continue
+        try:
+            if version.state is VersionState.DISABLED:
+                raise VersionDisabledError("disabled", provider=provider.scheme, secret_id=secret_id, operation="read")
+            held = decode_document((await provider.read(secret_id, version.id)).value.reveal())
+        except SecretNotFoundError:
+            continue  # it was destroyed after it was listed
+        except VersionDisabledError:
+            unread.append(f"{version.id} (disabled in the store)")
+        except IdentityError as error:
+            unread.append(f"{version.id} ({error.code})")
+        else:
+            for owned in (held.current, held.next):
+                if owned is not None and owned.session == wanted:
+                    return owned
+    if unread:
+        raise NotRestorableError(
+            f"no version that can be read holds the private key of root {root_id}; not read: {', '.join(unread)}",
+            hint="Enable the version that holds it with the platform's own tools, then run `goatherd restore` again.",
+        )
+    raise NotRestorableError(
+        f"no stored version holds the private key of root {root_id} any more",
+        hint=f"A key is kept for the grace period after a rotation and cannot be recovered later. {_NEW_ROOT}",
+    )
+
+
+def _previous(document: IdentityDocument) -> str:
+    if document.rotated_from is None:
+        raise NotRestorableError(
+            f"root {document.current.id} has signed from the beginning: there is no previous root",
+            hint="`goatherd status` lists the roots.",
+        )
+    last = next((one for one in reversed(document.history) if one.event != "retired"), None)
+    if last is not None and last.event == "rolled-back" and last.to_id == document.rotated_from:
+        raise NotRestorableError(
+            f"root {last.to_id} was rolled back at {iso(last.at)} ({last.reason}), so it is not restored by default",
+            hint=f"Name the root: `goatherd restore {last.to_id}`, or an earlier one that `goatherd status` lists.",
+        )
+    return document.rotated_from
