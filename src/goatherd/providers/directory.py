@@ -11,7 +11,8 @@ Rules:
 - The rename of ``manifest.json`` is the only commit point. A value is on the medium before the manifest names it, and
   leaves the manifest before it leaves the medium.
 - Readers take no lock: they read the manifest, then the value, and begin anew if the manifest changed in between.
-- A file that the manifest does not name is what a killed writer left; the next writer removes it under the lock.
+- A value that the manifest does not name is what a killed writer left. `versions` lists it, `read` takes its number,
+  and the next writer removes it under the lock.
 - Values without a manifest are damage, not absence: an empty manifest is written before the first value and removed
   after the last.
 """
@@ -34,7 +35,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import Call, Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.manifest import DamagedManifestError, decode, encode
 from goatherd.providers.posix import System
 
@@ -47,6 +48,10 @@ _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _ATTEMPTS = 100
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _living(ledger: Ledger) -> set[int]:
+    return {number for number, entry in ledger.entries.items() if not entry.destroyed}
 
 
 def _above(path: str) -> str:
@@ -85,6 +90,8 @@ class SecretDirectory:
         for _ in range(_ATTEMPTS):
             with self._opened() as here:
                 raw, ledger = self._load(here)
+                if isinstance(at, VersionId) and (left := self._read_left(here, ledger, at)) is not None:
+                    return left
                 number = ledger.find(self._call, at)
                 entry = ledger.entries[number]
                 try:
@@ -101,11 +108,45 @@ class SecretDirectory:
         raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
 
     def versions(self) -> list[SecretVersion]:
-        """List the versions, newest first."""
+        """List the versions, newest first, with the values that a killed writer left."""
         with self._opened() as here:
             _, ledger = self._load(here)
             ledger.must_exist(self._call)
-            return ledger.newest_first()
+            if not self._left(here, ledger):
+                return ledger.newest_first()
+            # Left by a killed writer, or of one at work? That one holds the lock. Where there can be no lock, as on a
+            # read-only file system, there is no writer.
+            with contextlib.ExitStack() as stack:
+                with contextlib.suppress(OSError):
+                    lock = self._system.open_lock(LOCK, here.descriptor)
+                    stack.callback(self._system.close, lock)
+                    if not self._system.lock(lock):
+                        return ledger.newest_first()
+                _, ledger = self._load(here)
+                ledger.must_exist(self._call)
+                found = {int(version.id): version for version in ledger.newest_first()}
+                for number in self._left(here, ledger):
+                    status = self._system.status_of(f"{number}.value", here.descriptor)
+                    created_ms = int(status.st_mtime * 1000)
+                    found[number] = SecretVersion(id=VersionId(number), created_ms=created_ms)
+                return [found[number] for number in sorted(found, reverse=True)]
+
+    def _left(self, here: _Opened, ledger: Ledger) -> set[int]:
+        """Return the numbers of the values that are there although `ledger` does not name them."""
+        names = (VALUE.fullmatch(name) for name in self._system.names(here.descriptor))
+        return {int(name[1]) for name in names if name is not None} - _living(ledger)
+
+    def _read_left(self, here: _Opened, ledger: Ledger, version: VersionId) -> SecretValue | None:
+        number = parse_number(version)
+        if not ledger.exists or not number or number in _living(ledger):
+            return None
+        try:
+            value = self._content(here, f"{number}.value", _MAX_MANIFEST_BYTES)
+            created_ms = int(self._system.status_of(f"{number}.value", here.descriptor).st_mtime * 1000)
+        except FileNotFoundError:
+            return None
+        described = SecretVersion(id=VersionId(number), created_ms=created_ms)
+        return SecretValue(version=described, value=SecretBytes(value))
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -133,7 +174,11 @@ class SecretDirectory:
     def destroy(self, version: VersionId) -> None:
         """Take a value out of the manifest, then unlink its file."""
         with self._locked() as here:
+            _, ledger = self._load(here)
+            is_left = parse_number(version) in self._left(here, ledger)
             _, ledger = self._recovered(here)
+            if is_left and ledger.exists:
+                return
             changed = ledger.destroyed(self._call, version)
             if changed is not ledger:
                 self._replace(here, changed)
@@ -220,7 +265,7 @@ class SecretDirectory:
 
     def _clean(self, here: _Opened, ledger: Ledger, *, only: str | None = None) -> None:
         """Remove the files that `ledger` does not name; others' files are left alone."""
-        live = {f"{number}.value" for number, entry in ledger.entries.items() if not entry.destroyed}
+        live = {f"{number}.value" for number in _living(ledger)}
         removed = False
         for name in self._system.names(here.descriptor):
             ours = name == NEW_MANIFEST or VALUE.fullmatch(name) is not None

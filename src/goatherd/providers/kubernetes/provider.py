@@ -64,7 +64,7 @@ from goatherd.providers.kubernetes.record import (
     entry_for,
     new_object,
 )
-from goatherd.providers.ledger import Ledger
+from goatherd.providers.ledger import Ledger, parse_number
 
 Result = TypeVar("Result")
 
@@ -230,8 +230,10 @@ class KubernetesSecretProvider(SecretProvider):
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         record = await self._do(call, lambda client: self._record(client, call))
-        number = record.ledger.find(call, at)
         try:
+            if isinstance(at, VersionId) and (left := parse_number(at)) in record.unlisted():
+                return SecretValue(version=_unlisted(left), value=record.unlisted_value(left))
+            number = record.ledger.find(call, at)
             return SecretValue(version=record.ledger.describe(number), value=record.value(number))
         except DamagedRecordError as error:
             raise _damage(call, error) from None
@@ -239,10 +241,10 @@ class KubernetesSecretProvider(SecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
-        def step(ledger: Ledger) -> Ledger | None:
-            if ledger.made_by(call.request) is not None:
+        def step(record: Record) -> Ledger | None:
+            if record.ledger.made_by(call.request) is not None:
                 return None
-            return ledger.written(call, entry, label, expected)
+            return record.ledger.written(call, entry, label, expected)
 
         record = await self._change(call, step, new=value)
         made = record.ledger.made_by(call.request)
@@ -251,15 +253,17 @@ class KubernetesSecretProvider(SecretProvider):
         return record.ledger.describe(made)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._change(call, lambda ledger: ledger.labelled(call, label, version, expected))
+        await self._change(call, lambda record: record.ledger.labelled(call, label, version, expected))
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._change(call, lambda ledger: ledger.unlabelled(call, label, expected))
+        await self._change(call, lambda record: record.ledger.unlabelled(call, label, expected))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         """List the versions. The API has no way to read a part of a Secret, so the values travel along."""
         record = await self._do(call, lambda client: self._record(client, call))
-        return record.ledger.newest_first()
+        found = {int(version.id): version for version in record.ledger.newest_first()}
+        found |= {number: _unlisted(number) for number in record.unlisted()}
+        return [found[number] for number in sorted(found, reverse=True)]
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take the version's value out of the object.
@@ -268,7 +272,10 @@ class KubernetesSecretProvider(SecretProvider):
         backups for as long as they are kept: the how-to page says what to do about that.
         """
 
-        def step(ledger: Ledger) -> Ledger | None:
+        def step(record: Record) -> Ledger | None:
+            ledger = record.ledger
+            if parse_number(version) in record.unlisted():
+                return ledger  # every change removes what the pointer does not name
             gone = ledger.destroyed(call, version)
             return None if gone is ledger else gone
 
@@ -288,7 +295,7 @@ class KubernetesSecretProvider(SecretProvider):
     # --- reading and changing the object ----------------------------------------------------------------------------
 
     async def _change(
-        self, call: Call, step: Callable[[Ledger], Ledger | None], new: SecretBytes | None = None
+        self, call: Call, step: Callable[[Record], Ledger | None], new: SecretBytes | None = None
     ) -> Record:
         """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
         return await self._do(call, lambda client: self._changed(client, call, step, new))
@@ -297,13 +304,13 @@ class KubernetesSecretProvider(SecretProvider):
         self,
         client: KubernetesClient,
         call: Call,
-        step: Callable[[Ledger], Ledger | None],
+        step: Callable[[Record], Ledger | None],
         new: SecretBytes | None,
     ) -> Record:
         namespace, name = split_secret_id(call.secret_id)
         while True:
             record = await self._record(client, call)
-            ledger = step(record.ledger)
+            ledger = step(record)
             if ledger is None:
                 return record
             # Who holds a label now shall not lose it and be dropped in one go.
@@ -367,6 +374,10 @@ class KubernetesSecretProvider(SecretProvider):
         if self._client is None:
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         return self._client
+
+
+def _unlisted(number: int) -> SecretVersion:
+    return SecretVersion(id=VersionId(number), created_ms=0)
 
 
 def _record_or_none(content: Mapping[str, object]) -> Record | None:
