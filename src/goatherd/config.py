@@ -196,10 +196,12 @@ class Options:
 
     rotation_lifetime: timedelta = _key(
         "rotation.lifetime",
-        parse_duration,
+        forms.root_lifetime,
         timedelta(days=180),
         "time",
-        "How long a new root session is valid. An unmodified GoatDB server wants more than 15 days left at its start.",
+        "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
+        "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
+        "unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _key(
         "rotation.adoption",

@@ -36,6 +36,13 @@ class ConfigurationError(GoatherdError):
     hint = "`goatherd COMMAND --help` says what it takes; the reference of the configuration has every key."
 
 
+class LifetimeError(ConfigurationError):
+    """A new root would live so short that it could not be replaced in time."""
+
+    code = "configuration.lifetime_too_short"
+    hint = "Give a longer --lifetime (rotation.lifetime), or shorten the waiting times (rotation.adoption and others)."
+
+
 class PluginNotFoundError(GoatherdError):
     """No plugin is registered for a URI scheme."""
 

@@ -17,6 +17,8 @@ from goatherd.server_url import check_http_url, parse_listen_host, parse_server_
 
 # The first letter keeps `.` and `..` out, which are directories of somebody else's.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+SHORTEST_LIFETIME = timedelta(hours=1)
+"""As in `goatherd.rotation.policy`, which is more than the reading of an option needs to import."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
@@ -38,6 +40,17 @@ def parse_duration(value: object) -> timedelta:
         return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
     except OverflowError:
         raise ConfigurationError(f"{value!r} is too long a time", hint="Some thousand years are enough.") from None
+
+
+def root_lifetime(value: object) -> timedelta:
+    """Read the lifetime of a new root. How long a rotation may take can make it longer; no policy makes it shorter."""
+    lifetime = parse_duration(value)
+    if lifetime < SHORTEST_LIFETIME:
+        raise ConfigurationError(
+            f"{value!r} is too short a lifetime for a root: it must be at least 1h",
+            hint="The default, 180d, suits most clusters.",
+        )
+    return lifetime
 
 
 def format_duration(duration: timedelta) -> str:

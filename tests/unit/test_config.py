@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goatherd import forms
 from goatherd.config import (
     Options,
     effective_settings,
@@ -20,6 +21,7 @@ from goatherd.config import (
 )
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import Policy
+from goatherd.rotation.policy import SHORTEST_LIFETIME
 from goatherd.settings.cloud import REFRESH_INTERVAL
 
 
@@ -188,10 +190,19 @@ def test_the_defaults_are_those_of_the_rotation_and_of_the_settings() -> None:
     assert options.rotation_adoption == policy.adoption
     assert options.rotation_settle == policy.settle
     assert options.rotation_lifetime == policy.lifetime
+    assert forms.SHORTEST_LIFETIME == SHORTEST_LIFETIME
     assert options.rotation_grace == policy.grace
     assert options.rotation_poll == policy.poll_max
     assert options.timeout == policy.node_timeout
     assert options.settings_refresh_interval == REFRESH_INTERVAL
+
+
+def test_a_lifetime_below_an_hour_is_no_option_wherever_it_is_written(tmp_path: Path) -> None:
+    for environ in ({}, {"GOATHERD_ROTATION_LIFETIME": "59m"}):
+        text = "" if environ else '[rotation]\nlifetime = "59m"'
+        with pytest.raises(ConfigurationError, match="too short a lifetime for a root: it must be at least 1h"):
+            load(tmp_path, text, environ)
+    assert load(tmp_path, '[rotation]\nlifetime = "1h"').rotation_lifetime == SHORTEST_LIFETIME
 
 
 def test_every_default_has_a_text_that_reads_back() -> None:

@@ -42,7 +42,7 @@ from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
 from goatherd.rotation.holdings import copies_left, describe_kept
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
-from goatherd.rotation.policy import unlisted_for
+from goatherd.rotation.policy import check_lifetime, unlisted_for
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings.base import Origin
 
@@ -199,6 +199,7 @@ def rotate(
     if to_phase is not None and what in ("rollback", "cancel"):
         raise click.UsageError(f"--to does not go with --{what}")
     if what == "":
+        check_lifetime(policy_of(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A command of the operator's would inherit it, and be late with its answer.

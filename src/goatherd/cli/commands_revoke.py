@@ -21,6 +21,7 @@ from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.revocation import NEW, Revoker
 
 PATIENCE: Final = timedelta(seconds=120)
@@ -90,6 +91,7 @@ def revoke(
             raise click.UsageError("nobody can be asked here: say --yes to revoke a root; there is no way back")
         click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
     if successor == NEW and not plan:
+        check_lifetime(policy_of(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     going = _revoke(
         app,

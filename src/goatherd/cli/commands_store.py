@@ -42,8 +42,11 @@ def init(app: App) -> None:
 
 async def _init(app: App) -> None:
     # Here, since the package of the rotation is more than the other commands of this module need.
+    from goatherd.cli.commands_cluster import policy_of
     from goatherd.cli.rotation_text import warn_of_short_life
+    from goatherd.rotation.policy import check_lifetime
 
+    check_lifetime(policy_of(app.options))
     warn_of_short_life(app.out, app.options.rotation_lifetime)
     now_ms = SystemClock().now_ms()
     async with open_store(app.options) as store:

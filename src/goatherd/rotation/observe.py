@@ -192,6 +192,11 @@ class Observer:
     async def unmodified(self) -> tuple[str, ...]:
         """Return the URLs of the servers that were seen to run unmodified GoatDB, and of those that nobody restarts."""
         await self._identities()
+        return self.known_unmodified
+
+    @property
+    def known_unmodified(self) -> tuple[str, ...]:
+        """As `unmodified`, by what earlier looks have shown; asks nothing."""
         found = {url for url, one in self._memory.items() if one.unmodified}
         return tuple(url for url in self.nodes if url in found | self._bare)
 

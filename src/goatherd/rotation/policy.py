@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, LifetimeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,7 @@ class Policy:
         node_timeout: Longest time that one observation of one node may take.
         poll_min, poll_max: Bounds of the pause between two observations; it starts small and doubles.
         store_patience: How long a store that does not answer is asked again, beyond the provider's own retries.
-        lifetime: From the making of a new root to its expiration. GoatDB rewrites the expiration of a key with less
-            than 15 days left, so it must stay well above that.
+        lifetime: From the making of a new root to its expiration. `check_lifetime` says how short it may be.
         grace: How long versions that hold a retired private key are kept before `retire` destroys them.
         renewal_fraction, renewal_cap: A root is due for rotation when less than this fraction of its lifetime, and at
             most this time, is left.
@@ -115,6 +116,110 @@ class Policy:
         """
         look = max(self.node_timeout, self.health_timeout) + self.node_timeout + self.poll_max
         return self.health_failures * (self.health_interval + look)
+
+
+SHORTEST_LIFETIME: Final = timedelta(hours=1)
+"""No root lives shorter than this, however short a rotation may be."""
+UNMODIFIED_LIFETIME: Final = timedelta(days=30)
+"""COMPAT: a root must live longer than this where a server runs unmodified GoatDB. A rotation is due at half of its
+life, and a GoatDB server that starts with less than 15 days left extends the root by itself, and then exposes its
+private key to anyone who asks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifetimeFloor:
+    """The shortest lifetime of a new root.
+
+    Attributes:
+        shortest: A root lives at least this long.
+        is_exclusive: Whether it must live longer than `shortest`.
+        reason: Where the number comes from, as it stands in an error after "because".
+    """
+
+    shortest: timedelta
+    is_exclusive: bool
+    reason: str
+
+    def is_below(self, lifetime: timedelta) -> bool:
+        """Return whether `lifetime` is too short."""
+        return lifetime < self.shortest or (self.is_exclusive and lifetime == self.shortest)
+
+
+def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> LifetimeFloor:
+    """Return the shortest lifetime of a new root under a policy.
+
+    A root must outlive several rotations, so that one can fail, be rolled back and be tried again before its end.
+
+    Args:
+        policy: How long the parts of a rotation may take.
+        unmodified: URLs of servers that were seen to run unmodified GoatDB; those in `Policy.bare` count as well.
+    """
+    servers = sorted({*policy.bare, *unmodified})
+    longest = 3 * policy.adoption + policy.unlisted + policy.health_soak + policy.settle
+    if servers and 4 * longest <= UNMODIFIED_LIFETIME:
+        named = ", ".join(servers[:3]) + (f" and {len(servers) - 3} more" if len(servers) > 3 else "")
+        return LifetimeFloor(
+            shortest=UNMODIFIED_LIFETIME,
+            is_exclusive=True,
+            reason=f"{named} runs unmodified GoatDB, which extends a root with less than 15 days left at its start and "
+            "then exposes the private key; a rotation is due at half of a root's life",
+        )
+    if 4 * longest <= SHORTEST_LIFETIME:
+        return LifetimeFloor(
+            shortest=SHORTEST_LIFETIME, is_exclusive=False, reason="no root may live shorter, whatever the policy"
+        )
+    parts = f"3 x adoption {_text(policy.adoption)} + unlisted {_text(policy.unlisted)}"
+    parts += f" + health soak {_text(policy.health_soak)} + settle {_text(policy.settle)}"
+    return LifetimeFloor(
+        shortest=4 * longest,
+        is_exclusive=False,
+        reason=f"it must outlive four rotations of {_text(longest)} ({parts})",
+    )
+
+
+def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
+    """Check that a root made under a policy lives long enough to be replaced in time.
+
+    Args:
+        policy: Its `lifetime`, and how long the parts of a rotation may take.
+        unmodified: As for `lifetime_floor`.
+
+    Raises:
+        LifetimeError: It does not.
+    """
+    floor = lifetime_floor(policy, unmodified=unmodified)
+    if floor.is_below(policy.lifetime):
+        least = f"{'more than' if floor.is_exclusive else 'at least'} {_text(floor.shortest)}"
+        raise LifetimeError(
+            f"a lifetime of {_text(policy.lifetime)} is too short for a root: it must be {least}, because "
+            f"{floor.reason}"
+        )
+
+
+def check_quorum(policy: Policy, listed: int) -> None:
+    """Check that a quorum given as a count can be reached by the servers that are listed.
+
+    Where servers are discovered, their number is known only at a look; this is for lists that are complete.
+
+    Raises:
+        ConfigurationError: The quorum is larger than the number of servers.
+    """
+    count = policy.quorum.count
+    if count is not None and listed and count > listed:
+        servers = "1 server is" if listed == 1 else f"{listed} servers are"
+        raise ConfigurationError(
+            f"the quorum is {count}, but {servers} listed",
+            hint="List every server with --node URL, or lower the quorum (--quorum, rotation.quorum).",
+        )
+
+
+def _text(duration: timedelta) -> str:
+    left = round(duration / timedelta(milliseconds=1))
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts) or "0s"
 
 
 def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:

@@ -40,6 +40,7 @@ from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.vouching import introduction_id, session_commit
 
@@ -140,7 +141,10 @@ class Revoker:
             ProviderError: The store did not take part. Run it again.
             StuckError: The store refuses a change although nothing in it changes.
             RotationError: A node did not keep what was pushed to it.
+            LifetimeError: The new root would live too short.
         """
+        if successor == NEW:
+            check_lifetime(self.policy)
         self._begin(session_id)
         document = await self._timed("revoke", self._revoked(session_id, reason, successor))
         await self._timed("adoption", self._adopted(document))
@@ -199,6 +203,8 @@ class Revoker:
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
+            # Servers that cannot be reached are no obstacle to an emergency; those that answer say what they are.
+            check_lifetime(self.policy, unmodified=await self._unmodified())
             now_ms = self._clock.now_ms()
             fresh = OwnedSession.generate(
                 session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
@@ -212,6 +218,16 @@ class Revoker:
         if earlier is None:
             raise IllegalStepError(f"the store holds no private key of root {successor}")
         return earlier, document.current
+
+    async def _unmodified(self) -> tuple[str, ...]:
+        found: list[str] = []
+
+        async def ask(node: RevocableNode) -> None:
+            if await node.identity() is None:
+                found.append(node.base_url)
+
+        await self._on_each(tuple(self._nodes), ask)
+        return tuple(found)
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return an earlier root with its private key, from the version that holds it."""

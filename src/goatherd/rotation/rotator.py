@@ -82,6 +82,7 @@ from goatherd.rotation.machine import (
 )
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
 from goatherd.rotation.plan import Plan, make_plan
+from goatherd.rotation.policy import check_lifetime, check_quorum
 from goatherd.rotation.refusal import refusal
 from goatherd.rotation.restorable import check_remaining_life, choose_root, read_earlier_root
 from goatherd.rotation.view import store_view
@@ -139,6 +140,7 @@ class Rotator:
         self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare)
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
+        self._listed = 0 if callable(nodes) else len(nodes)
         self._highest = 0
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
@@ -160,13 +162,19 @@ class Rotator:
             NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
                 `report` tells more.
             IllegalStepError: The root that signs has expired.
+            LifetimeError: The new root would live too short (`goatherd.rotation.policy.check_lifetime`).
+            ConfigurationError: The quorum is larger than the number of listed servers.
             DegradedError: A node serves a last known good identity, and could not follow. Nothing was begun.
             UnhealthyError: The health signal is bad already. Nothing was begun.
             ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
+        check_lifetime(self.policy)
+        check_quorum(self.policy, self._listed)
         await self._refuse_without_store()
+        # By now each server that answers has said what it is.
+        check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
         await self._refuse_unwell()
         return await self._asked(Goal.ROTATE, to_phase=to_phase)
 
@@ -199,6 +207,7 @@ class Rotator:
         Raises:
             As `rotate`, but for `RotationBusyError`.
         """
+        check_quorum(self.policy, self._listed)
         if self._health.signals and (await self._read())[0].next is not None:
             # Once B signs, a bad health signal is a reason to go back, not one to stand still.
             await self._refuse_unwell()

@@ -28,6 +28,7 @@ from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
+from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.windows import Window, first_span
 
 SHORTEST: Final = timedelta(hours=1)
@@ -164,7 +165,9 @@ def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
     Raises:
         ConfigurationError: The cron expression is none, has no time to come or rotates more often than every hour, the
             key's oldest age is below that or beyond its lifetime, or both are given.
+        LifetimeError: New roots would live too short.
     """
+    check_lifetime(schedule.policy)
     if schedule.cron is not None:
         _check_cron(schedule, now_ms)
         if schedule.max_age is not None:
