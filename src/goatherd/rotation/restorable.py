@@ -6,6 +6,7 @@ key and same expiration; what cannot be restored is refused with the reason.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -15,9 +16,8 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.redaction import SHORT_LIFE
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.base import SecretProvider, VersionState
-from goatherd.rotation.policy import Policy
+from goatherd.rotation.policy import Policy, lifetime_floor
 
-SHORTEST: Final = timedelta(hours=1)
 START_MARGIN: Final = timedelta(hours=1)
 """An unmodified server that starts within this time after the restore must still find more than 15 days."""
 _NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
@@ -74,8 +74,7 @@ def check_remaining_life(
     root = document.root(root_id)
     assert root is not None
     left = timedelta(milliseconds=root.expiration_ms - now_ms)
-    took = 3 * policy.adoption + policy.unlisted + policy.health_soak + policy.settle
-    shortest = max(SHORTEST, 4 * took)
+    shortest = lifetime_floor(replace(policy, bare=frozenset())).shortest
     if left <= shortest:
         raise NotRestorableError(
             f"root {root_id} expires at {iso(root.expiration_ms)}: {shortest} or less are left, too little to restore "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,8 +16,9 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.providers.base import CURRENT, STABLE, Call, Guarantees, ReadConsistency, VersionId
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
+from goatherd.rotation.attempts import evidence_of
 from goatherd.rotation.events import Decided, Event
-from goatherd.rotation.machine import Destroy, LabelStable
+from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
 from goatherd.testing.herd import FakeClock, Herd
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -105,6 +106,17 @@ async def test_an_action_that_the_store_refuses_while_nothing_changes_is_tried_t
         provider.refuses = lambda operation, label: False
         await rotator_for(herd).resume()
         await check_steady(herd)
+
+
+def test_every_action_that_writes_is_counted_and_the_others_have_a_deadline_or_end_the_run() -> None:
+    by_deadline, ends = {"Introduce", "CrossSign", "Wait"}, {"Busy", "Illegal", "Done", "Refuse"}
+    seen = Observation(store=StoreView(version="1", stable="1", generation=1, phase=Phase.STEADY, phase_since_ms=0,
+                                       current_id="A", current_expires_ms=0))  # fmt: skip
+    for kind in get_args(Action):
+        given = {field.name: "x" for field in fields(kind)}
+        given |= {"step": Step.PUBLISH} if "step" in given else {}
+        is_counted = evidence_of(kind(**given), seen) is not None
+        assert is_counted != (kind.__name__ in by_deadline | ends), kind.__name__
 
 
 async def test_a_store_that_may_show_an_older_state_is_looked_at_for_a_while_before_the_error(
