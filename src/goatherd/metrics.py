@@ -124,6 +124,17 @@ FAMILIES: Final[dict[Metric, About]] = {
         "Looks at the store that found an identity which is not to be used, by the error's code.",
         ("code",),
     ),
+    Metric.DATA_CHECKED: About(
+        Kind.GAUGE, Where.NODE, "1 once the server has read all of its logs since its start, and verified every record."
+    ),
+    Metric.DATA_RECORDS: About(Kind.GAUGE, Where.NODE, "Commits that this check has read so far."),
+    Metric.DATA_UNUSABLE: About(
+        Kind.GAUGE,
+        Where.NODE,
+        "Records in the logs that cannot be used: damaged (no commit), or unverifiable (its signature is wrong or its "
+        "signer unknown).",
+        ("kind",),
+    ),
     Metric.PROVIDER_CALLS: About(
         Kind.COUNTER,
         Where.BOTH,

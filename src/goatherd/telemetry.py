@@ -168,6 +168,10 @@ class Metric(StrEnum):
     NODES = "goatherd_rotation_nodes"
     NEXT_ROTATION = "goatherd_rotation_next_timestamp_seconds"
 
+    DATA_CHECKED = "goatherd_data_checked"
+    DATA_RECORDS = "goatherd_data_records"
+    DATA_UNUSABLE = "goatherd_data_unusable_records"
+
     PROVIDER_CALLS = "goatherd_provider_calls_total"
     PROVIDER_RETRIES = "goatherd_provider_retries_total"
     PROVIDER_CALL_DURATION = "goatherd_provider_call_duration_seconds"

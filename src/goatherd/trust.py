@@ -238,6 +238,10 @@ class TrustPool:
         """How many sessions are trusted now; those still to be verified are not among them."""
         return len(self._learnt) + sum(id_ not in self._learnt for id_ in self._document)
 
+    def knows(self, session_id: str) -> bool:
+        """Whether a session is trusted or was revoked, as far as has been verified."""
+        return any(session_id in each for each in (self._document, self._learnt, self._revoked))
+
     @property
     def pending_count(self) -> int:
         """How many session ids have a commit that has not been verified yet."""

@@ -44,6 +44,7 @@ from goatherd.metrics import (
     signing_since_ms,
     write_file,
 )
+from goatherd.node.data_check import DataStatus
 from goatherd.node.report import metrics
 from goatherd.providers.base import Call, Label, RetryPolicy, SecretValue, VersionId
 from goatherd.providers.calls import BUCKETS, CallCounts, outcomes
@@ -382,7 +383,8 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytes
 
 
 def of_a_node(settings: CloudSecretSettings) -> bytes:
-    return metrics(settings.settings.document, settings.status)
+    data = DataStatus(is_complete=True, records=3, damaged=1, unverifiable=0)
+    return metrics(settings.settings.document, settings.status, data)
 
 
 @pytest.fixture

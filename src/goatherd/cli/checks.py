@@ -38,6 +38,47 @@ SKEW_LIMIT: Final = timedelta(minutes=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataSeen:
+    """What a node says of its logs: whether it has read all of them, and how many records it cannot use."""
+
+    is_complete: bool
+    records: int
+    damaged: int
+    unverifiable: int
+
+    @classmethod
+    def from_json(cls, value: object) -> DataSeen | None:
+        """Read the member ``data`` of a node's answer; None where it is missing or something else."""
+        if not isinstance(value, Mapping):
+            return None
+        counts = [count for name in ("records", "damaged", "unverifiable") if type(count := value.get(name)) is int]
+        if len(counts) != 3:
+            return None
+        records, damaged, unverifiable = counts
+        complete = value.get("complete") is True
+        return cls(is_complete=complete, records=records, damaged=damaged, unverifiable=unverifiable)
+
+    @property
+    def unusable(self) -> str | None:
+        """How many records cannot be used, in words; None for none."""
+        parts = [
+            f"{count} {what}"
+            for count, what in ((self.damaged, "damaged"), (self.unverifiable, "unverifiable"))
+            if count
+        ]
+        return f"unusable records in its logs: {' and '.join(parts)}" if parts else None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "complete": self.is_complete,
+            "records": self.records,
+            "damaged": self.damaged,
+            "unverifiable": self.unverifiable,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """What one node was seen to do. None: not known.
 
@@ -46,6 +87,7 @@ class NodeState:
         trusts_current: Whether it answers a request signed by the store's current root.
         view_age: How old its view of the store is.
         source: What its identity is from: ``store``, ``file`` or ``last known good``.
+        data: What it has found in its own logs.
     """
 
     url: str
@@ -58,6 +100,7 @@ class NodeState:
     is_degraded: bool | None = None
     source: str | None = None
     roots: tuple[str, ...] = ()
+    data: DataSeen | None = None
     problem: str | None = None
 
     def is_in_step(self, current_id: str) -> bool:
@@ -77,6 +120,7 @@ class NodeState:
             "degraded": self.is_degraded,
             "source": self.source,
             "roots": list(self.roots),
+            "data": None if self.data is None else self.data.to_json(),
             "problem": self.problem,
         }
 
@@ -118,6 +162,7 @@ def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
         is_degraded=bool(answer.get("degraded")),
         source=source if isinstance(source, str) else None,
         roots=tuple(str(root) for root in roots) if isinstance(roots, list) else (),
+        data=DataSeen.from_json(answer.get("data")),
         problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
     )
 
@@ -200,7 +245,10 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
         return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
     checks.append(await _clock_check(client))
     if document is not None:
-        checks.append(_step_check(await _look_at(client, document), document, options))
+        state = await _look_at(client, document)
+        checks.append(_step_check(state, document, options))
+        if state.data is not None:
+            checks.append(_data_check(state.url, state.data))
     return checks
 
 
@@ -239,6 +287,14 @@ async def _clock_check(client: NodeClient) -> Check:
     if skew > SKEW_WARNING:
         return Check(name=name, level=WARNING, text=text, hint=hint)
     return Check(name=name, level=OK, text=text)
+
+
+def _data_check(url: str, data: DataSeen) -> Check:
+    if data.unusable is not None:
+        hint = "Its log names the files. Stop it, then `goatherd data check DIR`, and `data repair DIR --peer URL`."
+        return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)
+    so_far = "" if data.is_complete else " so far; it is still reading its logs"
+    return Check(name="data", level=OK, text=f"{url} has verified {data.records} records in its logs{so_far}")
 
 
 def _step_check(node: NodeState, document: IdentityDocument, options: Options) -> Check:

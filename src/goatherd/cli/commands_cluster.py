@@ -102,6 +102,8 @@ def _node_row(node: NodeState) -> tuple[str, ...]:
         problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
     elif node.is_degraded and not problem:
         problem = "degraded: cannot use what the store holds"
+    if node.data is not None and node.data.unusable is not None:
+        problem = "; ".join(filter(None, (problem, node.data.unusable)))
     return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
 
 

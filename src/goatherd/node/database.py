@@ -40,6 +40,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
+from goatherd.node.data_check import DataCheck, DataStatus
 from goatherd.node.deferred import RETRY_REST, Deferred, fingerprint_of
 from goatherd.node.disk import Disk, TrackedLog
 from goatherd.node.engine import Engine, Response, Step, Steps, drive
@@ -235,6 +236,7 @@ class Database:
         self._trust_changed = asyncio.Event()
         self._verifying = False
         self._freezer: Freezer | None = None
+        self._data_check: DataCheck | None = None
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
 
@@ -286,6 +288,15 @@ class Database:
             changed=self._trust_changed.set,
         )
         self._freezer.look(document)
+        if isinstance(self._directory, LogDirectory):
+            self._data_check = DataCheck(
+                engine=engine,
+                logs=self._directory,
+                workers=self._workers,
+                clock=self._clock,
+                withheld=self._fetch_again,
+            )
+            self._spawn(self._data_check.run(), "check the data")
         self._stack.callback(self._settings.subscribe(self._swap))
         self._spawn(self._freezer.run(), "fetch frozen lists")
         self._spawn(self._expiry.run(), "watch the root's expiration")
@@ -445,6 +456,11 @@ class Database:
         return self._freezer
 
     @property
+    def data(self) -> DataStatus | None:
+        """What the check of the logs has found so far; None where the data are not on a disk."""
+        return None if self._data_check is None else self._data_check.status
+
+    @property
     def expiry(self) -> ExpiryWatch:
         """How long the root that signs still lives."""
         return self._expiry
@@ -472,6 +488,7 @@ class Database:
             "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
             "known": pool.known_count,
             "pending": pool.pending_count,
+            "data": None if (data := self.data) is None else data.to_json(),
         }
 
     async def _settle(self, response: Response) -> Response:
@@ -565,6 +582,11 @@ class Database:
                 self._trust_changed.set()
             self._poke(path)
         return len(done.accepted)
+
+    def _fetch_again(self, path: str) -> None:
+        self._paths[path] = None
+        for peer in self._peers:
+            peer.forget(path)
 
     def _poke(self, path: str) -> None:
         self._paths[path] = None

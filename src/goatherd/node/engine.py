@@ -177,6 +177,7 @@ class Engine:
         self._repositories: dict[str, Repository] = {}
         self._in_use: dict[str, int] = {}
         self._pinned: set[str] = set()
+        self._wrong: dict[str, Mapping[str, Sequence[Commit]]] = {}
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
 
     # --- repositories ------------------------------------------------------------------------------------------------
@@ -240,8 +241,26 @@ class Engine:
             own_session=lambda: self.pool.current.id,
             registry=self.registry,
         )
-        repository.load()
+        repository.load(self._wrong.get(repository.path))
         return repository
+
+    def withhold(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
+        """Take commits whose stored form is damaged out of a repository, now and whenever it is opened again.
+
+        Args:
+            path: The repository.
+            wrong: Damaged commits of its log, by id.
+            good: Undamaged ones of its log to take in their place, by id.
+
+        Returns:
+            Whether any of them was in use.
+        """
+        self._wrong[path] = wrong
+        repository = self._repositories.get(path)
+        if repository is None or not repository.withhold(wrong, good):
+            return False
+        self._views.forget(path)
+        return True
 
     def _register(self, path: str, read: Repository) -> Repository:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""

@@ -139,6 +139,7 @@ class _Repository:
     has_filter: bool = False
     pull: bool = True
     light: int = 0
+    is_outdated: bool = False
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     watchers: list[asyncio.Future[bool]] = field(default_factory=list)
     own: BloomFilter | None = None
@@ -199,6 +200,11 @@ class Peer:
         state.due = state.reset = now
         state.pull = state.pull or pull
         self._wake.set()
+
+    def forget(self, path: str) -> None:
+        """Commits were taken out of a repository: ask the peer about everything again, and for what is not here."""
+        self._state(path).is_outdated = True
+        self.poke(path, pull=True)
 
     def settled(self, path: str) -> asyncio.Future[bool]:
         """Offer what is new, at once even if the peer seemed to be down.
@@ -278,6 +284,11 @@ class Peer:
             del self._repositories[state.path]
             return None, False
         now = self._clock.monotonic()
+        if state.is_outdated:
+            state.is_outdated = False
+            state.waiting.clear()
+            state.seen = state.own_seen = state.own_size = 0
+            state.own, state.has_filter, state.pull = None, False, True
         await _aside(len(view.ids) > MANY, self._notice, state, view.ids, now)
         commits = self._offer(state, view, budget, now)
         count = len(view.ids)
@@ -322,7 +333,11 @@ class Peer:
             ready.sort(key=lambda pair: pair[0])
         chosen: list[Mapping[str, Any]] = []
         for _, commit_id in ready:
-            commit = view.commit_json(commit_id)
+            try:
+                commit = view.commit_json(commit_id)
+            except KeyError:  # taken out since
+                del state.waiting[commit_id]
+                continue
             if not budget.take(commit):
                 break
             one = state.waiting[commit_id]

@@ -8,37 +8,54 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from goatherd.metrics import build_samples, call_samples, exposition, identity_samples, settings_samples
+from goatherd.metrics import Sample, build_samples, call_samples, exposition, identity_samples, settings_samples
+from goatherd.telemetry import Metric
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from goatherd.identity.document import IdentityDocument
+    from goatherd.node.data_check import DataStatus
     from goatherd.settings import SettingsStatus
 
 
-def health(status: SettingsStatus) -> dict[str, Any]:
+def data_samples(data: DataStatus) -> Iterator[Sample]:
+    """Return what the check of the logs has found."""
+    yield Sample(Metric.DATA_CHECKED, data.is_complete)
+    yield Sample(Metric.DATA_RECORDS, data.records)
+    yield Sample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
+    yield Sample(Metric.DATA_UNUSABLE, data.unverifiable, ("unverifiable",))
+
+
+def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
 
-    A degraded node serves and verifies with the identity that it has; no rotation begins with it.
+    A degraded node serves and verifies with the identity that it has; no rotation begins with it. Damaged records do
+    not degrade a node: it withholds them.
     """
     refusal = status.last_refusal
     return {
         "status": "degraded" if status.is_degraded else "ok",
         "source": str(status.origin),
         "reason": refusal.code if status.is_degraded and refusal is not None else None,
+        "data": None if data is None else data.to_json(),
     }
 
 
-def metrics(document: IdentityDocument, status: SettingsStatus) -> bytes:
+def metrics(document: IdentityDocument, status: SettingsStatus, data: DataStatus | None = None) -> bytes:
     """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
 
     Args:
         document: The identity in use.
         status: How fresh it is.
+        data: What the check of the logs has found.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.
     """
     samples = [*build_samples(), *identity_samples(document), *settings_samples(status)]
+    if data is not None:
+        samples += data_samples(data)
     if status.calls is not None:
         samples += call_samples(status.calls)
     return exposition(samples)

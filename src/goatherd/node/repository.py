@@ -149,8 +149,11 @@ class Repository:
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
 
-    def load(self) -> None:
+    def load(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
         """Read the log. No signature is checked: what is in it was checked on its way in.
+
+        Args:
+            wrong: Commits in it that were found to be damaged, by id; they are left out.
 
         Raises:
             StorageError: The log cannot be read.
@@ -160,6 +163,8 @@ class Repository:
                 commit = Commit.from_json(record, org=self.org, registry=self.registry)
             except DecodeError:
                 self.undecodable += 1
+                continue
+            if wrong and commit in wrong.get(commit.id, ()):
                 continue
             if commit.id not in self._commits and not self.closes_a_cycle(commit):
                 self._index(commit)
@@ -215,6 +220,36 @@ class Repository:
             if known is None:
                 return False
             base = known.base
+        return True
+
+    def withhold(self, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
+        """Take out commits whose stored form was found to be damaged; the log stays as it is.
+
+        Args:
+            wrong: Damaged commits, by id.
+            good: Undamaged ones from the same log to take in their place, by id.
+
+        Returns:
+            Whether any of them was in use.
+        """
+        out = {commit_id for commit_id in wrong if self._commits.get(commit_id) in wrong[commit_id]}
+        if not out:
+            return False
+        left = Repository(
+            self.path,
+            self.log,
+            org=self.org,
+            connection=self.connection,
+            own_session=self._own_session,
+            registry=self.registry,
+        )
+        for commit in self:
+            kept = good.get(commit.id) if commit.id in out else commit
+            if kept is not None and not left.closes_a_cycle(kept):
+                left._index(kept)
+        left.version += self.version + 1
+        left.undecodable = self.undecodable
+        self.__dict__.update(left.__dict__)
         return True
 
     # --- looking -----------------------------------------------------------------------------------------------------

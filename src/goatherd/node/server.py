@@ -324,12 +324,12 @@ class Server:
             if path == "/goatherd/v1/identity":
                 return Response(status=200, body=to_json_bytes(database.identity()), content_type=JSON_TYPE)
             if path == "/goatherd/v1/health":
-                found = {**health(database.status), "expiry": database.expiry.report()}
+                found = {**health(database.status, database.data), "expiry": database.expiry.report()}
                 return Response(status=200, body=to_json_bytes(found), content_type=JSON_TYPE)
             if path.startswith(FROZEN_PREFIX):
                 return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                body = await asyncio.to_thread(metrics, database.document, database.status)
+                body = await asyncio.to_thread(metrics, database.document, database.status, database.data)
                 return Response(status=200, body=body, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -44,31 +42,17 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.identity.succession import Seen
+from goatherd.node.data_check import Kind, decode_lines, order_repositories
 from goatherd.node.repository import Repository
-from goatherd.node.rules import SESSIONS_PATH, USERS_PATH
+from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import Line, read_lines
+from goatherd.wire.log import Line
 
 SEEN_NAME: Final = ".goatherd.seen.json"
 
 _EVERYTHING: Final = 1 << 60
-_FIRST: Final = (SESSIONS_PATH, USERS_PATH)
-_ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
-
-
-class Kind(StrEnum):
-    """What is wrong with a line of a log."""
-
-    TORN = "torn"
-    """The last line is unfinished, as a crash in the middle of a write leaves it."""
-    DAMAGED = "damaged"
-    """It is not a JSON object."""
-    NOT_A_COMMIT = "not-a-commit"
-    """It is a JSON object, but no commit that GoatDB could read."""
-    UNVERIFIABLE = "unverifiable"
-    """It is a commit, but its signature does not verify."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,11 +330,12 @@ def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, exec
         log = logs.open(repository)
         findings: list[Finding] = []
         commits: list[tuple[Line, Commit]] = []
-        for line, outcome in _decode(log.read(), org):
+        for line, outcome in decode_lines(log.read(), org):
             if isinstance(outcome, Commit):
                 commits.append((line, outcome))
             else:
-                findings.append(_finding(repository, log, line, *outcome))
+                problem = (outcome.kind, outcome.reason, outcome.commit_id)
+                findings.append(_finding(repository, log, line, *problem))
         if pool is not None:
             verdicts = _verify(pool, repository, [commit for _, commit in commits], executor)
             for (line, commit), verdict in zip(commits, verdicts, strict=True):
@@ -377,31 +362,11 @@ def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, exec
 
 
 def _repositories(logs: LogDirectory) -> list[str]:
-    """Return the repositories, ``/sys/sessions`` first: it says who may sign in the others."""
-    return sorted(logs.repositories(), key=lambda path: (path not in _FIRST, path))
-
-
-def _decode(data: bytes, org: str) -> Iterator[tuple[Line, Commit | tuple[Kind, str, str | None]]]:
-    for line in read_lines(data):
-        raw = data[line.start : line.end]
-        if not line.is_finished:
-            yield line, (Kind.TORN, "an unfinished last line, as a crash leaves it", _guess_id(raw))
-        elif line.record is None:
-            yield line, (Kind.DAMAGED, "not a JSON object", _guess_id(raw))
-        else:
-            try:
-                yield line, Commit.from_json(line.record, org=org)
-            except DecodeError as error:
-                yield line, (Kind.NOT_A_COMMIT, str(error), _guess_id(raw))
+    return order_repositories(logs.repositories())
 
 
 def _commits(data: bytes, org: str) -> list[Commit]:
-    return [outcome for _, outcome in _decode(data, org) if isinstance(outcome, Commit)]
-
-
-def _guess_id(raw: bytes) -> str | None:
-    found = _ID.search(raw)
-    return None if found is None else found[1].decode()
+    return [outcome for _, outcome in decode_lines(data, org) if isinstance(outcome, Commit)]
 
 
 def _finding(

@@ -141,3 +141,22 @@ async def push(url: str) -> list[str]:
         commits = [commit_by(author, f"k{n}", {"text": "x"}, ts=now_ms) for n in range(3)]
         await client.push("/data/notes", commits, author)
     return [commit.id for commit in commits]
+
+
+@pytest.mark.slow
+def test_status_and_doctor_show_what_a_server_has_found_in_its_logs(
+    goatherd: Goatherd, data: Path, identity: str, serve: Serve
+) -> None:
+    server = serve("--provider", identity, "--data", str(data))
+    words = ("--provider", identity, "--node", server.url)
+    for _ in range(200):
+        (node,) = goatherd("status", *words, "--json").json["nodes"]
+        if node["data"]["complete"]:
+            break
+    assert node["data"] == {"complete": True, "records": 3, "damaged": 1, "unverifiable": 0}
+    assert "unusable records in its logs: 1 damaged" in goatherd("status", *words).out
+    told = goatherd("doctor", *words).out
+    assert f"{server.url} has unusable records in its logs: 1 damaged" in told
+    assert "goatherd data check" in told
+    assert server.stop() == 0
+    assert f"data.damaged file={data}/localhost/data/notes.jsonl damaged=1" in server.stderr.read_text()

@@ -362,6 +362,7 @@ async def test_a_restart_finds_everything(tmp_path: Path, signer: OwnedSession) 
 async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
     answer = (await http.get("/goatherd/v1/identity")).json()
     assert answer.pop("viewAgeMs") >= 0
+    del answer["data"]["complete"]  # it reads its logs in the background
     assert answer == {
         "org": ORG,
         "signer": "the-root",
@@ -376,6 +377,7 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
         "known": 1,
         "pending": 0,
         "refusal": None,
+        "data": {"records": 0, "damaged": 0, "unverifiable": 0},
     }
 
 

@@ -1,0 +1,194 @@
+"""A server that has started reads all of its logs: what is damaged is counted, withheld and fetched again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.identity.session import OwnedSession
+from goatherd.node import Listener, Server
+from goatherd.node.data_check import BATCH, REST
+from goatherd.wire.commit import Commit
+from goatherd.wire.log import frame
+from tests.unit.node.nodes import (
+    ORG,
+    cluster,
+    document_of,
+    eventually,
+    now_ms,
+    root,
+    session_commit,
+    settings_of,
+    signed_commit,
+    store_of,
+)
+
+NOTES = "/data/notes"
+
+
+@pytest.fixture
+def signer() -> OwnedSession:
+    return root("signer")
+
+
+@pytest.fixture
+def user() -> OwnedSession:
+    return OwnedSession.generate(session_id="user", owner=None, now_ms=now_ms())
+
+
+def write(data: Path, path: str, lines: Sequence[Commit | bytes]) -> Path:
+    file = data / ORG / f"{path.removeprefix('/')}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"".join(frame([line if isinstance(line, bytes) else line.to_json()]) for line in lines))
+    return file
+
+
+def altered(commit: Commit) -> dict[str, Any]:
+    """What a commit is after a bit has flipped in its contents."""
+    return Commit.from_json(
+        {**commit.to_json(), "c": {"r": {**(commit.record or {}), "d": {"title": "b title"}}}}, org=ORG
+    ).to_json()
+
+
+async def is_complete(server: Server) -> bool:
+    status = server.database().data
+    return status is not None and status.is_complete
+
+
+async def test_damage_is_counted_said_once_for_each_file_and_withheld(
+    tmp_path: Path, signer: OwnedSession, user: OwnedSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    commits = [signed_commit(user) for _ in range(4)]
+    stranger = signed_commit(OwnedSession.generate(session_id="stranger", owner=None, now_ms=now_ms()))
+    wrong = Commit.from_json(altered(commits[1]), org=ORG)
+    write(tmp_path, "/sys/sessions", [session_commit(signer, user.session), b"{damaged"])
+    file = write(tmp_path, NOTES, [commits[0], wrong, b'{"id":"no-commit"}', b"\x00", commits[2], stranger, commits[3]])
+    before = file.read_bytes()
+    write(tmp_path, "/data/healthy", [signed_commit(user)])
+    with caplog.at_level(logging.INFO, "goatherd.node"):
+        async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+            database = server.database()
+            await database.open_repository(NOTES)
+            await eventually(lambda: is_complete(server))
+            assert database.data is not None
+            assert database.data.to_json() == {"complete": True, "records": 7, "damaged": 3, "unverifiable": 2}
+            repository = database.engine.repository(NOTES)
+            assert set(repository.ids) == {commits[0].id, commits[2].id, commits[3].id, stranger.id}
+            assert repository.item(commits[1].key) is None
+            async with Listener(server) as listener, NodeClient(listener.url) as client:
+                served = {commit["id"] for commit in await client.pull(NOTES, user)}
+                assert served == set(repository.ids), "an altered commit is not served"
+    assert file.read_bytes() == before, "the log stays as it is"
+    warnings = [record.getMessage() for record in caplog.records if "data.damaged" in record.getMessage()]
+    assert len(warnings) == 2
+    assert f"file={file} damaged=2 wrong_signature=1 unknown_signer=1 first_at_byte=" in warnings[1]
+    assert f"goatherd data check {tmp_path / ORG}" in warnings[1]
+    assert any("data.checked records=7 damaged=3 unverifiable=2" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_repository_that_is_opened_later_leaves_the_altered_commit_out_too(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    commit, other = signed_commit(signer), signed_commit(signer)
+    write(tmp_path, NOTES, [Commit.from_json(altered(commit), org=ORG), other])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        await eventually(lambda: is_complete(server))
+        engine = await server.database().open_repository(NOTES)
+        assert engine.repository(NOTES).ids == [other.id]
+
+
+async def test_a_good_copy_in_the_same_log_takes_the_place_of_an_altered_one(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    """So it is after the commit was fetched again, and the server started again."""
+    commit = signed_commit(signer)
+    write(tmp_path, NOTES, [Commit.from_json(altered(commit), org=ORG), commit])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        engine = await server.database().open_repository(NOTES)
+        await eventually(lambda: is_complete(server))
+        item = engine.repository(NOTES).item(commit.key)
+        assert item is not None
+        assert item.data["title"] == "a title"
+
+
+async def test_what_is_damaged_is_fetched_again_from_a_peer(tmp_path: Path, signer: OwnedSession) -> None:
+    commits = [signed_commit(signer) for _ in range(3)]
+    spoilt = [commits[0], Commit.from_json(altered(commits[1]), org=ORG), b'{"id":' + b"\xff" * 9]
+    write(tmp_path / "0", NOTES, spoilt)
+    write(tmp_path / "1", NOTES, commits)
+    async with cluster(tmp_path, 2, [document_of(signer)], links=lambda index: [1 - index]) as (damaged, whole):
+
+        async def is_whole() -> bool:
+            found = await damaged.client.pull(NOTES, signer)
+            titles = {commit["id"]: commit["c"]["r"]["d"]["title"] for commit in found}
+            return titles == {commit.id: "a title" for commit in commits}
+
+        await eventually(is_whole, within=timedelta(seconds=60))
+        assert await whole.holds(NOTES, signer) == {commit.id for commit in commits}
+    text = (tmp_path / "0" / ORG / "data" / "notes.jsonl").read_text(errors="replace")
+    assert text.count(commits[1].id) == 2, "the altered line stays until it is set aside; the good one is behind it"
+
+
+async def test_an_unknown_signer_that_becomes_known_is_no_longer_counted(
+    tmp_path: Path, signer: OwnedSession, user: OwnedSession
+) -> None:
+    write(tmp_path, NOTES, [signed_commit(user)])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        await eventually(lambda: is_complete(server))
+        database = server.database()
+        assert database.data is not None
+        assert database.data.unverifiable == 1
+        await database.take("/sys/sessions", [session_commit(signer, user.session).to_json()])
+        assert database.data.unverifiable == 0
+
+
+async def test_the_check_rests_longer_than_it_works(tmp_path: Path, signer: OwnedSession) -> None:
+    rests: list[timedelta] = []
+
+    class Ticking(SystemClock):
+        """Every look at the clock takes a second."""
+
+        def __init__(self) -> None:
+            self.time = 0.0
+
+        def monotonic(self) -> float:
+            self.time += 1.0
+            return self.time
+
+        async def sleep(self, duration: timedelta) -> None:
+            task = asyncio.current_task()
+            if task is not None and task.get_name().endswith("check the data"):
+                rests.append(duration)
+            else:
+                await super().sleep(duration)
+
+    write(tmp_path, NOTES, [b'{"id":"x"}'] * (2 * BATCH + 1))
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True, clock=Ticking())
+    async with server:
+        await eventually(lambda: is_complete(server))
+    assert len(rests) == 2, "not after the last batch"
+    assert all(rest >= timedelta(seconds=REST) for rest in rests)
+
+
+async def test_health_and_metrics_show_what_was_found(tmp_path: Path, signer: OwnedSession) -> None:
+    write(tmp_path, NOTES, [b"{", signed_commit(signer)])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        await eventually(lambda: is_complete(server))
+        transport = httpx2.ASGITransport(server.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://node", verify=False) as http:
+            health = (await http.get("/goatherd/v1/health")).json()
+            assert (health["status"], health["data"]["damaged"]) == ("ok", 1)
+            text = (await http.get("/goatherd/v1/metrics")).text
+    assert 'goatherd_data_unusable_records{kind="damaged"} 1.0' in text
+    assert 'goatherd_data_unusable_records{kind="unverifiable"} 0.0' in text
+    assert "goatherd_data_checked 1.0" in text
+    assert "goatherd_data_records 1.0" in text
