@@ -12,6 +12,7 @@ refusal, or not what a GoatDB server says), both naming the URL.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +46,10 @@ Message = dict[str, Any]
 _EMPTY_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _FULL_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 _PULL_ERROR_RATE: Final = 1e-6
+
+INSTANCE_HEADER: Final = "x-goatherd-instance"
+"""By this header, answers to ``/batch-sync`` say which server process gave them."""
+_INSTANCE: Final = re.compile(r"[a-z0-9]{1,64}")
 
 
 class Sendable(Protocol):
@@ -90,6 +95,10 @@ class NodeClient:
         server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
             certificate must have it.
 
+    Attributes:
+        answered_by: Id of the server process that answered the last `batch_sync`; None where it did not say. Behind one
+            URL there may be several.
+
     Raises:
         ConfigurationError: `base_url` is not such a URL.
     """
@@ -109,6 +118,7 @@ class NodeClient:
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
         self._server_name = server_name
+        self.answered_by: str | None = None
 
     @property
     def timeout(self) -> timedelta:
@@ -180,7 +190,11 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module. Status 403: the server does not trust `signer`.
         """
         body = to_json_bytes([{"path": path, "msg": message} for path, message in requests])
-        answer = await self._json("POST", "/batch-sync", content=body, headers=self._signed(signer, now_ms))
+        response = await self._send("POST", "/batch-sync", content=body, headers=self._signed(signer, now_ms))
+        self._check("POST", "/batch-sync", response)
+        answer = self._parse("POST", "/batch-sync", response)
+        instance = response.headers.get(INSTANCE_HEADER)
+        self.answered_by = instance if instance and _INSTANCE.fullmatch(instance) else None
         if not isinstance(answer, list) or len(answer) != len(requests):
             raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
         replies: list[Message] = []

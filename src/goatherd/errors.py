@@ -435,6 +435,20 @@ class UnhealthyError(RotationError):
     hint = "Make the cluster well first, or look at the health signal itself."
 
 
+class ObstructedError(RotationError):
+    """Something keeps a new rotation from beginning; the message names every obstacle, and nothing was written.
+
+    `obstacles` are the `goatherd.rotation.Obstacle` that were found.
+    """
+
+    code = "rotation.obstructed"
+    hint = "`goatherd rotate --plan` names every obstacle; remove them, then rotate."
+
+    def __init__(self, message: str, *, obstacles: tuple[object, ...] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.obstacles = obstacles
+
+
 class NotAdoptedError(RotationError):
     """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back.
 

@@ -24,6 +24,7 @@ from goatherd.rotation.machine import (
     Observation,
     Phase,
     Policy,
+    Prepare,
     Quorum,
     StoreView,
     VersionView,
@@ -119,9 +120,16 @@ class Decisions:
             sense = _sense(action)
             if isinstance(action, Wait | Introduce | CrossSign) and now_ms == LATE:
                 sense = (*sense, "late")  # what the deadline ends is not the same before and after it
+            if isinstance(action, Prepare):
+                sense = (*sense, unanswered(shown))
             if sense not in known:
                 known[sense] = None
                 yield action, (*shown, "late" if now_ms == LATE else "early")
+
+
+def unanswered(shown: tuple[str, ...]) -> int:
+    """Return how many nodes have not answered as they were asked."""
+    return sum(how in ("silence", "half") for how in shown)
 
 
 def _rotation_id(number: int) -> str | None:
@@ -165,6 +173,7 @@ def _node_view(at: int, sight: Sight, how: str) -> NodeView:
     return NodeView(
         url=url,
         reachable=True,
+        answers=True,
         trusts_next=sight.trusts,
         holds_introduction=sight.holds,
         signs_with=NAMES[sight.signer],

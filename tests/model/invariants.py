@@ -28,6 +28,7 @@ RULES = {
     "cross-signed": "once a rotation is verified, every node holds the earlier root's introduction by the new one",
     "adopted": "once a rotation is verified, every node signs with the new root",
     "stranger": "nobody moves a rotation that he was not asked to drive",
+    "looked": "a rotation begins only after every listed server, or the declared quorum, has answered",
     "asked": "a run replaces the root that it was asked to replace, no other",
     "once": "a run begins one rotation at most",
     "report": "a run reports an outcome only if it came about",

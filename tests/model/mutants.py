@@ -129,6 +129,7 @@ def _gate(step: Step, *kept: Evidence) -> Removed:
 
 
 MUTANTS = (
+    Mutant(name="preparing while a node gives no answer", breaks="looked", options=ONE, removed=_gate(Step.PREPARE)),
     Mutant(name="activating without a gate", breaks="trust", options=STALE, removed=_gate(Step.ACTIVATE)),
     Mutant(
         name="activating without having seen that every node holds the introduction",
@@ -154,14 +155,27 @@ MUTANTS = (
         options=ONE,
         removed=_gate(Step.VERIFY, Evidence.SIGNS_WITH_NEXT),
     ),
-    Mutant(name="taking no answer for a yes", breaks="trust", options=TWO, removed=Removed(lie=no_answer_is_yes)),
+    Mutant(
+        name="taking no answer for a yes",
+        breaks="trust",
+        options=TWO,
+        removed=Removed(lie=no_answer_is_yes),
+        allowed=frozenset({"looked"}),
+    ),
     Mutant(
         name="leaving out nodes that do not answer",
         breaks="trust",
         options=TWO,
         removed=Removed(lie=only_who_answers_counts),
+        allowed=frozenset({"looked"}),
     ),
-    Mutant(name="asking one node only", breaks="introduced", options=TWO, removed=Removed(lie=one_is_enough)),
+    Mutant(
+        name="asking one node only",
+        breaks="introduced",
+        options=TWO,
+        removed=Removed(lie=one_is_enough),
+        allowed=frozenset({"looked"}),
+    ),
     Mutant(
         name="pushing before published is written",
         breaks="known",

@@ -36,11 +36,12 @@ from goatherd.rotation.machine import (
     Phase,
     Prepare,
     RecordRetired,
+    Refuse,
     Step,
     Wait,
 )
 
-from .decisions import Decisions, Sight
+from .decisions import Decisions, Sight, unanswered
 from .settings import Options, Removed
 from .state import (
     GROUP_BITS,
@@ -309,7 +310,7 @@ class World:
             if self.is_past_kept:
                 seen = seen._replace(highest=max(run.highest, document.generation))
             sights: tuple[Sight, ...] = ()
-            if document.phase is not Phase.STEADY or seen.bound:
+            if document.phase is not Phase.STEADY or seen.bound or seen.goal is Goal.ROTATE:
                 sights = tuple(sorted(self.sight(store, document, node) for node in group if node.is_listed))
             for action, shown in self.decisions.choices(store, version, stable, sights, seen):
                 yield from self._answered(store_number, store, version, stable, seen, action, shown)
@@ -336,7 +337,9 @@ class World:
             case LabelStable(expected=expected):
                 yield self._ordered(number, store, version, stable, run, ("label", version, places[expected]), what)
             case Prepare():
-                yield number, run._replace(pending=("prepare", version)), 0, None, what
+                spare = self.options.nodes - (self.options.quorum or self.options.nodes)
+                broken = "looked" if unanswered(sights) > spare else None
+                yield number, run._replace(pending=("prepare", version)), 0, broken, what
             case Advance(step=step):
                 is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
                 sent = introduced(rotation) if is_hasty else 0
@@ -348,7 +351,7 @@ class World:
                 yield self._ordered(number, store, version, stable, run, ("destroy", at), what)
             case Done(outcome=outcome):
                 yield number, None, 0, self._untrue(store, run, outcome), what
-            case Busy() | Illegal():
+            case Busy() | Illegal() | Refuse():
                 yield number, None, 0, None, what
             case RecordRetired():
                 raise AssertionError("the model records no retirement")

@@ -192,6 +192,7 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
         "nodes": list(plan.nodes),
         "notWaitedFor": list(plan.not_waited_for),
         "obstacles": list(plan.obstacles),
+        "remarks": list(plan.remarks),
         "stops": list(plan.stops),
         "steps": [
             {
@@ -239,8 +240,9 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
         lines.append(f"then it stops in phase {to_phase.value}; `goatherd rotate --resume` carries on")
     lines += ["", *(f"not waited for: {who}" for who in plan.not_waited_for)]
     lines += [f"stopped by: {what}" for what in plan.stops]
-    lines += ["", *(f"obstacle: {obstacle}" for obstacle in plan.obstacles)]
-    lines += [] if plan.obstacles else ["nothing is known that would stand in its way"]
+    lines += ["", *(f"remark: {remark}" for remark in plan.remarks)]
+    lines += [f"obstacle: {obstacle}" for obstacle in plan.obstacles]
+    lines += [] if plan.obstacles else ["no obstacle: it can begin now"]
     return lines
 
 

@@ -196,6 +196,9 @@ class Database:
         debug: Do not wait for replicas after a new session.
         new_id: Where fresh ids come from.
         connect: Makes the client for a peer's URL; over HTTP by default.
+
+    Attributes:
+        instance: A random id of this process's database: it tells one server that has two names from two servers.
     """
 
     def __init__(
@@ -239,6 +242,7 @@ class Database:
         self._data_check: DataCheck | None = None
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
+        self.instance = random_id()
 
     async def open(self) -> None:
         """Load the identity, lock and open the data, start the peers.
@@ -471,7 +475,7 @@ class Database:
         SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
         """
         document, status, pool = self._settings.settings.document, self._settings.status, self.pool
-        age, refusal = status.age, status.last_refusal
+        age, refusal, interval = status.age, status.last_refusal, status.view_interval
         return {
             "org": self.org,
             "signer": pool.current.id,
@@ -489,6 +493,15 @@ class Database:
             "known": pool.known_count,
             "pending": pool.pending_count,
             "data": None if (data := self.data) is None else data.to_json(),
+            "instance": self.instance,
+            # Without URLs: who may see that there is a cluster need not learn where its servers are.
+            "peers": [
+                {"online": peer.online if peer.was_tried else None, "instances": list(peer.instances)}
+                for peer in self.peers
+            ],
+            "nowMs": self.now_ms(),
+            "viewIntervalMs": None if interval is None else round(interval / timedelta(milliseconds=1)),
+            "watching": status.is_watching,
         }
 
     async def _settle(self, response: Response) -> Response:

@@ -50,6 +50,9 @@ POLL_MAX: Final = timedelta(milliseconds=1500)
 RAMP: Final = timedelta(seconds=3)
 DOWN_MAX: Final = timedelta(seconds=2)
 RECHECK: Final = timedelta(seconds=60)
+RECENT: Final = timedelta(seconds=30)
+"""For so long, a server process that has answered counts as one that is synchronized with."""
+MANY_INSTANCES: Final = 64
 
 MAX_PATHS: Final = 64
 MAX_COMMITS: Final = 400
@@ -102,6 +105,8 @@ class PeerStatus:
         last_error: Why not.
         rounds: How many requests it has answered.
         waiting: Commits of ours that it is not known to hold.
+        was_tried: Whether a request to it has been answered, or has failed.
+        instances: Ids of the server processes that have answered there lately.
     """
 
     url: str
@@ -109,6 +114,8 @@ class PeerStatus:
     last_error: str | None
     rounds: int
     waiting: int
+    was_tried: bool = False
+    instances: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -171,6 +178,7 @@ class Peer:
         self._retry_at = 0.0
         self._last_error: str | None = None
         self._rounds = 0
+        self._answered: dict[str, float] = {}
         self._limit = MAX_COMMITS
 
     @property
@@ -191,7 +199,13 @@ class Peer:
             last_error=self._last_error,
             rounds=self._rounds,
             waiting=sum(len(state.waiting) for state in self._repositories.values()),
+            was_tried=self._rounds > 0 or self._failures > 0,
+            instances=self._find_recent(),
         )
+
+    def _find_recent(self) -> tuple[str, ...]:
+        since = self._clock.monotonic() - RECENT.total_seconds()
+        return tuple(instance for instance, at in self._answered.items() if at >= since)
 
     def poke(self, path: str, *, pull: bool = False) -> None:
         """Something is new in a repository: tell the peer now. With `pull` ask it too."""
@@ -265,7 +279,7 @@ class Peer:
                 sent[-1] = (state, pulled, watchers)
                 requests.append((state.path, message))
             replies = await self._client.batch_sync(requests, self._replica.signer()) if requests else []
-            self._succeeded()
+            self._succeeded(has_asked=bool(requests))
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
                 await self._digest(state, pulled, reply)
                 if state.has_news:
@@ -442,7 +456,7 @@ class Peer:
         part = min(1.0, max(0.0, now - state.reset) / RAMP.total_seconds())
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, *, has_asked: bool) -> None:
         if self._failures:
             _log.info("%s answers again", self.url)
             for state in self._repositories.values():
@@ -451,6 +465,12 @@ class Peer:
         self._retry_at = 0.0
         self._last_error = None
         self._rounds += 1
+        instance = self._client.answered_by if has_asked else None
+        if instance is not None:
+            self._answered.pop(instance, None)
+            self._answered[instance] = self._clock.monotonic()
+            if len(self._answered) > MANY_INSTANCES:
+                del self._answered[next(iter(self._answered))]
         self._limit = min(MAX_COMMITS, self._limit * 2)
 
     def _failed(self, due: Sequence[_Repository], error: Exception) -> None:

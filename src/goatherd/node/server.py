@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
+from goatherd.client import INSTANCE_HEADER
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, NodeError
 from goatherd.ids import new_id
@@ -289,6 +290,8 @@ class Server:
             fields.append((b"content-type", answer.content_type.encode()))
         if method == "GET" and answer.body:
             fields.append(_NO_STORE)
+        if path == "/batch-sync" and answer.status == 200:
+            fields.append((INSTANCE_HEADER.encode(), database.instance.encode()))
         if answer.cors:
             fields += self._cors(org, method)
         return answer.status, fields, answer.body

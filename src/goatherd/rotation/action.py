@@ -129,6 +129,48 @@ class Kept:
     labels: tuple[str, ...]
 
 
+class ObstacleKind(StrEnum):
+    """What kind of thing stands in the way of a new rotation."""
+
+    UNREACHABLE = "unreachable"
+    OTHER_IDENTITY = "other identity"
+    UNTRUSTED = "does not trust the current root"
+    REJECTS = "rejects the identity"
+    WITHOUT_STORE = "cannot read the store"
+    STORE_BEHIND = "store is behind"
+    NO_FLOW = "no synchronization"
+    NAMED_TWICE = "named twice"
+    CLOCK = "clock"
+    QUORUM = "quorum"
+    LIFETIME = "lifetime"
+    EXPIRED = "expired"
+    UNHEALTHY = "unhealthy"
+    NODES_UNKNOWN = "servers unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """One reason why a new rotation cannot begin now.
+
+    Attributes:
+        text: What is wrong and where, as a sentence without a full stop.
+        hint: What to do about it.
+        nodes: URLs of the servers that it concerns.
+    """
+
+    kind: ObstacleKind
+    text: str
+    hint: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """A new rotation cannot begin. Nothing is written; at least one obstacle says why."""
+
+    obstacles: tuple[Obstacle, ...]
+
+
 class Outcome(StrEnum):
     """How a run ended."""
 
@@ -166,5 +208,6 @@ Action = (
     | RecordRetired
     | Busy
     | Illegal
+    | Refuse
     | Done
 )

@@ -21,7 +21,6 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
-from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation.action import (
     Abandon,
     Action,
@@ -34,12 +33,16 @@ from goatherd.rotation.action import (
     Introduce,
     Kept,
     LabelStable,
+    Obstacle,
+    ObstacleKind,
     Outcome,
     Prepare,
     PrepareRestore,
     RecordRetired,
+    Refuse,
     Wait,
 )
+from goatherd.rotation.obstacles import find_obstacles
 from goatherd.rotation.policy import Policy, Quorum
 from goatherd.rotation.table import BACKWARD, FORWARD, GATES, SETTLED, STEPS, Evidence, Phase, Step, after
 
@@ -57,6 +60,7 @@ __all__ = [
     "Destroy",
     "Done",
     "Evidence",
+    "FlowProbe",
     "Goal",
     "HealthView",
     "Illegal",
@@ -66,6 +70,8 @@ __all__ = [
     "LabelStable",
     "NodeView",
     "Observation",
+    "Obstacle",
+    "ObstacleKind",
     "Outcome",
     "Phase",
     "Policy",
@@ -73,6 +79,7 @@ __all__ = [
     "PrepareRestore",
     "Quorum",
     "RecordRetired",
+    "Refuse",
     "Step",
     "StoreView",
     "VersionView",
@@ -81,6 +88,7 @@ __all__ = [
     "deadline_ms",
     "decide",
     "describe",
+    "find_obstacles_to_begin",
     "missing",
     "rotation_due_ms",
 ]
@@ -103,6 +111,7 @@ class StoreView:
         cancelled: Ids of the rotations that were cancelled, as far as the document remembers.
         unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
             they have not signed.
+        root_ids: Every root that the document lists.
     """
 
     version: str
@@ -123,6 +132,7 @@ class StoreView:
     restored: frozenset[str] = frozenset()
     cancelled: frozenset[str] = frozenset()
     unretired: tuple[tuple[str, int], ...] = ()
+    root_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +144,27 @@ class NodeView:
         rejects: Why it says that it will not take the document; None when it does not say so.
         without_store: It says that it serves a last known good identity, because it cannot reach the store.
         is_bare: Nobody restarts it, so it is not waited for to sign with B (`Policy.bare`).
+        is_unmodified: It was seen to run unmodified GoatDB.
+        answers: Whether it accepted a request signed by the current root.
+        roots: Ids of the roots that it says it trusts.
+        generation: Of the identity that it says it uses.
+        clock_ahead_ms: How far its clock is ahead of ours, beyond what the time of the answer explains; below 0 behind.
+        instance: The id of the server process that answered.
+        partners: Ids of the server processes that it says it has synchronized with lately.
+        is_partner_unknown: It has a peer of which it cannot say which process that is, or whether it can be reached.
         problem: One line for people, when something could not be seen.
     """
 
     url: str
     reachable: bool
+    is_unmodified: bool = False
+    answers: bool | None = None
+    roots: tuple[str, ...] | None = None
+    generation: int | None = None
+    clock_ahead_ms: int | None = None
+    instance: str | None = None
+    partners: frozenset[str] | None = None
+    is_partner_unknown: bool = False
     trusts_next: bool | None = None
     holds_introduction: bool | None = None
     signs_with: str | None = None
@@ -152,7 +178,7 @@ class NodeView:
         """Whether the node was positively seen to give `evidence` for the next root `to_id`."""
         if evidence is Evidence.ANSWERS:
             # What it holds is known only from an answer to a root that it trusts.
-            return self.holds_introduction is not None
+            return self.answers is True or self.holds_introduction is not None
         if evidence is Evidence.TRUSTS_NEXT:
             return self.trusts_next is True
         if evidence is Evidence.HOLDS_INTRODUCTION:
@@ -200,6 +226,21 @@ class HealthView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowProbe:
+    """What came of making an anonymous session at one server and asking the others whether they know it.
+
+    Attributes:
+        at: URL of the server that made the session.
+        unreached: URLs of the servers that did not know it in time.
+        problem: Why there was no session to ask for.
+    """
+
+    at: str
+    unreached: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """Everything that `decide` may know.
 
@@ -207,6 +248,8 @@ class Observation:
         nodes: Those that there are now; from one look to the next some may have joined, or left.
         health: None where no signal is configured, or none is asked for in this phase.
         nodes_unknown: Why it cannot be told who the nodes are now; `nodes` are those that were known last.
+        flow: What a probe has shown where the servers do not say with whom they synchronize; None without one.
+        are_nodes_discovered: Whether the servers were found by asking, rather than listed one by one.
     """
 
     store: StoreView
@@ -214,6 +257,8 @@ class Observation:
     versions: tuple[VersionView, ...] = ()
     health: HealthView | None = None
     nodes_unknown: str | None = None
+    flow: FlowProbe | None = None
+    are_nodes_discovered: bool = False
 
 
 class Goal(StrEnum):
@@ -290,6 +335,23 @@ def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, .
         if urls:
             lacking[evidence] = urls
     return lacking
+
+
+def find_obstacles_to_begin(
+    observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool = False
+) -> tuple[Obstacle, ...]:
+    """Return everything that keeps a new rotation from beginning now; empty where it may begin.
+
+    Where a quorum is declared, a server that does not answer is no obstacle, if enough others do. An expired root is no
+    obstacle to a restore: it need not introduce a root that every server trusts already.
+    """
+    store = observation.store
+    if store.phase is Phase.STEADY and not (is_restore and now_ms > store.current_expires_ms):
+        behind = {url for urls in missing(observation, Step.PREPARE).values() for url in urls}
+    else:
+        behind = {node.url for node in observation.nodes if not node.reachable}
+    silent = frozenset(behind - excused(observation, policy))
+    return find_obstacles(observation, policy, now_ms, silent=silent, is_restore=is_restore)
 
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
@@ -457,14 +519,16 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
     if intent.goal is Goal.ROTATE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        if now_ms > store.current_expires_ms:
-            why = f"root {store.current_id!r} has expired: what it signs now convinces nobody"
-            return Illegal(why=why, hint=EXPIRED_HINT)
+        found = find_obstacles_to_begin(observation, policy, now_ms)
+        if found:
+            return Refuse(obstacles=found)
         return _label(store) or Prepare(expected=store.version)
     if intent.goal is Goal.RESTORE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        # An expired root is no obstacle here: it need not introduce a root that every server trusts already.
+        found = find_obstacles_to_begin(observation, policy, now_ms, is_restore=True)
+        if found:
+            return Refuse(obstacles=found)
         return _label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
     if intent.goal is Goal.RETIRE:
         return _label(store) or _retire(observation, policy, now_ms)

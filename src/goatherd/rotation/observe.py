@@ -27,7 +27,7 @@ from goatherd.clock import Clock
 from goatherd.errors import GenerationError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
-from goatherd.rotation.machine import NodeView
+from goatherd.rotation.machine import FlowProbe, NodeView
 from goatherd.rotation.vouching import Sought, signer_of
 from goatherd.settings.base import Origin
 from goatherd.wire.bloom import BloomFilter
@@ -41,6 +41,11 @@ _FILTER_BYTES: Final = 1024
 _SMALL: Final = 1000
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
+_STORE_FAILED: Final = "provider."
+_PROBE_PAUSE: Final = timedelta(milliseconds=250)
+_LONGEST_ID: Final = 64
+_MANY_PEERS: Final = 256
+_MANY_ROOTS: Final = 1000
 
 
 class Node(Protocol):
@@ -78,6 +83,7 @@ class Question:
         introductions: The commits any of which introduces `next_root`.
         cross_signature: A's, signed by B.
         signer: Whether it matters who signs; asking an unmodified server costs a session.
+        answers: Whether to see that it accepts a request signed by `asker`, where there is no `next_root`.
     """
 
     asker: OwnedSession
@@ -85,6 +91,7 @@ class Question:
     introductions: tuple[Sought, ...] = ()
     cross_signature: Sought | None = None
     signer: bool = False
+    answers: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +101,18 @@ class _Memory:
     unmodified: bool = False
     signer: str | None = None
     asked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What a server of ours says of itself; each part is None, or empty, where it says nothing that can be used."""
+
+    roots: tuple[str, ...] | None
+    generation: int | None
+    clock_ahead_ms: int | None
+    instance: str | None
+    partners: frozenset[str] | None
+    is_partner_unknown: bool
 
 
 @dataclass(slots=True)
@@ -106,6 +125,8 @@ class _Sight:
     signs_with: str | None = None
     rejects: str | None = None
     without_store: bool = False
+    answers: bool | None = None
+    told: _Told | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -184,10 +205,44 @@ class Observer:
         (reply,) = await self.nodes[url].batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
         return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
 
-    async def without_store(self) -> tuple[str, ...]:
-        """Return the URLs of the nodes that say that they serve a last known good identity. Never raises for a node."""
-        answers = await self._identities()
-        return tuple(url for url, answer in answers.items() if answer.get("source") == Origin.LAST_KNOWN_GOOD)
+    @property
+    def is_discovered(self) -> bool:
+        """Whether the nodes are found by asking, rather than listed one by one."""
+        return self._source is not None
+
+    async def probe_flow(self, at: str, others: Sequence[str], *, patience: timedelta) -> FlowProbe:
+        """Make an anonymous session at one server, and see which others know it within `patience`.
+
+        It works with any GoatDB server: one that has received the session's commit accepts a request signed by that
+        session. What it leaves behind is the session, as every visitor of the cluster leaves one; it expires by itself.
+
+        Args:
+            at: URL of the server that makes the session.
+            others: URLs of the servers that shall learn of it.
+            patience: How long they have for it.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                owned, _ = await self.nodes[at].create_session()
+        except (NodeError, TimeoutError) as error:
+            return FlowProbe(at=at, problem=str(error) or f"no answer within {self._timeout:g} s")
+        until = self._clock.monotonic() + patience.total_seconds()
+        left = list(others)
+        while True:
+            async with asyncio.TaskGroup() as group:
+                asked = {url: group.create_task(self._is_accepted(url, owned)) for url in left}
+            left = [url for url in left if not asked[url].result()]
+            if not left or self._clock.monotonic() >= until:
+                return FlowProbe(at=at, unreached=tuple(left))
+            await self._clock.sleep(_PROBE_PAUSE)
+
+    async def _is_accepted(self, url: str, signer: OwnedSession) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self.nodes[url].batch_sync([], signer, self._clock.now_ms())
+        except (KeyError, NodeError, TimeoutError):
+            return False
+        return True
 
     async def unmodified(self) -> tuple[str, ...]:
         """Return the URLs of the servers that were seen to run unmodified GoatDB, and of those that nobody restarts."""
@@ -232,13 +287,23 @@ class Observer:
                     group.create_task(self._see_identity(url, question, sight))
                     if question.next_root is not None:
                         group.create_task(self._see_trust(url, question, question.next_root, sight))
+                    elif question.answers:
+                        group.create_task(self._see_answer(url, question.asker, sight))
         except TimeoutError:
             sight.problems.append(f"no answer within {self._timeout:g} s")
-        cross = question.cross_signature
+        cross, told = question.cross_signature, sight.told
         introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
         return NodeView(
             url=url,
             reachable=sight.reachable,
+            is_unmodified=url in self._memory and self._memory[url].unmodified,
+            answers=sight.answers,
+            roots=None if told is None else told.roots,
+            generation=None if told is None else told.generation,
+            clock_ahead_ms=None if told is None else told.clock_ahead_ms,
+            instance=None if told is None else told.instance,
+            partners=None if told is None else told.partners,
+            is_partner_unknown=told is not None and told.is_partner_unknown,
             trusts_next=sight.trusts_next,
             holds_introduction=None if not introduced or None in introduced else True in introduced,
             signs_with=sight.signs_with,
@@ -253,13 +318,18 @@ class Observer:
         memory = self._memory.setdefault(url, _Memory())
         try:
             if not memory.unmodified:
+                before_ms = self._clock.now_ms()
                 answer = await self.nodes[url].identity()
+                after_ms = self._clock.now_ms()
                 sight.reachable = True
                 if answer is not None:
                     signer = answer.get("signer")
                     sight.signs_with = signer if isinstance(signer, str) else None
                     sight.rejects = _rejection(answer)
-                    sight.without_store = answer.get("source") == Origin.LAST_KNOWN_GOOD
+                    sight.without_store = _is_without_store(answer)
+                    if question.answers:
+                        # Only before a rotation: what changes at each look would be told anew at each look.
+                        sight.told = read_told(answer, before_ms=before_ms, after_ms=after_ms)
                     return
                 memory.unmodified = True
             if question.signer:
@@ -267,6 +337,21 @@ class Observer:
                 sight.reachable = True
         except NodeError as error:
             _note(sight, error)
+
+    async def _see_answer(self, url: str, asker: OwnedSession, sight: _Sight) -> None:
+        try:
+            await self.nodes[url].batch_sync([], asker, self._clock.now_ms())
+        except NodeRefusedError as error:
+            if error.status != 403:
+                _note(sight, error)
+                return
+            sight.answers = False
+        except NodeError as error:
+            _note(sight, error)
+            return
+        else:
+            sight.answers = True
+        sight.reachable = True
 
     async def _see_trust(self, url: str, question: Question, next_root: OwnedSession, sight: _Sight) -> None:
         sought = [*question.introductions, *(() if question.cross_signature is None else (question.cross_signature,))]
@@ -334,6 +419,56 @@ def _rejection(identity: Mapping[str, Any]) -> str | None:
     if not isinstance(code, str) or not code.startswith(_REFUSED) or code == GenerationError.code:
         return None
     return code
+
+
+def _is_without_store(identity: Mapping[str, Any]) -> bool:
+    """Return whether a node says that it cannot read the store now, whatever identity it serves meanwhile."""
+    if identity.get("source") == Origin.LAST_KNOWN_GOOD:
+        return True
+    refusal = identity.get("refusal")
+    code = refusal.get("code") if identity.get("degraded") is True and isinstance(refusal, Mapping) else None
+    return isinstance(code, str) and code.startswith(_STORE_FAILED)
+
+
+def read_told(identity: Mapping[str, Any], *, before_ms: int, after_ms: int) -> _Told:
+    """Return what a server says of itself, as far as it can be used: one server's word, bounded.
+
+    Args:
+        identity: The answer to ``GET /goatherd/v1/identity``.
+        before_ms, after_ms: Our time when the request was sent and when the answer was there.
+    """
+    generation, now_ms, instance = identity.get("generation"), identity.get("nowMs"), identity.get("instance")
+    ahead_ms = None
+    if type(now_ms) is int:
+        ahead_ms = now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
+    partners, is_unknown = _partners(identity.get("peers"))
+    return _Told(
+        roots=tuple(_texts(identity.get("roots"))[:_MANY_ROOTS]) if isinstance(identity.get("roots"), list) else None,
+        generation=generation if type(generation) is int else None,
+        clock_ahead_ms=ahead_ms,
+        instance=instance if isinstance(instance, str) and 0 < len(instance) <= _LONGEST_ID else None,
+        partners=partners,
+        is_partner_unknown=is_unknown,
+    )
+
+
+def _partners(peers: object) -> tuple[frozenset[str] | None, bool]:
+    """Return the processes that a server has synchronized with lately, and whether there is one that it cannot name."""
+    if not isinstance(peers, list):
+        return None, False
+    found, is_unknown = set[str](), False
+    for peer in peers[:_MANY_PEERS]:
+        if not isinstance(peer, Mapping):
+            continue
+        instances = peer.get("instances")
+        named = (
+            [one for one in instances if isinstance(one, str) and len(one) <= _LONGEST_ID]
+            if isinstance(instances, list)
+            else []
+        )
+        found.update(named[:_MANY_PEERS])
+        is_unknown = is_unknown or (not named and peer.get("online") is not False)
+    return frozenset(found), is_unknown
 
 
 def _texts(value: object) -> list[str]:

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from goatherd.rotation.machine import BACKWARD, FORWARD, GATES, Observation, Phase, Policy, Step, after
+from goatherd.rotation.machine import (
+    BACKWARD,
+    FORWARD,
+    GATES,
+    Observation,
+    Phase,
+    Policy,
+    Step,
+    after,
+    find_obstacles_to_begin,
+)
 
 EFFECTS: Final[dict[Step, str]] = {
     Step.PREPARE: "label the current version stable; write a new root beside the current one, endorsed by it",
@@ -50,7 +60,7 @@ class Cost:
 
 # Two requests a look, one to introduce, one to tell (tests/unit/rotation/test_plan.py counts them).
 COSTS: Final[dict[Step, Cost]] = {
-    Step.PREPARE: Cost(store_reads=4, store_writes=2, node_requests=2),
+    Step.PREPARE: Cost(store_reads=4, store_writes=2, node_requests=5),
     Step.PUBLISH: Cost(store_reads=1, store_writes=1, node_requests=3),
     Step.ACTIVATE: Cost(store_reads=2, store_writes=1, node_requests=6),
     Step.VERIFY: Cost(store_reads=2, store_writes=1, node_requests=5),
@@ -93,7 +103,9 @@ class Plan:
     Attributes:
         resumes: The rotation that would be carried on, or None for a new one.
         started_by, started_at: Of that rotation.
-        obstacles: What would stop it, for people. Empty means: nothing is known that would.
+        obstacles: Why a new rotation is refused now, for people; empty where it begins. Where one is in progress: what
+            keeps it from going on.
+        remarks: What is worth knowing, and does not stop it.
         not_waited_for: Who would not be waited for, for people.
         stops: What would end it without anybody asking, for people.
     """
@@ -106,11 +118,14 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     nodes: tuple[str, ...]
     obstacles: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
     not_waited_for: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
 
 
-def make_plan(observation: Observation, policy: Policy, now_ms: int, *, signals: Sequence[str] = ()) -> Plan:
+def make_plan(
+    observation: Observation, policy: Policy, now_ms: int, *, signals: Sequence[str] = (), remarks: Sequence[str] = ()
+) -> Plan:
     """Return what would happen from here on.
 
     Args:
@@ -118,6 +133,7 @@ def make_plan(observation: Observation, policy: Policy, now_ms: int, *, signals:
         policy: How patient the rotation would be.
         now_ms: Milliseconds since 1970.
         signals: The names of the health signals.
+        remarks: What is worth knowing (`goatherd.rotation.obstacles.find_remarks`).
     """
     store = observation.store
     steps: list[PlannedStep] = []
@@ -133,7 +149,8 @@ def make_plan(observation: Observation, policy: Policy, now_ms: int, *, signals:
         started_at=store.started_at,
         steps=tuple(steps),
         nodes=tuple(node.url for node in observation.nodes),
-        obstacles=tuple(_obstacles(observation, now_ms)),
+        obstacles=tuple(_obstacles(observation, policy, now_ms)),
+        remarks=tuple(remarks),
         not_waited_for=tuple(_not_waited_for(observation, policy)),
         stops=tuple(_stops(policy, signals)),
     )
@@ -148,7 +165,7 @@ def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -
         also += [f"well: {name}" for name in signals]
     if step is Step.FINALIZE and signals and policy.health_soak:
         also.append(f"well for {_seconds(policy.health_soak)}")
-    patience = policy.adoption if gate else None
+    patience = policy.adoption if gate and phase is not Phase.STEADY else None  # there it is refused at once
     if step is Step.ACTIVATE:
         patience = max(policy.adoption, policy.unlisted)
     elif step is Step.FINALIZE and signals:
@@ -167,24 +184,10 @@ def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -
     )
 
 
-def _obstacles(observation: Observation, now_ms: int) -> list[str]:
-    store = observation.store
-    found = [f"{node.url}: {node.problem or 'does not answer'}" for node in observation.nodes if not node.reachable]
-    found += [f"{node.url} refuses the document: {node.rejects}" for node in observation.nodes if node.rejects]
-    found += [f"{node.url} cannot reach the store" for node in observation.nodes if node.without_store]
-    found += [
-        f"{node.url} signs with {node.signs_with}, not with {store.current_id}"
-        for node in observation.nodes
-        if node.signs_with not in (None, store.current_id)
-    ]
-    if observation.health is not None and observation.health.failures:
-        found.append(f"not healthy: {observation.health.problem}")
-    if store.phase is Phase.STEADY and now_ms > store.current_expires_ms:
-        found.append(f"root {store.current_id} has expired and can introduce nobody")
-    if observation.nodes_unknown is not None:
-        found.append(f"it cannot be told who the nodes are: {observation.nodes_unknown}")
-    elif not observation.nodes:
-        found.append("no node is listed: nothing would wait for the servers that hold this identity")
+def _obstacles(observation: Observation, policy: Policy, now_ms: int) -> list[str]:
+    found = [one.text for one in find_obstacles_to_begin(observation, policy, now_ms)]
+    if not observation.nodes and observation.nodes_unknown is None:
+        found.append("no server is listed: the rotation would wait for none of those that hold this identity")
     return found
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from goatherd.clock import iso
-from goatherd.errors import IllegalStepError, RotationBusyError
-from goatherd.rotation.action import Busy, Illegal
+from goatherd.errors import (
+    ConfigurationError,
+    DegradedError,
+    GoatherdError,
+    IllegalStepError,
+    LifetimeError,
+    ObstructedError,
+    RotationBusyError,
+    UnhealthyError,
+)
+from goatherd.rotation.action import Busy, Illegal, Obstacle, ObstacleKind, Refuse
 
 
-def refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
-    """Return the error that says who is at it, or why it cannot follow."""
+def refusal(action: Busy | Illegal | Refuse) -> GoatherdError:
+    """Return the error that says who is rotating, what stands in the way, or why the step cannot follow."""
+    if isinstance(action, Refuse):
+        return _obstructed(action.obstacles)
     if isinstance(action, Illegal):
         return IllegalStepError(action.why, hint=action.hint)
     if action.rotation_id is None:
@@ -20,3 +31,20 @@ def refusal(action: Busy | Illegal) -> RotationBusyError | IllegalStepError:
     return RotationBusyError(
         f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"
     )
+
+
+def _obstructed(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
+    message = f"the rotation was not begun: {'; '.join(one.text for one in obstacles)}"
+    hint = " ".join(dict.fromkeys(one.hint for one in obstacles if one.hint)) or None
+    kinds = {one.kind for one in obstacles}
+    if ObstacleKind.EXPIRED in kinds:
+        return IllegalStepError(message, hint=hint)
+    if kinds == {ObstacleKind.UNHEALTHY}:
+        return UnhealthyError(message, hint=hint)
+    if kinds == {ObstacleKind.WITHOUT_STORE}:
+        return DegradedError(message, hint=hint)
+    if kinds == {ObstacleKind.QUORUM}:
+        return ConfigurationError(message, hint=hint)
+    if kinds == {ObstacleKind.LIFETIME}:
+        return LifetimeError(message, hint=hint)
+    return ObstructedError(message, obstacles=obstacles, hint=hint)

@@ -22,7 +22,6 @@ from typing import Final
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     ConflictError,
-    DegradedError,
     GenerationError,
     IllegalStepError,
     NodeError,
@@ -60,6 +59,7 @@ from goatherd.rotation.machine import (
     CrossSign,
     Destroy,
     Done,
+    FlowProbe,
     Goal,
     HealthView,
     Illegal,
@@ -74,15 +74,18 @@ from goatherd.rotation.machine import (
     Prepare,
     PrepareRestore,
     RecordRetired,
+    Refuse,
     Step,
     StoreView,
     VersionView,
     Wait,
     decide,
+    find_obstacles_to_begin,
 )
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
+from goatherd.rotation.obstacles import find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
-from goatherd.rotation.policy import check_lifetime, check_quorum
+from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
 from goatherd.rotation.restorable import check_remaining_life, choose_root, read_earlier_root
 from goatherd.rotation.view import store_view
@@ -146,6 +149,8 @@ class Rotator:
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
         self._left_out: tuple[str, ...] = ()
+        self._flow: FlowProbe | None = None
+        self._health_before: HealthView | None = None
         self._phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -161,21 +166,17 @@ class Rotator:
                 when and which phase.
             NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
                 `report` tells more.
-            IllegalStepError: The root that signs has expired.
+            ObstructedError: Something stands in the way (`goatherd.rotation.obstacles`): a server does not answer, or
+                belongs to another identity, or what one accepts does not reach the others. Nothing was written.
+            IllegalStepError: The root that signs has expired. Nothing was written.
+            DegradedError: A node cannot read the store, and so could not follow. Nothing was written.
+            UnhealthyError: The health signal is bad already. Nothing was written.
             LifetimeError: The new root would live too short (`goatherd.rotation.policy.check_lifetime`).
             ConfigurationError: The quorum is larger than the number of listed servers.
-            DegradedError: A node serves a last known good identity, and could not follow. Nothing was begun.
-            UnhealthyError: The health signal is bad already. Nothing was begun.
             ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
-        check_lifetime(self.policy)
-        check_quorum(self.policy, self._listed)
-        await self._refuse_without_store()
-        # By now each server that answers has said what it is.
-        check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
-        await self._refuse_unwell()
         return await self._asked(Goal.ROTATE, to_phase=to_phase)
 
     async def restore(self, root_id: str | None = None, *, to_phase: Phase | None = None) -> Report:
@@ -188,7 +189,8 @@ class Rotator:
         Raises:
             NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is
                 in no version that can be read. Nothing was written.
-            RotationBusyError, NotAdoptedError, DegradedError, UnhealthyError, ProviderError: As `rotate`.
+            RotationBusyError, NotAdoptedError, ObstructedError, DegradedError, UnhealthyError, ProviderError: As
+                `rotate`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
@@ -197,8 +199,6 @@ class Rotator:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.unmodified()
             check_remaining_life(document, root_id, self._clock.now_ms(), self.policy, unmodified=unmodified)
-        await self._refuse_without_store()
-        await self._refuse_unwell()
         return await self._asked(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
@@ -245,16 +245,10 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
         document, version = await self._read()
-        store = await self._store_view(document, version)
-        # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
-        nodes = await self._observer.look(self._question(document, signer=False))
-        health = None
-        if self._health.signals:
-            problem = await self._health.ask()
-            health = HealthView(failures=0 if problem is None else 1, problem=problem)
-        observation = Observation(store=store, nodes=nodes, health=health, nodes_unknown=self._observer.unknown)
+        observation, _ = await self._survey(document, version)
         names = tuple(one.name for one in self._health.signals)
-        return make_plan(observation, self.policy, self._clock.now_ms(), signals=names)
+        remarks = find_remarks(observation)
+        return make_plan(observation, self.policy, self._clock.now_ms(), signals=names, remarks=remarks)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -269,6 +263,7 @@ class Rotator:
     ) -> Report:
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._undestroyed = {}
+        self._flow = self._health_before = None
         self._health.forget()
         document, _ = await self._read()
         if document.rotation is None and goal in (Goal.RESUME, Goal.ABANDON):
@@ -314,7 +309,7 @@ class Rotator:
                 self._emit(Decided(action=action))
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
-                if isinstance(action, Busy | Illegal):
+                if isinstance(action, Busy | Illegal | Refuse):
                     raise refusal(action)
                 if isinstance(action, Wait):
                     await self._tell(document, action.nodes)
@@ -355,6 +350,11 @@ class Rotator:
 
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         document, version = await self._read()
+        is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
+        if is_beginning and document.rotation is None:
+            observation, document = await self._survey(document, version, is_probing=True, is_restore=intent.is_restore)
+            self._note(observation.store, observation.nodes, document, None, intent)
+            return observation, document
         store = await self._store_view(document, version)
         versions: tuple[VersionView, ...] = ()
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
@@ -376,6 +376,61 @@ class Rotator:
             store=store, nodes=nodes, versions=versions, health=health, nodes_unknown=self._observer.unknown
         )
         return observation, document
+
+    async def _survey(
+        self,
+        document: IdentityDocument,
+        version: SecretVersion,
+        *,
+        is_probing: bool = False,
+        is_restore: bool = False,
+    ) -> tuple[Observation, IdentityDocument]:
+        """Return all that `find_obstacles_to_begin` looks at, and the identity of then; write nothing to the store.
+
+        Args:
+            document, version: What label ``current`` leads to.
+            is_probing: Ask the nodes to look at the store where they could not read it, and, where they do not say with
+                whom they synchronize and nothing else stands in the way, make one anonymous session to see whether they
+                do.
+            is_restore: Whether it is to be a rotation to an earlier root.
+        """
+        store = await self._store_view(document, version)
+        # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
+        question = replace(self._question(document, signer=False), answers=True)
+        nodes = await self._observer.look(question)
+        cut_off = [node.url for node in nodes if node.without_store]
+        if cut_off and is_probing:
+            await self._tell(document, cut_off)
+            nodes = await self._observer.look(question)
+        if any((node.generation or 0) > document.generation for node in nodes):
+            latest, its_version = await self._read()
+            if latest.generation != document.generation:
+                # It was changed during the look at the servers.
+                return await self._survey(latest, its_version, is_probing=is_probing, is_restore=is_restore)
+        health = self._health_before
+        if self._health.signals and health is None:
+            problem = await self._health.ask()
+            health = HealthView(failures=0 if problem is None else 1, problem=problem)
+            self._health_before = health if is_probing else None
+        observation = Observation(
+            store=store,
+            nodes=nodes,
+            health=health,
+            nodes_unknown=self._observer.unknown,
+            flow=self._flow,
+            are_nodes_discovered=self._observer.is_discovered,
+        )
+        flow = find_flow(nodes)
+        if (
+            not is_probing
+            or self._flow is not None
+            or flow.is_proven
+            or find_obstacles_to_begin(observation, self.policy, self._clock.now_ms(), is_restore=is_restore)
+        ):
+            return observation, document
+        at, *others = (*flow.silent, *(url for group in flow.groups for url in group))
+        self._flow = await self._observer.probe_flow(at, others, patience=self.policy.flow_patience)
+        return replace(observation, flow=self._flow), document
 
     async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
         if (
@@ -573,16 +628,6 @@ class Rotator:
         problem = await self._health.ask()
         if problem is not None:
             raise UnhealthyError(f"not healthy before the rotation goes on, so nothing was begun: {problem}")
-
-    async def _refuse_without_store(self) -> None:
-        """Raise where a node cannot reach the store, after it was told to try again."""
-        cut_off = await self._observer.without_store()
-        if cut_off:
-            document, _ = await self._read()
-            await self._tell(document, cut_off)
-            cut_off = await self._observer.without_store()
-        if cut_off:
-            raise DegradedError(f"{', '.join(cut_off)}: serves a last known good identity and cannot reach the store")
 
     async def _pause(self, poll: timedelta, until_ms: int | None) -> timedelta:
         left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._clock.now_ms()))

@@ -55,7 +55,9 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
 """The legal steps. Tests print, walk and exhaust this table."""
 
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
-    Step.PREPARE: (),
+    # Nothing is written before every server has answered: a server that is down would cancel the rotation later, and
+    # one of another identity would take no part in it at all.
+    Step.PREPARE: (Evidence.ANSWERS,),
     # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
     # From then on it stays among the roots for good; so nobody is told of it who would have it cancelled anyhow.
     Step.PUBLISH: (Evidence.ANSWERS,),

@@ -30,6 +30,7 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
         cancelled=frozenset(one.rotation_id for one in document.history if one.event == CANCELLED and one.rotation_id),
         finished=frozenset(one.rotation_id for one in document.history if one.event in SUCCESSES and one.rotation_id),
         unretired=unretired(document),
+        root_ids=frozenset(root.id for root in document.roots),
     )
     record, following = document.rotation, document.next
     if record is None:

@@ -96,6 +96,7 @@ class SettingsStatus:
         origin: What kind of source the identity in use is from.
         is_backing_off: Whether the source is asked ever more seldom, because it fails.
         is_watching: Whether the source tells of changes by itself, now.
+        view_interval: Longest time between two looks at a source that answers; None where there are no regular looks.
         refused: How many looks found an identity that is not to be used, by the error's code, since the start.
         calls: The calls of the store, where there is one; shared by all who use the same provider.
     """
@@ -110,6 +111,7 @@ class SettingsStatus:
     origin: Origin = Origin.STORE
     is_backing_off: bool = False
     is_watching: bool = False
+    view_interval: timedelta | None = None
     refused: Mapping[str, int] = field(default_factory=dict)
     calls: CallCounts | None = field(default=None, repr=False, compare=False)
 

@@ -144,6 +144,7 @@ class CloudSecretSettings(Settings):
             super().status,
             is_backing_off=self._keeper.is_open,
             is_watching=self._keeper.is_watching,
+            view_interval=self._keeper.longest_pause,
             calls=self._provider.call_counts,
         )
 

@@ -72,6 +72,11 @@ class Keeper:
         """Whether the store failed when it was last asked."""
         return self._breaker.is_open
 
+    @property
+    def longest_pause(self) -> timedelta:
+        """Longest time between two polls of a store that answers; longer while it tells of changes by itself."""
+        return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
+
     def admits(self) -> bool:
         """Whether a call would reach the store now."""
         return self._breaker.admits(self._clock.monotonic())

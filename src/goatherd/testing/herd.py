@@ -27,6 +27,7 @@ from goatherd.errors import (
     NodeUnreachableError,
     ProviderError,
     SuccessionError,
+    UnavailableError,
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -80,16 +81,20 @@ class Faults:
     Attributes:
         cut_off: Nothing gets through, from nobody.
         store_lost: It cannot read the store: its view stays as it is.
+        admits_loss: It says that it cannot read the store, as a server of Goatherd's does; else its replica lags.
         deaf: It does not hear that it should look at the store; it still does by itself, at its interval.
         refuses_documents: It reads the document, will not take it, and says so.
         forgets_pushes: It answers 200 to pushed session commits of roots and keeps none.
+        clock_ahead: How far its clock is ahead of the herd's.
     """
 
     cut_off: bool = False
     store_lost: bool = False
+    admits_loss: bool = False
     deaf: bool = False
     refuses_documents: bool = False
     forgets_pushes: bool = False
+    clock_ahead: timedelta = timedelta(0)
 
 
 @dataclass(slots=True)
@@ -115,6 +120,8 @@ class HerdNode:
     Attributes:
         unmodified: It is a GoatDB 0.5.1: no ``/goatherd/v1``, and it signs with the key that it started with.
         faults: See `Faults`.
+        peers: The nodes that it was told of, and synchronizes with; None for all.
+        instance: The id of its process.
         asked: How often each method was called.
     """
 
@@ -124,6 +131,8 @@ class HerdNode:
         self.faults = Faults()
         self.asked: Counter[str] = Counter()
         self.refusal: str | None = None
+        self.peers: Sequence[HerdNode] | None = None
+        self.instance = f"instance-of-{name}"
         self._herd = herd
         self._logs: dict[str, dict[str, Commit]] = {SESSIONS: {}, DATA: {}}
         self._sender = _Sender()
@@ -154,14 +163,30 @@ class HerdNode:
         self._arrive("identity")
         if self.unmodified:
             return None
+        is_lost = self.faults.store_lost and self.faults.admits_loss
+        refusal = UnavailableError.code if is_lost and self.refusal is None else self.refusal
+        reached = [peer for peer in self.known_peers() if not peer.faults.cut_off]
         return {
             "org": ORG,
             "signer": self.pool.current.id,
             "roots": list(self.pool.root_ids),
             "generation": self.document.generation,
-            "degraded": self.refusal is not None,
-            "refusal": None if self.refusal is None else {"code": self.refusal},
+            "degraded": refusal is not None,
+            "refusal": None if refusal is None else {"code": refusal},
+            "instance": self.instance,
+            "peers": [
+                {
+                    "online": peer in reached,
+                    "instances": [peer.instance] if peer in reached and not peer.unmodified else [],
+                }
+                for peer in self.known_peers()
+            ],
+            "nowMs": self._herd.clock.now_ms() + self.faults.clock_ahead // timedelta(milliseconds=1),
         }
+
+    def known_peers(self) -> list[HerdNode]:
+        """Return the other nodes that it synchronizes with."""
+        return [peer for peer in (self._herd.nodes if self.peers is None else self.peers) if peer is not self]
 
     async def refresh(
         self,
@@ -413,11 +438,10 @@ class Herd:
                 await client.sync()
 
     async def spread(self) -> None:
-        """Let every node sync once with every other."""
+        """Let every node sync once with every other that it was told of."""
         for node in self.nodes:
-            for peer in self.nodes:
-                if peer is not node:
-                    await node.sync_with(peer)
+            for peer in node.known_peers():
+                await node.sync_with(peer)
 
     async def settle(self, rounds: int = 15) -> None:
         """Stop writing, and give everything that will still arrive the time to do so."""

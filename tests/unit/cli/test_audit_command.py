@@ -146,7 +146,7 @@ def test_a_run_that_fails_is_in_the_trail_with_its_reason(goatherd: Goatherd, st
     (tmp_path / "goatherd.toml").write_text(f'[rotation]\nadoption = "50ms"\n[audit]\nlog = "{file}"\n')
     assert goatherd("rotate", "--provider", store, "--node", "http://127.0.0.1:1").code == EXIT_CODES["rotation"]
     last = records(goatherd, file)[-1]
-    assert (last["event"], last["data"]["code"]) == ("run-failed", "rotation.not_adopted")
+    assert (last["event"], last["data"]["code"]) == ("run-failed", "rotation.obstructed")
     assert "http://127.0.0.1:1" in last["data"]["reason"]
 
 

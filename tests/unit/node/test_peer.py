@@ -64,6 +64,40 @@ async def test_five_servers_that_know_each_other_converge(tmp_path: Path) -> Non
         assert all(status.online for node in nodes for status in node.server.database().peers)
 
 
+async def test_a_server_says_which_processes_it_has_synchronized_with_lately() -> None:
+    link = Link(PATH)
+    assert (link.peer.status.was_tried, link.peer.status.instances) == (False, ())
+    link.there.answered_by = "instance1"
+    await link.until(lambda: link.peer.status.rounds > 0)
+    assert link.peer.status.instances == ("instance1",)
+    link.there.answered_by = "instance2"
+    await link.let_pass(5)
+    assert set(link.peer.status.instances) == {"instance1", "instance2"}, "behind one URL there may be several"
+    await link.let_pass(60)
+    assert link.peer.status.instances == ("instance2",)
+    link.there.down = NodeUnreachableError("gone")
+    await link.let_pass(60)
+    assert (link.peer.status.was_tried, link.peer.status.online, link.peer.status.instances) == (True, False, ())
+
+
+async def test_answers_say_which_process_gave_them(tmp_path: Path) -> None:
+    signer = root("shared")
+    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+        client = nodes[0].client
+        await client.batch_sync([], signer)
+        assert client.answered_by == nodes[0].server.database().instance
+        other = nodes[1].server.database()
+        assert client.answered_by != other.instance
+
+        async def is_told() -> bool:
+            identity = await client.identity()
+            return identity is not None and [peer["instances"] for peer in identity["peers"]] == [[other.instance]]
+
+        async with asyncio.timeout(60):
+            while not await is_told():
+                await asyncio.sleep(0.05)
+
+
 @pytest.mark.slow
 async def test_a_commit_is_everywhere_within_one_sync_cycle(tmp_path: Path) -> None:
     """A cycle is 1.5 s, GoatDB's longest wait between two polls; news goes out at once, so it takes far less."""
@@ -227,6 +261,7 @@ class There:
     base_url = "http://there"
 
     def __init__(self) -> None:
+        self.answered_by: str | None = None
         self.shelves: dict[str, Shelf] = {}
         self.refuses: set[str] = set()
         self.down: Exception | None = None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import httpx2
 import pytest
 
 from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
 from goatherd.connection import Connection
 from goatherd.errors import (
     ItemExistsError,
@@ -363,7 +365,12 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
     answer = (await http.get("/goatherd/v1/identity")).json()
     assert answer.pop("viewAgeMs") >= 0
     del answer["data"]["complete"]  # it reads its logs in the background
+    assert abs(answer.pop("nowMs") - SystemClock().now_ms()) < 60_000
+    assert re.fullmatch(r"[a-z0-9]{24}", answer.pop("instance"))
+    assert answer.pop("viewIntervalMs") > 0
     assert answer == {
+        "peers": [],
+        "watching": False,
         "org": ORG,
         "signer": "the-root",
         "roots": ["the-root"],

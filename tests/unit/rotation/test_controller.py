@@ -20,7 +20,7 @@ from goatherd.providers.base import CURRENT
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.controller import RETIRE_PAUSE, Controller, Turn
-from goatherd.rotation.events import Decided, Event
+from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.rotation.schedule import Act, Missed, Schedule, Verdict
 from goatherd.testing.herd import Herd
@@ -402,10 +402,15 @@ async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to
     caplog.set_level(logging.INFO)
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 130)
-    herd.nodes[1].faults.cut_off = True
-    events = await run_until(herd, decided(Wait))
+
+    def waits(event: Event) -> bool:
+        if isinstance(event, PhaseEntered) and event.phase is Phase.PREPARED:
+            herd.nodes[1].faults.cut_off = True
+        return decided(Wait)(event)
+
+    events = await run_until(herd, waits)
     document = await document_of(herd)
-    assert document.phase == "prepared"
+    assert document.phase == "published"
     assert herd.clock.now_ms() - (document.last_updated or 0) < 10_000, "not until its patience with nodes ends"
     assert decided(Wait)([event for event in events if isinstance(event, Decided)][-1])
     assert "controller.stopped leaves_rotation=true" in caplog.text

@@ -49,7 +49,7 @@ async def test_a_rotation_does_not_begin_where_it_is_not_well_already(make_herd:
         await rotator_for(herd, health=[Said(herd, lambda *_: True)]).rotate()
     assert await document_of(herd) == before
     plan = await rotator_for(herd, health=[Said(herd, lambda *_: True)]).plan()
-    assert "not healthy: the test: bad" in plan.obstacles
+    assert "the health check fails: the test: bad" in plan.obstacles
 
 
 async def test_a_rotation_that_is_not_well_is_not_carried_on_to_where_b_signs(make_herd: MakeHerd) -> None:

@@ -31,12 +31,15 @@ from goatherd.rotation.machine import (
     LabelStable,
     NodeView,
     Observation,
+    Obstacle,
+    ObstacleKind,
     Outcome,
     Phase,
     Policy,
     Prepare,
     PrepareRestore,
     RecordRetired,
+    Refuse,
     Step,
     StoreView,
     VersionView,
@@ -146,7 +149,50 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         [],
         ASKED,
         NOW,
-        Illegal(why="root 'A' has expired: what it signs now convinces nobody", hint=EXPIRED_HINT),
+        Refuse(
+            obstacles=(
+                Obstacle(
+                    kind=ObstacleKind.EXPIRED,
+                    text="root A has expired: servers and clients reject what it signs now",
+                    hint=EXPIRED_HINT,
+                ),
+            )
+        ),
+    ),
+    (
+        "a server that did not answer is seen before anything is written, the label included",
+        replace(STEADY, stable="5"),
+        [NodeView(url="http://a", reachable=True, answers=True), NodeView(url="http://b", reachable=False)],
+        ASKED,
+        NOW,
+        Refuse(
+            obstacles=(
+                Obstacle(
+                    kind=ObstacleKind.UNREACHABLE,
+                    text="http://b did not answer",
+                    hint="Every listed server must accept a request signed by the current root before a rotation "
+                    "begins. Start it, or leave it out if it is gone.",
+                    nodes=("http://b",),
+                ),
+            )
+        ),
+    ),
+    (
+        "a server that answers, and was not seen to accept the current root, is not taken for one that does",
+        STEADY,
+        [NodeView(url="http://a", reachable=True, answers=None)],
+        ASKED,
+        NOW,
+        Refuse(
+            obstacles=(
+                Obstacle(
+                    kind=ObstacleKind.UNREACHABLE,
+                    text="http://a gave no usable answer to a request signed by the current root",
+                    hint="Is it a GoatDB server, and in good order?",
+                    nodes=("http://a",),
+                ),
+            )
+        ),
     ),
     (
         "a root that somebody else has just put in place is not rotated again",

@@ -82,7 +82,7 @@ async def test_what_each_step_costs_is_what_the_plan_says(make_herd: MakeHerd, m
     assert found == {**COSTS, Step.VERIFY: waited}
 
 
-async def test_every_step_has_an_effect_a_risk_a_cost_and_where_it_has_a_gate_an_end_to_patience(
+async def test_every_step_has_an_effect_a_risk_a_cost_and_where_it_waits_for_a_gate_an_end_to_patience(
     make_herd: MakeHerd,
 ) -> None:
     herd = await make_herd()
@@ -90,7 +90,7 @@ async def test_every_step_has_an_effect_a_risk_a_cost_and_where_it_has_a_gate_an
     assert {step.step for step in plan.steps} == set(EFFECTS) == set(RISKS) == set(COSTS)
     for step in plan.steps:
         assert step.store_writes == step.cost.store_writes > 0
-        assert (step.patience is not None) is bool(GATES[step.step])
+        assert (step.patience is not None) is (bool(GATES[step.step]) and step.step is not Step.PREPARE)
         assert (step.otherwise is not None) is (step.patience is not None)
 
 
@@ -116,7 +116,7 @@ async def test_what_would_stop_it_and_who_is_not_waited_for_is_said(make_herd: M
     ).plan()
     assert any("38 s after published" in who for who in plan.not_waited_for)
     assert any("GET http://127.0.0.1:1/: 3 bad answers in a row" in what for what in plan.stops)
-    assert any("not healthy: GET http://127.0.0.1:1/" in what for what in plan.obstacles)
+    assert any("the health check fails: GET http://127.0.0.1:1/" in what for what in plan.obstacles)
     steps = {step.step: step for step in plan.steps}
     assert steps[Step.ACTIVATE].also == ("38 s since published, for servers that nobody has listed",)
     assert steps[Step.FINALIZE].also == ("well: GET http://127.0.0.1:1/", "well for 10 s")

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import ConfigurationError, NotAdoptedError
+from goatherd.errors import ConfigurationError, NotAdoptedError, ObstructedError
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.testing.herd import DATA, Faults, Herd
@@ -48,9 +48,10 @@ def test_what_is_no_quorum_is_refused(text: str) -> None:
 
 async def test_by_default_every_node_counts(make_herd: MakeHerd) -> None:
     herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
     herd.nodes[2].faults.cut_off = True
     with pytest.raises(NotAdoptedError):
-        await rotator_for(herd).rotate()
+        await rotator_for(herd).resume()
 
 
 async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_ended_and_is_named(
@@ -117,10 +118,21 @@ async def test_a_node_that_answers_and_does_not_follow_is_never_left_out(
 
 async def test_fewer_than_the_quorum_end_the_rotation(make_herd: MakeHerd) -> None:
     herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
     for node in herd.nodes[1:]:
         node.faults.cut_off = True
     with pytest.raises(NotAdoptedError, match="node-1"):
+        await rotator_for(herd, policy=TWO).resume()
+
+
+async def test_fewer_than_the_quorum_begin_no_rotation(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    for node in herd.nodes[1:]:
+        node.faults.cut_off = True
+    before = await document_of(herd)
+    with pytest.raises(ObstructedError, match=r"node-1 did not answer .*node-2 did not answer"):
         await rotator_for(herd, policy=TWO).rotate()
+    assert await document_of(herd) == before
 
 
 async def test_a_node_that_comes_back_in_time_is_waited_for_in_spite_of_the_quorum(make_herd: MakeHerd) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableError, RotationBusyError
+from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableError, ObstructedError, RotationBusyError
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import OwnedSession
@@ -186,8 +186,14 @@ async def test_a_restore_that_a_server_does_not_follow_ends_where_it_began(make_
     herd = await make_herd()
     before = await rotated(herd)
     herd.nodes[1].faults.cut_off = True
-    with pytest.raises(NotAdoptedError, match="no answer"):
+    with pytest.raises(ObstructedError, match="node-1 did not answer"):
         await rotator_for(herd).restore()
+    assert await document_of(herd) == before, "it is looked at before anything is written"
+    herd.nodes[1].faults.cut_off = False
+    await rotator_for(herd).restore(to_phase=Phase.PREPARED)
+    herd.nodes[1].faults.cut_off = True
+    with pytest.raises(NotAdoptedError, match="no answer"):
+        await rotator_for(herd).resume()
     herd.nodes[1].faults.cut_off = False
     document = await check_steady(herd)
     assert document.current.id == before.current.id

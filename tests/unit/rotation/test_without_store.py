@@ -43,7 +43,7 @@ async def test_no_rotation_begins_while_a_node_cannot_reach_the_store(
     assert await document_of(herd) == before, "nothing was written"
     assert herd.nodes[1].asked["refresh"] == 1, "it was told to try again first"
     plan = await rotator_for(herd).plan()
-    assert any("cannot reach the store" in obstacle for obstacle in plan.obstacles)
+    assert any("cannot read the store" in obstacle for obstacle in plan.obstacles)
 
 
 async def test_a_node_that_finds_the_store_when_told_to_look_takes_part(
@@ -58,4 +58,4 @@ async def test_a_node_that_does_not_answer_is_left_to_the_rotation(make_herd: Ma
     herd = await make_herd()
     herd.nodes[1].faults.cut_off = True
     report = await rotator_for(herd).plan()
-    assert not any("cannot reach the store" in obstacle for obstacle in report.obstacles)
+    assert not any("cannot read the store" in obstacle for obstacle in report.obstacles)

@@ -1,0 +1,337 @@
+"""Find everything that keeps a new rotation from beginning: one list for rotate, plan, doctor, status and controller.
+
+What it is: pure functions from what was observed to obstacles, each with what to do about it. What it is not: it asks
+no server and reads no store.
+
+Rules: an obstacle is something that was seen. What is not known is not an obstacle, with one exception: a listed server
+that gave no answer, because its answer is the evidence that the first step needs. What may be wrong but does not stop a
+rotation is a remark (`find_remarks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from goatherd.errors import ConfigurationError, LifetimeError
+from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.rotation.action import Obstacle, ObstacleKind
+from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
+from goatherd.rotation.table import Phase
+
+if TYPE_CHECKING:
+    from goatherd.rotation.machine import NodeView, Observation, StoreView
+
+CLOCK_TOLERANCE: Final = timedelta(minutes=2)
+"""Largest difference between two clocks with which a rotation begins.
+
+COMPAT: a GoatDB server rejects a request that was signed more than three minutes away from its own time.
+"""
+
+PEER_HINT: Final = (
+    "Start each server with `--peer URL` for every other one (`goatherd serve`), or `peers` for an unmodified GoatDB "
+    "server, and see that they reach each other."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """Between which servers commits flow, as far as the servers say.
+
+    Attributes:
+        groups: URLs of the servers that answered and say with whom they synchronize; within a group, what one accepts
+            reaches the others.
+        silent: URLs of the servers that answered and do not say with whom they synchronize.
+        is_vague: Whether a server has a peer of which it cannot say which process that is, or has not reached it yet.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    silent: tuple[str, ...]
+    is_vague: bool
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether everything that one of the servers accepts is known to reach all others."""
+        return len(self.groups) + len(self.silent) <= 1
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether there are servers between which nothing flows, for certain."""
+        return len(self.groups) > 1 and not self.silent and not self.is_vague
+
+
+def find_flow(nodes: Sequence[NodeView]) -> Flow:
+    """Return which servers exchange commits. A peer both sends and fetches, so one side's word is enough."""
+    telling = [node for node in nodes if node.instance is not None and node.partners is not None]
+    known = {node.url for node in telling}
+    parent: dict[str, str] = {}
+
+    def find_top(instance: str) -> str:
+        while parent.setdefault(instance, instance) != instance:
+            instance = parent[instance]
+        return instance
+
+    for node in telling:
+        for partner in node.partners or ():
+            parent[find_top(partner)] = find_top(node.instance or "")
+    groups: dict[str, list[str]] = {}
+    for node in telling:
+        groups.setdefault(find_top(node.instance or ""), []).append(node.url)
+    return Flow(
+        groups=tuple(tuple(urls) for urls in groups.values()),
+        silent=tuple(node.url for node in nodes if node.reachable and node.url not in known),
+        is_vague=any(node.is_partner_unknown for node in telling),
+    )
+
+
+def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of URLs behind which one and the same server process answered."""
+    urls: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.instance is not None:
+            urls.setdefault(node.instance, []).append(node.url)
+    return tuple(tuple(same) for same in urls.values() if len(same) > 1)
+
+
+def find_obstacles(
+    observation: Observation, policy: Policy, now_ms: int, *, silent: frozenset[str], is_restore: bool = False
+) -> tuple[Obstacle, ...]:
+    """Return every obstacle to a new rotation, the ones of the identity first.
+
+    Args:
+        observation: What the store and the servers were seen to hold.
+        policy: How patient the rotation would be.
+        now_ms: Milliseconds since 1970.
+        silent: URLs of the servers that were not seen to accept a request signed by the current root, without those
+            that a declared quorum leaves out.
+        is_restore: Whether the next root is an earlier one, which needs no introduction by the current one.
+    """
+    return (
+        *_of_the_store(observation, now_ms, is_restore=is_restore),
+        *_of_the_policy(observation, policy, is_restore=is_restore),
+        *_of_the_list(observation),
+        *(one for node in observation.nodes for one in _of_a_node(node, observation.store, node.url in silent)),
+        *_of_the_flow(observation),
+    )
+
+
+def _of_the_store(observation: Observation, now_ms: int, *, is_restore: bool) -> Iterator[Obstacle]:
+    store = observation.store
+    if store.phase is Phase.STEADY and not is_restore and now_ms > store.current_expires_ms:
+        text = f"root {store.current_id} has expired: servers and clients reject what it signs now"
+        yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=EXPIRED_HINT)
+    ahead_ms = store.phase_since_ms - now_ms
+    if ahead_ms > CLOCK_TOLERANCE / timedelta(milliseconds=1):
+        yield Obstacle(
+            kind=ObstacleKind.CLOCK,
+            text=f"the identity was last written {_span(ahead_ms)} after the time that this machine's clock shows",
+            hint="Set this machine's clock by NTP, or find out which machine wrote with a wrong one.",
+        )
+    if observation.health is not None and observation.health.failures:
+        text = f"the health check fails: {observation.health.problem}"
+        yield Obstacle(kind=ObstacleKind.UNHEALTHY, text=text, hint="Repair the cluster, or the health check itself.")
+
+
+def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool) -> Iterator[Obstacle]:
+    try:
+        check_quorum(policy, 0 if observation.are_nodes_discovered else len(observation.nodes))
+    except ConfigurationError as error:
+        yield Obstacle(kind=ObstacleKind.QUORUM, text=str(error), hint=error.hint)
+    if is_restore or observation.store.phase is not Phase.STEADY:
+        return
+    try:
+        check_lifetime(policy, unmodified=[node.url for node in observation.nodes if node.is_unmodified])
+    except LifetimeError as error:
+        yield Obstacle(kind=ObstacleKind.LIFETIME, text=str(error), hint=error.hint)
+
+
+def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
+    if observation.nodes_unknown is not None:
+        text = f"it is not known which servers there are: {observation.nodes_unknown}"
+        yield Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=text, hint="List them with --node URL, or repair that.")
+    if observation.are_nodes_discovered:
+        return  # one name may lead to one server in two ways
+    for urls in find_named_twice(observation.nodes):
+        yield Obstacle(
+            kind=ObstacleKind.NAMED_TWICE,
+            text=f"{_names(urls)} are one and the same server",
+            hint="Name each server once: a server that is named twice counts twice in a quorum.",
+            nodes=urls,
+        )
+
+
+def _of_a_node(node: NodeView, store: StoreView, is_silent: bool) -> Iterator[Obstacle]:
+    url, urls = node.url, (node.url,)
+    if is_silent:
+        yield _why_silent(node, store)
+        return
+    if node.rejects is not None:
+        yield Obstacle(
+            kind=ObstacleKind.REJECTS,
+            text=f"{url} rejects the identity that the store holds: {node.rejects}",
+            hint=f"Its log says why. Does {url} belong to this store?",
+            nodes=urls,
+        )
+    if node.without_store:
+        yield Obstacle(
+            kind=ObstacleKind.WITHOUT_STORE,
+            text=f"{url} cannot read the store, so it would not learn of a new root",
+            hint="Its log says why; `goatherd doctor` on that machine checks its access.",
+            nodes=urls,
+        )
+    if node.generation is not None and node.generation > store.generation:
+        yield Obstacle(
+            kind=ObstacleKind.STORE_BEHIND,
+            text=f"{url} has seen generation {node.generation} of the identity, and the store holds generation "
+            f"{store.generation}",
+            hint="The store went back: a restored backup, or a replica that lags. Find out which.",
+            nodes=urls,
+        )
+    ahead_ms = node.clock_ahead_ms or 0
+    if abs(ahead_ms) > CLOCK_TOLERANCE / timedelta(milliseconds=1):
+        yield Obstacle(
+            kind=ObstacleKind.CLOCK,
+            text=f"the clock of {url} is {_span(abs(ahead_ms))} {'ahead of' if ahead_ms > 0 else 'behind'} this "
+            "machine's",
+            hint="Set both clocks by NTP.",
+            nodes=urls,
+        )
+
+
+def is_of_another_identity(roots: Sequence[str], store_roots: frozenset[str]) -> bool:
+    """Return whether a server that trusts `roots` has no root in common with the identity in the store."""
+    return bool(roots) and bool(store_roots) and store_roots.isdisjoint(roots)
+
+
+def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
+    url, urls, root = node.url, (node.url,), store.current_id
+    if not node.reachable:
+        return Obstacle(
+            kind=ObstacleKind.UNREACHABLE,
+            text=f"{url} did not answer{_reason(node)}",
+            hint="Every listed server must accept a request signed by the current root before a rotation begins. Start "
+            "it, or leave it out if it is gone.",
+            nodes=urls,
+        )
+    if node.roots is not None and is_of_another_identity(node.roots, store.root_ids):
+        return Obstacle(
+            kind=ObstacleKind.OTHER_IDENTITY,
+            text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
+            f"{', '.join(node.roots[:5])}, not root {root}",
+            hint="Is --provider the store that this server starts from? Is --node the right server?",
+            nodes=urls,
+        )
+    if node.answers is False and node.roots is not None:
+        return Obstacle(
+            kind=ObstacleKind.UNTRUSTED,
+            text=f"{url} rejects a request signed by the current root {root}: it signs with {node.signs_with}, at "
+            f"generation {node.generation} of {store.generation}, or its clock is wrong",
+            hint="Can it read the store? `goatherd doctor` compares the clocks.",
+            nodes=urls,
+        )
+    if node.answers is False:
+        return Obstacle(
+            kind=ObstacleKind.OTHER_IDENTITY,
+            text=f"{url} rejects a request signed by the current root {root}: it belongs to another identity, or its "
+            "clock differs by more than three minutes",
+            hint="Is --provider the store that this server starts from? `goatherd doctor` compares the clocks.",
+            nodes=urls,
+        )
+    return Obstacle(
+        kind=ObstacleKind.UNREACHABLE,
+        text=f"{url} gave no usable answer to a request signed by the current root{_reason(node)}",
+        hint="Is it a GoatDB server, and in good order?",
+        nodes=urls,
+    )
+
+
+def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
+    flow, probe = find_flow(observation.nodes), observation.flow
+    if flow.is_interrupted:
+        urls = tuple(url for group in flow.groups for url in group)
+        between = "; ".join(f"{_names(group)}" for group in flow.groups)
+        what = "each for itself: " if all(len(group) == 1 for group in flow.groups) else "in separate groups: "
+        yield Obstacle(
+            kind=ObstacleKind.NO_FLOW,
+            text=f"what one server accepts does not reach the others; they serve {what}{between}",
+            hint=PEER_HINT,
+            nodes=urls,
+        )
+    elif probe is not None and probe.unreached:
+        yield Obstacle(
+            kind=ObstacleKind.NO_FLOW,
+            text=f"a session that {probe.at} made did not reach {_names(probe.unreached)}: what one server accepts "
+            "does not reach the others",
+            hint=PEER_HINT,
+            nodes=(probe.at, *probe.unreached),
+        )
+    elif probe is not None and probe.problem is not None:
+        yield Obstacle(
+            kind=ObstacleKind.NO_FLOW,
+            text=f"{probe.at} made no session by which to see whether the servers synchronize: {probe.problem}",
+            hint="Is that server in good order?",
+            nodes=(probe.at,),
+        )
+
+
+def find_remarks(
+    observation: Observation,
+    *,
+    foreign_labels: Mapping[str, str] | None = None,
+    damaged: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Return what is worth knowing before a rotation and does not keep it from beginning.
+
+    Args:
+        observation: What the store and the servers were seen to hold.
+        foreign_labels: Labels that are none of Goatherd's, each with the version that it is on.
+        damaged: Ids of stored versions that cannot be read, each with why.
+    """
+    store, found = observation.store, list[str]()
+    if store.rotation_id is not None:
+        found.append(
+            f"rotation {store.rotation_id} is in progress, phase {store.phase}: `goatherd rotate` without --resume is "
+            "refused"
+        )
+    found += [
+        f"{node.url} signs with {node.signs_with} still, not with {store.current_id}"
+        for node in observation.nodes
+        if store.phase is Phase.STEADY and node.signs_with not in (None, store.current_id) and not node.is_bare
+    ]
+    if observation.are_nodes_discovered:
+        found += [f"{_names(urls)} are one and the same server" for urls in find_named_twice(observation.nodes)]
+    flow = find_flow(observation.nodes)
+    if not flow.is_proven and not flow.is_interrupted and observation.flow is None:
+        urls = (*flow.silent, *(url for group in flow.groups for url in group))
+        found.append(
+            f"{_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` makes an "
+            "anonymous session at one of them and sees it arrive at the others, as `goatherd doctor` does"
+        )
+    found += [
+        f"label {label!r} is on version {version}: `goatherd retire` does not destroy that version"
+        for label, version in sorted((foreign_labels or {}).items())
+    ]
+    found += [
+        f"version {version} cannot be read ({why}), so it is not known whose private keys it holds"
+        for version, why in sorted((damaged or {}).items())
+    ]
+    return tuple(found)
+
+
+def _reason(node: NodeView) -> str:
+    """Return why something could not be seen, in parentheses, without the request that was made."""
+    if not node.problem:
+        return ""
+    return f" ({node.problem.split('; ')[0].rpartition(': ')[2]})"
+
+
+def _names(urls: Sequence[str]) -> str:
+    listed = [*urls[:5], *([f"{len(urls) - 5} more"] if len(urls) > 5 else [])]
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def _span(milliseconds: float) -> str:
+    minutes, seconds = divmod(round(milliseconds / 1000), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

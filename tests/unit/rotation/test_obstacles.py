@@ -1,0 +1,325 @@
+"""What keeps a rotation from beginning: seen before anything is written, and by the plan as by the rotation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from goatherd.errors import (
+    ConfigurationError,
+    DegradedError,
+    GoatherdError,
+    ObstructedError,
+    RotationBusyError,
+    RotationError,
+)
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.rotation import Outcome, Phase, Quorum
+from goatherd.rotation.machine import NodeView
+from goatherd.rotation.obstacles import CLOCK_TOLERANCE, find_flow, find_named_twice
+from goatherd.testing.herd import FakeClock, Herd, HerdNode
+
+from .conftest import POLICY, MakeHerd, document_of, rotator_for
+
+
+class Alias:
+    """A node under another URL."""
+
+    def __init__(self, node: HerdNode, url: str) -> None:
+        self._node = node
+        self.base_url = url
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+
+def stranger(herd: Herd) -> HerdNode:
+    """A server of another cluster."""
+    root = OwnedSession.generate(session_id="root-x", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
+    node = HerdNode(herd, "other", create(root, herd.clock.now_ms()))
+    node.faults.store_lost = True
+    node.peers = []
+    return node
+
+
+def part(herd: Herd, *groups: Sequence[int]) -> None:
+    """Let nodes know only those of their own group."""
+    for group in groups:
+        for number in group:
+            herd.nodes[number].peers = [herd.nodes[other] for other in group]
+
+
+async def refused(herd: Herd, **options: Any) -> GoatherdError:
+    """Rotate, see that it is refused at once and that nothing was written, and return the error."""
+    before, began = await document_of(herd), herd.clock.now_ms()
+    plan = await rotator_for(herd, **options).plan()
+    with pytest.raises((RotationError, ConfigurationError)) as caught:
+        await rotator_for(herd, **options).rotate()
+    assert await document_of(herd) == before
+    assert herd.clock.now_ms() == began
+    assert plan.obstacles
+    for obstacle in plan.obstacles:
+        assert obstacle in str(caught.value)
+    return caught.value
+
+
+async def test_servers_of_another_identity_are_named_with_the_roots_that_they_sign_with_and_trust(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    error = await refused(herd, nodes=[*herd.nodes, stranger(herd)])
+    assert isinstance(error, ObstructedError)
+    assert (
+        "http://other belongs to another identity: it signs with root root-x and trusts root-x, not root root-a"
+    ) in str(error)
+    assert "--provider" in error.hint
+
+
+async def test_servers_that_were_not_told_of_each_other_are_named_with_the_option_that_tells_them(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=3, clients=0)
+    part(herd, [0], [1], [2])
+    error = await refused(herd)
+    assert "what one server accepts does not reach the others" in str(error)
+    assert "each for itself: http://node-0; http://node-1; http://node-2" in str(error)
+    assert "--peer" in error.hint
+    part(herd, [0, 1], [2])
+    assert "in separate groups: http://node-0 and http://node-1; http://node-2" in str(await refused(herd))
+    herd.nodes[2].peers = [herd.nodes[0]]
+    assert (await rotator_for(herd).plan()).obstacles == ()
+    assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
+
+
+async def test_where_servers_do_not_say_with_whom_they_synchronize_a_session_shows_it(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=3, clients=0, unmodified=[0, 1, 2])
+    policy = replace(POLICY, bare=frozenset(node.base_url for node in herd.nodes))
+    plan = await rotator_for(herd, policy=policy).plan()
+    assert plan.obstacles == ()
+    assert any("do not say with whom they synchronize" in remark for remark in plan.remarks)
+    assert not any(node.asked["create_session"] for node in herd.nodes), "a plan leaves nothing behind"
+    part(herd, [0, 1], [2])
+    before = await document_of(herd)
+    with pytest.raises(ObstructedError, match="session that http://node-0 made did not reach http://node-2"):
+        await rotator_for(herd, policy=policy).rotate()
+    assert await document_of(herd) == before
+    part(herd, [0, 1, 2])
+    assert (await rotator_for(herd, policy=policy).rotate()).outcome is Outcome.ROTATED
+
+
+async def test_servers_that_say_with_whom_they_synchronize_are_left_without_a_session(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=3, clients=0)
+    await rotator_for(herd).rotate()
+    assert not any(node.asked["create_session"] for node in herd.nodes)
+
+
+async def test_a_server_that_is_named_twice_is_one_server(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    nodes = [*herd.nodes, Alias(herd.nodes[0], "http://127.0.0.1:8101")]
+    assert "http://node-0 and http://127.0.0.1:8101 are one and the same server" in str(
+        await refused(herd, nodes=nodes)
+    )
+
+    async def found() -> Sequence[Any]:
+        return nodes
+
+    plan = await rotator_for(herd, nodes=found).plan()
+    assert plan.obstacles == (), "a name may lead to one server in two ways"
+    assert any("one and the same server" in remark for remark in plan.remarks)
+
+
+async def test_a_quorum_of_more_servers_than_are_listed_is_refused(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    error = await refused(herd, policy=replace(POLICY, quorum=Quorum(count=99)))
+    assert "99, but 2 servers are listed" in str(error)
+
+
+@pytest.mark.parametrize("ahead", [1.5, -1.5])
+async def test_a_clock_that_differs_is_named_before_it_makes_requests_fail(make_herd: MakeHerd, ahead: float) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    herd.nodes[1].faults.clock_ahead = CLOCK_TOLERANCE * ahead
+    error = await refused(herd)
+    assert f"the clock of http://node-1 is 3 min 0 s {'ahead of' if ahead > 0 else 'behind'} this machine's" in str(
+        error
+    )
+
+
+async def test_an_identity_that_was_written_in_the_future_is_not_written_over(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    herd.clock.turn(timedelta(days=1))
+    await rotator_for(herd).rotate()
+    herd.clock._now_ms -= 3_600_000
+    error = await refused(herd)
+    assert "the identity was last written 60 min 0 s after the time that this machine's clock shows" in str(error)
+
+
+async def test_a_store_that_shows_less_than_a_server_has_seen_is_not_written_to(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    herd.nodes[1].document = replace(herd.nodes[1].document, generation=17)
+    error = await refused(herd)
+    assert "http://node-1 has seen generation 17 of the identity, and the store holds generation 1" in str(error)
+
+
+async def test_a_rotation_in_progress_is_a_remark_of_the_plan_to_resume_it(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    plan = await rotator_for(herd).plan()
+    assert plan.obstacles == ()
+    assert any(f"rotation {plan.resumes} is in progress" in remark for remark in plan.remarks)
+    with pytest.raises(RotationBusyError, match=plan.resumes):
+        await rotator_for(herd).rotate()
+
+
+# --- which servers exchange commits ---------------------------------------------------------------------------------
+
+
+def says(url: str, instance: str | None, *partners: str, is_unknown: bool = False) -> NodeView:
+    told = None if instance is None else frozenset(partners)
+    return NodeView(url=url, reachable=True, instance=instance, partners=told, is_partner_unknown=is_unknown)
+
+
+def test_the_word_of_one_side_is_enough_and_servers_that_are_not_listed_count() -> None:
+    assert find_flow([says("a", "1", "2"), says("b", "2"), says("c", "3", "2")]).is_proven
+    between = find_flow([says("a", "1", "x"), says("b", "2", "x")])
+    assert between.is_proven
+    assert between.groups == (("a", "b"),)
+
+
+def test_what_is_not_known_is_neither_proven_nor_interrupted() -> None:
+    unknown = [
+        [says("a", "1"), says("b", "2"), says("c", None)],
+        [says("a", "1"), says("b", "2", is_unknown=True)],
+        [says("a", None), says("b", None)],
+    ]
+    for nodes in unknown:
+        flow = find_flow(nodes)
+        assert not flow.is_proven
+        assert not flow.is_interrupted
+    assert find_flow([says("a", "1"), says("b", "2")]).is_interrupted
+    assert find_flow([says("a", None)]).is_proven
+    assert find_flow([]).is_proven
+
+
+def test_a_server_that_says_nothing_of_its_process_is_named_twice_by_nobody() -> None:
+    assert find_named_twice([says("a", None), says("b", None)]) == ()
+    assert find_named_twice([says("a", "1"), says("b", "2"), says("c", "1")]) == (("a", "c"),)
+
+
+# --- the plan and the rotation say the same --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A generated cluster: how many nodes, what is wrong with each, who knows whom, and what is asked for."""
+
+    troubles: tuple[str, ...]
+    links: frozenset[tuple[int, int]]
+    quorum: int | None
+    extra: str
+    is_healthy: bool
+
+
+TROUBLES = ("none", "none", "none", "unmodified", "cut off", "without the store", "clock a bit off", "clock off")
+EXTRAS = ("none", "none", "none", "stranger", "alias", "expired", "in progress", "back in time")
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    size = draw(st.integers(1, 4))
+    pairs = [(a, b) for a in range(size) for b in range(size) if a != b]
+    is_full = draw(st.booleans())
+    return Cluster(
+        troubles=tuple(draw(st.sampled_from(TROUBLES)) for _ in range(size)),
+        links=frozenset(pairs if is_full or not pairs else draw(st.sets(st.sampled_from(pairs)))),
+        quorum=draw(st.sampled_from([None, None, 1, size, 99])),
+        extra=draw(st.sampled_from(EXTRAS)),
+        is_healthy=draw(st.sampled_from([True, True, True, False])),
+    )
+
+
+class Signal:
+    name = "the test"
+
+    def __init__(self, *, is_healthy: bool) -> None:
+        self._is_healthy = is_healthy
+
+    async def ask(self) -> str | None:
+        return None if self._is_healthy else "the test: bad"
+
+
+async def built(cluster: Cluster, provider: MemorySecretProvider, clock: FakeClock) -> tuple[Herd, list[Any]]:
+    unmodified = [at for at, trouble in enumerate(cluster.troubles) if trouble == "unmodified"]
+    herd = await Herd.start(provider, clock=clock, nodes=len(cluster.troubles), unmodified=unmodified)
+    nodes: list[Any] = list(herd.nodes)
+    for at, (node, trouble) in enumerate(zip(herd.nodes, cluster.troubles, strict=True)):
+        node.peers = [herd.nodes[to] for start, to in sorted(cluster.links) if start == at]
+        node.faults.cut_off = trouble == "cut off"
+        node.faults.store_lost = node.faults.admits_loss = trouble == "without the store"
+        if trouble.startswith("clock"):
+            node.faults.clock_ahead = timedelta(minutes=1 if "a bit" in trouble else 10)
+    if cluster.extra == "stranger":
+        nodes.append(stranger(herd))
+    elif cluster.extra == "alias":
+        nodes.append(Alias(herd.nodes[0], "http://again"))
+    elif cluster.extra == "expired":
+        clock.turn(timedelta(days=91))
+    elif cluster.extra == "in progress":
+        await rotator_for(herd, nodes=[], started_by="bob@host-2:1").rotate(to_phase=Phase.PREPARED)
+    elif cluster.extra == "back in time":
+        clock._now_ms -= 30 * 60_000
+    return herd, nodes
+
+
+async def compare(cluster: Cluster) -> None:
+    clock = FakeClock()
+    async with MemorySecretProvider(clock=clock) as provider:
+        herd, nodes = await built(cluster, provider, clock)
+        bare = frozenset(node.base_url for node in nodes if node.unmodified)
+        policy = replace(POLICY, quorum=Quorum(count=cluster.quorum), bare=bare)
+        options: dict[str, Any] = {
+            "nodes": nodes,
+            "policy": policy,
+            "health": [Signal(is_healthy=cluster.is_healthy)],
+        }
+        plan = await rotator_for(herd, **options).plan()
+        before, began = await document_of(herd), clock.now_ms()
+        is_unproven = any("do not say with whom" in remark for remark in plan.remarks)
+        error: GoatherdError | None = None
+        try:
+            report = await rotator_for(herd, **options).rotate()
+        except (RotationError, ConfigurationError, DegradedError) as caught:
+            error = caught
+        if error is None:
+            assert plan.obstacles == ()
+            assert report.outcome is Outcome.ROTATED
+            return
+        assert await document_of(herd) == before, "nothing was written"
+        if isinstance(error, RotationBusyError):
+            assert plan.resumes is not None
+            assert plan.resumes in str(error)
+            return
+        assert plan.resumes is None
+        if plan.obstacles:
+            assert clock.now_ms() == began, "at once"
+            assert all(obstacle in str(error) for obstacle in plan.obstacles)
+        else:
+            assert is_unproven, "what the plan calls possible was refused"
+            assert "did not reach" in str(error)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(clusters())
+def test_what_the_plan_calls_possible_succeeds_and_what_it_calls_impossible_is_refused_for_the_same_reasons(
+    cluster: Cluster,
+) -> None:
+    asyncio.run(compare(cluster))
