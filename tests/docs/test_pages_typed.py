@@ -1,0 +1,227 @@
+"""What README, the tutorial and the how-to pages tell their readers to type works, against live processes.
+
+Not typed here: commands of platforms (``az``, ``kubectl``, …), which the tests of each store hold against its emulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.ids import new_id
+from tests.cluster.herd import free_ports
+from tests.docs.reference import DOCS
+from tests.docs.typist import ROOT, Shell, Typed, steps
+
+pytestmark = pytest.mark.slow
+
+HOW_TO = DOCS / "how-to"
+STORE = "file:///srv/keys/root"
+"""What the pages call the store."""
+
+
+class World:
+    """Directories, ports and servers in the place of those that the pages name."""
+
+    def __init__(self, home: Path, stack: ExitStack) -> None:
+        self.home = home
+        self.stack = stack
+        self.ports = free_ports(4)
+        one, two, three, health = (str(port) for port in self.ports)
+        self.replace = {
+            "/srv": f"{home}/srv",
+            "/var/log": f"{home}/log",
+            "/var/lib/node_exporter/textfile": f"{home}/textfile",
+            "/run/goatherd-keys": f"{home}/run/keys",
+            **{f"10.0.0.{number}:8080": f"127.0.0.1:{port}" for number, port in ((1, one), (2, two), (3, three))},
+            **{f"127.0.0.1:810{number}": f"127.0.0.1:{port}" for number, port in ((1, one), (2, two), (3, three))},
+            **{f"--port 810{number}": f"--port {port}" for number, port in ((1, one), (2, two), (3, three))},
+            "10.0.0.9:9000": f"127.0.0.1:{health}",
+        }
+        for name in ("srv", "log", "textfile", "run"):
+            (home / name).mkdir()
+        self.provider = f"file://{home}/srv/keys/root"
+
+    def shell(self, **environ: str) -> Shell:
+        return self.stack.enter_context(Shell(self.home, self.replace, environ))
+
+    def servers(self, shell: Shell, count: int = 3) -> None:
+        """Start Goatherd's own servers, each with the others as its peers."""
+        ports = self.ports[:count]
+        for port in ports:
+            peers = " ".join(f"--peer http://127.0.0.1:{other}" for other in ports if other != port)
+            shell.start(f"goatherd serve --create --data {self.home}/data-{port} --port {port} {peers}")
+
+    def cluster(self, count: int = 3) -> Shell:
+        """Return a shell in front of a cluster that serves."""
+        urls = " ".join(f"http://127.0.0.1:{port}" for port in self.ports[:count])
+        shell = self.shell(GOATHERD_PROVIDER=self.provider, GOATHERD_NODES=urls)
+        code, _ = shell.run("goatherd init")
+        assert code == 0, shell.story
+        self.servers(shell, count)
+        return shell
+
+    def healthy(self) -> None:
+        """Answer a health check with 200."""
+
+        class Well(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", self.ports[3]), Well)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.stack.callback(server.server_close)
+        self.stack.callback(server.shutdown)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        yield World(tmp_path, stack)
+
+
+def page(name: str) -> list[Typed | object]:
+    found = steps((ROOT / name).read_text())
+    assert any(isinstance(step, Typed) for step in found), f"{name} has nothing to type"
+    return found
+
+
+def test_the_readme_s_commands_work_when_pasted_one_after_the_other(world: World) -> None:
+    (world.home / ".venv").symlink_to(ROOT / ".venv")
+    world.shell().follow(page("README.md"))
+
+
+def test_the_tutorial_works_as_it_is_written(world: World) -> None:
+    (world.home / ".venv").symlink_to(ROOT / ".venv")
+    world.shell().follow(page("docs/tutorials/first-light.md"))
+
+
+@pytest.mark.parametrize("name", ["rotate", "schedule", "monitor", "find-nodes", "outages"])
+def test_a_page_about_a_running_cluster_works_as_it_is_written(world: World, name: str) -> None:
+    world.healthy()
+    world.replace |= {
+        "dns://goatdb.internal:8080": f"dns://localhost:{world.ports[1]}",
+        "127.0.0.1:9464": f"127.0.0.1:{world.ports[3] if name == 'monitor' else 9464}",
+    }
+    world.cluster().follow(page(f"docs/how-to/{name}.md"))
+
+
+def current_root(shell: Shell) -> str:
+    code, out = shell.run("goatherd show --json")
+    assert code == 0, shell.story
+    return str(json.loads(out)["current"]["id"])
+
+
+def test_the_page_about_a_stolen_key_works_as_it_is_written(world: World) -> None:
+    world.replace |= {"aws://eu-west-1/goatdb/prod/root": world.provider}
+    shell = world.cluster()
+    world.replace["ROOT"] = current_root(shell)
+    shell.follow(page("docs/how-to/revoke.md"))
+
+
+def test_the_page_about_the_audit_trail_works_as_it_is_written(world: World) -> None:
+    shell = world.cluster()
+    (world.home / "log/goatherd").mkdir()
+    found = page("docs/how-to/audit.md")
+    # The trail that the page reads is of a rotation with the page's own configuration.
+    (configuration,) = found[:1]
+    shell.follow([configuration, Typed("goatherd rotate")])
+    shell.follow(found[1:])
+
+
+def test_the_page_that_compares_the_stores_works_as_it_is_written(world: World) -> None:
+    shell = world.shell()
+    assert shell.run(f"goatherd init --provider {world.provider}")[0] == 0, shell.story
+    found = page("docs/how-to/choose-a-store.md")
+    world.replace["root aws://eu-west-1/goatdb/prod/root"] = f"root file://{world.home}/srv/elsewhere/root"
+    shell.follow(found)
+
+
+def test_the_page_about_migration_works_as_it_is_written(world: World) -> None:
+    one, two = world.ports[:2]
+    settings(world.home / "srv/goatdb/localhost/settings.json")
+    (world.home / "two/localhost").mkdir(parents=True)
+    text = (world.home / "srv/goatdb/localhost/settings.json").read_bytes()
+    (world.home / "two/localhost/settings.json").write_bytes(text)
+    shell = world.shell(PYTHONPATH=str(ROOT))
+    like = "python -m tests.cluster.goatlike"
+    shell.start(f"{like} --path {world.home}/srv/goatdb --port {one}")
+    asyncio.run(create_session(one))  # a server that has had a client has a log of sessions
+    shell.run("kill %1; wait %1")
+    shell.start(f"{like} --path {world.home}/two --port {two}")
+    world.replace |= {
+        "{org}": "{org}",
+        "-- COMMAND …": f"--url http://127.0.0.1:{one} -- {like} --path {world.home}/srv/goatdb --port {one}",
+    }
+    shell.follow(page("docs/how-to/migrate.md"))
+
+
+async def create_session(port: int) -> None:
+    async with NodeClient(f"http://127.0.0.1:{port}") as client:
+        await client.create_session()
+
+
+def settings(path: Path) -> None:
+    """Write what a GoatDB server has."""
+    now_ms = SystemClock().now_ms()
+    root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=timedelta(days=30))
+    path.parent.mkdir(parents=True)
+    tree = {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []}
+    path.write_text(json.dumps(tree))
+
+
+def test_the_page_about_unmodified_servers_works_as_it_is_written(world: World) -> None:
+    shell = world.shell(PYTHONPATH=str(ROOT))
+    assert shell.run(f"goatherd init --provider {world.provider}")[0] == 0, shell.story
+    (world.home / "srv/goatdb").mkdir()
+    one, two, inside, _ = world.ports
+    shell.start(
+        f"goatherd serve --create --provider {world.provider} --data {world.home}/two --port {two}"
+        f" --peer http://127.0.0.1:{one}"
+    )
+    like = f"python -m tests.cluster.goatlike --path {world.home}/srv/goatdb --peer http://127.0.0.1:{two}"
+    world.replace |= {
+        "vault://vault.example:8200/secret/goatdb/root": world.provider,
+        "http://127.0.0.1:8080 -- deno run -A server.ts": f"http://127.0.0.1:{one} -- {like} --port {one}",
+        "http://127.0.0.1:8081 --door 8080 -- env PORT=8081 deno run -A server.ts": (
+            f"http://127.0.0.1:{inside} --door {one} -- {like} --port {inside}"
+        ),
+    }
+    found = page("docs/how-to/run-unmodified-servers.md")
+    shell.follow(found)
+
+
+def test_a_page_s_command_that_fails_fails_its_test(world: World) -> None:
+    with pytest.raises(AssertionError, match="goatherd show"):
+        world.shell(GOATHERD_PROVIDER=world.provider).follow([Typed("goatherd show")])
+
+
+def test_what_a_page_shows_must_come(world: World) -> None:
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    shell.follow([Typed("goatherd init", ("created root 5tljic0wlf in file:///…/root (version 1)",))])
+    with pytest.raises(AssertionError, match="the page shows: something else"):
+        shell.follow([Typed("goatherd show", ("something else",))])
+
+
+def test_a_command_that_goes_on_after_its_test_is_ended(world: World) -> None:
+    shell = world.shell()
+    _, out = shell.run("sleep 600 & echo $!")
+    shell.__exit__()
+    pid = out.split()[-1]
+    assert not Path(f"/proc/{pid}/stat").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    world.stack.pop_all()
