@@ -73,6 +73,13 @@ class Options:
     org: str = _key(
         "org", forms.organization, "localhost", "text", "The organization; it replaces `{org}` in a secret id."
     )
+    any_org: bool = _key(
+        "any_org",
+        forms.flag,
+        False,
+        "flag",
+        "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
+    )
     nodes: tuple[str, ...] = _key(
         "nodes",
         forms.nodes,

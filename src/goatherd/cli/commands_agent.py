@@ -355,13 +355,8 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     from goatherd.settings import CloudSecretSettings
 
     options = plan.options
-    provider, template = place(options)
+    provider, template = place(options, plan.orgs)
     is_per_org = ORG_FIELD in template
-    if len(plan.orgs) > 1 and not is_per_org:
-        raise ConfigurationError(
-            "several organizations would share one identity",
-            hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
-        )
     copy = last_known_good(options, is_per_org=is_per_org)
     if memory is not None:
         claim.note(memory=memory)

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from goatherd.cli.store import open_store, place
+from goatherd.cli.store import DEFAULT_ORG, open_store, place
 from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
@@ -45,7 +45,6 @@ from goatherd.wire.log import scan
 SETTINGS_NAME = "settings.json"
 SESSIONS = "/sys/sessions"
 SESSIONS_LOG = Path("sys/sessions.jsonl")
-DEFAULT_ORG = "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +164,8 @@ async def migrate_all(options: Options, paths: Sequence[Path], *, dry_run: bool,
     """
     now_ms = SystemClock().now_ms()
     sources = [source for path in paths for source in find_sources(path, options)]
-    _, template = place(options)
     orgs = sorted({source.org for source in sources})
+    _, template = place(options, orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in template:
         raise ConfigurationError(
             f"there are several organizations ({', '.join(orgs)}), and each has an identity of its own",

@@ -6,15 +6,18 @@ never turned into a new identity.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from goatherd._plugins import open_provider, provider_from_config
 from goatherd.config import Options
 from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import CURRENT, ORG_FIELD, Label, SecretProvider, SecretVersion, VersionId, secret_id_for
+
+DEFAULT_ORG: Final = "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,19 +64,40 @@ class Store:
         )
 
 
-def place(options: Options) -> tuple[SecretProvider, str]:
+def place(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
     """Return the provider and the secret id, ``{org}`` still in it.
 
+    Args:
+        options: They name the store.
+        orgs: The organizations whose identity is meant; the options' own by default.
+
     Raises:
-        ConfigurationError: No store is named.
+        ConfigurationError: No store is named, or its address is the same for every organization and another one than
+            the default is meant.
         PluginNotFoundError, MissingExtraError: The plugin cannot be had.
     """
     # A URI that is nearer than the file wins over the file's `cloudConfig`.
     if options.provider is not None:
-        return open_provider(options.provider)
-    if options.cloud_config is not None and options.type != "file":
-        return provider_from_config(options.cloud_config)
-    raise ConfigurationError(
+        provider, template = open_provider(options.provider)
+    elif options.cloud_config is not None and options.type != "file":
+        provider, template = provider_from_config(options.cloud_config)
+    else:
+        raise _no_store()
+    others = [org for org in ((options.org,) if orgs is None else orgs) if org != DEFAULT_ORG]
+    if others and ORG_FIELD not in template and not options.any_org:
+        # SECURITY: a mistyped --org would otherwise change another organization's identity
+        # (tests/unit/cli/test_org_guard.py).
+        raise ConfigurationError(
+            f"the store's address {name_of_store(options)} does not contain {ORG_FIELD}, so organization {others[0]!r}"
+            " would use the same identity as every other one",
+            hint=f"Is --org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root. If"
+            f" this identity is meant for {others[0]!r}, set any_org = true, or GOATHERD_ANY_ORG=true.",
+        )
+    return provider, template
+
+
+def _no_store() -> ConfigurationError:
+    return ConfigurationError(
         "no store is named",
         hint='Give --provider URI, set GOATHERD_PROVIDER, or write `provider = "URI"` into goatherd.toml. '
         "A first one: --provider file:///srv/keys/root.",
@@ -92,8 +116,8 @@ def name_of_store(options: Options, org: str | None = None) -> str:
 @asynccontextmanager
 async def open_store(options: Options, *, org: str | None = None) -> AsyncIterator[Store]:
     """Open the store that the options name, for one organization."""
-    provider, template = place(options)
     chosen = org or options.org
+    provider, template = place(options, [chosen])
     async with provider:
         secret_id = secret_id_for(template, chosen)
         named = name_of_store(options, chosen)

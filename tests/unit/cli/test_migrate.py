@@ -181,13 +181,18 @@ def test_the_log_of_a_running_goatdb_server_is_not_touched(goatherd: Goatherd, d
     assert f"process {process.pid}" in refused.err
 
 
-def test_several_organizations_need_a_secret_each(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
+def test_several_organizations_need_a_secret_each(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(data / "localhost", data / "acme")
     refused = goatherd("migrate", str(data), "--provider", store)
     assert refused.code == EXIT_CODES["configuration"]
     assert "{org}" in refused.err
     done = goatherd("migrate", str(data), "--provider", f"file://{tmp_path}/keys/{{org}}/root", "--json")
     assert [outcome["org"] for outcome in done.json["organizations"]] == ["acme", "localhost"]
+    refused = goatherd("migrate", str(data), "--org", "acme", "--provider", store)
+    assert "organization 'acme' would use the same identity" in refused.err
+    monkeypatch.setenv("GOATHERD_ANY_ORG", "true")
     one = goatherd("migrate", str(data), "--org", "acme", "--provider", store, "--json")
     assert [outcome["org"] for outcome in one.json["organizations"]] == ["acme"]
 
