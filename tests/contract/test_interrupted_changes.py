@@ -309,7 +309,9 @@ async def must_all_be_listed(store: Store, provider: SecretProvider, name: str, 
     readable = set()
     for version in await provider.versions(name):
         if version.state is VersionState.ENABLED:
-            readable.add((await provider.read(name, version.id)).value.reveal())
+            found = await provider.read(name, version.id)
+            assert found.version.is_leftover == version.is_leftover, f"{moment}: read and versions disagree"
+            readable.add(found.value.reveal())
     held = {value for value in store.held(name) if value}  # of a file that was begun, but holds nothing, none is held
     assert held <= readable, f"{moment}: the store holds values that no listed version has"
 

@@ -313,6 +313,7 @@ async def _versions(app: App) -> None:
                 "created": iso(version.created_ms),
                 "labels": sorted(version.labels),
                 "state": version.state.value,
+                "leftover": version.is_leftover,
             }
             for version in found
         ],
@@ -321,7 +322,12 @@ async def _versions(app: App) -> None:
         (version.id, iso(version.created_ms), version.state.value, " ".join(sorted(version.labels)))
         for version in found
     ]
-    app.out.result(data, app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows))
+    lines = app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
+    if left := [version.id for version in found if version.is_leftover]:
+        lines.append(
+            f"left by an interrupted change: {' '.join(left)}; `goatherd retire` destroys them when their keys are due"
+        )
+    app.out.result(data, lines)
 
 
 @command(

@@ -190,6 +190,9 @@ async def _plan(source: Store, destination: Store) -> Plan:
         if version.state is not VersionState.ENABLED:
             skipped.append(Skipped(id=version.id, reason=version.state.value))
             continue
+        if version.is_leftover:
+            skipped.append(Skipped(id=version.id, reason="left by an interrupted change"))
+            continue
         try:
             found = await source.provider.read(source.secret_id, version.id)
         except VersionDisabledError:
@@ -263,7 +266,8 @@ async def _present(destination: Store) -> list[SecretVersion]:
         found = await destination.versions()
     except SecretNotFoundError:
         return []
-    return list(reversed(found))
+    # What an interrupted change left takes no label, and some stores remove it with the next change.
+    return [version for version in reversed(found) if not version.is_leftover]
 
 
 async def _matched(

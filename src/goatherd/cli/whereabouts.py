@@ -100,6 +100,7 @@ class Whereabouts:
                     "id": one.version.id,
                     "labels": sorted(one.version.labels),
                     "state": one.version.state.value,
+                    "leftover": one.version.is_leftover,
                     "privateKeysOf": sorted(one.private_ids),
                     "problem": one.problem,
                 }
@@ -123,7 +124,7 @@ class Whereabouts:
         rows = [
             (
                 one.version.id,
-                " ".join(sorted(one.version.labels)),
+                "(left over)" if one.version.is_leftover else " ".join(sorted(one.version.labels)),
                 one.problem or " ".join(sorted(one.private_ids)),
                 self._describe_due(one),
             )

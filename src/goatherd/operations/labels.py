@@ -120,6 +120,14 @@ def _holder(versions: list[SecretVersion], label: Label) -> str | None:
 
 
 def _find_version(provider: SecretProvider, secret_id: str, versions: list[SecretVersion], text: str) -> str:
+    if any(version.id == text and version.is_leftover for version in versions):
+        raise SecretNotFoundError(
+            f"version {text} is what an interrupted change left, and takes no label",
+            provider=provider.scheme,
+            secret_id=secret_id,
+            operation="label",
+            hint="`goatherd versions` lists the versions that do.",
+        )
     if any(version.id == text for version in versions):
         return text
     found = next((version.id for version in versions if text in version.labels), None)

@@ -92,12 +92,15 @@ class SecretVersion:
         labels: The labels that point at it.
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
+        is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
+            it, or one that says that it is destroyed. It can be read by its id and destroyed, and takes no label.
     """
 
     id: VersionId
     labels: frozenset[Label] = frozenset()
     created_ms: int
     state: VersionState = VersionState.ENABLED
+    is_leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,7 +433,10 @@ class SecretProvider(ABC):
         await self._run(call, remove)
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
-        """List the versions, newest first, destroyed ones too where the store remembers them. Reads no value.
+        """List the versions, newest first, destroyed ones too where the store remembers them.
+
+        Lists every version whose value the store still has, also what an interrupted change left
+        (`SecretVersion.is_leftover`), where the caller may see that. Returns no value.
 
         Raises:
             SecretNotFoundError: No such secret.

@@ -128,7 +128,7 @@ class SecretDirectory:
                 for number in self._left(here, ledger):
                     status = self._system.status_of(f"{number}.value", here.descriptor)
                     created_ms = int(status.st_mtime * 1000)
-                    found[number] = SecretVersion(id=VersionId(number), created_ms=created_ms)
+                    found[number] = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
                 return [found[number] for number in sorted(found, reverse=True)]
 
     def _left(self, here: _Opened, ledger: Ledger) -> set[int]:
@@ -145,7 +145,7 @@ class SecretDirectory:
             created_ms = int(self._system.status_of(f"{number}.value", here.descriptor).st_mtime * 1000)
         except FileNotFoundError:
             return None
-        described = SecretVersion(id=VersionId(number), created_ms=created_ms)
+        described = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
         return SecretValue(version=described, value=SecretBytes(value))
 
     # --- writing --------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_versions_lists_ids_and_labels_and_reads_no_value(goatherd: Goatherd, st
     found = goatherd("versions", "--provider", store, "--json").json["versions"]
     assert len(found) == 6
     assert found[0]["labels"] == ["current", "stable"]
-    assert set(found[0]) == {"id", "created", "labels", "state"}
+    assert set(found[0]) == {"id", "created", "labels", "state", "leftover"}
 
 
 def test_show_takes_a_label_or_a_version(goatherd: Goatherd, store: str) -> None:

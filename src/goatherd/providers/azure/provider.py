@@ -238,7 +238,9 @@ class AzureSecretProvider(SecretProvider):
             value = decode_unlisted(found.value, text=found.content_type == TEXT_TYPE)
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
-        return SecretValue(version=SecretVersion(id=version, created_ms=found.created * 1000), value=value)
+        return SecretValue(
+            version=SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True), value=value
+        )
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         vault = self._opened(call)
@@ -290,16 +292,19 @@ class AzureSecretProvider(SecretProvider):
             if item.version not in pointer.versions and item.content_type in (TEXT_TYPE, BASE64_TYPE):
                 # Left by a writer that lost or died, or older than what the pointer remembers.
                 number = item.tags.get(_NUMBER_TAG, "")
-                known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000)
+                known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000, is_leftover=True)
                 numbered.append((int(number) if number.isdecimal() and len(number) < 10 else 0, known))
         numbered.sort(key=lambda each: (each[0], each[1].created_ms), reverse=True)
         # The vault's own word counts: a value whose destruction was interrupted can still be read.
-        return [
-            replace(known, state=VersionState.ENABLED if items[known.id].enabled else VersionState.DISABLED)
-            if known.id in items
-            else known
-            for _, known in numbered
-        ]
+        seen = []
+        for _, known in numbered:
+            if known.id in items and items[known.id].enabled:
+                is_leftover = known.is_leftover or known.state is VersionState.DISABLED
+                known = replace(known, state=VersionState.ENABLED, is_leftover=is_leftover)
+            elif known.id in items:
+                known = replace(known, state=VersionState.DISABLED)
+            seen.append(known)
+        return seen
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Switch the version off: first in the pointer, so that no label can move there, then in Key Vault.

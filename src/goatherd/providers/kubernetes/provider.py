@@ -377,7 +377,7 @@ class KubernetesSecretProvider(SecretProvider):
 
 
 def _unlisted(number: int) -> SecretVersion:
-    return SecretVersion(id=VersionId(number), created_ms=0)
+    return SecretVersion(id=VersionId(number), created_ms=0, is_leftover=True)
 
 
 def _record_or_none(content: Mapping[str, object]) -> Record | None:

@@ -292,7 +292,7 @@ class VaultSecretProvider(SecretProvider):
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         found = await client.read(call.secret_id, number)
         if isinstance(found, Found):
-            version = SecretVersion(id=VersionId(number), created_ms=found.created_ms)
+            version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
             return SecretValue(version=version, value=_decoded(call, number, found).value)
         if found is None and number not in ledger.entries:
             raise call.error(SecretNotFoundError, f"there is no version {number}")
@@ -364,7 +364,8 @@ class VaultSecretProvider(SecretProvider):
             await _pause()
 
     async def _listing(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
-        listed = (await self._existing(call, client)).ledger.newest_first()
+        ledger = (await self._existing(call, client)).ledger
+        listed = ledger.newest_first()
         try:
             known = await client.metadata(call.secret_id)
         except VaultProblem as problem:
@@ -379,11 +380,12 @@ class VaultSecretProvider(SecretProvider):
                 continue  # pushed out by later ones
             if version.state is not state:
                 # The server's own word counts: a value whose destruction was interrupted is still there.
-                version = replace(version, state=state or VersionState.DESTROYED)
+                is_leftover = ledger.entries[number].destroyed
+                version = replace(version, state=state or VersionState.DESTROYED, is_leftover=is_leftover)
             seen.append(version)
         entries = {int(version.id) for version in listed}
         seen += [
-            SecretVersion(id=VersionId(number), created_ms=known.created_ms[number], state=state)
+            SecretVersion(id=VersionId(number), created_ms=known.created_ms[number], state=state, is_leftover=True)
             for number, state in known.states.items()
             if number not in entries and state is not VersionState.DESTROYED
         ]
