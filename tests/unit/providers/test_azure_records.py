@@ -86,8 +86,9 @@ def test_a_proposal_that_skips_an_epoch_does_not_count():
 def histories(draw: st.DrawFn) -> list[tuple[Proposal, int]]:
     """Proposals of writers, and the tenth of a second from which each is listed.
 
-    A writer follows what it saw decided, now or earlier: it does not look again before each change. A write may be long on its way before it gets its time, in whole seconds. After that it is listed within two
-    seconds, as the settling time allows.
+    A writer follows what it saw decided, now or earlier: it does not look again before each change. A write may be long
+    on its way before it gets its time, in whole seconds. After that it is listed within two seconds, as the settling
+    time allows.
     """
     listed: list[tuple[Proposal, int]] = []
     now = 1000
