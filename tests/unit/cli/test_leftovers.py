@@ -39,10 +39,10 @@ def test_it_gets_no_label_and_the_error_says_why(goatherd: Goatherd, secret: str
 
 
 def test_it_is_not_copied(goatherd: Goatherd, secret: str, tmp_path: Path):
-    copied = goatherd("copy", secret, f"file://{tmp_path}/other/root")
+    copied = goatherd("copy", secret, f"file://{tmp_path}/other/copied")
     assert copied.code == 0, copied.err
     assert "skipped version 9: left by an interrupted change" in copied.out
-    assert not (tmp_path / "other/root/9.value").exists()
+    assert not (tmp_path / "other/copied/9.value").exists()
 
 
 def test_retire_destroys_it_when_its_key_is_due(goatherd: Goatherd, secret: str, tmp_path: Path):
