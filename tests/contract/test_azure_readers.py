@@ -28,6 +28,7 @@ from goatherd.errors import (
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.azure.rbac import DATA_ACTIONS
 from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, VersionId, VersionState
+from goatherd.providers.diagnosable import Verdict
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 
 SPEED = 50.0
@@ -280,6 +281,29 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
     with pytest.raises(VersionDisabledError):
         await provider.read("goatdb-root", VersionId(lost))
     assert (await provider.write("goatdb-root", b"second", expected=first.id)).labels == {CURRENT}
+
+
+async def test_the_diagnosis_says_whether_the_view_holds_the_current_document(
+    vault: FakeKeyVault, provider: AzureSecretProvider
+):
+    async def view(one: AzureSecretProvider) -> tuple[Verdict, str]:
+        rights, finding = await one.diagnose("goatdb-root")
+        assert (rights.name, rights.verdict, finding.name) == ("rights", Verdict.NOT_CHECKED, "view")
+        return finding.verdict, finding.text
+
+    first = await provider.create("goatdb-root", b"first")
+    assert await view(provider) == (Verdict.FINE, "goatdb-root-current holds the current document")
+    (version,) = vault.versions("goatdb-root-current")
+    vault.overwrite("goatdb-root-current", version, "another")
+    assert await view(provider) == (Verdict.CAUTION, "goatdb-root-current does not hold the current document")
+    without_view(vault)
+    assert await view(provider) == (Verdict.CAUTION, "goatdb-root-current does not exist")
+    vault.allow("old-server", DATA_ACTIONS["server"], ["goatdb-root", "goatdb-root-pointer"])
+    async with made(vault, token="old-server") as server:
+        assert await view(server) == (Verdict.NOT_CHECKED, "goatdb-root-current may not be read")
+    async with made(vault) as other:
+        await other.label("goatdb-root", STABLE, first.id, expected=None)
+        assert (await view(other))[0] is Verdict.FINE
 
 
 # --- what a change costs --------------------------------------------------------------------------------------------

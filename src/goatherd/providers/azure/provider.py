@@ -31,6 +31,7 @@ from azure.core.credentials_async import AsyncTokenCredential
 from goatherd.clock import Clock
 from goatherd.errors import (
     ConflictError,
+    ProviderAccessDeniedError,
     ProviderConfigurationError,
     SecretExistsError,
     SecretNotFoundError,
@@ -85,6 +86,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
+from goatherd.providers.diagnosable import Finding, Verdict
 
 SETTLE: Final = timedelta(seconds=3)
 """A version's time is in whole seconds, which is one; two are for clocks of the service that differ, and for the time
@@ -357,6 +359,33 @@ class AzureSecretProvider(SecretProvider):
             await vault.delete(call, call.secret_id + suffix)
         self._known.pop(call.secret_id, None)
         self._shown.pop(call.secret_id, None)
+
+    # --- diagnosis --------------------------------------------------------------------------------------------------
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return whether the view holds the current document. See `diagnosable`."""
+        call = self._start("diagnose", secret_id)
+        return await self._run(call, self._diagnosed)
+
+    async def _diagnosed(self, call: Call) -> list[Finding]:
+        text = "may read; Key Vault does not say what else the credentials may do"
+        hint = f"What rotating needs: `goatherd policy {self.scheme} --role rotator`."
+        first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
+        vault, view = self._opened(call), call.secret_id + VIEW_SUFFIX
+        pointer = (await self._decided(call, vault)).pointer
+        version = pointer.labels.get(CURRENT)
+        try:
+            found = await self._view(call, vault)
+        except ProviderAccessDeniedError:
+            text = f"{view} may not be read"
+            hint = "`goatherd policy azure` prints the roles for it. Only readers without Goatherd need it."
+            return [first, Finding(name="view", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
+        if version is not None and found is not None and _is_whole(found, pointer.versions[version]):
+            text = f"{view} holds the current document"
+            return [first, Finding(name="view", verdict=Verdict.FINE, text=text)]
+        text = f"{view} does not {'exist' if found is None else 'hold the current document'}"
+        hint = "Readers without Goatherd use it. The next change of the secret writes it, such as a label of your own."
+        return [first, Finding(name="view", verdict=Verdict.CAUTION, text=text, hint=hint)]
 
     # --- values -----------------------------------------------------------------------------------------------------
 
