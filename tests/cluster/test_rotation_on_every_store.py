@@ -118,6 +118,7 @@ def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    pytest.importorskip("kubernetes_asyncio", reason="NO CLIENT, SO NOTHING IS ROTATED ON KUBERNETES: make .venv/.dev")
     from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import provider_of
 

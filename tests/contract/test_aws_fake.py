@@ -11,8 +11,9 @@ from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from goatherd.testing.contract import ProviderContract, check_name, run_check
+from goatherd.testing.contract import AnswerContract, ProviderContract, check_name, run_check
 from goatherd.testing.provider_checks import Check
+from goatherd.testing.wrong_answers import WrongAnswers
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,21 @@ class TestAWSFake(ProviderContract):
 
     def provider(self) -> SecretProvider:
         return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url, recovery_days=0))
+
+
+class TestAWSFakeAnswers(AnswerContract):
+    settle = timedelta(0)
+
+    @pytest.fixture(autouse=True)
+    def _fake(self) -> Iterator[None]:
+        with FakeSecretsManager() as self.fake:
+            yield
+
+    def provider(self) -> SecretProvider:
+        return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url, recovery_days=0))
+
+    def wrong_answers(self) -> WrongAnswers:
+        return self.fake.wrong
 
 
 @pytest.mark.parametrize(

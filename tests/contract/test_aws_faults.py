@@ -586,6 +586,7 @@ async def test_what_was_written_and_is_not_seen_yet_is_waited_for(fake: FakeSecr
 async def test_a_cancelled_request_that_waits_for_a_thread_is_not_sent(fake: FakeSecretsManager):
     async with FaultProxy("127.0.0.1", fake.port) as proxy, provider_at(f"http://127.0.0.1:{proxy.port}") as store:
         await store.create(SECRET, b"1")
+        fake.requests.clear()
         proxy.fault = Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=400))
         reads = [asyncio.create_task(store.read(SECRET)) for _ in range(4)]
         await asyncio.sleep(0.1)

@@ -12,7 +12,8 @@ pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
-from goatherd.testing.contract import ProviderContract
+from goatherd.testing.contract import AnswerContract, ProviderContract
+from goatherd.testing.wrong_answers import WrongAnswers
 
 SPEED = 50.0
 
@@ -32,3 +33,22 @@ class TestAzure(ProviderContract):
     def provider(self) -> SecretProvider:
         address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
         return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(SPEED))
+
+
+@pytest.mark.deep
+class TestAzureAnswers(AnswerContract):
+    """Minutes, because a change waits for Key Vault's whole seconds."""
+
+    settle = timedelta(0)
+
+    @pytest.fixture(autouse=True)
+    def _vault(self) -> Iterator[None]:
+        with FakeKeyVault(speed=SPEED) as self.vault:
+            yield
+
+    def provider(self) -> SecretProvider:
+        address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
+        return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(SPEED))
+
+    def wrong_answers(self) -> WrongAnswers:
+        return self.vault.wrong

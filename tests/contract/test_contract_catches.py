@@ -22,7 +22,10 @@ from goatherd.providers.base import (
 )
 from goatherd.providers.ledger import Ledger
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.testing.contract import check_provider
+from goatherd.testing.answer_checks import ANSWER_CHECKS
+from goatherd.testing.contract import check_name, check_provider, run_check
+from goatherd.testing.subject import ContractViolationError
+from goatherd.testing.wrong_answers import WrongAnswer, WrongAnswers
 
 
 class SortsAsText(MemorySecretProvider):
@@ -187,8 +190,12 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
     store = MemoryStore()
     report = await check_provider(lambda: Weak(store), rounds=5, settle=timedelta(0))
     skipped = {outcome.check: outcome.skipped for outcome in report.outcomes if outcome.skipped}
-    assert report.passed
+    assert not report.has_failures
     assert skipped == {
+        **{
+            check_name(check): "memory was not given a store that can be made to answer wrongly"
+            for check in ANSWER_CHECKS
+        },
         "a_store_that_only_deprecates_keeps_what_is_labelled": "memory declares deprecates=False",
         "a_store_that_only_disables_does_not_read_what_is_off": "memory declares disables=False",
         "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing": "memory declares recoverable=False",
@@ -198,3 +205,79 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
         "of_two_writers_at_most_one_believes_that_it_won": "memory declares best_effort_cas=False",
         "of_many_label_movers_exactly_one_wins": "memory declares cas=False",
     }
+
+
+# --- wrong answers ----------------------------------------------------------------------------------------------------
+
+
+class Trusting(MemorySecretProvider):
+    """Believes what its store answers. The store is between the methods of this class and those of its base."""
+
+    def __init__(self, store: MemoryStore, answers: WrongAnswers) -> None:
+        super().__init__(store)
+        self.answers = answers
+
+    def _fate(self, *, changes: bool) -> WrongAnswer | None:
+        wrong = self.answers.take(changes=changes)
+        self.answers.given += wrong is not None
+        return wrong
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        wrong = self._fate(changes=True)
+        made = await super()._create(call, value, label)
+        if wrong is WrongAnswer.NOT_DONE:
+            del self._store.ledgers[call.secret_id]
+        return made
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        wrong, before = self._fate(changes=True), self._ledger(call)
+        written = await super()._write(call, value, label, expected)
+        if wrong is WrongAnswer.NOT_DONE:
+            self._store.ledgers[call.secret_id] = before
+        if wrong is WrongAnswer.DONE_TWICE:
+            await super()._write(replace(call, request=f"{call.request}2"), value, label, written.id)
+        return written
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        wrong = self._fate(changes=False)
+        if wrong in (WrongAnswer.EMPTY, WrongAnswer.CUT):
+            raise call.error(SecretNotFoundError, "there is nothing in the answer")
+        found = await super()._read(call, at)
+        if wrong is WrongAnswer.OTHER_VERSION:
+            other = "1" if found.version.id == "2" else "2"
+            return replace(found, value=(await super()._read(call, VersionId(other))).value)
+        return found
+
+
+class Confirming(Trusting):
+    confirms_labels = True
+
+
+@pytest.mark.parametrize(
+    ("check", "catches"),
+    [
+        ("a_change_that_was_not_made_is_not_reported_as_made", "another value is read|no such secret"),
+        ("a_change_that_was_made_twice_is_one_change", "leads to"),
+        ("an_answer_about_another_version_is_not_taken_for_the_one_asked_for", "another one's value"),
+        ("an_empty_answer_is_neither_a_success_nor_an_absence", "taken for an absence"),
+        ("a_cut_answer_is_neither_a_success_nor_an_absence", "taken for an absence"),
+    ],
+)
+async def test_a_provider_that_believes_every_answer_fails_the_checks_of_answers(check: str, catches: str):
+    store, answers = MemoryStore(), WrongAnswers()
+    (one,) = (each for each in ANSWER_CHECKS if check_name(each) == check)
+    with pytest.raises(ContractViolationError, match=catches):
+        await run_check(one, lambda: Trusting(store, answers), settle=timedelta(0), answers=answers)
+
+
+async def test_reading_the_labels_back_is_what_notices_a_change_that_was_not_made():
+    store, answers = MemoryStore(), WrongAnswers()
+    await run_check(ANSWER_CHECKS[0], lambda: Confirming(store, answers), settle=timedelta(0), answers=answers)
+
+
+async def test_a_store_that_gives_no_wrong_answer_fails_the_checks_of_answers():
+    store = MemoryStore()
+    with pytest.raises(ContractViolationError, match="no request was answered wrongly"):
+        await run_check(
+            ANSWER_CHECKS[0], lambda: MemorySecretProvider(store), settle=timedelta(0), answers=WrongAnswers()
+        )

@@ -10,8 +10,9 @@ from google.auth.credentials import AnonymousCredentials
 
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-from goatherd.testing.contract import ProviderContract
+from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.gcp_fake import FakeSecretManager
+from goatherd.testing.wrong_answers import WrongAnswers
 
 PROJECT = "goatherd-testing"
 
@@ -33,6 +34,22 @@ class TestGlobal(ProviderContract):
     def provider(self) -> SecretProvider:
         address = GCPAddress(project=PROJECT, endpoint=self.fake.endpoint)
         return GCPSecretProvider(address, credentials=AnonymousCredentials())
+
+
+class TestGlobalAnswers(AnswerContract):
+    settle = timedelta(seconds=5)
+
+    @pytest.fixture(autouse=True)
+    def _server(self) -> Iterator[None]:
+        with FakeSecretManager(PROJECT) as self.fake:
+            yield
+
+    def provider(self) -> SecretProvider:
+        address = GCPAddress(project=PROJECT, endpoint=self.fake.endpoint)
+        return GCPSecretProvider(address, credentials=AnonymousCredentials())
+
+    def wrong_answers(self) -> WrongAnswers:
+        return self.fake.wrong
 
 
 class TestRegional(TestGlobal):

@@ -30,8 +30,9 @@ from goatherd.errors import (
 from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, SecretProvider, VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, POINTER
-from goatherd.testing.contract import ProviderContract
+from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
+from goatherd.testing.wrong_answers import WrongAnswers
 
 NEVER = RetryPolicy(attempts=1)
 QUICK = RetryPolicy(attempts=3, base=timedelta(milliseconds=5))
@@ -83,6 +84,21 @@ class TestKubernetesFake(ProviderContract):
 
     def provider(self) -> SecretProvider:
         return provider_of(self.fake, self.path)
+
+
+class TestKubernetesFakeAnswers(AnswerContract):
+    prefix = "default/goatherd-contract-"
+    settle = timedelta(0)
+
+    @pytest.fixture(autouse=True)
+    def _server(self, fake: FakeKubernetes, tmp_path: Path) -> None:
+        self.fake, self.path = fake, tmp_path
+
+    def provider(self) -> SecretProvider:
+        return provider_of(self.fake, self.path)
+
+    def wrong_answers(self) -> WrongAnswers:
+        return self.fake.wrong
 
 
 @pytest.mark.slow

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from goatherd.providers.base import SecretProvider
+from goatherd.errors import ProviderAccessDeniedError
+from goatherd.providers.base import Call, Label, SecretBytes, SecretProvider, SecretVersion
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.testing.contract import ProviderContract, check_provider, main
-from goatherd.testing.provider_checks import CHECKS
+from goatherd.testing import contract_command
+from goatherd.testing.answer_checks import ANSWER_CHECKS
+from goatherd.testing.contract import CHECKS, ProviderContract, Result, check_name, check_provider
+from goatherd.testing.contract_command import command
 
 
 class TestMemory(ProviderContract):
@@ -42,30 +52,105 @@ class TestFileAtLength(TestFile):
     rounds = 100
 
 
+NEEDS_A_STORE_THAT_LIES = {check_name(check) for check in ANSWER_CHECKS}
+DECLARED_BY_MEMORY = {
+    "a_store_that_only_deprecates_keeps_what_is_labelled",
+    "a_store_that_only_disables_does_not_read_what_is_off",
+    "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing",
+    "of_two_writers_at_most_one_believes_that_it_won",
+}
+
+
 async def test_the_report_of_a_good_provider_holds_every_check_and_no_failure():
     store = MemoryStore()
     report = await check_provider(lambda: MemorySecretProvider(store), rounds=5, settle=timedelta(0))
-    assert report.passed
-    assert len(report.outcomes) == len(CHECKS) >= 28
-    assert {outcome.check for outcome in report.outcomes if outcome.skipped} == {
-        "a_store_that_only_deprecates_keeps_what_is_labelled",
-        "a_store_that_only_disables_does_not_read_what_is_off",
-        "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing",
-        "of_two_writers_at_most_one_believes_that_it_won",
-    }
+    assert not report.has_failures
+    assert len(report.outcomes) == len(CHECKS) >= 33
+    skipped = {outcome.check for outcome in report.with_result(Result.SKIPPED)}
+    assert skipped == DECLARED_BY_MEMORY | NEEDS_A_STORE_THAT_LIES
+    assert len(report.with_result(Result.PASSED)) == len(CHECKS) - len(skipped)
     assert store.ledgers == {}, "the checks remove what they made"
 
 
-def test_the_command_prints_every_check_and_exits_with_0(capsys: pytest.CaptureFixture[str]):
-    assert main(["memory:///contract-command/root"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(CHECKS) + 1
-    assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} hold"
+async def test_a_secret_that_cannot_be_removed_is_reported():
+    class KeepsAll(MemorySecretProvider):
+        async def _delete(self, call: Call) -> None:
+            raise call.error(ProviderAccessDeniedError, "no")
+
+    store = MemoryStore()
+    report = await check_provider(lambda: KeepsAll(store), rounds=2, settle=timedelta(0))
+    assert set(report.left_behind) >= set(store.ledgers) != set()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["no-such-store://x/y"], ["nonsense"], ["memory:///"]])
-def test_the_command_exits_with_2_where_there_is_nothing_to_check(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-):
-    assert main(arguments) == 2
-    assert capsys.readouterr().err
+# --- goatherd-contract ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_every_check_and_counts_skipped_as_skipped():
+    done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    words = Counter(line.split(" ", 1)[0] for line in lines[1:-1] if not line.startswith(" "))
+    assert words["passed"] + words["skipped"] == len(CHECKS)
+    assert words["skipped"] >= len(ANSWER_CHECKS)
+    assert lines[-1].startswith(f"{words['passed']} passed, 0 failed, {words['skipped']} skipped, of {len(CHECKS)} ")
+    assert "was not given a store that can be made to answer wrongly" in done.output
+
+
+def test_the_command_prints_json():
+    done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.output)
+    assert told["passed"] + told["skipped"] + told["failed"] == len(told["checks"]) == len(CHECKS)
+    assert told["failed"] == 0
+    assert told["left_behind"] == []
+    assert {each["result"] for each in told["checks"]} == {"passed", "skipped"}
+    assert all((each["reason"] is not None) == (each["result"] == "skipped") for each in told["checks"])
+
+
+def test_the_command_does_not_start_where_the_secret_exists(tmp_path: Path):
+    provider = FileSecretProvider(str(tmp_path / "keys"))
+    asyncio.run(provider.create("root", b"precious"))
+    before = {path: path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()}
+    done = CliRunner().invoke(command, [f"file://{tmp_path}/keys/root"])
+    assert done.exit_code == 2
+    assert "exists; it was not changed" in done.output
+    assert {path: path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()} == before
+
+
+def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.MonkeyPatch):
+    store = MemoryStore()
+
+    class Overwrites(MemorySecretProvider):
+        async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+            self._store.ledgers.pop(call.secret_id, None)
+            return await super()._create(call, value, label)
+
+    monkeypatch.setattr(contract_command, "open_provider", lambda _: (Overwrites(store), "root"))
+    done = CliRunner().invoke(command, ["memory:///root", "--rounds", "2"])
+    assert done.exit_code == 1
+    assert "FAILED   creating twice is refused and changes nothing" in done.output
+    assert ", 3 failed, " in done.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--rounds", "0", "memory:///x"], ["no-such-store://x/y"], ["nonsense"], ["memory:///"]]
+)
+def test_the_command_exits_with_2_where_there_is_nothing_to_check(arguments: list[str]):
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2
+    assert done.output
+
+
+@pytest.mark.slow
+def test_the_module_runs_as_a_command_and_an_interrupt_leaves_nothing_behind(tmp_path: Path):
+    line = [sys.executable, "-m", "goatherd.testing.contract", f"file://{tmp_path}/keys/try", "--rounds", "10000"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for shown in running.stdout:
+            if "a label moves by" in shown:
+                break
+        running.send_signal(signal.SIGTERM)
+        _, told = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "interrupted" in told
+    assert not [path for path in (tmp_path / "keys").rglob("*") if "contract" in path.name]

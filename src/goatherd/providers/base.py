@@ -31,8 +31,10 @@ from goatherd.errors import (
     ConfigurationError,
     ConflictError,
     GoatherdError,
+    ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
+    SecretDeletedError,
     SecretNotFoundError,
     SecretTooLargeError,
     ThrottledError,
@@ -258,12 +260,15 @@ class SecretProvider(ABC):
 
     Attributes:
         scheme: The URI scheme, which is also the entry point's name.
+        confirms_labels: Whether the labels are read back here before a change of them is reported as made. False where
+            the plugin does so itself, or where no server answers. A destruction and a deletion are always confirmed.
         timeout: The deadline of one call, retries included.
         retry: How often and how fast to retry.
         call_counts: How many calls there were, and how they ended.
     """
 
     scheme: ClassVar[str]
+    confirms_labels: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -331,7 +336,13 @@ class SecretProvider(ABC):
         """
         call = self._start("create", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
-        return await self._run(call, lambda now: self._create(now, hidden, checked))
+
+        async def make(now: Call) -> SecretVersion:
+            made = await self._create(now, hidden, checked)
+            await self._confirm_label(now, checked, made.id, None)
+            return made
+
+        return await self._run(call, make)
 
     async def read(
         self, secret_id: str, at: Label | VersionId = CURRENT, *, attempts: int | None = None
@@ -376,7 +387,13 @@ class SecretProvider(ABC):
         call = self._start("write", secret_id)
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
         holder = None if expected is None else _version_id(expected)
-        return await self._run(call, lambda now: self._write(now, hidden, checked, holder))
+
+        async def put(now: Call) -> SecretVersion:
+            written = await self._write(now, hidden, checked, holder)
+            await self._confirm_label(now, checked, written.id, holder)
+            return written
+
+        return await self._run(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
         """Move `label` to an existing version, if it still points at `expected` (None: if nobody holds it).
@@ -399,6 +416,7 @@ class SecretProvider(ABC):
                     known.id == target and checked in known.labels for known in await self._versions(now)
                 ):
                     raise
+            await self._confirm_label(now, checked, target, holder)
 
         await self._run(call, move)
 
@@ -429,6 +447,7 @@ class SecretProvider(ABC):
                 # An earlier attempt may have taken it off before its answer got lost.
                 if now.attempt == 1 or any(checked in known.labels for known in await self._versions(now)):
                     raise
+            await self._confirm_label(now, checked, None, holder)
 
         await self._run(call, remove)
 
@@ -460,7 +479,12 @@ class SecretProvider(ABC):
         if not (promised.destroys or promised.deprecates or promised.disables):
             raise call.error(ProviderConfigurationError, "this store cannot destroy a single version")
         target = _version_id(version)
-        await self._run(call, lambda now: self._destroy(now, target))
+
+        async def destroy(now: Call) -> None:
+            await self._destroy(now, target)
+            await self._confirm_destroyed(now, target)
+
+        await self._run(call, destroy)
 
     async def delete(self, secret_id: str) -> None:
         """Remove the secret with all its versions and labels.
@@ -479,6 +503,7 @@ class SecretProvider(ABC):
                 # An earlier attempt may have removed it before its answer got lost.
                 if now.attempt == 1:
                     raise
+            await self._confirm_deleted(now)
 
         await self._run(call, remove)
 
@@ -521,6 +546,51 @@ class SecretProvider(ABC):
     @abstractmethod
     async def _delete(self, call: Call) -> None:
         """See `delete`."""
+
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        """Return which version holds which label. A plugin replaces this where that takes fewer requests."""
+        return {label: version.id for version in await self._versions(call) for label in version.labels}
+
+    # --- a success is confirmed --------------------------------------------------------------------------------------
+
+    async def _confirm_label(
+        self, call: Call, label: Label, version: VersionId | None, before: VersionId | None
+    ) -> None:
+        """Check that a label does not point where it pointed before a change that the store answered with success.
+
+        Raises:
+            UnavailableError: It does: the change was not made, or does not show yet.
+        """
+        if not self.confirms_labels or version == before:
+            return
+        try:
+            holder = (await self._labels_held(call)).get(label)
+        except ProviderAccessDeniedError:
+            return  # who may only create cannot look
+        except SecretNotFoundError:
+            holder = None
+            before = None
+        # Any other holder is a later change of another writer.
+        if holder == before:
+            found = "no version" if holder is None else f"version {holder}"
+            raise call.error(
+                UnavailableError,
+                f"the store answered success, but {found} holds the label {str(label)!r} as before the change",
+            )
+
+    async def _confirm_destroyed(self, call: Call, version: VersionId) -> None:
+        promised = self.guarantees
+        if not (promised.destroys or promised.disables):
+            return
+        if any(known.id == version and known.state is VersionState.ENABLED for known in await self._versions(call)):
+            raise call.error(UnavailableError, f"the store answered success, but version {version} is still enabled")
+
+    async def _confirm_deleted(self, call: Call) -> None:
+        try:
+            await self._read(call, CURRENT)
+        except (SecretNotFoundError, SecretDeletedError, ProviderAccessDeniedError):
+            return
+        raise call.error(UnavailableError, "the store answered success, but the secret is still read")
 
     def check_secret_id(self, secret_id: str) -> None:
         """Check a secret's name; a plugin whose store allows other characters replaces this.

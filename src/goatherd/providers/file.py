@@ -69,6 +69,7 @@ class FileSecretProvider(SecretProvider):
     """
 
     scheme = "file"
+    confirms_labels = False
 
     def __init__(
         self,

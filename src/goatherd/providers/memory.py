@@ -55,6 +55,7 @@ class MemorySecretProvider(SecretProvider):
     """
 
     scheme = "memory"
+    confirms_labels = False
 
     def __init__(
         self,

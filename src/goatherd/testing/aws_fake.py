@@ -10,6 +10,7 @@ the reference leaves open is chosen to be the least convenient.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import re
 import secrets
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Final, Self, cast
 
 from goatherd.testing.iam_evaluator import is_allowed, request_context
+from goatherd.testing.wrong_answers import Restore, WrongAnswers
 
 Fields = dict[str, object]
 
@@ -37,6 +39,7 @@ _MOST_STAGE_CHARS: Final = 256
 _CREDENTIAL = re.compile(r"AWS4-HMAC-SHA256 Credential=([A-Za-z0-9]+)/")
 _NAME = re.compile(r"[A-Za-z0-9/_+=.@-]{1,512}")
 _SKEW_SECONDS: Final = 300
+_READS: Final = frozenset({"DescribeSecret", "GetSecretValue", "ListSecretVersionIds"})
 
 
 class AWSFakeError(Exception):
@@ -101,6 +104,7 @@ class FakeSecretsManager:
         clock_ahead: How many seconds the service's clock is ahead of the true time.
         page_size: The longest page of a list.
         requests: What has been answered.
+        wrong: Which request is answered with a wrong success.
     """
 
     def __init__(self) -> None:
@@ -109,6 +113,7 @@ class FakeSecretsManager:
         self.clock_ahead = 0.0
         self.page_size = 100
         self.requests: list[Seen] = []
+        self.wrong = WrongAnswers()
         self._secrets: dict[str, _Secret] = {}
         self._troubles: list[Trouble] = []
         self._lock = threading.RLock()
@@ -192,13 +197,34 @@ class FakeSecretsManager:
             try:
                 if trouble is not None and trouble.error is not None and not trouble.after:
                     raise trouble.error
-                told = self._do(operation, headers, body)
+                raw = self.wrong.answer(
+                    lambda: json.dumps(self._do(operation, headers, body)).encode(),
+                    changes=operation not in _READS,
+                    save=self._save,
+                    other=lambda: self._other(operation, json.loads(body)),
+                )
                 if trouble is not None and trouble.error is not None:
                     raise trouble.error
             except AWSFakeError as error:
                 text = json.dumps({"__type": error.code, "message": error.message})
                 return error.status, error.headers, text.encode()
-            return 200, {}, json.dumps(told).encode() if trouble is None else trouble.body
+            return 200, {}, raw if trouble is None else trouble.body
+
+    def _save(self) -> Restore:
+        saved = copy.deepcopy(self._secrets)
+        return lambda: setattr(self, "_secrets", saved)
+
+    def _other(self, operation: str, fields: Fields) -> bytes | None:
+        """Return the answer to a read of another version of the same secret."""
+        secret = self._secrets.get(str(fields.get("SecretId")))
+        if operation != "GetSecretValue" or secret is None:
+            return None
+        asked = json.dumps(self._get(fields)).encode()
+        for version in secret.versions:
+            raw = json.dumps(self._get({"SecretId": secret.name, "VersionId": version})).encode()
+            if raw != asked:
+                return raw
+        return None
 
     def _do(self, operation: str, headers: Mapping[str, str], body: bytes) -> Fields:
         fields = cast("Fields", json.loads(body))

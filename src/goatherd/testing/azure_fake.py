@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import datetime as dt
 import email.utils
 import ipaddress
@@ -36,6 +37,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from goatherd.clock import SystemClock
+from goatherd.testing.wrong_answers import Restore, WrongAnswers
 
 TOKEN: Final = "token-of-the-owner"  # noqa: S105 - opens nothing but this fake
 """May do everything."""
@@ -155,6 +157,7 @@ class FakeKeyVault:
         requests: Method and path of every request that bore a good token.
         challenges: How many did not.
         trouble: What goes wrong next.
+        wrong: Which request is answered with a wrong success.
     """
 
     def __init__(self, *, speed: float = 1.0) -> None:
@@ -175,6 +178,7 @@ class FakeKeyVault:
         self.requests: list[str] = []
         self.challenges = 0
         self.trouble: list[Trouble] = []
+        self.wrong = WrongAnswers()
 
     @property
     def url(self) -> str:
@@ -246,8 +250,16 @@ class FakeKeyVault:
                 if trouble is not None and not trouble.after:
                     self.fail(trouble)
                     return
+                query = parse_qs(target.query)
+                told: dict[str, Any] | bytes
                 try:
-                    status, told = 200, vault._do(method, target.path, parse_qs(target.query), body, token)
+                    status = 200
+                    told = vault.wrong.answer(
+                        lambda: json.dumps(vault._do(method, target.path, query, body, token)).encode(),
+                        changes=method != "GET",
+                        save=vault._save,
+                        other=lambda: vault._other(target.path, query, token),
+                    )
                 except _RefusedError as refused:
                     status, told = refused.status, _error(refused)
                 if trouble is not None:
@@ -287,6 +299,22 @@ class FakeKeyVault:
                 )
 
         return Handler
+
+    def _save(self) -> Restore:
+        with self._lock:
+            saved = copy.deepcopy(self._state)
+        return lambda: setattr(self, "_state", saved)
+
+    def _other(self, path: str, query: dict[str, list[str]], token: str) -> bytes | None:
+        """Return the answer to a read of another version of the same secret."""
+        found = re.fullmatch(r"/secrets/([^/]+)/([^/]*)", path)
+        if found is None or found[2] == "versions":
+            return None
+        asked = self._do("GET", path, query, b"", token)
+        for version, one in self._state.secrets.get(found[1].lower(), {}).items():
+            if one.enabled and not str(asked["id"]).endswith(version):
+                return json.dumps(self._do("GET", f"/secrets/{found[1]}/{version}", query, b"", token)).encode()
+        return None
 
     def _token(self, header: str | None) -> str | None:
         kind, _, token = (header or "").partition(" ")

@@ -1,24 +1,37 @@
 """Runs what every secret provider must do over any of them.
 
-What it is: three ways to run `goatherd.testing.provider_checks`: `check_provider` in a program, `ProviderContract`
-under pytest, and ``python -m goatherd.testing.contract URI``. Rules: what a check made is
-removed; a failing check does not stop the others; pytest is imported only where pytest runs.
+What it is: `check_provider` for a program, `ProviderContract` and `AnswerContract` for pytest, over `CHECKS`. What it
+is not: the checks (`goatherd.testing.provider_checks`, `goatherd.testing.answer_checks`) or the command
+``goatherd-contract URI`` (`goatherd.testing.contract_command`). Rules: what a check made is removed; a failing check
+does not stop the others; a check that was skipped has not passed; pytest is imported only where pytest runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
+from typing import Final
 
-from goatherd._plugins import open_provider
-from goatherd.errors import GoatherdError
+from goatherd.errors import GoatherdError, SecretDeletedError, SecretNotFoundError
 from goatherd.providers.base import SecretProvider
-from goatherd.testing.provider_checks import CHECKS
+from goatherd.testing.answer_checks import ANSWER_CHECKS
+from goatherd.testing.provider_checks import PROVIDER_CHECKS
 from goatherd.testing.subject import Check, Factory, SkippedError, Subject
+from goatherd.testing.wrong_answers import WrongAnswers
+
+CHECKS: Final[tuple[Check, ...]] = (*PROVIDER_CHECKS, *ANSWER_CHECKS)
+
+
+class Result(StrEnum):
+    """How a check went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,28 +42,47 @@ class Outcome:
         check: Its name.
         error: Why it failed, or None.
         skipped: Why it did not apply, or None.
+        seconds: How long it took.
     """
 
     check: str
     error: BaseException | None = None
     skipped: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def result(self) -> Result:
+        """Whether it passed, failed or was skipped."""
+        if self.error is not None:
+            return Result.FAILED
+        return Result.PASSED if self.skipped is None else Result.SKIPPED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How all of them went."""
+    """How all of them went.
+
+    Attributes:
+        outcomes: One for each check, in their order.
+        left_behind: The names of secrets that could not be removed.
+    """
 
     outcomes: tuple[Outcome, ...]
+    left_behind: tuple[str, ...] = ()
+
+    def with_result(self, result: Result) -> tuple[Outcome, ...]:
+        """Return the outcomes of that kind."""
+        return tuple(outcome for outcome in self.outcomes if outcome.result is result)
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """Those that failed."""
-        return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
+        """The checks that failed."""
+        return self.with_result(Result.FAILED)
 
     @property
-    def passed(self) -> bool:
-        """Whether none failed."""
-        return not self.failures
+    def has_failures(self) -> bool:
+        """Whether any failed. A report without failures may still have skipped much."""
+        return bool(self.failures)
 
 
 async def run_check(
@@ -60,6 +92,8 @@ async def run_check(
     prefix: str = "goatherd-contract-",
     rounds: int = 100,
     settle: timedelta = timedelta(minutes=5),
+    answers: WrongAnswers | None = None,
+    left_behind: list[str] | None = None,
 ) -> None:
     """Run one check and remove what it made.
 
@@ -69,6 +103,8 @@ async def run_check(
         prefix: What the names of the secrets made here begin with.
         rounds: How often a race is run; fewer where calls cost money.
         settle: How long a store without strong reads may take to show a write.
+        answers: What makes the store answer wrongly; without it, the checks that need it are skipped.
+        left_behind: Gets the names of secrets that could not be removed.
 
     Raises:
         ContractViolationError: The provider does not do what it must.
@@ -76,13 +112,18 @@ async def run_check(
         GoatherdError: It failed where it must not.
     """
     async with factory() as provider:
-        it = Subject(factory=factory, provider=provider, prefix=prefix, rounds=rounds, settle=settle)
+        it = Subject(factory=factory, provider=provider, prefix=prefix, rounds=rounds, settle=settle, answers=answers)
         try:
             await check(it)
         finally:
             for name in it.made:
-                with contextlib.suppress(GoatherdError):
+                try:
                     await provider.delete(name)
+                except (SecretNotFoundError, SecretDeletedError):
+                    continue
+                except GoatherdError:
+                    if left_behind is not None:
+                        left_behind.append(name)
 
 
 async def check_provider(
@@ -91,27 +132,32 @@ async def check_provider(
     prefix: str = "goatherd-contract-",
     rounds: int = 100,
     settle: timedelta = timedelta(minutes=5),
+    answers: WrongAnswers | None = None,
     tell: Callable[[Outcome], None] | None = None,
 ) -> Report:
     """Run all checks, the failing ones included, and report. See `run_check` for the arguments.
 
     `tell`, if given, is called after each. No check's failure escapes.
     """
-    outcomes = []
+    outcomes, left_behind = [], list[str]()
     for check in CHECKS:
-        name = check_name(check)
+        began = time.monotonic()
+        error: BaseException | None = None
+        skipped: str | None = None
         try:
-            await run_check(check, factory, prefix=prefix, rounds=rounds, settle=settle)
+            await run_check(
+                check, factory, prefix=prefix, rounds=rounds, settle=settle, answers=answers, left_behind=left_behind
+            )
         except SkippedError as reason:
-            outcome = Outcome(check=name, skipped=str(reason))
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's plugin does is an outcome
-            outcome = Outcome(check=name, error=_plain(error))
-        else:
-            outcome = Outcome(check=name)
+            skipped = str(reason)
+        except Exception as caught:  # noqa: BLE001 - whatever a stranger's plugin does is an outcome
+            error = _plain(caught)
+        seconds = time.monotonic() - began
+        outcome = Outcome(check=check_name(check), error=error, skipped=skipped, seconds=seconds)
         outcomes.append(outcome)
         if tell is not None:
             tell(outcome)
-    return Report(outcomes=tuple(outcomes))
+    return Report(outcomes=tuple(outcomes), left_behind=tuple(left_behind))
 
 
 def check_name(check: Check) -> str:
@@ -124,8 +170,37 @@ def _plain(error: Exception) -> BaseException:
     return error.exceptions[0] if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1 else error
 
 
-class ProviderContract:
-    """The checks as pytest tests: derive a class whose name begins with Test, and say how to make a provider.
+class _Contract:
+    """What the pytest classes share: how to make a provider, and how to run one check over it."""
+
+    prefix = "goatherd-contract-"
+    rounds = 100
+    settle = timedelta(minutes=5)
+
+    def provider(self) -> SecretProvider:
+        """Return a provider that is not entered yet; each call one more client of the same store."""
+        raise NotImplementedError("say how to make a provider")
+
+    def wrong_answers(self) -> WrongAnswers | None:
+        """Return what makes the store of `provider` answer wrongly; None where that cannot be done."""
+        return None
+
+    def run(self, check: Check) -> None:
+        """Run one check in a new event loop."""
+        asyncio.run(
+            run_check(
+                check,
+                self.provider,
+                prefix=self.prefix,
+                rounds=self.rounds,
+                settle=self.settle,
+                answers=self.wrong_answers(),
+            )
+        )
+
+
+class ProviderContract(_Contract):
+    """The checks of the algebra as pytest tests: derive a class named Test… and say how to make a provider.
 
     ::
 
@@ -136,21 +211,23 @@ class ProviderContract:
     Every check becomes a test method (``test_a_new_secret_reads_back``…), with an event loop of its own.
     """
 
-    prefix = "goatherd-contract-"
-    rounds = 100
-    settle = timedelta(minutes=5)
 
-    def provider(self) -> SecretProvider:
-        """Return a provider that is not entered yet; each call one more client of the same store."""
-        raise NotImplementedError("say how to make a provider")
+class AnswerContract(_Contract):
+    """The checks of answers as pytest tests, over a store that can be made to answer wrongly.
 
-    def run(self, check: Check) -> None:
-        """Run one check in a new event loop."""
-        asyncio.run(run_check(check, self.provider, prefix=self.prefix, rounds=self.rounds, settle=self.settle))
+    ::
+
+        class TestMyProviderAnswers(AnswerContract):
+            def provider(self) -> SecretProvider:
+                return MyProvider(self.fake.address)
+
+            def wrong_answers(self) -> WrongAnswers:
+                return self.fake.wrong
+    """
 
 
-def _method(check: Check) -> Callable[[ProviderContract], None]:
-    def test(self: ProviderContract) -> None:
+def _method(check: Check) -> Callable[[_Contract], None]:
+    def test(self: _Contract) -> None:
         try:
             self.run(check)
         except SkippedError as reason:
@@ -162,40 +239,12 @@ def _method(check: Check) -> Callable[[ProviderContract], None]:
     return test
 
 
-for _check in CHECKS:
-    setattr(ProviderContract, f"test_{check_name(_check)}", _method(_check))
-
-
-def main(arguments: list[str]) -> int:
-    """Run the checks over the store that a URI names, beside the secret that it names, and print each.
-
-    Returns:
-        0 when all that apply hold, 1 when one does not, 2 when the URI is of no use.
-    """
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        sys.stderr.write("usage: python -m goatherd.testing.contract URI\n")
-        return 2
-    try:
-        _, secret_id = open_provider(arguments[0])
-    except GoatherdError as error:
-        sys.stderr.write(f"{error}\n{error.hint}\n")
-        return 2
-
-    def tell(outcome: Outcome) -> None:
-        if outcome.error is not None:
-            line = f"FAILED  {outcome.check}: {type(outcome.error).__name__}: {outcome.error}"
-        elif outcome.skipped is not None:
-            line = f"skipped {outcome.check}: {outcome.skipped}"
-        else:
-            line = f"ok      {outcome.check}"
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    prefix = f"{secret_id}-contract-".replace("{org}", "contract")
-    report = asyncio.run(check_provider(lambda: open_provider(arguments[0])[0], prefix=prefix, tell=tell))
-    sys.stdout.write(f"{len(report.outcomes) - len(report.failures)} of {len(report.outcomes)} hold\n")
-    return 0 if report.passed else 1
+for _contract, _checks in ((ProviderContract, PROVIDER_CHECKS), (AnswerContract, ANSWER_CHECKS)):
+    for _check in _checks:
+        setattr(_contract, f"test_{check_name(_check)}", _method(_check))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from goatherd.testing.contract_command import main
+
+    main()

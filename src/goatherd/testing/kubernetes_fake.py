@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from urllib.parse import parse_qs, urlsplit
 
+from goatherd.testing.wrong_answers import Restore, WrongAnswers
+
 Fields = dict[str, Any]
 
 ADMIN_TOKEN: Final = "goatherd-fake-admin"  # noqa: S105 - of a server that lives for one test
@@ -99,6 +101,7 @@ class FakeKubernetes:
         troubles: What befalls the next requests, first come first served.
         asked: The requests so far.
         slices: The EndpointSlices that there are, as the API has them, by namespace.
+        wrong: Which request is answered with a wrong success.
     """
 
     def __init__(self, *, namespaces: Sequence[str] = ("default",), tls: tuple[str, str] | None = None) -> None:
@@ -115,6 +118,7 @@ class FakeKubernetes:
         self.troubles: list[Trouble] = []
         self.asked: list[Asked] = []
         self.slices: dict[str, list[Fields]] = {}
+        self.wrong = WrongAnswers()
         self.watching = 0
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
@@ -170,6 +174,21 @@ class FakeKubernetes:
         """Store an object past all checks."""
         with self.changed:
             self._store("MODIFIED" if (namespace, name) in self._objects else "ADDED", namespace, name, content)
+
+    def save(self) -> Restore:
+        """Take note of all objects and of what watches are told; return what puts them back."""
+        saved = copy.deepcopy((self._objects, self._events, self._version))
+
+        def restore() -> None:
+            self._objects, self._events, self._version = saved
+
+        return restore
+
+    def other(self, namespace: str, name: str) -> Fields:
+        """Return a Secret of another name, as whole as the one that was asked for."""
+        content = copy.deepcopy(self.get(namespace, name))
+        content["metadata"]["name"] = f"{name}-of-others"
+        return content
 
     def bookmark(self) -> None:
         """Send a bookmark to every watch that asked for them."""
@@ -400,6 +419,10 @@ class FakeKubernetes:
             raise _invalid(name, "FieldValueTooLong", f"Too long: must have at most {MOST_BYTES} bytes", "data")
 
 
+def _line(answer: Fields) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
 def _decoded(raw: bytes) -> Fields:
     """Return the body of a request; values are checked to be base64 before anything else is looked at."""
     body: Fields = json.loads(raw) if raw else {}
@@ -488,7 +511,13 @@ class _Handler(BaseHTTPRequestHandler):
                     if verb == "watch":
                         watch = namespace, selected
                     else:
-                        status, answer = self._carried_out(verb, namespace, name, selected, raw)
+                        status = 201 if verb == "create" else 200
+                        answer = api.wrong.answer(
+                            lambda: _line(self._carried_out(verb, namespace, name, selected, raw)),
+                            changes=verb not in ("get", "list"),
+                            save=api.save,
+                            other=lambda: _line(api.other(namespace, name)) if verb == "get" else None,
+                        )
                     if trouble is not None:
                         status, headers, answer = trouble.status, dict(trouble.headers), trouble.body
             except StatusError as error:
@@ -509,9 +538,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return trouble
         return None
 
-    def _carried_out(
-        self, verb: str, namespace: str, name: str, selected: str | None, raw: bytes
-    ) -> tuple[int, Fields]:
+    def _carried_out(self, verb: str, namespace: str, name: str, selected: str | None, raw: bytes) -> Fields:
         # reference/using-api/api-concepts/: --max-request-bytes of the server is 3 MiB.
         if len(raw) > MOST_REQUEST_BYTES:
             message = f"Request entity too large: limit is {MOST_REQUEST_BYTES}"
@@ -519,18 +546,18 @@ class _Handler(BaseHTTPRequestHandler):
         body = _decoded(raw)
         match verb:
             case "get":
-                return 200, self.api.get(namespace, name)
+                return self.api.get(namespace, name)
             case "list":
-                return 200, self.api.listed(namespace, selected)
+                return self.api.listed(namespace, selected)
             case "create":
-                return 201, self.api.create(namespace, body)
+                return self.api.create(namespace, body)
             case "update":
-                return 200, self.api.replace(namespace, name, body)
+                return self.api.replace(namespace, name, body)
             case _:
-                return 200, self.api.delete(namespace, name, body)
+                return self.api.delete(namespace, name, body)
 
     def _send(self, status: int, headers: Mapping[str, str], answer: Fields | bytes) -> None:
-        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode() + b"\n"
+        raw = answer if isinstance(answer, bytes) else _line(answer)
         self.send_response(status)
         for key, value in {
             "Content-Type": "application/json",

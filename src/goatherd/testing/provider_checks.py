@@ -1,8 +1,9 @@
 """What every secret provider must do, one function each, whose name is the sentence that it proves.
 
-What it is: `CHECKS`. What it is not: a way to run them (`goatherd.testing.contract`), or a test of a platform. Rules: a
-check uses the public algebra of `goatherd.providers.base` (one wraps private methods, to lose their answers) on
-secrets of its own; what a provider declares not to do (`Guarantees`) is skipped with the reason, never passed.
+What it is: `PROVIDER_CHECKS`. What it is not: a way to run them (`goatherd.testing.contract`), or a test of a
+platform. Rules: a check uses the public algebra of `goatherd.providers.base` (one wraps private methods, to lose their
+answers) on secrets of its own; what a provider declares not to do (`Guarantees`) is skipped with the reason, never
+passed.
 """
 
 from __future__ import annotations
@@ -541,7 +542,7 @@ async def what_is_declared_is_true(it: Subject) -> None:
                 return
 
 
-CHECKS: Final[tuple[Check, ...]] = (
+PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
     a_new_secret_reads_back,
     a_label_can_be_chosen_at_creation,
     creating_twice_is_refused_and_changes_nothing,

@@ -16,6 +16,7 @@ from unittest import mock
 
 from goatherd.errors import ProviderError, UnavailableError
 from goatherd.providers.base import CURRENT, Call, Label, ReadConsistency, SecretProvider, SecretVersion
+from goatherd.testing.wrong_answers import WrongAnswers
 
 Result = TypeVar("Result")
 Factory = Callable[[], SecretProvider]
@@ -39,6 +40,7 @@ class Subject:
         prefix: What the names of the secrets made here begin with.
         rounds: How often a race is run.
         settle: How long a store without strong reads may take to show a write.
+        answers: What makes the store answer wrongly; None where that cannot be done.
         made: The names given out, to be removed at the end.
     """
 
@@ -47,6 +49,7 @@ class Subject:
     prefix: str
     rounds: int
     settle: timedelta
+    answers: WrongAnswers | None = None
     made: list[str] = field(default_factory=list)
 
     def new_id(self) -> str:

@@ -90,6 +90,7 @@ def vault(dice: random.Random, _: Path) -> SecretProvider:
 
 
 def kubernetes(dice: random.Random, directory: Path) -> SecretProvider:
+    pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     entry = entry_for(VALUE, request="r", now_ms=1)
     call = Call(provider="k8s", secret_id=SECRET, operation="create")
     whole = new_object("ns", "root", Ledger().created(call, entry, CURRENT), VALUE)

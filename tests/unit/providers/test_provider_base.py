@@ -382,7 +382,7 @@ async def test_seven_private_methods_and_an_address_are_all_that_a_plugin_needs(
 
         @classmethod
         def from_uri(cls, uri: str) -> tuple[Self, str]:
-            return cls(), uri.rpartition("/")[2]
+            return cls(retry=RetryPolicy(attempts=1)), uri.rpartition("/")[2]
 
         @property
         def guarantees(self) -> Guarantees:
@@ -402,7 +402,7 @@ async def test_seven_private_methods_and_an_address_are_all_that_a_plugin_needs(
         async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None: ...
 
         async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-            return ()
+            return (SecretVersion(id=VersionId("1"), created_ms=0, labels=frozenset({CURRENT})),)
 
         async def _destroy(self, call: Call, version: VersionId) -> None: ...
 
@@ -411,7 +411,9 @@ async def test_seven_private_methods_and_an_address_are_all_that_a_plugin_needs(
     provider, secret_id = Smallest.from_config({"provider": "smallest", "secretId": "root", "region": "any"})
     async with provider:
         assert (await provider.create(secret_id, b"x")).id == "1"
-        assert await provider.versions(secret_id) == []
+        assert [version.id for version in await provider.versions(secret_id)] == ["1"]
+        with pytest.raises(UnavailableError, match="answered success, but no version holds the label 'stable'"):
+            await provider.label(secret_id, "stable", "1", expected=None)
         with pytest.raises(SecretNotFoundError, match="smallest: read 'root': nothing here"):
             await provider.read(secret_id)
     with pytest.raises(ConfigurationError, match="no option 'profile'"):

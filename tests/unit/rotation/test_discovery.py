@@ -327,6 +327,7 @@ def cluster() -> Iterator[FakeKubernetes]:
 
 
 def kubeconfig(cluster: FakeKubernetes, tmp_path: Path, token: str = ADMIN_TOKEN) -> Path:
+    pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     config = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],

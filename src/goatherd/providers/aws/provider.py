@@ -252,6 +252,10 @@ class AWSSecretProvider(SecretProvider):
         newest_first.sort(key=lambda version: version.created_ms, reverse=True)
         return newest_first
 
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        stages = (await self._stages(call)).by_version
+        return {label: version for version, held in stages.items() for label in _labels(held)}
+
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take AWS's and our own labels off a version; "then Secrets Manager can automatically delete the version"
         (API reference, DeleteSecret). The value stays readable by its id until then."""

@@ -139,6 +139,7 @@ class AzureSecretProvider(SecretProvider):
     """
 
     scheme = "azure"
+    confirms_labels = False
 
     def __init__(
         self,

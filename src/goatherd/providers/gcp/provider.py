@@ -217,6 +217,10 @@ class GCPSecretProvider(SecretProvider):
                 listed[number] = await self._api.get_version(call, number)
         return [listed[number].described(secret.labels(number)) for number in sorted(listed, reverse=True)]
 
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        aliases = (await self._api.get_secret(call)).aliases
+        return {Label(alias): VersionId(number) for alias, number in aliases.items()}
+
     async def _by_label(self, call: Call, label: Label) -> tuple[int, SecretBytes]:
         """Access by alias, which has a large quota; a new alias is looked up on the secret, which knows it earlier."""
         try:

@@ -265,6 +265,10 @@ class KubernetesSecretProvider(SecretProvider):
         found |= {number: _unlisted(number) for number in record.unlisted()}
         return [found[number] for number in sorted(found, reverse=True)]
 
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        ledger = (await self._do(call, lambda client: self._record(client, call))).ledger
+        return {label: VersionId(number) for label, number in ledger.labels.items()}
+
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Take the version's value out of the object.
 

@@ -74,6 +74,7 @@ class KubernetesVolumeProvider(SecretProvider):
     """
 
     scheme = "k8s-volume"
+    confirms_labels = False
 
     def __init__(
         self,

@@ -208,6 +208,10 @@ class VaultSecretProvider(SecretProvider):
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self._do(call, lambda client: self._listing(call, client))
 
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        ledger = (await self._do(call, lambda client: self._existing(call, client))).ledger
+        return {label: VersionId(number) for label, number in ledger.labels.items()}
+
     async def _destroy(self, call: Call, version: VersionId) -> None:
         await self._do(call, lambda client: self._destroying(call, client, version))
 
@@ -426,8 +430,14 @@ class VaultSecretProvider(SecretProvider):
         return replace(ledger, entries=MappingProxyType({**ledger.entries, number: entry}))
 
     async def _destroy_older(self, client: VaultClient, path: str, newest: int) -> None:
-        states = (await client.metadata(path)).states
-        older = [n for n, state in states.items() if n < newest and state is not VersionState.DESTROYED]
+        known = await client.metadata(path)
+        if known.current < newest:
+            # SECURITY: destroying the older ones would destroy the only list that there is
+            # (tests/contract/test_vault_wrong_answers.py::TestVaultAnswers).
+            raise VaultProblem(
+                UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
+            )
+        older = [n for n, state in known.states.items() if n < newest and state is not VersionState.DESTROYED]
         if older:
             await client.destroy(path, *older)
 
@@ -519,7 +529,12 @@ class VaultSecretProvider(SecretProvider):
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} by itself after a time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
             )
-        return written.version, _entry(call, value, written.created_ms)
+        entry = _entry(call, value, written.created_ms)
+        # The list never names a value that the server only said to have written.
+        found = await client.read(call.secret_id, written.version)
+        if not isinstance(found, Found) or _decoded(call, written.version, found).digest != entry.digest:
+            raise call.error(UnavailableError, f"the value of version {written.version} is not what was just written")
+        return written.version, entry
 
     async def _make_room(self, client: VaultClient, path: str, number: int, keeps: int, ledger: Ledger) -> None:
         """See that writing version `number` makes the server drop none that a label points at.

@@ -25,6 +25,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[i
 
 from goatherd.testing.gcp_fake.authority import certified, trust
 from goatherd.testing.gcp_fake.service import SecretManager, StatusError
+from goatherd.testing.wrong_answers import WrongAnswers
 
 SERVICE: Final = "google.cloud.secretmanager.v1.SecretManagerService"
 # https://docs.cloud.google.com/secret-manager/quotas: which of the three quotas of a project a method counts against.
@@ -37,6 +38,17 @@ _QUOTA_OF: Final = {
     "GetSecretVersion": READ,
     "ListSecretVersions": READ,
 }
+_CHANGES: Final = frozenset(
+    {
+        "CreateSecret",
+        "UpdateSecret",
+        "DeleteSecret",
+        "AddSecretVersion",
+        "EnableSecretVersion",
+        "DisableSecretVersion",
+        "DestroySecretVersion",
+    }
+)
 _ANSWERS: Final[dict[str, Any]] = {
     "CreateSecret": wire.Secret,
     "GetSecret": wire.Secret,
@@ -78,6 +90,7 @@ class FakeSecretManager:
         before: Called with a method's name and its request before it takes effect.
         after: The same when it has, before the answer goes out.
         damage: Called with a method's name and its answer; what it returns goes out.
+        wrong: Which request is answered with a wrong success.
     """
 
     def __init__(self, project: str = "goatherd-testing") -> None:
@@ -90,6 +103,7 @@ class FakeSecretManager:
         self.before: Callable[[str, Any], None] | None = None
         self.after: Callable[[str, Any], None] | None = None
         self.damage: Callable[[str, Any], Any] | None = None
+        self.wrong = WrongAnswers()
         self._lock = threading.Lock()
         self._used: dict[str, list[float]] = {}
         self._server: Any = None
@@ -124,7 +138,7 @@ class FakeSecretManager:
                 self._allow(name, permission, _principal(context))
                 if self.before is not None:
                     self.before(name, request)
-                answer = act(request)
+                answer = self._answered(name, act, request, encode)
                 if self.after is not None:
                     self.after(name, request)
                 return answer if self.damage is None or answer is None else self.damage(name, answer)
@@ -140,6 +154,35 @@ class FakeSecretManager:
         return grpc.unary_unary_rpc_method_handler(
             serve, request_deserializer=request_type.deserialize, response_serializer=encode
         )
+
+    def _answered(self, name: str, act: Callable[..., object], request: Any, encode: Callable[[Any], bytes]) -> object:
+        """Return the answer itself, or the bytes of a wrong one."""
+        right: list[object] = []
+
+        def do() -> bytes:
+            right.append(act(request))
+            return encode(right[-1])
+
+        raw = self.wrong.answer(
+            do, changes=name in _CHANGES, save=self.service.save, other=lambda: self._other(name, act, request, encode)
+        )
+        return right[0] if right and raw == encode(right[0]) else raw
+
+    def _other(
+        self, name: str, act: Callable[..., object], request: Any, encode: Callable[[Any], bytes]
+    ) -> bytes | None:
+        """Return the answer to a read of another version of the same secret."""
+        if name not in ("AccessSecretVersion", "GetSecretVersion"):
+            return None
+        asked, (parent, _, _) = encode(act(request)), request.name.rpartition("/")
+        for number in range(1, 10):
+            try:
+                raw = encode(act(type(request)(name=f"{parent}/{number}")))
+            except StatusError:
+                continue
+            if raw != asked:
+                return raw
+        return None
 
     def _tester(self) -> object:
         """Answer which of the asked permissions the caller has, whoever it is [rpc, TestIamPermissions]."""

@@ -9,6 +9,7 @@ with the texts of the messages' fields as they stand in google-cloud-secret-mana
 
 from __future__ import annotations
 
+import copy
 import re
 import secrets
 import threading
@@ -20,6 +21,8 @@ from typing import Final
 
 import google_crc32c
 from google.cloud.secretmanager_v1 import types as wire
+
+from goatherd.testing.wrong_answers import Restore
 
 ENABLED: Final = "ENABLED"
 DISABLED: Final = "DISABLED"
@@ -130,6 +133,17 @@ class SecretManager:
         """Whether there is a global secret of that name."""
         with self._lock:
             return f"projects/{NUMBER}/secrets/{secret_id}" in self._secrets
+
+    def save(self) -> Restore:
+        """Take note of all secrets; return what puts them back."""
+        with self._lock:
+            saved = copy.deepcopy(self._secrets)
+
+        def restore() -> None:
+            with self._lock:
+                self._secrets = saved
+
+        return restore
 
     # --- secrets ----------------------------------------------------------------------------------------------------
 

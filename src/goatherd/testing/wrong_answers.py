@@ -1,0 +1,110 @@
+"""Wrong answers of a store: success for what was not done, was done twice, or is about another version; empty or cut.
+
+What it is: `WrongAnswers`, which stands where requests are answered (in a fake, or in a client's transport) and gives
+one wrong answer when a check asks for it. What it is not: errors, lost answers or a broken network
+(`goatherd.testing.faults`): here the store always says that all is well. Rules: one request in an operation is answered
+wrongly, the others rightly; an answer that is an error is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from enum import StrEnum
+
+Restore = Callable[[], None]
+
+
+class WrongAnswer(StrEnum):
+    """What is wrong with an answer that says success."""
+
+    NOT_DONE = "not done"
+    """The change was not made; the answer is the one of a change that was."""
+    DONE_TWICE = "done twice"
+    """The change was made twice; the answer is that of the first time."""
+    OTHER_VERSION = "other version"
+    """A read is answered with the data of another version, or of another secret."""
+    EMPTY = "empty"
+    """It has no body."""
+    CUT = "cut"
+    """Its body ends in the middle."""
+
+
+CHANGES = frozenset({WrongAnswer.NOT_DONE, WrongAnswer.DONE_TWICE})
+"""Those that befall requests which change something; the others befall any."""
+
+
+class WrongAnswers:
+    """Decides which request is answered wrongly. Shared by a check and by what answers; safe between threads.
+
+    Attributes:
+        seen: How many requests of the kind that the present wrong answer befalls have come since it was chosen.
+        given: How many wrong answers were given since.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wrong: WrongAnswer | None = None
+        self._position = 0
+        self.seen = 0
+        self.given = 0
+
+    def choose(self, wrong: WrongAnswer | None, position: int = 1) -> None:
+        """Answer the request at `position` (1 is the next) wrongly; None for right answers only."""
+        with self._lock:
+            self._wrong, self._position, self.seen, self.given = wrong, position, 0, 0
+
+    def answer(
+        self,
+        do: Callable[[], bytes],
+        *,
+        changes: bool,
+        save: Callable[[], Restore],
+        other: Callable[[], bytes | None] = lambda: None,
+    ) -> bytes:
+        """Answer one request, rightly or wrongly.
+
+        Args:
+            do: Carries it out and returns the body of the success; raises where the answer is an error.
+            changes: Whether it changes the store.
+            save: Takes note of the store's state and returns what puts it back.
+            other: Returns the body for another version or secret than the one asked for; None where there is none.
+        """
+        wrong = self.take(changes=changes)
+        if wrong is None:
+            return do()
+        if wrong is WrongAnswer.OTHER_VERSION:
+            body = other()
+            if body is None:
+                return do()
+            self.given += 1
+            return body
+        restore = save()
+        body = do()
+        self.given += 1
+        match wrong:
+            case WrongAnswer.NOT_DONE:
+                restore()
+            case WrongAnswer.DONE_TWICE:
+                # The store may reject the second time; its client does not hear of it.
+                with contextlib.suppress(Exception):
+                    do()
+            case WrongAnswer.EMPTY:
+                body = b""
+            case WrongAnswer.CUT:
+                body = body[: len(body) // 2]
+        return body
+
+    def take(self, *, changes: bool) -> WrongAnswer | None:
+        """Count a request; return what shall be wrong with its answer. For what cannot use `answer`.
+
+        The caller adds to `given` when it has answered wrongly.
+        """
+        with self._lock:
+            if self._wrong is None or (self._wrong in CHANGES and not changes):
+                return None
+            if self._wrong is WrongAnswer.OTHER_VERSION and changes:
+                return None
+            self.seen += 1
+            return self._wrong if self.seen == self._position else None
