@@ -7,6 +7,7 @@ a scheme that two distributions claim is refused with both names; a URI is not q
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
+from goatherd.server_url import masked
 
 if TYPE_CHECKING:
     from goatherd.providers.base import SecretProvider
@@ -91,7 +93,8 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     if not separator or not _SCHEME.fullmatch(scheme):
         known = ", ".join(provider_schemes())
         raise ConfigurationError(
-            "a store is named by a URI such as file:///srv/keys/root", hint=f"Known schemes: {known}."
+            f"{masked(uri)!r} is not the URI of a store",
+            hint=f"Write SCHEME://…, such as file:///srv/keys/root. Known schemes: {known}.",
         )
     # SECURITY: an address is shown in logs and errors, so a password in it would be too
     # (tests/unit/test_plugins.py::test_a_password_in_an_address_is_refused_and_not_quoted).
@@ -250,4 +253,6 @@ def _load(point: EntryPoint, scheme: str) -> Any:
 
 def _not_found(scheme: str) -> PluginNotFoundError:
     known = ", ".join(provider_schemes()) or "none: goatherd itself is not installed"
-    return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}")
+    close = difflib.get_close_matches(scheme, provider_schemes(), n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? Else install the package that provides this scheme." if close else None
+    return PluginNotFoundError(f"no provider for the scheme {scheme!r}; known schemes: {known}", hint=hint)

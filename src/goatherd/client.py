@@ -439,7 +439,7 @@ class NodeClient:
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise NodeUnreachableError(f"{method} {url}: no answer within {limit:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise NodeUnreachableError(f"{method} {url}: {error or type(error).__name__}") from error
+            raise NodeUnreachableError(f"{method} {url}: {_connection_problem(error)}") from error
 
     async def _json(self, method: str, path: str, *, content: bytes, headers: dict[str, str] | None = None) -> Any:
         response = await self._send(method, path, content=content, headers=headers)
@@ -462,6 +462,18 @@ class NodeClient:
         return NodeRefusedError(
             f"{method} {self.base_url}{path}: answered 200 with {what}", status=200, hint="Is this a GoatDB server?"
         )
+
+
+def _connection_problem(error: Exception) -> str:
+    """Return in a few words why there is no connection."""
+    text = str(error) or type(error).__name__
+    if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "RECORD_LAYER_FAILURE" in text:
+        return "the port does not speak TLS; is the URL http:// and not https://?"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the server's certificate is not trusted: {text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}"
+    if text == "All connection attempts failed":
+        return "connection refused, or no route to the host"
+    return text
 
 
 def _filter_of(commits: Collection[str]) -> Any:

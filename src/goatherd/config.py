@@ -87,11 +87,17 @@ class Options:
         "list of URLs",
         "The servers that `status`, `doctor` and `rotate` talk to; `dns://` and `k8s-service://` stand for any number.",
     )
-    timeout: timedelta = _key("timeout", parse_duration, timedelta(seconds=5), "time", "Patience with one answer.")
+    timeout: timedelta = _key(
+        "timeout",
+        forms.parse_positive_duration,
+        timedelta(seconds=5),
+        "time",
+        "Timeout of one request to a server.",
+    )
 
     settings_refresh_interval: timedelta = _key(
         "settings.refresh_interval",
-        parse_duration,
+        forms.parse_positive_duration,
         timedelta(seconds=30),
         "time",
         "How often a server reads the store, give or take a little jitter.",
@@ -180,7 +186,7 @@ class Options:
     )
     agent_ready_timeout: timedelta = _key(
         "agent.ready_timeout",
-        parse_duration,
+        forms.parse_positive_duration,
         timedelta(seconds=60),
         "time",
         "How long a started server may take until it answers what its root signed.",
@@ -194,7 +200,7 @@ class Options:
     )
     agent_lease: str | None = _key(
         "agent.lease",
-        forms.string,
+        forms.lease,
         None,
         "URI",
         'Where the nodes agree whose turn it is to restart: beside the identity, "<secret>-lease", unless named. '
@@ -226,7 +232,7 @@ class Options:
     )
     rotation_poll: timedelta = _key(
         "rotation.poll",
-        parse_duration,
+        forms.parse_positive_duration,
         timedelta(seconds=1),
         "time",
         "The longest pause between two looks at the nodes.",
@@ -287,14 +293,14 @@ class Options:
     )
     rotation_health_interval: timedelta = _key(
         "rotation.health_interval",
-        parse_duration,
+        forms.parse_positive_duration,
         timedelta(seconds=2),
         "time",
         "The shortest time between two questions whether the cluster is well.",
     )
     rotation_health_timeout: timedelta = _key(
         "rotation.health_timeout",
-        parse_duration,
+        forms.parse_positive_duration,
         timedelta(seconds=5),
         "time",
         "The longest time for one answer; none in time is a bad one.",
@@ -359,7 +365,11 @@ class Options:
         "Longest deliberate delay after a slot or the opening of a window; each controller has its own.",
     )
     controller_interval: timedelta = _key(
-        "controller.interval", parse_duration, timedelta(minutes=1), "time", "How often a controller reads the store."
+        "controller.interval",
+        forms.parse_positive_duration,
+        timedelta(minutes=1),
+        "time",
+        "How often a controller reads the store.",
     )
     controller_backoff: timedelta = _key(
         "controller.backoff",
@@ -589,11 +599,17 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
                 f"there is no {path}", hint="--config and GOATHERD_CONFIG must name a file that exists."
             ) from None
         return None
+    except IsADirectoryError:
+        hint = f"--config and GOATHERD_CONFIG must name a file, such as {path / FILE_NAME}."
+        raise ConfigurationError(f"{str(path)!r} cannot be read: it is a directory", hint=hint) from None
     except OSError as error:
         hint = "Give this user the right to read it, or name another file with --config."
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         hint = 'Such as: provider = "file:///srv/keys/root"'
+        raise ConfigurationError(f"{path} is not TOML: it is not UTF-8", hint=hint) from error
+    except tomllib.TOMLDecodeError as error:
+        hint = 'Strings need quotes, such as provider = "file:///srv/keys/root".'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in keys()]
     sections = list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))

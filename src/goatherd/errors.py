@@ -33,7 +33,7 @@ class ConfigurationError(GoatherdError):
     """An option, environment variable or configuration file is wrong or missing."""
 
     code = "configuration.invalid"
-    hint = "`goatherd COMMAND --help` says what it takes; the reference of the configuration has every key."
+    hint = "`goatherd COMMAND --help` lists the options; `goatherd config` shows their values and where they come from."
 
 
 class LifetimeError(ConfigurationError):
@@ -47,7 +47,7 @@ class PluginNotFoundError(GoatherdError):
     """No plugin is registered for a URI scheme."""
 
     code = "plugin.not_found"
-    hint = "Mistyped? Else install the package that brings this scheme."
+    hint = "Check the spelling, or install the package that provides this scheme."
 
 
 class MissingExtraError(GoatherdError):
@@ -64,14 +64,14 @@ class WireError(GoatherdError):
     """Bytes that GoatDB's formats do not allow."""
 
     code = "wire.malformed"
-    hint = "Look at where the bytes come from: the peer, the client or the file."
+    hint = "Check the peer, the client or the file that the bytes come from."
 
 
 class EncodeError(WireError):
     """A value of ours cannot be written in GoatDB's formats (a null in signed data, for one). Fix the caller."""
 
     code = "wire.unencodable"
-    hint = "Mend what was to be written: GoatDB has no form for it."
+    hint = "Change the value: GoatDB has no form for it."
 
 
 class DecodeError(WireError):
@@ -91,10 +91,10 @@ class PathError(WireError):
 
 
 class VerificationError(GoatherdError):
-    """Something signed is not to be believed. Base of the named reasons."""
+    """A signature is invalid, or its signer is not trusted. Base of the named reasons."""
 
     code = "verification.failed"
-    hint = "Do not use it; find out where it comes from."
+    hint = "Do not use it. Find out where it comes from."
 
 
 class InvalidSignatureError(VerificationError):
@@ -159,7 +159,7 @@ class IdentityError(GoatherdError):
     """An identity document is not to be used. Base of the named reasons; the one in use stays in use."""
 
     code = "identity.refused"
-    hint = "It was left as it is, and no new identity is made. Restore it from a backup or an earlier version."
+    hint = "Nothing was changed, and no new identity was made. Restore it from a backup or an earlier version."
 
 
 class MalformedIdentityError(IdentityError):
@@ -203,7 +203,7 @@ class IdentityExistsError(IdentityError):
     """There is an identity already where one was to be created."""
 
     code = "identity.exists"
-    hint = "It was left as it is. `goatherd show` shows what a store holds."
+    hint = "Nothing was changed. `goatherd show` shows what the store holds."
 
 
 # --- providers ----------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class ProviderError(GoatherdError):
     """
 
     code = "provider.failed"
-    hint = "`goatherd doctor` asks the store what can be asked."
+    hint = "`goatherd doctor` checks the store."
 
     def __init__(self, message: str, *, provider: str, secret_id: str, operation: str, hint: str | None = None) -> None:
         super().__init__(f"{provider}: {operation} {secret_id!r}: {message}", hint=hint)
@@ -233,9 +233,8 @@ class SecretNotFoundError(ProviderError):
 
     code = "provider.not_found"
     hint = (
-        "If there was one: is the address right, and its volume mounted? `goatherd init` would make a new identity, "
-        "which running servers will not trust. Only where there has never been one: `goatherd init`, or "
-        "`goatherd migrate`."
+        "Check the address and the mount. Only for a new cluster: `goatherd init` makes an identity, which no running "
+        "server will trust. For an existing GoatDB server: `goatherd migrate`."
     )
 
 
@@ -243,7 +242,7 @@ class SecretExistsError(ProviderError):
     """The secret was to be created but exists."""
 
     code = "provider.already_exists"
-    hint = "It was left as it is; take another name."
+    hint = "Nothing was changed. Choose another name."
 
 
 class SecretDeletedError(ProviderError):
@@ -254,10 +253,10 @@ class SecretDeletedError(ProviderError):
 
 
 class ConflictError(ProviderError):
-    """Somebody else moved the label first; nothing that a reader sees was changed by this call."""
+    """Another writer moved the label first; nothing that a reader sees was changed by this call."""
 
     code = "provider.conflict"
-    hint = "Read again and decide again; do not repeat the write blindly."
+    hint = "Another writer was first. `goatherd status` shows the state; if it is still needed, run the command again."
 
 
 class ProviderAccessDeniedError(ProviderError):
@@ -268,10 +267,10 @@ class ProviderAccessDeniedError(ProviderError):
 
 
 class ThrottledError(ProviderError):
-    """The store asks for patience. `retry_after` is its own hint in seconds, where it gave one."""
+    """The store limits the rate of requests. `retry_after` is its own hint in seconds, if it gave one."""
 
     code = "provider.throttled"
-    hint = "Wait a little, then do it again."
+    hint = "Wait a moment, then run the command again."
     retryable = True
     retry_after: float | None = None
 
@@ -280,7 +279,7 @@ class UnavailableError(ProviderError):
     """The store did not answer, or its answer was damaged."""
 
     code = "provider.unavailable"
-    hint = "Do it again when the store answers; `goatherd doctor` tells how it is."
+    hint = "Run the command again when the store answers. `goatherd doctor` checks the store."
     retryable = True
 
 
@@ -288,14 +287,14 @@ class SecretTooLargeError(ProviderError):
     """The value exceeds what the store takes."""
 
     code = "provider.too_large"
-    hint = "Take a store that takes more: `goatherd copy` moves an identity."
+    hint = "Use a store with a higher limit: `goatherd copy` moves an identity."
 
 
 class VersionDisabledError(ProviderError):
     """The version exists but its value was disabled or destroyed."""
 
     code = "provider.disabled_version"
-    hint = "Take another version: `goatherd versions` lists them."
+    hint = "Choose another version: `goatherd versions` lists them."
 
 
 class ProviderConfigurationError(ProviderError):
@@ -311,7 +310,7 @@ class SettingsError(GoatherdError):
     """Settings could not be read or written; nothing was invented in their place."""
 
     code = "settings.unreadable"
-    hint = "Look at the file, the rights on it, its directory and its disk."
+    hint = "Check the file, its permissions, its directory and its disk."
 
 
 class LastKnownGoodError(SettingsError):
@@ -334,17 +333,17 @@ class DegradedError(SettingsError):
 
 
 class NodeError(GoatherdError):
-    """A GoatDB server did not answer as one does."""
+    """A GoatDB server gave an unexpected answer."""
 
     code = "node.failed"
-    hint = "`goatherd doctor` asks every node what can be asked."
+    hint = "`goatherd doctor` checks every server."
 
 
 class NodeUnreachableError(NodeError):
     """No connection, or no answer in time."""
 
     code = "node.unreachable"
-    hint = "Does it run, and is the address right? `goatherd status` asks every node."
+    hint = "Check that the server runs and that its address is right. `goatherd status` asks every server."
     retryable = True
 
 
@@ -352,7 +351,7 @@ class DiscoveryError(NodeError):
     """It cannot be found out which servers there are, or the answer names none: that is never taken for "none"."""
 
     code = "node.discovery"
-    hint = "Look the name up by hand, or list the servers one by one."
+    hint = "Look the name up by hand, or list each server with --node."
     retryable = True
 
 
@@ -370,7 +369,7 @@ class StorageError(GoatherdError):
     """A data directory or commit log cannot be used as it is."""
 
     code = "node.storage"
-    hint = "Look at the directory, the rights on it and its disk."
+    hint = "Check the directory, its permissions and its disk."
 
 
 class NewerFormatError(StorageError):
@@ -398,7 +397,7 @@ class RotationError(GoatherdError):
     """A rotation cannot go on as asked."""
 
     code = "rotation.failed"
-    hint = "`goatherd status` shows where the rotation stands."
+    hint = "`goatherd status` shows the phase of the rotation."
 
 
 class IllegalStepError(RotationError):
@@ -408,10 +407,10 @@ class IllegalStepError(RotationError):
 
 
 class RotationBusyError(RotationError):
-    """Somebody else is rotating; the message says who, since when and in which phase."""
+    """Another process runs a rotation; the message says which, since when and in which phase."""
 
     code = "rotation.busy"
-    hint = "Wait for it, or carry it on with `goatherd rotate --resume`."
+    hint = "Wait until it is done. If its process has died, take over with `goatherd rotate --resume`."
 
 
 class StuckError(RotationError):
@@ -432,7 +431,7 @@ class UnhealthyError(RotationError):
     """The operator's health signal is bad before a rotation goes on to a new root; nothing was written."""
 
     code = "rotation.unhealthy"
-    hint = "Make the cluster well first, or look at the health signal itself."
+    hint = "Fix the cluster first, or check the health check itself."
 
 
 class ObstructedError(RotationError):
@@ -457,8 +456,8 @@ class NotAdoptedError(RotationError):
 
     code = "rotation.not_adopted"
     hint = (
-        "See what `goatherd status` and `goatherd doctor` say of what it names; bring that back, or leave out what is "
-        "gone for good, and rotate again."
+        "`goatherd status` and `goatherd doctor` show what is wrong. Start the servers that do not answer, or "
+        "remove them from --node. Then rotate again."
     )
 
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:
@@ -473,46 +472,46 @@ class AgentError(GoatherdError):
     """The agent cannot run a server, or not go on running it. Base of the named reasons."""
 
     code = "agent.failed"
-    hint = "Look at what the server itself has written, and at the rights on its directory."
+    hint = "Check the server's own output, and the permissions of its data directory."
 
 
 class AgentBusyError(AgentError):
-    """Another agent looks after this data directory."""
+    """Another agent uses this data directory."""
 
     code = "agent.busy"
-    hint = "Stop that one first; one data directory has one server."
+    hint = "Stop the other agent first: one data directory has one server."
 
 
 class NotInMemoryError(AgentError):
-    """There is no place in memory for the private key, and nobody has said that it may lie on a disk."""
+    """There is no directory in memory for the private key, and a plain file on a disk is not allowed."""
 
     code = "agent.not_in_memory"
-    hint = "Name a directory on a tmpfs, or say that the key may lie in a plain file."
+    hint = "Name a directory on a tmpfs with --memory, or allow a plain file on the disk with --plain-file."
 
 
 class KeyLeakedError(AgentError):
-    """The server gave a private key to an anonymous caller. The server was stopped; that key is burnt."""
+    """The server gave a private key to an anonymous caller. The server was stopped; the key is exposed."""
 
     code = "agent.key_leaked"
-    hint = "Everybody who could reach it may have the key. Replace that root by a new identity, not by a rotation."
+    hint = "Anyone who could reach the server may have the key. Revoke this root now: goatherd revoke ID."
 
 
 # --- the audit trail ------------------------------------------------------------------------------------------------
 
 
 class AuditError(GoatherdError):
-    """The audit trail cannot be written, so that nothing is begun that it should tell of."""
+    """The audit trail cannot be read or written; a command that must write to it does not start."""
 
     code = "audit.failed"
-    hint = "Look at the path, the rights on it and its disk."
+    hint = "Check the path, its permissions and its disk."
 
 
 class AuditBrokenError(GoatherdError):
     """A record of the audit trail is not as it was written, or is missing. `line` is the first that is wrong."""
 
     code = "audit.broken"
-    hint = "Everything before that line is as it was written. Keep the file as it is, and find out who could write it."
+    hint = "The lines before it are as they were written. Keep the file as it is, and find out who could write to it."
 
-    def __init__(self, message: str, *, line: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, line: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
         self.line = line

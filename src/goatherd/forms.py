@@ -20,6 +20,7 @@ _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 SHORTEST_LIFETIME = timedelta(hours=1)
 """As in `goatherd.rotation.policy`, which is more than the reading of an option needs to import."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST = timedelta(days=36_525)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
@@ -37,9 +38,20 @@ def parse_duration(value: object) -> timedelta:
         hint = "Write the unit: ms, s, m, h, d or w, such as 30s or 30d."
         raise ConfigurationError(f"{value!r} is not a time with a unit", hint=hint)
     try:
-        return timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
+        longest = timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
     except OverflowError:
-        raise ConfigurationError(f"{value!r} is too long a time", hint="Some thousand years are enough.") from None
+        longest = timedelta.max
+    if longest > _LONGEST:
+        raise ConfigurationError(f"{value!r} is too long", hint="The longest time is 36525d, a hundred years.")
+    return longest
+
+
+def parse_positive_duration(value: object) -> timedelta:
+    """As `parse_duration`, and refuse no time at all."""
+    duration = parse_duration(value)
+    if not duration:
+        raise ConfigurationError("must be longer than 0s", hint="Such as 5s.")
+    return duration
 
 
 def root_lifetime(value: object) -> timedelta:
@@ -86,7 +98,7 @@ def strings(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
-        raise ConfigurationError(f"{value!r} is not a list of texts")
+        raise ConfigurationError(f"must be a list of strings, not {value!r}", hint='Such as ["a", "b"].')
     return tuple(value)
 
 
@@ -169,9 +181,9 @@ def _addresses(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ConfigurationError(
-            f"must be a list of URLs, not {type(value).__name__}", hint='Such as ["http://10.0.0.2:8080"].'
-        )
+        wrong = next((item for item in value if not isinstance(item, str)), value) if isinstance(value, list) else value
+        hint = 'Such as ["http://10.0.0.2:8080"].'
+        raise ConfigurationError(f"must be a list of URLs; {type(wrong).__name__} is not one", hint=hint)
     return tuple(value)
 
 
@@ -186,7 +198,7 @@ def windows(value: object) -> tuple[str, ...]:
 
     texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ConfigurationError(f"{value!r} is not a list of texts")
+        raise ConfigurationError("must be a list of strings", hint='Such as ["Mon-Fri 02:00-04:00"].')
     for text in texts:
         Window.from_text(text)
     return tuple(texts)
@@ -218,25 +230,30 @@ def key_source(value: object) -> str:
     return text
 
 
+_MISSED_HINT = "catch-up: rotate as soon as possible after a missed slot; skip: wait for the next slot."
+
+
 def missed(value: object) -> str:
     if value not in ("catch-up", "skip"):
-        raise ConfigurationError(f"{value!r} is not what can become of a missed slot", hint="`catch-up` or `skip`.")
+        raise ConfigurationError(f"must be `catch-up` or `skip`, not {value!r}", hint=_MISSED_HINT)
     return str(value)
 
 
 def store_type(value: object) -> str:
     if value not in ("cloud", "file"):
-        raise ConfigurationError(f"{value!r} is not a kind of settings", hint='Either "cloud" or "file".')
+        raise ConfigurationError(
+            f"must be `cloud` or `file`, not {value!r}", hint="cloud: with cloudConfig; file: with serve.settings."
+        )
     return str(value)
 
 
 def cloud_config(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
-        raise ConfigurationError("cloudConfig is a table of texts")
+        raise ConfigurationError("must be a table of strings", hint="It needs `provider` and `secretId`.")
     for name in ("provider", "secretId"):
         if name not in value:
             hint = "It needs both `provider` and `secretId`."
-            raise ConfigurationError(f"cloudConfig has no {name!r}", hint=hint)
+            raise ConfigurationError(f"has no {name!r}", hint=hint)
     return dict(value)
 
 
@@ -247,10 +264,19 @@ def agent_url(value: object) -> str:
     return text.rstrip("/")
 
 
+def lease(value: object) -> str:
+    text = string(value)
+    if text != "none" and "://" not in text:
+        raise ConfigurationError(
+            f"must be the URI of a secret or `none`, not {text!r}", hint="Such as file:///srv/lease."
+        )
+    return text
+
+
 def on_change(value: object) -> str:
     ways = ("restart", "signal", "command", "ignore")
     if value not in ways:
-        raise ConfigurationError(f"{value!r} is none of {', '.join(ways)}")
+        raise ConfigurationError(f"must be one of {', '.join(ways)}, not {value!r}", hint=f"Such as {ways[0]}.")
     return str(value)
 
 

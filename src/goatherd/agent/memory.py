@@ -72,7 +72,7 @@ def _problem(place: Path, mounts: Path) -> str | None:
         status = place.stat()
         text = mounts.read_text(errors="replace")
     except OSError as error:
-        return f"cannot be looked at: {error.strerror}"
+        return f"cannot be read: {error.strerror}"
     kind = kind_of(status.st_dev, text)
     if kind not in KINDS:
         return f"is not in memory: it is on {kind or 'a file system that the kernel does not list'}"

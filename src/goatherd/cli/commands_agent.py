@@ -20,7 +20,7 @@ import click
 
 from goatherd._plugins import open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
-from goatherd.cli.main import App, command
+from goatherd.cli.main import PORT, App, command
 from goatherd.cli.process import log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
@@ -95,9 +95,7 @@ def _change_options(ways: Sequence[str]) -> Decorator:
 @click.option("--stop-signal", "agent_stop_signal", metavar="NAME", help="To stop for a restart; TERM unless told.")
 @click.option("--grace", "agent_grace", metavar="TIME", help="From being asked to stop to being killed.")
 @click.option("--crashes", "agent_crashes", metavar="N", help="How many starts after a crash, in a row; 5 unless told.")
-@click.option(
-    "--door", metavar="PORT", type=click.IntRange(0, 65535), help="Have a door listen there; see its command."
-)
+@click.option("--door", metavar="PORT", type=PORT, help="Have a door listen there; see its command.")
 @click.option("--door-host", metavar="ADDRESS", default="127.0.0.1", help="Where the door listens; 127.0.0.1.")
 @click.option("--public-url", metavar="URL", help="How callers reach the door.")
 @click.option("--private", is_flag=True, help="Have the door close /sys/* and /user/ID to writers; see its command.")
@@ -148,7 +146,7 @@ def run(
             forwarded_by=forwarded_by,
         )
     elif public_url is not None or private or forwarded_by:
-        raise click.UsageError("--public-url, --private and --forwarded-by are the door's: give --door PORT")
+        raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
     return asyncio.run(_run(plan, supervisor, None, front))
 
 
@@ -203,7 +201,7 @@ def watch(
     log_to_stderr(log_level)
     plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
     if "agent.on_change" not in app.options.origin or app.options.agent_on_change == "restart":
-        raise click.UsageError("say how the server is told: --on-change signal, command, or ignore")
+        raise click.UsageError("--on-change is missing: how to notify the server (signal, command or ignore)")
     if app.options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
     return asyncio.run(_run(plan, None, pid_file))
@@ -432,7 +430,7 @@ async def _look(options: Options, *, make: bool) -> tuple[Ticket, bool, str]:
     from goatherd.agent.lease import look_at_lease
 
     if options.agent_lease == NO_LEASE:
-        raise ConfigurationError("agent.lease is `none`: the nodes take no turns", hint="Give --lease URI.")
+        raise ConfigurationError("there is no lease: agent.lease is `none`", hint="Give --lease URI.")
     provider, secret_id = _place_of_lease(options, None, options.org)
     async with provider:
         ticket, is_new = await look_at_lease(provider, secret_id, make=make)
@@ -450,7 +448,7 @@ def _notify(options: Options, way: str, supervisor: Supervisor | None, pid_file:
 
     if way == "command":
         if not options.agent_command:
-            raise ConfigurationError("on_change is command, and there is none", hint="Give --command TEXT.")
+            raise ConfigurationError("--on-change command needs a command", hint="Give --command TEXT.")
         words = shlex.split(options.agent_command)
         environ = _environ(options)
         return lambda: run_command(words, options.agent_ready_timeout, SystemClock(), environ)

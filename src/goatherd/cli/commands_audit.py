@@ -11,8 +11,8 @@ import click
 from goatherd.cli.main import App, command
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
-from goatherd.errors import ConfigurationError, DecodeError
-from goatherd.rotation.audit import read_lines
+from goatherd.errors import AuditBrokenError, ConfigurationError, DecodeError
+from goatherd.rotation.audit import is_trail, read_lines
 from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify
 
 WIDTH = 100
@@ -49,10 +49,10 @@ def audit(
     """
     if action == "show":
         if offline or checkpoint is not None:
-            raise click.UsageError("--offline and --checkpoint go with verify")
+            raise click.UsageError("--offline and --checkpoint belong to `audit verify`")
         return _show(app, file, last)
     if last is not None:
-        raise click.UsageError("--last goes with show")
+        raise click.UsageError("--last belongs to `audit show`")
     return _verify(app, file, offline=offline, checkpoint=checkpoint)
 
 
@@ -65,11 +65,16 @@ def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> i
     is_named = options.provider is not None or options.cloud_config is not None
     if not is_named and not offline:
         raise ConfigurationError(
-            "no store is named, which would say whose signatures count",
-            hint="Give --provider URI; or --offline to believe the file's first signer.",
+            "no store is named, so the roots that may sign the trail are not known",
+            hint="Give --provider URI, or --offline to trust the file's first signer.",
         )
     anchors = None if offline else asyncio.run(_anchors(app))
-    checked = verify(read_lines(file), anchors=anchors, checkpoint=head)
+    try:
+        checked = verify(read_lines(file), anchors=anchors, checkpoint=head)
+    except AuditBrokenError as error:
+        if error.line == 1 and not is_trail(file):
+            raise _not_a_trail(file) from None
+        raise
     app.out.result(_data(checked, file), _lines(checked, file, has_checkpoint=head is not None))
     return 0
 
@@ -124,12 +129,22 @@ def _show(app: App, file: Path, last: int | None) -> int:
             records.append(read_record(line))
         except DecodeError:
             unreadable += 1
+    if unreadable and not records and not is_trail(file):
+        raise _not_a_trail(file)
     records = records[-last:] if last is not None else records
     shape = {"records": [_record(record) for record in records], "unreadable": unreadable}
     app.out.result(shape, [_line(record) for record in records] or ["no records"])
     if unreadable:
         app.out.note(f"note: {unreadable} lines are no records and were left out; `goatherd audit verify` says which")
     return 0
+
+
+def _not_a_trail(file: Path) -> AuditBrokenError:
+    return AuditBrokenError(
+        f"{file} is not an audit trail: it does not begin with a record",
+        line=1,
+        hint="Check the path. If this file was an audit trail, its beginning was cut off or overwritten.",
+    )
 
 
 def _record(record: Record) -> dict[str, Any]:

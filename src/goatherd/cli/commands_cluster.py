@@ -194,7 +194,7 @@ def rotate(
     asked = {"plan": plan, "resume": resume, "rollback": rollback, "cancel": cancel}
     chosen = [name for name, is_asked in asked.items() if is_asked]
     if len(chosen) > 1:
-        raise click.UsageError("--plan, --resume, --rollback and --cancel exclude one another")
+        raise click.UsageError("--plan, --resume, --rollback and --cancel cannot be combined")
     what = chosen[0] if chosen else ""
     if reason is not None and what not in ("rollback", "cancel"):
         raise click.UsageError("--reason goes with --rollback or --cancel")
@@ -287,7 +287,7 @@ async def drive_rotation(
     addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
     if not addresses and not unsafe_without_nodes and what in ("", "resume", "restore"):
         raise ConfigurationError(
-            "no node is listed, so the rotation would wait for nobody",
+            "no server is listed, so the rotation could not wait until each has adopted the new root",
             hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
         )
     # Progress tells what the log would.
@@ -364,7 +364,9 @@ def retire(app: App, yes: bool) -> int:
     grace = format_duration(app.options.rotation_grace)
     if not yes:
         if not app.out.may_ask:
-            raise click.UsageError("nobody can be asked here: say --yes to destroy old private keys for good")
+            raise click.UsageError(
+                "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
+            )
         click.confirm(f"Destroy the private keys of roots replaced over {grace} ago, for good?", abort=True, err=True)
     return run_interruptible(app, _retire(app, grace), note="what was destroyed is; `goatherd retire` does the rest")
 

@@ -109,11 +109,11 @@ def controller(
     # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_controller_command.py).
     if not (options.nodes or options.rotation_bare) and not unsafe_without_nodes:
         raise ConfigurationError(
-            "no node is listed, so a rotation would wait for nobody",
+            "no server is listed, so a rotation could not wait until each has adopted the new root",
             hint="Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml.",
         )
     if metrics_file is not None and not once:
-        raise click.UsageError("--metrics-file goes with --once; a controller that runs on answers at --metrics")
+        raise click.UsageError("--metrics-file needs --once; without --once, use --metrics ADDRESS:PORT")
     log_to_stderr(log_level)
     warn_of_short_life(app.out, options.rotation_lifetime)
     return asyncio.run(_run(app, schedule, once=once, metrics=metrics, metrics_file=metrics_file))

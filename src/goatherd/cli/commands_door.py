@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from goatherd.cli.commands_serve import require_node_extra
-from goatherd.cli.main import App, checked, command
+from goatherd.cli.main import PORT, App, checked, command
 from goatherd.cli.process import log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
@@ -52,7 +52,7 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
     "--port",
     "door_port",
     metavar="N",
-    type=click.IntRange(0, 65535),
+    type=PORT,
     default=8080,
     show_default=True,
     help="Port to listen on; 0 takes a free one.",

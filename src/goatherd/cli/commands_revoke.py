@@ -79,16 +79,16 @@ def revoke(
     with 11 while something is left to be done.
     """
     if not plan and not reason:
-        raise click.UsageError("--reason is missing: it goes into the identity's history")
+        raise click.UsageError("--reason TEXT is missing; it is recorded in the identity's history")
     # SECURITY: what nobody waits for cannot be said to be frozen (tests/unit/cli/test_revoke.py).
     if not app.options.nodes and not unsafe_without_nodes:
         raise ConfigurationError(
-            "no node is listed: nobody could say what the cluster holds",
-            hint="Give --node URL for each server. In haste: --unsafe-without-nodes first, then again with the nodes.",
+            "no server is listed, so the commits that the cluster holds cannot be collected",
+            hint="Give --node URL for each server. In an emergency: --unsafe-without-nodes first, --node later.",
         )
     if not plan and not yes:
         if not app.out.may_ask:
-            raise click.UsageError("nobody can be asked here: say --yes to revoke a root; there is no way back")
+            raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
         click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
     if successor == NEW and not plan:
         check_lifetime(policy_of(app.options))

@@ -119,7 +119,10 @@ def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSett
 
     if options.serve_settings is not None and options.origin.get("provider") == "flag":
         if options.origin.get("serve.settings") == "flag":
-            raise ConfigurationError("--settings and --provider exclude one another")
+            raise ConfigurationError(
+                "--settings and --provider cannot be combined",
+                hint="--settings FILE serves from a file, --provider URI from a store. Give one of them.",
+            )
     elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
         path = options.serve_settings or options.serve_data
         assert path is not None

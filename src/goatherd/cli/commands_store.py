@@ -205,7 +205,7 @@ def show(app: App, at: str | None) -> None:
 
 async def _show(app: App, at: str | None) -> None:
     async with open_store(app.options) as store:
-        version, document = await store.read(await store.find(at) if at else CURRENT)
+        version, document = await store.read(CURRENT if at is None else await store.find(at))
     data = {"store": store.name, "storeVersion": version.id, "labels": sorted(version.labels), **redacted(document)}
     app.out.result(data, describe(app.out, store, version.id, document))
 
@@ -351,7 +351,7 @@ def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """
     address = secret or app.options.provider
     if not address:
-        raise click.UsageError("which secret? Give its address, such as aws://eu-west-1/goatdb/prod/root")
+        raise click.UsageError("no secret is named; give its address, such as aws://eu-west-1/goatdb/prod/root")
     text = policy_text(platform, role, address)
     app.out.result(
         {"provider": platform, "role": role, "secret": address, "policy": text}, text.removesuffix("\n").split("\n")

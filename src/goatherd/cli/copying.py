@@ -389,9 +389,9 @@ def check_addresses(source: str, destination: str) -> None:
     """
     if source == destination:
         raise ProviderConfigurationError(
-            "source and destination are the same",
+            "source and destination are the same secret",
             provider=source.partition(":")[0],
-            secret_id="",
+            secret_id=source,
             operation="copy",
             hint="Give the address of another store, or of another secret in it.",
         )

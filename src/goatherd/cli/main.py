@@ -23,6 +23,7 @@ import click
 from goatherd.cli.output import Output, abandon
 from goatherd.config import Options, keys, load_options
 from goatherd.errors import ConfigurationError, GoatherdError
+from goatherd.forms import port
 
 EXIT_CODES = {
     "configuration": 2,
@@ -52,13 +53,13 @@ EXIT_MEANINGS = {
     EXIT_USAGE: "the command line, the environment or goatherd.toml is wrong",
     3: "a plugin, or the libraries that it needs, are not installed",
     4: "malformed bytes from a peer, a client or a file",
-    5: "something signed is not to be believed",
+    5: "a signature is invalid, or its signer is not trusted",
     6: "the identity is malformed, refused, or exists already",
-    7: "the secret store could not do what was asked",
+    7: "the secret store refused or failed, or holds no such secret",
     8: "settings could not be read",
-    9: "a server, or its data directory, does not answer as one should",
-    10: "the rotation cannot go on as asked, or was abandoned because a node did not follow",
-    12: "the agent cannot run a server, or has stopped one that gave its private key away",
+    9: "a server gave an unexpected answer or none, or its data directory cannot be used",
+    10: "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
+    12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
     EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `data` or `demo` found something wrong, `revoke` is not "
     "finished, or `retire` has kept a version that a label points at",
@@ -110,6 +111,21 @@ class App:
     owns_process: bool
 
 
+class PortType(click.ParamType[int]):
+    """A port of an option that has no place in the configuration."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return port(value)
+        except ConfigurationError as error:
+            self.fail(f"{error}. {error.hint}", param, ctx)
+
+
+PORT = PortType()
+
+
 class Terminated(click.Abort):
     """SIGTERM, which is treated like Ctrl-C, of which click makes an `Abort` too."""
 
@@ -132,7 +148,7 @@ class Menu(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            close = difflib.get_close_matches(args[0].lower(), COMMANDS, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
@@ -270,7 +286,10 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
         done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False, obj=owns_process)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "goatherd"
-        out.failure("usage", " ".join(error.format_message().split()), f"`{where} --help` shows what it takes.")
+        hint = f"`{where} --help` shows its arguments and options."
+        if isinstance(error, click.NoSuchOption) and where == "goatherd":
+            hint = "Options follow the command: goatherd COMMAND --provider URI. `goatherd --help` lists the commands."
+        out.failure("usage", " ".join(error.format_message().split()), hint)
         return EXIT_USAGE
     except click.ClickException as error:
         out.failure("usage", error.format_message(), "")

@@ -88,10 +88,10 @@ class Output:
         elif isinstance(error, OSError) and error.strerror:
             where = f": {error.filename}" if error.filename else ""
             code, message = "system", f"the operating system refused: {error.strerror}{where}"
-            hint = "Look at disks, rights and limits, then run the command again. --debug shows where it happened."
+            hint = "Check disks, permissions and limits, then run the command again. --debug shows where it happened."
         else:
             code, message = "internal", f"{type(error).__name__}: {error}"
-            hint = "This is a bug of Goatherd. --debug shows where."
+            hint = "This is a bug of Goatherd: please report it with the output of --debug."
         self.failure(code, message, hint)
 
     def failure(self, code: str, message: str, hint: str) -> None:

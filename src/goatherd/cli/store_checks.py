@@ -47,6 +47,11 @@ class Check:
     text: str
     hint: str = ""
 
+    def __post_init__(self) -> None:
+        # The hint of an error may be to run the very command that shows this check.
+        kept = [part for part in self.hint.split(". ") if "goatherd doctor" not in part]
+        object.__setattr__(self, "hint", ". ".join(kept))
+
     def to_json(self) -> dict[str, str]:
         """Return it as data."""
         return asdict(self) | {"level": self.level.lower()}

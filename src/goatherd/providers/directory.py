@@ -327,7 +327,7 @@ class SecretDirectory:
             except FileNotFoundError:
                 raise self._call.error(SecretNotFoundError, "there is no such secret") from None
             except NotADirectoryError:
-                raise self._refused("a file or a symbolic link stands where a directory must") from None
+                raise self._not_a_directory() from None
             stack.callback(self._system.close, descriptor)
             # SECURITY: through a directory that others can enter, others read or replace the key
             # (tests/unit/providers/test_file_provider.py).
@@ -385,7 +385,7 @@ class SecretDirectory:
                 except FileNotFoundError:
                     raise LockHeldError from None  # A deleter took it away again.
                 except NotADirectoryError:
-                    raise self._refused("a file or a symbolic link stands where a directory must") from None
+                    raise self._not_a_directory() from None
                 stack.callback(self._system.close, parent)
 
     def _sync_base(self, path: str) -> None:
@@ -417,6 +417,12 @@ class SecretDirectory:
             raise self._refused(
                 f"{path} belongs to user {status.st_uid}", hint="Use a directory of this user's or root's."
             )
+
+    def _not_a_directory(self) -> ProviderConfigurationError:
+        return self._refused(
+            f"a file or a symbolic link is where a directory must be, on the way to {self._path}",
+            hint="Choose another path for the secret, or move that file away.",
+        )
 
     def _refused(self, message: str, *, hint: str | None = None) -> ProviderConfigurationError:
         return self._call.error(ProviderConfigurationError, message, hint=hint)

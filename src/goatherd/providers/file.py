@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -212,15 +213,24 @@ class FileSecretProvider(SecretProvider):
             await asyncio.wait({running}, timeout=_PATIENCE)
             raise
 
+    def _existing_parent(self) -> str:
+        """Return the base directory, or the nearest one above it that there is."""
+        path = Path(self.base)
+        return str(next((each for each in (path, *path.parents) if os.path.isdir(each)), path))  # noqa: PTH112
+
     def _translated(self, call: Call, error: OSError) -> ProviderError:
         reason = f"{error.strerror or type(error).__name__} ({errno.errorcode.get(error.errno or 0, '?')})"
         if error.errno in _DENIED:
-            hint = (
-                f"Give {self.base} and what is in it to the user that runs this process."
-                if error.errno != errno.EROFS
-                else f"Remount {self.base}."
-            )
-            return call.error(ProviderAccessDeniedError, reason, hint=hint)
+            if error.errno == errno.EROFS:
+                hint = f"The file system of {self.base} is mounted read-only: mount it for writing, or choose another."
+            else:
+                hint = (
+                    f"User {os.geteuid()} runs this command and needs the right to read and write {self.base} and what "
+                    "is in it. Give it that right, run the command as the owner, or choose another path."
+                )
+            parent = self._existing_parent()
+            where = self.base if parent == self.base else f"{parent}, where {self.base} would be made"
+            return call.error(ProviderAccessDeniedError, f"{reason} in {where}", hint=hint)
         if error.errno in _FULL:
             return call.error(UnavailableError, reason, hint=f"Free some space under {self.base}.")
         if error.errno in _NOT_POSIX:
@@ -230,7 +240,11 @@ class FileSecretProvider(SecretProvider):
                 hint="Use a local file system.",
             )
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
-            return call.error(ProviderConfigurationError, f"{reason} under {self.base}")
+            return call.error(
+                ProviderConfigurationError,
+                f"{reason} on the way to {self.base}/{call.secret_id}",
+                hint="Choose another path for the secret: each part of it but the last must be a directory.",
+            )
         return call.error(UnavailableError, reason)
 
 

@@ -232,7 +232,7 @@ class AuditTrail:
         if size == 0:
             return _Tail(head=Head(), by=None, torn=(), is_whole=True)
         if not _FIRST.startswith(os.pread(descriptor, len(_FIRST), 0).partition(b"\n")[0]):
-            raise AuditError(f"{self.path} is no audit trail", hint="Name another file, or move this one away.")
+            raise AuditError(f"{self.path} is not an audit trail", hint="Name another file, or move this one away.")
         torn: list[Torn] = []
         is_whole = os.pread(descriptor, 1, size - 1) == b"\n"
         for line in _lines_backwards(descriptor, size):
@@ -350,6 +350,19 @@ class Journal:
         if _log.isEnabledFor(logging.INFO):
             evidence = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
             _log.info(event_text(LogEvent.ROTATION_EVIDENCE, what=event, evidence=evidence))
+
+
+def is_trail(path: Path) -> bool:
+    """Return whether a file begins as an audit trail does. It says nothing about the rest.
+
+    Raises:
+        AuditError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_FIRST)) == _FIRST
+    except OSError as error:
+        raise AuditError(f"audit trail {path}: {error.strerror or error}") from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -237,8 +237,20 @@ def test_what_a_stolen_root_signs_into_the_trail_later_is_found(goatherd: Goathe
 
 
 def test_show_says_that_it_has_left_lines_out(goatherd: Goatherd, tmp_path: Path) -> None:
-    (tmp_path / "audit.jsonl").write_text("nonsense\n")
+    (tmp_path / "audit.jsonl").write_text('{"v":1,"seq":1,torn\nnonsense\n')
     result = goatherd("audit", "show", "audit.jsonl")
     assert (result.code, result.out) == (0, "no records\n")
-    assert "1 lines are no records" in result.err
-    assert goatherd("audit", "show", "audit.jsonl", "--json").json == {"records": [], "unreadable": 1}
+    assert "2 lines are no records" in result.err
+    assert goatherd("audit", "show", "audit.jsonl", "--json").json == {"records": [], "unreadable": 2}
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", '{"a": 1}\n', "\n\n", "\x00\x01"])
+@pytest.mark.parametrize("arguments", [["show"], ["verify", "--offline"]])
+def test_what_is_no_trail_is_told_as_that_and_not_as_a_broken_line(
+    goatherd: Goatherd, tmp_path: Path, arguments: list[str], content: str
+) -> None:
+    (tmp_path / "notes.txt").write_text(content)
+    result = goatherd("audit", arguments[0], "notes.txt", *arguments[1:])
+    assert result.code == EXIT_CODES["audit"]
+    assert "notes.txt is not an audit trail" in result.err
+    assert "Check the path" in result.err

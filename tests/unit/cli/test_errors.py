@@ -268,7 +268,7 @@ def test_nobody_is_asked_who_cannot_see_the_question_or_answer_it(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: answers)
     result = goatherd(*command, "--provider", store)
     assert result.code == 2
-    assert "say --yes" in result.err
+    assert "give --yes" in result.err
 
 
 def test_a_store_that_disappears_in_a_rotation_is_looked_for_and_not_made_anew(
@@ -282,6 +282,6 @@ def test_a_store_that_disappears_in_a_rotation_is_looked_for_and_not_made_anew(
         error = result.json["error"]
         assert error["code"] == "provider.not_found"
         hint = error["hint"]
-        assert hint.index("mounted") < hint.index("goatherd init")
-        assert "running servers will not trust" in hint
+        assert hint.index("the mount") < hint.index("goatherd init")
+        assert "no running server will trust" in hint
     assert not (tmp_path / "keys").exists()

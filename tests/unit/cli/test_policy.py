@@ -55,7 +55,7 @@ def test_without_an_address_the_configured_store_is_taken(goatherd: Goatherd) ->
     assert here.out == file_policy("rotator", "file:///srv/keys/root")
     nowhere = goatherd("policy", "file", "--role", "rotator")
     assert nowhere.code == EXIT_USAGE
-    assert "which secret?" in nowhere.err
+    assert "no secret is named" in nowhere.err
 
 
 def test_a_scheme_that_nobody_has_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:

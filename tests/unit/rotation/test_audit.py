@@ -122,7 +122,12 @@ def test_a_link_a_directory_a_pipe_and_any_other_file_are_refused_and_left_alone
     link.symlink_to(other)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
-    for path, told in ((other, "no audit trail"), (link, "symbolic link"), (tmp_path, "directory"), (pipe, "no file")):
+    for path, told in (
+        (other, "not an audit trail"),
+        (link, "symbolic link"),
+        (tmp_path, "directory"),
+        (pipe, "no file"),
+    ):
         with pytest.raises(AuditError, match=told):
             make(path).record("one", {})
     with pytest.raises(AuditError, match="No such file"):
