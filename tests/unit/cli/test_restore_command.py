@@ -58,7 +58,7 @@ def test_a_restore_waits_for_listed_servers_like_a_rotation(goatherd: Goatherd, 
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
     refused = goatherd("restore", "--provider", store)
     assert refused.code == EXIT_CODES["configuration"]
-    assert "no node is listed" in refused.err
+    assert "no server is listed" in refused.err
 
 
 def test_the_audit_trail_names_the_command_and_the_root(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
