@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
+
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
 from goatherd.wire.encoding import parse_json
+from goatherd.wire.log import scan
 
 LOG_SUFFIX: Final = ".jsonl"
 DAMAGED_SUFFIX: Final = ".damaged"
@@ -74,6 +77,30 @@ def check_understood(directory: Path) -> None:
         _check_sessions(directory / SESSIONS_LOG)
     except OSError as error:
         raise StorageError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
+
+
+def check_logs_whole(directory: Path) -> None:
+    """Make sure that a GoatDB server can be started on an organization's logs without losing records.
+
+    COMPAT: GoatDB 0.5.1 cuts a log off at its first damaged line, with every good record behind it.
+
+    Raises:
+        StorageError: It would; the message names the log and the place. Or a log cannot be read.
+    """
+    for path in sorted(directory.glob(f"*/*{LOG_SUFFIX}")):
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        if all(map(_is_json, data.split(b"\n"))):
+            continue
+        found = scan(data)
+        if found.records_after_damage:
+            raise StorageError(
+                f"{path}: {found.damage}, and {found.records_after_damage} good records follow it; a GoatDB server"
+                " would cut off all of them at its start",
+                hint=f"`goatherd data repair {directory}` moves the damaged line aside and keeps the others.",
+            )
 
 
 def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> None:
@@ -230,6 +257,16 @@ def _is_newer_session(commit: Mapping[str, Any]) -> bool:
 
 def _is_newer_key(jwk: object) -> bool:
     return isinstance(jwk, Mapping) and jwk.get("kty") == _NEWER_KEY
+
+
+def _is_json(line: bytes) -> bool:
+    if not line:
+        return True
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _object(raw: bytes) -> Mapping[str, Any]:

@@ -25,7 +25,12 @@ from goatherd.cli.process import log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
-from goatherd.data_directory import check_data_directory, refuse_running
+from goatherd.data_directory import (
+    check_data_directory,
+    check_logs_whole,
+    organization_directories,
+    refuse_running,
+)
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
@@ -286,6 +291,9 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         claim = stack.enter_context(plan.claim())
         memory = plan.memory()
         await take_over(claim, options.agent_grace, clock)
+        if supervisor is not None:
+            for directory in organization_directories(plan.data):
+                await asyncio.to_thread(check_logs_whole, directory)
         agent: Agent | None = None
 
         def tidy(directory: Path) -> None:
@@ -332,6 +340,7 @@ async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
         handovers, _, _ = _handovers(plan, claim, memory)
         for handover in handovers:
             refuse_running(handover.file.link.parent)
+            check_logs_whole(handover.file.link.parent)
             await stack.enter_async_context(handover)
             await handover.load(asyncio.Event())
             await handover.check_place(is_left_over=handover.org in claim.before.orgs)

@@ -280,7 +280,7 @@ def read_commits(path: Path, org: str) -> list[Commit]:
     """Return the commits of a log, those that cannot be decoded left out; none where there is no log.
 
     Raises:
-        StorageError: Good records stand behind a damaged one.
+        StorageError: Good records follow a damaged one.
     """
     try:
         found = scan(path.read_bytes())
@@ -290,8 +290,8 @@ def read_commits(path: Path, org: str) -> list[Commit]:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
     if found.records_after_damage:
         raise StorageError(
-            f"{path}: {found.damage}, and {found.records_after_damage} good records stand behind it",
-            hint="Mend or restore the file first; GoatDB would cut all of them off at its next start.",
+            f"{path}: {found.damage}, and {found.records_after_damage} good records follow it",
+            hint=f"Run `goatherd data repair {path.parent.parent}` first. At its next start GoatDB would cut them off.",
         )
     commits = []
     for record in found.records:

@@ -118,3 +118,23 @@ def test_fetch_creates_a_data_directory_when_it_is_told_to(goatherd: Goatherd, i
     assert goatherd(*words, "--create").code == 0
     assert (tmp_path / "new" / "localhost" / "settings.json").exists()
     assert goatherd(*words).code == 0, "from then on it is a data directory"
+
+
+@pytest.mark.parametrize("name", ["run", "fetch"])
+def test_a_goatdb_server_is_not_started_on_a_log_that_it_would_cut_off(
+    goatherd: Goatherd, identity: str, tmp_path: Path, name: str
+) -> None:
+    command, more = STARTS[name]
+    log = tmp_path / "data" / "localhost" / "data" / "notes.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b'\n{"id":"a"}\n\n{"id":b"}\n\n{"id":"c"}\n')
+    before = log.read_bytes()
+    result = goatherd(*command, "--provider", identity, "--data", str(tmp_path / "data"), *more)
+    assert result.code == EXIT_CODES["node"]
+    assert f"{log}: the line at byte 13 is not JSON, and 1 good records follow it" in result.err
+    assert f"goatherd data repair {tmp_path / 'data' / 'localhost'}" in result.err
+    assert log.read_bytes() == before
+    log.write_bytes(b'\n{"id":"a"}\n\n{"id":"c"}\n\n{"id":')
+    assert goatherd("fetch", "--plain-file", "--provider", identity, "--data", str(tmp_path / "data")).code == 0, (
+        "a torn last line is no reason"
+    )

@@ -285,7 +285,7 @@ def test_a_log_with_good_records_behind_a_broken_one_is_left_alone(goatherd: Goa
     log.write_bytes(b"\n".join([*lines[:3], b"{broken", *lines[3:]]))
     refused = goatherd("migrate", str(data), "--provider", store)
     assert refused.code == EXIT_CODES["node"]
-    assert "good records stand behind" in refused.err
+    assert "good records follow it" in refused.err
 
 
 def test_a_path_without_settings_is_told(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
