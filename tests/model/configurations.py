@@ -11,6 +11,7 @@ from goatherd.rotation.machine import Goal
 
 from .settings import Options
 
+BACK = (Goal.ROTATE, Goal.RESTORE, Goal.RESUME, Goal.ABANDON)
 EVERYTHING = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE)
 UNATTENDED = (Goal.ROTATE, Goal.RESUME)
 
@@ -69,6 +70,47 @@ CONFIGURATIONS = (
         name="two rotations, two nodes",
         about="a second rotation, one operator",
         options=Options(nodes=2, operators=1, rotations=2),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a restore",
+        about="after a rotation, whatever became of it, an earlier root shall sign again",
+        options=Options(nodes=1, operators=1, rotations=2, goals=BACK),
+    ),
+    Configuration(
+        name="a restore, two nodes",
+        about="an earlier root shall sign again",
+        options=Options(nodes=2, operators=1, rotations=2, goals=BACK),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a restore, two operators",
+        about="an earlier root shall sign again, two operators at once",
+        options=Options(nodes=1, operators=2, rotations=2, goals=BACK),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a restore, three rotations",
+        about="rotate, restore, and once more one of the two",
+        options=Options(nodes=1, operators=1, rotations=3, goals=BACK),
+        is_by_hand=True,
+    ),
+    Configuration(
+        name="a restore, stale reads",
+        about="an earlier root shall sign again, and every read may show anything that was ever there",
+        options=Options(nodes=1, operators=1, rotations=2, stale_reads=True, goals=BACK),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a restore, unmodified servers",
+        about="an earlier root shall sign again; a node may store an introduction without acting on it",
+        options=Options(nodes=1, operators=1, rotations=2, unmodified=True, forgets=True, goals=BACK),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a restore, retiring",
+        about="an earlier root shall sign again, while old keys are destroyed",
+        options=Options(nodes=1, operators=1, rotations=2, retires=True, goals=(*BACK, Goal.RETIRE)),
         is_slow=True,
     ),
     Configuration(

@@ -49,6 +49,7 @@ class Sight(NamedTuple):
     crossed: bool
     rejects: bool
     is_dead: bool
+    is_behind: bool = False
 
 
 class Decisions:
@@ -74,22 +75,32 @@ class Decisions:
     ) -> tuple[tuple[Action, tuple[str, ...]], ...]:
         """Return every action that `decide` may answer, whatever the adversary shows, each with one of its reasons."""
         document = store.docs[version]
-        versions: tuple[tuple[int, int, bool, bool], ...] = ()
-        if run.goal is Goal.RETIRE and document.phase is Phase.STEADY:
+        versions: tuple[tuple[int, int, bool, bool, int], ...] = ()
+        cancelled = run.bound if document.cancelled >> run.bound & 1 else 0
+        if (run.goal is Goal.RETIRE or (run.bound and cancelled)) and document.phase is Phase.STEADY:
             versions = tuple(
-                (number, doc.private, bool(store.aged >> number & 1), bool(store.labelled >> number & 1))
+                (
+                    number,
+                    doc.private,
+                    bool(store.aged >> number & 1),
+                    bool(store.labelled >> number & 1),
+                    doc.rotation if doc.next != NOBODY else 0,
+                )
                 for number, doc in enumerate(store.docs)
                 if not store.gone >> number & 1
             )
+            if run.goal is not Goal.RETIRE:
+                versions = tuple(one for one in versions if one[4] == run.bound)
         labelled = None if stable == NOBODY else "current" if stable == version else "stable"
         if document.phase is not Phase.STEADY:
             labelled = None  # nobody lists the versions then
         place = (version, stable) if versions else ()
         about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0)
-        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound)
+        aim = store.target_of(run.bound) if run.bound else run.aim
+        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = tuple(self._decide(about, labelled, sights, versions, place, run))
+            found = self._known[key] = tuple(self._decide(about, labelled, sights, versions, place, run, aim))
         return found
 
     def _decide(
@@ -97,9 +108,10 @@ class Decisions:
         document: Document,
         labelled: str | None,
         sights: tuple[Sight, ...],
-        versions: tuple[tuple[int, int, bool, bool], ...],
+        versions: tuple[tuple[int, int, bool, bool, int], ...],
         place: tuple[int, ...],
         run: Run,
+        aim: int,
     ) -> Iterator[tuple[Action, tuple[str, ...]]]:
         view = _store_view(document, labelled)
         intent = Intent(
@@ -107,11 +119,14 @@ class Decisions:
             began_ms=0,
             from_id=NAMES[run.origin] if run.origin != NOBODY else "",
             rotation_id=_rotation_id(run.bound),
-            to_id=NAMES[run.bound] if run.bound else None,
+            to_id=NAMES[aim] if aim != NOBODY else None,
         )
         known: dict[Any, None] = {}
         for shown, now_ms in product(_showings(sights, self._hows), (EARLY, LATE)):
-            nodes = tuple(_node_view(at, sight, how) for at, (sight, how) in enumerate(zip(sights, shown, strict=True)))
+            nodes = tuple(
+                _node_view(at, sight, how, document.generation)
+                for at, (sight, how) in enumerate(zip(sights, shown, strict=True))
+            )
             asked = (Observation(store=view, nodes=nodes, versions=_version_views(versions, place)), intent, now_ms)
             if self._removed.lie is not None:
                 asked = self._removed.lie(*asked)
@@ -148,9 +163,10 @@ def _store_view(document: Document, labelled: str | None) -> StoreView:
         current_expires_ms=NEVER,
         rotation_id=_rotation_id(document.rotation),
         from_id=NAMES[document.origin] if rotating else None,
-        to_id=NAMES[document.rotation] if rotating else None,
+        to_id=NAMES[document.target] if rotating else None,
         rollback_version="rollback" if rotating else None,
         finished=frozenset(f"rotation {number}" for number in bits(document.finished)),
+        cancelled=frozenset(f"rotation {number}" for number in bits(document.cancelled)),
     )
 
 
@@ -164,7 +180,7 @@ def _showings(sights: tuple[Sight, ...], hows: tuple[str, ...]) -> Iterator[tupl
                 yield tuple(how if other == at else living[other][0] for other in range(len(sights)))
 
 
-def _node_view(at: int, sight: Sight, how: str) -> NodeView:
+def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
     url = f"node {at}"
     if how == "silence":
         return NodeView(url=url, reachable=False)
@@ -177,13 +193,14 @@ def _node_view(at: int, sight: Sight, how: str) -> NodeView:
         trusts_next=sight.trusts,
         holds_introduction=sight.holds,
         signs_with=NAMES[sight.signer],
+        generation=generation - sight.is_behind,
         holds_cross_signature=sight.crossed,
         rejects="identity.succession" if sight.rejects or how == "refusal" else None,
     )
 
 
 def _version_views(
-    versions: tuple[tuple[int, int, bool, bool], ...], place: tuple[int, ...]
+    versions: tuple[tuple[int, int, bool, bool, int], ...], place: tuple[int, ...]
 ) -> tuple[VersionView, ...]:
     called = dict(zip(place, ("current", "stable"), strict=False))
     if place and place[0] == place[1]:
@@ -194,9 +211,10 @@ def _version_views(
             created_ms=0,
             private_ids=frozenset(name for bit, name in enumerate(NAMES) if private >> bit & 1),
             retired_ms=-NEVER if aged else NEVER,
+            rotation_id=_rotation_id(rotation),
             foreign_labels=("audit",) if is_labelled else (),
         )
-        for number, private, aged, is_labelled in versions
+        for number, private, aged, is_labelled, rotation in versions
     )
 
 

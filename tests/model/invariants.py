@@ -34,6 +34,8 @@ RULES = {
     "report": "a run reports an outcome only if it came about",
     "respected": "no version is destroyed while a label of somebody else points at it",
     "ends": "a run decides on no change that the store would refuse as it is, and does not wait after its deadline",
+    "last key": "the private key of a root that has signed is destroyed only after the grace period",
+    "cancelled key": "a run that reports a cancelled rotation has destroyed the versions that were written for it",
     "steady": "from every state there is a way to steady",
 }
 """The rules by name. Docs print this table."""
@@ -99,14 +101,14 @@ class Judge:
             if signed & ~self.world.trusted(store, node):
                 yield "trust"
             # Bit 0 is A, that nobody has introduced; the intruder's root has no introduction either.
-            if signed & ~node.introductions & ~1 & ~(1 << INTRUDER):
+            if signed & ~_introduced(store, node) & ~1 & ~(1 << INTRUDER):
                 yield "introduced"
         if store.is_invaded:
             return
         for head in (store.docs[at] for at in store.heads):
             if signed & ~head.roots:
                 yield "kept"
-            if any(node.introductions & ~head.roots for node in group) and not store.is_forked:
+            if any(_introduced(store, node) & ~head.roots for node in group) and not store.is_forked:
                 yield "known"
             yield from self._of_verified(store, head, listed)
 
@@ -115,10 +117,18 @@ class Judge:
         for rotation in bits(verified):
             if not all(node.crosses >> rotation & 1 for node in listed):
                 yield "cross-signed"
-        if verified >> head.current & 1 and head.current and not self.world.options.forgets and not store.is_forked:
-            since = min(doc.generation for doc in store.docs if doc.current == head.current)
-            if any(store.docs[node.version].generation < since for node in listed):
-                yield "adopted"
+        since = head
+        while since.base != NOBODY and store.docs[since.base].current == head.current:
+            since = store.docs[since.base]
+        is_verified = bool(since.rotation and verified >> since.rotation & 1)
+        is_expected = is_verified and not self.world.options.forgets and not store.is_forked
+        if is_expected and any(store.docs[node.version].generation < since.generation for node in listed):
+            yield "adopted"
+
+
+def _introduced(store: Store, node: Node) -> int:
+    """Return the roots whose introduction by a rotation that led to them a node's log holds."""
+    return sum({1 << store.target_of(rotation) for rotation in bits(node.introductions)})
 
 
 def is_steady(world: World, state: int) -> bool:

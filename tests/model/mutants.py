@@ -15,7 +15,8 @@ from unittest.mock import patch
 from goatherd.rotation import machine
 from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
 
-from .configurations import EVERYTHING, UNATTENDED
+from .configurations import BACK, EVERYTHING, UNATTENDED
+from .decisions import NEVER
 from .explorer import Exploration, explore
 from .settings import Options, Removed
 
@@ -46,6 +47,7 @@ TWICE = Options(nodes=1, operators=2, rotations=2)
 STALE = Options(nodes=2, operators=1, stale_reads=True)
 FORGETFUL = replace(STALE, forgets=True)
 LABELLED = Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING)
+RESTORING = Options(nodes=1, operators=1, rotations=2, goals=BACK)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
@@ -119,6 +121,23 @@ def labels_of_others_are_not_seen(observation: Observation, intent: Intent, now_
 def pushing_without_end(observation: Observation, intent: Intent, now_ms: int) -> Asked:
     """Each look is the first: the deadline counts from now on."""
     return observation, replace(intent, began_ms=now_ms), now_ms
+
+
+def cancelled_is_nothing_special(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """What a cancelled rotation has left is not seen."""
+    return replace(observation, store=replace(observation.store, cancelled=frozenset())), intent, now_ms
+
+
+def no_grace_period(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Every retired key looks old enough to be destroyed."""
+    versions = tuple(replace(version, retired_ms=-NEVER) for version in observation.versions)
+    return replace(observation, versions=versions), intent, now_ms
+
+
+def no_generations(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """No node says which document it uses."""
+    nodes = tuple(replace(node, generation=None) for node in observation.nodes)
+    return replace(observation, nodes=nodes), intent, now_ms
 
 
 # --- the protections ------------------------------------------------------------------------------------------------
@@ -237,6 +256,37 @@ MUTANTS = (
         breaks="known",
         options=ONE,
         removed=Removed(parts=frozenset({"roots after cancel"})),
+    ),
+    Mutant(
+        name="cancelling a restore to the roots without the earlier one",
+        breaks="kept",
+        options=RESTORING,
+        removed=Removed(parts=frozenset({"roots after a cancelled restore"})),
+        allowed=frozenset({"known"}),
+    ),
+    Mutant(
+        name="restoring without having seen that every node signs with the earlier root",
+        breaks="adopted",
+        options=replace(RESTORING, nodes=2),
+        removed=_gate(Step.VERIFY, Evidence.HOLDS_CROSS_SIGNATURE),
+    ),
+    Mutant(
+        name="taking an older document for the new one, because the same root signs by it",
+        breaks="adopted",
+        options=RESTORING,
+        removed=Removed(lie=no_generations),
+    ),
+    Mutant(
+        name="leaving the private key of a cancelled root in the store",
+        breaks="cancelled key",
+        options=ONE,
+        removed=Removed(lie=cancelled_is_nothing_special),
+    ),
+    Mutant(
+        name="retiring without a grace period",
+        breaks="last key",
+        options=RETIRING,
+        removed=Removed(lie=no_grace_period),
     ),
     Mutant(
         name="leaving the earlier private key in the document",

@@ -76,6 +76,7 @@ PARTS = {
     "succession": "a node asks for a chain of endorsements",
     "roots after roll-back": "a roll-back leaves the roots as they are",
     "roots after cancel": "cancelling a published rotation leaves the roots as they are",
+    "roots after a cancelled restore": "cancelling a restore leaves the earlier root among the roots",
     "one private key": "activation takes the earlier private key out of the document",
     "one look": "current and stable are taken from one and the same state of the labels",
     "memory": "a run does not go back behind the highest generation that it has seen",

@@ -35,6 +35,7 @@ class Run(NamedTuple):
         own: The rotation that it has begun itself, until it is bound to it; or 0.
         highest: The highest generation that it has seen, where that matters.
         pending: What it has decided and not done yet.
+        aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NOBODY`.
     """
 
     goal: Goal
@@ -43,6 +44,7 @@ class Run(NamedTuple):
     own: int = 0
     highest: int = 0
     pending: tuple[Any, ...] | None = None
+    aim: int = -1
 
 
 class Move(NamedTuple):

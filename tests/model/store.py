@@ -23,9 +23,11 @@ class Document(NamedTuple):
     Attributes:
         next: The next root, or `NOBODY`.
         roots, private: Bits: the roots that it lists, and those whose private key it holds.
-        rotation: The number of the rotation in progress, or 0; it leads from `origin` to the root of the same number.
+        rotation: The number of the rotation in progress, or 0; it leads from `origin` to `target`.
+        target: The root of the same number, which the rotation makes; or an earlier root, which it restores.
         rollback: The version to go back to, or `NOBODY`.
-        ended, finished: Bits by rotation: over, whatever the outcome; and over because the next root took its place.
+        ended, finished, cancelled: Bits by rotation: over, whatever the outcome; over because the next root took its
+            place; and over before it did.
         endorsed: Pairs (by, of).
         base: The version that it was made from.
     """
@@ -43,6 +45,8 @@ class Document(NamedTuple):
     finished: int
     endorsed: tuple[tuple[int, int], ...]
     base: int
+    target: int = NOBODY
+    cancelled: int = 0
 
 
 class Store(NamedTuple):
@@ -86,6 +90,10 @@ class Store(NamedTuple):
         """The root that a rotation replaces, which signs the introduction."""
         return next(doc.origin for doc in self.docs if doc.rotation == rotation)
 
+    def target_of(self, rotation: int) -> int:
+        """The root that a rotation leads to; `NOBODY` where there was no such rotation."""
+        return next((doc.target for doc in self.docs if doc.rotation == rotation), NOBODY)
+
 
 FIRST = Document(1, Phase.STEADY, 0, NOBODY, 1, 1, 0, NOBODY, NOBODY, 0, 0, (), NOBODY)
 
@@ -95,18 +103,28 @@ def first_store() -> Store:
     return Store(docs=(FIRST,), heads=(0,), stable=NOBODY)
 
 
-def prepared(document: Document, version: int, rotation: int) -> Document:
-    """Return the document that begins a rotation; `version` is what it follows and would go back to."""
+def prepared(document: Document, version: int, rotation: int, restored: int = NOBODY) -> Document:
+    """Return the document that begins a rotation; `version` is what it follows and would go back to.
+
+    Args:
+        document: A steady document.
+        version: Its version.
+        rotation: The number of the rotation, and of the root that it makes.
+        restored: The earlier root that it leads to instead.
+    """
+    target = rotation if restored == NOBODY else restored
+    pair = (document.current, target)
     return document._replace(
         generation=document.generation + 1,
         phase=after(document.phase, Step.PREPARE),
-        next=rotation,
-        roots=document.roots | 1 << rotation,
-        private=document.private | 1 << rotation,
+        next=target,
+        roots=document.roots | 1 << target,
+        private=document.private | 1 << target,
         rotation=rotation,
+        target=target,
         origin=document.current,
         rollback=version,
-        endorsed=(*document.endorsed, (document.current, rotation)),
+        endorsed=document.endorsed if pair in document.endorsed else (*document.endorsed, pair),
         base=version,
     )
 
@@ -129,15 +147,20 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     if changed.phase is not Phase.STEADY:
         return changed
     over = changed._replace(
-        rotation=0, origin=NOBODY, rollback=NOBODY, next=NOBODY, ended=document.ended | 1 << rotation
+        rotation=0,
+        target=NOBODY,
+        origin=NOBODY,
+        rollback=NOBODY,
+        next=NOBODY,
+        ended=document.ended | 1 << rotation,
     )
     if step is Step.FINALIZE:
         return over._replace(finished=document.finished | 1 << rotation)
     if step is Step.ROLL_BACK:
         assert rolled_back_to is not None
         return over._replace(current=rolled_back_to.current, private=1 << rolled_back_to.current)
-    over = over._replace(private=1 << document.current)
-    if document.phase is Phase.PUBLISHED:
+    over = over._replace(private=1 << document.current, cancelled=document.cancelled | 1 << rotation)
+    if document.phase is Phase.PUBLISHED or document.target != rotation:
         return over
     return over._replace(
         roots=document.roots & ~(1 << rotation),

@@ -20,6 +20,7 @@ from goatherd.rotation.machine import (
     LabelStable,
     Phase,
     Prepare,
+    PrepareRestore,
     Wait,
 )
 
@@ -80,18 +81,19 @@ class _Teller:
         at = self.nodes.index(old)
         self.nodes[at] = new
         who = self._name(at)
+        target = store.target_of(about[0]) if kind in ("introduced", "stores", "crossed") else NOBODY
         match kind:
             case "takes":
                 return f"{who} reads version {about[0]} ({_content(store, about[0])}) and takes it."
             case "restarts":
                 return f"{who} restarts with version {about[0]} ({_content(store, about[0])})."
             case "introduced":
-                return f"The introduction of {NAMES[about[0]]} reaches {who.lower()}, which takes it."
+                return f"The introduction of {NAMES[target]} reaches {who.lower()}, which takes it."
             case "stores":
-                return f"The introduction of {NAMES[about[0]]} reaches {who.lower()}, which stores it and does no more."
+                return f"The introduction of {NAMES[target]} reaches {who.lower()}, which stores it and does no more."
             case "crossed":
                 origin = NAMES[store.origin_of(about[0])]
-                return f"The introduction of {origin} by {NAMES[about[0]]} reaches {who.lower()}, which takes it."
+                return f"The introduction of {origin} by {NAMES[target]} reaches {who.lower()}, which takes it."
         return f"{who} goes away for good."
 
     def _name(self, at: int) -> str:
@@ -158,7 +160,9 @@ def _labels(store: Store) -> str:
 
 def _goal(run: Run) -> str:
     if run.bound:
-        return f"{run.goal} the rotation to {NAMES[run.bound]}"
+        return f"{run.goal} rotation {run.bound}"
+    if run.aim != NOBODY:
+        return f"restore {NAMES[run.aim]} in place of {NAMES[run.origin]}"
     return f"rotate away from {NAMES[run.origin]}" if run.origin != NOBODY else str(run.goal)
 
 
@@ -174,6 +178,8 @@ def _decision(action: Action) -> str:
             return f"label it stable, where {'nothing' if expected is None else 'another version'} is"
         case Prepare():
             return "prepare a rotation"
+        case PrepareRestore(root_id=root):
+            return f"prepare a rotation back to {root}"
         case Advance(step=step):
             return f"the next step is to {step}"
         case Abandon(step=step):

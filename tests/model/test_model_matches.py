@@ -86,6 +86,10 @@ def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
     return tuple(walk(((transitions.create(root("A"), NOW), FIRST),)))
 
 
+def rotations_of(mask: int) -> set[str]:
+    return {f"rotation-{number}" for number in bits(mask)}
+
+
 def named(mask: int) -> set[str]:
     return {NAMES[number] for number in bits(mask)}
 
@@ -108,26 +112,68 @@ def test_documents_change_as_the_real_ones_do() -> None:
     ways = histories(2)
     assert len(ways) > 50
     for history in ways:
-        real, abstract = history[-1]
-        record = real.rotation
-        assert real.generation == abstract.generation
-        assert Phase(real.phase or Phase.STEADY) is abstract.phase
-        assert real.current.id == NAMES[abstract.current]
-        assert (None if real.next is None else real.next.id) == (
-            None if abstract.next == NOBODY else NAMES[abstract.next]
-        )
-        assert {one.id for one in real.roots} == named(abstract.roots)
-        assert private_keys(real) == named(abstract.private)
-        assert (record is None) == (abstract.rotation == 0)
-        if record is not None:
-            assert record.from_id == NAMES[abstract.origin]
-            assert record.to_id == NAMES[abstract.rotation]
-            assert record.stable_version == str(abstract.rollback)
-        assert {entry.to_id for entry in real.history} == named(abstract.ended)
-        assert {entry.to_id for entry in real.history if entry.event == "rotated"} == named(abstract.finished)
-        assert [(one.by, one.of) for one in real.endorsements] == [
-            (NAMES[by], NAMES[of]) for by, of in abstract.endorsed
-        ]
+        compare_documents(*history[-1])
+
+
+def test_documents_of_a_restore_change_as_the_real_ones_do() -> None:
+    compared = 0
+    for history in histories(1):
+        abstract = history[-1][1]
+        if abstract.phase is not Phase.STEADY:
+            continue
+        for earlier in bits(abstract.roots & ~(1 << abstract.current)):
+            for way in restorations(history, earlier):
+                compare_documents(*way[-1])
+                compared += 1
+    assert compared > 20
+
+
+def restorations(history: tuple[Pair, ...], earlier: int) -> Iterator[tuple[Pair, ...]]:
+    """Every way that a restore of an earlier root can take."""
+    real, abstract = history[-1]
+    version, at = len(history) - 1, NOW + 1000 * len(history)
+    number = 1 + max(document.rotation for _, document in history)
+    restored = transitions.restore(
+        real,
+        root(NAMES[earlier]),
+        now_ms=at,
+        rotation_id=f"rotation-{number}",
+        started_by="",
+        stable_version=str(version),
+    )
+    begun = (*history, (restored, prepared(abstract, version, number, earlier)))
+
+    def walk(way: tuple[Pair, ...]) -> Iterator[tuple[Pair, ...]]:
+        yield way
+        for before, step in STEPS:
+            if before is way[-1][1].phase and step is not Step.PREPARE:
+                yield from walk(followed(way, step))
+
+    yield from walk(begun)
+
+
+def compare_documents(real: IdentityDocument, abstract: Document) -> None:
+    """Check that a document is what the model says."""
+    record = real.rotation
+    assert real.generation == abstract.generation
+    assert Phase(real.phase or Phase.STEADY) is abstract.phase
+    assert real.current.id == NAMES[abstract.current]
+    assert (None if real.next is None else real.next.id) == (None if abstract.next == NOBODY else NAMES[abstract.next])
+    assert {one.id for one in real.roots} == named(abstract.roots)
+    assert private_keys(real) == named(abstract.private)
+    assert (record is None) == (abstract.rotation == 0)
+    if record is not None:
+        assert record.from_id == NAMES[abstract.origin]
+        assert record.to_id == NAMES[abstract.target]
+        assert record.stable_version == str(abstract.rollback)
+    by_event = {
+        event: {entry.rotation_id for entry in real.history if entry.event in events}
+        for event, events in (("finished", transitions.SUCCESSES), ("cancelled", {"cancelled"}))
+    }
+    assert {entry.rotation_id for entry in real.history} == rotations_of(abstract.ended)
+    assert by_event["finished"] == rotations_of(abstract.finished)
+    assert by_event["cancelled"] == rotations_of(abstract.cancelled)
+    assert [(one.by, one.of) for one in real.endorsements] == [(NAMES[by], NAMES[of]) for by, of in abstract.endorsed]
 
 
 def test_a_run_recognizes_its_rotation_as_the_real_one_does() -> None:

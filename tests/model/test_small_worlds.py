@@ -37,7 +37,7 @@ def test_every_phase_and_every_step_is_reached_in_the_smallest_world() -> None:
     pending = [run.pending for runs in found.world.operators.values for run in runs if run and run.pending]
     taken = {one[2] for one in pending if one[0] in ("advance", "abandon")}
     assert taken == set(machine.Step) - {machine.Step.PREPARE}
-    assert {one[0] for one in pending} == {"label", "prepare", "advance", "abandon"}
+    assert {one[0] for one in pending} == {"label", "prepare", "advance", "abandon", "destroy"}
 
 
 def test_states_that_differ_in_who_is_called_what_are_one() -> None:

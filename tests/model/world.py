@@ -35,6 +35,7 @@ from goatherd.rotation.machine import (
     Outcome,
     Phase,
     Prepare,
+    PrepareRestore,
     RecordRetired,
     Refuse,
     Step,
@@ -61,7 +62,7 @@ from .state import (
     introduced,
     pack,
 )
-from .store import INTRUDER, NOBODY, Document, Store, advanced, first_store, follows, prepared
+from .store import INTRUDER, NOBODY, Document, Store, advanced, bits, first_store, follows, prepared
 
 
 class World:
@@ -169,7 +170,7 @@ class World:
                 if self.options.unmodified:
                     deaf = node._replace(introductions=node.introductions | bit, unbelieved=node.unbelieved | bit)
                     yield deaf, None, ("stores", rotation)
-            if sent & crossed(rotation) and not node.crosses & bit and trusted >> rotation & 1:
+            if sent & crossed(rotation) and not node.crosses & bit and trusted >> store.target_of(rotation) & 1:
                 yield node._replace(crosses=node.crosses | bit), None, ("crossed", rotation)
 
     def readable(self, store: Store) -> tuple[int, ...]:
@@ -193,9 +194,10 @@ class World:
             before = trusted
             for rotation in range(1, store.prepared + 1):
                 origin = store.origin_of(rotation)
+                target = store.target_of(rotation)
                 if believed >> rotation & 1 and trusted >> origin & 1:
-                    trusted |= 1 << rotation
-                if node.crosses >> rotation & 1 and trusted >> rotation & 1:
+                    trusted |= 1 << target
+                if node.crosses >> rotation & 1 and trusted >> target & 1:
                     trusted |= 1 << origin
             if trusted == before:
                 return trusted
@@ -239,7 +241,7 @@ class World:
 
     def _forks(self, store: Store, kind: str, expected: int) -> bool:
         # The change after it settles it; so where that must be possible, a rotation is left for it.
-        left = self.options.rotations - store.prepared - (kind == "prepare")
+        left = self.options.rotations - store.prepared - (kind in ("prepare", "restore"))
         return (
             self.options.forks
             and not store.is_forked
@@ -275,6 +277,10 @@ class World:
             for goal in self.options.goals:
                 if goal is Goal.ROTATE:
                     yield Run(goal, document.current, highest=highest)
+                elif goal is Goal.RESTORE:
+                    others = document.roots & ~(1 << document.current) if document.phase is Phase.STEADY else 0
+                    for root in bits(others):
+                        yield Run(goal, document.current, highest=highest, aim=root)
                 else:
                     bound = 0 if goal is Goal.RETIRE else document.rotation
                     yield Run(goal, NOBODY, bound, highest=highest)
@@ -306,11 +312,11 @@ class World:
             if run.own and not run.bound and self._recognizes(document, run.own):
                 # From here on a run that rotates and one that resumes are told apart by nothing
                 # (test_model_matches.py).
-                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NOBODY)
+                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NOBODY, aim=NOBODY)
             if self.is_past_kept:
                 seen = seen._replace(highest=max(run.highest, document.generation))
             sights: tuple[Sight, ...] = ()
-            if document.phase is not Phase.STEADY or seen.bound or seen.goal is Goal.ROTATE:
+            if document.phase is not Phase.STEADY or seen.bound or seen.goal in (Goal.ROTATE, Goal.RESTORE):
                 sights = tuple(sorted(self.sight(store, document, node) for node in group if node.is_listed))
             for action, shown in self.decisions.choices(store, version, stable, sights, seen):
                 yield from self._answered(store_number, store, version, stable, seen, action, shown)
@@ -340,6 +346,10 @@ class World:
                 spare = self.options.nodes - (self.options.quorum or self.options.nodes)
                 broken = "looked" if unanswered(sights) > spare else None
                 yield number, run._replace(pending=("prepare", version)), 0, broken, what
+            case PrepareRestore():
+                spare = self.options.nodes - (self.options.quorum or self.options.nodes)
+                broken = "looked" if unanswered(sights) > spare else None
+                yield number, run._replace(pending=("restore", version, run.aim)), 0, broken, what
             case Advance(step=step):
                 is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
                 sent = introduced(rotation) if is_hasty else 0
@@ -383,6 +393,10 @@ class World:
         ended = any(doc.ended >> run.bound & 1 and not doc.finished >> run.bound & 1 for doc in store.docs)
         if (outcome is Outcome.ROTATED and not finished) or (outcome is Outcome.ABANDONED and not ended):
             return "report"
+        left = (doc for version, doc in enumerate(store.docs) if not (store.gone | store.labelled) >> version & 1)
+        is_left = any(doc.rotation == run.bound and doc.next != NOBODY for doc in left)
+        if outcome is Outcome.ABANDONED and is_left and store.head.cancelled >> run.bound & 1 and not store.is_forked:
+            return "cancelled key"
         return None
 
     def _acts(self, store: Store, run: Run) -> Iterator[tuple[Store, Run | None, str | None]]:
@@ -401,17 +415,22 @@ class World:
             is_free = version not in store.heads and version != store.stable and not is_foreign
             if is_free or "label guard" in self.removed.parts:
                 broken = "respected" if is_foreign else None
-                yield store._replace(gone=store.gone | 1 << version), looking, broken
+                after = store._replace(gone=store.gone | 1 << version)
+                yield after, looking, broken or self._lost_key(store, version, after)
             return
         expected = run.pending[1]
         if not (self._wins(store, kind, expected) or kind in self.removed.blind):
             return
         document = store.docs[expected]
-        if kind == "prepare":
+        if kind in ("prepare", "restore"):
             rotation = store.prepared + 1
+            restored = NOBODY if kind == "prepare" else run.pending[2]
+            if kind == "restore" and not self._holds_key(store, restored):
+                yield store, None, None  # it says so, and ends
+                return
             if rotation <= self.options.rotations:
                 broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
-                after = prepared(document, expected, rotation)
+                after = prepared(document, expected, rotation, restored)
                 yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
             return
         broken = None if document.rotation == run.bound else "stranger"
@@ -423,12 +442,32 @@ class World:
         after = self._spoilt(advanced(document, expected, run.pending[2], earlier), document, run.pending[2])
         yield from self._written(store, kind, after, looking, broken)
 
+    @staticmethod
+    def _holds_key(store: Store, root: int) -> bool:
+        docs = enumerate(store.docs)
+        return any(doc.private >> root & 1 and not store.gone >> version & 1 for version, doc in docs)
+
+    def _lost_key(self, store: Store, version: int, after: Store) -> str | None:
+        """Name the rule that is broken where the last copy of a key is destroyed whose root has signed."""
+        have_signed = {doc.current for doc in store.docs}
+        aged = [doc for at, doc in enumerate(store.docs) if store.aged >> at & 1]
+        lost = [
+            root
+            for root in bits(store.docs[version].private)
+            if root in have_signed
+            and not self._holds_key(after, root)
+            and not any(doc.private >> root & 1 for doc in aged)
+        ]
+        return "last key" if lost else None
+
     def _spoilt(self, after: Document, before: Document, step: Step) -> Document:
         """What the document becomes where the protections of its own steps are taken away."""
-        removed, fresh = self.removed.parts, 1 << before.rotation
+        removed, fresh = self.removed.parts, 1 << before.target
         if step is Step.ROLL_BACK and "roots after roll-back" in removed:
             after = after._replace(roots=after.roots & ~fresh)
         if step is Step.CANCEL and "roots after cancel" in removed:
+            after = after._replace(roots=after.roots & ~fresh)
+        if step is Step.CANCEL and before.target != before.rotation and "roots after a cancelled restore" in removed:
             after = after._replace(roots=after.roots & ~fresh)
         if step is Step.ACTIVATE and "one private key" in removed:
             after = after._replace(private=before.private)
@@ -478,6 +517,7 @@ class World:
                 roots=head.roots | 1 << INTRUDER,
                 private=1 << INTRUDER,
                 rotation=0,
+                target=NOBODY,
                 origin=NOBODY,
                 rollback=NOBODY,
                 ended=head.ended | (1 << head.rotation if head.rotation else 0),
@@ -491,16 +531,28 @@ class World:
         """Return what a node would truthfully show to whoever has just read `document`."""
         held, rotation = store.docs[node.version], document.rotation
         return Sight(
-            trusts=bool(rotation and self.trusted(store, node) >> rotation & 1),
-            holds=bool(rotation and node.introductions >> rotation & 1),
+            trusts=bool(rotation and self.trusted(store, node) >> document.target & 1),
+            holds=bool(rotation and self._holds_introduction(store, document, node)),
             signer=held.current,
             crossed=bool(rotation and node.crosses >> rotation & 1),
             rejects=document.generation > held.generation and not follows(document, held),
             is_dead=node.is_dead,
+            is_behind=document.phase is Phase.ACTIVATED and held.generation < document.generation,
+        )
+
+    def _holds_introduction(self, store: Store, document: Document, node: Node) -> bool:
+        """Whether a node holds any commit that introduces the next root (`sought_introductions`)."""
+        if document.target == document.rotation:
+            return bool(node.introductions >> document.rotation & 1)
+        known = 1 << document.rotation | document.ended
+        return any(
+            (node.introductions >> rotation & 1 and store.target_of(rotation) == document.target)
+            or (node.crosses >> rotation & 1 and store.origin_of(rotation) == document.target)
+            for rotation in bits(known)
         )
 
 
 def _order(run: Run | None) -> tuple[Any, ...]:
     if run is None:
         return ()
-    return (str(run.goal), run.origin, run.bound, run.own, run.highest, *map(str, run.pending or ()))
+    return (str(run.goal), run.origin, run.bound, run.own, run.highest, run.aim, *map(str, run.pending or ()))
