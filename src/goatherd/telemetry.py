@@ -63,6 +63,8 @@ class Event(StrEnum):
     """The audit trail ended with a torn line, as a crash leaves it; the next record states it."""
     CONTROLLER_STARTED = "controller.started"
     """A controller has begun to look at an identity."""
+    CONTROLLER_START_PROBLEM = "controller.start_problem"
+    """Something that a rotation needs does not work at a controller's start, and may pass."""
     CONTROLLER_STOPPED = "controller.stopped"
     """A controller has ended, and whether it left a rotation to be carried on."""
     CONTROLLER_PLANNED = "controller.planned"

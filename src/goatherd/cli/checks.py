@@ -23,8 +23,21 @@ from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefuse
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, Urgency, urgency
 from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
+from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.obstacles import Survey, is_of_another_identity
 from goatherd.settings.base import Origin
+
+_CHECKED_ELSEWHERE: Final = frozenset(
+    {
+        ObstacleKind.UNREACHABLE,
+        ObstacleKind.UNTRUSTED,
+        ObstacleKind.OTHER_IDENTITY,
+        ObstacleKind.REJECTS,
+        ObstacleKind.EXPIRED,
+        ObstacleKind.NODES_UNKNOWN,
+    }
+)
 
 _EXPIRY_HINTS: Final = {
     Urgency.DUE: "A new root is due: `goatherd rotate` when it suits you.",
@@ -87,6 +100,9 @@ class NodeState:
         trusts_current: Whether it answers a request signed by the store's current root.
         view_age: How old its view of the store is.
         source: What its identity is from: ``store``, ``file`` or ``last known good``.
+        view_interval: How long after one look at the store it takes the next, at the latest, as it says.
+        is_telling_interval: Whether it says how often it looks at the store; None in `view_interval` then means never.
+        is_watching: Whether the store notifies it of changes.
         data: What it has found in its own logs.
     """
 
@@ -100,12 +116,28 @@ class NodeState:
     is_degraded: bool | None = None
     source: str | None = None
     roots: tuple[str, ...] = ()
+    view_interval: timedelta | None = None
+    is_telling_interval: bool = False
+    is_watching: bool = False
     data: DataSeen | None = None
     problem: str | None = None
 
     def is_in_step(self, current_id: str) -> bool:
         """Whether it trusts the current root and, as far as it tells, signs with it."""
         return self.trusts_current is True and (self.is_unmodified or self.signs_with == current_id)
+
+    def is_of_another_identity(self, document: IdentityDocument) -> bool:
+        """Whether it trusts none of the identity's roots, as far as it tells."""
+        return is_of_another_identity(self.roots, frozenset(root.id for root in document.roots))
+
+    def is_stale(self, usual: timedelta) -> bool:
+        """Whether its view of the store is older than three of its looks are apart.
+
+        Args:
+            usual: How far they are apart where it does not say so.
+        """
+        interval = self.view_interval if self.is_telling_interval else usual
+        return self.view_age is not None and interval is not None and self.view_age > 3 * interval
 
     def to_json(self) -> dict[str, object]:
         """Return it as data."""
@@ -120,6 +152,8 @@ class NodeState:
             "degraded": self.is_degraded,
             "source": self.source,
             "roots": list(self.roots),
+            "viewInterval": None if self.view_interval is None else format_duration(self.view_interval),
+            "watching": self.is_watching,
             "data": None if self.data is None else self.data.to_json(),
             "problem": self.problem,
         }
@@ -151,6 +185,7 @@ def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
     generation, age = answer.get("generation"), answer.get("viewAgeMs")
     phase, roots = answer.get("phase"), answer.get("roots")
     refusal, source = answer.get("refusal"), answer.get("source")
+    interval = answer.get("viewIntervalMs")
     code = str(refusal.get("code") or "") if isinstance(refusal, Mapping) else ""
     return NodeState(
         url=url,
@@ -162,6 +197,9 @@ def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
         is_degraded=bool(answer.get("degraded")),
         source=source if isinstance(source, str) else None,
         roots=tuple(str(root) for root in roots) if isinstance(roots, list) else (),
+        view_interval=timedelta(milliseconds=interval) if type(interval) is int else None,
+        is_telling_interval="viewIntervalMs" in answer,
+        is_watching=answer.get("watching") is True,
         data=DataSeen.from_json(answer.get("data")),
         problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
     )
@@ -219,6 +257,23 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
         hint = "Nobody seems to drive it: `goatherd rotate --resume`, or --rollback." if overdue else ""
         checks.append(Check(name="rotation", level=WARNING if overdue else OK, text=text, hint=hint))
     return checks
+
+
+def obstacle_checks(survey: Survey) -> list[Check]:
+    """Return one check for each obstacle to a rotation that no other check fails by, and one for each remark."""
+    checks = [
+        Check(
+            name="rotation",
+            level=WARNING if one.kind is ObstacleKind.WITHOUT_STORE else FAILED,
+            text=one.text,
+            hint=one.hint,
+        )
+        for one in survey.obstacles
+        if one.kind not in _CHECKED_ELSEWHERE
+    ]
+    if not survey.obstacles:
+        checks.append(Check(name="rotation", level=OK, text="no obstacle: a rotation can begin now"))
+    return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
 
 
 async def _checks_of_all(document: IdentityDocument | None, options: Options) -> list[Check]:
@@ -302,6 +357,13 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
     current = document.current.id
     if node.problem is not None:
         return Check(name=name, level=FAILED, text=f"{url} {node.problem}")
+    if node.is_of_another_identity(document):
+        text = (
+            f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
+            f"{', '.join(node.roots[:5])}, not root {current}"
+        )
+        hint = "Is --provider the store that this server starts from? Is --node the right server?"
+        return Check(name=name, level=FAILED, text=text, hint=hint)
     if not node.trusts_current:
         hint = "Does it start from this store? Its clock may be wrong, too."
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
@@ -310,14 +372,18 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
         return Check(name=name, level=FAILED, text=text, hint="Can it read the store? It looks at every refresh.")
-    stale = node.view_age is not None and node.view_age > 3 * options.settings_refresh_interval
     if node.source == Origin.LAST_KNOWN_GOOD:
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
         return Check(name=name, level=WARNING, text=text, hint="It serves, but follows no rotation until it can.")
-    if node.is_degraded or stale:
+    if node.is_degraded or node.is_stale(options.settings_refresh_interval):
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
-        text = f"{url} has not seen the store for a while; its view is of age {age}"
+        every = (
+            ""
+            if node.view_interval is None
+            else f", and it reads the store every {format_duration(node.view_interval)}"
+        )
+        text = f"{url} has not read the store for {age}{every}"
         return Check(name=name, level=WARNING, text=text, hint="Can it read the store?")
     if node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited, who
-from goatherd.cli.checks import NodeState, examine, look
+from goatherd.cli.checks import NodeState, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.metrics_file import remembered, reported
@@ -31,17 +31,20 @@ from goatherd.cli.rotation_text import (
     warn_of_short_life,
 )
 from goatherd.cli.store import name_of_store, open_store
-from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING
-from goatherd.cli.whereabouts import find_whereabouts
+from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING, Check
+from goatherd.cli.whereabouts import Whereabouts, find_whereabouts
 from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
 from goatherd.rotation.holdings import copies_left, describe_kept
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
+from goatherd.rotation.obstacles import Survey
+from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import check_lifetime, unlisted_for
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings.base import Origin
@@ -67,6 +70,7 @@ async def _status(app: App) -> int:
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
     remarks = notes(document, now_ms)
+    plan = await _plan(app.options) if nodes else None
     ending = last_ending(document)
     data = {
         "store": store.name,
@@ -76,6 +80,7 @@ async def _status(app: App) -> int:
         "lastRotation": ending_data(ending),
         "privateKeys": keys.to_json(now_ms),
         "notes": remarks,
+        "obstacles": [] if plan is None else list(plan.obstacles),
         "nodes": [node.to_json() for node in nodes],
     }
     lines = describe(app.out, store, version.id, document)
@@ -85,19 +90,23 @@ async def _status(app: App) -> int:
     lines += ["", *keys.lines(app.out, now_ms)]
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
-        lines += ["", *app.out.table(heads, [_node_row(node) for node in nodes])]
+        lines += ["", *app.out.table(heads, [_node_row(node, document) for node in nodes])]
+    if plan is not None:
+        lines += [f"obstacle to a rotation: {obstacle}" for obstacle in plan.obstacles]
     lines += [f"note: {remark}" for remark in remarks]
     app.out.result(data, lines)
     return 0 if all(node.is_in_step(document.current.id) for node in nodes) else EXIT_FINDINGS
 
 
-def _node_row(node: NodeState) -> tuple[str, ...]:
+def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
     age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s"
     if node.is_unmodified:
         generation, age = "-", "-"
     problem = node.problem or ("an unmodified GoatDB server" if node.is_unmodified else "")
+    if node.is_of_another_identity(document):
+        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
     if node.source == Origin.LAST_KNOWN_GOOD:
         problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
     elif node.is_degraded and not problem:
@@ -116,9 +125,10 @@ def doctor(app: App) -> int:
     driving the rotation. Each finding says what to do.
 
     Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. (That
-    makes one anonymous session on each.) Ends with 11 when a check has failed; a warning does not count.
+    makes one anonymous session on each.) Names every obstacle to a rotation, as `goatherd rotate --plan` does: whether
+    what one node accepts reaches the others, for one. Ends with 11 when a check has failed; a warning does not count.
     """
-    checks = asyncio.run(examine(app.options))
+    checks = asyncio.run(_doctor(app.options))
     failed = [check for check in checks if check.level == FAILED]
     rows = []
     for check in checks:
@@ -130,6 +140,51 @@ def doctor(app: App) -> int:
     rows += ["", f"{total}, {skipped} not possible" if skipped else total]
     app.out.result({"healthy": not failed, "checks": [check.to_json() for check in checks]}, rows)
     return EXIT_FINDINGS if failed else 0
+
+
+async def _doctor(options: Options) -> list[Check]:
+    checks = await examine(options)
+    is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
+    if (options.nodes or options.rotation_bare) and is_identity_known:
+        try:
+            checks += obstacle_checks(await _survey(options))
+        except GoatherdError as error:
+            checks.append(Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint))
+    return checks
+
+
+async def _survey(options: Options) -> Survey:
+    async with _watching_rotator(options) as rotator:
+        return await rotator.survey()
+
+
+async def _plan(options: Options) -> Plan | None:
+    """Return the plan of a rotation as far as the servers show it; None where it is not known who they are."""
+    try:
+        async with _watching_rotator(options, has_health=False) as rotator:
+            return await rotator.plan()
+    except DiscoveryError:
+        return None  # the list of the nodes says so
+
+
+@asynccontextmanager
+async def _watching_rotator(options: Options, *, has_health: bool = True) -> AsyncIterator[Rotator]:
+    """Give a rotator that is only to look.
+
+    Args:
+        options: The options.
+        has_health: Whether the operator's health checks are asked.
+    """
+    addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
+    async with open_store(options) as store, NodeDirectory(addresses, timeout=options.timeout) as directory:
+        yield Rotator(
+            store.provider,
+            store.secret_id,
+            directory if directory.is_discovered else await directory(),
+            org=store.org,
+            policy=policy_of(options, is_discovered=directory.is_discovered),
+            health=health_signals(options) if has_health else (),
+        )
 
 
 @command(
@@ -352,8 +407,9 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
 @command(example="goatherd retire --provider file:///srv/keys/root")
 @click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
 @audit_option()
-def retire(app: App, yes: bool) -> int:
+def retire(app: App, yes: bool, dry_run: bool) -> int:
     """Destroy old private keys whose time to go back is over.
 
     Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
@@ -362,13 +418,38 @@ def retire(app: App, yes: bool) -> int:
     A version that a label points at, other than Goatherd's own, is kept and named; the command then ends with 11.
     """
     grace = format_duration(app.options.rotation_grace)
+    if dry_run:
+        return asyncio.run(_show_retirement(app, grace))
     if not yes:
         if not app.out.may_ask:
             raise click.UsageError(
                 "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
             )
-        click.confirm(f"Destroy the private keys of roots replaced over {grace} ago, for good?", abort=True, err=True)
+        due = [f"  {line}" for line in asyncio.run(_find_due(app)).describe_due(SystemClock().now_ms())]
+        if due:
+            click.echo("\n".join(due), err=True)
+            click.confirm(f"Destroy {_count(len(due), 'version')} for good?", abort=True, err=True)
     return run_interruptible(app, _retire(app, grace), note="what was destroyed is; `goatherd retire` does the rest")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+async def _find_due(app: App) -> Whereabouts:
+    async with open_store(app.options) as store:
+        _, document = await store.read()
+        return await find_whereabouts(store, document, app.options.rotation_grace)
+
+
+async def _show_retirement(app: App, grace: str) -> int:
+    keys, now_ms = await _find_due(app), SystemClock().now_ms()
+    lines = [f"would destroy {line}" for line in keys.describe_due(now_ms)]
+    lines += [describe_kept(one) for one in keys.kept(now_ms)]
+    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
+    data = {"dryRun": True, "wouldDestroy": list(keys.due(now_ms)), "privateKeys": keys.to_json(now_ms)}
+    app.out.result(data, [*lines, "", *keys.lines(app.out, now_ms)])
+    return 0
 
 
 async def _retire(app: App, grace: str) -> int:

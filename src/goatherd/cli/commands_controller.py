@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,11 @@ from goatherd.cli.rotation_text import report_data, warn_of_short_life
 from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.listening import cannot_listen
 from goatherd.metrics import RotationMetrics, served
+from goatherd.operations.controller_start import find_start_problems, refuse_start
 from goatherd.rotation.alert import Alarm
 from goatherd.rotation.audit import AuditTrail, Journal
 from goatherd.rotation.controller import Controller, Turn
@@ -44,11 +46,15 @@ from goatherd.rotation.schedule import (
 )
 from goatherd.rotation.windows import Window
 from goatherd.server_url import parse_listen_address
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text
 
 if TYPE_CHECKING:
     from goatherd.rotation.controller import Worker
 
 PREVIEW = 5
+
+_log = logging.getLogger("goatherd.rotation")
 
 
 @command(
@@ -69,7 +75,12 @@ PREVIEW = 5
     metavar="WINDOW",
     help="When a rotation may begin, such as 'Mon-Fri 02:00-04:00'; give each.",
 )
-@click.option("--missed", "controller_missed", type=click.Choice(list(Missed)), help="What becomes of a missed slot.")
+@click.option(
+    "--missed",
+    "controller_missed",
+    type=click.Choice([one.value for one in Missed]),
+    help="What becomes of a missed slot.",
+)
 @click.option("--alert-command", "controller_alert_command", metavar="CMD", help="Run when somebody should look.")
 @click.option(
     "--metrics",
@@ -163,19 +174,25 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
         trail = None if options.audit_log is None else AuditTrail(options.audit_log, actor=schedule.started_by)
         policy = policy_of(options, is_discovered=directory.is_discovered)
 
-        def worker(told: Callable[[Event], None]) -> Worker:
-            rotator = Rotator(
+        def make_rotator(on_event: Callable[[Event], None] | None = None) -> Rotator:
+            return Rotator(
                 store.provider,
                 store.secret_id,
                 nodes,
                 org=store.org,
                 policy=policy,
                 started_by=schedule.started_by,
-                on_event=_both(told, seen.told),
+                on_event=on_event,
                 health=health_signals(options),
             )
+
+        def worker(told: Callable[[Event], None]) -> Worker:
+            rotator = make_rotator(_both(told, seen.told))
             return rotator if metrics_file is not None else _Counted(rotator, seen)
 
+        journal = Journal(trail)
+        if not once:
+            await _check_start(options, store, make_rotator(), journal)
         runner = Controller(
             store.provider,
             store.secret_id,
@@ -183,7 +200,7 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
             worker=worker,
             interval=options.controller_interval,
             alarm=Alarm(options.controller_alert_command),
-            journal=Journal(trail),
+            journal=journal,
             on_look=_keeping(seen),
             stop_patience=options.controller_stop_timeout,
         )
@@ -193,6 +210,27 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
         if once and turn is not None:
             return _end(app, store, turn, clock.now_ms())
     return 0
+
+
+async def _check_start(options: Options, store: Store, rotator: Rotator, journal: Journal) -> None:
+    """Try everything that a rotation will need, and warn of what does not work now.
+
+    Raises:
+        ConfigurationError: Something does not work that cannot get better by itself.
+        AuditError: The audit trail cannot be written.
+    """
+    commands = {
+        "controller.alert_command": options.controller_alert_command,
+        "rotation.health_command": options.rotation_health_command,
+    }
+    problems = await find_start_problems(store.provider, store.secret_id, rotator, commands)
+    refuse_start(problems)
+    for one in problems:
+        _log.warning(event_text(LogEvent.CONTROLLER_START_PROBLEM, reason=one.text, do=one.hint or "-"))
+    with suppress(ProviderError):
+        _, document = await store.read()
+        journal.use(document)
+        journal.begin("controller-starts", {"secret": store.name, "problems": [one.text for one in problems]})
 
 
 class _Counted:

@@ -59,6 +59,15 @@ class Whereabouts:
         """Return the versions that `goatherd retire` would destroy now."""
         return tuple(one.version.id for one in self._old() if self._due_ms(one) <= now_ms)
 
+    def describe_due(self, now_ms: int) -> list[str]:
+        """Return a line for each version that `goatherd retire` would destroy now: whose private keys it holds."""
+        return [
+            f"version {one.version.id}, of {iso(one.version.created_ms)}: the private key of "
+            f"{', '.join(sorted(one.private_ids))}"
+            for one in self._old()
+            if self._due_ms(one) <= now_ms
+        ]
+
     def kept(self, now_ms: int) -> tuple[Kept, ...]:
         """Return the versions that `goatherd retire` would destroy now if no label of another's pointed at them."""
         return tuple(

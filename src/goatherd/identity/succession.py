@@ -193,6 +193,11 @@ class Seen:
             revoked_ids=document.revoked_ids,
         )
 
+    def shares_root_with(self, document: IdentityDocument) -> bool:
+        """Whether an identity lists a root that was seen, so that it is a later or an earlier state of the same one."""
+        keys = {root.id: root.public_key for root in self.roots}
+        return any(keys.get(root.id) == root.public_key for root in document.roots)
+
     @classmethod
     def from_bytes(cls, raw: bytes) -> Seen:
         """Read what `to_bytes` wrote.

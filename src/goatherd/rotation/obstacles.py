@@ -37,6 +37,19 @@ PEER_HINT: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found before a rotation.
+
+    Attributes:
+        obstacles: Why it would be refused; empty where it would begin.
+        remarks: What is worth knowing, and does not keep it from beginning.
+    """
+
+    obstacles: tuple[Obstacle, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
     """Between which servers commits flow, as far as the servers say.
 

@@ -83,7 +83,7 @@ from goatherd.rotation.machine import (
     find_obstacles_to_begin,
 )
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
-from goatherd.rotation.obstacles import find_flow, find_remarks
+from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
@@ -245,10 +245,38 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
         document, version = await self._read()
-        observation, _ = await self._survey(document, version)
+        observation, document = await self._survey(document, version)
         names = tuple(one.name for one in self._health.signals)
-        remarks = find_remarks(observation)
+        remarks = await self._find_remarks(observation, document)
         return make_plan(observation, self.policy, self._clock.now_ms(), signals=names, remarks=remarks)
+
+    async def survey(self, *, is_probing: bool = True) -> Survey:
+        """Return what stands in the way of a rotation, as `rotate` would see it. Writes nothing to the store.
+
+        Args:
+            is_probing: Make one anonymous session where the servers do not say with whom they synchronize.
+
+        Raises:
+            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+        """
+        self._flow = self._health_before = None
+        document, version = await self._read()
+        observation, document = await self._survey(document, version, is_probing=is_probing)
+        return Survey(
+            obstacles=find_obstacles_to_begin(observation, self.policy, self._clock.now_ms()),
+            remarks=await self._find_remarks(observation, document),
+        )
+
+    async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
+        try:
+            held = await find_holdings(self._provider, self._secret_id, document)
+        except ProviderError:
+            held = ()  # rights that read the current version only do not go so far
+        return find_remarks(
+            observation,
+            foreign_labels={label: one.version.id for one in held for label in one.foreign_labels},
+            damaged={one.version.id: one.problem for one in held if one.problem is not None},
+        )
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

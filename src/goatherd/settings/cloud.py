@@ -272,10 +272,21 @@ class CloudSecretSettings(Settings):
             verify_successor(document, before)
         except (GenerationError, SuccessionError) as error:
             if not self._is_next_accepted:
+                if not before.shares_root_with(document):
+                    raise self._another_identity(document, before) from None
                 hint = "If that is wanted, start once with --accept-identity."
                 raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
+
+    def _another_identity(self, document: IdentityDocument, before: Seen) -> SuccessionError:
+        earlier = before.roots[-1].id if before.roots else "unknown"
+        return SuccessionError(
+            f"this is another identity (root {document.current.id}) than this directory had (root {earlier}, says "
+            f"{self._seen}): wrong --provider or --data?",
+            hint="If the cluster's identity was replaced on purpose, or this server was away for so many rotations "
+            "that it knows no way to the current root, start once with --accept-identity.",
+        )
 
     def _succeeded(self) -> None:
         super()._succeeded()

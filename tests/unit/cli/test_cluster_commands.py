@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.cli.checks import NodeState
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
@@ -131,6 +132,28 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
     assert goatherd("show", "--at", "1", "--provider", store).code == EXIT_CODES["provider"]
     assert len(goatherd("show", "--provider", store, "--json").json["roots"]) == 2
     assert goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json["destroyed"] == []
+
+
+def test_a_dry_run_of_retire_and_its_question_list_the_versions_and_destroy_nothing(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    here = ("--provider", store, "--grace", "0s")
+    shown = goatherd("retire", "--dry-run", *here)
+    assert shown.code == 0
+    assert "would destroy version 1, of 20" in shown.out
+    assert f"the private key of {first}" in shown.out
+    assert "1" in goatherd("retire", "--dry-run", *here, "--json").json["wouldDestroy"]
+    assert "nothing to destroy" in goatherd("retire", "--dry-run", "--provider", store).out
+    monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
+    asked: list[str] = []
+    monkeypatch.setattr("click.confirm", lambda text, **_: asked.append(text))
+    assert "versions for good?" not in "".join(asked)
+    done = goatherd("retire", *here)
+    assert "version 1, of 20" in done.err
+    (question,) = asked
+    assert question == f"Destroy {done.out.count('destroyed version')} versions for good?"
 
 
 def checks(result: Any) -> dict[str, list[tuple[str, str]]]:
@@ -314,7 +337,7 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
 
 
 @pytest.mark.slow
-def test_a_rotation_that_a_node_does_not_follow_ends_with_10_and_the_earlier_root(
+def test_a_rotation_in_front_of_a_node_that_is_down_ends_with_10_before_anything_is_written(
     goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
 ) -> None:
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
@@ -322,9 +345,63 @@ def test_a_rotation_that_a_node_does_not_follow_ends_with_10_and_the_earlier_roo
     nodes = ("--node", server.url, "--node", "http://127.0.0.1:1")
     result = goatherd("rotate", "--provider", store, *nodes, "--adoption", "1s", "--json")
     assert result.code == EXIT_CODES["rotation"]
-    assert result.json["error"]["code"] == "rotation.not_adopted"
-    assert "127.0.0.1:1" in result.json["error"]["message"]
+    assert result.json["error"]["code"] == "rotation.obstructed"
+    assert "http://127.0.0.1:1 did not answer" in result.json["error"]["message"]
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1, "nothing was written"
     assert goatherd("show", "--provider", store, "--json").json["current"]["id"] == first
+
+
+@pytest.mark.slow
+def test_servers_that_were_not_told_of_each_other_and_of_another_identity_are_named_by_doctor_plan_and_status(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    alone = [serve("--provider", store, "--data", str(tmp_path / f"data-{number}")) for number in range(2)]
+    nodes = [part for server in alone for part in ("--node", server.url)]
+    told = f"they serve each for itself: {alone[0].url}; {alone[1].url}"
+    doctor = goatherd("doctor", "--provider", store, *nodes, "--json")
+    assert doctor.code == EXIT_FINDINGS
+    assert any(told in text for level, text in checks(doctor)["rotation"] if level == "fail")
+    for arguments in (["rotate", "--plan"], ["status"]):
+        (obstacle,) = goatherd(*arguments, "--provider", store, *nodes, "--json").json["obstacles"]
+        assert told in obstacle
+    refused = goatherd("rotate", "--provider", store, *nodes)
+    assert refused.code == EXIT_CODES["rotation"]
+    assert "--peer" in refused.err
+
+    third = serve(
+        "--provider", store, "--data", str(tmp_path / "data-2"), "--peer", alone[0].url, "--peer", alone[1].url
+    )
+    linked = (*nodes, "--node", third.url)
+    found = goatherd("doctor", "--provider", store, *linked, "--json")
+    assert ("ok", "no obstacle: a rotation can begin now") in checks(found)["rotation"], found.out
+    assert goatherd("rotate", "--provider", store, *linked).code == 0
+
+    other = f"file://{tmp_path}/other/root"
+    goatherd("init", "--provider", other)
+    status = goatherd("status", "--provider", other, "--node", third.url)
+    assert status.code == EXIT_FINDINGS
+    assert f"another identity: trusts {first}" in status.out
+    doctor = goatherd("doctor", "--provider", other, "--node", third.url)
+    assert f"{third.url} belongs to another identity: it signs with root" in doctor.out
+    assert "belongs to another identity" in goatherd("rotate", "--provider", other, "--node", third.url).err
+    assert goatherd("show", "--provider", other, "--json").json["generation"] == 1
+    assert third.stop() == 0
+    refused = goatherd("serve", "--provider", other, "--data", str(tmp_path / "data-2"), "--port", "0")
+    assert refused.code == EXIT_CODES["identity"]
+    assert "this is another identity (root " in refused.err
+    assert "wrong --provider or --data?" in refused.err
+
+
+def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_stale() -> None:
+    def node(**told: Any) -> NodeState:
+        return NodeState(url="http://a", view_age=timedelta(minutes=10), **told)
+
+    usual = timedelta(seconds=30)
+    assert node().is_stale(usual), "a server that does not say how often it reads"
+    assert node(is_telling_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
+    assert not node(is_telling_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
+    assert not node(is_telling_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"
 
 
 # --- the doctor on the store ------------------------------------------------------------------------------------------

@@ -7,16 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.clock import SystemClock
+from goatherd.rotation.schedule import Missed
 
 from .conftest import Goatherd, Result, Serving
 
@@ -215,6 +218,79 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], tmp_p
     raise AssertionError((tmp_path / "controller.err").read_text())
 
 
+class Steadfast(BaseHTTPRequestHandler):
+    """A GoatDB server that accepts every request, keeps what it is given, and never signs with another root."""
+
+    kept: ClassVar[list[Any]] = []
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers.get("content-length", "0")))
+        if self.path != "/batch-sync":
+            self.send_error(404)
+            return
+        requests = json.loads(asked)
+        self.kept.extend(commit for one in requests for commit in one["msg"]["c"])
+        held = {"ver": 50595584, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}, "s": 1, "c": self.kept}
+        body = json.dumps([{"path": one["path"], "res": held} for one in requests]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def steadfast() -> Iterator[str]:
+    Steadfast.kept.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Steadfast)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_a_controller_that_cannot_work_says_so_at_its_start_and_one_that_may_work_later_warns(
+    goatherd: Goatherd, old_store: str, start: Start, tmp_path: Path
+) -> None:
+    options = ("--provider", old_store, "--max-age", "100d", "--node", "http://127.0.0.1:1")
+    refused = goatherd("controller", *options, "--alert-command", "no-such-program now")
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "controller.alert_command: /bin/sh finds no program 'no-such-program'" in refused.err
+    many = (*options, "--node", "http://127.0.0.1:2")
+    (tmp_path / "goatherd.toml").write_text('[rotation]\nquorum = "3"\n')
+    assert "the quorum is 3, but 2 servers are listed" in goatherd("controller", *many).err
+    (tmp_path / "goatherd.toml").unlink()
+    trail = goatherd("controller", *options, "--audit-log", str(tmp_path / "nowhere/audit"))
+    assert trail.code == EXIT_CODES["audit"]
+    assert generation(goatherd, old_store) == 1
+
+    process = start(*options)
+    told = tmp_path / "controller.err"
+    wait_for(lambda: "controller.planned act=rotate" in told.read_text(), process, tmp_path)
+    assert "controller.start_problem reason='http://127.0.0.1:1 did not answer" in told.read_text()
+    assert "is to be replaced from" in told.read_text(), "when the next rotation is due, and why"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("value", [one.value for one in Missed])
+def test_what_becomes_of_a_missed_slot_is_said_by_the_words_of_the_help(
+    goatherd: Goatherd, old_store: str, value: str
+) -> None:
+    shown = goatherd(
+        "controller", "--explain", "--missed", value, "--cron", "0 3 * * SUN", "--provider", old_store, "--json"
+    )
+    assert (shown.code, shown.json["schedule"]["missed"]) == (0, value)
+
+
 @pytest.mark.slow
 def test_a_controller_rotates_a_cluster_that_serves_and_ends_when_it_is_told(
     goatherd: Goatherd, old_store: str, start: Start, serve: Callable[..., Serving], tmp_path: Path
@@ -237,13 +313,13 @@ def test_a_controller_rotates_a_cluster_that_serves_and_ends_when_it_is_told(
 
 @pytest.mark.slow
 def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_another_carries_it_on(
-    goatherd: Goatherd, old_store: str, start: Start, tmp_path: Path
+    goatherd: Goatherd, old_store: str, start: Start, steadfast: str, tmp_path: Path
 ) -> None:
     trail = tmp_path / "audit.jsonl"
     options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
-    process = start(*options, "--node", "http://127.0.0.1:1")
+    process = start(*options, "--node", steadfast)
     show = ("show", "--provider", old_store, "--json")
-    wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "prepared", process, tmp_path)
+    wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "activated", process, tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert "leaves_rotation=true" in (tmp_path / "controller.err").read_text()
@@ -260,11 +336,11 @@ def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_anoth
 
 @pytest.mark.slow
 def test_killed_outright_it_leaves_what_the_next_one_carries_on_and_a_trail_that_is_whole(
-    goatherd: Goatherd, old_store: str, start: Start, tmp_path: Path
+    goatherd: Goatherd, old_store: str, start: Start, steadfast: str, tmp_path: Path
 ) -> None:
     trail = tmp_path / "audit.jsonl"
     options = ("--provider", old_store, *DUE, "--audit-log", str(trail))
-    process = start(*options, "--node", "http://127.0.0.1:1")
+    process = start(*options, "--node", steadfast)
     wait_for(lambda: trail.exists() and b'"prepared"' in trail.read_bytes(), process, tmp_path)
     process.kill()
     process.wait(60)

@@ -49,6 +49,25 @@ def test_a_command_on_a_file_store_imports_no_http_and_no_server(name: str) -> N
     assert done.returncode == 0, done.stderr
 
 
+def test_every_value_that_the_help_shows_for_an_option_is_accepted_as_it_is_shown() -> None:
+    found = 0
+    for name, command in commands().items():
+        for option in command.params:
+            if not isinstance(option.type, click.Choice):
+                continue
+            found += 1
+            context = click.Context(command)
+            for value in option.type.choices:
+                assert type(value) is str, (
+                    f"{name} {option.opts}: click shows the name of an enum's member, not its value"
+                )
+                assert option.type.convert(value, option, context) == value
+                if isinstance(option, click.Option):
+                    shown = " ".join(command.get_help(context).split())
+                    assert value in shown
+    assert found > 5
+
+
 def test_the_menu_lists_every_command_with_the_first_line_of_its_help(goatherd: Goatherd) -> None:
     result = goatherd("--help")
     assert result.code == 0
