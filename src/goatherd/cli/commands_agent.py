@@ -21,7 +21,7 @@ import click
 from goatherd._plugins import open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import PORT, App, command
-from goatherd.cli.process import log_to_stderr
+from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
@@ -65,7 +65,7 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
                 is_flag=True,
                 help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
             ),
-            click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="info"),
+            log_level_option("info"),
         ]
     ):
         function = option(function)

@@ -17,7 +17,7 @@ from goatherd.cli.auditing import audit_option, who
 from goatherd.cli.commands_cluster import health_signals, policy_of
 from goatherd.cli.main import App, checked, command
 from goatherd.cli.metrics_file import reported
-from goatherd.cli.process import log_to_stderr
+from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.rotation_text import report_data, warn_of_short_life
 from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock, iso
@@ -95,7 +95,7 @@ _log = logging.getLogger("goatherd.rotation")
 )
 @audit_option()
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
-@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="info")
+@log_level_option("info")
 def controller(
     app: App,
     explain: bool,

@@ -15,7 +15,7 @@ import click
 
 from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import PORT, App, checked, command
-from goatherd.cli.process import log_to_stderr, run_fast
+from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
 from goatherd.server_url import parse_listen_host, parse_server_url
@@ -70,7 +70,7 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
     metavar="NETWORK",
     help="Network of a proxy in front of the door, whose X-Forwarded-For header is used. Can be given more than once.",
 )
-@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
+@log_level_option("warning")
 def door(
     app: App,
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
-from goatherd.cli.process import log_to_stderr, run_fast
+from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
 from goatherd.data_directory import check_data_directory
@@ -48,7 +48,7 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     is_flag=True,
     help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
 )
-@click.option("--log-level", type=click.Choice(["error", "warning", "info", "debug"]), default="warning")
+@log_level_option("info")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 
@@ -64,7 +64,8 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     options = app.options
     if options.serve_data is None:
         raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
-    log_to_stderr(log_level, others=log_level)
+    # At INFO, libraries write a line for each request.
+    log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
     server = make_server(options, accept_identity=accept_identity)
     check_data_directory(options.serve_data, [options.org], create=create)
 

@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
+
+import click
 
 from goatherd.cli.main import App, Terminated
 
 T = TypeVar("T")
+FC = TypeVar("FC", bound=Callable[..., Any])
 
 LAST: Final = 19
 """The priority that lets everybody else go first (POSIX nice)."""
@@ -32,6 +35,17 @@ def log_to_stderr(level: str, *, others: str | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("goatherd").setLevel(level.upper())
+
+
+def log_level_option(default: str) -> Callable[[FC], FC]:
+    """Return the option ``--log-level``."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(["error", "warning", "info", "debug"]),
+        default=default,
+        show_default=True,
+        help="Least severe events to log, on standard error.",
+    )
 
 
 def run_fast(serving: Coroutine[Any, Any, None]) -> None:

@@ -51,6 +51,7 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
+from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.paths import check_repository_path
@@ -540,7 +541,8 @@ class Database:
         self.freezer.look(settings.document)
         self._expiry.look()
         if self.pool.current.id != before:
-            _log.info("%s signs with %s from now on, before with %s", self.org, self.pool.current.id, before)
+            fields = {"org": self.org, "root": self.pool.current.id, "before": before}
+            _log.info("%s", event_text(Event.NODE_SIGNER, **fields))
         self._trust_changed.set()
         for peer in self._peers:
             peer.hurry()

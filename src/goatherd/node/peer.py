@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError, PathError
 from goatherd.ids import new_seeds
+from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
@@ -458,7 +459,7 @@ class Peer:
 
     def _succeeded(self, *, has_asked: bool) -> None:
         if self._failures:
-            _log.info("%s answers again", self.url)
+            _log.info("%s", event_text(Event.NODE_PEER_FOUND, url=self.url))
             for state in self._repositories.values():
                 state.due = 0.0
         self._failures = 0
@@ -475,7 +476,8 @@ class Peer:
 
     def _failed(self, due: Sequence[_Repository], error: Exception) -> None:
         if not self._failures:
-            _log.warning("syncing with %s: %s", self.url, error)
+            text = event_text(Event.NODE_PEER_LOST, url=self.url, message=error)
+            _log.warning("%s", text)
         now = self._clock.monotonic()
         self._failures += 1
         self._last_error = str(error)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
+import goatherd
 from goatherd.client import INSTANCE_HEADER
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, NodeError
@@ -40,6 +41,7 @@ from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
 from goatherd.node.report import health, metrics
 from goatherd.node.rules import Rule
+from goatherd.telemetry import Event, event_text
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
 
@@ -511,10 +513,12 @@ async def serve(
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
     async with _stop_signal() as (stop, on_more), server, Listener(server, host, port, grace=grace) as listener:
         on_more.append(listener.hurry)
+        _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
         if started is not None:
             started(listener.url)
         await stop.wait()
         server.stopping = True
+    _log.info("%s", event_text(Event.NODE_STOPPED, url=listener.url))
 
 
 @asynccontextmanager

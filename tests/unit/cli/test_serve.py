@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import re
 import secrets
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +79,42 @@ def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: 
     assert "0 is a free one" in result.err
 
 
+def events_of(server: Serving) -> list[str]:
+    """Return the names of the events that a server has logged, in order."""
+    return re.findall(r"(?:INFO|WARNING|ERROR) goatherd\S*: (\S+)", server.stderr.read_text())
+
+
+@pytest.mark.slow
+def test_by_default_the_log_has_one_line_for_a_new_root_a_lost_and_a_found_peer(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    made = goatherd("init", "--provider", store, "--json").json
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    peer = f"http://127.0.0.1:{port}"
+    args = ("--provider", store, "--refresh-interval", "200ms")
+    server = serve(*args, "--data", str(tmp_path / "one"), "--peer", peer)
+    await_event(server, "node.peer_lost")
+    other = serve(*args, "--data", str(tmp_path / "two"), "--port", str(port))
+    await_event(server, "node.peer_found")
+    assert goatherd("rotate", "--node", server.url, "--node", other.url, "--provider", store).code == 0
+    await_event(server, "node.signer")
+    assert server.stop() == other.stop() == 0
+    events = events_of(server)
+    for event in ("node.started", "node.signer", "node.peer_found", "node.stopped"):
+        assert events.count(event) == 1, event
+    assert f"before={made['current']['id']}" in server.stderr.read_text()
+
+
+def await_event(server: Serving, event: str) -> None:
+    """Wait until a server has logged an event; the deadline is against a hang."""
+    until = time.monotonic() + 60
+    while event not in events_of(server):
+        assert time.monotonic() < until, server.stderr.read_text()
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_server_says_that_it_is_ready_keeps_what_it_took_and_ends_gracefully(
@@ -96,7 +134,9 @@ async def test_a_server_says_that_it_is_ready_keeps_what_it_took_and_ends_gracef
     async with NodeClient(server.url) as client:
         owned, _ = await client.create_session()
     assert await to_thread(server.stop, number) == 0
-    assert server.stderr.read_text() == ""
+    events = events_of(server)
+    assert [event for event in events if event.startswith("node.")] == ["node.started", "node.stopped"]
+    assert set(events) <= {"settings.loaded", "data.checked", "node.started", "node.stopped"}, "no line for a request"
     again = await to_thread(serve, *start)
     async with NodeClient(again.url) as client:
         assert await client.answers(owned), "a session that it gave out before its end is known after a restart"
