@@ -157,7 +157,7 @@ async def test_a_store_that_confirms_a_destruction_and_destroys_nothing_ends_wit
     class Lying(MemorySecretProvider):
         asked = 0
 
-        async def _destroy(self, call: Call, version: VersionId) -> None:
+        async def destroy(self, secret_id: str, version: str) -> None:
             self.asked += 1
 
     async with Lying(clock=clock) as provider:
