@@ -70,7 +70,7 @@ async def _status(app: App) -> int:
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
     remarks = notes(document, now_ms)
-    plan = await _plan(app.options) if nodes else None
+    plan = await plan_rotation(app.options) if nodes else None
     ending = last_ending(document)
     data = {
         "store": store.name,
@@ -158,7 +158,7 @@ async def _survey(options: Options) -> Survey:
         return await rotator.survey()
 
 
-async def _plan(options: Options) -> Plan | None:
+async def plan_rotation(options: Options) -> Plan | None:
     """Return the plan of a rotation as far as the servers show it; None where it is not known who they are."""
     try:
         async with _watching_rotator(options, has_health=False) as rotator:

@@ -63,6 +63,8 @@ def test_explain_says_what_it_would_do_when_and_why_and_writes_nothing(goatherd:
     assert "is to be replaced from" in shown.out
     data = goatherd("controller", "--explain", "--provider", old_store, *DUE, "--json").json
     assert (data["isDue"], data["next"]["act"], len(data["rotations"])) == (True, "rotate", 5)
+    down = goatherd("controller", "--explain", "--provider", old_store, *DUE, "--node", "http://127.0.0.1:1")
+    assert "obstacle    http://127.0.0.1:1 did not answer" in down.out
     assert generation(goatherd, old_store) == 1
 
 
