@@ -98,7 +98,7 @@ class Workload:
         pause: timedelta = timedelta(milliseconds=20),
         newcomers: bool = True,
         clock: Clock | None = None,
-        timeout: timedelta = timedelta(seconds=10),
+        timeout: timedelta = timedelta(seconds=30),
     ) -> None:
         self.urls = tuple(urls)
         self.samples: list[Sample] = []
