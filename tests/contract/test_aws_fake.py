@@ -29,6 +29,7 @@ def fake() -> Iterator[FakeSecretsManager]:
 
 
 class TestAWSFake(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "deprecates", "durable", "first_is_current"})
     settle = timedelta(0)
     rounds = 30
 

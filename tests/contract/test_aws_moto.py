@@ -37,6 +37,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestMoto(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "deprecates", "durable", "first_is_current"})
     settle = timedelta(0)
     rounds = 20
 

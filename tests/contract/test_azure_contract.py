@@ -21,6 +21,7 @@ SPEED = 50.0
 class TestAzure(ProviderContract):
     """Its clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
 
+    promises = frozenset({"best_effort_cas", "custom_labels", "disables", "durable", "recoverable"})
     rounds = 40
     settle = timedelta(0)
 

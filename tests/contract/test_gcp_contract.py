@@ -24,6 +24,7 @@ def fake() -> Iterator[FakeSecretManager]:
 
 
 class TestGlobal(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     settle = timedelta(seconds=5)
     rounds = 20
 

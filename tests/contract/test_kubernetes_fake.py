@@ -74,6 +74,7 @@ async def provider(fake: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Kubern
 
 
 class TestKubernetesFake(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "destroys", "durable", "push"})
     prefix = "default/goatherd-contract-"
     settle = timedelta(0)
     rounds = 20

@@ -25,6 +25,7 @@ from goatherd.testing.contract_command import command
 
 
 class TestMemory(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "destroys"})
     settle = timedelta(0)
 
     @pytest.fixture(autouse=True)
@@ -36,6 +37,7 @@ class TestMemory(ProviderContract):
 
 
 class TestFile(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     settle = timedelta(0)
     rounds = 30
 

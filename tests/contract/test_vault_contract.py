@@ -24,6 +24,7 @@ def server() -> Iterator[BaoServer]:
 
 
 class TestVault(ProviderContract):
+    promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     prefix = "goatdb/contract-"
     settle = timedelta(0)
     rounds = 40
@@ -44,6 +45,7 @@ class TestVaultAtLength(TestVault):
 class TestOpenBaoWhereReadsMayLag(ProviderContract):
     """The same as it is declared for a cluster whose standbys answer reads; in a namespace, with a mount of its own."""
 
+    promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     settle = timedelta(seconds=2)
     rounds = 10
 

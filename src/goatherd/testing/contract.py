@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from goatherd.errors import GoatherdError, SecretDeletedError, SecretNotFoundError
-from goatherd.providers.base import SecretProvider
+from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider
 from goatherd.testing.answer_checks import ANSWER_CHECKS
 from goatherd.testing.provider_checks import PROVIDER_CHECKS
-from goatherd.testing.subject import Check, Factory, SkippedError, Subject
+from goatherd.testing.subject import Check, Factory, SkippedError, Subject, is_about, must
 from goatherd.testing.wrong_answers import WrongAnswers
 
 CHECKS: Final[tuple[Check, ...]] = (*PROVIDER_CHECKS, *ANSWER_CHECKS)
@@ -176,6 +176,22 @@ class _Contract:
     prefix = "goatherd-contract-"
     rounds = 100
     settle = timedelta(minutes=5)
+    promises: ClassVar[Collection[str] | None] = None
+    """Names of the promises (yes or no) that the provider's `Guarantees` make.
+
+    If given, checks of other promises are no tests of the class; else they are skipped when they run. Each test checks
+    that these are what the provider declares.
+    """
+
+    def __init_subclass__(cls, **more: object) -> None:
+        super().__init_subclass__(**more)
+        if cls.promises is None:
+            return
+        declared = _guarantees(cls.promises)
+        for check in CHECKS:
+            name = f"test_{check_name(check)}"
+            if name not in vars(cls) and not is_about(check, declared):
+                setattr(cls, name, None)
 
     def provider(self) -> SecretProvider:
         """Return a provider that is not entered yet; each call one more client of the same store."""
@@ -187,6 +203,9 @@ class _Contract:
 
     def run(self, check: Check) -> None:
         """Run one check in a new event loop."""
+        if self.promises is not None:
+            declared = _promises(self.provider().guarantees)
+            must(declared == set(self.promises), f"promises are {sorted(declared)}, not {sorted(self.promises)}")
         asyncio.run(
             run_check(
                 check,
@@ -197,6 +216,21 @@ class _Contract:
                 answers=self.wrong_answers(),
             )
         )
+
+
+_PROMISES: Final = tuple(one.name for one in fields(Guarantees) if one.type in (bool, "bool"))
+
+
+def _promises(guarantees: Guarantees) -> set[str]:
+    return {name for name in _PROMISES if getattr(guarantees, name)}
+
+
+def _guarantees(promises: Collection[str]) -> Guarantees:
+    unknown = set(promises) - set(_PROMISES)
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} are no promises; there are {', '.join(_PROMISES)}")
+    yes_or_no: dict[str, Any] = {name: name in promises for name in _PROMISES}
+    return replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **yes_or_no)
 
 
 class ProviderContract(_Contract):

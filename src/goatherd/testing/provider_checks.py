@@ -39,7 +39,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
-from goatherd.testing.subject import Check, Subject, losing_the_answer, must, needs, refused
+from goatherd.testing.subject import Check, Subject, losing_the_answer, must, only_if, refused
 
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
 
@@ -57,9 +57,9 @@ async def a_new_secret_reads_back(it: Subject) -> None:
     must([v.id for v in await it.provider.versions(name)] == [made.id], "versions does not list exactly the first")
 
 
+@only_if(lambda promised: not promised.first_is_current, "declares first_is_current=True")
 async def a_label_can_be_chosen_at_creation(it: Subject) -> None:
     """Nobody holds the other labels then."""
-    needs(it, not it.provider.guarantees.first_is_current, "declares first_is_current=True")
     name = it.new_id()
     made = await it.provider.create(name, b"first", "candidate")
     await it.seen(name, made.id, Label("candidate"))
@@ -144,9 +144,9 @@ async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
     must(await it.seen(name, first.id) == b"first", "the label did not move back")
 
 
+@only_if(lambda promised: promised.custom_labels, "declares custom_labels=False")
 async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
     """Only by a caller that knows who holds it; the version, its value and the other labels stay, ``current`` too."""
-    needs(it, it.provider.guarantees.custom_labels, "declares custom_labels=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -253,9 +253,9 @@ async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
         await refused(ProviderConfigurationError, it, p.label(name, label, first.id, expected=None))
 
 
+@only_if(lambda promised: promised.destroys, "declares destroys=False")
 async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
     """Its value can't be read, and it can't be labelled; the others are untouched."""
-    needs(it, it.provider.guarantees.destroys, "declares destroys=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -272,9 +272,9 @@ async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
         await refused(SecretNotFoundError, it, p.destroy(name, text))
 
 
+@only_if(lambda promised: promised.destroys, "declares destroys=False")
 async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
     """Whatever readers may be led to stays."""
-    needs(it, it.provider.guarantees.destroys, "declares destroys=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     await p.label(name, STABLE, first.id, expected=None)
@@ -284,10 +284,9 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
     must(await it.seen(name, first.id, STABLE) == b"first", "a refused destruction did harm")
 
 
+@only_if(lambda promised: promised.deprecates and not promised.destroys, "declares deprecates=False")
 async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
     """What is deprecated may go at any time; whatever readers may be led to stays."""
-    promised = it.provider.guarantees
-    needs(it, promised.deprecates and not promised.destroys, "declares deprecates=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -302,10 +301,9 @@ async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> No
     must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
 
 
+@only_if(lambda promised: promised.disables and not promised.destroys, "declares disables=False")
 async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> None:
     """Its value can't be read, and it can't be labelled; what readers may be led to stays on."""
-    promised = it.provider.guarantees
-    needs(it, promised.disables and not promised.destroys, "declares disables=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -325,9 +323,9 @@ async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> N
     must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
 
 
+@only_if(lambda promised: promised.recoverable, "declares recoverable=False")
 async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it: Subject) -> None:
     """It is an error of its own, or somebody would take its place for free."""
-    needs(it, it.provider.guarantees.recoverable, "declares recoverable=False")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.delete(name)
@@ -342,9 +340,9 @@ async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it:
         await refused(SecretDeletedError, it, begin())
 
 
+@only_if(lambda promised: not promised.recoverable, "declares recoverable=True")
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
     """With nothing left of the old one."""
-    needs(it, not it.provider.guarantees.recoverable, "declares recoverable=True")
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.write(name, b"older", expected=first.id)
@@ -357,9 +355,9 @@ async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
     must(await it.picture(name) == {CURRENT: again.id}, "labels of the deleted secret came back")
 
 
+@only_if(lambda promised: promised.cas, "declares cas=False")
 async def of_two_writers_exactly_one_wins(it: Subject) -> None:
     """Round after round, from two clients; the loser is told, and the winner's value is what is read."""
-    needs(it, it.provider.guarantees.cas, "declares cas=False")
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -376,10 +374,9 @@ async def of_two_writers_exactly_one_wins(it: Subject) -> None:
             must(await it.seen(name, holder.id) == won, "the loser's value is read")
 
 
+@only_if(lambda promised: promised.best_effort_cas and not promised.cas, "declares best_effort_cas=False")
 async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
     """What is left of it without compare-and-swap: maybe nobody wins, never two, and the readers agree with who did."""
-    promised = it.provider.guarantees
-    needs(it, promised.best_effort_cas and not promised.cas, "declares best_effort_cas=False")
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -400,10 +397,10 @@ async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
             holder = left.version
 
 
+@only_if(lambda promised: promised.cas or promised.best_effort_cas, "declares cas=False")
 async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
     """The same for labels."""
     promised = it.provider.guarantees
-    needs(it, promised.cas or promised.best_effort_cas, "declares cas=False")
     name = it.new_id()
     versions = [await it.provider.create(name, b"0")]
     for number in range(1, 4):

@@ -6,6 +6,7 @@ What it is: `Subject` and what says what must be, for `goatherd.testing.provider
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from typing import TypeVar
 from unittest import mock
 
 from goatherd.errors import ProviderError, UnavailableError
-from goatherd.providers.base import CURRENT, Call, Label, ReadConsistency, SecretProvider, SecretVersion
+from goatherd.providers.base import CURRENT, Call, Guarantees, Label, ReadConsistency, SecretProvider, SecretVersion
 from goatherd.testing.wrong_answers import WrongAnswers
 
 Result = TypeVar("Result")
@@ -121,6 +122,32 @@ async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callabl
     if isinstance(lost, SecretVersion):
         must(isinstance(found, SecretVersion) and found.id == lost.id, "the retry made another version")
     return found
+
+
+def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[Check], Check]:
+    """Mark a check as one of providers that promise something; with others, it raises `SkippedError`.
+
+    Args:
+        applies: Whether the check is about a provider with these guarantees.
+        declares: What a provider declares that the check is not about.
+    """
+
+    def marked(check: Check) -> Check:
+        @functools.wraps(check)
+        async def guarded(it: Subject) -> None:
+            needs(it, applies(it.provider.guarantees), declares)
+            await check(it)
+
+        guarded.applies = applies  # type: ignore[attr-defined]
+        return guarded
+
+    return marked
+
+
+def is_about(check: Check, guarantees: Guarantees) -> bool:
+    """Whether a check is about a provider with these guarantees."""
+    applies: Callable[[Guarantees], bool] = getattr(check, "applies", lambda _: True)
+    return applies(guarantees)
 
 
 def needs(it: Subject, condition: bool, reason: str) -> None:
