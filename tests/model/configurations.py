@@ -179,6 +179,19 @@ CONFIGURATIONS = (
         options=Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING),
     ),
     Configuration(
+        name="earlier roots leave",
+        about="roots leave the document as soon as their introduction is everywhere",
+        options=Options(nodes=1, operators=1, rotations=2, prunes=True),
+        is_slow=True,
+    ),
+    Configuration(
+        name="earlier roots leave, after a node was left out",
+        about="a quorum has led a first rotation on without one node, which lacks the introduction of B",
+        options=Options(nodes=2, operators=1, rotations=2, prunes=True, left_out=True, refusals=False),
+        allowed=frozenset({"introduced"}),
+        is_slow=True,
+    ),
+    Configuration(
         name="an intruder",
         about="somebody without a root's key writes to the store; nodes must not follow",
         options=Options(nodes=2, operators=1, intruder=True, liveness=False),

@@ -19,12 +19,14 @@ from goatherd.rotation.machine import (
     Goal,
     Intent,
     Introduce,
+    IntroduceEarlier,
     LabelStable,
     NodeView,
     Observation,
     Phase,
     Policy,
     Prepare,
+    Prune,
     Quorum,
     StoreView,
     VersionView,
@@ -34,7 +36,7 @@ from goatherd.rotation.machine import (
 
 from .settings import Options, Removed
 from .state import Run
-from .store import NAMES, NOBODY, Document, Store, bits
+from .store import NAMES, NOBODY, Document, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
 NEVER = 10**15
@@ -50,6 +52,7 @@ class Sight(NamedTuple):
     rejects: bool
     is_dead: bool
     is_behind: bool = False
+    earlier: int = 0
 
 
 class Decisions:
@@ -65,6 +68,7 @@ class Decisions:
 
     def __init__(self, removed: Removed, options: Options) -> None:
         self._removed = removed
+        self._prunes = options.prunes
         self._hows = ("half", "refusal") if options.refusals else ("half",)
         self._policy = Policy(quorum=Quorum(count=options.quorum))
         self._known: dict[tuple[Any, ...], tuple[tuple[Action, tuple[str, ...]], ...]] = {}
@@ -95,12 +99,14 @@ class Decisions:
         if document.phase is not Phase.STEADY:
             labelled = None  # nobody lists the versions then
         place = (version, stable) if versions else ()
-        about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0)
+        leaving = may_leave(document) if self._prunes and run.bound else 0
+        about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0, before=NOBODY, pruned=0)
         aim = store.target_of(run.bound) if run.bound else run.aim
-        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim)
+        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim, leaving)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = tuple(self._decide(about, labelled, sights, versions, place, run, aim))
+            given = (about, labelled, sights, versions, place, run, aim, leaving)
+            found = self._known[key] = tuple(self._decide(*given))
         return found
 
     def _decide(
@@ -112,8 +118,9 @@ class Decisions:
         place: tuple[int, ...],
         run: Run,
         aim: int,
+        leaving: int,
     ) -> Iterator[tuple[Action, tuple[str, ...]]]:
-        view = _store_view(document, labelled)
+        view = _store_view(document, labelled, leaving)
         intent = Intent(
             goal=run.goal,
             began_ms=0,
@@ -151,7 +158,7 @@ def _rotation_id(number: int) -> str | None:
     return f"rotation {number}" if number else None
 
 
-def _store_view(document: Document, labelled: str | None) -> StoreView:
+def _store_view(document: Document, labelled: str | None, leaving: int) -> StoreView:
     rotating = document.rotation != 0
     return StoreView(
         version="current",
@@ -167,6 +174,7 @@ def _store_view(document: Document, labelled: str | None) -> StoreView:
         rollback_version="rollback" if rotating else None,
         finished=frozenset(f"rotation {number}" for number in bits(document.finished)),
         cancelled=frozenset(f"rotation {number}" for number in bits(document.cancelled)),
+        leaving=tuple(NAMES[root] for root in bits(leaving)),
     )
 
 
@@ -195,6 +203,7 @@ def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
         signs_with=NAMES[sight.signer],
         generation=generation - sight.is_behind,
         holds_cross_signature=sight.crossed,
+        holds_earlier=frozenset(NAMES[root] for root in bits(sight.earlier)),
         rejects="identity.succession" if sight.rejects or how == "refusal" else None,
     )
 
@@ -227,6 +236,8 @@ def _sense(action: Action) -> tuple[Any, ...]:
             return type(action), expected
         case Destroy(version=version):
             return type(action), version
+        case Prune(session_ids=roots) | IntroduceEarlier(session_ids=roots):
+            return type(action), roots
         case Done(outcome=outcome):
             return type(action), outcome
     return (type(action),)

@@ -19,8 +19,9 @@ RULES = {
     "one signer": "at most one signer is current in the store",
     "trust": "every node trusts the signer of every commit that any node has accepted",
     "introduced": "where anybody has signed with a root, every node's log holds its introduction",
-    "kept": "whoever has signed stays among the document's roots",
-    "known": "whoever has been introduced to a node stays among the document's roots",
+    "kept": "a root that has signed stays among the document's roots until it is pruned",
+    "known": "a root that was introduced to a node stays among the document's roots until it is pruned",
+    "verifiable": "a root that has signed and was pruned is trusted by every listed node through its own log",
     "private keys": "no private key is outside currentSession and nextSession",
     "generation": "the generation only rises: in the store, and in a node that runs",
     "lost write": "a committed write is never lost",
@@ -106,10 +107,14 @@ class Judge:
         if store.is_invaded:
             return
         for head in (store.docs[at] for at in store.heads):
-            if signed & ~head.roots:
+            if signed & ~head.roots & ~head.pruned:
                 yield "kept"
-            if any(_introduced(store, node) & ~head.roots for node in group) and not store.is_forked:
+            if any(_introduced(store, node) & ~head.roots & ~head.pruned for node in group) and not store.is_forked:
                 yield "known"
+            # With the document that it will have; what it has now may list the root still.
+            late = [self.world.trusted(store, node._replace(version=at)) for node in listed for at in store.heads]
+            if any(signed & head.pruned & ~trusted for trusted in late):
+                yield "verifiable"
             yield from self._of_verified(store, head, listed)
 
     def _of_verified(self, store: Store, head: Document, listed: list[Node]) -> Iterator[str]:

@@ -48,6 +48,16 @@ STALE = Options(nodes=2, operators=1, stale_reads=True)
 FORGETFUL = replace(STALE, forgets=True)
 LABELLED = Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING)
 RESTORING = Options(nodes=1, operators=1, rotations=2, goals=BACK)
+LEFT_OUT = Options(
+    nodes=2,
+    operators=1,
+    rotations=2,
+    prunes=True,
+    left_out=True,
+    refusals=False,
+    liveness=False,
+    goals=(Goal.ROTATE,),
+)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
@@ -138,6 +148,22 @@ def no_generations(observation: Observation, intent: Intent, now_ms: int) -> Ask
     """No node says which document it uses."""
     nodes = tuple(replace(node, generation=None) for node in observation.nodes)
     return replace(observation, nodes=nodes), intent, now_ms
+
+
+def who_is_silent_holds_it(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """A node that does not answer is taken to hold the introductions of the roots that are to leave."""
+
+    def shown(node: NodeView) -> NodeView:
+        return node if node.reachable else replace(node, holds_earlier=frozenset(observation.store.leaving))
+
+    return replace(observation, nodes=tuple(map(shown, observation.nodes))), intent, now_ms
+
+
+def a_quorum_lets_roots_leave(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """After a rotation, nodes that do not answer are left out."""
+    if observation.store.phase is not Phase.STEADY or intent.rotation_id is None:
+        return observation, intent, now_ms
+    return only_who_answers_counts(observation, intent, now_ms)
 
 
 # --- the protections ------------------------------------------------------------------------------------------------
@@ -357,6 +383,34 @@ MUTANTS = (
         breaks="ends",
         options=ONE,
         removed=Removed(lie=pushing_without_end),
+    ),
+    Mutant(
+        name="letting a root leave the document without having seen that every node holds its introduction",
+        breaks="verifiable",
+        options=LEFT_OUT,
+        removed=_gate(Step.PRUNE),
+        allowed=frozenset({"introduced"}),
+    ),
+    Mutant(
+        name="letting a root leave the document though a node gave no answer, as a quorum would",
+        breaks="verifiable",
+        options=LEFT_OUT,
+        removed=Removed(lie=a_quorum_lets_roots_leave),
+        allowed=frozenset({"introduced"}),
+    ),
+    Mutant(
+        name="taking no answer for a yes when a root leaves the document",
+        breaks="verifiable",
+        options=LEFT_OUT,
+        removed=Removed(lie=who_is_silent_holds_it),
+        allowed=frozenset({"introduced"}),
+    ),
+    Mutant(
+        name="taking a root out of the document without compare-and-swap",
+        breaks="lost write",
+        options=replace(LEFT_OUT, nodes=1, operators=2, rotations=3),
+        removed=Removed(blind=frozenset({"prune"})),
+        allowed=frozenset({"introduced"}),
     ),
 )
 """Each is caught, by the rule that it names."""

@@ -28,6 +28,9 @@ class Options:
         quorum: How many nodes are enough once the deadline has passed; None for all.
         retires: Time may pass the grace period, and operators may retire.
         labels: An operator or another tool may put a label of its own on any one version, and take it off again.
+        prunes: Earlier roots leave the document as soon as their introduction is everywhere: the grace period is over.
+        left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
+            one lacks the introduction of B, which has signed.
         intruder: Somebody who may write the secret, but holds no root's key, writes once.
         liveness: Whether from every state there must be a way to steady.
     """
@@ -46,6 +49,8 @@ class Options:
     quorum: int | None = None
     retires: bool = False
     labels: bool = False
+    prunes: bool = False
+    left_out: bool = False
     intruder: bool = False
     liveness: bool = True
 
@@ -57,7 +62,7 @@ class Removed:
     Attributes:
         gates: Evidence that a step no longer asks for; the real `GATES` is changed while the world is explored.
         lie: Changes what the real `decide` is told.
-        blind: Actions that are done without compare-and-swap: ``prepare``, ``advance``, ``abandon``, ``label``.
+        blind: Actions done without compare-and-swap: ``prepare``, ``advance``, ``abandon``, ``label``, ``prune``.
         parts: Other protections by name; see `PARTS`.
     """
 

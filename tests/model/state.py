@@ -16,6 +16,7 @@ class Node(NamedTuple):
         unbelieved: Those of `introductions` that it has stored and does not act on until it restarts.
         is_listed: Whether the rotation knows of it.
         is_dead: It has gone for good.
+        earlier: Bits by pair: which introductions of earlier roots by the root that signs its log holds.
     """
 
     version: int
@@ -24,6 +25,7 @@ class Node(NamedTuple):
     unbelieved: int = 0
     is_listed: bool = True
     is_dead: bool = False
+    earlier: int = 0
 
 
 class Run(NamedTuple):
@@ -74,7 +76,9 @@ class Table:
         return found
 
 
-SENT_BITS, SIGNED_BITS, GROUP_BITS = 6, 5, 22
+ROOTS = 4
+"""Roots that rotations can make or replace; the intruder's is none of them."""
+SENT_BITS, SIGNED_BITS, GROUP_BITS = 6 + ROOTS * ROOTS, 5, 22
 NODES_AT = SENT_BITS + SIGNED_BITS
 OPERATORS_AT = NODES_AT + GROUP_BITS
 STORE_AT = OPERATORS_AT + GROUP_BITS
@@ -94,3 +98,18 @@ def introduced(rotation: int) -> int:
 def crossed(rotation: int) -> int:
     """Return the bit for "the cross-signature of this rotation has been pushed"."""
     return 1 << rotation + 2
+
+
+def pair(root: int, signer: int) -> int:
+    """Return the bit for "the introduction of this earlier root by this one"."""
+    return 1 << signer * ROOTS + root
+
+
+def earlier(root: int, signer: int) -> int:
+    """Return the bit for "the introduction of this earlier root by this one has been pushed"."""
+    return pair(root, signer) << 6
+
+
+def pairs(mask: int) -> list[tuple[int, int]]:
+    """Return (root, signer) for each bit of `pair`."""
+    return [(at % ROOTS, at // ROOTS) for at in range(mask.bit_length()) if mask >> at & 1]

@@ -30,6 +30,8 @@ class Document(NamedTuple):
             place; and over before it did.
         endorsed: Pairs (by, of).
         base: The version that it was made from.
+        before: The root that signed before the current one, or `NOBODY`.
+        pruned: Bits: the roots that have left it.
     """
 
     generation: int
@@ -47,6 +49,8 @@ class Document(NamedTuple):
     base: int
     target: int = NOBODY
     cancelled: int = 0
+    before: int = NOBODY
+    pruned: int = 0
 
 
 class Store(NamedTuple):
@@ -103,6 +107,15 @@ def first_store() -> Store:
     return Store(docs=(FIRST,), heads=(0,), stable=NOBODY)
 
 
+def rolled_back_store() -> Store:
+    """A store in which a first rotation was rolled back after B had signed."""
+    docs = [FIRST, prepared(FIRST, 0, 1)]
+    for step in (Step.PUBLISH, Step.ACTIVATE):
+        docs.append(advanced(docs[-1], len(docs) - 1, step))
+    docs.append(advanced(docs[-1], len(docs) - 1, Step.ROLL_BACK, FIRST))
+    return Store(docs=tuple(docs), heads=(len(docs) - 1,), stable=len(docs) - 1)
+
+
 def prepared(document: Document, version: int, rotation: int, restored: int = NOBODY) -> Document:
     """Return the document that begins a rotation; `version` is what it follows and would go back to.
 
@@ -143,7 +156,7 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
         generation=document.generation + 1, phase=after(document.phase, step), base=version, next=document.next
     )
     if step is Step.ACTIVATE:
-        return changed._replace(current=document.next, next=NOBODY, private=1 << document.next)
+        return changed._replace(current=document.next, next=NOBODY, private=1 << document.next, before=document.current)
     if changed.phase is not Phase.STEADY:
         return changed
     over = changed._replace(
@@ -158,7 +171,9 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
         return over._replace(finished=document.finished | 1 << rotation)
     if step is Step.ROLL_BACK:
         assert rolled_back_to is not None
-        return over._replace(current=rolled_back_to.current, private=1 << rolled_back_to.current)
+        return over._replace(
+            current=rolled_back_to.current, private=1 << rolled_back_to.current, before=document.current
+        )
     over = over._replace(private=1 << document.current, cancelled=document.cancelled | 1 << rotation)
     if document.phase is Phase.PUBLISHED or document.target != rotation:
         return over
@@ -168,12 +183,35 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     )
 
 
-def follows(new: Document, held: Document) -> bool:
-    """Whether a chain of endorsements leads from what `held` trusts to every root of `new` (`verify_succession`)."""
+def may_leave(document: Document) -> int:
+    """Return the roots that may leave the document (`goatherd.identity.pruning`)."""
+    staying = 1 << document.current | (1 << document.before if document.before != NOBODY else 0)
+    return document.roots & ~staying if document.phase is Phase.STEADY else 0
+
+
+def pruned(document: Document, version: int, leaving: int) -> Document:
+    """Return the document without these roots."""
+    return document._replace(
+        generation=document.generation + 1,
+        roots=document.roots & ~leaving,
+        endorsed=tuple(pair for pair in document.endorsed if not (leaving >> pair[0] & 1 or leaving >> pair[1] & 1)),
+        base=version,
+        pruned=document.pruned | leaving,
+    )
+
+
+def follows(new: Document, held: Document, links: tuple[tuple[int, int], ...] = ()) -> bool:
+    """Whether a chain leads from what `held` trusts to every root of `new` (`verify_succession`).
+
+    Args:
+        new: The document.
+        held: The one in use.
+        links: Introductions (by, of), beside the document's endorsements.
+    """
     believed = held.roots
     while True:
         more = believed
-        for by, of in new.endorsed:
+        for by, of in (*new.endorsed, *links):
             if more >> by & 1:
                 more |= 1 << of
         if more == believed:

@@ -17,10 +17,12 @@ from goatherd.rotation.machine import (
     Done,
     Illegal,
     Introduce,
+    IntroduceEarlier,
     LabelStable,
     Phase,
     Prepare,
     PrepareRestore,
+    Prune,
     Wait,
 )
 
@@ -94,6 +96,9 @@ class _Teller:
             case "crossed":
                 origin = NAMES[store.origin_of(about[0])]
                 return f"The introduction of {origin} by {NAMES[target]} reaches {who.lower()}, which takes it."
+            case "earlier":
+                root, signer = (NAMES[one] for one in about)
+                return f"The introduction of {root} by {signer} reaches {who.lower()}, which takes it."
         return f"{who} goes away for good."
 
     def _name(self, at: int) -> str:
@@ -184,6 +189,10 @@ def _decision(action: Action) -> str:
             return f"the next step is to {step}"
         case Abandon(step=step):
             return f"{step}"
+        case IntroduceEarlier(session_ids=ids):
+            return f"push the introduction of {', '.join(ids)} by the root that signs"
+        case Prune(session_ids=ids):
+            return f"take {', '.join(ids)} out of the document"
         case Destroy(version=version):
             return f"destroy version {version}" if version.isdigit() else f"destroy the {version} version"
         case Done(outcome=outcome):

@@ -12,7 +12,7 @@ from itertools import chain
 import pytest
 
 from goatherd.errors import GenerationError, SuccessionError
-from goatherd.identity import transitions
+from goatherd.identity import pruning, transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import OwnedSession
@@ -25,7 +25,7 @@ from goatherd.wire.commit import Commit
 from .explorer import explore
 from .settings import Options, Removed
 from .state import Node
-from .store import FIRST, NAMES, NOBODY, Document, Store, advanced, bits, follows, prepared
+from .store import FIRST, NAMES, NOBODY, Document, Store, advanced, bits, follows, may_leave, prepared, pruned
 from .world import World
 
 NOW = 1_795_000_000_000
@@ -65,6 +65,10 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
             real = transitions.finalize(real, at)
         case Step.CANCEL:
             real = transitions.cancel(real, at, reason="why")
+        case Step.PRUNE:
+            leaving = pruning.may_leave(real)
+            assert leaving == named(may_leave(abstract))
+            return (*history, (transitions.prune(real, leaving, at), pruned(abstract, version, may_leave(abstract))))
         case Step.ROLL_BACK:
             real = transitions.roll_back(real, history[abstract.rollback][0], at, reason="why")
     earlier = history[abstract.rollback][1] if step is Step.ROLL_BACK else None
@@ -80,7 +84,9 @@ def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
         phase = history[-1][1].phase
         for before, step in STEPS:
             is_full = step is Step.PREPARE and max(document.rotation for _, document in history) == rotations
-            if before is phase and not is_full:
+            # A prune leads back to where it was, so it is taken where roots can leave, which is not for ever.
+            is_idle = step is Step.PRUNE and not may_leave(history[-1][1])
+            if before is phase and not is_full and not is_idle:
                 yield from walk(followed(history, step))
 
     return tuple(walk(((transitions.create(root("A"), NOW), FIRST),)))
@@ -146,7 +152,7 @@ def restorations(history: tuple[Pair, ...], earlier: int) -> Iterator[tuple[Pair
     def walk(way: tuple[Pair, ...]) -> Iterator[tuple[Pair, ...]]:
         yield way
         for before, step in STEPS:
-            if before is way[-1][1].phase and step is not Step.PREPARE:
+            if before is way[-1][1].phase and step not in (Step.PREPARE, Step.PRUNE):
                 yield from walk(followed(way, step))
 
     yield from walk(begun)
@@ -160,6 +166,8 @@ def compare_documents(real: IdentityDocument, abstract: Document) -> None:
     assert real.current.id == NAMES[abstract.current]
     assert (None if real.next is None else real.next.id) == (None if abstract.next == NOBODY else NAMES[abstract.next])
     assert {one.id for one in real.roots} == named(abstract.roots)
+    assert real.rotated_from == (None if abstract.before == NOBODY else NAMES[abstract.before])
+    assert real.pruned == len(bits(abstract.pruned))
     assert private_keys(real) == named(abstract.private)
     assert (record is None) == (abstract.rotation == 0)
     if record is not None:

@@ -31,11 +31,13 @@ from goatherd.rotation.machine import (
     Goal,
     Illegal,
     Introduce,
+    IntroduceEarlier,
     LabelStable,
     Outcome,
     Phase,
     Prepare,
     PrepareRestore,
+    Prune,
     RecordRetired,
     Refuse,
     Step,
@@ -59,10 +61,26 @@ from .state import (
     Run,
     Table,
     crossed,
+    earlier,
     introduced,
     pack,
+    pair,
+    pairs,
 )
-from .store import INTRUDER, NOBODY, Document, Store, advanced, bits, first_store, follows, prepared
+from .store import (
+    INTRUDER,
+    NAMES,
+    NOBODY,
+    Document,
+    Store,
+    advanced,
+    bits,
+    first_store,
+    follows,
+    prepared,
+    pruned,
+    rolled_back_store,
+)
 
 
 class World:
@@ -86,14 +104,19 @@ class World:
     def first(self) -> int:
         """Return the state of the beginning: A signs everywhere, and nobody does anything."""
         options = self.options
+        store, sent, signed = first_store(), 0, 1
         group = [Node(version=0)] * options.nodes + [Node(version=0, is_listed=False)] * options.unlisted
+        if options.left_out:
+            store, sent, signed = rolled_back_store(), introduced(1), 3
+            at = store.heads[0]
+            group = [Node(version=at, introductions=2)] * (options.nodes - 1) + [Node(version=at)]
         runs: list[Run | None] = [None] * options.operators
         return pack(
-            self.stores.number(first_store()),
+            self.stores.number(store),
             self.operators.number(tuple(runs)),
             self.nodes.number(tuple(sorted(group))),
-            0,
-            1,
+            sent,
+            signed,
         )
 
     def unpack(self, state: int) -> tuple[Store, tuple[Run | None, ...], tuple[Node, ...], int, int]:
@@ -155,7 +178,7 @@ class World:
         held = store.docs[node.version]
         for version in self.readable(store):
             new = store.docs[version]
-            if version != node.version and self.takes(new, held):
+            if version != node.version and self.takes(new, held, self.links(store, node)):
                 broken = "generation" if new.generation <= held.generation else None
                 yield node._replace(version=version), broken, ("takes", version)
             if self.options.forgets and (version != node.version or node.unbelieved):
@@ -172,6 +195,9 @@ class World:
                     yield deaf, None, ("stores", rotation)
             if sent & crossed(rotation) and not node.crosses & bit and trusted >> store.target_of(rotation) & 1:
                 yield node._replace(crosses=node.crosses | bit), None, ("crossed", rotation)
+        for root, signer in pairs(sent >> 6):
+            if not node.earlier & pair(root, signer) and trusted >> signer & 1:
+                yield node._replace(earlier=node.earlier | pair(root, signer)), None, ("earlier", root, signer)
 
     def readable(self, store: Store) -> tuple[int, ...]:
         """Return the versions that a read of ``current`` may show now."""
@@ -179,12 +205,20 @@ class World:
             return store.heads
         return tuple(dict.fromkeys([*(version for version, _ in store.past), *store.heads]))
 
-    def takes(self, new: Document, held: Document) -> bool:
+    def links(self, store: Store, node: Node) -> tuple[tuple[int, int], ...]:
+        """Return the introductions (by, of) that a node finds in its own log."""
+        if not self.options.prunes:
+            return ()
+        there = [(store.origin_of(one), store.target_of(one)) for one in bits(node.introductions)]
+        back = [(store.target_of(one), store.origin_of(one)) for one in bits(node.crosses)]
+        return (*there, *back, *((signer, root) for root, signer in pairs(node.earlier)))
+
+    def takes(self, new: Document, held: Document, links: tuple[tuple[int, int], ...] = ()) -> bool:
         """Whether a node that uses `held` goes on to `new` (`verify_successor`)."""
         removed = self.removed.parts
         if "generation" not in removed and new.generation <= held.generation:
             return False
-        return "succession" in removed or follows(new, held)
+        return "succession" in removed or follows(new, held, links)
 
     def trusted(self, store: Store, node: Node) -> int:
         """Return the roots that a node trusts: its document's, and what its log says on the word of those."""
@@ -199,6 +233,9 @@ class World:
                     trusted |= 1 << target
                 if node.crosses >> rotation & 1 and trusted >> target & 1:
                     trusted |= 1 << origin
+            for root, signer in pairs(node.earlier):
+                if trusted >> signer & 1:
+                    trusted |= 1 << root
             if trusted == before:
                 return trusted
 
@@ -363,6 +400,13 @@ class World:
                 yield number, None, 0, self._untrue(store, run, outcome), what
             case Busy() | Illegal() | Refuse():
                 yield number, None, 0, None, what
+            case IntroduceEarlier(session_ids=ids):
+                signer = store.docs[version].current
+                sent = sum(earlier(NAMES.index(one), signer) for one in ids)
+                yield number, run, sent, None, what
+            case Prune(session_ids=ids):
+                leaving = sum(1 << NAMES.index(one) for one in ids)
+                yield number, run._replace(pending=("prune", version, leaving)), 0, None, what
             case RecordRetired():
                 raise AssertionError("the model records no retirement")
 
@@ -432,6 +476,9 @@ class World:
                 broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
                 after = prepared(document, expected, rotation, restored)
                 yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
+            return
+        if kind == "prune":
+            yield from self._written(store, kind, pruned(document, expected, run.pending[2]), looking, None)
             return
         broken = None if document.rotation == run.bound else "stranger"
         earlier = None
@@ -535,9 +582,10 @@ class World:
             holds=bool(rotation and self._holds_introduction(store, document, node)),
             signer=held.current,
             crossed=bool(rotation and node.crosses >> rotation & 1),
-            rejects=document.generation > held.generation and not follows(document, held),
+            rejects=document.generation > held.generation and not follows(document, held, self.links(store, node)),
             is_dead=node.is_dead,
             is_behind=document.phase is Phase.ACTIVATED and held.generation < document.generation,
+            earlier=sum(1 << root for root, signer in pairs(node.earlier) if signer == document.current),
         )
 
     def _holds_introduction(self, store: Store, document: Document, node: Node) -> bool:

@@ -1,21 +1,18 @@
 """Which earlier roots may leave the identity document, so that it stays small whatever the age of the cluster.
 
 A root that has left is not forgotten: its introduction in ``/sys/sessions``, signed by a later root, goes on making its
-signatures count. What it is: the choice, by the document, the time and the grace period. What it is not: it does not
-know what the nodes hold (`goatherd.rotation.machine` asks for that first) and changes nothing (`transitions.prune`).
-Pure.
+signatures count. What it is: the choice, by the document alone. What it is not: it does not know what the nodes hold
+(`goatherd.rotation.machine` asks for that first) and changes nothing (`transitions.prune`). Pure.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Final
 
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.silence import silent_since_ms
 
 KEPT_ROOTS: Final = 3
-"""So many earlier roots stay at most, however short the time between two rotations is."""
+"""So many earlier roots stay at most that are not retired, however short the time between two rotations is."""
 FULL_BYTES: Final = 14 * 1024
 """No rotation begins in a document that would become larger than this. Even a revocation in the middle of such a
 rotation, which endorses every root anew, stays below the smallest limit of any store (Azure Key Vault, 25 KB)."""
@@ -37,18 +34,15 @@ def may_leave(document: IdentityDocument) -> frozenset[str]:
     return frozenset(root.id for root in document.roots) - staying
 
 
-def leaving(document: IdentityDocument, now_ms: int, grace: timedelta) -> tuple[str, ...]:
+def leaving(document: IdentityDocument) -> tuple[str, ...]:
     """Return the roots that should leave a steady document, oldest first.
 
-    A root that could be restored stays: one that has not been silent for `grace` yet. Of these the latest `KEPT_ROOTS`
-    stay, the root before the current one among them. A root whose rotation was cancelled has signed nothing, and cannot
-    be restored.
+    A root that is on record as retired, and one whose rotation was cancelled, which has signed nothing. Of the others,
+    which can still be restored, the latest `KEPT_ROOTS` stay, the root before the current one among them.
     """
     earlier = [root.id for root in document.roots if root.id in may_leave(document)]
-    grace_ms = grace // timedelta(milliseconds=1)
-    unused = _cancelled(document)
-    restorable = [one for one in earlier if one not in unused and now_ms < silent_since_ms(document, one) + grace_ms]
-    kept = restorable[-(KEPT_ROOTS - 1) :]
+    done = document.retired_ids | _cancelled(document)
+    kept = [one for one in earlier if one not in done][-(KEPT_ROOTS - 1) :]
     return tuple(one for one in earlier if one not in kept)
 
 
@@ -60,7 +54,8 @@ def is_full(document: IdentityDocument) -> bool:
 def _cancelled(document: IdentityDocument) -> frozenset[str]:
     """Return the roots of which the history says that their rotation was cancelled, and nothing else."""
     cancelled = {entry.to_id for entry in document.history if entry.event == "cancelled" and entry.to_id}
-    used = {document.current.id, document.rotated_from}
+    # A rotation to an earlier root can be cancelled too; that one has endorsed the root after it.
+    used = {document.current.id, document.rotated_from, *(endorsement.by for endorsement in document.endorsements)}
     for entry in document.history:
         used |= {entry.from_id} if entry.event == "cancelled" else {entry.from_id, entry.to_id}
     return frozenset(cancelled - used)

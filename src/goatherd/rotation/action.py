@@ -103,6 +103,22 @@ class RecordRetired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntroduceEarlier:
+    """Push the introductions of these earlier roots, signed by the current one, to these nodes."""
+
+    session_ids: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """Write the document without these earlier roots, if ``current`` still points at `expected`."""
+
+    session_ids: tuple[str, ...]
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
     """Somebody else's rotation is in progress, or was made while this run began."""
 
@@ -206,6 +222,8 @@ Action = (
     | Wait
     | Destroy
     | RecordRetired
+    | IntroduceEarlier
+    | Prune
     | Busy
     | Illegal
     | Refuse

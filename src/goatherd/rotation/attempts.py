@@ -31,6 +31,7 @@ from goatherd.rotation.machine import (
     Policy,
     Prepare,
     PrepareRestore,
+    Prune,
     RecordRetired,
 )
 
@@ -102,7 +103,7 @@ def evidence_of(action: Action, observation: Observation) -> Hashable:
             return type(action), step, store
         case RecordRetired(session_id=session_id):
             return RecordRetired, session_id, store
-        case LabelStable() | Prepare() | PrepareRestore():
+        case LabelStable() | Prepare() | Prune() | PrepareRestore():
             return type(action), store
     return None
 
@@ -118,6 +119,8 @@ def name_of(action: Action) -> str:
             return f"record root {session_id} as retired"
         case LabelStable(version=version):
             return f"move label `stable` to version {version}"
+        case Prune():
+            return "take earlier roots out of the identity document"
         case Prepare():
             return "write the identity of step 'prepare'"
         case PrepareRestore(root_id=root_id):

@@ -108,7 +108,7 @@ class Report:
         event: How the document's history says that the rotation ended: ``rotated``, ``restored``, ``cancelled`` or
             ``rolled-back``; None where it has not ended.
         is_restore: Whether the rotation was to make an earlier root sign again.
-        trusts_next: Whether the next root is among the roots now. A root that was cancelled before it was published is
+        trusts_next: Whether servers trust the next root. A root that was cancelled before it was published is
             not.
         behind: Nodes that were not seen to sign with the current root.
         left_out: Nodes that did not answer in time, and that the declared quorum went on without.

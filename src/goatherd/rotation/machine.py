@@ -31,6 +31,7 @@ from goatherd.rotation.action import (
     Done,
     Illegal,
     Introduce,
+    IntroduceEarlier,
     Kept,
     LabelStable,
     Obstacle,
@@ -38,6 +39,7 @@ from goatherd.rotation.action import (
     Outcome,
     Prepare,
     PrepareRestore,
+    Prune,
     RecordRetired,
     Refuse,
     Wait,
@@ -66,6 +68,7 @@ __all__ = [
     "Illegal",
     "Intent",
     "Introduce",
+    "IntroduceEarlier",
     "Kept",
     "LabelStable",
     "NodeView",
@@ -77,6 +80,7 @@ __all__ = [
     "Policy",
     "Prepare",
     "PrepareRestore",
+    "Prune",
     "Quorum",
     "RecordRetired",
     "Refuse",
@@ -112,6 +116,9 @@ class StoreView:
         unretired: Earlier roots of which it is not on record that no version holds their private keys, and since when
             they have not signed.
         root_ids: Every root that the document lists.
+        leaving: Earlier roots that are to leave the document, oldest first, once every node holds their introduction by
+            the current root (`goatherd.identity.pruning`).
+        is_full: The document is too large for another rotation.
     """
 
     version: str
@@ -133,6 +140,8 @@ class StoreView:
     cancelled: frozenset[str] = frozenset()
     unretired: tuple[tuple[str, int], ...] = ()
     root_ids: frozenset[str] = frozenset()
+    leaving: tuple[str, ...] = ()
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +161,7 @@ class NodeView:
         instance: The id of the server process that answered.
         partners: Ids of the server processes that it says it has synchronized with lately.
         is_partner_unknown: It has a peer of which it cannot say which process that is, or whether it can be reached.
+        holds_earlier: Those of `StoreView.leaving` whose introduction by the current root it holds.
         problem: One line for people, when something could not be seen.
     """
 
@@ -172,6 +182,7 @@ class NodeView:
     rejects: str | None = None
     without_store: bool = False
     is_bare: bool = False
+    holds_earlier: frozenset[str] | None = None
     problem: str | None = None
 
     def shows(self, evidence: Evidence, store: StoreView) -> bool:
@@ -525,7 +536,7 @@ def _steady(observation: Observation, policy: Policy, intent: Intent, now_ms: in
         found = find_obstacles_to_begin(observation, policy, now_ms)
         if found:
             return Refuse(obstacles=found)
-        return _label(store) or Prepare(expected=store.version)
+        return _label(store) or _room(observation, policy, intent, now_ms) or Prepare(expected=store.version)
     if intent.goal is Goal.RESTORE:
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
@@ -569,7 +580,55 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
-    return Done(outcome=outcome, behind=behind, kept=kept)
+    return _prune(observation, policy.node_timeout, intent, now_ms) or Done(outcome=outcome, behind=behind, kept=kept)
+
+
+def _prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
+    """Return what lets earlier roots leave the document; None where none should, or the evidence cannot be had now.
+
+    Roots that stay do no harm. So no run waits for this beyond `patience`, nor for a node that does not answer.
+    """
+    store, nodes = observation.store, observation.nodes
+    if not store.leaving or not nodes or observation.nodes_unknown is not None:
+        return None
+    seen = tuple(one for one in store.leaving if all(_shows_earlier(node, one) for node in nodes))
+    if seen:
+        return Prune(session_ids=seen, expected=store.version)
+    if not all(node.reachable for node in nodes) or now_ms >= _since_ms(store, intent) + _ms(patience):
+        return None
+    lacking = tuple(node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving))
+    return IntroduceEarlier(session_ids=store.leaving, nodes=lacking)
+
+
+def _shows_earlier(node: NodeView, root: str) -> bool:
+    return Evidence.HOLDS_EARLIER not in GATES[Step.PRUNE] or root in (node.holds_earlier or ())
+
+
+def _room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
+    """Return what makes room for a rotation in a document that is full, or why it cannot be had; None with room."""
+    store, nodes = observation.store, observation.nodes
+    if not store.is_full:
+        return None
+    pruning = _prune(observation, policy.adoption, intent, now_ms)
+    if pruning is not None:
+        return pruning
+    problem = "it holds no earlier root that may leave it"
+    if store.leaving and observation.nodes_unknown is not None:
+        problem = f"the servers are not known: {observation.nodes_unknown}"
+    elif store.leaving and not nodes:
+        problem = "no server is listed"
+    elif store.leaving:
+        behind = [node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving)]
+        away = {node.url for node in nodes if not node.reachable}
+        problem = f"not seen that {_names(behind, away)} {Evidence.HOLDS_EARLIER}"
+    return Illegal(
+        why=f"the identity document is too large for another rotation: {problem}",
+        hint="Start the servers that gave no answer, or take servers that are gone for good from the list of nodes.",
+    )
+
+
+def _since_ms(store: StoreView, intent: Intent) -> int:
+    return max(store.phase_since_ms, intent.began_ms)
 
 
 def _label(store: StoreView) -> LabelStable | None:

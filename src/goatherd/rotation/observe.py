@@ -84,6 +84,7 @@ class Question:
         cross_signature: A's, signed by B.
         signer: Whether it matters who signs; asking an unmodified server costs a session.
         answers: Whether to see that it accepts a request signed by `asker`, where there is no `next_root`.
+        earlier: The introductions of roots that are to leave the document. Asked for in phase steady only.
     """
 
     asker: OwnedSession
@@ -92,6 +93,7 @@ class Question:
     cross_signature: Sought | None = None
     signer: bool = False
     answers: bool = False
+    earlier: tuple[Sought, ...] = ()
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class _Sight:
     trusts_next: bool | None = None
     holds: dict[str, bool] = field(default_factory=dict)
     signs_with: str | None = None
+    holds_earlier: frozenset[str] | None = None
     rejects: str | None = None
     without_store: bool = False
     answers: bool | None = None
@@ -289,6 +292,8 @@ class Observer:
                         group.create_task(self._see_trust(url, question, question.next_root, sight))
                     elif question.answers:
                         group.create_task(self._see_answer(url, question.asker, sight))
+                    if question.next_root is None and question.earlier:
+                        group.create_task(self._see_earlier(url, question, sight))
         except TimeoutError:
             sight.problems.append(f"no answer within {self._timeout:g} s")
         cross, told = question.cross_signature, sight.told
@@ -311,6 +316,7 @@ class Observer:
             rejects=sight.rejects,
             without_store=sight.without_store,
             is_bare=url in self._bare,
+            holds_earlier=sight.holds_earlier,
             problem="; ".join(dict.fromkeys(sight.problems)) or None,
         )
 
@@ -373,6 +379,19 @@ class Observer:
         for one in sought:
             commit = held.get(one.commit_id)
             sight.holds[one.commit_id] = commit is not None and one.matches(commit)
+
+    async def _see_earlier(self, url: str, question: Question, sight: _Sight) -> None:
+        try:
+            held = await self.held(url, [one.commit_id for one in question.earlier], question.asker)
+        except NodeError as error:
+            _note(sight, error)
+            return
+        sight.reachable = True
+        sight.holds_earlier = frozenset(
+            one.session_id
+            for one in question.earlier
+            if (commit := held.get(one.commit_id)) is not None and one.matches(commit)
+        )
 
     async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
         """COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3)."""

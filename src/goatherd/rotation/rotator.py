@@ -65,6 +65,7 @@ from goatherd.rotation.machine import (
     Illegal,
     Intent,
     Introduce,
+    IntroduceEarlier,
     LabelStable,
     NodeView,
     Observation,
@@ -73,6 +74,7 @@ from goatherd.rotation.machine import (
     Policy,
     Prepare,
     PrepareRestore,
+    Prune,
     RecordRetired,
     Refuse,
     Step,
@@ -91,8 +93,10 @@ from goatherd.rotation.restorable import check_remaining_life, choose_root, read
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
+    earlier_introduction,
     introduction,
     sought_cross_signature,
+    sought_earlier,
     sought_introductions,
 )
 from goatherd.telemetry import Event as LogEvent
@@ -151,6 +155,7 @@ class Rotator:
         self._left_out: tuple[str, ...] = ()
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
+        self._pruned: set[str] = set()
         self._phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -355,7 +360,7 @@ class Rotator:
                     # A store that destroys nothing at once may go on showing it for as long as it likes.
                     gone = destroyed if self._provider.guarantees.destroys else self._given_up
                     gone.append(action.version)
-                if isinstance(action, Introduce | CrossSign) and pushed is type(action):
+                if isinstance(action, Introduce | CrossSign | IntroduceEarlier) and pushed is type(action):
                     # Pushing that does not help must not spin. The first time, the next look may well see it.
                     poll = await self._pause(poll, None)
                 else:
@@ -396,7 +401,8 @@ class Rotator:
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
         if signer or store.phase is not Phase.STEADY:
             async with asyncio.TaskGroup() as group:
-                looking = group.create_task(self._observer.look(self._question(document, signer=signer)))
+                question = self._question(document, signer=signer, leaving=store.leaving)
+                looking = group.create_task(self._observer.look(question))
                 asking = group.create_task(self._look_at_health(store, intent))
             nodes, health = looking.result(), asking.result()
         self._note(store, nodes, document, health, intent)
@@ -424,7 +430,8 @@ class Rotator:
         """
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
-        question = replace(self._question(document, signer=False), answers=True)
+        leaving = store.leaving if store.is_full else ()
+        question = replace(self._question(document, signer=False, leaving=leaving), answers=True)
         nodes = await self._observer.look(question)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
@@ -517,6 +524,12 @@ class Rotator:
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
                 await self._write(transitions.retire(document, session_id, now_ms), expected)
+            case IntroduceEarlier(session_ids=ids, nodes=urls):
+                commits = [earlier_introduction(document, one, org=self._org) for one in ids]
+                await self._on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
+            case Prune(session_ids=ids, expected=expected):
+                await self._write(transitions.prune(document, ids, now_ms), expected)
+                self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
 
@@ -615,10 +628,11 @@ class Rotator:
 
     # --- the nodes --------------------------------------------------------------------------------------------------
 
-    def _question(self, document: IdentityDocument, *, signer: bool) -> Question:
+    def _question(self, document: IdentityDocument, *, signer: bool, leaving: Sequence[str] = ()) -> Question:
         record = document.rotation
         if record is None:
-            return Question(asker=document.current, signer=signer)
+            earlier = tuple(sought_earlier(document, one) for one in leaving)
+            return Question(asker=document.current, signer=signer, earlier=earlier)
         early = document.next is not None
         return Question(
             asker=document.current,
@@ -714,7 +728,8 @@ class Rotator:
             reason=last.reason if abandoned and last is not None else None,
             event=last.event if last is not None else None,
             is_restore=intent.is_restore,
-            trusts_next=intent.to_id is not None and document.root(intent.to_id) is not None,
+            trusts_next=intent.to_id is not None
+            and (document.root(intent.to_id) is not None or intent.to_id in self._pruned),
             behind=action.behind,
             left_out=self._left_out,
             destroyed=destroyed,

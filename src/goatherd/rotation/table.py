@@ -20,7 +20,7 @@ class Phase(StrEnum):
 
 
 class Step(StrEnum):
-    """A write of the document that moves the phase."""
+    """A write of the document that moves the phase; `PRUNE` leaves it where it is."""
 
     PREPARE = "prepare"
     PUBLISH = "publish"
@@ -29,6 +29,7 @@ class Step(StrEnum):
     FINALIZE = "finalize"
     CANCEL = "cancel"
     ROLL_BACK = "roll back"
+    PRUNE = "prune"
 
 
 class Evidence(StrEnum):
@@ -39,10 +40,12 @@ class Evidence(StrEnum):
     TRUSTS_NEXT = "answers a request signed by the next root"
     SIGNS_WITH_NEXT = "signs with the next root"
     HOLDS_CROSS_SIGNATURE = "holds the introduction of the earlier root, signed by the next one"
+    HOLDS_EARLIER = "holds the introduction of a root that leaves the document, signed by the current one"
 
 
 STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
     (Phase.STEADY, Step.PREPARE): Phase.PREPARED,
+    (Phase.STEADY, Step.PRUNE): Phase.STEADY,
     (Phase.PREPARED, Step.PUBLISH): Phase.PUBLISHED,
     (Phase.PREPARED, Step.CANCEL): Phase.STEADY,
     (Phase.PUBLISHED, Step.ACTIVATE): Phase.ACTIVATED,
@@ -69,6 +72,9 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.FINALIZE: (),
     Step.CANCEL: (),
     Step.ROLL_BACK: (),
+    # SECURITY: a node that does not hold it would refuse what that root has signed, from its next restart on. No quorum
+    # excuses a node here: nothing is lost by a root that stays (tests/unit/rotation/test_pruning.py).
+    Step.PRUNE: (Evidence.HOLDS_EARLIER,),
 }
 """What must hold on every listed node before a step. Leaving a rotation needs nobody's consent."""
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from goatherd.clock import iso
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.pruning import is_full, leaving
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
 from goatherd.providers.base import SecretVersion
@@ -34,7 +35,7 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
     )
     record, following = document.rotation, document.next
     if record is None:
-        return view
+        return replace(view, leaving=leaving(document), is_full=is_full(document))
     next_due_ms = None
     if following is not None:
         # It was made when its rotation began.

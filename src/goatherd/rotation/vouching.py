@@ -15,6 +15,7 @@ from goatherd.errors import InvalidSignatureError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
+from goatherd.identity.silence import silent_since_ms
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import new_commit
 
@@ -133,6 +134,37 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
         ts=document.rotated_at,
         org=org,
         parents=(introduction_id(earlier.id),) if introduced else (),
+    )
+
+
+def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
+    """Return what to look for to see that an earlier root is introduced by the current one."""
+    current = document.current.id
+    commit_id = derived_id("earlier root", f"{session_id}/{current}")
+    return _sought(commit_id, session_id, {current})
+
+
+def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces an earlier root of a steady document, signed by the current one.
+
+    By it the root goes on being trusted when it has left the document.
+
+    Args:
+        document: A steady document.
+        session_id: A root of it.
+        org: See `introduction`.
+    """
+    earlier = document.root(session_id)
+    assert earlier is not None
+    introduced = any(endorsement.of == session_id for endorsement in document.endorsements)
+    return session_commit(
+        earlier,
+        signer=document.current,
+        commit_id=sought_earlier(document, session_id).commit_id,
+        # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
+        ts=document.rotated_at or silent_since_ms(document, session_id),
+        org=org,
+        parents=(introduction_id(session_id),) if introduced else (),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 
@@ -30,7 +29,7 @@ from goatherd.identity import (
 from goatherd.identity.document import history_json
 from goatherd.identity.pruning import FULL_BYTES, is_full, leaving, may_leave
 from goatherd.identity.text import pretty
-from goatherd.identity.transitions import MAX_HISTORY, MAX_HISTORY_BYTES
+from goatherd.identity.transitions import MAX_HISTORY, MAX_HISTORY_BYTES, restore
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 
@@ -272,22 +271,27 @@ def test_a_revocation_proof_keeps_the_successor_that_it_names() -> None:
     assert A.id in may_leave(document)
 
 
-def test_roots_leave_once_they_cannot_be_restored_any_more() -> None:
-    grace = timedelta(days=30)
+def test_a_root_leaves_once_it_is_retired_and_of_the_others_only_the_latest_stay() -> None:
     document = rotated(rotated(rotated(), "c"), "d")
-    a, b, _, _ = (root.id for root in document.roots)
-    assert leaving(document, NOW, grace) == ()
-    assert leaving(document, NOW + 30 * DAY, grace) == (a, b)
-    document = rotated(document, "e")
-    assert leaving(document, NOW, grace) == (a,), "a cap holds where rotations follow one another fast"
+    a, b, c, _ = (root.id for root in document.roots)
+    assert leaving(document) == ()
+    assert leaving(retire(document, b, NOW)) == (b,)
+    assert leaving(retire(document, c, NOW)) == (), "the root before the current one stays"
+    assert leaving(rotated(document, "e")) == (a,)
 
 
 def test_a_root_whose_rotation_was_cancelled_leaves_at_once_and_one_that_has_signed_does_not() -> None:
-    document = cancel(published(), NOW, reason="x")
-    assert leaving(document, NOW, timedelta(days=30)) == (B.id,)
+    assert leaving(cancel(published(), NOW, reason="x")) == (B.id,)
     rolled_back = roll_back(activated(), first(), NOW, reason="x")
-    again = cancel(published(rolled_back, "c"), NOW, reason="x")
-    assert leaving(again, NOW, timedelta(days=30)) == (C.id,)
+    assert leaving(cancel(published(rolled_back, "c"), NOW, reason="x")) == (C.id,)
+
+
+def test_an_earlier_root_that_was_to_be_restored_does_not_leave_when_that_was_cancelled() -> None:
+    document = rotated(rotated(), "c")
+    for _ in range(MAX_HISTORY + 1):
+        document = restore(document, A, now_ms=NOW, rotation_id="r", started_by="", stable_version="7")
+        document = cancel(document, NOW, reason="x")
+    assert leaving(document) == ()
 
 
 def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_below_the_limit_of_every_store() -> None:

@@ -109,7 +109,7 @@ async def test_an_action_that_the_store_refuses_while_nothing_changes_is_tried_t
 
 
 def test_every_action_that_writes_is_counted_and_the_others_have_a_deadline_or_end_the_run() -> None:
-    by_deadline, ends = {"Introduce", "CrossSign", "Wait"}, {"Busy", "Illegal", "Done", "Refuse"}
+    by_deadline, ends = {"Introduce", "IntroduceEarlier", "CrossSign", "Wait"}, {"Busy", "Illegal", "Done", "Refuse"}
     seen = Observation(store=StoreView(version="1", stable="1", generation=1, phase=Phase.STEADY, phase_since_ms=0,
                                        current_id="A", current_expires_ms=0))  # fmt: skip
     for kind in get_args(Action):
