@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx2
 
+from goatherd.client import INSTANCE_HEADER
 from goatherd.errors import DecodeError
 from goatherd.identity.session import parse_signature
 from goatherd.ids import new_id
@@ -242,6 +243,8 @@ class Replay:
     def check_headers(self, exchange: Exchange, response: httpx2.Response) -> None:
         expected = dict(exchange.response["headers"])
         actual = {name: value for name, value in response.headers.items() if name != "date"}
+        is_sync = exchange.status == 200 and exchange.syncs
+        assert (actual.pop(INSTANCE_HEADER, None) is not None) is is_sync, "D33"
         if exchange.status == 200 and exchange.response["body"] and exchange.response["body"][0] in "[{":
             # How many digits random seeds have is chance.
             expected.pop("content-length", None)

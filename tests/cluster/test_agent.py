@@ -22,7 +22,7 @@ from goatherd.cli.main import run as run_here
 from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.errors import NodeError, NotAdoptedError
+from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.server import Listener, Server
 from goatherd.rotation.machine import Phase, Policy
@@ -302,7 +302,7 @@ async def test_whatever_is_killed_at_random_writes_acknowledged_before_a_rotatio
                 mischief = Mischief(made, SEED)
                 rotating = asyncio.create_task(rotator.rotate())
                 await mischief.run(20)
-                with contextlib.suppress(NotAdoptedError):
+                with contextlib.suppress(NotAdoptedError, ObstructedError):
                     await rotating
             for node in made.nodes:
                 assert node.process is not None

@@ -12,7 +12,7 @@ import pytest
 from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.errors import NotAdoptedError
+from goatherd.errors import NotAdoptedError, ObstructedError
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
 
@@ -95,12 +95,17 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
     assert audit.unverifiable == ()
 
 
-async def test_a_node_that_stays_away_before_b_signs_only_cancels_the_rotation(tmp_path: Path) -> None:
+async def test_a_node_that_stays_away_begins_no_rotation_and_before_b_signs_only_cancels_it(tmp_path: Path) -> None:
     async with herd(tmp_path, count=3) as cluster:
+        async with rotator_of(cluster, adoption=2 * SECOND) as rotator:
+            await rotator.rotate(to_phase=Phase.PREPARED)
         cluster.urls.append("http://127.0.0.1:9")
         async with rotator_of(cluster, adoption=2 * SECOND) as rotator:
             with pytest.raises(NotAdoptedError, match=r"127\.0\.0\.1:9"):
+                await rotator.resume()
+            document = await cluster.document()
+            with pytest.raises(ObstructedError, match=r"127\.0\.0\.1:9 did not answer"):
                 await rotator.rotate()
-        document = await cluster.document()
+        assert await cluster.document() == document
     assert document.current.id == cluster.first.id
     assert document.next is None

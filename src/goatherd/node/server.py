@@ -292,7 +292,7 @@ class Server:
             fields.append((b"content-type", answer.content_type.encode()))
         if method == "GET" and answer.body:
             fields.append(_NO_STORE)
-        if path == "/batch-sync" and answer.status == 200:
+        if method == "POST" and path == "/batch-sync" and answer.status == 200:
             fields.append((INSTANCE_HEADER.encode(), database.instance.encode()))
         if answer.cors:
             fields += self._cors(org, method)
