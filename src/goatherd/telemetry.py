@@ -27,6 +27,8 @@ class Event(StrEnum):
     """The identity was written to the store or the file."""
     SETTINGS_ACCEPTED = "settings.accepted"
     """An identity without succession was taken over, because the operator said so."""
+    SETTINGS_CHAINED = "settings.chained"
+    """An identity was taken over by introductions of roots that have left it: this server was away for long."""
     SETTINGS_NOT_REMEMBERED = "settings.not_remembered"
     """The file that keeps a node from going back over a restart cannot be written."""
     SETTINGS_LAST_KNOWN_GOOD = "settings.last_known_good"

@@ -359,6 +359,7 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     from goatherd.agent.memory import make_private
     from goatherd.agent.settings_file import SettingsFile
     from goatherd.client import NodeClient
+    from goatherd.rotation.introductions import introduction_source
     from goatherd.settings import CloudSecretSettings
 
     options = plan.options
@@ -372,17 +373,25 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     for org in plan.orgs:
         name = secret_id_for(ORG_FIELD, org)
         directory = plan.data / name
+        settings = CloudSecretSettings(
+            provider,
+            secret_id_for(template, org),
+            refresh_interval=options.settings_refresh_interval,
+            accept_identity=plan.accept_identity,
+            seen=directory / SEEN_NAME,
+            last_known_good=None if copy is None else copy.for_org(org),
+        )
+        settings.introductions = introduction_source(
+            org=org,
+            directory=directory,
+            peers=lambda: tuple(dict.fromkeys((*options.nodes, *options.serve_peers))),
+            connect=lambda url: NodeClient(url, timeout=options.timeout),
+            clock=SystemClock(),
+        )
         handovers.append(
             Handover(
                 org=org,
-                settings=CloudSecretSettings(
-                    provider,
-                    secret_id_for(template, org),
-                    refresh_interval=options.settings_refresh_interval,
-                    accept_identity=plan.accept_identity,
-                    seen=directory / SEEN_NAME,
-                    last_known_good=None if copy is None else copy.for_org(org),
-                ),
+                settings=settings,
                 directory=directory,
                 file=SettingsFile(
                     link=directory / SETTINGS_NAME, target=None if memory is None else memory / f"{name}.json"

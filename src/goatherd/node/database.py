@@ -50,7 +50,9 @@ from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
+from goatherd.rotation.introductions import introduction_source
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
+from goatherd.settings.base import Settings
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
 from goatherd.wire.encoding import to_json_bytes
@@ -261,6 +263,14 @@ class Database:
     async def _open(self) -> None:
         self._stack.callback(self._disk.close)
         await self._stack.enter_async_context(self._settings)
+        if isinstance(self._settings, Settings):
+            self._settings.introductions = introduction_source(
+                org=self.org,
+                directory=self._directory.path if isinstance(self._directory, LogDirectory) else None,
+                peers=lambda: self._peer_urls,
+                connect=self._connect,
+                clock=self._clock,
+            )
         settings = await self._settings.load()
         await asyncio.to_thread(self._directory.acquire)
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
@@ -23,6 +23,9 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.calls import CallCounts
 from goatherd.providers.entrance import Entrance
 from goatherd.telemetry import Event, event_text
+
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
 
 _log = logging.getLogger("goatherd.settings")
 
@@ -124,6 +127,25 @@ class SettingsStatus:
 Subscriber = Callable[[DBSettings], None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introductions:
+    """Commits of ``/sys/sessions`` that introduce roots, as one place gave them: unverified.
+
+    Attributes:
+        place: Where they are from: a URL, or words.
+        commits: None of a user's session is among them.
+        problem: Why the place gave none, if that was a failure.
+    """
+
+    place: str
+    commits: tuple[Commit, ...] = field(default=(), repr=False)
+    problem: str | None = None
+
+
+IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
+"""Gives root introductions, place by place, for a document to which no chain of endorsements leads."""
+
+
 class DBSettingsProvider(Protocol):
     """Gives a server its settings. An async context manager; `load` before anything else."""
 
@@ -171,9 +193,12 @@ class Settings(ABC):
 
     Attributes:
         origin: What kind of source this is.
+        introductions: Where to look for the way to an identity over roots that have left it; None: nowhere. Set by the
+            server that these are the settings of.
     """
 
     origin: ClassVar[Origin]
+    introductions: IntroductionSource | None = None
 
     def __init__(self, *, source: str, clock: Clock | None) -> None:
         self._source = source

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -41,8 +41,18 @@ from goatherd.settings.sealed import LastKnownGood
 from goatherd.settings.storage import read_if_there, replace_file
 from goatherd.telemetry import Event, event_text
 
+if TYPE_CHECKING:
+    from goatherd.wire.commit import Commit
+
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
+CHAIN_RETRY: Final = timedelta(minutes=1)
+"""So long after no chain to an identity was found, the peers are asked for one again."""
 _BREAKERS: Final = 1000
+_CHAIN_HINT: Final = (
+    "If this server was away for many rotations, give it a peer that it can reach (--peer): peers hold the way from the"
+    " root that it knows. As a last resort, compare the root with `goatherd show`, and start once with"
+    " --accept-identity."
+)
 
 _log = logging.getLogger("goatherd.settings")
 
@@ -96,6 +106,7 @@ class CloudSecretSettings(Settings):
         self._breakers: dict[str, Breaker] = {}
         self._keeper = self._new_keeper()
         self._refused_error: IdentityError | None = None
+        self._refused_at = 0.0
         self._loop: asyncio.Task[None] | None = None
         self._remembering: asyncio.Task[None] | None = None
         self._remembered: IdentityDocument | None = None
@@ -134,6 +145,7 @@ class CloudSecretSettings(Settings):
             last_known_good=None if self._copy is None else self._copy.for_org(org),
         )
         settings._breakers = self._breakers
+        settings.introductions = self.introductions
         settings._keeper = settings._new_keeper()
         return settings
 
@@ -199,7 +211,7 @@ class CloudSecretSettings(Settings):
         document = decode_document(found.value.reveal())
         before = await self._recalled()
         if before is not None:
-            self._verify_first(document, before)
+            await self._verify_first(document, before)
         if self._settings is None:
             self._version = str(found.version.id)
         return self._settings_from(document)
@@ -244,48 +256,106 @@ class CloudSecretSettings(Settings):
             before = self._version
             found = await self._keeper.ask(is_told=is_told)
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
+            if self._version != before:
+                continue
+            version = str(found.version.id)
+            if version == self._version:
+                self._refused_version = None
+                return None
+            if version == self._refused_version and self._refused_error is not None and not self._may_retry():
+                raise self._refused_error.with_traceback(None)
+            try:
+                document = await self._examined(found)
+            except IdentityError as error:
+                self._refused_version, self._refused_error = version, error
+                self._refused_at = self._clock.monotonic()
+                raise
             if self._version == before:
                 break
-        version = str(found.version.id)
-        if version == self._version:
-            self._refused_version = None
-            return None
-        if version == self._refused_version and self._refused_error is not None:
-            raise self._refused_error.with_traceback(None)
-        try:
-            return self._examined(found)
-        except IdentityError as error:
-            self._refused_version, self._refused_error = version, error
-            raise
-
-    def _examined(self, found: SecretValue) -> DBSettings | None:
-        document = decode_document(found.value.reveal())
-        seen = self.settings.document
-        self._verify(document, seen)
-        self._version, self._refused_version = str(found.version.id), None
-        if encode_document(document) == encode_document(seen):
+        self._version, self._refused_version = version, None
+        if encode_document(document) == encode_document(self.settings.document):
             return None
         return self._settings_from(document)
 
-    def _verify_first(self, document: IdentityDocument, before: Seen) -> None:
+    def _may_retry(self) -> bool:
+        """Whether peers that were asked in vain for a chain to the refused identity may be asked again."""
+        error = self._refused_error
+        if not isinstance(error, SuccessionError) or not error.is_chain_open or self.introductions is None:
+            return False
+        return self._clock.monotonic() - self._refused_at >= CHAIN_RETRY.total_seconds()
+
+    async def _examined(self, found: SecretValue) -> IdentityDocument:
+        document = decode_document(found.value.reveal())
+        seen = self.settings.document
         try:
-            verify_successor(document, before)
+            self._verify(document, seen)
+        except SuccessionError as error:
+            await self._close_chain(document, seen, error)
+        return document
+
+    async def _close_chain(
+        self, document: IdentityDocument, before: IdentityDocument | Seen, open_: SuccessionError
+    ) -> None:
+        """Look for the introductions that lead from the roots of `before` to those of `document`.
+
+        Raises:
+            SuccessionError: There are none, or the chain is not what is wrong (`open_` itself).
+        """
+        if not open_.is_chain_open or self.introductions is None:
+            raise open_
+        commits: list[Commit] = []
+        asked: list[str] = []
+        async for found in self.introductions(document):
+            asked.append(f"{found.place}: {found.problem or 'holds none that lead there'}")
+            if not found.commits:
+                continue
+            commits += found.commits
+            try:
+                # SECURITY: as without them, but for where the links are from
+                # (tests/unit/settings/test_chain.py).
+                await asyncio.to_thread(verify_successor, document, before, tuple(commits))
+            except SuccessionError as error:
+                open_ = error
+            else:
+                _log.warning(
+                    event_text(
+                        Event.SETTINGS_CHAINED, source=self._source, current=document.current.id, place=found.place
+                    )
+                )
+                return
+        failure = SuccessionError(
+            f"{open_}; introductions were looked for at {'; '.join(asked) or 'no place: no peer is known'}",
+            hint=_CHAIN_HINT,
+        )
+        failure.is_chain_open = True
+        raise failure
+
+    async def _verify_first(self, document: IdentityDocument, before: Seen) -> None:
+        try:
+            try:
+                verify_successor(document, before)
+            except SuccessionError as error:
+                if self._is_next_accepted:
+                    raise
+                await self._close_chain(document, before, error)
         except (GenerationError, SuccessionError) as error:
             if not self._is_next_accepted:
                 if not before.shares_root_with(document):
-                    raise self._another_identity(document, before) from None
-                hint = "If that is wanted, start once with --accept-identity."
+                    raise self._another_identity(document, before, error) from None
+                is_open = isinstance(error, SuccessionError) and error.is_chain_open
+                hint = _CHAIN_HINT if is_open else "If that is wanted, start once with --accept-identity."
                 raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
-    def _another_identity(self, document: IdentityDocument, before: Seen) -> SuccessionError:
+    def _another_identity(
+        self, document: IdentityDocument, before: Seen, error: GenerationError | SuccessionError
+    ) -> SuccessionError:
         earlier = before.roots[-1].id if before.roots else "unknown"
         return SuccessionError(
             f"this is another identity (root {document.current.id}) than this directory had (root {earlier}, says "
-            f"{self._seen}): wrong --provider or --data?",
-            hint="If the cluster's identity was replaced on purpose, or this server was away for so many rotations "
-            "that it knows no way to the current root, start once with --accept-identity.",
+            f"{self._seen}): wrong --provider or --data? {error}",
+            hint=f"{_CHAIN_HINT} So too if the cluster's identity was replaced on purpose.",
         )
 
     def _succeeded(self) -> None:

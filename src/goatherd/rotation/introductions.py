@@ -1,0 +1,89 @@
+"""Root introductions from this server's own log and from its peers, for a server that was away for many rotations.
+
+What it is: the reading and the asking. What it is not: it verifies nothing (`goatherd.identity.succession` does), so a
+peer that lies can at most give commits that are no link. Rules: the own log first, then one peer after the other, each
+asked only while the chain is still open; a place that gives nothing says why.
+
+Requests are signed with the current root of the document in question: whether that root is to be believed is what is
+asked about, but the peers know it. Plain ``/batch-sync``, so that unmodified GoatDB servers answer too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.client import NodeClient
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, NodeError, SettingsError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.introduction import claims_root
+from goatherd.rotation.observe import SESSIONS
+from goatherd.settings.base import Introductions, IntroductionSource
+from goatherd.wire.commit import Commit
+from goatherd.wire.log import scan
+
+OWN_LOG: Final = "this server's own log"
+SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
+
+
+def introduction_source(
+    *,
+    org: str,
+    directory: Path | None,
+    peers: Callable[[], Sequence[str]],
+    connect: Callable[[str], NodeClient],
+    clock: Clock,
+) -> IntroductionSource:
+    """Return what gives the root introductions of one organization.
+
+    Args:
+        org: The organization; commits carry it in what is signed.
+        directory: Its data directory; None where there is none on this machine.
+        peers: The URLs of the other servers.
+        connect: Makes a client for a URL; it is closed here.
+        clock: The time.
+    """
+
+    async def give(document: IdentityDocument) -> AsyncIterator[Introductions]:
+        if directory is not None:
+            try:
+                yield Introductions(place=OWN_LOG, commits=await asyncio.to_thread(_read_log, directory, org))
+            except SettingsError as error:
+                yield Introductions(place=OWN_LOG, problem=str(error))
+        for url in peers():
+            client = connect(url)
+            try:
+                pulled = await client.pull(SESSIONS, document.current, clock.now_ms())
+                yield Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
+            except NodeError as error:
+                yield Introductions(place=url, problem=str(error))
+            finally:
+                await client.aclose()
+
+    return give
+
+
+def _read_log(directory: Path, org: str) -> tuple[Commit, ...]:
+    path = directory / SESSIONS_LOG
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    return _roots(scan(raw).records, org)
+
+
+def _roots(records: Iterable[Any], org: str) -> tuple[Commit, ...]:
+    commits = []
+    for record in records:
+        try:
+            commit = Commit.from_json(record, org=org)
+        except DecodeError:
+            continue
+        if claims_root(commit):
+            commits.append(commit)
+    return tuple(commits)
