@@ -388,4 +388,7 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
     if node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
         return Check(name=name, level=WARNING, text=text, hint="It looks again at its next refresh.")
-    return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}")
+    others = [root for root in node.roots if root != current]
+    also = f"; it also trusts {', '.join(others[:5])}" if others else ""
+    also += f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}{also}")

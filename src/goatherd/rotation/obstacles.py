@@ -233,7 +233,8 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             kind=ObstacleKind.OTHER_IDENTITY,
             text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
             f"{', '.join(node.roots[:5])}, not root {root}",
-            hint="Is --provider the store that this server starts from? Is --node the right server?",
+            hint="Is --provider the store that this server starts from? Is --node the right server? (One that was away "
+            "for many rotations learns the current root when it reads the store.)",
             nodes=urls,
         )
     if node.answers is False and node.roots is not None:
