@@ -260,8 +260,9 @@ class Chain:
     """Checks a trail line by line: `feed` each, then `finish`.
 
     Args:
-        anchors: The identity, which says whose signatures count. Without it the first signer is believed, and every
-            other one for whom one that is believed already vouches.
+        anchors: The identity, which says whose signatures count. A signer that it does not list, because that root has
+            left it, counts as without it, and only once a root that it lists has been vouched for from there. Without
+            the identity the first signer is believed, and every other one for whom one that is believed vouches.
         checkpoint: A head of this trail, from elsewhere.
     """
 
@@ -277,6 +278,7 @@ class Chain:
         self._by_revoked = 0
         self._times: list[int] = []
         self._by: str | None = None
+        self._unlisted: tuple[int, str] | None = None
 
     def feed(self, line: bytes) -> Record | None:
         """Check the next line, its end included; None where it is no record, which the next one may explain.
@@ -313,6 +315,9 @@ class Chain:
         self._line += 1
         if not self._times:
             raise self._broken("is missing: the file holds no record")
+        if self._unlisted is not None:
+            line, signer = self._unlisted
+            raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
         if self._checkpoint is not None and self._head.seq < self._checkpoint.seq:
             raise self._broken(
                 f"is missing: the file ends with record {self._head.seq}, the checkpoint is of {self._checkpoint.seq}"
@@ -394,8 +399,22 @@ class Chain:
             raise self._broken(f"introduces {session.id!r:.70} with another key than before")
         if self._anchors is not None:
             root = self._anchors.roots.get(session.id)
-            if root is None or root.public_key != session.public_key:
+            if root is not None and root.public_key != session.public_key:
                 raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+            is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
+            # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
+            # the hash of everything before it. It must be the successor of that root, or anybody's lines at the end of
+            # the file would be sealed by the next record (tests/unit/rotation/test_chain.py).
+            if root is None:
+                if not is_vouched:
+                    raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+                self._unlisted = self._unlisted or (self._line, session.id)
+            elif self._unlisted is not None:
+                if not is_vouched:
+                    line, signer = self._unlisted
+                    raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+                if session.id not in self._anchors.revoked:
+                    self._unlisted = None
         elif self._signers and known is None and not self._is_vouched_for(session, record.data):
             raise self._broken(
                 f"is signed by {session.id!r:.70}, for which no signer before it vouches",

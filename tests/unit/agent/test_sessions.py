@@ -55,11 +55,13 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
     assert [session.id for session in found.sessions] == [forger.id]
 
 
-async def test_sessions_of_a_root_that_was_itself_introduced_count_and_roots_are_not_among_the_sessions(
-    tmp_path: Path,
-) -> None:
+async def test_a_root_of_the_log_is_told_where_the_document_does_not_list_it_any_more(tmp_path: Path) -> None:
     write_log(tmp_path, [introduction(USERS[0], B), introduction(B.session, A)])
-    assert await ids(book(tmp_path), first()) == {USERS[0].id}
+    assert await ids(book(tmp_path), first()) == {USERS[0].id, B.id}
+    assert await ids(book(tmp_path), rotated()) == {USERS[0].id}
+    forged = introduction(STRANGER.session, STRANGER)
+    write_log(tmp_path, [forged])
+    assert await ids(book(tmp_path), first()) == {USERS[0].id, B.id}
 
 
 async def test_a_signature_for_another_organization_does_not_count(tmp_path: Path) -> None:

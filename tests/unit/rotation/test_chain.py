@@ -280,3 +280,34 @@ def test_reading_a_record_never_fails_otherwise_than_told(raw: bytes) -> None:
     for line in (raw, b'{"v":1,"seq":' + raw.replace(b"\n", b"") + b',"sig":"' + b"A" * 128 + b'"}\n'):
         with pytest.raises(DecodeError):
             read_record(line)
+
+
+# --- roots that have left the identity --------------------------------------------------------------------------------
+
+
+def aged() -> Anchors:
+    """The identity once root-a has left it."""
+    return Anchors(roots={"root-b": root("root-b").session})
+
+
+def test_what_a_root_signed_that_has_left_the_identity_is_sealed_by_its_successor() -> None:
+    checked = verify(trail(), anchors=aged())
+    assert checked.signers == ("root-a", "root-b")
+
+
+def test_a_trail_that_ends_with_a_root_that_has_left_the_identity_is_not_sealed() -> None:
+    error = broken(Writer().add(before()).lines, anchors=aged())
+    assert error.line == 1
+    assert "no root of this identity" in str(error)
+
+
+def test_lines_of_a_stranger_are_not_sealed_by_the_record_after_them() -> None:
+    alone = transitions.create(root("root-x"), NOW_MS)
+    assert broken(Writer().add(alone).add(after()).lines, anchors=aged()).line == 1
+    assert broken(Writer().add(before()).add(alone).add(after()).lines, anchors=aged()).line == 3
+    assert broken(Writer().add(after()).add(alone).lines, anchors=aged()).line == 3
+
+
+def test_a_revoked_root_seals_nothing() -> None:
+    anchors = Anchors(roots=aged().roots, revoked={"root-b": NOW_MS + 1000})
+    assert broken(trail(), anchors=anchors).line == 1
