@@ -50,7 +50,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def _living(ledger: Ledger) -> set[int]:
+def _living_numbers(ledger: Ledger) -> set[int]:
     return {number for number, entry in ledger.entries.items() if not entry.destroyed}
 
 
@@ -90,7 +90,7 @@ class SecretDirectory:
         for _ in range(_ATTEMPTS):
             with self._opened() as here:
                 raw, ledger = self._load(here)
-                if isinstance(at, VersionId) and (left := self._read_left(here, ledger, at)) is not None:
+                if isinstance(at, VersionId) and (left := self._read_leftover(here, ledger, at)) is not None:
                     return left
                 number = ledger.find(self._call, at)
                 entry = ledger.entries[number]
@@ -112,7 +112,7 @@ class SecretDirectory:
         with self._opened() as here:
             _, ledger = self._load(here)
             ledger.must_exist(self._call)
-            if not self._left(here, ledger):
+            if not self._find_leftovers(here, ledger):
                 return ledger.newest_first()
             # Left by a killed writer, or of one at work? That one holds the lock. Where there can be no lock, as on a
             # read-only file system, there is no writer.
@@ -125,20 +125,20 @@ class SecretDirectory:
                 _, ledger = self._load(here)
                 ledger.must_exist(self._call)
                 found = {int(version.id): version for version in ledger.newest_first()}
-                for number in self._left(here, ledger):
+                for number in self._find_leftovers(here, ledger):
                     status = self._system.status_of(f"{number}.value", here.descriptor)
                     created_ms = int(status.st_mtime * 1000)
                     found[number] = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
                 return [found[number] for number in sorted(found, reverse=True)]
 
-    def _left(self, here: _Opened, ledger: Ledger) -> set[int]:
+    def _find_leftovers(self, here: _Opened, ledger: Ledger) -> set[int]:
         """Return the numbers of the values that are there although `ledger` does not name them."""
         names = (VALUE.fullmatch(name) for name in self._system.names(here.descriptor))
-        return {int(name[1]) for name in names if name is not None} - _living(ledger)
+        return {int(name[1]) for name in names if name is not None} - _living_numbers(ledger)
 
-    def _read_left(self, here: _Opened, ledger: Ledger, version: VersionId) -> SecretValue | None:
+    def _read_leftover(self, here: _Opened, ledger: Ledger, version: VersionId) -> SecretValue | None:
         number = parse_number(version)
-        if not ledger.exists or not number or number in _living(ledger):
+        if not ledger.exists or not number or number in _living_numbers(ledger):
             return None
         try:
             value = self._content(here, f"{number}.value", _MAX_MANIFEST_BYTES)
@@ -175,7 +175,7 @@ class SecretDirectory:
         """Take a value out of the manifest, then unlink its file."""
         with self._locked() as here:
             _, ledger = self._load(here)
-            is_left = parse_number(version) in self._left(here, ledger)
+            is_left = parse_number(version) in self._find_leftovers(here, ledger)
             _, ledger = self._recovered(here)
             if is_left and ledger.exists:
                 return
@@ -265,7 +265,7 @@ class SecretDirectory:
 
     def _clean(self, here: _Opened, ledger: Ledger, *, only: str | None = None) -> None:
         """Remove the files that `ledger` does not name; others' files are left alone."""
-        live = {f"{number}.value" for number in _living(ledger)}
+        live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
         for name in self._system.names(here.descriptor):
             ours = name == NEW_MANIFEST or VALUE.fullmatch(name) is not None

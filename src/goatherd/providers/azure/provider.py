@@ -63,8 +63,8 @@ from goatherd.providers.azure.records import (
     Pointer,
     Proposal,
     decide,
+    decode_leftover,
     decode_pointer,
-    decode_unlisted,
     decode_value,
     digest_of,
     encode_pointer,
@@ -204,20 +204,21 @@ class AzureSecretProvider(SecretProvider):
         vault = self._opened(call)
         newest = await self._newest(call, vault)
         if newest is None:
-            for suffix in (POINTER_SUFFIX, VIEW_SUFFIX):
-                if await vault.is_deleted(call, call.secret_id + suffix):
-                    raise vault.deleted(call)
-            await self._view(call, vault)
+            # The view is written last, when it is too late to refuse; the other two names refuse by themselves.
+            if await self._read_view(call, vault) is None and await vault.is_deleted(
+                call, call.secret_id + VIEW_SUFFIX
+            ):
+                raise vault.deleted(call)
             version, entry = await self._value(call, vault, value, BEGINNING.pointer)
             pointer = BEGINNING.pointer.written(label, version, entry)
             self._shown[call.secret_id] = _Shown(decided=BEGINNING.id, version=VersionId(""))
             if (made := await self._propose(call, vault, BEGINNING, pointer)) is not None:
-                await self._show(call, vault, made, value)
+                await self._update_view(call, vault, made, value)
                 return made.pointer.describe(version)
         else:
             last = (await self._look(call, vault, newest)).last
             if (found := last.pointer.made_by(call.request)) is not None:
-                await self._show(call, vault, last)
+                await self._update_view(call, vault, last)
                 return last.pointer.describe(found)
         raise call.error(SecretExistsError, "the secret exists already")
 
@@ -225,20 +226,20 @@ class AzureSecretProvider(SecretProvider):
         vault = self._opened(call)
         pointer = (await self._decided(call, vault)).pointer
         if isinstance(at, VersionId) and (at not in pointer.versions or pointer.versions[at].disabled):
-            return await self._read_unlisted(call, vault, pointer, at)
+            return await self._read_leftover(call, vault, pointer, at)
         version = pointer.find(call, at)
         return SecretValue(
             version=pointer.describe(version), value=await self._read_back(call, vault, pointer, version)
         )
 
-    async def _read_unlisted(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
+    async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         found = await vault.get(call, call.secret_id, version) if is_version_id(version) else None
         if found is None or found.content_type not in (TEXT_TYPE, BASE64_TYPE):
             pointer.find(call, version)
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         try:
-            value = decode_unlisted(found.value, text=found.content_type == TEXT_TYPE)
+            value = decode_leftover(found.value, text=found.content_type == TEXT_TYPE)
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
         return SecretValue(
@@ -317,9 +318,9 @@ class AzureSecretProvider(SecretProvider):
         vault = self._opened(call)
 
         async def change(pointer: Pointer) -> Pointer:
-            known = await self._with_unlisted(call, vault, pointer, version)
+            known = await self._with_leftover(call, vault, pointer, version)
             off = known.disabled(call, version)
-            await self._switch_off_earlier_views(call, vault)
+            await self._disable_earlier_views(call, vault)
             if off is not pointer:
                 # Who may not do the last step is told before the pointer changes, by a change that changes nothing.
                 kind = TEXT_TYPE if known.versions[version].text else BASE64_TYPE
@@ -329,20 +330,20 @@ class AzureSecretProvider(SecretProvider):
         await self._change(call, vault, change)
         await vault.update(call, call.secret_id, version, enabled=False)
 
-    async def _with_unlisted(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
-        if version in pointer.versions:
+    async def _with_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
+        if version in pointer.versions or not is_version_id(version):
             return pointer
         item = (await vault.listing(call, call.secret_id)).items.get(version)
         if item is None or item.content_type not in (TEXT_TYPE, BASE64_TYPE):
             return pointer
-        return pointer.with_unlisted(version, created=item.created, text=item.content_type == TEXT_TYPE)
+        return pointer.with_leftover(version, created=item.created, text=item.content_type == TEXT_TYPE)
 
-    async def _switch_off_earlier_views(self, call: Call, vault: KeyVault) -> None:
+    async def _disable_earlier_views(self, call: Call, vault: KeyVault) -> None:
         """Switch off what the view showed before: all of its versions but the newest."""
         name = call.secret_id + VIEW_SUFFIX
         items = (await vault.listing(call, name)).items
         if sum(item.enabled for item in items.values()) > 1:
-            newest = await self._view(call, vault)
+            newest = await self._read_view(call, vault)
             for item in items.values():
                 if item.enabled and newest is not None and item.version != newest.version:
                     await vault.update(call, name, item.version, enabled=False)
@@ -376,7 +377,7 @@ class AzureSecretProvider(SecretProvider):
         pointer = (await self._decided(call, vault)).pointer
         version = pointer.labels.get(CURRENT)
         try:
-            found = await self._view(call, vault)
+            found = await self._read_view(call, vault)
         except ProviderAccessDeniedError:
             text = f"{view} may not be read"
             hint = "`goatherd policy azure` prints the roles for it. Only readers without Goatherd need it."
@@ -492,7 +493,7 @@ class AzureSecretProvider(SecretProvider):
                 self._known[call.secret_id] = _Known(newest=newest.version if settled else "", decided=start)
                 return decision
             waited = True
-            await self._until(decision.pending, listing.now)
+            await self._wait_until_decidable(decision.pending, listing.now)
 
     async def _root(self, call: Call, vault: KeyVault, newest: Stored) -> Proposal:
         """Return a decided pointer to begin with: who writes one follows only what is decided."""
@@ -558,7 +559,7 @@ class AzureSecretProvider(SecretProvider):
         while True:
             last = remembered or await self._decided(call, vault)
             with contextlib.suppress(VersionDisabledError):  # switched off by hand: this change may be what helps
-                await self._show(call, vault, last)
+                await self._update_view(call, vault, last)
             try:
                 changed = await change(last.pointer)
             except (ConflictError, SecretNotFoundError, VersionDisabledError):
@@ -570,7 +571,7 @@ class AzureSecretProvider(SecretProvider):
             if changed is last.pointer:
                 return changed
             if (decided := await self._propose(call, vault, last, changed)) is not None:
-                await self._show(call, vault, decided, current[0] if current else None)
+                await self._update_view(call, vault, decided, current[0] if current else None)
                 return decided.pointer
 
     async def _propose(self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer) -> Proposal | None:
@@ -584,7 +585,7 @@ class AzureSecretProvider(SecretProvider):
         pending = self._remember(Proposal(id=put.version, created=put.created, pointer=proposed))
         while True:
             # Nothing can be decided before that, so there is no listing that could be of use.
-            await self._until(pending, vault.now(call))
+            await self._wait_until_decidable(pending, vault.now(call))
             listing = await vault.listing(call, name)
             if put.version not in listing.items:
                 raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
@@ -603,7 +604,7 @@ class AzureSecretProvider(SecretProvider):
 
     # --- the view ---------------------------------------------------------------------------------------------------
 
-    async def _view(self, call: Call, vault: KeyVault) -> Stored | None:
+    async def _read_view(self, call: Call, vault: KeyVault) -> Stored | None:
         """Return the newest version of the view; None where there is none.
 
         Raises:
@@ -618,7 +619,9 @@ class AzureSecretProvider(SecretProvider):
             )
         return found
 
-    async def _show(self, call: Call, vault: KeyVault, decided: Proposal, current: SecretBytes | None = None) -> None:
+    async def _update_view(
+        self, call: Call, vault: KeyVault, decided: Proposal, current: SecretBytes | None = None
+    ) -> None:
         """Make sure that the newest version of the view is the value that the label ``current`` leads to.
 
         Args:
@@ -632,7 +635,7 @@ class AzureSecretProvider(SecretProvider):
             if shown is not None and shown.decided in (decided.id, decided.pointer.parent):
                 is_right = shown.version == version  # whatever was decided since the last look is known
             else:
-                found = await self._view(call, vault)
+                found = await self._read_view(call, vault)
                 is_right = found is not None and _is_whole(found, decided.pointer.versions[version])
             if not is_right:
                 value = current or await self._read_back(call, vault, decided.pointer, version)
@@ -650,7 +653,7 @@ class AzureSecretProvider(SecretProvider):
             self._shown[call.secret_id] = _Shown(decided=decided.id, version=version)
             return
 
-    async def _until(self, pending: Proposal, now: int) -> None:
+    async def _wait_until_decidable(self, pending: Proposal, now: int) -> None:
         seconds = pending.created + self._settle - now
         await self.clock.sleep(timedelta(seconds=max(0.1, min(seconds, self._settle))))
 

@@ -186,7 +186,7 @@ class Pointer:
         off = replace(self.versions[known], disabled=True)
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
-    def with_unlisted(self, version: VersionId, *, created: int, text: bool) -> Pointer:
+    def with_leftover(self, version: VersionId, *, created: int, text: bool) -> Pointer:
         """Return it with a value that no pointer has named, so that it can be switched off and no writer can name it.
 
         It gets the number 0, so that it counts as the oldest.
@@ -294,13 +294,13 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
     Raises:
         DamagedRecordError: It is not the one that was written.
     """
-    value = decode_unlisted(stored, text=entry.text)
+    value = decode_leftover(stored, text=entry.text)
     if digest_of(value) != entry.digest:
         raise DamagedRecordError("its digest does not fit")
     return value
 
 
-def decode_unlisted(stored: str, *, text: bool) -> SecretBytes:
+def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
     """Return a value whose digest no pointer has.
 
     Raises:

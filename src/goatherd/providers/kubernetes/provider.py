@@ -231,8 +231,8 @@ class KubernetesSecretProvider(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         record = await self._do(call, lambda client: self._record(client, call))
         try:
-            if isinstance(at, VersionId) and (left := parse_number(at)) in record.unlisted():
-                return SecretValue(version=_unlisted(left), value=record.unlisted_value(left))
+            if isinstance(at, VersionId) and (left := parse_number(at)) in record.leftovers():
+                return SecretValue(version=_describe_leftover(left), value=record.leftover_value(left))
             number = record.ledger.find(call, at)
             return SecretValue(version=record.ledger.describe(number), value=record.value(number))
         except DamagedRecordError as error:
@@ -262,7 +262,7 @@ class KubernetesSecretProvider(SecretProvider):
         """List the versions. The API has no way to read a part of a Secret, so the values travel along."""
         record = await self._do(call, lambda client: self._record(client, call))
         found = {int(version.id): version for version in record.ledger.newest_first()}
-        found |= {number: _unlisted(number) for number in record.unlisted()}
+        found |= {number: _describe_leftover(number) for number in record.leftovers()}
         return [found[number] for number in sorted(found, reverse=True)]
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
@@ -278,7 +278,7 @@ class KubernetesSecretProvider(SecretProvider):
 
         def step(record: Record) -> Ledger | None:
             ledger = record.ledger
-            if parse_number(version) in record.unlisted():
+            if parse_number(version) in record.leftovers():
                 return ledger  # every change removes what the pointer does not name
             gone = ledger.destroyed(call, version)
             return None if gone is ledger else gone
@@ -380,7 +380,7 @@ class KubernetesSecretProvider(SecretProvider):
         return self._client
 
 
-def _unlisted(number: int) -> SecretVersion:
+def _describe_leftover(number: int) -> SecretVersion:
     return SecretVersion(id=VersionId(number), created_ms=0, is_leftover=True)
 
 

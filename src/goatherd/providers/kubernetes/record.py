@@ -72,7 +72,7 @@ class Record:
         encoded = self.content["data"].get(key_of(number))
         return checked(number, self.ledger.entries[number], None if encoded is None else _decoded(encoded))
 
-    def unlisted(self) -> set[int]:
+    def leftovers(self) -> set[int]:
         """Return the numbers of the values that the object holds although its pointer does not name them.
 
         Goatherd leaves none. An older state of the object that was merged into it does.
@@ -80,7 +80,7 @@ class Record:
         numbers = {int(match[1]) for key in self.content["data"] if (match := _VALUE.fullmatch(key)) is not None}
         return numbers - {number for number, entry in self.ledger.entries.items() if not entry.destroyed}
 
-    def unlisted_value(self, number: int) -> SecretBytes:
+    def leftover_value(self, number: int) -> SecretBytes:
         """Return such a value.
 
         Raises:

@@ -288,11 +288,11 @@ class VaultSecretProvider(SecretProvider):
         ledger = (await self._existing(call, client)).ledger
         number = parse_number(at) if isinstance(at, VersionId) else 0
         if number and (number not in ledger.entries or ledger.entries[number].destroyed):
-            return await self._reading_unlisted(call, client, ledger, number)
+            return await self._reading_leftover(call, client, ledger, number)
         number = ledger.find(call, at)
-        return SecretValue(version=ledger.describe(number), value=await self._value_of(call, client, ledger, number))
+        return SecretValue(version=ledger.describe(number), value=await self._read_value(call, client, ledger, number))
 
-    async def _reading_unlisted(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretValue:
+    async def _reading_leftover(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         found = await client.read(call.secret_id, number)
         if isinstance(found, Found):
@@ -302,7 +302,7 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(SecretNotFoundError, f"there is no version {number}")
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
 
-    async def _value_of(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretBytes:
+    async def _read_value(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretBytes:
         found = await client.read(call.secret_id, number)
         if isinstance(found, Gone):
             raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
@@ -399,7 +399,7 @@ class VaultSecretProvider(SecretProvider):
         path, asked = call.secret_id, False
         while True:
             pointer = await self._existing(call, client)
-            gone = (await self._with_unlisted(client, path, pointer.ledger, version)).destroyed(call, version)
+            gone = (await self._with_leftover(client, path, pointer.ledger, version)).destroyed(call, version)
             # The list first, so that no label can move there meanwhile; hence the right to do the other steps is
             # looked at before the first.
             if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
@@ -413,12 +413,12 @@ class VaultSecretProvider(SecretProvider):
             if gone is not pointer.ledger:
                 newest = await self._replaced(call, client, pointer, gone)
             if newest is not None:
-                await self._destroy_older(client, path + POINTER_SUFFIX, newest)
+                await self._destroy_older_versions(client, path + POINTER_SUFFIX, newest)
                 await client.destroy(path, int(version))
                 return
             await _pause()
 
-    async def _with_unlisted(self, client: VaultClient, path: str, ledger: Ledger, version: VersionId) -> Ledger:
+    async def _with_leftover(self, client: VaultClient, path: str, ledger: Ledger, version: VersionId) -> Ledger:
         """Return the ledger with a version that only the server knows, so that no writer can put it into the list."""
         number = parse_number(version)
         if not number or number in ledger.entries:
@@ -429,7 +429,7 @@ class VaultSecretProvider(SecretProvider):
         entry = Entry(created_ms=known.created_ms[number], request="", digest="", size=0)
         return replace(ledger, entries=MappingProxyType({**ledger.entries, number: entry}))
 
-    async def _destroy_older(self, client: VaultClient, path: str, newest: int) -> None:
+    async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
         known = await client.metadata(path)
         if known.current < newest:
             # SECURITY: destroying the older ones would destroy the only list that there is
@@ -484,7 +484,7 @@ class VaultSecretProvider(SecretProvider):
         if current is None and holder is not None:
             current = pointer.stored.current if holder == pointer.ledger.labels.get(CURRENT) else None
             if current is None:
-                current = await self._value_of(call, client, ledger, holder)
+                current = await self._read_value(call, client, ledger, holder)
         path = call.secret_id + POINTER_SUFFIX
         stored = encode_pointer(StoredPointer(ledger=ledger, current=current))
         written = await client.write(path, stored, cas=pointer.version)

@@ -109,7 +109,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
     """Return what is stored for versions, labels and the current value."""
     content = _content(stored.ledger)
-    return {"format": stored.format, "sha256": _digest(content), **content, **_readable(stored.current)}
+    return {"format": stored.format, "sha256": _digest(content), **content, **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
@@ -126,7 +126,7 @@ def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
             entries=MappingProxyType({int(n): _entry(entry) for n, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in data["labels"].items()}),
         )
-        stored = StoredPointer(ledger=ledger, current=_current(data), format=data["format"])
+        stored = StoredPointer(ledger=ledger, current=_decode_current(data), format=data["format"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError("a member is missing or of the wrong kind") from None
     if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
@@ -141,7 +141,7 @@ def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
     return stored
 
 
-def _readable(current: SecretBytes | None) -> dict[str, str]:
+def _encode_current(current: SecretBytes | None) -> dict[str, str]:
     if current is None:
         return {}
     try:
@@ -150,7 +150,7 @@ def _readable(current: SecretBytes | None) -> dict[str, str]:
         return {BASE64_FIELD: base64.b64encode(current.reveal()).decode()}
 
 
-def _current(data: Mapping[str, Any]) -> SecretBytes | None:
+def _decode_current(data: Mapping[str, Any]) -> SecretBytes | None:
     if TEXT_FIELD in data:
         return SecretBytes(data[TEXT_FIELD].encode())
     if BASE64_FIELD in data:
