@@ -61,6 +61,9 @@ async def find_start_problems(
         secret_id: The identity's secret in it.
         surveyor: Looks at the servers.
         commands: What the operator gave to be run, by the name of the option; None where nothing was given.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, and that will not pass by itself.
     """
     problems = []
     for option, line in commands.items():
@@ -78,8 +81,9 @@ async def find_start_problems(
         problems += await _of_rights(provider, secret_id)
         survey = await surveyor.survey(is_probing=False)
     except GoatherdError as error:
-        problems.append(StartProblem(text=str(error), hint=error.hint, is_permanent=not error.retryable))
-        return problems
+        if not error.retryable:
+            raise
+        return [*problems, StartProblem(text=str(error), hint=error.hint, is_permanent=False)]
     problems += [
         StartProblem(text=one.text, hint=one.hint, is_permanent=one.kind in _PERMANENT) for one in survey.obstacles
     ]

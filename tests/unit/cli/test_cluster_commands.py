@@ -332,7 +332,9 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
     assert rotated.code == 0, rotated.out
     after = goatherd("status", *here, "--json").json["nodes"][0]
     assert (after["signsWith"], after["generation"]) == (rotated.json["to"], 6)
-    assert goatherd("doctor", *here).code == 0
+    doctor = goatherd("doctor", *here)
+    assert doctor.code == 0
+    assert f"signs with root {rotated.json['to']}; it also trusts {first}" in doctor.out
     assert server.stop() == 0
 
 

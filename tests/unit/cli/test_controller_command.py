@@ -270,6 +270,8 @@ def test_a_controller_that_cannot_work_says_so_at_its_start_and_one_that_may_wor
     (tmp_path / "goatherd.toml").write_text('[rotation]\nquorum = "3"\n')
     assert "the quorum is 3, but 2 servers are listed" in goatherd("controller", *many).err
     (tmp_path / "goatherd.toml").unlink()
+    nowhere = goatherd("controller", "--provider", f"file://{tmp_path}/keys/none", *options[2:])
+    assert nowhere.code == EXIT_CODES["provider"]
     trail = goatherd("controller", *options, "--audit-log", str(tmp_path / "nowhere/audit"))
     assert trail.code == EXIT_CODES["audit"]
     assert generation(goatherd, old_store) == 1
