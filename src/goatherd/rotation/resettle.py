@@ -8,7 +8,7 @@ is not pushed again; one node is pushed to and the nodes carry it to each other;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Protocol
@@ -18,13 +18,15 @@ from goatherd.errors import DecodeError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.freeze import FrozenList
 from goatherd.identity.revocation import Revocation
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.observe import SESSIONS, Node
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
 from goatherd.rotation.reintroduction import Introduced, Survey, decode, introduce_again, survey
+from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.commit import Commit
 from goatherd.wire.messages import VERSION
 
 BATCH: Final = 500
@@ -114,12 +116,15 @@ class Resettler:
         assert revoked is not None
 
         def look() -> Survey:
+            commits = decode(raw.values(), self._org)
+            # Roots that have left the document, and are trusted without the revoked one, are no thief's.
+            others = self._trusted(document, commits, {*document.revoked_ids, session_id})
             with ThreadPoolExecutor(_THREADS) as executor:
                 return survey(
-                    decode(raw.values(), self._org),
+                    commits,
                     revoked,
                     successor_id=signer.id,
-                    roots={root.id for root in document.roots},
+                    roots={*(root.id for root in document.roots), *(root.id for root in others)},
                     frozen=frozen,
                     leave_out=leave_out,
                     executor=executor,
@@ -131,6 +136,25 @@ class Resettler:
         report.long_lived = tuple(one.session.id for one in found.sessions if one.is_long)
         report.rogue_roots, report.forged, report.left_out = found.rogue_roots, found.forged, found.left_out
         return found, set(raw)
+
+    async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
+        """Return a root that has left the document, as the nodes hold it and the document's roots vouch for it."""
+        raw: dict[str, Any] = {}
+        for url in self._outcomes:
+            await self._on_each([url], lambda node: self._collect(node, document.current, raw), is_long=True)
+        commits = decode(raw.values(), self._org)
+        found = await asyncio.to_thread(self._trusted, document, commits, document.revoked_ids)
+        return next((root for root in found if root.id == session_id), None)
+
+    def _trusted(
+        self, document: IdentityDocument, commits: Iterable[Commit], revoked: Collection[str]
+    ) -> tuple[Session, ...]:
+        listed = [root for root in document.roots if root.id not in revoked]
+        if document.current.id in revoked:
+            return tuple(listed)  # only where nothing is written yet: its successor is not known here
+        pool = TrustPool(org=self._org, current=document.current, roots=listed, revoked=revoked)
+        pool.offer_session_commits(commits)
+        return pool.roots
 
     async def _collect(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
         for _ in range(_ROUNDS):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
@@ -107,6 +108,7 @@ class Revoker:
         self._begin(session_id)
         document, _ = await self._read()
         self._take(document, session_id)
+        document = await self._with_root(document, session_id)
         if session_id not in document.revoked_ids:
             heir, _ = await self._heir(document, session_id, successor)
             self._report.current_id = document.current.id if heir is None else heir.id
@@ -172,6 +174,7 @@ class Revoker:
             nonlocal heir
             if session_id in document.revoked_ids:
                 return None
+            document = await self._with_root(document, session_id)
             if heir is None:
                 heir, self._stolen = await self._heir(document, session_id, successor)
                 if heir is not None:
@@ -191,6 +194,19 @@ class Revoker:
         # To be heard by nodes that have missed the introduction of the successor.
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
+
+    async def _with_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+        """Return the document with a root in it that has left it: it comes back to be revoked.
+
+        With its public half what the cluster holds of it goes on being verified; and nodes, which trust it by its
+        introduction, refuse it by the revocation.
+        """
+        if document.root(session_id) is not None or not document.pruned:
+            return document
+        found = await self._resettler(document).find_pruned(document, session_id)
+        if found is None:
+            return document
+        return replace(document, roots=(*document.roots, found), pruned=document.pruned - 1)
 
     async def _heir(
         self, document: IdentityDocument, session_id: str, successor: str

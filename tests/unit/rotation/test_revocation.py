@@ -460,3 +460,49 @@ async def test_a_node_that_dies_on_the_way_loses_nothing_for_the_next_run(
                 assert not (await revoker.revoke(a.id, reason="stolen")).is_complete
         assert (await cluster.revoker().revoke(a.id, reason="stolen")).is_complete
         assert await cluster.nodes[0].answers(user)
+
+
+async def aged_cluster(cluster: Cluster) -> list[str]:
+    """Rotate until the first roots have left the document; return the ids of all roots, oldest first."""
+    rotator = Rotator(cluster.provider, SECRET, cluster.nodes, policy=POLICY)
+    roots = [(await cluster.document()).current.id]
+    while (await cluster.document()).pruned < 2:
+        roots.append((await rotator.rotate()).current_id)
+    return roots
+
+
+async def test_a_root_that_has_left_the_document_can_still_be_revoked(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        node = cluster.nodes[0]
+        note = signed_commit(a)
+        await node.push(NOTES, [note], a)
+        roots = await aged_cluster(cluster)
+        before = await cluster.document()
+        assert before.root(a.id) is None
+        assert await node.answers(a), "it is trusted by its introductions"
+        planned = await cluster.revoker().plan(a.id)
+        assert planned.rogue_roots == ()
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert report.rogue_roots == ()
+        document = await cluster.document()
+        assert a.id in document.revoked_ids
+        assert document.root(a.id) == a.session
+        assert document.pruned == before.pruned - 1
+        assert not await node.answers(a)
+        await node.push(NOTES, [signed_commit(a)], document.current)
+        assert await ids(node, NOTES, document.current) == {note.id}, "what was held counts, and nothing else"
+        pool = cluster.servers[0].database().pool
+        assert set(roots) - {a.id} <= set(pool.root_ids), "no other root goes with it"
+        with pytest.raises(IllegalStepError):
+            await cluster.revoker().revoke("stranger", reason="never heard of")
+
+
+async def test_revoking_the_current_root_takes_no_root_that_has_left_the_document_with_it(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        roots = await aged_cluster(cluster)
+        stolen = (await cluster.document()).current.id
+        report = await cluster.revoker().revoke(stolen, reason="stolen")
+        assert report.rogue_roots == ()
+        assert set(roots) - {stolen} <= set(cluster.servers[0].database().pool.root_ids)
