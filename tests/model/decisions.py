@@ -26,6 +26,7 @@ from goatherd.rotation.machine import (
     Phase,
     Policy,
     Prepare,
+    PrepareRestore,
     Prune,
     Quorum,
     StoreView,
@@ -142,7 +143,7 @@ class Decisions:
             sense = _sense(action)
             if isinstance(action, Wait | Introduce | CrossSign) and now_ms == LATE:
                 sense = (*sense, "late")  # what the deadline ends is not the same before and after it
-            if isinstance(action, Prepare):
+            if isinstance(action, Prepare | PrepareRestore):
                 sense = (*sense, unanswered(shown))
             if sense not in known:
                 known[sense] = None

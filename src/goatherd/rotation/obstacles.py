@@ -247,7 +247,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
         )
     if node.answers is False:
         return Obstacle(
-            kind=ObstacleKind.OTHER_IDENTITY,
+            kind=ObstacleKind.UNTRUSTED,
             text=f"{url} rejects a request signed by the current root {root}: it belongs to another identity, or its "
             "clock differs by more than three minutes",
             hint="Is --provider the store that this server starts from? `goatherd doctor` compares the clocks.",

@@ -59,6 +59,17 @@ async def test_a_server_of_another_identity_ends_the_start(make_herd: MakeHerd) 
         refuse_start(await problems_of(herd, nodes=[*herd.nodes, stranger(herd)]))
 
 
+async def test_an_unmodified_server_that_rejects_the_current_root_may_only_have_a_wrong_clock(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    other = stranger(herd)
+    other.unmodified = True
+    problem, _ = await problems_of(herd, nodes=[*herd.nodes, other])
+    assert "it belongs to another identity, or its clock differs by more than three minutes" in problem.text
+    assert not problem.is_permanent
+
+
 async def test_servers_that_do_not_say_with_whom_they_synchronize_are_left_without_a_session(
     make_herd: MakeHerd,
 ) -> None:
