@@ -272,7 +272,8 @@ def obstacle_checks(survey: Survey) -> list[Check]:
         if one.kind not in _CHECKED_ELSEWHERE
     ]
     if not survey.obstacles:
-        checks.append(Check(name="rotation", level=OK, text="no obstacle: a rotation can begin now"))
+        what = "the rotation in progress can go on" if survey.is_in_progress else "a rotation can begin now"
+        checks.append(Check(name="rotation", level=OK, text=f"no obstacle: {what}"))
     return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
 
 

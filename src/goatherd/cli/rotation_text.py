@@ -242,7 +242,7 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     lines += [f"stopped by: {what}" for what in plan.stops]
     lines += ["", *(f"remark: {remark}" for remark in plan.remarks)]
     lines += [f"obstacle: {obstacle}" for obstacle in plan.obstacles]
-    lines += [] if plan.obstacles else ["no obstacle: it can begin now"]
+    lines += [] if plan.obstacles else [f"no obstacle: it can {'go on' if plan.resumes else 'begin'} now"]
     return lines
 
 

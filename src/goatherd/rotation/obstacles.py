@@ -43,10 +43,12 @@ class Survey:
     Attributes:
         obstacles: Why it would be refused; empty where it would begin.
         remarks: What is worth knowing, and does not keep it from beginning.
+        is_in_progress: Whether a rotation is in progress, so that the obstacles are what keeps that one from going on.
     """
 
     obstacles: tuple[Obstacle, ...]
     remarks: tuple[str, ...]
+    is_in_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,6 +270,7 @@ class Rotator:
         return Survey(
             obstacles=find_obstacles_to_begin(observation, self.policy, self._clock.now_ms()),
             remarks=await self._find_remarks(observation, document),
+            is_in_progress=document.rotation is not None,
         )
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
+from goatherd.providers.base import Label
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.machine import NodeView
@@ -177,6 +178,20 @@ async def test_a_rotation_in_progress_is_a_remark_of_the_plan_to_resume_it(make_
     assert any(f"rotation {plan.resumes} is in progress" in remark for remark in plan.remarks)
     with pytest.raises(RotationBusyError, match=plan.resumes):
         await rotator_for(herd).rotate()
+
+
+async def test_a_label_of_others_and_a_version_that_cannot_be_read_are_remarks(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    await rotator_for(herd).rotate()
+    *_, oldest = await herd.provider.versions(herd.secret_id)
+    await herd.provider.label(herd.secret_id, Label("audit"), oldest.id, expected=None)
+    await herd.provider.write(herd.secret_id, b"damaged", label=Label("broken"), expected=None)
+    plan = await rotator_for(herd).plan()
+    assert plan.obstacles == ()
+    assert f"label 'audit' is on version {oldest.id}: `goatherd retire` does not destroy that version" in plan.remarks
+    assert any("cannot be read" in remark and "whose private keys" in remark for remark in plan.remarks)
+    assert (await rotator_for(herd).survey()).remarks == plan.remarks
+    assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
 
 
 # --- which servers exchange commits ---------------------------------------------------------------------------------

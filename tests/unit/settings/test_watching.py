@@ -95,6 +95,7 @@ async def test_while_the_watch_stands_the_store_is_polled_seldom_but_polled(
     for _ in range(9):
         await clock.turn(EVERY)
     assert provider.reads == 0
+    assert settings.status.view_interval == 10 * EVERY, "by which `goatherd doctor` knows that this view is not stale"
     await provider.put(PREPARED)  # of which the store forgets to tell
     await clock.turn(EVERY)
     assert provider.reads == 1
@@ -113,6 +114,7 @@ async def test_a_store_without_its_watch_is_polled_as_any_other(
     provider.queue.put_nowait(provider.refusal)
     await settle()
     assert not settings.status.is_watching
+    assert settings.status.view_interval == EVERY
     assert "settings.watch_lost" in caplog.text
     for _ in range(10):
         await clock.turn(EVERY)
