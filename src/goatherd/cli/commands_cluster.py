@@ -38,13 +38,13 @@ from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
+from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
 from goatherd.rotation.holdings import copies_left, describe_kept
 from goatherd.rotation.machine import Phase, Policy, Quorum, Step
 from goatherd.rotation.obstacles import Survey
-from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import check_lifetime, unlisted_for
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings.base import Origin
@@ -70,7 +70,7 @@ async def _status(app: App) -> int:
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
     remarks = notes(document, now_ms)
-    plan = await plan_rotation(app.options) if nodes else None
+    obstacles = await find_obstacles_now(app.options) if nodes else ()
     ending = last_ending(document)
     data = {
         "store": store.name,
@@ -80,7 +80,7 @@ async def _status(app: App) -> int:
         "lastRotation": ending_data(ending),
         "privateKeys": keys.to_json(now_ms),
         "notes": remarks,
-        "obstacles": [] if plan is None else list(plan.obstacles),
+        "obstacles": [one.text for one in obstacles],
         "nodes": [node.to_json() for node in nodes],
     }
     lines = describe(app.out, store, version.id, document)
@@ -91,8 +91,7 @@ async def _status(app: App) -> int:
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
         lines += ["", *app.out.table(heads, [_node_row(node, document) for node in nodes])]
-    if plan is not None:
-        lines += [f"obstacle to a rotation: {obstacle}" for obstacle in plan.obstacles]
+    lines += [f"obstacle to a rotation: {one.text}" for one in obstacles]
     lines += [f"note: {remark}" for remark in remarks]
     app.out.result(data, lines)
     return 0 if all(node.is_in_step(document.current.id) for node in nodes) else EXIT_FINDINGS
@@ -158,13 +157,13 @@ async def _survey(options: Options) -> Survey:
         return await rotator.survey()
 
 
-async def plan_rotation(options: Options) -> Plan | None:
-    """Return the plan of a rotation as far as the servers show it; None where it is not known who they are."""
+async def find_obstacles_now(options: Options) -> tuple[Obstacle, ...]:
+    """Return what would stand in the way of a rotation, without the operator's health checks, which are not run."""
     try:
         async with _watching_rotator(options, has_health=False) as rotator:
-            return await rotator.plan()
-    except DiscoveryError:
-        return None  # the list of the nodes says so
+            return (await rotator.survey(is_probing=False, has_remarks=False)).obstacles
+    except DiscoveryError as error:
+        return (Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint),)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from goatherd.cli.auditing import audit_option, who
-from goatherd.cli.commands_cluster import health_signals, plan_rotation, policy_of
+from goatherd.cli.commands_cluster import find_obstacles_now, health_signals, policy_of
 from goatherd.cli.main import App, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
@@ -320,8 +320,7 @@ async def _explain(app: App, schedule: Schedule) -> int:
         _, document = await store.read()
     facts, now_ms = facts_of(document), SystemClock().now_ms()
     verdict = next_due(facts, schedule, now_ms)
-    plan = await plan_rotation(app.options) if app.options.nodes or app.options.rotation_bare else None
-    obstacles = () if plan is None else plan.obstacles
+    obstacles = await find_obstacles_now(app.options) if app.options.nodes or app.options.rotation_bare else ()
     begins = preview(facts, schedule, now_ms, PREVIEW)
     data = {
         "store": store.name,
@@ -332,7 +331,7 @@ async def _explain(app: App, schedule: Schedule) -> int:
         "next": _verdict_data(verdict),
         "rotations": [iso(begin) for begin in begins],
         "schedule": _schedule_data(schedule),
-        "obstacles": list(obstacles),
+        "obstacles": [one.text for one in obstacles],
     }
     lines = [
         f"identity    {store.name}: {facts.current_id} signs, and expires at {iso(facts.expires_ms)}",
@@ -346,7 +345,7 @@ async def _explain(app: App, schedule: Schedule) -> int:
         lines.append("rotations   if each succeeds at once: " + ", ".join(iso(begin) for begin in begins))
     if verdict.urgent:
         lines.append("urgent      the root is near its expiration, or past it")
-    lines += [f"obstacle    {obstacle}" for obstacle in obstacles]
+    lines += [f"obstacle    {one.text}" for one in obstacles]
     app.out.result(data, lines)
     return 0
 

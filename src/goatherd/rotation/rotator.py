@@ -255,11 +255,12 @@ class Rotator:
         remarks = await self._find_remarks(observation, document)
         return make_plan(observation, self.policy, self._clock.now_ms(), signals=names, remarks=remarks)
 
-    async def survey(self, *, is_probing: bool = True) -> Survey:
+    async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
         """Return what stands in the way of a rotation, as `rotate` would see it. Writes nothing to the store.
 
         Args:
             is_probing: Make one anonymous session where the servers do not say with whom they synchronize.
+            has_remarks: Look for remarks as well, which reads every stored version.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
@@ -269,7 +270,7 @@ class Rotator:
         observation, document = await self._survey(document, version, is_probing=is_probing)
         return Survey(
             obstacles=find_obstacles_to_begin(observation, self.policy, self._clock.now_ms()),
-            remarks=await self._find_remarks(observation, document),
+            remarks=await self._find_remarks(observation, document) if has_remarks else (),
             is_in_progress=document.rotation is not None,
         )
 
