@@ -16,7 +16,8 @@ import orjson
 
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.redaction import SHORT_LIFE, days_left
+from goatherd.identity.expiry import SHORT_LIFE
+from goatherd.identity.redaction import days_left
 
 START_MARGIN: Final = timedelta(hours=1)
 """A server may take a while from being started to reading its file; it must still find more than 15 days then."""

@@ -21,8 +21,8 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import EXPIRED_HINT, Urgency, urgency
-from goatherd.identity.redaction import SHORT_LIFE, days_left, notes
+from goatherd.identity.expiry import SHORT_LIFE, Urgency, expired_hint, urgency
+from goatherd.identity.redaction import days_left, notes
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
@@ -241,7 +241,7 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
     left = days_left(document, now_ms)
     for remark in notes(document, now_ms):
         level = FAILED if left < 0 else WARNING
-        hint = EXPIRED_HINT if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
+        hint = expired_hint(document.current.id) if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
         checks.append(Check(name="identity", level=level, text=remark, hint=hint))
     if left >= SHORT_LIFE.days:
         stage = urgency(document, now_ms)

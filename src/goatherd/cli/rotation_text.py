@@ -13,7 +13,7 @@ from goatherd.cli.output import Output
 from goatherd.clock import iso
 from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
-from goatherd.identity.redaction import SHORT_LIFE
+from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.rotation.events import Report
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms

@@ -11,14 +11,27 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from goatherd.identity.redaction import SHORT_LIFE
-
 if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument
 
 
-EXPIRED_HINT: Final = "A rotation cannot help any more; `goatherd revoke` puts another root in its place, unendorsed."
-"""What to do about a root that has expired: it can vouch for no successor."""
+SHORT_LIFE: Final = timedelta(days=15)
+"""COMPAT: with less than this left, GoatDB extends the root by itself at its next start, and then hands its private key
+to anybody who asks (docs/explanation/rotation.md)."""
+
+
+def replace_expired_command(root_id: str) -> str:
+    """Return the one command that puts another root in the place of an expired one, without the servers to name.
+
+    An expired root can endorse no successor, so no rotation replaces it; its key still proves a revocation, by which
+    servers follow (`goatherd.identity.revocation`).
+    """
+    return f"goatherd revoke {root_id} --reason expired"
+
+
+def expired_hint(root_id: str) -> str:
+    """Return what to do about a root that has expired."""
+    return f"`{replace_expired_command(root_id)}` puts a new root in its place; give --node URL for each server."
 
 
 class Urgency(StrEnum):

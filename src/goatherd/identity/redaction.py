@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.identity.document import (
@@ -18,13 +17,10 @@ from goatherd.identity.document import (
     history_json,
     rotation_json,
 )
+from goatherd.identity.expiry import SHORT_LIFE, replace_expired_command
 from goatherd.identity.revocation import Revocation, revocation_json
 from goatherd.identity.session import Session
 from goatherd.identity.text import iso
-
-SHORT_LIFE: Final = timedelta(days=15)
-"""COMPAT: with less than this left, GoatDB extends the root by itself at its next start, and then hands its private key
-to anybody who asks (design §5)."""
 
 # SubjectPublicKeyInfo of a P-384 key up to its coordinates, so that a fingerprint is what `openssl` computes too.
 _SPKI = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
@@ -45,7 +41,10 @@ def notes(document: IdentityDocument, now_ms: int) -> list[str]:
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))
     if left < 0:
-        found.append(f"the current root {document.current.id} expired {-left:.1f} days ago")
+        found.append(
+            f"the current root {document.current.id} expired {-left:.1f} days ago; replace it with "
+            f"`{replace_expired_command(document.current.id)}`"
+        )
     elif left < SHORT_LIFE.days:
         found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
     found += [

@@ -21,7 +21,7 @@ from goatherd.identity.document import (
     settled,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
-from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.expiry import expired_hint
 from goatherd.identity.pruning import may_leave
 from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
@@ -87,7 +87,7 @@ def prepare(
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
-            hint=EXPIRED_HINT,
+            hint=expired_hint(document.current.id),
         )
     record = RotationRecord(
         id=rotation_id,

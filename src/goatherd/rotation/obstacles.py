@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
-from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.expiry import expired_hint
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
 from goatherd.rotation.table import Phase
@@ -136,7 +136,7 @@ def _of_the_store(observation: Observation, now_ms: int, *, is_restore: bool) ->
     store = observation.store
     if store.phase is Phase.STEADY and not is_restore and now_ms > store.current_expires_ms:
         text = f"root {store.current_id} has expired: servers and clients reject what it signs now"
-        yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=EXPIRED_HINT)
+        yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=expired_hint(store.current_id))
     ahead_ms = store.phase_since_ms - now_ms
     if ahead_ms > CLOCK_TOLERANCE / timedelta(milliseconds=1):
         yield Obstacle(

@@ -15,6 +15,7 @@ from goatherd.rotation.machine import (
     FORWARD,
     GATES,
     Observation,
+    ObstacleKind,
     Phase,
     Policy,
     Step,
@@ -185,7 +186,10 @@ def _planned(phase: Phase, step: Step, policy: Policy, signals: Sequence[str]) -
 
 
 def _obstacles(observation: Observation, policy: Policy, now_ms: int) -> list[str]:
-    found = [one.text for one in find_obstacles_to_begin(observation, policy, now_ms)]
+    found = [
+        f"{one.text}. {one.hint}" if one.kind is ObstacleKind.EXPIRED else one.text
+        for one in find_obstacles_to_begin(observation, policy, now_ms)
+    ]
     if not observation.nodes and observation.nodes_unknown is None:
         found.append("no server is listed: the rotation would wait for none of those that hold this identity")
     return found

@@ -13,7 +13,7 @@ from typing import Final
 from goatherd.clock import iso
 from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.redaction import SHORT_LIFE
+from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.base import SecretProvider, VersionState
 from goatherd.rotation.policy import Policy, lifetime_floor

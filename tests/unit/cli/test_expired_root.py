@@ -1,0 +1,64 @@
+"""A root that has expired: every place that tells of it names the one command that replaces it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd.clock import SystemClock
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.node.expiry import ExpiryWatch
+from goatherd.providers.file import FileSecretProvider
+
+from .conftest import Goatherd
+
+ROOT = "k3n7q2w8e4r6t9y5u1i0o2pa"
+COMMAND = f"goatherd revoke {ROOT} --reason expired"
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> IdentityDocument:
+    """An identity made half a year ago, whose root has expired, in the store ``keys/root``."""
+    past_ms = SystemClock().now_ms() - timedelta(days=181) // timedelta(milliseconds=1)
+    root = OwnedSession.generate(session_id=ROOT, owner=ROOT_OWNER, now_ms=past_ms, lifetime=timedelta(days=180))
+    made = create(root, past_ms)
+
+    async def write() -> None:
+        async with FileSecretProvider(str(tmp_path / "keys")) as provider:
+            await provider.create("root", encode_document(made))
+
+    asyncio.run(write())
+    return made
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["doctor"], ["rotate", "--unsafe-without-nodes"], ["rotate", "--plan"], ["show"]],
+    ids=" ".join,
+)
+def test_each_command_that_meets_an_expired_root_names_the_command_that_replaces_it(
+    goatherd: Goatherd, document: IdentityDocument, tmp_path: Path, words: list[str]
+) -> None:
+    done = goatherd(*words, "--provider", f"file://{tmp_path}/keys/root")
+    assert COMMAND in done.out + done.err
+
+
+def test_the_log_of_a_server_names_it_too(document: IdentityDocument, caplog: pytest.LogCaptureFixture) -> None:
+    ExpiryWatch("localhost", lambda: document, SystemClock()).look()
+    assert [f"do='{COMMAND}'" in record.getMessage() for record in caplog.records] == [True]
+    assert caplog.records[0].levelno == logging.ERROR
+
+
+def test_the_command_that_is_named_replaces_it(goatherd: Goatherd, document: IdentityDocument, tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    goatherd(*COMMAND.split()[1:], "--provider", store, "--unsafe-without-nodes", "--yes")
+    shown = goatherd("show", "--provider", store, "--json").json
+    assert shown["current"]["id"] != ROOT
+    assert shown["revoked"][0]["id"] == ROOT
+    assert "expired" not in goatherd("rotate", "--plan", "--provider", store).out
