@@ -39,7 +39,7 @@ def document(tmp_path: Path) -> IdentityDocument:
 
 @pytest.mark.parametrize(
     "words",
-    [["status"], ["doctor"], ["rotate", "--unsafe-without-nodes"], ["rotate", "--plan"], ["show"]],
+    [["status"], ["doctor"], ["rotate", "--unsafe-without-nodes"], ["rotate", "--plan"]],
     ids=" ".join,
 )
 def test_each_command_that_meets_an_expired_root_names_the_command_that_replaces_it(
