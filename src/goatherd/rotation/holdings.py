@@ -6,8 +6,9 @@ that cannot be looked at is listed with the reason, never left away; results hol
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Final
 
 from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
@@ -68,7 +69,25 @@ async def find_holdings(
         holding = await _look_into(provider, secret_id, document, version)
         if holding is not None:
             found.append(holding)
-    return tuple(found)
+    return tuple(_dated(one, found, document) for one in found)
+
+
+def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocument) -> Holding:
+    """Return a holding with the time of retirement that the versions themselves show, where the history is silent.
+
+    The history forgets the eldest rotations. Of a root that it does not name only the last rotation would be known, and
+    where one follows another within the grace period, its key would be kept without end. But the root had stopped
+    signing when the first version was written that does not hold its key any more.
+    """
+    times = [holding.version.created_ms]
+    for key in holding.private_ids - {document.current.id}:
+        silent_ms = silent_since_ms(document, key)
+        newer = list(takewhile(lambda one, key=key: key not in one.private_ids, versions))  # type: ignore[misc]
+        is_named = any(key in (entry.from_id, entry.to_id) for entry in document.history)
+        if not is_named and newer and not any(one.problem for one in newer):
+            silent_ms = min(silent_ms, newer[-1].version.created_ms)
+        times.append(silent_ms)
+    return replace(holding, retired_ms=max(times))
 
 
 async def find_cancelled_holdings(
