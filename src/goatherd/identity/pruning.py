@@ -13,11 +13,14 @@ from goatherd.identity.document import IdentityDocument, encode_document
 
 KEPT_ROOTS: Final = 3
 """So many earlier roots stay at most that are not retired, however short the time between two rotations is."""
-FULL_BYTES: Final = 14 * 1024
-"""No rotation begins in a document that would become larger than this. Even a revocation in the middle of such a
-rotation, which endorses every root anew, stays below the smallest limit of any store (Azure Key Vault, 25 KB)."""
+MOST_BYTES: Final = 24_000
+"""What a document may become at the worst: below the smallest limit of any store (Azure Key Vault, 25 KB)."""
 ROTATION_BYTES: Final = 3 * 1024
 """What a rotation adds while it is in progress: the next root twice, an endorsement, the record."""
+REVOCATION_BYTES: Final = 3 * 1024
+"""What a revocation in the middle of it adds: a root, two entries with reasons, a proof."""
+ENDORSEMENT_BYTES: Final = 512
+"""What it adds for each root that its successor endorses anew."""
 
 
 def may_leave(document: IdentityDocument) -> frozenset[str]:
@@ -47,8 +50,10 @@ def leaving(document: IdentityDocument) -> tuple[str, ...]:
 
 
 def is_full(document: IdentityDocument) -> bool:
-    """Whether the document is too large for another rotation to begin."""
-    return len(encode_document(document)) + ROTATION_BYTES > FULL_BYTES
+    """Whether the document is too large for another rotation to begin: with a revocation in the middle of it."""
+    endorsed = len(document.roots) + 1 - len(document.revoked)
+    worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
+    return worst > MOST_BYTES
 
 
 def _cancelled(document: IdentityDocument) -> frozenset[str]:

@@ -29,6 +29,7 @@ from goatherd.identity.text import pretty
 
 MAX_HISTORY = 16
 MAX_HISTORY_BYTES: Final = 2048
+KEPT_PROOFS: Final = 2
 _MAX_REASON = 200
 _RETIRED = "retired"
 CANCELLED = "cancelled"
@@ -363,7 +364,7 @@ def revoke(
     roots = document.roots if document.root(current.id) else (*document.roots, current.session)
     revoked_ids = document.revoked_ids | {one.id for one in revoked}
     changes: dict[str, Any] = {
-        "revoked": (*document.revoked, *revoked),
+        "revoked": (*_without_old_proofs(document.revoked), *revoked),
         "rotation": None,
         "next": None,
         "roots": roots,
@@ -414,6 +415,16 @@ def settle(document: IdentityDocument, session_id: str, now_ms: int) -> Identity
         raise IllegalStepError(f"{session_id} is not revoked, or its freeze is not closed")
     revoked = tuple(replace(one, settled_at=now_ms) if one.id == session_id else one for one in document.revoked)
     return _changed(document, now_ms, revoked=revoked)
+
+
+def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
+    """Return the revocations, the older ones with what nodes refuse by and what the frozen list is checked with only.
+
+    A proof leads a server on that knows no other root than the revoked one. What is not finished stays as it is.
+    """
+    old = revoked[: max(0, len(revoked) - KEPT_PROOFS)]
+    bare = (replace(one, reason="", successor=None, proof=None) if one.settled_at is not None else one for one in old)
+    return (*bare, *revoked[len(old) :])
 
 
 def _check_heir(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:

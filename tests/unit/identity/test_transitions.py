@@ -14,6 +14,7 @@ from goatherd.identity import (
     Phase,
     activate,
     cancel,
+    close_freeze,
     create,
     decode_document,
     encode_document,
@@ -23,11 +24,12 @@ from goatherd.identity import (
     retire,
     revoke,
     roll_back,
+    settle,
     verified,
     with_phase,
 )
 from goatherd.identity.document import history_json
-from goatherd.identity.pruning import FULL_BYTES, is_full, leaving, may_leave
+from goatherd.identity.pruning import MOST_BYTES, is_full, leaving, may_leave
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import MAX_HISTORY, MAX_HISTORY_BYTES, restore
 
@@ -304,11 +306,33 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
         }
         before = document
         document = prepare(document, owned(f"r{number}"), now_ms=NOW, **steps)
-        assert len(encode_document(document)) <= FULL_BYTES
         worst = with_phase(document, Phase.PUBLISHED, NOW)
         document = finalize(verified(activate(worst, NOW), NOW), NOW)
         number += 1
     assert before is not document
     assert number >= 8
     revoked = revoke(worst, worst.current.id, LATER, reason="\N{GOAT}" * 200, successor=C)
-    assert len(encode_document(revoked)) < 25_000
+    assert len(encode_document(revoked)) < MOST_BYTES
+
+
+def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
+    document = first()
+    for number in range(14):
+        assert not is_full(document), number
+        stolen = document.current.id
+        document = revoke(document, stolen, NOW, reason="stolen", successor=owned(f"r{number}"))
+        document = close_freeze(document, stolen, NOW, commits=12_345, digest="a" * 64)
+        document = settle(document, stolen, NOW)
+        if ids := may_leave(document):
+            document = prune(document, ids, NOW)
+    assert len(document.revoked_ids) == 14
+    assert [one.proof is not None for one in document.revoked[-4:]] == [False, True, True, True]
+    assert all(one.freeze is not None for one in document.revoked), "commits of each are still checked"
+    assert len(encode_document(rotated(document, "next"))) < MOST_BYTES
+
+
+def test_a_revocation_that_is_not_finished_keeps_its_proof() -> None:
+    document = first()
+    for number in range(5):
+        document = revoke(document, document.current.id, NOW, reason="stolen", successor=owned(f"r{number}"))
+    assert all(one.proof is not None for one in document.revoked)
