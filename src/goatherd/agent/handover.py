@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.errors import GoatherdError, IdentityError, IdentityExistsError, KeyLeakedError, SettingsError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings
 from goatherd.settings.base import DBSettings, DBSettingsProvider
 from goatherd.telemetry import Event, event_text
@@ -181,7 +182,7 @@ class Handover:
             text = f"{self.file.link} is there already and cannot be read: {error}"
             raise IdentityExistsError(text, hint=_PLACE_HINT) from error
         mine = found.current.session
-        known = self.document.root(mine.id)
+        known = self.document.root(mine.id) or self._recalled(mine.id)
         if known is None or known.public_key != mine.public_key:
             more = "Was the server started without the agent? Then it has invented that root."
             raise self._other_identity(mine.id, more)
@@ -193,6 +194,11 @@ class Handover:
             hint=f"{_PLACE_HINT} {more}",
         )
 
+    def _recalled(self, root_id: str) -> Session | None:
+        """Return a root that this agent has used before, and that may have left the document while it was away."""
+        recalled: Iterable[Session] = getattr(self._settings, "recalled", ())
+        return next((root for root in recalled if root.id == root_id), None)
+
     def _stranger(self, raw: bytes) -> str | None:
         """Return the root that a settings.json holds, if the store does not know and never knew it."""
         view, document = view_of(raw), self.document
@@ -200,7 +206,9 @@ class Handover:
             return None
         known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
         known |= {root_id for entry in document.history for root_id in (entry.from_id, entry.to_id) if root_id}
-        return None if view.current_id in known else view.current_id
+        if view.current_id in known or self._recalled(view.current_id) is not None:
+            return None
+        return view.current_id
 
     async def prepare(self) -> None:
         """Verify now what `write` will need, so that a server that has to stop for it stops for a short time.

@@ -232,7 +232,11 @@ def describe(out: Output, store: Store, version: str, document: IdentityDocument
         if root["revoked"]:
             state = "REVOKED"
         rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
-    return [*lines, "", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
+    lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
+    if document.pruned:
+        noun = "root is" if document.pruned == 1 else "roots are"
+        lines.append(f"{document.pruned} earlier {noun} kept in /sys/sessions, and trusted by introductions there")
+    return lines
 
 
 @command(

@@ -33,7 +33,7 @@ EFFECTS: Final[dict[Step, str]] = {
 
 RISKS: Final[dict[Step, str]] = {
     Step.PREPARE: "none: nothing is signed otherwise, and a cancel takes the next root out again",
-    Step.PUBLISH: "next to none: from here on the next root stays among the roots, as a public key, even if cancelled",
+    Step.PUBLISH: "next to none: from here on servers trust the next root, even if cancelled; it has signed nothing",
     Step.ACTIVATE: "a server that is not listed, and reads neither store nor peers, refuses what the next root signs",
     Step.VERIFY: "none: both roots are trusted everywhere, and a roll-back loses nothing",
     Step.FINALIZE: "none; but from here on going back is another rotation",

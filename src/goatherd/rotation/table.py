@@ -62,7 +62,7 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # one of another identity would take no part in it at all.
     Step.PREPARE: (Evidence.ANSWERS,),
     # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
-    # From then on it stays among the roots for good; so nobody is told of it who would have it cancelled anyhow.
+    # From then on it stays trusted for good; so nobody is told of it who would have it cancelled anyhow.
     Step.PUBLISH: (Evidence.ANSWERS,),
     # SECURITY: hazard 1. A node that signs with B before the others know B loses commits
     # (tests/unit/rotation/test_hazards.py).

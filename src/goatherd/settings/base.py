@@ -195,10 +195,13 @@ class Settings(ABC):
         origin: What kind of source this is.
         introductions: Where to look for the way to an identity over roots that have left it; None: nowhere. Set by the
             server that these are the settings of.
+        recalled: The roots that this server has used before its start, as it remembers them. Some may have left the
+            identity since.
     """
 
     origin: ClassVar[Origin]
     introductions: IntroductionSource | None = None
+    recalled: tuple[Session, ...] = ()
 
     def __init__(self, *, source: str, clock: Clock | None) -> None:
         self._source = source

@@ -212,6 +212,7 @@ class CloudSecretSettings(Settings):
         before = await self._recalled()
         if before is not None:
             await self._verify_first(document, before)
+            self.recalled = before.roots
         if self._settings is None:
             self._version = str(found.version.id)
         return self._settings_from(document)

@@ -52,6 +52,7 @@ class TestSettings:
     def __init__(self, document: IdentityDocument | None = None) -> None:
         self.document = document or first()
         self.failure: Exception | None = None
+        self.recalled: tuple[Session, ...] = ()
         self.silence: asyncio.Event | None = None
         self._callbacks: list[Callable[[DBSettings], None]] = []
 

@@ -219,6 +219,16 @@ async def test_a_root_that_the_store_had_once_is_not_an_invented_one(kit: Kit) -
     assert await kit.handover.remove()
 
 
+async def test_a_root_that_this_agent_has_used_is_not_an_invented_one_though_it_has_left_the_document(kit: Kit) -> None:
+    await kit.handover.write()
+    kit.settings.document = replace(first(), current=B, roots=(B.session,), pruned=1)
+    with pytest.raises(IdentityExistsError):
+        await kit.handover.check_place(is_left_over=True)
+    kit.settings.recalled = (A.session,)
+    for is_left_over in (True, False):
+        await kit.handover.check_place(is_left_over=is_left_over)
+
+
 async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
     await kit.handover.write()
     await kit.handover.remove()

@@ -77,6 +77,7 @@ async def test_a_server_last_seen_at_the_first_rotation_starts_by_the_log_of_a_p
         assert (await settings.load()).current.id == aged().current.id
     assert isinstance(settings.introductions, Places)
     assert settings.introductions.asked[-1] == "http://c:8101", "no further than the chain needs"
+    assert settings.recalled == first().roots
 
 
 async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: CountingProvider, seen: Path) -> None:
