@@ -315,7 +315,7 @@ class Proxy:
         return None, None
 
     async def _refresh(self) -> None:
-        await asyncio.gather(*[trust.refresh() for trust in self._trusts])
+        await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
     def _count_repositories(self, address: str, elements: Iterable[Element]) -> None:
         fresh = dict.fromkeys(element.path for element in elements if element.path not in self._repositories)

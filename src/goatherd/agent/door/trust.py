@@ -37,6 +37,11 @@ FEW: Final = 2
 """So many signatures are checked at once, in place; more go to threads."""
 PAUSE: Final = timedelta(milliseconds=200)
 """Between two questions for somebody unknown, at least."""
+LONGEST_PAUSE: Final = timedelta(seconds=2)
+"""And at most, however long the last reading took: a client waits ten seconds for an answer, and the server needs some
+of them."""
+PATIENCE: Final = timedelta(seconds=7)
+"""How long a request waits for the session of its signer to be found; then it is answered with 503."""
 REMEMBER: Final = timedelta(seconds=5)
 
 _ERROR_RATE: Final = 1e-6
@@ -89,8 +94,8 @@ class Trust:
 
     @property
     def pause(self) -> timedelta:
-        """How long to wait between two readings: the more there is to read, the longer."""
-        return max(PAUSE, 5 * self._took)
+        """How long to wait between two readings: the more there is to read, the longer, up to `LONGEST_PAUSE`."""
+        return min(max(PAUSE, 5 * self._took), LONGEST_PAUSE)
 
     @property
     def session_count(self) -> int:
@@ -113,6 +118,20 @@ class Trust:
         """
         await self._rounds.run()
 
+    async def look_up(self) -> None:
+        """Read the child's sessions for a request that waits: not longer than a client does.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: They cannot be read, or not in time. The reading goes on.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                await self._rounds.run()
+        except TimeoutError:
+            raise NodeUnreachableError(
+                f"the server did not list the sessions of {self.org} within {PATIENCE.total_seconds():g} s"
+            ) from None
+
     async def _read(self) -> None:
         assert self._replica is not None
         if self._read_at is not None:
@@ -123,11 +142,12 @@ class Trust:
         try:
             raws = await self._replica.read()
         except (NodeUnreachableError, NodeRefusedError) as error:
+            # A reading that failed says nothing of how much there is to read.
             self.failure = error
-            raise
-        finally:
             self._read_at = self.clock.monotonic()
-            self._took = timedelta(seconds=self._read_at - began)
+            raise
+        self._read_at = self.clock.monotonic()
+        self._took = timedelta(seconds=self._read_at - began)
         self.failure = None
         commits: list[Commit] = []
         for raw in raws:
@@ -182,7 +202,7 @@ class Trust:
         verdicts = await self._judge(path, commits, executor)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
         if early:
-            await self.refresh()
+            await self.look_up()
             again = await self._judge(path, [commits[index] for index in early], executor)
             for index, verdict in zip(early, again, strict=True):
                 verdicts[index] = verdict
