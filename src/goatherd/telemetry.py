@@ -145,6 +145,9 @@ class Event(StrEnum):
     """A door listens in front of a server."""
     DOOR_STOPPED = "door.stopped"
     """A door has stopped something by this rule; at most one line a minute for each, with the count so far."""
+    DOOR_CREATIONS_JOINED = "door.creations_joined"
+    """Several clients created one key at the same time; the door gave the first creation a child, so that the server
+    merges them."""
     DOOR_KEY_WITHHELD = "door.key_withheld"
     """The server behind a door tried to give away a private key: it is burnt, revoke it."""
     DOOR_BLIND = "door.blind"

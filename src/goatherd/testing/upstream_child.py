@@ -483,16 +483,20 @@ class UpstreamChild:
             self.roots.setdefault(session.id, session)
 
     def _merge_if_needed(self, path: str, commit: Commit) -> None:
-        """6.7: leaves older than five seconds are merged by the server; some of that ends its process (T7)."""
+        """Merge the leaves of a key where this server leads; some of that ends its process (T7).
+
+        A server leads when no leaf is younger than five seconds, or when its own session wrote one that is. It ends
+        when it merges leaves of a key of which no commit has a child.
+        """
         now_ms = self.clock.now_ms()
         of_key = [self._decoded.get(raw["id"]) or _as_commit(raw, self.org) for raw in self._of_key(path, commit.key)]
-        parents = {parent for each in of_key for parent in each.parents}
-        leaves = [each for each in of_key if each.id not in parents and each.ts < now_ms - _OLD_MS]
-        if len(leaves) < 2:
+        parents = {parent for raw in self.repositories[path].values() for parent in raw.get("p", ())}
+        leaves = [each for each in of_key if each.id not in parents]
+        leaders = {each.session for each in leaves if abs(now_ms - each.ts) <= _OLD_MS}
+        if len(leaves) < 2 or (leaders and self.root.id not in leaders):
             return
-        ancestors = [_ancestors(each, {other.id: other for other in of_key}) for each in leaves]
-        if not set.intersection(*ancestors):
-            raise DiedError("Failed Assertion: empty ancestors filter")
+        if not any(each.id in parents for each in of_key):
+            raise DiedError("Merge commit got empty ancestors filter")
         if len({each.namespace for each in leaves if not each.is_delta}) > 1:
             raise DiedError("a merge of two schemas")
         for each in leaves:
@@ -520,18 +524,6 @@ class UpstreamChild:
         commits = [raw for commit_id, raw in visible.items() if commit_id not in message.filter]
         wrapped = {"__t": "E", "__v": held.to_json()}
         return {"ver": VERSION, "f": wrapped, "s": len(visible), "c": commits, "ad": []}
-
-
-def _ancestors(commit: Commit, of_key: Mapping[str, Commit]) -> set[str]:
-    found: set[str] = set()
-    left = [commit.id]
-    while left:
-        commit_id = left.pop()
-        if commit_id in found or commit_id not in of_key:
-            continue
-        found.add(commit_id)
-        left += of_key[commit_id].parents
-    return found - {commit.id} or ({commit.id} if not commit.parents else set())
 
 
 def _as_commit(raw: Mapping[str, Any], org: str) -> Commit:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -453,6 +453,10 @@ class Held:
         self.asked += 1
         if self.is_away:
             raise NodeUnreachableError("away")
+        held = {each.id for each in self.commits}
+        for raw in json.loads(body)[0]["msg"]["c"]:
+            if raw["id"] not in held:
+                self.commits.append(Commit.from_json(raw, org=ORG))
         commits = [each.to_json() for each in self.commits]
         return 200, to_json_bytes([{"path": "/d/x", "res": {"c": commits, "s": len(commits)}}])
 
@@ -465,16 +469,27 @@ def note(key: str, commit_id: str | None = None, parents: tuple[str, ...] = ()) 
     return commit_by(X, key, {"text": "x"}, commit_id=commit_id, parents=parents)
 
 
-async def test_what_was_not_stored_does_not_count() -> None:
+async def test_a_second_creation_waits_for_the_first_and_is_admitted_when_that_was_not_stored() -> None:
     index = index_of(Held())
     await index.refresh()
     first, second = note("k"), note("k")
     assert await index.admit([first]) == [None]
-    assert [each and each.rule for each in await index.admit([second])] == [Rule.BIRTH]
+    later = asyncio.create_task(index.admit([second]))
+    await asyncio.sleep(0.05)
+    assert not later.done()
     index.settle([first], is_stored=False)
-    assert await index.admit([second]) == [None]
-    index.settle([second], is_stored=True)
-    assert [each and each.rule for each in await index.admit([first])] == [Rule.BIRTH]
+    assert await later == [None]
+
+
+async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("goatherd.agent.door.index._SETTLING_SECONDS", 0.05)
+    index = index_of(Held())
+    await index.refresh()
+    assert await index.admit([note("k")]) == [None]
+    with pytest.raises(NodeUnreachableError):
+        await index.admit([note("k")])
 
 
 async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
@@ -485,13 +500,89 @@ async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -
     refused, good = note("k"), note("k")
     assert await index.admit([refused]) == [None]
     index.settle([refused], is_stored=True)
-    assert [each and each.rule for each in await index.admit([good])] == [Rule.BIRTH]
-    index._read_at = SystemClock().monotonic() - 1
     assert await index.admit([good]) == [None]
     index.settle([good], is_stored=True)
     held.commits.append(good)
-    index._read_at = SystemClock().monotonic() - 1
-    assert [each and each.rule for each in await index.admit([refused])] == [Rule.BIRTH]
+    assert await index.admit([refused]) == [None]
+    (child,) = [each for each in held.commits if each.parents]
+    assert child.parents == (good.id,)
+
+
+class Merging(Held):
+    """A model of `Repository.mergeIfNeeded`: which order of commits ends a GoatDB server.
+
+    Attributes:
+        now: The server's clock in milliseconds.
+        died: Whether it has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.died = False
+
+    async def ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
+        ((element,),) = [json.loads(body)]
+        self.receive([Commit.from_json(raw, org=ORG) for raw in element["msg"]["c"]])
+        return await super().ask(body, signature)
+
+    def receive(self, commits: Sequence[Commit]) -> None:
+        held = {each.id for each in self.commits}
+        fresh = sorted((each for each in commits if each.id not in held), key=lambda each: each.ts)
+        for at in range(0, len(fresh), 50):  # GoatDB stores so many, then looks at each
+            batch = fresh[at : at + 50]
+            self.commits += batch
+            for each in batch:
+                self.merge_if_needed(each.key)
+
+    def merge_if_needed(self, key: str) -> None:
+        parents = {parent for each in self.commits for parent in each.parents}
+        of_key = [each for each in self.commits if each.key == key]
+        leaves = [each for each in of_key if each.id not in parents]
+        recent = {each.session for each in leaves if abs(self.now - each.ts) <= 5_000}
+        if len(leaves) < 2 or (recent and A.id not in recent):
+            return
+        if not any(each.id in parents for each in of_key):
+            self.died = True
+            return
+        self.commits.append(commit_by(A, key, {"text": "merged"}, ts=self.now, parents=[each.id for each in leaves]))
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["create", "edit", "both"]),
+        st.sampled_from(["k", "j"]),
+        st.sampled_from([0, 4_000, 5_001, 100_000]),
+        st.sampled_from([0, 3_000, 10_000]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(_STEPS, st.integers(1, 4))
+async def test_no_order_of_creations_and_edits_ends_the_server_and_none_is_lost(
+    steps: list[tuple[str, str, int, int]], size: int
+) -> None:
+    held = Merging()
+    index = index_of(held)
+    await index.refresh()
+    mine: list[Commit] = []
+    for at in range(0, len(steps), size):
+        push: list[Commit] = []
+        for kind, key, age, pause in steps[at : at + size]:
+            held.now += pause
+            of_key = [each for each in (*mine, *push) if each.key == key]
+            if kind != "create" and of_key:
+                push.append(commit_by(X, key, {"text": "e"}, ts=held.now - age, parents=[of_key[-1].id]))
+            if kind != "edit" or not of_key:
+                push.append(commit_by(X, key, {"text": "c"}, ts=held.now - age))
+        assert await index.admit(push) == [None] * len(push)
+        held.receive(push)
+        index.settle(push, is_stored=True)
+        mine += push
+        assert not held.died
+    assert {each.id for each in mine} <= {each.id for each in held.commits}
 
 
 async def test_a_commit_that_the_filter_hides_is_not_taken_for_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,7 +655,7 @@ async def test_a_parent_that_was_missing_may_come_later() -> None:
     index = index_of(Held(note("k", parents=("late",))))
     await index.refresh()
     assert await index.admit([late]) == [None]
-    assert [each and each.rule for each in await index.admit([note("k", "other")])] == [Rule.BIRTH]
+    assert await index.admit([note("k", "other")]) == [None], "some commit of that key has a child"
 
 
 async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:

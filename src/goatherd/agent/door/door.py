@@ -176,6 +176,7 @@ class Door:
                 capacity=self._limits.index_commits,
                 is_session=trust.holds,
                 era=lambda: self._upstream.era,
+                org=trust.org,
             )
         self._proxy = Proxy(
             upstream=self._upstream,

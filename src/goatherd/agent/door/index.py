@@ -1,10 +1,15 @@
 """What the child's repositories hold, as far as a new commit's fate depends on it (T7, T37, T39).
 
-The child ends its process when it has to merge two births of one key, or leaves without a common ancestor; it never
-comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so for
-each repository that is written to, the door knows the ids, which of them are deltas, and the keys with their schemas.
-And the child decodes an id once: a commit that comes under the id of another is that other one to it, in any
-repository, whatever was judged here. So an id stays with the repository in which it was seen first.
+The child ends its process when it merges leaves of a key of which no commit has a child ("empty ancestors filter"); it
+never comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so
+for each repository that is written to, the door knows the ids, which of them are deltas, which keys have a commit with
+a child, and the keys with their schemas. And the child decodes an id once: a commit that comes under the id of another
+is that other one to it, in any repository, whatever was judged here. So an id stays with the repository in which it was
+seen first.
+
+Two clients may create one key at the same time; GoatDB merges the two as soon as some commit of that key has a child.
+So before a second creation is handed on, the door gives the first one a child: a commit with the same contents, signed
+by the root (`RepositoryIndex._continue_keys`), and waits until it has read it back.
 
 Rules: a repository is read before the first push to it is judged, and again, in the background or before a judgement
 that would be a refusal, when what is known is old: the child's own application and its peers write past the door.
@@ -15,17 +20,24 @@ commits, all is read anew. The least used repositories are forgotten beyond `cap
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from goatherd.agent.door.replica import Ask, Replica, Rounds
 from goatherd.agent.door.rules import DroppedError, Rule
 from goatherd.clock import Clock
-from goatherd.identity.session import OwnedSession
+from goatherd.errors import NodeUnreachableError, WireError
+from goatherd.identity.session import OwnedSession, sign_commit
+from goatherd.ids import new_id, new_seeds
+from goatherd.telemetry import Event, event_text
+from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
+from goatherd.wire.messages import VERSION
 
 OLD_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 0.5
@@ -34,6 +46,12 @@ _ERROR_RATE: Final = 1e-3
 _UNCONFIRMED: Final = 100
 """So many commits are believed to be stored, at most, before the child is asked."""
 _RENEWALS: Final = 3
+_CONTINUATIONS: Final = 4
+"""How often, at most, one push is judged again after the first creations of its keys got a child."""
+_SETTLING_SECONDS: Final = 5.0
+"""How long a second creation waits for the first one that another request has just brought."""
+
+_log = logging.getLogger("goatherd.agent.door")
 
 
 class Homes:
@@ -69,6 +87,7 @@ class RepositoryIndex:
         clock: The time.
         homes: Where ids were seen first.
         era: Returns another number once the child may be another process.
+        org: The organization.
     """
 
     def __init__(
@@ -78,6 +97,7 @@ class RepositoryIndex:
         ask: Ask,
         signer: Callable[[], OwnedSession],
         clock: Clock,
+        org: str = "localhost",
         homes: Homes | None = None,
         era: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -95,6 +115,13 @@ class RepositoryIndex:
         self._pending: dict[str, Commit] = {}
         self._unconfirmed: set[str] = set()
         self._wanted: set[str] = set()
+        self._full_of: dict[str, str] = {}
+        self._continued: set[str] = set()
+        self._signer = signer
+        self._org = org
+        self._connection = new_id()
+        self._continuing = asyncio.Lock()
+        self._settled = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._key_of)
@@ -149,6 +176,8 @@ class RepositoryIndex:
         self._deltas.clear()
         self._schemas.clear()
         self._wanted.clear()
+        self._full_of.clear()
+        self._continued.clear()
 
     async def _take(self) -> None:
         for raw in await self._replica.read():
@@ -158,16 +187,23 @@ class RepositoryIndex:
             if isinstance(key, str):
                 namespace = marker.partition("/")[0] if isinstance(marker, str) else None
                 parents = raw.get("p")
-                if isinstance(parents, list):
-                    self._wanted.update(each for each in parents if isinstance(each, str) and each not in self._key_of)
+                for parent in parents if isinstance(parents, list) else ():
+                    if self._key_of.get(parent) == key:
+                        self._continued.add(key)
+                    elif isinstance(parent, str) and parent not in self._key_of:
+                        self._wanted.add(parent)
                 self._know(raw["id"], key, namespace, is_delta=not isinstance(record, dict))
 
     def _know(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
         self._key_of[commit_id] = key
         self._homes.note(commit_id, self.path)
-        self._wanted.discard(commit_id)
+        if commit_id in self._wanted:
+            self._wanted.discard(commit_id)
+            self._continued.add(key)
         if is_delta:
             self._deltas.add(commit_id)
+        else:
+            self._full_of.setdefault(key, commit_id)
         if self._schemas.get(key) is None:
             self._schemas[key] = namespace
 
@@ -186,14 +222,93 @@ class RepositoryIndex:
         if any(problems) and self.age > STALE_SECONDS:
             await self.refresh()
             problems = self._judge(commits)
+        for _ in range(_CONTINUATIONS):
+            keys = {problem.key for problem in problems if isinstance(problem, _ConcurrentCreationError)}
+            if not keys:
+                break
+            await self._continue_keys(keys, [each for each, why in zip(commits, problems, strict=True) if why is None])
+            problems = self._judge(commits)
         for commit, problem in zip(commits, problems, strict=True):
             if problem is None and commit.id not in self._key_of:
                 self._pending[commit.id] = commit
                 self._homes.note(commit.id, self.path)
         return problems
 
+    async def _continue_keys(self, keys: set[str], good: Sequence[Commit]) -> None:
+        """Have the first creation of each key stored and give it a child, so that the child merges a second one.
+
+        Args:
+            keys: The keys.
+            good: The commits of the same push that nothing is wrong with; the first creations may be among them.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: The child cannot be asked, or a first creation is still on its way.
+        """
+        async with self._continuing:
+            await self._wait_until_settled(keys)
+            await self.refresh()
+            first = [each for each in good if each.key in keys - self._schemas.keys() and not each.parents]
+            if first:
+                # Both creations came in one message: the first goes ahead, under its own signature.
+                await self._write([each.to_json() for each in first])
+            wanted = {self._full_of[key] for key in keys - self._continued if key in self._full_of}
+            originals = await self._replica.fetch(wanted) if wanted else []
+            children = [child for raw in originals if (child := self._child_of(raw)) is not None]
+            if children:
+                await self._write([child.to_json() for child in children])
+                _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
+
+    async def _wait_until_settled(self, keys: set[str]) -> None:
+        try:
+            async with asyncio.timeout(_SETTLING_SECONDS):
+                while any(
+                    each.key in keys and not self._is_settled(each) and each.key not in self._schemas
+                    for each in self._pending.values()
+                ):
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            raise NodeUnreachableError(f"{self.path}: a first creation of a key is still on its way") from None
+
+    def _is_settled(self, commit: Commit) -> bool:
+        return commit.id in self._unconfirmed
+
+    def _child_of(self, raw: Mapping[str, Any]) -> Commit | None:
+        """Return a commit that says once more what a full commit says, signed by the root; None where none can."""
+        try:
+            original = Commit.from_json(raw, org=self._org)
+            now_ms, signer = self._clock.now_ms(), self._signer()
+            child = replace(
+                original,
+                id=new_id(),
+                session=signer.id,
+                ts=max(now_ms, math.floor(original.ts) + 1),
+                version=VERSION,
+                connection=self._connection,
+                parents=(original.id,),
+                ancestors_filter=BloomFilter.for_size(1, 0.25, new_seeds(seed_count(1, 0.25))),
+                ancestors_count=0,
+                merge_base=None,
+                merge_leader=None,
+                revert=False,
+                signature=None,
+            )
+            return sign_commit(signer, child, now_ms=now_ms)
+        except WireError as error:
+            _log.warning(event_text(Event.DOOR_STOPPED, rule=Rule.BIRTH.value, count=1, why=f"{self.path}: {error}"))
+            return None
+
+    async def _write(self, commits: Sequence[Mapping[str, Any]]) -> None:
+        """Hand commits to the child under the root's signature, and read them back."""
+        await self._replica.write(commits)
+        for commit in commits:
+            if self._replica.hides(commit["id"]):
+                self._replica.renew()
+        await self.refresh()
+
     def settle(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
         """Take held commits as stored, or not; in doubt not, and the next push reads again."""
+        self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:
                 continue
@@ -271,8 +386,18 @@ class RepositoryIndex:
             return DroppedError(Rule.BIRTH, f"commit {commit.id!r} comes before its parents")
         is_other_there = key in self._schemas or (key in batch.keys and commit.id not in self._pending)
         if is_other_there and commit.id not in self._wanted:
-            return DroppedError(Rule.BIRTH, f"commit {commit.id!r} is a second birth of {key!r}")
+            if key in self._continued:
+                return None  # the child merges it
+            return _ConcurrentCreationError(commit)
         return None
+
+
+class _ConcurrentCreationError(DroppedError):
+    """A second creation of a key of which no stored commit has a child; the child would end when it merges the two."""
+
+    def __init__(self, commit: Commit) -> None:
+        super().__init__(Rule.BIRTH, f"commit {commit.id!r} is a second creation of {commit.key!r}")
+        self.key = commit.key
 
 
 @dataclass(slots=True)
@@ -305,6 +430,7 @@ class Indexes:
         capacity: How many commits are known at most, all together.
         is_session: Whether an id is one of ``/sys/sessions``.
         era: Returns another number once the child may be another process.
+        org: The organization.
     """
 
     def __init__(
@@ -316,8 +442,10 @@ class Indexes:
         capacity: int,
         is_session: Callable[[str], bool],
         era: Callable[[], int],
+        org: str = "localhost",
     ) -> None:
         self._era = era
+        self._org = org
         self._homes = Homes(2 * capacity, is_session)
         self._ask = ask
         self._signer = signer
@@ -334,7 +462,13 @@ class Indexes:
         index = self._indexes.get(path)
         if index is None:
             index = RepositoryIndex(
-                path, ask=self._ask, signer=self._signer, clock=self._clock, homes=self._homes, era=self._era
+                path,
+                ask=self._ask,
+                signer=self._signer,
+                clock=self._clock,
+                homes=self._homes,
+                era=self._era,
+                org=self._org,
             )
             self._indexes[path] = index
         self._indexes.move_to_end(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -24,6 +24,7 @@ from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
 
 ROUNDS: Final = 200
+FETCHES: Final = 4
 _SMALLEST: Final = 64
 _BIG_ANSWER: Final = 64 * 1024
 
@@ -105,10 +106,46 @@ class Replica:
         self.is_short = size < len(self.ids)
         return found
 
+    async def write(self, commits: Sequence[Mapping[str, Any]]) -> None:
+        """Hand commits to the child; what it answers is not read.
+
+        Raises:
+            NodeUnreachableError: No answer.
+            NodeRefusedError: The child does not trust the signer.
+        """
+        await self._sync(self._filter if self.ids else None, commits)
+
+    async def fetch(self, ids: set[str]) -> list[dict[str, Any]]:
+        """Return commits of which the ids are known; without those that the child no longer has.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: As `read`.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for _ in range(FETCHES):
+            missing = ids - found.keys()
+            if not missing:
+                break
+            # The filter holds some of them by mistake, others each time.
+            others = await asyncio.to_thread(self._filter_without, missing)
+            commits, _ = await self._sync(others, ())
+            found.update((commit["id"], commit) for commit in commits if commit["id"] in missing)
+        return list(found.values())
+
+    def _filter_without(self, missing: set[str]) -> BloomFilter:
+        others = self._new_filter(self._room)
+        others.update(self.ids - missing)
+        return others
+
     async def _round(self) -> tuple[list[dict[str, Any]], float]:
+        return await self._sync(self._filter if self.ids else None, ())
+
+    async def _sync(
+        self, has: BloomFilter | None, commits: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Any]], float]:
         empty = {"d": "AA==", "s": [1, 2]}
-        held = self._filter.to_json() if self.ids else empty
-        message = {"ver": VERSION, "f": {"__t": "E", "__v": held}, "s": len(self.ids), "c": [], "ad": []}
+        held = empty if has is None else has.to_json()
+        message = {"ver": VERSION, "f": {"__t": "E", "__v": held}, "s": len(self.ids), "c": list(commits), "ad": []}
         header = sign_request(self._signer(), now_ms=self._clock.now_ms(), nonce=new_id())
         status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
         if status != 200:
