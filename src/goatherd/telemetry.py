@@ -148,6 +148,8 @@ class Event(StrEnum):
     DOOR_CREATIONS_JOINED = "door.creations_joined"
     """Several clients created one key at the same time; the door gave the first creation a child, so that the server
     merges them."""
+    DOOR_BYPASSED = "door.bypassed"
+    """The server behind a door names another address than the door's to browsers or in login mails."""
     DOOR_KEY_WITHHELD = "door.key_withheld"
     """The server behind a door tried to give away a private key: it is burnt, revoke it."""
     DOOR_BLIND = "door.blind"

@@ -45,6 +45,8 @@ SESSIONS = "/sys/sessions"
 STATS = "/sys/stats"
 USERS = "/sys/users"
 
+APPLICATION = b'console.log("serverURL", "http://localhost:1");\n'
+
 _FATAL_COUNT = 10_000_000
 _FATAL_NAME = 255
 _WINDOW_MS = 180_000
@@ -89,6 +91,7 @@ class UpstreamChild:
         sessions: The sessions that it trusts.
         roots: Its roots.
         publishes_extra: Whether unknown members of a root are published, as the original does.
+        resolves_to: What the application's ``domain.resolveOrg`` returns; its own address when None.
         answers: The bodies of its answers of ``/auth/session``.
     """
 
@@ -114,6 +117,7 @@ class UpstreamChild:
         self.sessions: dict[str, Session] = {root.id: root.session}
         self.roots: dict[str, Session] = {root.id: root.session}
         self.publishes_extra = False
+        self.resolves_to: str | None = None
         self.answers: list[bytes] = []
         self._registry = registry
         self._settle = settle
@@ -227,14 +231,23 @@ class UpstreamChild:
             fields.append((b"content-type", kind))
         if status not in (403, 500):
             fields += [
-                (b"access-control-allow-origin", self.url.encode()),
+                (b"access-control-allow-origin", self._base_url.encode()),
                 (b"access-control-allow-methods", scope["method"].encode()),
                 (b"access-control-allow-headers", b"*"),
             ]
         if status == 307:
-            fields.append((b"location", self.url.encode()))
+            fields.append((b"location", self._base_url.encode()))
         await send({"type": "http.response.start", "status": status, "headers": fields})
         await send({"type": "http.response.body", "body": answer})
+
+    @property
+    def _base_url(self) -> str:
+        return self.resolves_to or self.url
+
+    def _script(self) -> bytes:
+        """Return the application's script behind the configuration that the original puts in front of it."""
+        config = {"debug": False, "version": VERSION, "orgId": self.org, "serverURL": self._base_url}
+        return b";\nglobalThis.GoatDBConfig = " + to_json_bytes(config) + b";\n;" + APPLICATION
 
     async def _die(self, why: str) -> None:
         self.died = why
@@ -258,6 +271,8 @@ class UpstreamChild:
             return 307, b""
         if method == "GET" and path == "/healthy":
             return 200, b"OK"
+        if method == "GET" and path.endswith("/app.js"):
+            return 200, self._script()
         if method == "PATCH" and path == "/auth/session":
             return 400, b"Unknown request"
         return (200, b"") if method == "OPTIONS" else (404, b"")

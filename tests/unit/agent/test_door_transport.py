@@ -12,7 +12,9 @@ from datetime import timedelta
 import pytest
 
 from goatherd.agent.door import Door, Limits, Rule, Trust
+from goatherd.agent.door.redaction import script_with_server_url
 from goatherd.errors import ConfigurationError
+from goatherd.testing.upstream_child import APPLICATION
 from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
 from tests.unit.goats import ORG, element, signed_header
@@ -782,7 +784,50 @@ async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_give
             assert health.headers["access-control-allow-origin"] == "https://goats.example"
             login = await w.http.get(door.url + "/auth/temp-login", follow_redirects=False)
             assert login.headers["location"] == "https://goats.example"
+            script = (await w.http.get(door.url + "/sub/App.js")).content
+            own = (await w.http.get(w.child.url + "/sub/app.js")).content
+            assert script == own.replace(w.child.url.encode(), b"https://goats.example", 1) != own
+            assert script.endswith(APPLICATION)
         assert (await w.send(True, [element("/data/x")])).headers["access-control-allow-origin"] == w.child.url
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"",
+        b"console.log(1)\n",
+        b";\nglobalThis.GoatDBConfig = {;\n;code",
+        b";\nglobalThis.GoatDBConfig = {};\n;code",
+        b';\nglobalThis.GoatDBConfig = {"custom":{"serverURL":"http://own:1"}};\n;code',
+        b';\nglobalThis.GoatDBConfig = {"serverURL":5};\n;code',
+        b'code;\nglobalThis.GoatDBConfig = {"serverURL":"http://own:1"};\n;code',
+    ],
+)
+def test_a_script_without_goatdb_s_address_in_front_passes_byte_for_byte(script: bytes) -> None:
+    assert script_with_server_url(script, lambda _: b"https://goats.example") == script
+
+
+@pytest.mark.parametrize(
+    ("named", "public_url", "expected"),
+    [
+        (None, None, "start with --public-url"),
+        ("https://goats.example", None, "start with --public-url"),
+        (None, "https://goats.example", "login mails name http"),
+        ("https://goats.example", "https://goats.example", None),
+    ],
+)
+async def test_a_server_that_names_another_address_than_the_door_s_is_reported_with_the_remedy(
+    caplog: pytest.LogCaptureFixture, named: str | None, public_url: str | None, expected: str | None
+) -> None:
+    async with world() as w:
+        caplog.clear()
+        w.child.resolves_to = named
+        trust = Trust(org=ORG, identity=identity(A), clock=w.clock)
+        async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url=public_url) as door:
+            await door._check_address()
+        found = [text for text in caplog.messages if "door.bypassed" in text]
+        assert bool(found) is (expected is not None)
+        assert all(expected in text and "domain.resolveOrg" in text for text in found if expected)
 
 
 @pytest.mark.parametrize(

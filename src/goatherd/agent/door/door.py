@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Final
+from urllib.parse import urlsplit
 
 from goatherd.agent.door.exchange import Renaming
 from goatherd.agent.door.index import Indexes
@@ -219,6 +220,31 @@ class Door:
         public = None if self._public_url is None else self._public_url.encode("ascii")
         return Renaming(self._upstream.names, public)
 
+    async def _check_address(self) -> None:
+        """Warn where the server gives browsers or login mails an address that is not the door's.
+
+        COMPAT: GoatDB puts what ``domain.resolveOrg`` returns into CORS headers, ``/app.js`` and login mails.
+
+        Raises:
+            NodeUnreachableError: The server did not answer.
+        """
+        limit = REFRESH.total_seconds()
+        _, headers, _ = await self._upstream.fetch_with_headers("OPTIONS", "/healthy", [], b"", limit=limit)
+        named = headers.get(b"access-control-allow-origin", b"").decode("latin-1")
+        if not named or named == "*":
+            return
+        if self._public_url is None:
+            if urlsplit(named).port == self.port:
+                return
+            why = f"browsers and login mails go to {named[:200]}, which is not the door"
+            remedy = "start with --public-url, and have domain.resolveOrg of the application return the public URL"
+        elif named != self._public_url:
+            why = f"login mails name {named[:200]} instead of {self._public_url}"
+            remedy = "have domain.resolveOrg of the application return the public URL"
+        else:
+            return
+        _log.warning(event_text(Event.DOOR_BYPASSED, why=why, remedy=remedy))
+
     async def _app(self, scope: object, receive: object, send: object) -> None:
         assert self._proxy is not None
         await self._proxy.app(scope, receive, send)  # type: ignore[arg-type]
@@ -231,6 +257,7 @@ class Door:
     async def _follow(self, trust: Trust) -> None:
         """Keep in step with the child's sessions, so that few pushes have to wait for a look."""
         was_blind = False
+        must_check = trust is self.trusts[0]
         while True:
             with suppress(NodeUnreachableError, NodeRefusedError):
                 await trust.refresh()
@@ -242,6 +269,10 @@ class Door:
                     event_text(event, org=trust.org, why=trust.failure or "", sessions=trust.session_count),
                 )
                 was_blind = is_blind
+            if must_check and trust.session_count and not is_blind:
+                with suppress(NodeUnreachableError, ValueError):
+                    await self._check_address()
+                    must_check = False
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
     def _report(self, rule: Rule, why: str) -> None:

@@ -70,6 +70,12 @@ class Renaming:
         """Return the value of a header of the child's answer as callers are to see it."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
+        return self.address(value)
+
+    def address(self, value: bytes) -> bytes:
+        """Return an address with the public URL in the place of the server's own."""
+        if self.public is None:
+            return value
         for own in self.own:
             rest = value[len(own) :]
             if value.startswith(own) and (not rest or rest[:1] in b"/?#"):

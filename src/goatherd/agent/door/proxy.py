@@ -24,7 +24,7 @@ from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, R
 from goatherd.agent.door.index import Indexes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Network, caller_of
 from goatherd.agent.door.listener import CONNECTION
-from goatherd.agent.door.redaction import KeyFilter, session_answer
+from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
 from goatherd.agent.door.rules import (
     SESSIONS_PATH,
     DroppedError,
@@ -73,6 +73,8 @@ MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer to ``/auth/session`` that is read."""
+SCRIPT_BYTES: Final = 64 * 1024 * 1024
+"""The largest ``/app.js`` in which the server's address is replaced."""
 
 
 @dataclass(slots=True)
@@ -216,9 +218,25 @@ class Proxy:
             connection = await exchange.stream_on(self._upstream, self.limits, self._patience)
         else:
             connection = await exchange.hand_on(self._upstream, b"", self._patience)
+        if self._renaming.public is not None and exchange.method == "GET" and exchange.path.endswith("/app.js"):
+            await self._answer_script(exchange, connection)
+            return
         headers = dict(connection.headers)
         is_json = b"json" in headers.get(b"content-type", b"").lower()
         await self._answer(exchange, connection, KeyFilter() if is_json else None)
+
+    async def _answer_script(self, exchange: Exchange, connection: Connection) -> None:
+        """Answer with an application's script, in which GoatDB's client finds the address that it synchronizes with."""
+        status, headers = connection.status, exchange.handed_back(connection.headers)
+        try:
+            script = await exchange.whole(connection, SCRIPT_BYTES, self._patience)
+        finally:
+            self._upstream.release(connection)
+        script = script_with_server_url(script, self._renaming.address)
+        fields = [(name, value) for name, value in headers if name != b"content-length"]
+        await exchange.start(status, [*fields, (b"content-length", b"%d" % len(script))])
+        await exchange.finish(script)
+        self.handed_on += 1
 
     async def _answer(self, exchange: Exchange, connection: Connection, keys: KeyFilter | None) -> None:
         try:

@@ -10,6 +10,7 @@ or inside a JSON text. In the answers of ``/batch-sync`` only the keys of roots 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -110,6 +111,41 @@ def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str]
     session = _public(answer["session"], ("publicKey", "id", "owner", "expiration"))
     cleaned = {"session": session, "roots": roots}
     return (body if cleaned == answer else to_json_bytes(cleaned)), leaked, untrusted
+
+
+_CONFIG = re.compile(rb"(;\r?\n|)(globalThis\.GoatDBConfig = )(\{.*\})(;.*)", re.DOTALL)
+
+
+def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> bytes:
+    """Return an application's script with another `serverURL` in the configuration that GoatDB puts in front of it.
+
+    COMPAT: ``;\\nglobalThis.GoatDBConfig = {...};\\n;`` on lines of their own, before the application's code.
+
+    Args:
+        script: The body of an answer to ``GET .../app.js``.
+        rename: Returns the address that takes the place of the server's own.
+
+    Returns:
+        The script; itself where nothing had to change.
+    """
+    first, newline, rest = script.partition(b"\n")
+    line, end, code = rest.partition(b"\n")
+    match = _CONFIG.fullmatch(line)
+    if first != b";" or match is None:
+        return script
+    try:
+        config = json.loads(match[3])
+    except ValueError:
+        return script
+    address = config.get("serverURL")
+    if not isinstance(address, str):
+        return script
+    renamed = rename(address.encode("utf-8", "replace")).decode("utf-8", "replace")
+    if renamed == address:
+        return script
+    config["serverURL"] = renamed
+    text = json.dumps(config, separators=(",", ":")).encode()
+    return first + newline + match[1] + match[2] + text + match[4] + end + code
 
 
 def _public(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:

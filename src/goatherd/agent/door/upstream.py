@@ -381,12 +381,24 @@ class Upstream:
         Raises:
             NodeUnreachableError: No whole answer in time.
         """
+        status, _, answer = await self.fetch_with_headers(method, path, headers, body, limit=limit)
+        return status, answer
+
+    async def fetch_with_headers(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
+    ) -> tuple[int, dict[bytes, bytes], bytes]:
+        """Send a request of the door's own and return status, headers and body.
+
+        Raises:
+            NodeUnreachableError: No whole answer in time.
+        """
         lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
         lines += [name + b": " + value for name, value in headers]
         try:
             connection = await self.send(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)
             try:
-                return connection.status, b"".join([chunk async for chunk in connection.body(limit)])
+                answer = b"".join([chunk async for chunk in connection.body(limit)])
+                return connection.status, dict(connection.headers), answer
             finally:
                 self.release(connection)
         except (LostError, TimeoutError) as error:
