@@ -52,14 +52,27 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
     for option in reversed(
         [
             click.option(
-                "--data", "agent_data", type=click.Path(path_type=Path, file_okay=False), help="The server's."
+                "--data",
+                "agent_data",
+                type=click.Path(path_type=Path, file_okay=False),
+                help="Data directory of the GoatDB server.",
             ),
             click.option(
                 "--create", is_flag=True, help="Create the data directory, or an organization's in it, if missing."
             ),
-            click.option("--url", "agent_url", metavar="URL", help="Where the server answers; http://127.0.0.1:8080."),
-            click.option("--memory", "agent_memory", type=click.Path(path_type=Path), help="A directory on a tmpfs."),
-            click.option("--plain-file", is_flag=True, help="Have the private key in a plain file, on the disk."),
+            click.option(
+                "--url",
+                "agent_url",
+                metavar="URL",
+                help="URL at which the server answers (default: http://127.0.0.1:8080).",
+            ),
+            click.option(
+                "--memory",
+                "agent_memory",
+                type=click.Path(path_type=Path),
+                help="Directory on a tmpfs for settings.json (default: found automatically).",
+            ),
+            click.option("--plain-file", is_flag=True, help="Write the private key to a plain file on the disk."),
             click.option(
                 "--accept-identity",
                 is_flag=True,
@@ -76,12 +89,39 @@ def _change_options(ways: Sequence[str]) -> Decorator:
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         for option in reversed(
             [
-                click.option("--on-change", "agent_on_change", type=click.Choice(ways), help="When the key changes."),
-                click.option("--signal", "agent_signal", metavar="NAME", help="With signal: which; HUP unless told."),
-                click.option("--command", "agent_command", metavar="TEXT", help="With command: what to run."),
-                click.option("--lease", "agent_lease", metavar="URI", help="Whose turn it is; `none` for a lone one."),
-                click.option("--ready-timeout", "agent_ready_timeout", metavar="TIME", help="Patience with a start."),
-                click.option("--refresh-interval", "settings_refresh_interval", metavar="TIME", help="Of the store."),
+                click.option(
+                    "--on-change",
+                    "agent_on_change",
+                    type=click.Choice(ways),
+                    help="How to notify the server when the identity changes.",
+                ),
+                click.option(
+                    "--signal",
+                    "agent_signal",
+                    metavar="NAME",
+                    help="Signal to send with --on-change signal (default: HUP).",
+                ),
+                click.option(
+                    "--command", "agent_command", metavar="TEXT", help="Command to run with --on-change command."
+                ),
+                click.option(
+                    "--lease",
+                    "agent_lease",
+                    metavar="URI",
+                    help="Secret that holds the restart lease; `none` for one server (default: beside the identity).",
+                ),
+                click.option(
+                    "--ready-timeout",
+                    "agent_ready_timeout",
+                    metavar="TIME",
+                    help="How long a started server may take until it is ready (default: 1m).",
+                ),
+                click.option(
+                    "--refresh-interval",
+                    "settings_refresh_interval",
+                    metavar="TIME",
+                    help="How often to read the store (default: 30s).",
+                ),
             ]
         ):
             function = option(function)
@@ -97,14 +137,38 @@ def _change_options(ways: Sequence[str]) -> Decorator:
 )
 @_place_options
 @_change_options(["restart", "signal", "command", "ignore"])
-@click.option("--stop-signal", "agent_stop_signal", metavar="NAME", help="To stop for a restart; TERM unless told.")
-@click.option("--grace", "agent_grace", metavar="TIME", help="From being asked to stop to being killed.")
-@click.option("--crashes", "agent_crashes", metavar="N", help="How many starts after a crash, in a row; 5 unless told.")
-@click.option("--door", metavar="PORT", type=PORT, help="Have a door listen there; see its command.")
-@click.option("--door-host", metavar="ADDRESS", default="127.0.0.1", help="Where the door listens; 127.0.0.1.")
-@click.option("--public-url", metavar="URL", help="How callers reach the door.")
-@click.option("--private", is_flag=True, help="Have the door close /sys/* and /user/ID to writers; see its command.")
-@click.option("--forwarded-by", multiple=True, metavar="NETWORK", help="A proxy in front of the door.")
+@click.option(
+    "--stop-signal",
+    "agent_stop_signal",
+    metavar="NAME",
+    help="Signal that stops the server for a restart (default: TERM).",
+)
+@click.option(
+    "--grace",
+    "agent_grace",
+    metavar="TIME",
+    help="How long a server may take to stop before it is killed (default: 30s).",
+)
+@click.option(
+    "--crashes",
+    "agent_crashes",
+    metavar="N",
+    help="How many times in a row to restart a server that crashed (default: 5).",
+)
+@click.option("--door", metavar="PORT", type=PORT, help="Port of a door in front of the server; see `goatherd door`.")
+@click.option(
+    "--door-host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address on which the door listens."
+)
+@click.option("--public-url", metavar="URL", help="URL at which clients reach the door.")
+@click.option(
+    "--private", is_flag=True, help="Let the door allow only roots and owners to write to /sys/* and /user/ID."
+)
+@click.option(
+    "--forwarded-by",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network of a proxy in front of the door. Can be given more than once.",
+)
 @click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,
@@ -187,7 +251,9 @@ def fetch(
 )
 @_place_options
 @_change_options(["signal", "command", "ignore"])
-@click.option("--pid-file", type=click.Path(path_type=Path), help="With signal: the file with the server's number.")
+@click.option(
+    "--pid-file", type=click.Path(path_type=Path), help="File with the server's process id, for --on-change signal."
+)
 def watch(
     app: App,
     orgs: tuple[str, ...],
@@ -213,8 +279,10 @@ def watch(
 
 
 @command(example="goatherd lease --provider k8s://prod/goatdb-root --make")
-@click.option("--lease", "agent_lease", metavar="URI", help="Where it lies, if not beside the identity.")
-@click.option("--make", is_flag=True, help="Make it where there is none.")
+@click.option(
+    "--lease", "agent_lease", metavar="URI", help="Secret that holds the lease (default: beside the identity)."
+)
+@click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:
     """Show whose turn it is to restart, and make the lease beforehand.
 

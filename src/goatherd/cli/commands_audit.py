@@ -24,7 +24,7 @@ WIDTH = 100
 )
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--offline", is_flag=True, help="With verify: believe the file's first signer, and ask no store.")
+@click.option("--offline", is_flag=True, help="With verify: trust the file's first signer, and read no store.")
 @click.option(
     "--checkpoint",
     metavar="N:SHA256",

@@ -193,23 +193,31 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
     nodes=True,
 )
 @click.option("--plan", is_flag=True, help="Say what would happen, to whom, and what could stop it; write nothing.")
-@click.option("--resume", is_flag=True, help="Carry on the rotation under way, whoever began it.")
-@click.option("--cancel", is_flag=True, help="Leave it before the next root has signed.")
-@click.option("--rollback", is_flag=True, help="Leave it after that: the earlier root signs again, both stay trusted.")
+@click.option("--resume", is_flag=True, help="Resume the rotation in progress, whichever process started it.")
+@click.option("--cancel", is_flag=True, help="Cancel the rotation. Possible only before the next root signs.")
+@click.option("--rollback", is_flag=True, help="Roll back: the previous root signs again, and both roots stay trusted.")
 @click.option(
     "--to",
     "to_phase",
     type=click.Choice(["prepared", "published", "activated", "verified"]),
-    help="Stop when this phase is reached; --resume carries on.",
+    help="Stop when this phase is reached; --resume continues.",
 )
-@click.option("--reason", metavar="TEXT", help="Why, for the document's history; with --rollback or --cancel.")
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid.")
-@click.option("--adoption", "rotation_adoption", metavar="TIME", help="Patience with the nodes, for each phase.")
+@click.option("--reason", metavar="TEXT", help="Reason for --rollback or --cancel, recorded in the identity's history.")
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
-    "--quorum", "rotation_quorum", metavar="N|N%|all", help="How many nodes must follow when patience ends; else all."
+    "--adoption", "rotation_adoption", metavar="TIME", help="How long the servers have for each phase (default: 5m)."
 )
 @click.option(
-    "--unlisted", "rotation_unlisted", metavar="TIME", help="Time for servers that nobody has listed; 0s for none."
+    "--quorum",
+    "rotation_quorum",
+    metavar="N|N%|all",
+    help="How many servers must follow when --adoption has passed (default: all).",
+)
+@click.option(
+    "--unlisted",
+    "rotation_unlisted",
+    metavar="TIME",
+    help="How long to wait for servers that are not listed; 0s if all are.",
 )
 @click.option(
     "--bare", "rotation_bare", multiple=True, metavar="URL", help="A GoatDB server that nobody restarts; give each."
@@ -221,10 +229,10 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
 @click.option(
     "--metrics-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Leave metrics there at the end, for node_exporter's textfile collector; its name ends in .prom.",
+    help="File for metrics at the end, for node_exporter's textfile collector; its name must end in .prom.",
 )
 @audit_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
+@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
 def rotate(
     app: App,
     plan: bool,
@@ -405,7 +413,7 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
 
 @command(example="goatherd retire --provider file:///srv/keys/root")
 @click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
 @audit_option()
 def retire(app: App, yes: bool, dry_run: bool) -> int:

@@ -64,24 +64,28 @@ _log = logging.getLogger("goatherd.rotation")
     nodes=True,
 )
 @click.option("--explain", is_flag=True, help="Say what would be done when, and why; write nothing.")
-@click.option("--once", is_flag=True, help="Do what is due now, and end: for a timer or a CronJob.")
+@click.option("--once", is_flag=True, help="Do what is due now, then exit: for a timer or a CronJob.")
 @click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, as in a crontab.")
 @click.option("--max-age", "controller_max_age", metavar="TIME", help="How old a key may get, such as 60d.")
-@click.option("--timezone", "controller_timezone", metavar="NAME", help="Of --cron and --window; UTC unless told.")
+@click.option(
+    "--timezone", "controller_timezone", metavar="NAME", help="Time zone of --cron and --window (default: UTC)."
+)
 @click.option(
     "--window",
     "controller_windows",
     multiple=True,
     metavar="WINDOW",
-    help="When a rotation may begin, such as 'Mon-Fri 02:00-04:00'; give each.",
+    help="When a rotation may begin, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
 )
 @click.option(
     "--missed",
     "controller_missed",
     type=click.Choice([one.value for one in Missed]),
-    help="What becomes of a missed slot.",
+    help="What to do about a missed slot (default: catch-up).",
 )
-@click.option("--alert-command", "controller_alert_command", metavar="CMD", help="Run when somebody should look.")
+@click.option(
+    "--alert-command", "controller_alert_command", metavar="CMD", help="Command to run when an operator is needed."
+)
 @click.option(
     "--metrics",
     metavar="ADDRESS:PORT",
@@ -91,10 +95,10 @@ _log = logging.getLogger("goatherd.rotation")
 @click.option(
     "--metrics-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="With --once: leave metrics there, for node_exporter's textfile collector.",
+    help="With --once: file for metrics, for node_exporter's textfile collector.",
 )
 @audit_option()
-@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate though no node is listed: nobody is waited for.")
+@click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
 @log_level_option("info")
 def controller(
     app: App,

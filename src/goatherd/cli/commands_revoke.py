@@ -41,22 +41,39 @@ UNMODIFIED: Final = (
     nodes=True,
 )
 @click.argument("session")
-@click.option("--reason", metavar="TEXT", help="Why, for the record; needed unless --plan.")
+@click.option(
+    "--reason", metavar="TEXT", help="Reason, recorded in the identity's history. Required unless --plan is given."
+)
 @click.option("--plan", is_flag=True, help="Say what would be done and what there is to be done; write nothing.")
 @click.option(
     "--successor",
     default=NEW,
     metavar="new|next|ID",
-    help="Who signs from now on: a new root, the one that a rotation has prepared, or an earlier one. A new one.",
+    help="Root that signs from now on: a new, the next or a previous one (default: a new one).",
 )
-@click.option("--except", "leave_out", multiple=True, metavar="ID", help="A user session not to introduce again.")
+@click.option(
+    "--except",
+    "leave_out",
+    multiple=True,
+    metavar="ID",
+    help="User session not to reissue. Can be given more than once.",
+)
 @click.option("--destroy", is_flag=True, help="Destroy the stored versions with the revoked private key, at once.")
-@click.option("--reopen", is_flag=True, help="Close the list anew, with what nodes hold that were away before.")
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid.")
-@click.option("--adoption", "rotation_adoption", metavar="TIME", help="Patience with nodes that must take it over.")
-@click.option("--unsafe-without-nodes", is_flag=True, help="Only write the identity: nothing is closed or introduced.")
+@click.option(
+    "--reopen", is_flag=True, help="Rebuild the list of frozen commits, including servers that were unreachable."
+)
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
+@click.option(
+    "--adoption",
+    "rotation_adoption",
+    metavar="TIME",
+    help="How long the servers have to adopt the change (default: 5m).",
+)
+@click.option(
+    "--unsafe-without-nodes", is_flag=True, help="Only write the identity: no commits are frozen, no sessions reissued."
+)
 @audit_option()
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def revoke(
     app: App,
     session: str,

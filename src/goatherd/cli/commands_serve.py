@@ -31,18 +31,31 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     example="goatherd serve --data /srv/goatdb --port 8080 --provider file:///srv/keys/root --peer http://10.0.0.2:8080\n"
     "goatherd serve --data /srv/goatdb --settings /srv/goatdb/localhost/settings.json"
 )
-@click.option("--data", "serve_data", type=click.Path(path_type=Path, file_okay=False), help="The data directory.")
+@click.option(
+    "--data", "serve_data", type=click.Path(path_type=Path, file_okay=False), help="Data directory of the server."
+)
 @click.option("--create", is_flag=True, help="Create the data directory, or the organization's in it, if missing.")
-@click.option("--host", "serve_host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 unless told.")
-@click.option("--port", "serve_port", metavar="N", help="The port; 8080 unless told, 0 takes a free one.")
-@click.option("--peer", "serve_peers", multiple=True, metavar="URL", help="Another server of the cluster; give each.")
+@click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
+@click.option("--port", "serve_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8080).")
+@click.option(
+    "--peer",
+    "serve_peers",
+    multiple=True,
+    metavar="URL",
+    help="URL of another server of the cluster. Can be given more than once.",
+)
 @click.option(
     "--settings",
     "serve_settings",
     type=click.Path(path_type=Path),
     help="A GoatDB settings.json to start from, in place of a store.",
 )
-@click.option("--refresh-interval", "settings_refresh_interval", metavar="TIME", help="How often the store is read.")
+@click.option(
+    "--refresh-interval",
+    "settings_refresh_interval",
+    metavar="TIME",
+    help="How often to read the store (default: 30s).",
+)
 @click.option(
     "--accept-identity",
     is_flag=True,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the root is valid, such as 180d.")
+@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the root is valid (default: 180d).")
 def init(app: App) -> None:
     """Create an identity in a store that has none.
 
@@ -197,7 +197,7 @@ def write_settings(file: Path, text: bytes, *, replace: bool) -> None:
 
 
 @command(example="goatherd show --provider file:///srv/keys/root\ngoatherd show --at stable --json")
-@click.option("--at", metavar="LABEL|VERSION", help="Another version than the current one.")
+@click.option("--at", metavar="LABEL|VERSION", help="Label or version to show (default: current).")
 def show(app: App, at: str | None) -> None:
     """Show the identity, without its keys."""
     asyncio.run(_show(app, at))

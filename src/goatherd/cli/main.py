@@ -226,22 +226,33 @@ def command(
         entry.__doc__ = function.__doc__
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
         shared = [
-            click.option("--provider", metavar="URI", help="The store, such as file:///srv/keys/root."),
+            click.option("--provider", metavar="URI", help="URI of the store, such as file:///srv/keys/root."),
             click.option(
                 "--org",
                 *(["orgs"] if orgs else []),
                 multiple=orgs,
                 metavar="ID",
-                help="The organization, for `{org}` in the secret's name.",
+                help="Organization, which replaces `{org}` in the secret's name (default: localhost).",
             ),
-            click.option("--config", "config_file", type=click.Path(path_type=Path), help="Not ./goatherd.toml."),
-            click.option("--json", "as_json", is_flag=True, help="Write one JSON document, an error too."),
-            click.option("--debug", is_flag=True, help="Show where an error came from."),
+            click.option(
+                "--config",
+                "config_file",
+                type=click.Path(path_type=Path),
+                help="Path of the configuration file (default: ./goatherd.toml).",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too."),
+            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         ]
         if nodes:
             shared[:0] = [
-                click.option("--node", "nodes", multiple=True, metavar="URL", help="A server; give one for each."),
-                click.option("--timeout", metavar="TIME", help="Patience with one answer, such as 5s."),
+                click.option(
+                    "--node",
+                    "nodes",
+                    multiple=True,
+                    metavar="URL",
+                    help="URL of a server. Can be given more than once.",
+                ),
+                click.option("--timeout", metavar="TIME", help="Timeout of one request to a server (default: 5s)."),
             ]
         wrapped: Callable[..., int | None] = entry
         for option in reversed(shared):
