@@ -264,11 +264,12 @@ async def test_a_rotation_tells_its_outcome_its_phases_and_its_nodes() -> None:
 async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> None:
     clock = FakeClock()
     herd = await Herd.start(MemorySecretProvider(clock=clock), clock=clock)
-    herd.nodes[1].faults.cut_off = True
     seen = RotationMetrics()
     rotator = Rotator(herd.provider, herd.secret_id, herd.nodes, clock=clock, on_event=seen.told)
+    await rotator.rotate(to_phase=MachinePhase.PREPARED)  # before that, a server that is down is a refusal
+    herd.nodes[1].faults.cut_off = True
     with pytest.raises(NotAdoptedError), seen.run(clock):
-        await rotator.rotate()
+        await rotator.resume()
     found = read(exposition(seen.samples()))
     assert value(found, Metric.RUNS, outcome="abandoned") == 1
     assert sum(n for (name, _), n in found.items() if name == Metric.RUNS) == 1

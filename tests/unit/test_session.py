@@ -28,6 +28,7 @@ from goatherd.errors import (
 from goatherd.identity.session import (
     OwnedSession,
     Session,
+    exact_expiration_ms,
     parse_signature,
     sign_commit,
     sign_data,
@@ -57,6 +58,19 @@ def repacked(signature: str, **members: Any) -> str:
 
 
 class TestSessions:
+    @given(now_ms=st.integers(NOW, 4 * NOW))
+    def test_an_exact_expiration_is_the_same_after_it_was_written_and_read_also_after_2038(self, now_ms: int) -> None:
+        expiration_ms = exact_expiration_ms(now_ms)
+        written = json.loads(
+            json.dumps(
+                Session(
+                    id="s" * 24, public_key=OWNED.session.public_key, owner=None, expiration_ms=expiration_ms
+                ).to_json()
+            )
+        )
+        assert Session.from_json(written).expiration_ms == expiration_ms
+        assert now_ms - 1000 < expiration_ms <= now_ms
+
     def test_live_thirty_days_unless_told_otherwise(self) -> None:
         assert EXPIRATION - NOW == 30 * 86_400_000
         short = OwnedSession.generate(session_id="a", owner=None, now_ms=NOW, lifetime=timedelta(seconds=1.5))

@@ -115,6 +115,17 @@ class Session:
         return now_ms > self.expiration_ms
 
 
+def exact_expiration_ms(expiration_ms: int) -> int:
+    """Return the latest expiration, `expiration_ms` at most, that is the same after it was written and read again.
+
+    COMPAT: GoatDB writes an expiration in seconds, as a float, and truncates to milliseconds when it reads. From 2038
+    on (2**31 seconds) one in four milliseconds comes back as the one before, and what was signed does not verify.
+    """
+    while ms_from_seconds(seconds_from_ms(expiration_ms)) != expiration_ms:
+        expiration_ms -= 1
+    return expiration_ms
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedSession:
     """A session with what signs for it. Its ``repr`` shows the public half only."""
@@ -128,7 +139,7 @@ class OwnedSession:
     ) -> OwnedSession:
         """Make a session with a fresh key pair that expires `lifetime` after `now_ms`."""
         key = PrivateKey.generate()
-        expiration_ms = now_ms + int(lifetime.total_seconds() * 1000)
+        expiration_ms = exact_expiration_ms(now_ms + int(lifetime.total_seconds() * 1000))
         session = Session(id=session_id, public_key=key.public_key, owner=owner, expiration_ms=expiration_ms)
         return cls(session=session, signer=key)
 

@@ -66,7 +66,7 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
-from goatherd.identity.session import SESSION_LIFETIME, Session, sign_commit
+from goatherd.identity.session import SESSION_LIFETIME, Session, exact_expiration_ms, sign_commit
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.births import merge_births, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
@@ -300,7 +300,7 @@ class Engine:
             id=self._new_id(),
             public_key=public_key,
             owner=None,
-            expiration_ms=now_ms + int(SESSION_LIFETIME.total_seconds() * 1000),
+            expiration_ms=exact_expiration_ms(now_ms + int(SESSION_LIFETIME.total_seconds() * 1000)),
         )
         self.introduce(session, now_ms)
         encoded = session.to_json()

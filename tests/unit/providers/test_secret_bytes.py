@@ -99,4 +99,5 @@ def test_a_later_change_of_the_source_does_not_reach_it():
 
 
 def test_what_lists_versions_has_no_field_for_a_value():
-    assert {field.name for field in dataclasses.fields(SecretVersion)} == {"id", "labels", "created_ms", "state"}
+    names = {field.name for field in dataclasses.fields(SecretVersion)}
+    assert names == {"id", "labels", "created_ms", "state", "is_leftover"}
