@@ -76,7 +76,7 @@ def openbao(server: BaoServer) -> Store:
     )
 
 
-@pytest.fixture(params=["file_store", "openbao"])
+@pytest.fixture(params=["file_store", pytest.param("openbao", marks=pytest.mark.deep)])
 def store(request: pytest.FixtureRequest) -> Store:
     return request.getfixturevalue(request.param)
 
