@@ -241,6 +241,28 @@ async def test_a_root_session_that_no_root_introduces_is_taken_out() -> None:
     await both_ways(Rule.UNKNOWN_SIGNER, lambda: introduction(evil, evil), "/sys/sessions", works=False)
 
 
+async def test_a_client_does_not_learn_of_a_revoked_root_from_the_sessions_and_a_peer_does() -> None:
+    async with world(given=identity(A, revoked=("root-b",))) as w:
+        w.child.introduce(B.session)
+        w.child.introduce(owned("user-z", "root-less").session)
+        for through, by, expected in ((False, X, True), (True, X, False), (True, A, True)):
+            answer = (await w.send(through, [element("/sys/sessions")], by=by)).json()
+            keys = {each["k"] for each in answer[0]["res"]["c"]}
+            assert ("root-b" in keys) is expected
+            assert {"anon-x", "anon-y", "user-z"} <= keys
+        before = w.trust._read_at
+        await w.send(True, [element("/sys/sessions")])
+        assert w.stopped(Rule.UNTRUSTED_ROOT) == 1
+        assert w.trust._read_at == before, "the sessions are not read again for each answer"
+
+
+async def test_a_client_learns_of_a_trusted_root_from_the_sessions_at_once() -> None:
+    async with world() as w:
+        w.child.introduce(B.session)  # past the door, a moment ago
+        answer = (await w.send(True, [element("/sys/sessions")])).json()
+        assert "root-b" in {each["k"] for each in answer[0]["res"]["c"]}
+
+
 async def test_t17_a_session_under_another_key_is_taken_out() -> None:
     await both_ways(Rule.SESSION_ITEM, lambda: introduction(owned("z"), A, key="y"), "/sys/sessions", by=A)
 

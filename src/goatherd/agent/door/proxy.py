@@ -24,7 +24,13 @@ from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, R
 from goatherd.agent.door.index import Indexes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Network, caller_of
 from goatherd.agent.door.listener import CONNECTION
-from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
+from goatherd.agent.door.redaction import (
+    KeyFilter,
+    introduced_roots,
+    script_with_server_url,
+    session_answer,
+    without_roots,
+)
 from goatherd.agent.door.rules import (
     SESSIONS_PATH,
     DroppedError,
@@ -73,6 +79,8 @@ MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer to ``/auth/session`` that is read."""
+LEFT_OUT: Final = 1000
+"""How many roots that are not trusted are remembered, at most."""
 SCRIPT_BYTES: Final = 64 * 1024 * 1024
 """The largest ``/app.js`` in which the server's address is replaced."""
 
@@ -136,6 +144,7 @@ class Proxy:
         self._mails = Buckets(limits.mails)
         self._new_repositories = Buckets(limits.new_repositories)
         self._repositories: dict[str, None] = {}
+        self._left_out: dict[str, None] = {}
         self._budget = Budget(limits.buffered_bytes)
         self.handed_on = 0
         """How many requests have reached the child."""
@@ -289,7 +298,57 @@ class Proxy:
         if session is not None and is_counted and connection.status != 403:
             # Only what the child took for genuine counts, so that nobody uses up another's share.
             self._session_requests.take(session.id, now)
+        asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
+        if connection.status == 200 and asks_for_sessions and (session is None or not session.is_root):
+            await self._answer_client(exchange, connection)
+            return
         await self._answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
+
+    async def _answer_client(self, exchange: Exchange, connection: Connection) -> None:
+        """Answer a client without the introductions of roots that are not trusted, as `goatherd serve` does.
+
+        SECURITY: a client cannot be told that a root was revoked, but need not learn of it
+        (tests/cluster/test_door.py).
+        """
+        status, headers = connection.status, exchange.handed_back(connection.headers)
+        try:
+            body = await exchange.whole(connection, self.limits.buffered_bytes, self._patience)
+        finally:
+            self._upstream.release(connection)
+        try:
+            introduced = introduced_roots(body)
+            if introduced and (untrusted := await self._untrusted(introduced)):
+                body = without_roots(body, untrusted)
+        except (DecodeError, RecursionError) as error:
+            raise RefusedError(Rule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
+        keys = KeyFilter(only=self._root_coordinates())
+        body = keys.feed(body) + keys.close()
+        if keys.found:
+            self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
+        fields = [(name, value) for name, value in headers if name != b"content-length"]
+        await exchange.start(status, [*fields, (b"content-length", b"%d" % len(body))])
+        await exchange.finish(body)
+        self.handed_on += 1
+
+    async def _untrusted(self, root_ids: set[str]) -> set[str]:
+        """Return those of the roots that are not trusted, after another look at the sessions for one seen first."""
+        untrusted = root_ids - self._trusted_roots()
+        revoked = {each for trust in self._trusts for each in trust.pool.revoked}
+        if untrusted - revoked - self._left_out.keys():
+            # A root that was introduced a moment ago, past the door, may be good.
+            with suppress(NodeUnreachableError, NodeRefusedError):
+                await self._refresh()
+            untrusted = root_ids - self._trusted_roots()
+        for root_id in untrusted - self._left_out.keys():
+            # The server sends it again with each answer: what it is was found out, and reported, once.
+            self._left_out[root_id] = None
+            if len(self._left_out) > LEFT_OUT:
+                del self._left_out[next(iter(self._left_out))]
+            self._report(Rule.UNTRUSTED_ROOT, f"root {root_id!r:.100} is left out of {SESSIONS_PATH}")
+        return untrusted
+
+    def _trusted_roots(self) -> set[str]:
+        return {root.id for trust in self._trusts for root in trust.pool.roots}
 
     def _check_request(self, header: str) -> SignatureEnvelope:
         """Check what needs no key: form, purpose, time. The child checks the signature itself.

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from goatherd.agent.door.rules import SESSIONS_PATH
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError
 from goatherd.wire.encoding import parse_json, to_json_bytes
@@ -111,6 +112,53 @@ def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str]
     session = _public(answer["session"], ("publicKey", "id", "owner", "expiration"))
     cleaned = {"session": session, "roots": roots}
     return (body if cleaned == answer else to_json_bytes(cleaned)), leaked, untrusted
+
+
+_CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
+
+
+def introduced_roots(body: bytes) -> set[str]:
+    """Return the ids of the roots that an answer of ``/batch-sync`` introduces, trusted or not.
+
+    Raises:
+        DecodeError: It is no such answer.
+    """
+    if _CLAIMS_ROOT.search(body) is None:
+        return set()
+    return {commit["k"] for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)}
+
+
+def without_roots(body: bytes, untrusted: set[str]) -> bytes:
+    """Return an answer of ``/batch-sync`` without the introductions of roots that are not trusted.
+
+    Raises:
+        DecodeError: It is no such answer.
+    """
+    answer = parse_json(body)
+    for commits in _session_commits(answer):
+        commits[:] = [each for each in commits if not (_claims_root(each) and each["k"] in untrusted)]
+    return to_json_bytes(answer)
+
+
+def _session_commits(answer: Any) -> list[list[Any]]:
+    if not isinstance(answer, list):
+        raise DecodeError("an answer of /batch-sync is a JSON array")
+    found = []
+    for element in answer:
+        if not isinstance(element, dict) or not isinstance(element.get("path"), str):
+            raise DecodeError("an element of an answer has a path")
+        message = element.get("res")
+        path = "/" + element["path"].strip("/").lower()
+        if path.startswith(SESSIONS_PATH) and isinstance(message, dict) and isinstance(message.get("c"), list):
+            found.append(message["c"])
+    return found
+
+
+def _claims_root(commit: Any) -> bool:
+    try:
+        return bool(commit["c"]["r"]["d"]["owner"] == "root") and isinstance(commit["k"], str)
+    except (LookupError, TypeError):
+        return False
 
 
 _CONFIG = re.compile(rb"(;\r?\n|)(globalThis\.GoatDBConfig = )(\{.*\})(;.*)", re.DOTALL)
