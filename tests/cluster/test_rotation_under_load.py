@@ -1,4 +1,4 @@
-"""Five nodes, ten clients that write and read all the time, and a rotation in the middle of it."""
+"""Servers, clients that write and read all the time, and a rotation or a restore in the middle of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NotAdoptedError, ObstructedError
-from goatherd.rotation.machine import Phase, Policy
+from goatherd.node.server import Listener, Server
+from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
+from goatherd.settings import CloudSecretSettings
 
-from .herd import CutOff, Herd, herd
+from .herd import CutOff, Herd, free_ports, herd
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)
@@ -58,6 +60,66 @@ async def test_a_full_rotation_refuses_nothing_and_loses_nothing(tmp_path: Path)
     assert document.current.id != cluster.first.id
     assert signers == [document.current.id] * 5
     assert set(audit.by_signer) == {cluster.first.id, document.current.id}
+
+
+async def test_a_restore_and_the_rotation_after_it_refuse_nothing_and_lose_nothing_on_a_server_added_in_between_too(
+    tmp_path: Path,
+) -> None:
+    """A rotates to B, B restores A, a server joins, A rotates to C. Clients introduced by A, B and A again write."""
+    clock = SystemClock()
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(herd(tmp_path, count=3))
+        loads = [await stack.enter_async_context(workload(cluster))]
+        began = loads[0].now()
+        async with rotator_of(cluster, adoption=30 * SECOND) as rotator:
+            await rotator.rotate()
+            b = (await cluster.document()).current
+            loads.append(await stack.enter_async_context(workload(cluster)))
+            await clock.sleep(SECOND)
+            restored = await rotator.restore()
+            assert (await cluster.document()).current.id == cluster.first.id
+        await stack.enter_async_context(added_server(cluster, tmp_path / "added", tmp_path / "keys"))
+        loads.append(await stack.enter_async_context(workload(cluster)))
+        await clock.sleep(SECOND)
+        async with rotator_of(cluster, adoption=30 * SECOND) as rotator:
+            rotated = await rotator.rotate()
+        await clock.sleep(SECOND)
+        for load in loads:
+            await load.stop()
+        for load in loads[:-1]:
+            assert load.accepted
+            loads[-1].accepted |= load.accepted
+        audit = await loads[-1].audit([cluster.first.session])
+        document = await cluster.document()
+        windows = [load.window(began) for load in loads]
+        signers = [server.database().pool.current.id for server in cluster.servers]
+        trusted = [set(server.database().pool.root_ids) for server in cluster.servers]
+    assert restored.outcome is Outcome.RESTORED
+    assert rotated.outcome is Outcome.ROTATED
+    assert [window.reasons for window in windows] == [{}] * 3
+    assert all(window.requests > 30 for window in windows)
+    assert audit.lost == {}
+    assert audit.unverifiable == ()
+    assert signers == [document.current.id] * 4
+    assert trusted == [{cluster.first.id, b.id, document.current.id}] * 4
+    assert set(audit.by_signer) == {cluster.first.id, b.id, document.current.id}
+    # Four clients and some newcomers have their sessions from B.
+    assert audit.by_signer[b.id] > 4
+
+
+def workload(cluster: Herd) -> Workload:
+    return Workload(cluster.urls, clients=4, pause=timedelta(milliseconds=60))
+
+
+@contextlib.asynccontextmanager
+async def added_server(cluster: Herd, top: Path, keys: Path) -> AsyncIterator[None]:
+    """Start one more server, which the others do not name as a peer, and list it."""
+    (port,) = free_ports(1)
+    settings = CloudSecretSettings(CutOff(keys), cluster.secret_id, refresh_interval=SECOND)
+    async with Server(top, settings, peers=list(cluster.urls)) as server, Listener(server, port=port):
+        cluster.servers.append(server)
+        cluster.urls.append(f"http://127.0.0.1:{port}")
+        yield
 
 
 async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_back_with_nothing_lost(
