@@ -22,6 +22,8 @@ from goatherd.wire.log import scan
 LOG_SUFFIX: Final = ".jsonl"
 DAMAGED_SUFFIX: Final = ".damaged"
 SETTINGS_NAME: Final = "settings.json"
+REMAINS: Final = "settings.json.migrated"
+"""What is in the place of a settings.json whose key `goatherd migrate` has removed: a note, without the key."""
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 
 _NEWER_SUFFIX: Final = ".goat"
@@ -151,6 +153,34 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
                 f"{data} holds no data of organization {org!r}; {held}",
                 hint="Are --data and --org right? To begin with an empty database for it, add --create.",
             )
+
+
+def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
+    """Make sure that every organization under a data directory is named, before a GoatDB server is started on it.
+
+    COMPAT: GoatDB 0.5.1 makes a new root for every organization that it serves and that has no settings.json.
+
+    Args:
+        data: The data directory.
+        orgs: The names of the organizations' directories in it.
+
+    Raises:
+        ConfigurationError: It holds an organization that is not named; the message says which.
+        StorageError: It cannot be read.
+    """
+    if not data.is_dir():
+        return
+    unnamed = [path.name for path in organization_directories(data) if path.name not in orgs]
+    if not unnamed:
+        return
+    named = ", ".join(orgs)
+    options = " ".join(f"--org {name}" for name in (*orgs, *unnamed[:_FEW]))
+    raise ConfigurationError(
+        f"{data} holds the organizations {', '.join(unnamed[:_FEW])}, and only {named} is named with --org. The server"
+        " would make a new root for each organization that has no settings.json. It was not started",
+        hint=f"Name those that the server serves, such as {options}; leave out {named} if it does not serve it. Move"
+        " the directories that no server uses out of the data directory.",
+    )
 
 
 def refuse_running(data: Path) -> None:

@@ -31,6 +31,7 @@ from goatherd.agent.plan import OnChange, backoff
 from goatherd.agent.question import Standing
 from goatherd.agent.supervisor import Supervisor, end_leftover
 from goatherd.clock import Clock, SystemClock
+from goatherd.data_directory import SETTINGS_NAME, organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
 from goatherd.telemetry import Event, event_text
 
@@ -448,6 +449,29 @@ class Agent:
         self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
+    def _refuse_invented(self) -> None:
+        """Refuse a server that has made a root of its own for an organization that is not named.
+
+        Raises:
+            AgentError: It has. The caller stops it.
+        """
+        if self._supervisor is None:
+            return
+        named = {handover.file.link.parent for handover in self._handovers}
+        for data in {directory.parent for directory in named}:
+            for directory in organization_directories(data) if data.is_dir() else ():
+                if directory not in named and (directory / SETTINGS_NAME).is_file():
+                    # SECURITY: clients of a root that no store has would be lost with it
+                    # (tests/unit/agent/test_commands.py).
+                    names = ", ".join(handover.org for handover in self._handovers)
+                    raise AgentError(
+                        f"the server serves organization {directory.name!r}, which is not named with --org (named:"
+                        f" {names}), and has made a root of its own for it in {directory / SETTINGS_NAME}. It was"
+                        " stopped",
+                        hint=f"Move {directory} away: this start has made it, and no store has its root. Then start"
+                        f" again with --org {directory.name}.",
+                    )
+
     async def _await_up(self, *, sees_signer: bool) -> _Up:
         """Wait until the server answers what its root signed, then ask it the attacker's question.
 
@@ -462,6 +486,7 @@ class Agent:
         while self._clock.monotonic() < until:
             if self._ended is not None and self._ended.done():
                 return _Up.ENDED
+            await asyncio.to_thread(self._refuse_invented)
             standings = [await handover.standing() for handover in self._handovers]
             up = _Up.STRANGER if Standing.STRANGER in standings else _Up.NO
             if all(one is Standing.UP for one in standings):

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import orjson
+
 from goatherd.agent.plan import (
     FileView,
     differences,
@@ -31,7 +33,15 @@ from goatherd.agent.sessions import SESSIONS_LOG, Findings, SessionBook
 from goatherd.agent.settings_file import Place, SettingsFile, Stamp
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
-from goatherd.errors import GoatherdError, IdentityError, IdentityExistsError, KeyLeakedError, SettingsError
+from goatherd.data_directory import REMAINS
+from goatherd.errors import (
+    GoatherdError,
+    IdentityError,
+    IdentityExistsError,
+    KeyLeakedError,
+    SecretNotFoundError,
+    SettingsError,
+)
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings
@@ -111,7 +121,11 @@ class Handover:
         Raises:
             GoatherdError: As `goatherd.settings.Settings.load`. No new identity is ever made up.
         """
-        await self._settings.load()
+        try:
+            await self._settings.load()
+        except SecretNotFoundError as error:
+            error.hint = f"The server's organization is taken to be {self.org!r}: is --org right? {error.hint}"
+            raise
 
         def on_change(_: DBSettings) -> None:
             changed.set()
@@ -188,6 +202,15 @@ class Handover:
             raise self._other_identity(mine.id, more)
 
     def _other_identity(self, root_id: str, more: str) -> IdentityExistsError:
+        migrated = remains_of(self.file.link.parent)
+        if migrated is not None:
+            store, migrated_id = migrated
+            return IdentityExistsError(
+                f"{self.file.link} holds root {root_id}, but this server's identity (root {migrated_id}) was migrated"
+                f" to {store}, as {self.file.link.with_name(REMAINS)} states",
+                hint="A server that was started without its settings.json made this root; do not migrate it. Check that"
+                f" the store's address is {store}, move {self.file.link} away, and start again.",
+            )
         return IdentityExistsError(
             f"{self.file.link} is there already and holds another identity (root {root_id}) than the store"
             f" (root {self.document.current.id})",
@@ -373,6 +396,15 @@ class Handover:
             raise
         if not self.is_asked:
             _log.warning(event_text(Event.AGENT_NOT_ASKED, org=self.org, url=self._client.base_url))
+
+
+def remains_of(directory: Path) -> tuple[str, str] | None:
+    """Return the secret and the root that `goatherd migrate` has noted beside a settings.json; None without a note."""
+    try:
+        note = orjson.loads((directory / REMAINS).read_bytes())
+        return str(note["store"]), str(note["current"]["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def problem_of(error: GoatherdError) -> str:

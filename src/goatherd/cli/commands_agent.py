@@ -30,6 +30,7 @@ from goatherd.data_directory import (
     check_logs_whole,
     organization_directories,
     refuse_running,
+    refuse_unnamed_organizations,
 )
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
@@ -330,8 +331,21 @@ class _Plan:
         """
         from goatherd.agent.claim import Claim
 
-        check_data_directory(self.data, [secret_id_for(ORG_FIELD, org) for org in self.orgs], create=self.create)
+        check_data_directory(self.data, self._directories, create=self.create)
         return Claim(self.data)
+
+    def check_organizations(self) -> None:
+        """Make sure that the data directory holds no organization that is not named.
+
+        Raises:
+            ConfigurationError: It does. The server would make a root of its own for it.
+        """
+        # SECURITY: a forgotten --org (tests/unit/agent/test_commands.py).
+        refuse_unnamed_organizations(self.data, self._directories)
+
+    @property
+    def _directories(self) -> list[str]:
+        return [secret_id_for(ORG_FIELD, org) for org in self.orgs]
 
     def memory(self) -> Path | None:
         """Return the directory in memory for this data directory; None where a plain file was asked for."""
@@ -355,6 +369,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
     from goatherd.agent.memory import clear, clear_if_empty, directory_for
 
     options, clock = plan.options, SystemClock()
+    plan.check_organizations()
     async with AsyncExitStack() as stack:
         claim = stack.enter_context(plan.claim())
         memory = plan.memory()

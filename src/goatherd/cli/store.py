@@ -37,7 +37,12 @@ class Store:
             SecretNotFoundError: No secret, no such label or version.
             IdentityError: What is there is no identity document.
         """
-        found = await self.provider.read(self.secret_id, at)
+        try:
+            found = await self.provider.read(self.secret_id, at)
+        except SecretNotFoundError as error:
+            if at == CURRENT:
+                error.hint = f"The organization is taken to be {self.org!r}: is --org right? {error.hint}"
+            raise
         return found.version, decode_document(found.value.reveal())
 
     async def versions(self) -> list[SecretVersion]:

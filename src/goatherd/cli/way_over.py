@@ -20,14 +20,12 @@ from goatherd.cli.store import Store
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
+from goatherd.data_directory import REMAINS
 from goatherd.errors import NodeError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.storage import remove_file, replace_file
-
-REMAINS: Final = "settings.json.migrated"
-"""What lies in the place of a settings.json whose key was removed."""
 
 _LARGEST_COPY: Final = 1 << 24
 

@@ -191,6 +191,53 @@ def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invente
     assert not (tmp_path / "nothing").exists()
 
 
+def test_an_organization_that_is_not_named_keeps_the_server_from_being_started(
+    goatherd: Goatherd, store: str, data: Path
+) -> None:
+    (data / "localhost/sys").mkdir(parents=True)
+    (data / "localhost/sys/sessions.jsonl").touch()
+    (data / "acme/sys").mkdir(parents=True)
+    (data / "acme/sys/sessions.jsonl").touch()
+    result = goatherd("run", "--provider", store, "--data", str(data), "--", "sh", "-c", f"touch {data}/started")
+    assert result.code == EXIT_CODES["configuration"]
+    assert "--org localhost --org acme" in result.err
+    assert not (data / "started").exists()
+    assert not os.path.lexists(settings(data))
+
+
+def test_a_secret_that_is_not_found_names_the_organization(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
+    nowhere = f"file://{tmp_path}/nothing/root"
+    for words in (["fetch", "--data", str(data)], ["show"]):
+        result = goatherd(*words, "--provider", nowhere)
+        assert result.code == EXIT_CODES["provider"]
+        assert "'localhost'" in result.err
+        assert "--org" in result.err
+
+
+def test_a_root_that_was_invented_after_a_migration_is_not_to_be_migrated(
+    goatherd: Goatherd, store: str, data: Path
+) -> None:
+    settings(data).parent.mkdir()
+    settings(data).write_bytes(to_settings(first(), ()))
+    note = {"store": "vault secret goatdb/root", "current": {"id": "the-migrated-root"}}
+    settings(data).with_name("settings.json.migrated").write_text(json.dumps(note))
+    result = goatherd("fetch", "--provider", store, "--data", str(data))
+    assert result.code == EXIT_CODES["identity"]
+    assert "was migrated to vault secret goatdb/root" in result.err.replace("\n", " ")
+    assert "goatherd migrate`" not in result.err
+    assert settings(data).read_bytes() == to_settings(first(), ())
+
+
+@pytest.mark.slow
+def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(store: str, data: Path) -> None:
+    invent = 'mkdir -p "$1" && cat > "$1/settings.json" && exec sleep 300'
+    process = start(store, data, "--ready-timeout", "5m", "--", "sh", "-c", invent, "sh", str(data / "acme"))
+    _, err = process.communicate(to_settings(first(), ()).decode(), timeout=120)
+    assert process.returncode == EXIT_CODES["agent"]
+    assert "--org acme" in err
+    assert not os.path.lexists(settings(data))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
