@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.testing.upstream_child import APPLICATION
 from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
-from tests.unit.goats import ORG, element, signed_header
+from tests.unit.goats import ORG, commit_by, element, signed_header
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
@@ -612,6 +613,28 @@ async def test_a_caller_who_goes_takes_the_server_s_connection_along() -> None:
             await asyncio.wait_for(asked.wait(), PATIENCE)
         await until(lambda: state.requests == [b"closed"])
         await until(lambda: quiet(door) and door.status.connections == 0)
+
+
+async def test_what_a_client_has_pushed_is_delivered_although_it_goes_before_the_answer() -> None:
+    go_on = asyncio.Event()
+    async with world() as w:
+        verify = w.trust.verify
+
+        async def late(*given: Any) -> Any:
+            await go_on.wait()
+            return await verify(*given)
+
+        w.trust.verify = late  # type: ignore[method-assign]
+        commit = commit_by(X, "k", {"text": "x"})
+        body = to_json_bytes([element("/data/x", [commit])])
+        head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
+        async with line(w.door.port) as (_, writer):
+            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+            await until(lambda: w.door.status.requests == 1)
+            await asyncio.sleep(0.05)
+        await until(lambda: w.door.status.connections == 0)
+        go_on.set()
+        await until(lambda: commit.id in w.stored("/data/x"))
 
 
 async def test_a_caller_who_goes_in_the_middle_of_an_answer_leaves_nothing_behind() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+import goatherd.trust
 from goatherd.agent.door import Trust
 from goatherd.agent.door import trust as door_trust
 from goatherd.clock import SystemClock
-from goatherd.errors import NodeUnreachableError
+from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
+from goatherd.identity.session import Session
+from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, X, identity
 from tests.unit.goats import NOW, ORG, commit_by, introduction
@@ -87,3 +91,42 @@ async def test_a_push_is_answered_although_the_server_does_not_list_its_sessions
     with pytest.raises(NodeUnreachableError):
         await trust.verify("/data/x", [commit_by(X, "k", {"text": "x"})], None)
     await trust.aclose()
+
+
+async def test_a_commit_that_is_sent_again_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = follow(Sessions(Measured()))
+    await trust.refresh()
+    commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(5)]
+    assert await trust.verify("/data/x", commits, None) == [None] * 5
+    checked: list[str] = []
+    verify = goatherd.trust.verify_commit_by
+
+    def counted(session: Session, commit: Commit) -> None:
+        checked.append(commit.id)
+        verify(session, commit)
+
+    monkeypatch.setattr(goatherd.trust, "verify_commit_by", counted)
+    more = commit_by(X, "other", {"text": "x"})
+    assert await trust.verify("/data/x", [*commits, more], None) == [None] * 6
+    assert checked == [more.id]
+
+
+async def test_a_commit_that_was_well_signed_once_is_no_excuse_for_another_one() -> None:
+    trust = follow(Sessions(Measured()))
+    await trust.refresh()
+    good = commit_by(X, "k", {"text": "x"})
+    assert await trust.verify("/data/x", [good], None) == [None]
+    for forged in (replace(good, contents=commit_by(X, "k", {"text": "y"}).contents), replace(good, key="j")):
+        (verdict,) = await trust.verify("/data/x", [forged], None)
+        assert isinstance(verdict, InvalidSignatureError)
+    trust.swap(identity(A, revoked=(X.id,)))
+    (verdict,) = await trust.verify("/data/x", [good], None)
+    assert isinstance(verdict, RevokedSessionError)
+
+
+async def test_no_more_verdicts_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_trust, "VERDICTS", 3)
+    trust = follow(Sessions(Measured()))
+    await trust.refresh()
+    await trust.verify("/data/x", [commit_by(X, f"k{number}", {"text": "x"}) for number in range(9)], None)
+    assert len(trust._verdicts) == 3

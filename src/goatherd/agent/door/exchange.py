@@ -227,8 +227,14 @@ class Exchange:
         lines.append(framing + b"\r\n")
         return b"".join(lines)
 
-    async def hand_on(self, upstream: Upstream, body: bytes, patience: float) -> Connection:
+    async def hand_on(self, upstream: Upstream, body: bytes, patience: float, *, is_kept: bool = False) -> Connection:
         """Send the request with this body to the child, and wait for the answer's headers.
+
+        Args:
+            upstream: The child.
+            body: The body.
+            patience: Seconds to wait.
+            is_kept: Whether the request goes on when the caller has gone, as it does without a door.
 
         Raises:
             NodeUnreachableError, LostError, TimeoutError: As `Upstream.send`.
@@ -236,7 +242,8 @@ class Exchange:
         """
         framing = b"" if not body and self.method in BODYLESS else b"content-length: %d\r\n" % len(body)
         head = self._head(upstream, framing)
-        sending = upstream.send(head, body, limit=patience, is_head=self.method == "HEAD", on_use=self._follow)
+        on_use = None if is_kept else self._follow
+        sending = upstream.send(head, body, limit=patience, is_head=self.method == "HEAD", on_use=on_use)
         return await self._unless_gone(sending)
 
     async def stream_on(self, upstream: Upstream, limits: Limits, patience: float) -> Connection:

@@ -289,7 +289,8 @@ class Proxy:
                 if has_commits and trust is not None and session is not None:
                     await self._check_weight(session, envelope, elements)
                     body = await self._judge_push(trust, elements, body, push)
-                connection = await exchange.hand_on(self._upstream, body, self._patience)
+                # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
+                connection = await exchange.hand_on(self._upstream, body, self._patience, is_kept=has_commits)
                 is_stored = connection.status == 200
             except BaseException:
                 push.settle(is_stored=False)

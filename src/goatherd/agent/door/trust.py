@@ -11,6 +11,8 @@ ten times and then never again.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
@@ -22,6 +24,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
 from goatherd.errors import (
     DecodeError,
+    GoatherdError,
     NodeRefusedError,
     NodeUnreachableError,
     RevokedSessionError,
@@ -32,6 +35,7 @@ from goatherd.errors import (
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool, TrustSource
 from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import to_json_bytes
 
 FEW: Final = 2
 """So many signatures are checked at once, in place; more go to threads."""
@@ -43,6 +47,9 @@ of them."""
 PATIENCE: Final = timedelta(seconds=7)
 """How long a request waits for the session of its signer to be found; then it is answered with 503."""
 REMEMBER: Final = timedelta(seconds=5)
+
+VERDICTS: Final = 100_000
+"""How many commits are remembered as well signed: a client that got no answer in time sends all of them again."""
 
 _ERROR_RATE: Final = 1e-6
 
@@ -74,6 +81,7 @@ class Trust:
         self._read_at: float | None = None
         self._took = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
+        self._verdicts: OrderedDict[bytes, None] = OrderedDict()
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
         """Why the child's sessions could not be read the last time."""
 
@@ -213,13 +221,41 @@ class Trust:
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
             return [self._judge_introduction(commit) for commit in commits]
-        verification = self.pool.prepare(commits)
-        if len(commits) <= FEW or executor is None:
+        keys = [self._verdict_key(commit) for commit in commits]
+        unknown = [index for index, key in enumerate(keys) if key is None or key not in self._verdicts]
+        verdicts: list[VerificationError | None] = [None] * len(commits)
+        verification = self.pool.prepare([commits[index] for index in unknown])
+        if len(unknown) <= FEW or executor is None:
             verification.run()
         else:
             # In a thread of its own, which spreads the work over the executor's.
             await asyncio.to_thread(verification.run, executor)
-        return self.pool.conclude(verification)
+        for index, verdict in zip(unknown, self.pool.conclude(verification), strict=True):
+            verdicts[index] = verdict
+            key = keys[index]
+            if verdict is None and key is not None:
+                self._verdicts[key] = None
+        while len(self._verdicts) > VERDICTS:
+            self._verdicts.popitem(last=False)
+        return verdicts
+
+    def _verdict_key(self, commit: Commit) -> bytes | None:
+        """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
+
+        SECURITY: a session that is revoked, or has another key, has no remembered verdict
+        (tests/unit/agent/test_door_trust.py).
+        """
+        try:
+            session = self.find(commit.session)
+        except RevokedSessionError:
+            return None
+        if session is None:
+            return None
+        signer = [session.id, session.public_key.to_jwk(), session.expiration_ms]
+        try:
+            return hashlib.sha256(to_json_bytes([commit.to_json(), signer])).digest()
+        except (GoatherdError, TypeError, ValueError):
+            return None  # JSON cannot carry it; its verification says why
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:
         """Judge a session commit: only a trusted root's word counts (7.4), for users' sessions and for roots."""
