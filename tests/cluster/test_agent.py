@@ -25,7 +25,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.server import Listener, Server
-from goatherd.rotation.machine import Phase, Policy
+from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 
@@ -253,6 +253,44 @@ async def test_a_cluster_of_agents_is_rotated_one_node_at_a_time_and_every_write
         assert max(worst) == 1, "one node at a time"
         for node in made.nodes:
             assert json.loads(node.settings.read_bytes())["currentSession"]["id"] == document.current.id
+
+
+async def test_a_restore_restarts_each_server_once_one_at_a_time_and_every_write_is_on_every_server(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, 2) as made:
+        a = made.first
+        await asyncio.gather(*(node.start() for node in made.nodes))
+        await made.up()
+        for node in made.nodes:
+            await node.logged("agent.up")
+        async with rotator_of(made) as rotator:
+            await rotator.rotate()
+            b = (await made.document()).current
+            worst: list[int] = []
+            async with Workload(made.urls, clients=3, pause=timedelta(milliseconds=100), newcomers=False) as load:
+                watching = asyncio.create_task(watch_for_the_worst(made, worst))
+                await SystemClock().sleep(SECOND)
+                before = len(load.accepted)
+                report = await rotator.restore()
+                watching.cancel()
+                await SystemClock().sleep(SECOND)
+                audit = await audit_of(made, load)
+        assert report.outcome is Outcome.RESTORED
+        assert report.current_id == a.id
+        assert (await made.document()).rotation is None
+        assert audit.accepted > before > 0
+        assert audit.lost == {}
+        assert audit.unverifiable == ()
+        assert max(worst) == 1, "one server at a time"
+        for node in made.nodes:
+            # Each server writes one line at its start, with the root that it signs with.
+            assert [json.loads(line)["signer"] for line in node.out.splitlines()] == [a.id, b.id, a.id]
+            settings = json.loads(node.settings.read_bytes())
+            assert settings["currentSession"]["id"] == a.id
+            async with NodeClient(node.url) as client:
+                assert await client.answers(b), "what B signed stays valid"
+            assert {path.name for path in keys_on_disk(node.path)} <= {".goatlike.json"}
 
 
 class Mischief:
