@@ -199,6 +199,7 @@ def _data(report: RevocationReport) -> dict[str, Any]:
         "rogueRoots": list(report.rogue_roots),
         "forged": report.forged,
         "leftOut": list(report.left_out),
+        "lateSessions": list(report.late_sessions),
         "destroyed": list(report.destroyed),
         "givenUp": list(report.given_up),
         "kept": kept_data(report.kept),
@@ -230,7 +231,9 @@ def _plan_lines(report: RevocationReport) -> list[str]:
         f"to revoke {report.revoked_id}; nothing is written by --plan",
         "1. introduce the successor at every server, by a commit that the root signs (clients learn of it that way)",
         "2. write the identity with the revocation; tell the servers; from then on they refuse the root",
-        f"3. ask {len(ours)} Goatherd servers what they hold of it; the list's digest goes into the identity",
+        f"3. ask {len(ours)} Goatherd servers what they hold of it; the list's digest goes into the identity"
+        if ours
+        else "3. no frozen list: unmodified GoatDB servers cannot keep one or refuse by it",
         f"4. introduce {report.sessions} user sessions again; then the root's word counts for none",
         "5. with --destroy: destroy the stored versions that hold its private key",
         "",
@@ -244,7 +247,11 @@ def _plan_lines(report: RevocationReport) -> list[str]:
 
 
 def _report_lines(report: RevocationReport) -> list[str]:
-    if report.is_complete:
+    if report.is_complete and report.has_only_unmodified:
+        head = (
+            f"revoked {report.revoked_id}: {report.current_id} signs; finished, as far as unmodified servers allow it"
+        )
+    elif report.is_complete:
         head = f"revoked {report.revoked_id}: {report.current_id} signs; nothing is left to be done at Goatherd servers"
     else:
         head = f"revoked {report.revoked_id}: {report.current_id} signs; NOT FINISHED, run it again"
@@ -254,7 +261,12 @@ def _report_lines(report: RevocationReport) -> list[str]:
         f"took: {took}; {report.node_calls} requests to servers, {report.store_calls} to the store",
         f"sessions: {report.sessions} to introduce again, {report.pushed} pushed now",
     ]
-    if report.closed:
+    if report.has_only_unmodified:
+        lines.append(
+            "frozen: no list, since every listed server is an unmodified GoatDB server, which cannot keep one or refuse"
+            " by it; a Goatherd server that joins later needs one: run the command again with it"
+        )
+    elif report.closed:
         lines.append(f"frozen: {report.frozen} commits of the root are on record; every other one is refused")
     else:
         lines.append(
@@ -262,6 +274,12 @@ def _report_lines(report: RevocationReport) -> list[str]:
         )
     for node in report.nodes:
         lines += _node_lines(node)
+    if report.late_sessions:
+        lines.append(
+            f"{len(report.late_sessions)} sessions were introduced by the revoked root after the others were reissued,"
+            f" and are not reissued: {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours:"
+            " --reopen"
+        )
     lines += [f"left out: session {session} is believed no more" for session in report.left_out]
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]

@@ -69,6 +69,7 @@ class RevocationReport:
     rogue_roots: tuple[str, ...] = ()
     forged: int = 0
     left_out: tuple[str, ...] = ()
+    late_sessions: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     given_up: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
@@ -80,9 +81,19 @@ class RevocationReport:
     store_calls: int = 0
 
     @property
+    def has_only_unmodified(self) -> bool:
+        """Whether servers are listed, and every one of them is an unmodified GoatDB server."""
+        return bool(self.nodes) and all(node.is_unmodified for node in self.nodes)
+
+    @property
     def is_complete(self) -> bool:
-        """Whether nothing is left to do but at unmodified servers."""
+        """Whether nothing is left to do that `goatherd revoke` can do.
+
+        Unmodified servers keep no frozen list. Where there are no others, the sessions must be reissued at each.
+        """
         ours = [node for node in self.nodes if not node.is_unmodified]
         if self.kept:
             return False
+        if self.has_only_unmodified:
+            return all(node.problem is None and node.introduced == self.sessions for node in self.nodes)
         return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)

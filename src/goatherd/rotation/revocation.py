@@ -150,6 +150,11 @@ class Revoker:
         self._begin(session_id)
         document = await self._timed("revoke", self._revoked(session_id, reason, successor))
         await self._timed("adoption", self._adopted(document))
+        if self._has_only_unmodified():
+            await self._timed(
+                "introduce again", self._reissued_at_unmodified(document, session_id, leave_out, reopen=reopen)
+            )
+            return await self._finished(document, session_id, destroy=destroy)
         document, frozen = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
         resettler = self._resettler(document)
         found, known = await self._timed(
@@ -159,6 +164,9 @@ class Revoker:
             entry = _entry(document, session_id)
             await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
             document = await self._settled(document, session_id)
+        return await self._finished(document, session_id, destroy=destroy)
+
+    async def _finished(self, document: IdentityDocument, session_id: str, *, destroy: bool) -> RevocationReport:
         if destroy:
             document = await self._timed("destroy", self._destroy(session_id))
         self._take(document, session_id)
@@ -391,6 +399,43 @@ class Revoker:
             policy=self.policy,
             clock=self._clock,
         )
+
+    def _has_only_unmodified(self) -> bool:
+        return bool(self._outcomes) and all(one.is_unmodified for one in self._outcomes.values())
+
+    async def _reissued_at_unmodified(
+        self, document: IdentityDocument, session_id: str, leave_out: Collection[str], *, reopen: bool
+    ) -> None:
+        """Reissue the sessions where every listed server is unmodified, and retry while servers restart.
+
+        There is no frozen list: no server would keep it or refuse by it. The first Goatherd server that is listed in a
+        later run closes it.
+        """
+        resettler, entry = self._resettler(document), _entry(document, session_id)
+        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
+        poll = self.policy.poll_min
+        while True:
+            found, known = await resettler.survey(document, session_id, leave_out=leave_out)
+            reissued = tuple(one for one in found.sessions if one.commit_id in known)
+            if reissued and not reopen and not self._report.pushed:
+                # SECURITY: unmodified servers take what the stolen root introduces after the first run, too; it must
+                # not get the successor's signature (tests/unit/rotation/test_revocation.py).
+                self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
+                found = replace(found, sessions=reissued)
+                self._report.sessions = len(reissued)
+            try:
+                await resettler.introduce_again(document, entry, found, known)
+            except NodeError as error:
+                # The first that answered is the one that is pushed to.
+                failed = next(one for one in self._outcomes.values() if one.problem is None)
+                failed.problem = str(error)
+                self._emit(NodeTold(url=failed.url, heard=False, problem=str(error)))
+            done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
+            if done or self._clock.monotonic() >= deadline:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+            await self._look(document)
 
     async def _settled(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]

@@ -425,6 +425,34 @@ async def test_an_unmodified_server_learns_the_successor_and_the_sessions_and_go
         assert await upstream.answers(a)
 
 
+async def test_a_revocation_over_unmodified_servers_only_reissues_the_sessions_and_ends(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(cluster_of(tmp_path, document_of(a), 0))
+        upstreams = []
+        for name in ("one", "two", "three"):
+            top = tmp_path / name
+            (top / "localhost").mkdir(parents=True)
+            (top / "localhost" / "settings.json").write_bytes(encode_document(document_of(a)))
+            server = await stack.enter_async_context(Server(top, FileSettings(top), debug=True))
+            upstreams.append(client_of(server, f"http://{name}", Upstream))
+        user, _ = await upstreams[0].create_session()
+        report = await cluster.revoker(upstreams).revoke(a.id, reason="stolen")
+        assert report.is_complete
+        assert (report.sessions, [node.introduced for node in report.nodes]) == (1, [1, 1, 1])
+        for upstream in upstreams:
+            assert await upstream.answers(user), "each server has the session, reissued by the successor"
+        entry = (await cluster.document()).revoked[0]
+        assert entry.freeze is None, "no server keeps the list, so none is on record that no server could give"
+        # The thief goes on: a second run must not sign what the stolen root has introduced since.
+        thief, _ = await upstreams[1].create_session()
+        again = await cluster.revoker(upstreams).revoke(a.id, reason="stolen")
+        assert again.is_complete
+        assert (again.pushed, again.late_sessions) == (0, (thief.id,))
+        reopened = await cluster.revoker(upstreams).revoke(a.id, reason="stolen", reopen=True)
+        assert (reopened.is_complete, reopened.sessions, reopened.late_sessions) == (True, 2, ())
+
+
 async def test_a_node_that_drops_what_is_pushed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = root("root-a")
 
