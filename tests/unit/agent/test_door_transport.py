@@ -785,6 +785,27 @@ async def test_a_closing_door_answers_what_is_running() -> None:
         await closing
 
 
+async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with world() as w:
+        began = asyncio.Event()
+
+        async def never(*_: Any) -> Any:
+            began.set()
+            await asyncio.Event().wait()
+
+        w.trust.verify = never  # type: ignore[method-assign]
+        body = to_json_bytes([element("/data/x", [commit_by(X, "k", {"text": "x"})])])
+        head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
+        async with line(w.door.port) as (_, writer):
+            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+            await began.wait()
+            caplog.clear()
+            await w.door._listener.stop(timedelta(milliseconds=50))
+    assert not [each.getMessage() for each in caplog.records if each.name.startswith("uvicorn")]
+
+
 async def test_answers_that_are_compressed_are_not_let_out_unseen() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await head_of(reader)

@@ -108,6 +108,7 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._open: Counter[str] = Counter()
         self._count = 0
+        self._is_cutting = False
 
     @property
     def connection_count(self) -> int:
@@ -137,6 +138,14 @@ class Listener:
         if not self._open[address]:
             del self._open[address]
 
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # uvicorn would log a traceback for a request that `stop` has cut off.
+            if not self._is_cutting:
+                raise
+
     async def start(self) -> None:
         """Listen.
 
@@ -144,7 +153,7 @@ class Listener:
             NodeError: The address cannot be had.
         """
         config = uvicorn.Config(
-            self._app,
+            self._answer,
             interface="asgi3",
             http="httptools",
             loop="none",
@@ -185,11 +194,20 @@ class Listener:
         tasks = set(self._state.tasks)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-            for task in late:
-                task.cancel()
             if late:
-                await asyncio.wait(late)
+                await self._cut(late)
         for connection in list(self._state.connections):
             connection.transport.abort()
         await self._server.wait_closed()
         self._server = None
+
+    async def _cut(self, late: set[asyncio.Task[None]]) -> None:
+        """Close the connections first, so that their ends are known, then cancel the requests."""
+        self._is_cutting = True
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # the transports report their ends in the next round of the loop
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late)
+        self._is_cutting = False
