@@ -74,15 +74,17 @@ async def test_thousands_of_seeds_break_no_rule(first: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("goal", ["rotate", "restore"])
 @pytest.mark.parametrize("fate", ["killed", "interrupted"])
-async def test_an_operator_may_be_stopped_at_some_steps(fate: str) -> None:
-    await check("--seed", "7", "--fate", fate, "--stride", "67", runs=5)
+async def test_an_operator_may_be_stopped_at_some_steps(fate: str, goal: str) -> None:
+    await check("--seed", "7", "--goal", goal, "--fate", fate, "--stride", "67", runs=5)
 
 
 @pytest.mark.deep
-async def test_an_operator_may_be_killed_or_interrupted_at_every_step() -> None:
-    fates = ["killed", "interrupted"]
-    said = await asyncio.gather(*(check("--seed", "7", "--fate", fate, runs=FEWEST_STEPS) for fate in fates))
+@pytest.mark.parametrize("goal", ["rotate", "restore"])
+async def test_an_operator_may_be_killed_or_interrupted_at_every_step(goal: str) -> None:
+    given = ("--seed", "7", "--goal", goal, "--fate")
+    said = await asyncio.gather(*(check(*given, fate, runs=FEWEST_STEPS) for fate in ("killed", "interrupted")))
     print("".join(said))
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
+from goatherd.testing.simulation.people import Goal
 from goatherd.testing.simulation.run import Result, run
 from goatherd.testing.simulation.scenario import Fate, Scenario
 
@@ -63,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at", type=_range, metavar="STEP[-STEP]", help="with --fate: at which of his steps; by default at every one"
     )
+    parser.add_argument(
+        "--goal",
+        type=Goal,
+        choices=[Goal.ROTATE, Goal.RESTORE],
+        default=Goal.ROTATE,
+        help="with --fate: the command of this operator (default: rotate)",
+    )
     parser.add_argument("--stride", type=int, default=1, help="with --fate: only at every n-th of these steps")
     return parser
 
@@ -72,11 +80,19 @@ def _range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def calm(*, fate: Fate | None = None, step: int = 0) -> Scenario:
-    """Return a scenario of two nodes in which nothing goes wrong but what befalls the operator at one of his steps."""
+def calm(goal: Goal, *, fate: Fate | None = None, step: int = 0) -> Scenario:
+    """Return a scenario of two nodes in which nothing goes wrong but what befalls one operator at one step.
+
+    Args:
+        goal: What the operator does. A restore begins after a rotation that nothing befalls.
+        fate: How the command ends.
+        step: At which step.
+    """
     scenario = Scenario(nodes=2, clients=1, is_rotated_again=False)
-    (command,) = scenario.commands
-    return replace(scenario, commands=(replace(command, fate=fate, step=step),))
+    (rotate,) = scenario.commands
+    if goal is Goal.ROTATE:
+        return replace(scenario, commands=(replace(rotate, fate=fate, step=step),))
+    return replace(scenario, commands=(rotate, replace(rotate, goal=goal, after=0, fate=fate, step=step)))
 
 
 def _jobs(options: argparse.Namespace) -> Iterator[_Job]:
@@ -88,11 +104,11 @@ def _jobs(options: argparse.Namespace) -> Iterator[_Job]:
         raise SystemExit("--fate goes with --seed")
     steps = options.at
     if steps is None:
-        whole = run(options.seed, calm(), real=options.real_signatures)
+        whole = run(options.seed, calm(options.goal), real=options.real_signatures)
         steps = range(1, whole.steps + _MORE_STEPS)
     for step in steps[:: options.stride]:
-        replay = f"{_replay(options.seed, options)} --fate {options.fate} --at {step}"
-        yield _Job(options.seed, replay, calm(fate=Fate(options.fate), step=step))
+        replay = f"{_replay(options.seed, options)} --goal {options.goal} --fate {options.fate} --at {step}"
+        yield _Job(options.seed, replay, calm(options.goal, fate=Fate(options.fate), step=step))
 
 
 def _replay(seed: int, options: argparse.Namespace) -> str:
@@ -129,7 +145,7 @@ def _tell(job: _Job, options: argparse.Namespace) -> int:
     _say("\n".join(result.lines))
     _complain(job, result)
     _say(
-        f"{result.steps} steps of the first operator, {result.requests} requests, {result.notes} acknowledged notes,"
+        f"{result.steps} steps of the operator, {result.requests} requests, {result.notes} acknowledged notes,"
         f" {result.simulated.total_seconds():.1f} s simulated; the story's digest is {result.digest}"
     )
     return 1 if result.broken else 0

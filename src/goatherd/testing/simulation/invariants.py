@@ -27,6 +27,24 @@ def at_rest(herd: Herd) -> list[str]:
     return [*_store(herd, document), *_nodes(herd, document), *_commits(herd)]
 
 
+def restorable_root(herd: Herd) -> str | None:
+    """Return the root that `restore` must make sign again: the previous one, if its private key is stored.
+
+    None also where it was rolled back: then the operator has to name it.
+    """
+    platform, document = herd.world.platform, herd.world.promises.documents[-1][1]
+    last = next((one for one in reversed(document.history) if one.event != "retired"), None)
+    previous = document.rotated_from
+    if previous is None or (last is not None and last.event == "rolled-back" and last.to_id == previous):
+        return None
+    for number, value in platform.values.items():
+        if platform.ledger.describe(number).state is VersionState.ENABLED:
+            held = decode_document(value.reveal())
+            if previous in {one.id for one in (held.current, held.next) if one is not None}:
+                return previous
+    return None
+
+
 def after_retiring(herd: Herd) -> list[str]:
     """Return what is wrong once a rotation was made and the earlier keys were retired: orphans, above all."""
     platform, wrong = herd.world.platform, []

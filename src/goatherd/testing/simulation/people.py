@@ -1,4 +1,4 @@
-"""Those who use the herd: clients that write all along, and operators who rotate, resume, abandon and retire.
+"""Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon and retire.
 
 What is real: `goatherd.client.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer.
 """
@@ -122,6 +122,7 @@ class Goal(StrEnum):
     """What an operator wants."""
 
     ROTATE = "rotate"
+    RESTORE = "restore"
     RESUME = "resume"
     ABANDON = "abandon"
     RETIRE = "retire"
@@ -215,6 +216,8 @@ class Operator:
             match goal:
                 case Goal.ROTATE:
                     return await rotator.rotate()
+                case Goal.RESTORE:
+                    return await rotator.restore()
                 case Goal.RESUME:
                     return await rotator.resume()
                 case Goal.ABANDON:

@@ -1,4 +1,4 @@
-"""One run: a scenario lived through, healed, resumed, rotated once more, retired, and judged."""
+"""One run: a scenario lived through, healed, resumed, restored, rotated once more, retired, and judged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from goatherd.errors import NotRestorableError
 from goatherd.rotation import Outcome
 from goatherd.testing.simulation import invariants
 from goatherd.testing.simulation.dice import Dice, loaded
@@ -32,7 +33,7 @@ class Result:
         broken: The rules that were broken; empty for a good one.
         lines: The story.
         digest: The same for two runs only if everything in them was the same.
-        steps: How many steps the first operator's command did.
+        steps: How many steps the command of the scenario's last operator did.
         notes: How many acknowledged notes were looked for at the end.
         requests: How many requests went over the network.
         simulated: How long it lasted, for those in it.
@@ -82,12 +83,13 @@ def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, rea
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+    last = f"ops-{len(scenario.commands) - 1}"
     return Result(
         seed=seed,
         broken=tuple(dict.fromkeys([*world.promises.broken, *loop.problems])),
         lines=tuple(world.trace.lines),
         digest=world.trace.digest,
-        steps=herd.operators[0].process.steps if herd.operators else 0,
+        steps=max((one.process.steps for one in herd.operators if one.name == last), default=0),
         notes=len(world.promises.written),
         requests=world.network.requests,
         simulated=timedelta(seconds=loop.time() - start),
@@ -116,6 +118,8 @@ async def _whole(herd: Herd) -> None:
         broken.append("the nodes did not come to hold the same")
     broken += invariants.at_rest(herd)
     broken += await invariants.new_client(herd)
+    if herd.scenario.is_restored:
+        broken += await _restore(herd)
     if herd.scenario.is_rotated_again:
         operator = await herd.command("next", Goal.ROTATE)
         if operator.report is None or operator.report.outcome is not Outcome.ROTATED:
@@ -128,3 +132,24 @@ async def _whole(herd: Herd) -> None:
     if operator.report is None:
         broken.append(f"retiring failed: {operator.ended}")
     broken += invariants.after_retiring(herd)
+
+
+async def _restore(herd: Herd) -> list[str]:
+    """Make the previous root sign again; return what went wrong.
+
+    Returns:
+        The broken rules: a refusal although the store holds the key of a previous root, or a herd in disorder after it.
+    """
+    expected = invariants.restorable_root(herd)
+    operator = await herd.command("back", Goal.RESTORE)
+    document = herd.world.promises.documents[-1][1]
+    if expected is None:
+        if operator.ended is None or not operator.ended.startswith(NotRestorableError.code):
+            return [f"no root can be restored, and the restore ended with: {operator.ended}"]
+        return []
+    broken = []
+    if operator.report is None or operator.report.outcome is not Outcome.RESTORED or document.current.id != expected:
+        broken.append(f"the restore of {expected} failed: {operator.ended}")
+    if not await herd.converge():
+        broken.append("the nodes did not come to hold the same after the restore")
+    return [*broken, *invariants.at_rest(herd), *(await invariants.new_client(herd))]

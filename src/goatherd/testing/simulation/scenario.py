@@ -107,6 +107,7 @@ class Scenario:
         skews: By how much each node's clock is wrong.
         faults: What goes wrong.
         commands: What operators do.
+        is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
         is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
     """
 
@@ -119,6 +120,7 @@ class Scenario:
     skews: tuple[timedelta, ...] = ()
     faults: tuple[Fault, ...] = ()
     commands: tuple[Command, ...] = (Command(goal=Goal.ROTATE, at=0.5),)
+    is_restored: bool = False
     is_rotated_again: bool = True
 
     def lines(self) -> list[str]:
@@ -138,7 +140,7 @@ class Scenario:
 
 def draw(seed: int) -> Scenario:
     """Return what a seed stands for."""
-    dice = Dice(seed, "scenario")
+    dice, restoring = Dice(seed, "scenario"), Dice(seed, "restores")
     nodes = dice.choices([1, 2, 3, 4], [1, 7, 4, 1])[0]
     joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
     consistency = dice.choice(list(ReadConsistency))
@@ -151,7 +153,8 @@ def draw(seed: int) -> Scenario:
         lag=dice.uniform(0.1, 2.5) if consistency is not ReadConsistency.STRONG else 0.0,
         skews=tuple(_skew(dice) for _ in range(nodes + 1)) if dice.chance(0.4) else (),
         faults=tuple(_fault(dice, nodes) for _ in range(dice.choices([0, 1, 2, 3, 5], [2, 3, 3, 2, 1])[0])),
-        commands=_commands(dice),
+        commands=(*_commands(dice), *_restores(restoring)),
+        is_restored=restoring.chance(0.25),
         is_rotated_again=dice.chance(0.25),
     )
 
@@ -181,6 +184,15 @@ def _commands(dice: Dice) -> tuple[Command, ...]:
     if dice.chance(0.6):  # after the first one has come to its end
         goal = dice.choice([Goal.RESUME, Goal.RESUME, Goal.ROTATE, Goal.ABANDON])
         commands.append(_command(dice, goal, at=dice.uniform(0, 2), after=0, dies=0.3))
+    return tuple(commands)
+
+
+def _restores(dice: Dice) -> tuple[Command, ...]:
+    commands = []
+    if dice.chance(0.3):  # after the first rotation has come to its end, however it ended
+        commands.append(_command(dice, Goal.RESTORE, at=dice.uniform(0, 2), after=0, dies=0.5))
+    if dice.chance(0.1):  # while others are at work
+        commands.append(_command(dice, Goal.RESTORE, at=dice.uniform(0.1, 7), dies=0.3))
     return tuple(commands)
 
 
