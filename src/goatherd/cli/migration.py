@@ -9,10 +9,11 @@ holds open is not touched; running it twice is running it once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from goatherd.cli.store import DEFAULT_ORG, open_store, place
 from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
@@ -32,12 +33,12 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.session import Session
+from goatherd.identity.introduction import better
+from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
-from goatherd.ids import new_id
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.base import ORG_FIELD, SecretBytes
-from goatherd.rotation.vouching import session_commit
+from goatherd.rotation.vouching import derived_id, session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.log import scan
@@ -45,6 +46,8 @@ from goatherd.wire.log import scan
 SETTINGS_NAME = "settings.json"
 SESSIONS = "/sys/sessions"
 SESSIONS_LOG = Path("sys/sessions.jsonl")
+_LONG_AGO_MS: Final = 1_577_836_800_000
+"""2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,13 +179,60 @@ async def migrate_all(options: Options, paths: Sequence[Path], *, dry_run: bool,
         org: united(org, [(source.settings, document) for source, document, _, _ in read if source.org == org])
         for org in orgs
     }
+    agreed = {org: _agreed([users for source, _, users, _ in read if source.org == org]) for org in orgs}
+    held = {org: _held_elsewhere([source for source in sources if source.org == org], one[org]) for org in orgs}
     outcomes = [
-        await _migrate(options, source, one[source.org], users, notes, dry_run=dry_run, write_sessions=write_sessions)
+        await _migrate(
+            options,
+            source,
+            one[source.org],
+            tuple(agreed[source.org][user.id] for user in users),
+            notes,
+            held[source.org],
+            dry_run=dry_run,
+            write_sessions=write_sessions,
+        )
         for source, _, users, notes in read
     ]
     proofs = await ask_servers(options, [(org, document.current) for org, document in one.items()])
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
     return Migration(outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if denied(proofs) else tuple(safe))
+
+
+def _agreed(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
+    """Return one session for each id, as the server that knows most about it has it.
+
+    Raises:
+        SettingsError: Two servers have different keys for one session.
+    """
+    agreed: dict[str, Session] = {}
+    for users in users_of_each:
+        for user in users:
+            known = agreed.get(user.id)
+            if known is not None and known.public_key != user.public_key:
+                raise SettingsError(
+                    f"session {user.id!r} has different keys in the settings.json of two servers",
+                    hint="One of them is forged. Find out which before anything trusts these servers again.",
+                )
+            agreed[user.id] = better(known, user)
+    return agreed
+
+
+def _held_elsewhere(sources: Sequence[Source], identity: IdentityDocument) -> dict[str, list[Commit]]:
+    """Return, for each session that a server's log introduces, that log's commits about it."""
+    held: dict[str, list[Commit]] = {}
+    for source in sources if len(sources) > 1 else ():
+        if source.data is None:
+            continue
+        log = read_session_log(source.data, identity, source.org)
+        commits = read_commits(source.data / SESSIONS_LOG, source.org)
+        for session_id in log.latest:
+            try:
+                log.pool.session(session_id)
+            except VerificationError:
+                continue
+            held.setdefault(session_id, [commit for commit in commits if commit.key == session_id])
+    return held
 
 
 async def remove_keys(options: Options, migration: Migration) -> list[str]:
@@ -365,6 +415,7 @@ async def _migrate(
     document: IdentityDocument,
     users: tuple[Session, ...],
     notes: list[str],
+    held: Mapping[str, Sequence[Commit]],
     *,
     dry_run: bool,
     write_sessions: bool,
@@ -386,7 +437,7 @@ async def _migrate(
                 except SecretExistsError as error:
                     raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
             if write_sessions and not dry_run:
-                sessions.write(identity, source.org)
+                sessions.write(identity, source.org, held)
         if not dry_run:
             await read_back(store, document.current)
             is_read_back = True
@@ -419,8 +470,14 @@ class _Sessions:
     problems: tuple[str, ...]
     directory: LogDirectory | None
 
-    def write(self, identity: IdentityDocument, org: str) -> None:
-        """Append a session commit, signed by the current root, for each session that the log lacks."""
+    def write(self, identity: IdentityDocument, org: str, held: Mapping[str, Sequence[Commit]]) -> None:
+        """Append session commits for each session that the log lacks.
+
+        Args:
+            identity: Its current root signs.
+            org: The organization; it is part of what is signed.
+            held: What other servers' logs hold about a session. It is copied where this log holds nothing.
+        """
         if self.directory is None or not self.lacking:
             return
         now_ms = SystemClock().now_ms()
@@ -428,17 +485,42 @@ class _Sessions:
         log.records()  # cuts a torn last line off, so that nothing is appended to it
         for session in self.lacking:
             known = self.latest.get(session.id)
-            log.append(
-                session_commit(
-                    session,
-                    signer=identity.current,
-                    commit_id=new_id(),
-                    ts=now_ms,
-                    org=org,
-                    parents=(known,) if known else (),
-                )
-            )
+            if known is None and session.id in held:
+                for commit in held[session.id]:
+                    log.append(commit.to_json())
+            else:
+                log.append(introduction_of_migrated(session, identity.current, org, known, now_ms))
         log.flush()
+
+
+def introduction_of_migrated(
+    session: Session, signer: OwnedSession, org: str, parent: str | None, now_ms: int
+) -> dict[str, Any]:
+    """Return the commit that introduces a session that only settings.json knows: on every server the same.
+
+    COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits of one session
+    that have no parents.
+
+    Args:
+        session: The session.
+        signer: The root that introduces it.
+        org: The organization; it is part of what is signed.
+        parent: The commit that the log holds about the session; None for none.
+        now_ms: Milliseconds since 1970; the commit is not of a later time.
+    """
+    # When GoatDB made the session, since that is the same everywhere, and signatures are deterministic (RFC 6979).
+    ts = min(session.expiration_ms, signer.session.expiration_ms) - int(SESSION_LIFETIME.total_seconds() * 1000)
+    if not 0 < ts <= now_ms:
+        ts = _LONG_AGO_MS
+    text = f"{signer.id}/{org}/{session.id}/{session.owner or ''}/{session.expiration_ms}/{ts}/{parent or ''}"
+    return session_commit(
+        session,
+        signer=signer,
+        commit_id=derived_id("migrated session", text),
+        ts=ts,
+        org=org,
+        parents=(parent,) if parent else (),
+    )
 
 
 @contextmanager

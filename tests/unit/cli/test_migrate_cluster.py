@@ -233,3 +233,45 @@ def test_a_link_that_the_agent_made_is_not_removed(goatherd: Goatherd, data: Pat
     assert refused.code == EXIT_CODES["settings"]
     assert SettingsError.code in refused.err
     assert moved.exists()
+
+
+def lines_about(top: Path, session_id: str) -> list[str]:
+    lines = (top / "localhost/sys/sessions.jsonl").read_text().splitlines()
+    return [line for line in lines if line and json.loads(line).get("k") == session_id]
+
+
+def trust_in_settings_json(top: Path, owned: OwnedSession) -> None:
+    rewritten(top, {"trustedSessions": [*settings(top)["trustedSessions"], owned.session.to_json()]})
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one call", "one call each"])
+def test_a_session_that_only_settings_json_knows_gets_the_same_commit_on_every_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    together: bool,
+) -> None:
+    """GoatDB 0.5.1 ends where it meets two commits of one session that have no parents."""
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
+    for top in (data, other):
+        trust_in_settings_json(top, owned)
+    for paths in [[data, other]] if together else [[data], [other]]:
+        assert goatherd("migrate", *map(str, paths), "--provider", store).code == 0
+    (first_line,), (second_line,) = (lines_about(top, owned.id) for top in (data, other))
+    assert first_line == second_line
+
+
+def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    log = other / "localhost/sys/sessions.jsonl"
+    kept = [line for line in log.read_text().splitlines() if line and json.loads(line).get("k") != NAMED["u1"]]
+    log.write_text("".join(f"{line}\n" for line in kept))
+    assert goatherd("migrate", str(data), str(other), "--provider", store).code == 0
+    assert [json.loads(line) for line in lines_about(other, NAMED["u1"])] == [
+        json.loads(line) for line in lines_about(data, NAMED["u1"])
+    ]
