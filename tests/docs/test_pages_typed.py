@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.cli.main import EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -134,6 +135,41 @@ def test_the_page_about_a_stolen_key_works_as_it_is_written(world: World) -> Non
     shell.follow(page("docs/how-to/revoke.md"))
 
 
+def test_the_page_about_an_expired_root_works_as_it_is_written(world: World) -> None:
+    shell = world.cluster(2)
+    world.replace["ROOT"] = current_root(shell)
+    shell.follow(page("docs/how-to/expired-root.md"))
+
+
+def test_the_page_about_going_back_works_as_it_is_written(world: World) -> None:
+    shell = world.cluster(2)
+    shell.follow([Typed("goatherd rotate"), *page("docs/how-to/restore.md")])
+
+
+def test_the_page_about_damaged_data_works_as_it_is_written(world: World) -> None:
+    one, two = world.ports[:2]
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init")[0] == 0, shell.story
+    for port, peer, data in ((one, two, "srv/goatdb"), (two, one, "two")):
+        shell.start(f"goatherd serve --create --data {world.home}/{data} --port {port} --peer http://127.0.0.1:{peer}")
+    asyncio.run(create_session(one))
+    shell.run("kill %1; wait %1")
+    log = world.home / "srv/goatdb/localhost/sys/sessions.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"torn')
+    check, repair = (step for step in page("docs/how-to/repair-data.md") if isinstance(step, Typed))
+    code, out = shell.run(shell.told(check.line))
+    assert code == EXIT_FINDINGS, shell.story
+    assert "torn: an unfinished last line" in out
+    shell.follow([Typed(repair.line), Typed(check.line)])
+
+
+def test_every_page_with_commands_is_typed_by_a_test_here_or_by_those_of_its_store() -> None:
+    text = Path(__file__).read_text()
+    for path in HOW_TO.glob("*.md"):
+        named = f"docs/how-to/{path.name}" in text or f'"{path.stem}"' in text
+        assert named or path.stem.startswith("store-") or not steps(path.read_text()), path
+
+
 def test_the_page_about_the_audit_trail_works_as_it_is_written(world: World) -> None:
     shell = world.cluster()
     (world.home / "log/goatherd").mkdir()
@@ -150,6 +186,10 @@ def test_the_page_that_compares_the_stores_works_as_it_is_written(world: World) 
     found = page("docs/how-to/choose-a-store.md")
     world.replace["root aws://eu-west-1/goatdb/prod/root"] = f"root file://{world.home}/srv/elsewhere/root"
     shell.follow(found)
+
+
+def test_the_page_about_writing_a_provider_works_as_it_is_written(world: World) -> None:
+    world.shell().follow(page("docs/how-to/write-a-provider.md"))
 
 
 def test_the_page_about_migration_works_as_it_is_written(world: World) -> None:

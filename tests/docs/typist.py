@@ -199,7 +199,7 @@ class Shell:
             if not (isinstance(after, Typed) and after.line == "echo $?"):
                 assert code == 0, self.story
             for shown in step.shown:
-                if shown.strip() and not shown.lstrip().startswith("…"):
+                if shown.strip() and not shown.lstrip().startswith(("…", "...")):
                     assert re.search(shown_pattern(shown), out), f"the page shows: {shown}\n{self.story}"
 
 
