@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/reference from the code: commands, options, errors, events, metrics, URI schemes.
+"""Writes the generated parts of docs/reference from the code: commands, options, JSON fields, errors, metrics and more.
 
 Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page stands what the code says; the rest is written by
 people. ``python -m tests.docs.reference`` brings all pages into step; test_reference.py looks whether
@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 import goatherd.errors
+from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
 from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.config import keys
 from goatherd.errors import GoatherdError
@@ -164,12 +165,46 @@ def schemes() -> str:
     return _table(["scheme", "what it is", "address"], rows)
 
 
+def _field_rows(fields: Fields) -> list[list[str]]:
+    rows = []
+    for path, field in fields.items():
+        link = f"[{field.shape}](#{field.shape.replace(' ', '-')})"
+        if not path:
+            rows.append([f"all fields of {link}", "", field.meaning])
+        else:
+            rows.append([f"`{path}`", field.form + (f": {link}" if field.shape else ""), field.meaning])
+    return rows
+
+
+def json_documents() -> str:
+    """Return a section for each JSON document: its fields, their types and meanings."""
+    return _json_sections({_document_heading(name): fields for name, fields in DOCUMENTS.items()})
+
+
+def json_objects() -> str:
+    """Return a section for each object that several JSON documents contain."""
+    return _json_sections(OBJECTS)
+
+
+def _document_heading(name: str) -> str:
+    if name == "error":
+        return "Errors"
+    return "goatherd " + name.replace("versions label", "versions label, versions unlabel")
+
+
+def _json_sections(all_fields: dict[str, Fields]) -> str:
+    heads = ["field", "type", "meaning"]
+    return "\n".join(f"### {name}\n\n{_table(heads, _field_rows(fields))}" for name, fields in all_fields.items())
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "common-options": common_options,
     "exit-codes": exit_codes,
     "options": options,
     "errors": errors,
+    "json-documents": json_documents,
+    "json-objects": json_objects,
     "events": events,
     "metrics": metrics,
     "schemes": schemes,

@@ -17,6 +17,8 @@ import pytest
 
 from goatherd.cli.main import run
 
+from .json_documents import JSONDocuments
+
 Goatherd = Callable[..., "Result"]
 
 
@@ -34,10 +36,22 @@ class Result:
 
 
 @pytest.fixture
+def json_documents() -> JSONDocuments:
+    """Checks every JSON document that `goatherd` and `serve` print in this test, and records its fields."""
+    return JSONDocuments()
+
+
+@pytest.fixture
 def goatherd(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    json_documents: JSONDocuments,
 ) -> Callable[..., Result]:
-    """Return a function that runs a command line in an empty directory, without options from outside."""
+    """Return a function that runs a command line in an empty directory, without options from outside.
+
+    Every JSON document that a command prints is checked against the fields that are documented.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("GOATHERD_PROVIDER", "GOATHERD_CONFIG", "GOATHERD_NODES", "GOATHERD_ORG"):
         monkeypatch.delenv(name, raising=False)
@@ -46,6 +60,8 @@ def goatherd(
         capsys.readouterr()
         code = run(list(arguments))
         captured = capsys.readouterr()
+        if "--json" in arguments and captured.out.startswith("{"):
+            json_documents.check(arguments, json.loads(captured.out))
         return Result(code, captured.out, captured.err)
 
     return call

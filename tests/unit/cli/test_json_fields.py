@@ -1,0 +1,201 @@
+"""Each JSON document has the fields that json_fields.py declares, all of them and no others.
+
+The fixture `goatherd` checks every document of every test for fields that are not declared, and for wrong types. The
+scenarios here look for the opposite: a declared field that no longer occurs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
+
+from .conftest import Goatherd, Serving
+from .json_documents import JSONDocuments
+
+DOWN = "http://127.0.0.1:1"
+"""A server that does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a scenario works with: the command line, a store without an identity, an empty directory."""
+
+    goatherd: Goatherd
+    store: str
+    directory: Path
+    documents: JSONDocuments
+    serve: Callable[..., Serving]
+
+    def run(self, *arguments: str) -> None:
+        """Run a command with the store and ``--json``; it must print a document."""
+        result = self.goatherd(*arguments, "--provider", self.store, "--json")
+        assert result.out.startswith("{"), result.err
+
+    def start_server(self) -> Serving:
+        return self.serve("--data", str(self.directory / "data"), "--provider", self.store)
+
+
+def without_store(stage: Stage) -> None:
+    stage.goatherd("--version", "--json")
+    stage.goatherd("config", "--json")
+    stage.goatherd("policy", "aws", "--role", "server", "aws://eu-west-1/goatdb/root", "--json")
+    stage.goatherd("show", "--provider", stage.store, "--json")
+
+
+def identity_of_a_new_store(stage: Stage) -> None:
+    stage.run("init")
+    stage.run("show")
+    stage.run("doctor")
+    stage.run("export", str(stage.directory / "settings.json"))
+    stage.run("fetch", "--data", str(stage.directory / "data"), "--create", "--plain-file")
+    stage.run("lease", "--make")
+
+
+def rotation_and_what_it_leaves(stage: Stage) -> None:
+    stage.run("init")
+    stage.run("rotate", "--plan", "--node", DOWN)
+    trail = str(stage.directory / "audit.jsonl")
+    stage.run("rotate", "--unsafe-without-nodes", "--audit-log", trail)
+    stage.run("audit", "verify", trail)
+    stage.run("audit", "show", trail)
+    stage.run("versions")
+    stage.run("versions", "label", "mine", "1")
+    stage.run("retire", "--dry-run", "--grace", "0s")
+    stage.run("restore", "--unsafe-without-nodes")
+    stage.run("retire", "--yes", "--grace", "0s")
+    stage.goatherd("copy", stage.store, f"file://{stage.directory}/copy/root", "--json")
+
+
+def schedule(stage: Stage) -> None:
+    stage.run("init")
+    stage.run("controller", "--explain")
+    stage.run("controller", "--once", "--unsafe-without-nodes")
+
+
+def migration(stage: Stage) -> None:
+    settings = stage.directory / "settings.json"
+    stage.run("init")
+    stage.run("export", str(settings))
+    other = f"file://{stage.directory}/other/root"
+    stage.goatherd("migrate", str(settings), "--provider", other, "--node", DOWN, "--json")
+
+
+def damaged_data(stage: Stage) -> None:
+    stage.run("init")
+    log = stage.directory / "data/localhost/data/notes.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"id"#"n1"}\n')
+    data = str(stage.directory / "data")
+    stage.run("data", "check", data)
+    stage.run("data", "repair", data)
+
+
+def revocation_with_a_server(stage: Stage) -> None:
+    stage.run("init")
+    server = stage.start_server()
+    stage.documents.check(["serve", "--json"], server.ready)
+    node = ("--node", server.url)
+    stage.run("status", *node)
+    assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0
+    root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]
+    stage.run("revoke", root, "--reason", "stolen", "--yes", *node)
+    assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0
+    assert stage.goatherd("restore", "--to", "published", "--provider", stage.store, *node).code == 0
+    stage.run("show")
+
+
+def door(stage: Stage) -> None:
+    stage.run("init")
+    command = ["door", "--json", "--upstream", DOWN, "--provider", stage.store, "--port", "0"]
+    with subprocess.Popen([sys.executable, "-m", "goatherd", *command], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            stage.documents.check(command, json.loads(process.stdout.readline()))
+        finally:
+            process.terminate()
+
+
+def demo(stage: Stage) -> None:
+    assert stage.goatherd("demo", "--json").code == 0
+
+
+Scenario = Callable[[Stage], None]
+
+FAST: dict[Scenario, list[str]] = {
+    without_store: ["--version", "config", "policy", "error"],
+    identity_of_a_new_store: ["init", "show", "doctor", "export", "fetch", "lease", "session"],
+    rotation_and_what_it_leaves: [
+        *["rotate", "rotate --plan", "restore", "retire", "retire --dry-run", "rotation report", "key inventory"],
+        *["kept version", "versions", "versions label", "audit verify", "audit show", "copy"],
+    ],
+    schedule: ["controller --explain", "controller --once", "due"],
+    migration: ["migrate"],
+    damaged_data: ["data check", "data repair", "finding"],
+}
+SLOW: dict[Scenario, list[str]] = {
+    revocation_with_a_server: ["serve", "status", "revoke", "identity"],
+    door: ["door"],
+    demo: ["demo"],
+}
+"""By scenario, the documents and objects of which every declared field occurs in it."""
+
+
+@pytest.mark.parametrize(
+    ("scenario", "names"),
+    [
+        *(pytest.param(*each, id=each[0].__name__) for each in FAST.items()),
+        *(pytest.param(*each, id=each[0].__name__, marks=pytest.mark.slow) for each in SLOW.items()),
+    ],
+)
+def test_every_declared_field_occurs(
+    scenario: Scenario,
+    names: list[str],
+    goatherd: Goatherd,
+    store: str,
+    tmp_path: Path,
+    json_documents: JSONDocuments,
+    serve: Callable[..., Serving],
+) -> None:
+    scenario(Stage(goatherd, store, tmp_path, json_documents, serve))
+    for name in names:
+        declared = set((DOCUMENTS | OBJECTS)[name])
+        assert declared == json_documents.seen[name], f"{name}: declared in json_fields.py, but it never occurs"
+
+
+def test_every_document_and_every_object_has_a_scenario() -> None:
+    covered = [name for names in [*FAST.values(), *SLOW.values()] for name in names]
+    assert sorted(covered) == sorted([*DOCUMENTS, *OBJECTS])
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"lease": "x", "made": True, "holder": None, "until": None, "new": 1}, "the field new is not declared"),
+        ({"lease": "x", "made": 1}, "made is declared as boolean, but holds 1"),
+        ({"lease": None}, "lease is declared as string, but holds None"),
+    ],
+)
+def test_a_field_that_is_not_declared_or_has_another_type_is_found(document: dict[str, object], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        JSONDocuments().check(["lease", "--json"], document)
+
+
+def test_a_nested_field_that_is_not_declared_is_found() -> None:
+    with pytest.raises(AssertionError, match=r"versions: the field versions\[\]\.new is not declared"):
+        JSONDocuments().check(["versions"], {"versions": [{"new": 1}]})
+    with pytest.raises(AssertionError, match="session: the field new is not declared"):
+        JSONDocuments().check(["show"], {"current": {"new": 1}})
+
+
+def test_every_meaning_is_one_plain_sentence() -> None:
+    fields: list[Field] = [field for each in [*DOCUMENTS.values(), *OBJECTS.values()] for field in each.values()]
+    assert [field.meaning for field in fields if not field.meaning.endswith(".")] == []
+    assert {field.shape for field in fields} - {""} == set(OBJECTS)
