@@ -664,6 +664,18 @@ async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
     assert [each and each.rule for each in await index.admit([note("k", "a"), note("j", "a")])] == [None, Rule.COMMIT]
 
 
+async def test_what_another_request_delivers_is_waited_for_and_not_delivered_twice() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    first, other = note("k"), note("j")
+    assert await index.admit([first]) == [None]
+    assert await index.wait_for_deliveries([first, other], 0.02) == {first.id}
+    waiting = asyncio.create_task(index.wait_for_deliveries([first, other], 60))
+    await asyncio.sleep(0)
+    index.settle([first], is_stored=False)
+    assert await waiting == set(), "the delivery failed: this request delivers it"
+
+
 async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
     index = index_of(Held())
     await index.refresh()

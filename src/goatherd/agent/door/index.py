@@ -25,6 +25,7 @@ import logging
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -257,6 +258,19 @@ class RepositoryIndex:
             if children:
                 await self._write([child.to_json() for child in children])
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
+
+    async def wait_for_deliveries(self, commits: Iterable[Commit], seconds: float) -> set[str]:
+        """Wait until no other request delivers these commits; return the ids of those still on their way."""
+        given = list(commits)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._on_their_way(given):
+                    self._settled.clear()
+                    await self._settled.wait()
+        return self._on_their_way(given)
+
+    def _on_their_way(self, commits: Iterable[Commit]) -> set[str]:
+        return {each.id for each in commits if each.id not in self._unconfirmed and self._pending.get(each.id) == each}
 
     async def _wait_until_settled(self, keys: set[str]) -> None:
         try:

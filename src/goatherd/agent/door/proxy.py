@@ -79,6 +79,8 @@ MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer to ``/auth/session`` that is read."""
+DELIVERY_SECONDS: Final = 7.0
+"""How long a push waits for another one that delivers the same commits; a client waits ten seconds for the answer."""
 LEFT_OUT: Final = 1000
 """How many roots that are not trusted are remembered, at most."""
 SCRIPT_BYTES: Final = 64 * 1024 * 1024
@@ -465,6 +467,9 @@ class Proxy:
         self, trust: Trust, path: str, commits: Sequence[tuple[Any, Commit]], push: Push
     ) -> list[tuple[Any, Commit]]:
         index = await self._indexes[trust.org].of(path)
+        # A client that gave up sends what another request is still delivering: the server must not verify it twice.
+        delivering = await index.wait_for_deliveries([commit for _, commit in commits], DELIVERY_SECONDS)
+        commits = [pair for pair in commits if pair[1].id not in delivering]
         problems = await index.admit([commit for _, commit in commits])
         good = []
         for pair, problem in zip(commits, problems, strict=True):
