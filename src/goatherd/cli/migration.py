@@ -9,6 +9,7 @@ holds open is not touched; running it twice is running it once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from goatherd.cli.store import DEFAULT_ORG, open_store, place
-from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
+from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, is_in_git, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import check_understood, refuse_running
@@ -443,6 +444,17 @@ async def _migrate(
             is_read_back = True
     notes += sessions.problems
     notes += [f"{copy} holds a private key too" for copy in copies(source.settings)]
+    if any(note.startswith("the private key of root") for note in notes):
+        notes.append(
+            "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat the"
+            " key as exposed: run `goatherd rotate` as soon as every server starts from the store"
+        )
+    if await asyncio.to_thread(is_in_git, source.settings.resolve()):
+        notes.append(
+            f"{source.settings} is in a git repository, or in its history: every reader of the repository has the key."
+            f" Run `goatherd revoke {document.current.id}` as soon as every server starts from the store; a rotation is"
+            " not enough"
+        )
     lacking = tuple(session.id for session in sessions.lacking)
     writes = write_sessions and source.data is not None
     return Outcome(

@@ -325,3 +325,32 @@ def test_what_lies_in_the_store_is_a_checked_identity_document(
     documents = [value for value in values if b"currentSession" in value]
     assert len(documents) == 1
     assert decode_document(documents[0]).current.id == NAMED["root"]
+
+
+def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    result = goatherd("migrate", str(data), "--provider", store, "--json")
+    (outcome,) = result.json["organizations"]
+    assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_a_key_in_a_git_repository_or_its_history_must_be_revoked(goatherd: Goatherd, data: Path, store: str) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *who, "-C", str(data), *words], check=True, capture_output=True)
+
+    def warns() -> bool:
+        result = goatherd("migrate", str(data), "--provider", store, "--dry-run", "--json")
+        notes = result.json["organizations"][0]["notes"]
+        return any(f"goatherd revoke {NAMED['root']}" in note for note in notes)
+
+    git("init")
+    assert not warns()
+    git("add", "localhost/settings.json")
+    assert warns()
+    git("commit", "-m", "x")
+    git("rm", "--cached", "localhost/settings.json")
+    git("commit", "-m", "y")
+    assert warns(), "the history still holds it"
