@@ -97,8 +97,13 @@ class Progress:
             if not event.heard and (event.url, event.problem) not in self._told:
                 self._told.add((event.url, event.problem))
                 data = {"node": event.url, "problem": event.problem}
-                why = event.problem or "it is not one of ours and will see for itself"
-                self._line("node", data, f"{event.url} could not be told: {why}")
+                if event.problem is None:
+                    text = (
+                        f"{event.url} has no refresh endpoint: waiting for its next poll of the store (30 s by default)"
+                    )
+                else:
+                    text = f"{event.url} was not notified: {event.problem}"
+                self._line("node", data, text)
         elif isinstance(event, ConflictMet):
             self._line("conflict", {}, "somebody else wrote first; looking again")
         elif isinstance(event, StoreTroubled):

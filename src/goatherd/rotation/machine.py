@@ -576,7 +576,11 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         outcome = Outcome.RESTORED if intent.rotation_id in store.restored else Outcome.ROTATED
     # One that signs with neither of the two is of another cluster, or does not follow at all: waiting changes nothing.
     late = (intent.to_id, None)
-    waiting = tuple(node.url for node in observation.nodes if node.reachable and node.signs_with in late)
+    # One that does not answer after a roll-back may be restarting because of it; after a cancellation, none restarts.
+    is_cancelled = intent.rotation_id in store.cancelled
+    waiting = tuple(
+        node.url for node in observation.nodes if node.signs_with in late and (node.reachable or not is_cancelled)
+    )
     until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)

@@ -26,7 +26,10 @@ from goatherd.errors import (
     IllegalStepError,
     NodeError,
     NotAdoptedError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
     ProviderError,
+    SecretNotFoundError,
     UnhealthyError,
 )
 from goatherd.identity import transitions
@@ -157,6 +160,7 @@ class Rotator:
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
         self._phase: Phase | None = None
+        self._stored_phase: Phase | None = None
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -374,14 +378,27 @@ class Rotator:
                 self._emit(ConflictMet())
                 poll = await self._pause(poll, None)
             except (ProviderError, GenerationError) as error:
-                if not (error.retryable or isinstance(error, GenerationError)):
+                is_waited_for = error.retryable or isinstance(error, GenerationError)
+                if not is_waited_for and not (self._is_half_way() and isinstance(error, _unreadable(attempted))):
                     raise
                 now = self._clock.monotonic()
                 troubled_since = now if troubled_since is None else troubled_since
                 if now - troubled_since >= self.policy.store_patience.total_seconds():
+                    if self._is_half_way():
+                        error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise
                 self._emit(StoreTroubled(error=str(error)))
                 poll = await self._pause(poll, None)
+
+    def _is_half_way(self) -> bool:
+        """Return whether the store showed a rotation in progress when this run read it last."""
+        return self._stored_phase is not None
+
+    def _describe_half_way(self) -> str:
+        return (
+            f"The rotation is in progress, in phase {self._stored_phase}, and the servers go on as they are. When the "
+            "store can be read again, finish it with `goatherd rotate --resume`, or use --rollback or --cancel."
+        )
 
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         document, version = await self._read()
@@ -556,8 +573,12 @@ class Rotator:
                 f"the store shows generation {document.generation} after it has shown {self._highest}",
                 hint="Its replicas disagree, or somebody wrote an old value back.",
             )
-        self._highest = document.generation
+        self._note_stored(document)
         return document, found.version
+
+    def _note_stored(self, document: IdentityDocument) -> None:
+        self._highest = max(self._highest, document.generation)
+        self._stored_phase = None if document.rotation is None else Phase(document.phase or Phase.STEADY)
 
     async def _caught_up(self, document: IdentityDocument) -> IdentityDocument:
         """Read again while a node has seen more than the store shows: after a crash it may show what was before it."""
@@ -574,7 +595,7 @@ class Rotator:
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         await self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
-        self._highest = max(self._highest, document.generation)
+        self._note_stored(document)
         await self._tell(document, tuple(self._observer.nodes))
 
     async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:
@@ -768,6 +789,17 @@ class Rotator:
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _unreadable(attempted: object) -> tuple[type[ProviderError], ...]:
+    """Return the errors that are waited for in the middle of a rotation, because rights and mounts come back.
+
+    Args:
+        attempted: What was to be changed; None while the store is only read. A version that a change needs and that is
+            not found does not come back, so that is not waited for.
+    """
+    denied = (ProviderAccessDeniedError, ProviderConfigurationError)
+    return denied if attempted is not None else (*denied, SecretNotFoundError)
 
 
 def _advanced(document: IdentityDocument, step: Step, now_ms: int) -> IdentityDocument:

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import NotAdoptedError, UnavailableError
+from goatherd.errors import (
+    NotAdoptedError,
+    ProviderAccessDeniedError,
+    ProviderConfigurationError,
+    ProviderError,
+    SecretNotFoundError,
+    UnavailableError,
+)
 from goatherd.identity.document import decode_document
 from goatherd.providers.base import VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
@@ -226,3 +233,63 @@ async def test_a_node_that_hangs_is_a_node_that_does_not_answer(make_herd: MakeH
     with pytest.raises(NotAdoptedError, match="node-2"):
         await rotator.resume()
     await check_steady(herd)
+
+
+class Unreadable:
+    """A store that fails every read for a number of seconds, once it has been read a few times."""
+
+    def __init__(self, herd: Any, error: type[ProviderError], *, seconds: float) -> None:
+        self._herd, self._error, self._seconds = herd, error, seconds
+        self._reads, self._until = 0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._herd.provider, name)
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        self._reads += 1
+        now = self._herd.clock.monotonic()
+        if self._reads == 2:
+            self._until = now + self._seconds
+        if now < self._until:
+            raise self._error("refused", provider="memory", secret_id=self._herd.secret_id, operation="read")
+        return await self._herd.provider.read(*args, **options)
+
+
+UNREADABLE = [ProviderAccessDeniedError, ProviderConfigurationError, SecretNotFoundError]
+
+
+@pytest.mark.parametrize("error", UNREADABLE)
+async def test_a_store_that_cannot_be_read_for_a_while_in_the_middle_of_a_rotation_is_waited_for(
+    make_herd: MakeHerd, error: type[ProviderError]
+) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    seconds = POLICY.store_patience.total_seconds() / 2
+    report = await rotator_for(herd, provider=Unreadable(herd, error, seconds=seconds)).resume()
+    assert report.outcome is Outcome.ROTATED
+    await check_steady(herd)
+
+
+@pytest.mark.parametrize("error", UNREADABLE)
+async def test_a_store_that_stays_unreadable_ends_the_run_with_the_phase_and_the_command_that_resumes(
+    make_herd: MakeHerd, error: type[ProviderError]
+) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    began = herd.clock.now_ms()
+    with pytest.raises(error) as raised:
+        await rotator_for(herd, provider=Unreadable(herd, error, seconds=10**6)).resume()
+    assert herd.clock.now_ms() - began >= POLICY.store_patience / timedelta(milliseconds=1)
+    assert "in phase published" in raised.value.hint
+    assert "goatherd rotate --resume" in raised.value.hint
+    assert (await document_of(herd)).phase == Phase.PUBLISHED
+
+
+async def test_a_store_that_denies_access_before_anything_is_written_ends_the_run_at_once(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    store = Unreadable(herd, ProviderAccessDeniedError, seconds=10**6)
+    began = herd.clock.now_ms()
+    with pytest.raises(ProviderAccessDeniedError) as raised:
+        await rotator_for(herd, provider=store).rotate()
+    assert herd.clock.now_ms() - began < POLICY.store_patience / timedelta(milliseconds=1)
+    assert "--resume" not in raised.value.hint

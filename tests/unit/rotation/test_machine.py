@@ -447,11 +447,27 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         Wait(nodes=("n2",), reason="signs with the restored root", until_ms=NOW + 30_000),
     ),
     (
-        "nodes that cannot be reached are reported, not waited for",
+        "after a roll-back, a node that does not answer may be restarting, and is waited for",
         ROLLED_BACK,
         [node(1, signs_with="A"), node(2, **DEAD)],
         MINE,
         NOW,
+        Wait(nodes=("n2",), reason="signs with the restored root", until_ms=NOW + 30_000),
+    ),
+    (
+        "after a cancellation no node restarts, so one that does not answer is reported, not waited for",
+        replace(ROLLED_BACK, cancelled=frozenset({"r1"})),
+        [node(1, signs_with="A"), node(2, **DEAD)],
+        replace(MINE, rotation_id="r1"),
+        NOW,
+        Done(outcome=Outcome.ABANDONED, behind=("n2",)),
+    ),
+    (
+        "a node that does not answer until the deadline after a roll-back is reported",
+        ROLLED_BACK,
+        [node(1, signs_with="A"), node(2, **DEAD)],
+        MINE,
+        NOW + 30_000,
         Done(outcome=Outcome.ABANDONED, behind=("n2",)),
     ),
     (
