@@ -1,4 +1,4 @@
-"""A rotation that is killed by SIGKILL at every numbered effect is carried on by another process and leaves no orphan.
+"""A rotation or a restore is killed by SIGKILL at every numbered effect; another process resumes or leaves it.
 
 The processes are real (`tests.chaos.dying`, which is the command line with one end of its own, and then the command
 line itself); so are the servers, on sockets; the store is the file store, and OpenBao.
@@ -12,12 +12,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.node.server import Server
@@ -128,27 +129,96 @@ async def herd_of_two(store: Store, top: Path, name: str) -> AsyncIterator[Herd]
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_killed_at_every_effect_another_process_carries_it_on(store: Store, tmp_path: Path, when: str) -> None:
-    async with shell_for(store, tmp_path) as shell:
+    await killed_at_every_effect(store, tmp_path, when, one_rotation_killed)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("way", ["resumed", pytest.param("left", marks=pytest.mark.deep)])
+async def test_a_restore_is_killed_at_every_effect_and_another_process_resumes_or_leaves_it(
+    store: Store, tmp_path: Path, when: str, way: str
+) -> None:
+    async def one_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
+        return await one_restore_killed(shell, store, top, step, when, is_left=way == "left")
+
+    await killed_at_every_effect(store, tmp_path, when, one_killed)
+
+
+async def killed_at_every_effect(
+    store: Store, top: Path, when: str, one_killed: Callable[[Shell, Store, Path, int, str], Awaitable[bool]]
+) -> None:
+    async with shell_for(store, top) as shell:
         for step in range(1, MOST_STEPS):
-            if not await one_killed(shell, store, tmp_path, step, when):
+            if not await one_killed(shell, store, top, step, when):
                 assert step > FEWEST_STEPS, "there must be that many effects to die at"
                 return
-    pytest.fail("a rotation has more effects than this test allows for")
+    pytest.fail("it has more effects than this test allows for")
 
 
-async def one_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
+async def one_rotation_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
     """Begin a rotation whose process is killed at `step`, carry it on; return whether there was such a step."""
     name = f"root-{when}-{step}"
     async with herd_of_two(store, top, name) as herd:
-        target = ["--provider", store.uri(name)]
-        for url in herd.urls:
-            target += ["--node", url]
+        target = target_of(store, name, herd)
         code, said = await shell.run("rotate", *target, step=step, when=when)
         assert code in (0, -signal.SIGKILL), f"to be killed {when} effect {step}: {said}"
         if code:
             await carried_on(shell, herd, target, f"killed {when} effect {step}")
         await ends_well(shell, herd, name, store.uri(name))
         return code != 0
+
+
+async def one_restore_killed(shell: Shell, store: Store, top: Path, step: int, when: str, *, is_left: bool) -> bool:
+    """Rotate from A to B, begin a restore whose process is killed at `step`; return whether there was such a step.
+
+    Another process resumes the restore, or leaves it and then begins it anew: both ways A signs in the end.
+    """
+    name, what = f"root-{when}-{step}", f"killed {when} effect {step}"
+    async with herd_of_two(store, top, name) as herd:
+        target, a = target_of(store, name, herd), herd.first.id
+        code, said = await shell.run("rotate", *target)
+        assert code == 0, said
+        rotated = await herd.document()
+        b = rotated.current.id
+        code, said = await shell.run("restore", *target, step=step, when=when)
+        assert code in (0, -signal.SIGKILL), f"to be {what}: {said}"
+        if code and is_left:
+            await left(shell, herd, target, what, signs=b)
+        elif code:
+            resumed, said = await shell.run("rotate", "--resume", *target)
+            assert resumed == 0, f"{what}, resumed: {said}"
+        if (await herd.document()).current.id == b:
+            again, said = await shell.run("restore", a, *target)  # by name: it may have been rolled back
+            assert again == 0, f"{what}, restored anew: {said}"
+        await ends_well(shell, herd, name, store.uri(name), signs=a, trusts=b)
+        return code != 0
+
+
+async def left(shell: Shell, herd: Herd, target: list[str], what: str, *, signs: str) -> None:
+    """Leave a restore by the step that its phase allows: then the root that signed before it signs, everywhere.
+
+    Where nothing was written yet, or the last write was, `--cancel` is refused; it repairs the label all the same.
+    """
+    document = await herd.document()
+    if document.rotation is None:
+        code, said = await shell.run("rotate", "--cancel", *target)
+        assert code == EXIT_CODES["rotation"], f"{what}, nothing to cancel: {said}"
+        return
+    step = "--cancel" if document.next is not None else "--rollback"
+    wrong = "--rollback" if document.next is not None else "--cancel"
+    code, said = await shell.run("rotate", wrong, *target)
+    assert code == EXIT_CODES["rotation"], f"{what}, left by {wrong}: {said}"
+    code, said = await shell.run("rotate", step, *target)
+    assert code == 0, f"{what}, left by {step}: {said}"
+    assert (await herd.document()).rotation is None
+    for url in herd.urls:
+        async with NodeClient(url) as client:
+            identity = await client.identity()
+        assert identity is not None
+        assert identity["signer"] == signs, f"{what}, left by {step}"
+
+
+def target_of(store: Store, name: str, herd: Herd) -> list[str]:
+    return ["--provider", store.uri(name), *(word for url in herd.urls for word in ("--node", url))]
 
 
 async def carried_on(shell: Shell, herd: Herd, target: list[str], what: str) -> None:
@@ -160,12 +230,25 @@ async def carried_on(shell: Shell, herd: Herd, target: list[str], what: str) -> 
         assert code == 0, f"{what}, rotated anew: {said}"
 
 
-async def ends_well(shell: Shell, herd: Herd, name: str, uri: str) -> None:
-    """The document is steady, servers sign with B and trust A, nothing is lost, and no key is left but B's."""
+async def ends_well(
+    shell: Shell, herd: Herd, name: str, uri: str, *, signs: str | None = None, trusts: str | None = None
+) -> None:
+    """Check a finished rotation from A to B, or a restore of A: steady, nothing lost, both trusted, no other key left.
+
+    Args:
+        shell: Runs `retire`.
+        herd: The servers.
+        name: Of the secret.
+        uri: Of the secret.
+        signs: The root that must sign; None for the one that the document names.
+        trusts: The root that signed before it; None for the herd's first.
+    """
     document = await herd.document()
+    trusts = trusts or herd.first.id
     assert document.rotation is None
     assert document.next is None
-    assert document.rotated_from == herd.first.id
+    assert document.current.id == (signs or document.current.id)
+    assert document.rotated_from == trusts
     assert len(document.roots) == 2, "a second candidate was made"
     labels = [(await herd.provider.read(name, label)).version.id for label in (CURRENT, STABLE)]
     assert labels[0] == labels[1]
@@ -176,7 +259,7 @@ async def ends_well(shell: Shell, herd: Herd, name: str, uri: str) -> None:
             identity = await client.identity()
         assert identity is not None
         assert identity["signer"] == document.current.id
-        assert herd.first.id in identity["roots"]
+        assert trusts in identity["roots"]
     code, said = await shell.run("retire", "--grace", "1ms", "--yes", "--provider", uri)
     assert code == 0, said
     for version in await herd.provider.versions(name):
