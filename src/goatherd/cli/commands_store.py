@@ -61,7 +61,7 @@ async def _init(app: App) -> None:
                 f"{store.name} holds an identity already; nothing was changed",
                 hint="`goatherd show` shows it; `goatherd rotate` replaces its key.",
             ) from error
-    data = {"store": store.name, "version": version.id, "created": True, **redacted(document)}
+    data = {"store": store.name, "storeVersion": version.id, "created": True, **redacted(document)}
     app.out.result(
         data,
         [

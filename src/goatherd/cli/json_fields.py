@@ -102,7 +102,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "labels": Field("array of string", "The labels that keep it."),
     },
     "rotation report": {
-        "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached` or `nothing`."),
+        "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached` or `nothing to do`."),
         "rotation": Field("string or null", "Id of the rotation."),
         "from": Field("string", "Id of the root that signed at the start."),
         "to": Field("string or null", "Id of the next root."),
@@ -181,6 +181,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "init": {
         "store": _STORE,
+        "storeVersion": Field("string", "Id of the stored version."),
         "created": Field("boolean", "Always true."),
         "": Field("object", "The new identity.", "identity"),
     },
@@ -350,6 +351,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "array of string", "Ids of roots that the revoked root introduced and nothing else endorses."
         ),
         "forged": Field("integer", "Number of session commits that name the root and that it has not signed."),
+        "lateSessions": Field(
+            "array of string", "Ids of sessions that the root introduced after the others were reissued."
+        ),
         "leftOut": Field("array of string", "Ids of the sessions that are not reissued, as asked."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),
         "givenUp": Field("array of string", "Ids of versions that the store was told to destroy, but may keep longer."),

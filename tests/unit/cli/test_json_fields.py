@@ -103,8 +103,8 @@ def revocation_with_a_server(stage: Stage) -> None:
     server = stage.start_server()
     stage.documents.check(["serve", "--json"], server.ready)
     node = ("--node", server.url)
-    stage.run("status", *node)
     assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0
+    stage.run("status", *node)
     root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]
     stage.run("revoke", root, "--reason", "stolen", "--yes", *node)
     assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0

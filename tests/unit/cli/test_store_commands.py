@@ -97,7 +97,7 @@ def test_versions_lists_ids_and_labels_and_reads_no_value(goatherd: Goatherd, st
 def test_show_takes_a_label_or_a_version(goatherd: Goatherd, store: str) -> None:
     first = goatherd("init", "--provider", store, "--json").json
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
-    shown = goatherd("show", "--provider", store, "--at", first["version"], "--json").json
+    shown = goatherd("show", "--provider", store, "--at", first["storeVersion"], "--json").json
     assert shown["current"]["id"] == first["current"]["id"]
     stable = goatherd("show", "--provider", store, "--at", "stable", "--json").json
     assert stable["current"]["id"] != first["current"]["id"]
