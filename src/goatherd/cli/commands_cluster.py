@@ -26,6 +26,8 @@ from goatherd.cli.rotation_text import (
     last_ending,
     plan_data,
     plan_lines,
+    progress_data,
+    progress_lines,
     report_data,
     report_lines,
     warn_of_short_life,
@@ -70,13 +72,15 @@ async def _status(app: App) -> int:
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
     remarks = notes(document, now_ms)
-    obstacles = await find_obstacles_now(app.options) if nodes else ()
+    survey = await survey_now(app.options) if nodes else Survey(obstacles=(), remarks=())
+    obstacles, progress = survey.obstacles, survey.progress
     ending = last_ending(document)
     data = {
         "store": store.name,
         "storeVersion": version.id,
         "labels": labels,
         "identity": redacted(document),
+        "rotation": progress_data(progress),
         "lastRotation": ending_data(ending),
         "privateKeys": keys.to_json(now_ms),
         "notes": remarks,
@@ -87,6 +91,8 @@ async def _status(app: App) -> int:
     lines.insert(1, "labels      " + ", ".join(f"{label} -> {labels[label]}" for label in sorted(labels)))
     if ending is not None:
         lines.insert(2, ending_line(ending))
+    if progress is not None:
+        lines += ["", *progress_lines(progress)]
     lines += ["", *keys.lines(app.out, now_ms)]
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
@@ -157,13 +163,14 @@ async def _survey(options: Options) -> Survey:
         return await rotator.survey()
 
 
-async def find_obstacles_now(options: Options) -> tuple[Obstacle, ...]:
-    """Return what would stand in the way of a rotation, without the operator's health checks, which are not run."""
+async def survey_now(options: Options) -> Survey:
+    """Return what stands in the way of a rotation, without the operator's health checks, which are not run."""
     try:
         async with _watching_rotator(options, has_health=False) as rotator:
-            return (await rotator.survey(is_probing=False, has_remarks=False)).obstacles
+            return await rotator.survey(is_probing=False, has_remarks=False)
     except DiscoveryError as error:
-        return (Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint),)
+        unknown = Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint)
+        return Survey(obstacles=(unknown,), remarks=())
 
 
 @asynccontextmanager

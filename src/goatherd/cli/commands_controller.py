@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from goatherd.cli.auditing import audit_option, who
-from goatherd.cli.commands_cluster import find_obstacles_now, health_signals, policy_of
+from goatherd.cli.commands_cluster import health_signals, policy_of, survey_now
 from goatherd.cli.main import App, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
@@ -324,7 +324,8 @@ async def _explain(app: App, schedule: Schedule) -> int:
         _, document = await store.read()
     facts, now_ms = facts_of(document), SystemClock().now_ms()
     verdict = next_due(facts, schedule, now_ms)
-    obstacles = await find_obstacles_now(app.options) if app.options.nodes or app.options.rotation_bare else ()
+    has_nodes = app.options.nodes or app.options.rotation_bare
+    obstacles = (await survey_now(app.options)).obstacles if has_nodes else ()
     begins = preview(facts, schedule, now_ms, PREVIEW)
     data = {
         "store": store.name,

@@ -16,7 +16,7 @@ from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.rotation.events import Report
 from goatherd.rotation.holdings import describe_kept
-from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
+from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 
 _ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
@@ -40,6 +40,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "givenUp": list(report.given_up),
         "kept": kept_data(report.kept),
         "undestroyed": list(report.undestroyed),
+        "restarts": [{"node": url, "count": count} for url, count in report.restarts.items()],
         "began": iso(report.began_ms),
         "ended": iso(report.ended_ms),
         "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
@@ -73,6 +74,8 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     }[report.outcome]
     lines += [f"not waited for any longer, by the quorum: {url}" for url in report.left_out]
     lines += [f"not seen to sign with it: {url}" for url in report.behind]
+    if report.outcome is not Outcome.NOTHING:
+        lines += restart_lines(report)
     if report.event == "cancelled":
         lines += _cancelled_key_lines(report, copies)
     elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
@@ -85,6 +88,39 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         named = f" {retired}" if report.outcome is Outcome.ABANDONED else ""
         lines.append(f"until then `goatherd restore{named}` can make it sign again")
     return lines
+
+
+def restart_lines(report: Report) -> list[str]:
+    """Return which servers restarted during the run; a warning for each that did so more than once."""
+    seen = {url: count for url, count in report.restarts.items() if count is not None}
+    silent = [url for url, count in report.restarts.items() if count is None]
+    lines = []
+    if seen:
+        restarted = ", ".join(f"{url} {count}" for url, count in seen.items() if count)
+        lines.append(f"restarts: {restarted or 'none'}")
+    if silent:
+        lines.append(f"restarts not known, since unmodified GoatDB does not tell: {', '.join(silent)}")
+    lines += [f"warning: {url} restarted {count} times; one is enough" for url, count in seen.items() if count > 1]
+    return lines
+
+
+def progress_data(progress: Progress | None) -> dict[str, Any] | None:
+    """Return where a rotation in progress stands, as data."""
+    if progress is None:
+        return None
+    return {
+        "phase": progress.phase.value,
+        "since": iso(progress.since_ms),
+        "until": iso(progress.until_ms),
+        "waitingFor": list(progress.waiting_for),
+    }
+
+
+def progress_lines(progress: Progress) -> list[str]:
+    """Return where a rotation in progress stands, for humans."""
+    waiting = progress.waiting_for or ("nothing; `goatherd rotate --resume` takes the next step",)
+    times = f"since {iso(progress.since_ms)}, expected until {iso(progress.until_ms)} by this configuration"
+    return [f"rotation    {progress.phase.value} {times}", *(f"waiting for {one}" for one in waiting)]
 
 
 def abandoned_line(report: Report) -> str:

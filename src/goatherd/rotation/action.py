@@ -211,6 +211,22 @@ class Done:
     kept: tuple[Kept, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a rotation in progress stands.
+
+    Attributes:
+        since_ms: When the phase began, in milliseconds since 1970.
+        until_ms: When the servers' time to follow ends. Past it, a run that drives the rotation leaves it.
+        waiting_for: What has not been seen yet, for humans. Empty: only a run of `goatherd rotate` is missing.
+    """
+
+    phase: Phase
+    since_ms: int
+    until_ms: int
+    waiting_for: tuple[str, ...]
+
+
 Action = (
     LabelStable
     | Prepare

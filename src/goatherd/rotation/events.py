@@ -6,7 +6,8 @@ Data for progress views, logs and reports; ids, times and texts only, never key 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from goatherd.rotation.machine import Action, HealthView, Kept, NodeView, Outcome, Phase
@@ -118,6 +119,8 @@ class Report:
         kept: Versions that were due to be destroyed, and stay because a label points at them that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
             `retire` tries again.
+        restarts: How often each server was seen to start again during the run, by URL. None where it does not name its
+            process: an unmodified GoatDB server.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 
@@ -138,6 +141,7 @@ class Report:
     given_up: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
     undestroyed: tuple[str, ...] = ()
+    restarts: Mapping[str, int | None] = field(default_factory=dict)
     began_ms: int
     ended_ms: int
 

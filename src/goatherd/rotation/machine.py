@@ -39,6 +39,7 @@ from goatherd.rotation.action import (
     Outcome,
     Prepare,
     PrepareRestore,
+    Progress,
     Prune,
     RecordRetired,
     Refuse,
@@ -80,6 +81,7 @@ __all__ = [
     "Policy",
     "Prepare",
     "PrepareRestore",
+    "Progress",
     "Prune",
     "Quorum",
     "RecordRetired",
@@ -376,6 +378,30 @@ def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
     if store.phase is Phase.VERIFIED:
         return since_ms + _ms(policy.adoption) + _ms(policy.health_soak)
     return since_ms + _ms(policy.adoption)
+
+
+def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
+    """Return since when the rotation in progress is in its phase, until when it may be, and what it waits for.
+
+    Returns:
+        None in phase steady.
+    """
+    store = observation.store
+    if store.phase is Phase.STEADY:
+        return None
+    away = {node.url for node in observation.nodes if not node.reachable}
+    waiting = tuple(
+        f"{_names(urls, away)}: {evidence}" for evidence, urls in missing(observation, FORWARD[store.phase]).items()
+    )
+    blocker = _blocker(observation)
+    return Progress(
+        phase=store.phase,
+        since_ms=store.phase_since_ms,
+        until_ms=deadline_ms(
+            store, policy, Intent(goal=Goal.RESUME, began_ms=0, from_id=store.from_id or store.current_id)
+        ),
+        waiting_for=waiting if blocker is None else (*waiting, blocker),
+    )
 
 
 def excused(observation: Observation, policy: Policy) -> frozenset[str]:

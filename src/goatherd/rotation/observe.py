@@ -146,6 +146,8 @@ class Observer:
     Attributes:
         nodes: Those that there are, by URL.
         unknown: Why it could not be told, last time, who the nodes are; `nodes` are those that were known before.
+        instances: The ids of the processes that answered at each URL, in the order in which they were seen. A second
+            one is a restart. Empty for a node that answered and does not name its process.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Observer:
         self._clock = clock
         self._timeout = timeout.total_seconds()
         self._memory: dict[str, _Memory] = {}
+        self.instances: dict[str, dict[str, None]] = {}
 
     @property
     def hint(self) -> str | None:
@@ -169,6 +172,10 @@ class Observer:
             f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it under"
             " `goatherd run`, or, if nobody restarts it, name it with --bare."
         )
+
+    def count_restarts(self) -> dict[str, int | None]:
+        """Return how often each server was seen to start again, by URL; None where it does not name its process."""
+        return {url: len(processes) - 1 if processes else None for url, processes in self.instances.items()}
 
     async def call_the_roll(self) -> None:
         """Ask again who the nodes are. Where that fails, those known before stay, and `unknown` says why.
@@ -297,6 +304,10 @@ class Observer:
         except TimeoutError:
             sight.problems.append(f"no answer within {self._timeout:g} s")
         cross, told = question.cross_signature, sight.told
+        if sight.reachable:
+            processes = self.instances.setdefault(url, {})
+            if told is not None and told.instance is not None:
+                processes[told.instance] = None
         introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
         return NodeView(
             url=url,

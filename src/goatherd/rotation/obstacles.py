@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.identity.expiry import expired_hint
-from goatherd.rotation.action import Obstacle, ObstacleKind
+from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
 from goatherd.rotation.table import Phase
 
@@ -44,11 +44,13 @@ class Survey:
         obstacles: Why it would be refused; empty where it would begin.
         remarks: What is worth knowing, and does not keep it from beginning.
         is_in_progress: Whether a rotation is in progress, so that the obstacles are what keeps that one from going on.
+        progress: Where that rotation stands; None without one.
     """
 
     obstacles: tuple[Obstacle, ...]
     remarks: tuple[str, ...]
     is_in_progress: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,7 @@ from goatherd.rotation.machine import (
     VersionView,
     Wait,
     decide,
+    describe_wait,
     find_obstacles_to_begin,
 )
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
@@ -276,6 +277,7 @@ class Rotator:
             obstacles=find_obstacles_to_begin(observation, self.policy, self._clock.now_ms()),
             remarks=await self._find_remarks(observation, document) if has_remarks else (),
             is_in_progress=document.rotation is not None,
+            progress=describe_wait(observation, self.policy),
         )
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
@@ -302,6 +304,7 @@ class Rotator:
     ) -> Report:
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._undestroyed = {}
+        self._observer.instances.clear()
         self._flow = self._health_before = None
         self._health.forget()
         document, _ = await self._read()
@@ -759,6 +762,7 @@ class Rotator:
             given_up=tuple(self._given_up),
             kept=action.kept,
             undestroyed=tuple(f"{version}: {code}" for version, code in self._undestroyed.items()),
+            restarts=self._observer.count_restarts(),
             began_ms=intent.began_ms,
             ended_ms=self._clock.now_ms(),
         )
