@@ -127,12 +127,12 @@ async def herd_of_two(store: Store, top: Path, name: str) -> AsyncIterator[Herd]
         yield started
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.deep)])
 async def test_killed_at_every_effect_another_process_carries_it_on(store: Store, tmp_path: Path, when: str) -> None:
     await killed_at_every_effect(store, tmp_path, when, one_rotation_killed)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.deep)])
 @pytest.mark.parametrize("way", ["resumed", pytest.param("left", marks=pytest.mark.deep)])
 async def test_a_restore_is_killed_at_every_effect_and_another_process_resumes_or_leaves_it(
     store: Store, tmp_path: Path, when: str, way: str
