@@ -37,7 +37,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, encode
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion, VersionId
+from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.events import (
     ConflictMet,
@@ -460,9 +460,9 @@ class Rotator:
             await self._tell(document, cut_off)
             nodes = await self._observer.look(question)
         if any((node.generation or 0) > document.generation for node in nodes):
-            latest, its_version = await self._read()
+            latest, its_version = await self._read_after(document, is_waiting=is_probing)
             if latest.generation != document.generation:
-                # It was changed during the look at the servers.
+                # It was changed during the look at the servers, or the store has shown an older state.
                 return await self._survey(latest, its_version, is_probing=is_probing, is_restore=is_restore)
         health = self._health_before
         if self._health.signals and health is None:
@@ -488,6 +488,20 @@ class Rotator:
         at, *others = (*flow.silent, *(url for group in flow.groups for url in group))
         self._flow = await self._observer.probe_flow(at, others, patience=self.policy.flow_patience)
         return replace(observation, flow=self._flow), document
+
+    async def _read_after(
+        self, document: IdentityDocument, *, is_waiting: bool
+    ) -> tuple[IdentityDocument, SecretVersion]:
+        """Read again; with `is_waiting`, a store whose reads may lag gets `Policy.store_patience` to show a change."""
+        lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
+        poll, until = self.policy.poll_min, self._clock.monotonic() + self.policy.store_patience.total_seconds()
+        while True:
+            latest, version = await self._read()
+            if latest.generation != document.generation or not (is_waiting and lags):
+                return latest, version
+            if self._clock.monotonic() >= until:
+                return latest, version
+            poll = await self._pause(poll, None)
 
     async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
         if (
