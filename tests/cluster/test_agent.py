@@ -134,6 +134,7 @@ async def test_a_server_that_gives_its_key_away_is_stopped_at_once_and_the_agent
         assert not os.path.lexists(node.settings)
 
 
+@pytest.mark.deep
 async def test_a_node_that_does_not_come_up_with_the_new_root_serves_with_the_one_before_and_the_rotation_goes_back(
     tmp_path: Path,
 ) -> None:
