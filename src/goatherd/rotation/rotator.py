@@ -308,7 +308,9 @@ class Rotator:
         self._flow = self._health_before = None
         self._health.forget()
         document, _ = await self._read()
-        if document.rotation is None and goal in (Goal.RESUME, Goal.ABANDON):
+        # A store whose reads lag may not show yet that a rotation began, or for `retire` that it ended.
+        may_lag = goal is Goal.RETIRE if document.rotation is not None else goal in (Goal.RESUME, Goal.ABANDON)
+        if may_lag:
             document = await self._caught_up(document)
         intent = Intent(
             goal=goal,
