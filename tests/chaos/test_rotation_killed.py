@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -156,7 +157,7 @@ async def killed_at_every_effect(
 
 async def one_rotation_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
     """Begin a rotation whose process is killed at `step`, carry it on; return whether there was such a step."""
-    name = f"root-{when}-{step}"
+    name = f"root-{when}-{step}-{secrets.token_hex(4)}"
     async with herd_of_two(store, top, name) as herd:
         target = target_of(store, name, herd)
         code, said = await shell.run("rotate", *target, step=step, when=when)
@@ -172,7 +173,7 @@ async def one_restore_killed(shell: Shell, store: Store, top: Path, step: int, w
 
     Another process resumes the restore, or leaves it and then begins it anew: both ways A signs in the end.
     """
-    name, what = f"root-{when}-{step}", f"killed {when} effect {step}"
+    name, what = f"root-{when}-{step}-{secrets.token_hex(4)}", f"killed {when} effect {step}"
     async with herd_of_two(store, top, name) as herd:
         target, a = target_of(store, name, herd), herd.first.id
         code, said = await shell.run("rotate", *target)
