@@ -338,9 +338,9 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
     if envelope is None:
         envelope = parse_signature(commit.signature)
     _check_envelope(session, envelope)
-    if not commit.ts or not commit.connection or not commit.version:
-        # COMPAT: GoatDB fills these in with its own time, connection and version, and then finds another text.
-        raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
+    if not commit.ts or not commit.connection:
+        # COMPAT: GoatDB fills these in with its own time and connection, and then finds another text.
+        raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a ts or a connection id")
     if is_truthy(envelope.data):
         text = _text_with_embedded(session.id, commit, envelope.data)
     else:

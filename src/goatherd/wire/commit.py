@@ -9,17 +9,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoding import is_truthy, json_number, json_string, parse_json, stable_member, to_json_bytes
+from goatherd.wire.encoding import (
+    is_truthy,
+    json_number,
+    json_string,
+    parse_json,
+    stable_member,
+    stable_stringify,
+    to_json_bytes,
+)
 from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.messages import VERSION
 from goatherd.wire.nesting import levels
 from goatherd.wire.schema import BUILTIN, Registry
 
-__all__ = ["Commit", "apply_edit", "encoded_checksum", "new_commit"]
+__all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]
+
+
+class _AbsentText(str):
+    """The text of a member that the commit does not have."""
+
+    __slots__ = ()
+
+
+ABSENT: Final = _AbsentText()
+"""What stands for an absent id, key or session: empty, and left out when the commit is encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +49,7 @@ class Commit:
         key: The item's key.
         session: The session that claims to have written it; the signer's id is in the signature (T2).
         ts: Claimed creation time in ms, an int or float; 0 when absent, and then no signature verifies.
-        version: The writer's build version; 0 when absent.
+        version: The writer's build version; None when absent, which is then part of what was signed.
         org: The organisation of the reader, whatever was sent (T27).
         connection: The writing process; empty when absent, and then no signature verifies.
         contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Not to be changed.
@@ -39,7 +57,7 @@ class Commit:
         ancestors_filter: Over ancestors' ids; None when there is none.
         ancestors_count: How many ancestors the filter was made of.
         merge_base: Id of the merge base, or None.
-        merge_leader: Id of the session that led the merge, or None.
+        merge_leader: Id of the session that led the merge, or None. An empty one is written nowhere but as `revert`.
         revert: Whether the commit says that it reverts; GoatDB writes the leader's id there (T22).
         signature: The signature string, or None.
     """
@@ -48,7 +66,7 @@ class Commit:
     key: str
     session: str
     ts: float
-    version: int
+    version: int | None
     org: str
     connection: str
     contents: Mapping[str, Any]
@@ -96,7 +114,7 @@ class Commit:
     @property
     def base(self) -> str | None:
         """The id of the commit that a delta builds on; None for a full commit."""
-        return self.contents["b"] if self.is_delta else None
+        return self.contents.get("b")
 
     @property
     def edit(self) -> dict[str, Any] | None:
@@ -129,14 +147,16 @@ class Commit:
     # --- JSON ---
 
     @classmethod
-    def from_json(cls, encoded: Any, *, org: str, registry: Registry = BUILTIN, keep_unknown: bool = True) -> Commit:
+    def from_json(cls, encoded: Any, *, org: str, registry: Registry = BUILTIN, like_goatdb: bool = False) -> Commit:
         """Decode a commit and bring it into canonical form.
 
         Args:
             encoded: The JSON object.
             org: The reader's organisation id.
             registry: The schemas that are known.
-            keep_unknown: False refuses an unknown schema, as GoatDB does.
+            like_goatdb: Refuse an unknown schema, and take a commit without id, key, session or base, as GoatDB does.
+                Otherwise the contents of an unknown schema stay as sent, and what cannot be stored or found again
+                without these four is refused.
 
         Raises:
             DecodeError: GoatDB could not read it, or could not write again what it read.
@@ -144,7 +164,8 @@ class Commit:
         if type(encoded) is not dict:
             raise DecodeError("a commit is a JSON object")
         get = encoded.get
-        commit_id, key, session = get("id"), get("k"), get("s")
+        absent = ABSENT if like_goatdb else None
+        commit_id, key, session = get("id", absent), get("k", absent), get("s", absent)
         if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
             raise DecodeError("a commit has texts id, k and s")
         parents = get("p")
@@ -159,15 +180,15 @@ class Commit:
             key=key,
             session=session,
             ts=_number(get("ts"), "ts"),
-            version=_integer(get("ver"), "ver"),
+            version=_integer(encoded["ver"], "ver") if "ver" in encoded else None,
             org=org,
             connection=connection if isinstance(connection, str) else "",
-            contents=_contents(get("c"), registry, keep_unknown),
+            contents=_contents(get("c"), registry, like_goatdb),
             parents=tuple(parents),
             ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
             ancestors_count=_integer(get("ac"), "ac"),
             merge_base=_text(get("mb"), "mb"),
-            merge_leader=_text(get("ml"), "ml"),
+            merge_leader="" if get("ml") == "" else _text(get("ml"), "ml"),
             revert=is_truthy(get("revert")),
             signature=_text(get("sig"), "sig"),
         )
@@ -181,14 +202,8 @@ class Commit:
         return self._members(None)
 
     def _members(self, signature: str | None) -> dict[str, Any]:
-        encoded: dict[str, Any] = {
-            "ver": self.version,
-            "id": self.id,
-            "k": self.key,
-            "s": self.session,
-            "ts": self.ts,
-            "org": self.org,
-        }
+        encoded: dict[str, Any] = {} if self.version is None else {"ver": self.version}
+        encoded |= {"id": self.id, "k": self.key, "s": self.session, "ts": self.ts, "org": self.org}
         if self.parents:
             encoded["p"] = list(self.parents)
         if self.ancestors_filter is not None:
@@ -202,9 +217,11 @@ class Commit:
             encoded["mb"] = self.merge_base
         if self.merge_leader:
             encoded["ml"] = self.merge_leader
-            if self.revert:
-                encoded["revert"] = self.merge_leader
+        if self.revert and self.merge_leader is not None:
+            encoded["revert"] = self.merge_leader
         encoded["cid"] = self.connection
+        if ABSENT in (self.id, self.key, self.session):
+            encoded = {name: value for name, value in encoded.items() if value is not ABSENT}
         return encoded
 
     def signed_text(self, signer_id: str) -> str:
@@ -216,6 +233,8 @@ class Commit:
         Raises:
             EncodeError: A null inside the contents.
         """
+        if self.version is None or ABSENT in (self.id, self.key, self.session):
+            return stable_stringify({"extData": self.signed_object(), "sessionId": signer_id})
         # Ids as GoatDB makes them need no escaping; one test for all of them.
         ids = f"{self.id}{self.key}{self.session}{self.org}{self.connection}{signer_id}{''.join(self.parents)}"
         q = _quoted if ids.isalnum() and ids.isascii() else json_string
@@ -224,7 +243,7 @@ class Commit:
             before = f'"ac":{self.ancestors_count},'
         if self.ancestors_filter is not None:
             before += f'"af":{self.ancestors_filter.stable_text()},'
-        if self.merge_base or self.merge_leader:
+        if self.merge_base or self.merge_leader is not None:
             before_org, after = self._merge_texts()
         else:
             before_org = ""
@@ -241,10 +260,12 @@ class Commit:
     def _merge_texts(self) -> tuple[str, str]:
         """Return what stands before ``org`` and before ``s`` in the signed text of a merge."""
         before_org = f'"mb":{json_string(self.merge_base)},' if self.merge_base else ""
-        if not self.merge_leader:
+        if self.merge_leader is None:
             return before_org, ""
         leader = json_string(self.merge_leader)
-        return f'{before_org}"ml":{leader},', f'"revert":{leader},' if self.revert else ""
+        if self.merge_leader:
+            before_org += f'"ml":{leader},'
+        return before_org, f'"revert":{leader},' if self.revert else ""
 
     def with_signature(self, signature: str) -> Commit:
         """Return the commit with its signature string."""
@@ -325,16 +346,18 @@ def _indexed(texts: list[str]) -> str:
     return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
 
 
-def _contents(raw: Any, registry: Registry, keep_unknown: bool) -> dict[str, Any]:
+def _contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit has contents")
     if raw.get("r") is not None:
-        return {"r": canonical_record(raw["r"], registry, keep_unknown=keep_unknown)}
+        return {"r": canonical_record(raw["r"], registry, like_goatdb=like_goatdb)}
     if raw.get("e") is not None:
-        base = raw.get("b")
-        if not isinstance(base, str):
+        edit = canonical_edit(raw["e"], registry, like_goatdb=like_goatdb)
+        if "b" not in raw and like_goatdb:
+            return {"e": edit}
+        if not isinstance(raw.get("b"), str):
             raise DecodeError("a delta names its base")
-        return {"b": base, "e": canonical_edit(raw["e"], registry)}
+        return {"b": raw["b"], "e": edit}
     raise DecodeError("a commit's contents are a record or an edit")
 
 

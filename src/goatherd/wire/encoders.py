@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
@@ -72,7 +72,8 @@ def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
         return encode_plain(value, keep)
     numbers = {id(item): number for number, item in enumerate(shared)}
     records = [encode_plain(item, keep) for item in shared]
-    return {"__r": records, "__d": _with_references(value, numbers, keep)}
+    # The whole is encoded once more, so a Map's Dates come out marked in the records and unmarked behind a reference.
+    return encode_plain({"__r": records, "__d": _with_references(value, numbers, keep)}, keep)
 
 
 def _shared_objects(root: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,6 +108,7 @@ def _is_reference(value: dict[str, Any]) -> bool:
 
 
 def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | None, top: bool = True) -> Any:
+    """Return a copy in which references stand for the shared objects; Dates, Sets and Maps stay what they are."""
     kind = type(value)
     if kind is dict:
         if not top and id(value) in numbers:
@@ -117,11 +119,10 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
     if kind is list:
         return [_with_references(item, numbers, keep, False) for item in value if keep is None or keep(item)]
     if isinstance(value, JSSet):
-        items = [_with_references(item, numbers, keep, False) for item in value if keep is None or keep(item)]
-        return {"__t": "S", "__v": items}
+        return JSSet([_with_references(item, numbers, keep, False) for item in value if keep is None or keep(item)])
     if isinstance(value, JSMap):
-        return {key: _with_references(item, numbers, keep, False) for key, item in value.items()}
-    return encode_plain(value, keep)
+        return JSMap({key: _with_references(item, numbers, keep, False) for key, item in value.items()})
+    return value
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -130,18 +131,16 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
 # needs them for the pointers of rich text, one small node each (tests/unit/wire/test_encoders.py).
 MAX_REFERENCED = 20_000
 
-_NONE: Final[list[Any]] = []
-_FINISHED: Final[list[Any]] = []
-
 
 class Decoder:
     """Reads members of one encoded object; the cyclical kind also follows references (formats 5.4)."""
 
-    __slots__ = ("_cyclical", "_records", "_referenced_values", "_sizes")
+    __slots__ = ("_cyclical", "_met_references", "_records", "_referenced_values", "_sizes")
 
     def __init__(self, *, cyclical: bool = True) -> None:
         self._cyclical = cyclical
-        self._records = _NONE
+        self._records: list[list[Any]] = []
+        self._met_references = False
         self._sizes: dict[int, int] = {}
         self._referenced_values = 0
 
@@ -168,11 +167,8 @@ class Decoder:
             return value
         if self._cyclical:
             if isinstance(value.get("__r"), list) and isinstance(value.get("__d"), dict):
-                self._records = value["__r"]
-                decoded = self._decode(value["__d"])
-                self._records = _FINISHED
-                return decoded
-            if self._records is not _NONE and _is_reference(value):
+                return self._decode_referencing(value["__r"], value["__d"])
+            if self._met_references and _is_reference(value):
                 return self._referenced(value["__rId"])
         if "hasOwnProperty" in value:
             # COMPAT: T29; GoatDB throws.
@@ -187,12 +183,24 @@ class Decoder:
                 return Encoded(content)
         return {key: self._decode(item) for key, item in value.items()}
 
+    def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:
+        """Decode a ``__d`` whose references mean `records`; a marker at its top is an object like any other."""
+        self._met_references = True
+        self._records.append(records)
+        if _is_reference(value):
+            decoded = self._referenced(value["__rId"])
+        else:
+            decoded = {key: self._decode(item) for key, item in value.items()}
+        self._records.pop()
+        return decoded
+
     def _referenced(self, number: float) -> Any:
-        if self._records is _FINISHED:
+        if not self._records:
             raise DecodeError("a reference outside of the object that it belongs to")
-        if not 0 <= number < len(self._records) or number != int(number):
+        records = self._records[-1]
+        if not 0 <= number < len(records) or number != int(number):
             return UNDEFINED
-        record = self._records[int(number)]
+        record = records[int(number)]
         if id(record) not in self._sizes:
             self._sizes[id(record)] = 1 + sum(len(each) for level in levels(record) for each in level)
         self._referenced_values += self._sizes[id(record)]

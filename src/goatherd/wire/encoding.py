@@ -526,6 +526,7 @@ def base32_decode(text: str) -> bytes:
 # --- dates --------------------------------------------------------------------------------------------------------
 
 _FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
+_INTEGER_PREFIX = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|([0-9]+))")
 JS_SPACE = (
     "\t\n\v\f\r \xa0\u1680"
     "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
@@ -541,6 +542,17 @@ def parse_float(text: str) -> float:
     """Return JavaScript's ``parseFloat``: the longest numeric prefix, else NaN."""
     match = _FLOAT_PREFIX.match(text.lstrip(JS_SPACE))
     return math.nan if match is None else float(match[0])
+
+
+def parse_integer(text: str) -> float:
+    """Return JavaScript's ``parseInt``: the integer at the beginning, hexadecimal behind ``0x``, else NaN."""
+    match = _INTEGER_PREFIX.match(text.lstrip(JS_SPACE))
+    if match is None:
+        return math.nan
+    sign, hexadecimal, decimal = match.groups()
+    # By way of a double, as in JavaScript: Python refuses to make an integer of thousands of digits.
+    number = float.fromhex(hexadecimal) if hexadecimal else float(decimal)
+    return -number if sign == "-" else number
 
 
 def date_from_json(value: Any) -> JSDate:

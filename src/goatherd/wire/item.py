@@ -18,6 +18,7 @@ from goatherd.wire.encoding import (
     JSMap,
     JSSet,
     date_from_json,
+    is_truthy,
     parse_json,
     to_json,
     utf16_characters,
@@ -35,40 +36,43 @@ INSERT, DELETE = 1, -1
 # --- data of an item ----------------------------------------------------------------------------------------------
 
 
-def decode_data(encoded: Any, schema: Schema) -> Data:
-    """Decode an item's ``d``: the fields of the schema that are present, in its order (formats 6.3).
+def decode_data(encoded: Any, schema: Schema, *, like_goatdb: bool = False) -> Data:
+    """Decode an item's ``d``: the fields of the schema that are present, in its order.
+
+    Args:
+        like_goatdb: Take a set field that holds no set, as GoatDB does until it merges it.
 
     Raises:
-        DecodeError: Not an object, or a field that GoatDB cannot read.
+        DecodeError: A field that GoatDB cannot read.
     """
-    if not isinstance(encoded, dict):
-        raise DecodeError("an item's data is a JSON object")
-    decoder = Decoder()
     data: Data = {}
+    if not isinstance(encoded, dict):
+        return data  # COMPAT: an item without data, or with another value there, has no fields.
+    decoder = Decoder()
     for field in schema.by_name.values():
         if field.name in encoded:
-            value = _decode_field(encoded[field.name], field.type, decoder)
+            value = _decode_field(encoded[field.name], field.type, decoder, like_goatdb)
             if value is not UNDEFINED:
                 data[field.name] = value
     return data
 
 
-def _decode_field(value: Any, kind: str, decoder: Decoder) -> Any:
+def _decode_field(value: Any, kind: str, decoder: Decoder, like_goatdb: bool = False) -> Any:
     if kind == "date" and isinstance(value, int | float) and not isinstance(value, bool):
         return date_from_json(value)
     if kind == "set":
-        return _decode_set(value, decoder)
+        return _decode_set(value, decoder, like_goatdb)
     decoded = refuse_encoded(decoder.decode(value))
     return _as_map(decoded) if kind == "map" else decoded
 
 
-def _decode_set(value: Any, decoder: Decoder) -> JSSet:
+def _decode_set(value: Any, decoder: Decoder, like_goatdb: bool) -> Any:
     if isinstance(value, list):
         return JSSet([_legacy_element(item) for item in value])
-    decoded = decoder.decode(value)
-    if not isinstance(decoded, JSSet):
+    decoded = refuse_encoded(decoder.decode(value))
+    if not isinstance(decoded, JSSet) and not like_goatdb:
+        # SECURITY: GoatDB's servers and clients throw where they merge it (tests/unit/wire/test_commit.py).
         raise DecodeError("a set field holds no set")
-    refuse_encoded(decoded)
     return decoded
 
 
@@ -118,15 +122,20 @@ def encode_field(value: Any, kind: str) -> Any:
         EncodeError: A value that GoatDB cannot write in such a field.
     """
     if kind == "date":
-        if isinstance(value, JSDate):
-            seconds = value.seconds
-            return None if seconds != seconds else seconds
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return value
-        raise EncodeError("a date field holds no date")
+        seconds = _seconds(value)
+        return None if seconds != seconds else seconds
     if kind == "richtext":
         return encode_cyclical(value, rich_text_filter)
     return encode_cyclical(value)
+
+
+def _seconds(value: Any) -> float:
+    """Return the serialized form of what a date field holds; NaN for an invalid date."""
+    if isinstance(value, JSDate):
+        return value.seconds
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise EncodeError("a date field holds no date")
 
 
 def as_json(value: Any) -> Any:
@@ -167,7 +176,7 @@ def normalize_data(data: Data, schema: Schema) -> Data:
         value = normal.get(field.name, UNDEFINED)
         if value is None and field.type in ("set", "map", "richtext"):
             raise EncodeError(f"field {field.name!r} holds a null")
-        if isinstance(value, JSSet | JSMap) and not value:
+        if field.type in ("set", "map") and isinstance(value, JSSet | JSMap) and not value:
             value = UNDEFINED
         if value is UNDEFINED and field.default is not None:
             value = field.default(data)
@@ -198,6 +207,8 @@ def data_checksum(data: Data, schema: Schema | None) -> str:
             raise EncodeError(f"the schema {schema.marker} has no field {name!r}")
         else:
             rich = field.type == "richtext"
+            if field.type == "date":
+                value = _seconds(value)
         texts[name] = rich_text_checksum(value) if rich else value_text(value, texts=shared)
     return item_checksum(texts)
 
@@ -239,11 +250,12 @@ def encoded_checksum(data: Mapping[str, Any], marker: str = "", registry: Regist
 _VERBATIM_TYPES = frozenset({"string", "number", "boolean"})
 
 
-def canonical_record(record: Any, registry: Registry = BUILTIN, *, keep_unknown: bool = True) -> Record:
+def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: bool = False) -> Record:
     """Decode a record and encode it again, as GoatDB does before it verifies (formats 6.3, 6.7).
 
     Args:
-        keep_unknown: Whether a record of an unknown schema is returned as it is, or refused like GoatDB does.
+        like_goatdb: Refuse an unknown schema, whose records are otherwise returned as they are, and take a set field
+            that holds no set.
 
     Raises:
         DecodeError: GoatDB cannot read it, or could not write what it read.
@@ -253,31 +265,34 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, keep_unknown:
     marker = record.get("s")
     schema = registry.from_marker(marker)
     if schema is None:
-        if not keep_unknown or not isinstance(marker, str):
+        if like_goatdb or not isinstance(marker, str):
             raise DecodeError(f"unknown schema {marker!r:.100}")
         if not isinstance(record.get("d"), dict):
             raise DecodeError("an item's data is a JSON object")
         return record
     try:
-        return _canonical_record(record, schema)
+        return _canonical_record(record, schema, like_goatdb)
     except EncodeError as error:
         raise DecodeError(str(error)) from error
     except RecursionError:
         raise DecodeError("nested too deeply") from None
 
 
-def _canonical_record(record: dict[str, Any], schema: Schema) -> Record:
+def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool) -> Record:
     raw = record.get("d")
-    normalized = bool(record.get("n"))
+    mark = record.get("n")
+    normalized = is_truthy(mark)
+    if not normalized:
+        mark = schema is not NULL_SCHEMA
     flat = _flat_data(raw, schema) if normalized and "cs" in record else None
     if flat is not None:
-        return {"s": schema.marker, "d": flat, "n": schema is not NULL_SCHEMA, "cs": record["cs"]}
-    data = decode_data(raw, schema)
+        return {"s": schema.marker, "d": flat, "n": mark, "cs": record["cs"]}
+    data = decode_data(raw, schema, like_goatdb=like_goatdb)
     if not normalized:
         data = normalize_data(data, schema)
     encoded = encode_data(data, schema)
     checksum = record["cs"] if "cs" in record else data_checksum(data, schema)
-    return {"s": schema.marker, "d": encoded, "n": schema is not NULL_SCHEMA, "cs": checksum}
+    return {"s": schema.marker, "d": encoded, "n": mark, "cs": checksum}
 
 
 def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
@@ -304,19 +319,22 @@ def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
 # --- edits --------------------------------------------------------------------------------------------------------
 
 
-def canonical_edit(edit: Any, registry: Registry = BUILTIN) -> dict[str, Any]:
-    """Decode an edit and encode it again (formats 6.4).
+def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool = False) -> dict[str, Any]:
+    """Decode an edit and encode it again.
+
+    Args:
+        like_goatdb: Take the change of a set to something that is no set.
 
     Raises:
         DecodeError: A malformed change, or one of an unknown kind.
     """
-    if not isinstance(edit, dict) or not isinstance(edit.get("c"), dict):
+    if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
         raise DecodeError("an edit is an object with changes c")
     changes: dict[str, Any] = {}
-    for name, field_changes in edit["c"].items():
+    for name, field_changes in edit.get("c", {}).items():
         if not isinstance(field_changes, list):
             raise DecodeError("the changes of a field are an array")
-        changes[name] = [{"__t": "E", "__v": _canonical_change(change)} for change in field_changes]
+        changes[name] = [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in field_changes]
     encoded = {name: edit[name] for name in ("sc", "dc") if name in edit}
     encoded["c"] = changes
     if "s" in edit:
@@ -325,7 +343,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN) -> dict[str, Any]:
     return encoded
 
 
-def _canonical_change(wrapped: Any) -> dict[str, Any]:
+def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]:
     change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
     if not isinstance(change, dict):
         raise DecodeError("a change is an encoded object")
@@ -340,9 +358,12 @@ def _canonical_change(wrapped: Any) -> dict[str, Any]:
     value_type = change.get("vType")
     if not isinstance(value_type, str) or value_type not in FIELD_TYPES or value_type == "richtext":
         raise DecodeError(f"unknown value type {value_type!r:.100}")
-    encoded = {"changeType": "fd", "operation": change.get("operation"), "vType": value_type}
-    if "value" in change:
-        value = _decode_field(change["value"], value_type, Decoder())
+    encoded = {"changeType": "fd"}
+    if "operation" in change:
+        encoded["operation"] = change["operation"]
+    encoded["vType"] = value_type
+    if "value" in change or value_type in ("date", "map"):
+        value = _decode_field(change.get("value", UNDEFINED), value_type, Decoder(), like_goatdb)
         try:
             encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
         except EncodeError as error:
@@ -401,7 +422,7 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
                 raise DecodeError("a change of a set or a map has a value")
             if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
-            _patch_field(patched, name, change["operation"] == INSERT, change["vType"], value)
+            _patch_field(patched, name, change.get("operation") == INSERT, change["vType"], value)
     if schema is None:
         return {name: value for name, value in patched.items() if not isinstance(value, JSSet | JSMap) or value}
     return normalize_data(patched, schema)

@@ -7,20 +7,17 @@ numbers. Goatherd stores such commits as they came; GoatDB drops them.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
+from goatherd.wire.encoding import JSDate, JSMap, JSSet, parse_integer
 
 FieldType = Literal["string", "number", "boolean", "date", "set", "map", "richtext"]
 FIELD_TYPES: Final[frozenset[str]] = frozenset({"string", "number", "boolean", "date", "set", "map", "richtext"})
 
 Data = dict[str, Any]
 """The fields of an item as JavaScript values (`goatherd.wire.encoding`), in insertion order."""
-
-_INTEGER_PREFIX = re.compile(r"\s*([+-]?[0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +71,7 @@ class Schema:
     def problem(self, data: Data) -> str | None:
         """Return what GoatDB's validation says against `data`, None when it is valid (formats 9.2)."""
         for each in self.by_name.values():
-            if each.required and data.get(each.name, UNDEFINED) is UNDEFINED:
+            if each.required and each.name not in data:
                 return f'Missing required field "{each.name}"'
         for name, value in data.items():
             known = self.by_name.get(name)
@@ -159,9 +156,9 @@ class Registry:
         if not isinstance(marker, str):
             return None
         ns, _, rest = marker.partition("/")
-        match = _INTEGER_PREFIX.match(rest.partition("/")[0])
-        # By way of a double, as in JavaScript: Python refuses to make an integer of thousands of digits.
-        version = float(match[1]) if match else 0
+        version = parse_integer(rest.partition("/")[0])
+        if math.isnan(version):
+            return self.get(ns)
         return self.get(ns, int(version)) if math.isfinite(version) else None
 
 

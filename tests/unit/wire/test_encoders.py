@@ -16,7 +16,7 @@ from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_pla
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, to_json
 from goatherd.wire.equality import core_equal, loose_equal
 from goatherd.wire.hashing import value_text
-from goatherd.wire.item import encode_data, normalize_data, patch_data, upgrade_data
+from goatherd.wire.item import data_checksum, encode_data, normalize_data, patch_data, upgrade_data
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
 
@@ -85,6 +85,23 @@ def test_a_stray_reference_after_a_finished_object_is_refused() -> None:
     decoder.decode({"__r": [{}], "__d": {}})
     with pytest.raises(DecodeError):
         decoder.decode({"a": {"__rId": 0}})
+
+
+def test_references_inside_references_mean_the_records_around_them() -> None:
+    inner = {"__r": [{"b": 2}], "__d": {"i": {"__rId": 0}}}
+    outer = {"__r": [{"a": 1}], "__d": {"x": inner, "y": {"__rId": 0}}}
+    assert Decoder().decode(outer) == {"x": {"i": {"b": 2}}, "y": {"a": 1}}
+
+
+def test_what_stands_for_the_whole_object_is_a_reference_but_no_marker() -> None:
+    assert Decoder().decode({"__r": [1], "__d": {"__rId": 0}}) == 1
+    assert Decoder().decode({"__r": [], "__d": {"__t": "S", "__v": [1]}}) == {"__t": "S", "__v": [1]}
+
+
+def test_a_map_beside_a_shared_object_is_converted_one_level_later_too() -> None:
+    shared = {"a": 1}
+    encoded = encode_cyclical({"m": JSMap({"d": JSDate(1000)}), "x": shared, "y": shared})
+    assert to_json(encoded["__d"]["m"]) == '{"d":"1970-01-01T00:00:01.000Z"}'
 
 
 def test_markers_need_content_of_their_kind() -> None:
@@ -168,6 +185,32 @@ def test_a_marker_without_a_version_means_the_latest() -> None:
     assert registry.from_marker("null") is NULL_SCHEMA
     assert registry.from_marker("sessions/1") is SESSIONS
     assert registry.from_marker(None) is None
+
+
+def test_a_marker_s_version_is_read_as_javascript_reads_an_integer() -> None:
+    registry = Registry([Schema(ns="up", version=1, fields=()), Schema(ns="up", version=16, fields=())])
+    for text, version in (("0x10", 16), ("\ufeff1", 1), ("1e1", 1), ("+1", 1), ("0x", 16), ("-1", None), ("\x1c1", 16)):
+        found = registry.from_marker(f"up/{text}")
+        assert (None if found is None else found.version) == version, text
+
+
+def test_only_an_empty_set_or_map_of_its_own_kind_of_field_is_dropped() -> None:
+    schema = Schema(ns="n", version=1, fields=(Field(name="s", type="string"), Field(name="m", type="map")))
+    normal = normalize_data({"s": JSSet(), "m": JSSet()}, schema)
+    assert list(normal) == ["s"]
+
+
+def test_a_date_field_that_holds_none_has_no_checksum() -> None:
+    schema = Schema(ns="n", version=1, fields=(Field(name="d", type="date"),))
+    for value in (None, "soon", True):
+        with pytest.raises(EncodeError):
+            data_checksum({"d": value}, schema)
+
+
+def test_a_required_field_that_is_there_and_undefined_is_of_a_wrong_type() -> None:
+    schema = Schema(ns="n", version=1, fields=(Field(name="s", type="string", required=True),))
+    assert schema.problem({"s": UNDEFINED}) == 'Invalid value for field "s". Expected string'
+    assert schema.problem({}) == 'Missing required field "s"'
 
 
 def test_registering_twice_keeps_the_first_and_the_null_schema_is_no_entry() -> None:

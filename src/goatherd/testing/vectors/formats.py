@@ -12,11 +12,11 @@ from typing import Any
 from goatherd import ids
 from goatherd.errors import DecodeError
 from goatherd.testing.vectors.notation import dense, value_of
-from goatherd.testing.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text
+from goatherd.testing.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
 from goatherd.testing.vectors.upstream_log import UpstreamLog
 from goatherd.wire import bloom, paths
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain
+from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refuse_encoded
 from goatherd.wire.encoding import (
     UNDEFINED,
     base32_decode,
@@ -45,10 +45,7 @@ def base32(document: Document, sheet: Sheet) -> None:
         same_text("decoded", c["hex"], base32_decode(c["encoded"]).hex())
 
     def decode(c: Case) -> None:
-        if "error" in c:
-            refuses("decoded", lambda: base32_decode(c["input"]).hex())
-        else:
-            same_text("decoded", c["hex"], base32_decode(c["input"]).hex())
+        yields(c, "hex", lambda: base32_decode(c["input"]).hex(), same_text)
 
     sheet.each("cases", document.get("cases"), case)
     sheet.each("decode", document.get("decode"), decode)
@@ -75,10 +72,7 @@ def murmur(document: Document, sheet: Sheet) -> None:
 def stable(document: Document, sheet: Sheet) -> None:
     def case(c: Case) -> None:
         value = value_of(c["input"])
-        if "error" in c:
-            refuses("output", lambda: stable_stringify(value))
-        else:
-            same_text("output", c["output"], stable_stringify(value))
+        yields(c, "output", lambda: stable_stringify(value), same_text)
 
     sheet.each("cases", document.get("cases"), case)
 
@@ -169,7 +163,7 @@ def bloom_filter(document: Document, sheet: Sheet) -> None:
             equal(f"has {member!r}", expected, member in holder)
 
     def case(c: Case) -> None:
-        if "error" in c:
+        if "error" in c or "throws" in c:
             refuses("decoded", lambda: BloomFilter.from_json(c["serialized"]))
             return
         holder = BloomFilter.from_json(c["serialized"])
@@ -212,14 +206,18 @@ def bloom_filter(document: Document, sheet: Sheet) -> None:
 def encoders(document: Document, sheet: Sheet) -> None:
     def case(c: Case) -> None:
         value = value_of(dense(c["input"]))
-        if "to_js" in c:
-            same_text("to_js", c["to_js"], to_json(encode_plain(value)))
-        holder = {} if value is UNDEFINED else {"k": encode_cyclical(value)}
-        same_text("cyclical_set", c["cyclical_set"], to_json(holder))
-        decoded = Decoder().decode(parse_json(c["cyclical_set"]).get("k", UNDEFINED))
-        equal("decoded", value_of(c["decoded"]), decoded)
+        if "to_js" in c or "to_js_error" in c or "to_js_throws" in c:
+            yields(c, "to_js", lambda: to_json(encode_plain(value)), same_text)
+        if yields(c, "cyclical_set", lambda: to_json({"k": encode_cyclical(value)}), same_text):
+            encoded = parse_json(c["cyclical_set"]).get("k", UNDEFINED)
+            yields(c, "decoded", lambda: _decoded(encoded))
 
     sheet.each("cases", document.get("cases"), case)
+
+
+def _decoded(encoded: Any) -> Any:
+    """Read a value; what GoatDB's reader leaves as a decoder of its own is no value (formats 5.4)."""
+    return refuse_encoded(Decoder().decode(encoded))
 
 
 def sync_messages(document: Document, sheet: Sheet) -> None:

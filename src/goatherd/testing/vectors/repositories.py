@@ -79,7 +79,7 @@ class _Reader:
             self._data = log_path(self._repository, self._description).read_bytes()
             commits: dict[str, Commit] = {}
             for record in scan(self._data).records:
-                commit = Commit.from_json(record, org=self._org, registry=self._registry, keep_unknown=False)
+                commit = Commit.from_json(record, org=self._org, registry=self._registry, like_goatdb=True)
                 commits.setdefault(commit.id, commit)
             self._commits = commits
         return self._commits

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from goatherd.errors import GoatherdError
+from goatherd.testing.vectors.notation import value_of
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, join_surrogates
 
 _SHOWN = 240
@@ -125,6 +126,45 @@ def refuses(what: str, call: Callable[[], Any]) -> None:
     except GoatherdError:
         return
     mismatch(what, "an error", result)
+
+
+def yields(
+    case: Case,
+    name: str,
+    call: Callable[[], Any],
+    compare: Callable[[str, Any, Any], None] = equal,
+    *,
+    as_is: bool = False,
+) -> bool:
+    """Judge one recorded result of a case: a value, or that GoatDB threw instead.
+
+    A result that threw is absent from the case, which names the exception in a member that ends in ``error`` or
+    ``throws``; or it is itself an object with the single member ``error``.
+
+    Args:
+        call: Computes ours.
+        compare: How to compare a recorded value with ours.
+        as_is: Whether the recorded value is given to `compare` as JSON, not as the JavaScript value that it denotes.
+
+    Returns:
+        Whether there was a value to compare with.
+    """
+    expected = case.get(name, UNDEFINED)
+    if isinstance(expected, dict) and set(expected) == {"error"}:
+        refuses(name, call)
+    elif expected is not UNDEFINED:
+        compare(name, expected if as_is else value_of(expected), call())
+        return True
+    elif threw(case):
+        refuses(name, call)
+    else:
+        mismatch(name, "a value, or an error, in the case", None)
+    return False
+
+
+def threw(case: Case) -> bool:
+    """Whether a case names an exception that GoatDB raised instead of giving a result."""
+    return any(member.endswith(("error", "throws")) for member in case)
 
 
 def accepts(call: Callable[[], Any]) -> bool:
