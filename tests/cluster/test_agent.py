@@ -74,7 +74,8 @@ async def test_a_server_is_run_rotated_and_stopped_and_its_key_is_never_on_the_d
         assert d not in environ_of(pid) + environ_of(node.process.pid)
 
         async with rotator_of(made) as rotator:
-            await rotator.rotate()
+            report = await rotator.rotate()
+        assert report.restarts == {node.url: 1}, "the agent restarts a server once in a rotation"
         document = await made.document()
         assert document.current.id != made.first.id
         settings = json.loads(node.settings.read_bytes())
@@ -240,8 +241,10 @@ async def test_a_cluster_of_agents_is_rotated_one_node_at_a_time_and_every_write
             await SystemClock().sleep(SECOND)
             before = len(load.accepted)
             async with rotator_of(made) as rotator:
-                await rotator.rotate()
+                report = await rotator.rotate()
             watching.cancel()
+            assert report.restarts == dict.fromkeys(made.urls, 1)
+            assert [node.out.count("signer") for node in made.nodes] == [2, 2, 2]
             await SystemClock().sleep(SECOND)
             audit = await audit_of(made, load)
         document = await made.document()

@@ -7,6 +7,7 @@ names it in `Move.broken`, and its rules are in `RULES` too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from goatherd.rotation.machine import Phase
@@ -29,6 +30,7 @@ RULES = {
     "cross-signed": "once a rotation is verified, every node holds the earlier root's introduction by the new one",
     "adopted": "once a rotation is verified, every node signs with the new root",
     "stranger": "nobody moves a rotation that he was not asked to drive",
+    "restarts": "a rotation changes the root that signs once, or twice if rolled back; no server restarts more often",
     "looked": "a rotation begins only after every listed server, or the declared quorum, has answered",
     "asked": "a run replaces the root that it was asked to replace, no other",
     "once": "a run begins one rotation at most",
@@ -83,6 +85,26 @@ class Judge:
                 yield "generation"
             if not self._has_way_back(store, head):
                 yield "way back"
+            if not store.is_invaded and self._changes_too_often(store, head):
+                yield "restarts"
+
+    @staticmethod
+    def _changes_too_often(store: Store, head: Document) -> bool:
+        """Whether a rotation, or a write outside of one, has changed too often which root signs.
+
+        A server under the agent goes through the documents in this order, and restarts where the root changes.
+        """
+        changes: Counter[int] = Counter()
+        at = head
+        while at.base != NOBODY:
+            before = store.docs[at.base]
+            changes[at.rotation or before.rotation] += at.current != before.current
+            at = before
+        back = head.ended & ~head.finished & ~head.cancelled
+        return any(
+            count > (0 if not rotation or head.cancelled >> rotation & 1 else 1 + (back >> rotation & 1))
+            for rotation, count in changes.items()
+        )
 
     @staticmethod
     def _has_way_back(store: Store, head: Document) -> bool:

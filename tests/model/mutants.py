@@ -189,6 +189,12 @@ MUTANTS = (
         removed=_gate(Step.ACTIVATE, Evidence.HOLDS_INTRODUCTION),
     ),
     Mutant(
+        name="a step after activation that changes once more which root signs",
+        breaks="restarts",
+        options=ONE,
+        removed=Removed(parts=frozenset({"one change of signer"})),
+    ),
+    Mutant(
         name="verifying without having seen that every node signs with the next root",
         breaks="adopted",
         options=TWO,

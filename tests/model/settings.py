@@ -83,6 +83,7 @@ PARTS = {
     "roots after cancel": "cancelling a published rotation leaves the roots as they are",
     "roots after a cancelled restore": "cancelling a restore leaves the earlier root among the roots",
     "one private key": "activation takes the earlier private key out of the document",
+    "one change of signer": "no step but activate and a roll-back changes which root signs",
     "one look": "current and stable are taken from one and the same state of the labels",
     "memory": "a run does not go back behind the highest generation that it has seen",
     "recognition": "a run recognizes the rotation that it began, even if it is over already",

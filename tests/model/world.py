@@ -518,6 +518,8 @@ class World:
             after = after._replace(roots=after.roots & ~fresh)
         if step is Step.ACTIVATE and "one private key" in removed:
             after = after._replace(private=before.private)
+        if step is Step.FINALIZE and "one change of signer" in removed:
+            after = after._replace(current=before.origin, private=1 << before.origin)
         return after
 
     def _written(

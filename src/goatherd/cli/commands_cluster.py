@@ -30,6 +30,8 @@ from goatherd.cli.rotation_text import (
     progress_lines,
     report_data,
     report_lines,
+    restart_lines,
+    restarts_data,
     warn_of_short_life,
 )
 from goatherd.cli.store import name_of_store, open_store
@@ -37,7 +39,7 @@ from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING, Check
 from goatherd.cli.whereabouts import Whereabouts, find_whereabouts
 from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
-from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError
+from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
 from goatherd.rotation.action import Obstacle, ObstacleKind
@@ -390,7 +392,13 @@ async def drive_rotation(
             plan = await rotator.plan()
             app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
             return 0
-        report = await _asked(rotator, what, to_phase, reason, root_id)
+        try:
+            report = await _asked(rotator, what, to_phase, reason, root_id)
+        except NotAdoptedError as error:
+            if isinstance(error.report, Report):
+                restarts = {"restarts": restarts_data(error.report)}
+                app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
+            raise
         copies = copies_left(store.provider.guarantees)
     lines = [
         *report_lines(report, options.rotation_grace, copies=copies),

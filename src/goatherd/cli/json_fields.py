@@ -119,7 +119,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "undestroyed": Field("array of string", "Versions that the store refused to destroy, with the error's code."),
         "restarts": Field("array of object", "One for each server that answered during the command."),
         "restarts[].node": Field("string", "URL of the server."),
-        "restarts[].count": Field("integer or null", "How often it was seen to restart; null where it does not tell."),
+        "restarts[].count": Field("integer or null", "How often it was seen to restart; null where it is not known."),
         "began": Field("string", "Timestamp of the start of the command."),
         "ended": Field("string", "Timestamp of its end."),
         "seconds": Field("number", "How long it took, in seconds."),

@@ -19,6 +19,7 @@ from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 
+_TIMES = {1: "once", 2: "twice"}
 _ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 
@@ -40,7 +41,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "givenUp": list(report.given_up),
         "kept": kept_data(report.kept),
         "undestroyed": list(report.undestroyed),
-        "restarts": [{"node": url, "count": count} for url, count in report.restarts.items()],
+        "restarts": restarts_data(report),
         "began": iso(report.began_ms),
         "ended": iso(report.ended_ms),
         "seconds": round((report.ended_ms - report.began_ms) / 1000, 3),
@@ -90,18 +91,30 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     return lines
 
 
+def restarts_data(report: Report) -> list[dict[str, Any]]:
+    """Return how often each server restarted during the run, as data."""
+    return [{"node": url, "count": count} for url, count in report.restarts.items()]
+
+
 def restart_lines(report: Report) -> list[str]:
-    """Return which servers restarted during the run; a warning for each that did so more than once."""
+    """Return which servers restarted during the run; a warning for each that did so more often than a run needs.
+
+    An agent restarts a server once when the next root starts to sign, and once more when that is rolled back.
+    """
+    needed, what = (2, "a rotation that is rolled back") if report.event == "rolled-back" else (1, "a rotation")
     seen = {url: count for url, count in report.restarts.items() if count is not None}
     silent = [url for url, count in report.restarts.items() if count is None]
     lines = []
     if seen:
         restarted = ", ".join(f"{url} {count}" for url, count in seen.items() if count)
-        lines.append(f"restarts: {restarted or 'none'}")
+        lines.append(f"restarts: {restarted} (needed: at most {needed} each)" if restarted else "restarts: none")
     if silent:
-        lines.append(f"restarts not known, since unmodified GoatDB does not tell: {', '.join(silent)}")
-    lines += [f"warning: {url} restarted {count} times; one is enough" for url, count in seen.items() if count > 1]
-    return lines
+        lines.append(f"restarts not known, because the server did not show which process serves: {', '.join(silent)}")
+    return lines + [
+        f"warning: {url} restarted {count} times; {what} restarts a server at most {_TIMES[needed]}"
+        for url, count in seen.items()
+        if count > needed
+    ]
 
 
 def progress_data(progress: Progress | None) -> dict[str, Any] | None:

@@ -119,8 +119,8 @@ class Report:
         kept: Versions that were due to be destroyed, and stay because a label points at them that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
             `retire` tries again.
-        restarts: How often each server was seen to start again during the run, by URL. None where it does not name its
-            process: an unmodified GoatDB server.
+        restarts: How often each server was seen to start again during the run, by URL. None where it was not seen which
+            process serves.
         began_ms, ended_ms: Milliseconds since 1970.
     """
 

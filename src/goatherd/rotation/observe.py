@@ -10,6 +10,7 @@ How the questions are put so that an unmodified GoatDB 0.5.1 answers them:
   filter that the server sends back would be wrong at its error rate) and stays small in front of 50 000 sessions.
 - *Who signs?* ``GET /goatherd/v1/identity`` where there is one. Elsewhere an anonymous session is created and the
   signature of its commit in ``/sys/sessions`` looked at, seldom.
+- *Has it restarted?* Both answers name the process: one as ``instance``, the other as the commit's connection id.
 
 Rules: no answer, or one that is no answer, is "not known" (None), never "no" and never "yes". Nothing here outlasts
 `Policy.node_timeout`.
@@ -18,6 +19,7 @@ Rules: no answer, or one that is no answer, is "not known" (None), never "no" an
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,6 +43,7 @@ _FILTER_BYTES: Final = 1024
 _SMALL: Final = 1000
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
+_PROCESS_TRIES: Final = 3
 _STORE_FAILED: Final = "provider."
 _PROBE_PAUSE: Final = timedelta(milliseconds=250)
 _LONGEST_ID: Final = 64
@@ -83,6 +86,8 @@ class Question:
         introductions: The commits any of which introduces `next_root`.
         cross_signature: A's, signed by B.
         signer: Whether it matters who signs; asking an unmodified server costs a session.
+        process: Whether to see which process serves at an unmodified server, so that a restart can be told later. It
+            is asked until it is known, at most three times in a run, and costs a session each time.
         answers: Whether to see that it accepts a request signed by `asker`, where there is no `next_root`.
         earlier: The introductions of roots that are to leave the document. Asked for in phase steady only.
     """
@@ -92,6 +97,7 @@ class Question:
     introductions: tuple[Sought, ...] = ()
     cross_signature: Sought | None = None
     signer: bool = False
+    process: bool = False
     answers: bool = False
     earlier: tuple[Sought, ...] = ()
 
@@ -146,8 +152,6 @@ class Observer:
     Attributes:
         nodes: Those that there are, by URL.
         unknown: Why it could not be told, last time, who the nodes are; `nodes` are those that were known before.
-        instances: The ids of the processes that answered at each URL, in the order in which they were seen. A second
-            one is a restart. Empty for a node that answered and does not name its process.
     """
 
     def __init__(
@@ -160,7 +164,8 @@ class Observer:
         self._clock = clock
         self._timeout = timeout.total_seconds()
         self._memory: dict[str, _Memory] = {}
-        self.instances: dict[str, dict[str, None]] = {}
+        self._processes: dict[str, dict[str, None]] = {}
+        self._asked_for_process: Counter[str] = Counter()
 
     @property
     def hint(self) -> str | None:
@@ -173,9 +178,17 @@ class Observer:
             " `goatherd run`, or, if nobody restarts it, name it with --bare."
         )
 
+    def forget_processes(self) -> None:
+        """Count restarts from now on."""
+        self._processes.clear()
+        self._asked_for_process.clear()
+
     def count_restarts(self) -> dict[str, int | None]:
-        """Return how often each server was seen to start again, by URL; None where it does not name its process."""
-        return {url: len(processes) - 1 if processes else None for url, processes in self.instances.items()}
+        """Return how often each server was seen to start again, by URL; None where its process is not known.
+
+        A server that starts twice between two looks is counted once.
+        """
+        return {url: len(processes) - 1 if processes else None for url, processes in self._processes.items()}
 
     async def call_the_roll(self) -> None:
         """Ask again who the nodes are. Where that fails, those known before stay, and `unknown` says why.
@@ -305,9 +318,7 @@ class Observer:
             sight.problems.append(f"no answer within {self._timeout:g} s")
         cross, told = question.cross_signature, sight.told
         if sight.reachable:
-            processes = self.instances.setdefault(url, {})
-            if told is not None and told.instance is not None:
-                processes[told.instance] = None
+            self._processes.setdefault(url, {})
         introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
         return NodeView(
             url=url,
@@ -344,6 +355,7 @@ class Observer:
                     sight.signs_with = signer if isinstance(signer, str) else None
                     sight.rejects = _rejection(answer)
                     sight.without_store = _is_without_store(answer)
+                    self._note_process(url, answer.get("instance"))
                     if question.answers:
                         # Only before a rotation: what changes at each look would be told anew at each look.
                         sight.told = read_told(answer, before_ms=before_ms, after_ms=after_ms)
@@ -352,8 +364,28 @@ class Observer:
             if question.signer:
                 sight.signs_with = await self._signer_of_a_new_session(url, question.asker, memory)
                 sight.reachable = True
+            elif question.process and not self._processes.get(url):
+                await self._see_process(url, question.asker)
         except NodeError as error:
             _note(sight, error)
+
+    async def _see_process(self, url: str, asker: OwnedSession) -> None:
+        """Note which process serves at an unmodified server.
+
+        A server that does not answer in time, or not with the commit, is asked three times in a run and no more: each
+        time costs a session, and may hold up the other questions.
+        """
+        if self._asked_for_process[url] >= _PROCESS_TRIES:
+            return
+        self._asked_for_process[url] += 1
+        try:
+            await self._ask_signer(url, asker)
+        except NodeError:
+            self._asked_for_process[url] -= 1
+
+    def _note_process(self, url: str, process: object) -> None:
+        if isinstance(process, str) and 0 < len(process) <= _LONGEST_ID:
+            self._processes.setdefault(url, {})[process] = None
 
     async def _see_answer(self, url: str, asker: OwnedSession, sight: _Sight) -> None:
         try:
@@ -405,11 +437,19 @@ class Observer:
         )
 
     async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
-        """COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3)."""
         now = self._clock.monotonic()
         if memory.asked_at is not None and now - memory.asked_at < _ASK_SIGNER_EVERY.total_seconds():
             return memory.signer
         memory.asked_at = now
+        memory.signer = await self._ask_signer(url, asker) or memory.signer
+        return memory.signer
+
+    async def _ask_signer(self, url: str, asker: OwnedSession) -> str | None:
+        """Return who signs, and note which process does.
+
+        COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3). The
+        commit's connection id is that of the process, and a new one after each start (formats 6).
+        """
         node = self.nodes[url]
         known: Any = _EMPTY
         try:
@@ -421,10 +461,11 @@ class Observer:
             pass  # a server that does not trust the asker yet is asked for everything
         owned, _ = await node.create_session()
         (reply,) = await node.batch_sync([(SESSIONS, _message(known))], owned, self._clock.now_ms())
-        signers = [signer_of(commit) for commit in _commits(reply) if commit.get("k") == owned.id]
-        if signers:
-            memory.signer = signers[0]
-        return memory.signer
+        made = next((commit for commit in _commits(reply) if commit.get("k") == owned.id), None)
+        if made is None:
+            return None
+        self._note_process(url, made.get("cid"))
+        return signer_of(made)
 
 
 def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:

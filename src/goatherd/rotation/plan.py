@@ -46,7 +46,8 @@ class Cost:
 
     Every further look while it waits costs one read of the store, two requests to each node, and one more to those that
     it waits for, to tell them to look. A server of unmodified
-    GoatDB is asked who signs at most every five seconds, by three requests that leave an anonymous session behind.
+    GoatDB is asked who signs at most every five seconds, and once when a rotation has begun which process serves, by
+    three requests that leave an anonymous session behind.
 
     Attributes:
         store_reads: Values read, and versions listed.

@@ -304,7 +304,7 @@ class Rotator:
     ) -> Report:
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._undestroyed = {}
-        self._observer.instances.clear()
+        self._observer.forget_processes()
         self._flow = self._health_before = None
         self._health.forget()
         document, _ = await self._read()
@@ -455,7 +455,7 @@ class Rotator:
         store = await self._store_view(document, version)
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
         leaving = store.leaving if store.is_full else ()
-        question = replace(self._question(document, signer=False, leaving=leaving), answers=True)
+        question = replace(self._question(document, signer=False, leaving=leaving), process=False, answers=True)
         nodes = await self._observer.look(question)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
@@ -682,6 +682,7 @@ class Rotator:
             introductions=sought_introductions(document) if early else (),
             cross_signature=None if early else sought_cross_signature(document),
             signer=signer,
+            process=True,
         )
 
     async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:

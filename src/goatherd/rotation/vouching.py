@@ -169,7 +169,14 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
 
 
 def session_commit(
-    session: Session, *, signer: OwnedSession, commit_id: str, ts: int, org: str, parents: Sequence[str] = ()
+    session: Session,
+    *,
+    signer: OwnedSession,
+    commit_id: str,
+    ts: int,
+    org: str,
+    parents: Sequence[str] = (),
+    connection: str | None = None,
 ) -> dict[str, Any]:
     """Return a signed commit of ``/sys/sessions`` that says who a session is (formats 2.4 and 6).
 
@@ -180,6 +187,7 @@ def session_commit(
         ts: Milliseconds since 1970; the time of the signature too.
         org: See `introduction`.
         parents: Ids of the commits that this one follows.
+        connection: Id of the process that writes it; None for one that depends on the signer only.
     """
     draft = new_commit(
         commit_id=commit_id,
@@ -189,7 +197,7 @@ def session_commit(
         org=org,
         data=session_fields(session),
         schema_marker=SESSIONS_SCHEMA,
-        connection=derived_id("connection", signer.id),
+        connection=connection or derived_id("connection", signer.id),
         parents=parents,
         # COMPAT: GoatDB's commits always carry one; nothing is recorded in it, as for any first or second of a key.
         ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from goatherd.agent.plan import reasons_to_restart
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
@@ -119,20 +120,26 @@ class HerdNode:
 
     Attributes:
         unmodified: It is a GoatDB 0.5.1: no ``/goatherd/v1``, and it signs with the key that it started with.
+        is_agented: An agent runs it: reads the store at the interval, and restarts it for the reasons of a real agent.
         faults: See `Faults`.
         peers: The nodes that it was told of, and synchronizes with; None for all.
         instance: The id of its process.
+        restarts: How often it was started again.
         asked: How often each method was called.
     """
 
-    def __init__(self, herd: Herd, name: str, document: IdentityDocument, *, unmodified: bool = False) -> None:
+    def __init__(
+        self, herd: Herd, name: str, document: IdentityDocument, *, unmodified: bool = False, is_agented: bool = False
+    ) -> None:
         self.base_url = f"http://{name}"
-        self.unmodified = unmodified
+        self.unmodified = unmodified or is_agented
+        self.is_agented = is_agented
         self.faults = Faults()
         self.asked: Counter[str] = Counter()
         self.refusal: str | None = None
         self.peers: Sequence[HerdNode] | None = None
         self.instance = f"instance-of-{name}"
+        self.restarts = 0
         self._herd = herd
         self._logs: dict[str, dict[str, Commit]] = {SESSIONS: {}, DATA: {}}
         self._sender = _Sender()
@@ -206,7 +213,14 @@ class HerdNode:
         self._arrive("create_session")
         now_ms = self._herd.clock.now_ms()
         owned = OwnedSession.generate(session_id=self._herd.new_id(), owner=None, now_ms=now_ms)
-        raw = session_commit(owned.session, signer=self.pool.current, commit_id=self._herd.new_id(), ts=now_ms, org=ORG)
+        raw = session_commit(
+            owned.session,
+            signer=self.pool.current,
+            commit_id=self._herd.new_id(),
+            ts=now_ms,
+            org=ORG,
+            connection=self.instance,
+        )
         commit = Commit.from_json(raw, org=ORG)
         self._keep(SESSIONS, [commit])
         return owned, self.pool.public_roots(now_ms)
@@ -217,13 +231,8 @@ class HerdNode:
         """Read the store and take over what it holds, as far as the faults allow."""
         if self.faults.store_lost:
             return
-        try:
-            found = await self._herd.provider.read(self._herd.secret_id, CURRENT)
-        except ProviderError:
-            return
-        self._looked_ms = self._herd.clock.now_ms()
-        document = decode_document(found.value.reveal())
-        if document.generation <= self.document.generation:
+        document = await self._read_store()
+        if document is None or document.generation <= self.document.generation:
             return
         if self.faults.refuses_documents:
             self.refusal = SuccessionError.code
@@ -233,6 +242,8 @@ class HerdNode:
 
     def restart(self) -> None:
         """Start again: the log stays; what was learnt is learnt anew from it; submissions are forgotten."""
+        self.restarts += 1
+        self.instance = f"{self.instance.partition('/')[0]}/{self.restarts}"
         self._sender = _Sender()
         self.pool = self._new_pool()
 
@@ -242,10 +253,30 @@ class HerdNode:
         self.restart()
 
     async def tick(self) -> None:
-        """Look at the store when it is time."""
+        """Look at the store when it is time; where an agent does, restart if that is needed."""
         due = self._looked_ms + self._herd.refresh_interval // timedelta(milliseconds=1)
-        if not self.unmodified and self._herd.clock.now_ms() >= due:
+        if self._herd.clock.now_ms() < due:
+            return
+        if self.is_agented:
+            await self._follow()
+        elif not self.unmodified:
             await self.look()
+
+    async def _follow(self) -> None:
+        found = None if self.faults.store_lost else await self._read_store()
+        if found is None or found.generation <= self.document.generation:
+            return
+        if reasons_to_restart(self.document, found):
+            self.document = found
+            self.restart()
+
+    async def _read_store(self) -> IdentityDocument | None:
+        try:
+            found = await self._herd.provider.read(self._herd.secret_id, CURRENT)
+        except ProviderError:
+            return None
+        self._looked_ms = self._herd.clock.now_ms()
+        return decode_document(found.value.reveal())
 
     async def sync_with(self, peer: HerdNode) -> None:
         """Offer a peer what it lacks and take what it has, at GoatDB's protocol, signed by this node's root."""
@@ -382,7 +413,8 @@ class Herd:
     Args:
         provider: The store, which holds the identity under `secret_id`.
         nodes: How many nodes, or the names of those that there are.
-        unmodified: Names of nodes that are GoatDB 0.5.1.
+        unmodified: Numbers of nodes that are GoatDB 0.5.1.
+        agented: Numbers of those that an agent runs.
         seed: Of every dice that is rolled here.
         refresh_interval: How often a node looks at the store by itself.
     """
@@ -397,6 +429,7 @@ class Herd:
         clock: FakeClock,
         nodes: int = 3,
         unmodified: Iterable[int] = (),
+        agented: Iterable[int] = (),
         seed: int = 0,
         refresh_interval: timedelta = timedelta(seconds=30),
     ) -> None:
@@ -405,7 +438,14 @@ class Herd:
         self.random = random.Random(seed)  # noqa: S311 - a simulation that can be repeated
         self.refresh_interval = refresh_interval
         self.nodes = [
-            HerdNode(self, f"node-{number}", document, unmodified=number in set(unmodified)) for number in range(nodes)
+            HerdNode(
+                self,
+                f"node-{number}",
+                document,
+                unmodified=number in set(unmodified),
+                is_agented=number in set(agented),
+            )
+            for number in range(nodes)
         ]
         self.clients: list[HerdClient] = []
         clock.on_tick = self.step

@@ -119,6 +119,7 @@ class UpstreamChild:
         self.publishes_extra = False
         self.resolves_to: str | None = None
         self.answers: list[bytes] = []
+        self._connection = new_id()
         self._registry = registry
         self._settle = settle
         self._leaks = leaks
@@ -150,6 +151,7 @@ class UpstreamChild:
     def restart(self) -> None:
         """Start again on the same data: everything in ``/sys/sessions`` is trusted (T3)."""
         self.died = None
+        self._connection = new_id()
         self._spoilt.clear()
         self._verdicts.clear()
         for raw in self.repositories.get(SESSIONS, {}).values():
@@ -183,7 +185,7 @@ class UpstreamChild:
             org=self.org,
             data=session_fields(session),
             schema_marker=SESSIONS_SCHEMA,
-            connection=new_id(),
+            connection=self._connection,
         )
         signed = sign_commit(self.root, commit, now_ms=now_ms)
         self.create(SESSIONS, signed)

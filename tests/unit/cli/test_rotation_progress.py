@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.rotation_text import restart_lines
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
+from tests.cluster.herd import free_ports
+from tests.deadlines import HANG
 
 from .conftest import Goatherd, Serving
 
@@ -53,9 +60,75 @@ def test_the_outcome_of_a_rotation_says_that_no_server_restarted(
     assert json.loads(again.out)["restarts"] == [{"node": server.url, "count": 0}]
 
 
-def report(restarts: dict[str, int | None]) -> Report:
+GATE = """
+[ -e seen ] || { touch seen; exit 0; }
+touch waiting
+until [ -e go ]; do sleep 0.05; done
+"""
+"""A health check that passes before the rotation, and then keeps it from its end until the test says so."""
+
+
+def test_a_server_that_restarts_while_a_rotation_runs_is_named_in_the_outcome(
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving]
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    gate = tmp_path / "gate"
+    gate.write_text(f"#!/bin/sh\ncd {tmp_path}\n{GATE}")
+    gate.chmod(0o755)
+    (port,) = free_ports(1)
+    where = ("--data", str(tmp_path / "data"), "--provider", store, "--port", str(port))
+    server = serve(*where)
+    waits = ("--adoption", "10m", "--health-command", str(gate))
+    with (tmp_path / "out").open("wb") as out:
+        rotating = subprocess.Popen(
+            [sys.executable, "-m", "goatherd", "rotate", "--json", "--provider", store, "--node", server.url, *waits],
+            env={**os.environ, "GOATHERD_ROTATION_HEALTH_TIMEOUT": "10m", "GOATHERD_ROTATION_HEALTH_SOAK": "0s"},
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+        )
+    try:
+        until = time.monotonic() + HANG
+        while not (tmp_path / "waiting").exists():
+            assert rotating.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        server.process.kill()
+        server.process.wait(HANG)
+        assert serve(*where).url == server.url
+        (tmp_path / "go").touch()
+        assert rotating.wait(2 * HANG) == 0
+    finally:
+        if rotating.poll() is None:
+            rotating.kill()
+            rotating.wait(HANG)
+    outcome = json.loads((tmp_path / "out").read_text())
+    assert outcome["outcome"] == "rotated"
+    assert outcome["restarts"] == [{"node": server.url, "count": 1}]
+
+
+def test_a_rotation_that_goes_back_says_which_servers_restarted(
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_ROTATION_HEALTH_FAILURES", "1")
+    assert goatherd("init", "--provider", store).code == 0
+    server = serve("--data", str(tmp_path / "data"), "--provider", store)
+    sick = tmp_path / "sick"
+    sick.write_text(f"#!/bin/sh\ncd {tmp_path}\n[ -e seen ] || {{ touch seen; exit 0; }}\nexit 1\n")
+    sick.chmod(0o755)
+    options = ("--provider", store, "--node", server.url, "--health-command", str(sick))
+    done = goatherd("rotate", *options)
+    assert done.code == EXIT_CODES["rotation"]
+    assert "restarts: none" in done.err
+    (tmp_path / "seen").unlink()
+    events = [json.loads(line) for line in goatherd("rotate", *options, "--json").err.splitlines()]
+    assert [one["restarts"] for one in events if one["event"] == "restarts"] == [[{"node": server.url, "count": 0}]]
+
+
+def report(restarts: dict[str, int | None], event: str = "rotated") -> Report:
     return Report(
         outcome=Outcome.ROTATED,
+        event=event,
         rotation_id="r",
         from_id="a",
         to_id="b",
@@ -68,10 +141,15 @@ def report(restarts: dict[str, int | None]) -> Report:
     )
 
 
-def test_a_server_that_restarted_more_than_once_is_warned_of_and_an_unmodified_one_is_not_known() -> None:
+def test_a_server_that_restarted_more_often_than_a_rotation_needs_is_warned_of() -> None:
     lines = restart_lines(report({"http://a": 1, "http://b": 2, "http://c": None, "http://d": 0}))
     assert lines == [
-        "restarts: http://a 1, http://b 2",
-        "restarts not known, since unmodified GoatDB does not tell: http://c",
-        "warning: http://b restarted 2 times; one is enough",
+        "restarts: http://a 1, http://b 2 (needed: at most 1 each)",
+        "restarts not known, because the server did not show which process serves: http://c",
+        "warning: http://b restarted 2 times; a rotation restarts a server at most once",
     ]
+    assert restart_lines(report({"http://a": 2, "http://b": 3}, event="rolled-back")) == [
+        "restarts: http://a 2, http://b 3 (needed: at most 2 each)",
+        "warning: http://b restarted 3 times; a rotation that is rolled back restarts a server at most twice",
+    ]
+    assert restart_lines(report({"http://a": 0})) == ["restarts: none"]

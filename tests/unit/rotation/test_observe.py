@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
 from goatherd.errors import NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.observe import SESSIONS, Observer, Question, all_but
 from goatherd.rotation.vouching import Sought, introduction_id, session_commit
 from goatherd.testing.herd import FakeClock, Herd, HerdNode
+from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.bloom import BloomFilter
+from tests.deadlines import HANG
 
 from .conftest import MakeHerd
 
@@ -123,6 +127,35 @@ async def test_who_signs_is_not_asked_of_an_unmodified_server_unless_it_matters_
         (view,) = await observer.look(Question(asker=node.document.current, signer=True))
         assert view.signs_with == "root-a"
     assert node.asked["create_session"] == 1
+
+
+async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_restarted() -> None:
+    clock = SystemClock()
+    root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms())
+    asked = Question(asker=root, next_root=root, process=True)
+    async with UpstreamChild(root) as child, NodeClient(child.url) as client:
+        observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
+        for _ in range(2):
+            await observer.look(asked)
+        assert observer.count_restarts() == {child.url: 0}
+        assert len(child.answers) == 1, "which process serves is asked once"
+        child.restart()
+        await observer.look(replace(asked, signer=True))
+        assert observer.count_restarts() == {child.url: 1}
+        observer.forget_processes()
+        assert observer.count_restarts() == {}
+
+
+async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a_run_and_is_not_known(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, observer = herd.nodes[0], observer_of(herd)
+    node.instance = "x" * 65  # no id of a process: it is not kept
+    for _ in range(5):
+        await observer.look(question(herd, new_root(herd), process=True))
+    assert node.asked["create_session"] == 3
+    assert observer.count_restarts() == {node.base_url: None}
 
 
 @pytest.mark.parametrize(

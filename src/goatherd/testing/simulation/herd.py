@@ -159,10 +159,19 @@ class Herd:
         return self.scenario.joiner_listed and self.nodes[-1].lives > 0
 
     async def _ended(self, operator: Operator, task: asyncio.Task[None]) -> None:
+        lives = [node.lives for node in self.nodes]
         _, late = await asyncio.wait({task}, timeout=COMMAND_LIMIT)
         if late:
             self.world.promises.broken.append(f"{operator.name} did not end within {COMMAND_LIMIT:g} s")
             await operator.process.kill()
+        if operator.report is None:
+            return
+        for node, before in zip(self.nodes, lives, strict=True):
+            counted, real = operator.report.restarts.get(node.url) or 0, node.lives - before
+            if counted > real:
+                self.world.promises.broken.append(
+                    f"{operator.name} reports {counted} restarts of {node.name}, which started {real} times"
+                )
 
     async def _suffer(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
