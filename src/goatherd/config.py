@@ -535,7 +535,9 @@ def _parse(key: Key, value: object, where: str) -> Any:
 
 # What Kubernetes sets in each container for a Service in its namespace:
 # https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
-_SERVICE_LINK = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)|GOATHERD_PORT")
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_HOST\Z|_SERVICE_PORT(?:_|\Z)|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_|\Z)|\AGOATHERD_PORT\Z"
+)
 _CLOSE: Final = 0.8
 
 
@@ -547,7 +549,7 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
     Raises:
         ConfigurationError: It does.
     """
-    if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.fullmatch(name):
+    if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(name):
         return
     if any(f"env:{name}" == value for value in environ.values()):
         return  # the operator's own, for `settings.last_known_good_key`

@@ -21,8 +21,8 @@ SHORTEST_LIFETIME = timedelta(hours=1)
 """As in `goatherd.rotation.policy`, which is more than the reading of an option needs to import."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST = timedelta(days=36_525)
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+_DURATION = re.compile(r"(?:\d{1,30}(?:\.\d{1,30})?(?:ms|[smhdw]))+")
+_DURATION_PART = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)(ms|[smhdw])")
 
 
 def parse_duration(value: object) -> timedelta:

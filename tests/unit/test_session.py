@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 import traceback
@@ -28,6 +29,7 @@ from goatherd.errors import (
 from goatherd.identity.session import (
     OwnedSession,
     Session,
+    check_request_time,
     exact_expiration_ms,
     parse_signature,
     sign_commit,
@@ -286,6 +288,16 @@ class TestParsing:
         signature = sign_data(OWNED, now_ms=NOW, external=1)
         for same in (signature.upper(), signature.replace("_", "="), repacked(signature, zzz=1)):
             verify_data(OWNED.session, same, external=1)
+
+
+class TestNumbersInSignatures:
+    @pytest.mark.parametrize("text", ["1" * 41, "1" * 60_000 + "x", " " * 60_000, "0x" + "f" * 60_000])
+    def test_a_text_longer_than_any_number_that_is_meant_is_refused(self, text: str) -> None:
+        envelope = parse_signature(sign_data(OWNED, now_ms=NOW, embedded={"id": "n", "ts": NOW}))
+        with pytest.raises(InvalidSignatureError, match="more than 40 characters"):
+            verify_data(OWNED.session, dataclasses.replace(envelope, ts=text))
+        with pytest.raises(ClockSkewError):
+            check_request_time(dataclasses.replace(envelope, data={"ts": text}), now_ms=NOW)
 
 
 class TestRequests:

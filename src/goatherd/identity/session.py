@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import (
@@ -237,14 +237,18 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number."""
+    """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number.
+
+    SECURITY: this is read from a header before its signature is checked; a text of megabytes must cost nothing, so one
+    longer than any number that is meant is none (tests/unit/test_session.py).
+    """
     if value is None:
         return 0.0
     if isinstance(value, bool | int | float):
         return float(value)
     if isinstance(value, list) and len(value) <= 1:
         return _number(value[0] if value and value[0] is not None else "")
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _MAX_NUMBER_TEXT:
         return math.nan
     text = value.strip(JS_SPACE)
     if not text:
@@ -259,11 +263,20 @@ def _number(value: Any) -> float:
     return float(text) if _DECIMAL.fullmatch(text) else math.nan
 
 
+def _is_long_text(value: Any) -> bool:
+    """Whether `_number` leaves a text unread that JavaScript would read."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return isinstance(value, str) and len(value) > _MAX_NUMBER_TEXT
+
+
 def _is_integer_text(digits: str, base: int) -> bool:
     return all(digit in "0123456789abcdef"[:base] for digit in digits.lower())
 
 
-_DECIMAL = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
+_DECIMAL = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
+_MAX_NUMBER_TEXT: Final = 40
+"""Longest text that is read as a number; a time in milliseconds has 13 digits."""
 
 
 def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
@@ -303,6 +316,8 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
     if envelope.session_id != session.id:
         raise UnknownSignerError(f"signed by session {envelope.session_id!r:.100}, not by {session.id!r}")
     ts = envelope.ts
+    if _is_long_text(ts):
+        raise InvalidSignatureError("the signature's time is written in more than 40 characters")
     # COMPAT: JavaScript's comparison; a missing ts never counts as late (T9).
     if ts is not UNDEFINED and _number(ts) > session.expiration_ms:
         raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")

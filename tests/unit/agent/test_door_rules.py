@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import itertools
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from goatherd.agent.door import rules
 from goatherd.agent.door.index import Homes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
-from goatherd.agent.door.redaction import KeyFilter, session_answer
+from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
 from goatherd.agent.door.replica import Rounds
 from goatherd.agent.door.rules import (
     DroppedError,
@@ -412,6 +413,37 @@ def test_an_object_without_end_is_not_held_back_for_ever() -> None:
     keys = KeyFilter()
     out = sum(len(keys.feed(b'{"x": "' + b"y" * 50_000)) for _ in range(10))
     assert out > 300_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{" + b"kty" * 100_000, b'{"kty":"' + b"\\" * 300_000, b'{"kty":1,"d":' + b" " * 300_000 + b"}", b"{" * 300_000],
+)
+@pytest.mark.parametrize("end", [b"", b"}", b'"}'])
+def test_the_time_that_the_filter_takes_grows_with_the_length_and_not_with_its_square(text: bytes, end: bytes) -> None:
+    assert growth(lambda times: filtered((text * times) + end, [])) < 9
+
+
+@pytest.mark.parametrize("text", [b";" * 100_000, b"}" * 100_000, b"};" * 50_000, b'{"a":' * 20_000])
+def test_the_time_that_a_script_takes_grows_with_its_length(text: bytes) -> None:
+    def renamed(times: int) -> bytes:
+        return script_with_server_url(b";\n;\nglobalThis.GoatDBConfig = " + text * times, lambda address: address)
+
+    assert growth(renamed) < 9
+
+
+def growth(call: Callable[[int], Any]) -> float:
+    """Return how many times as long four times the work takes."""
+
+    def least(times: int) -> float:
+        spent = []
+        for _ in range(3):
+            begun = time.process_time()
+            call(times)
+            spent.append(time.process_time() - begun)
+        return min(spent)
+
+    return least(4) / max(least(1), 0.002)
 
 
 def test_the_answer_of_auth_session_is_written_anew_only_where_it_must_be() -> None:

@@ -23,9 +23,11 @@ from goatherd.wire.encoding import parse_json, to_json_bytes
 PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 HOLD_BYTES = 64 * 1024
 
-_OBJECT = re.compile(rb"\{[^{}]*kty[^{}]*\}")
-_PRIVATE = re.compile(rb'(\\*"d\\*"\s*:\s*\\*")([A-Za-z0-9_=+/-]+)')
-_X = re.compile(rb'\\*"x\\*"\s*:\s*\\*"([A-Za-z0-9_-]+)')
+# SECURITY: users decide what stands here, and it is read again with every answer. Each pattern takes time in proportion
+# to the text: none can begin inside what it has just failed on (tests/unit/agent/test_door_rules.py).
+_OBJECT = re.compile(rb"\{[^{}]*\}")
+_PRIVATE = re.compile(rb'("d\\*"\s*:\s*\\*")([A-Za-z0-9_=+/-]+)')
+_X = re.compile(rb'"x\\*"\s*:\s*\\*"([A-Za-z0-9_-]+)')
 
 IsTrusted = Callable[[str, PublicKey], bool]
 
@@ -66,6 +68,8 @@ class KeyFilter:
 
     def _object(self, match: re.Match[bytes]) -> bytes:
         text = match[0]
+        if b"kty" not in text:
+            return text
         if self._only is not None:
             x = _X.search(text)
             if x is None or x[1] not in self._only:
@@ -161,7 +165,7 @@ def _claims_root(commit: Any) -> bool:
         return False
 
 
-_CONFIG = re.compile(rb"(;\r?\n|)(globalThis\.GoatDBConfig = )(\{.*\})(;.*)", re.DOTALL)
+_CONFIG = re.compile(rb"(?:;\r?\n|)globalThis\.GoatDBConfig = ")
 
 
 def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> bytes:
@@ -178,22 +182,23 @@ def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> b
     """
     first, newline, rest = script.partition(b"\n")
     line, end, code = rest.partition(b"\n")
-    match = _CONFIG.fullmatch(line)
+    match = _CONFIG.match(line)
     if first != b";" or match is None:
         return script
+    statement = line[match.end() :].decode("utf-8", "surrogateescape")
     try:
-        config = json.loads(match[3])
-    except ValueError:
+        config, length = json.JSONDecoder().raw_decode(statement)
+    except (ValueError, RecursionError):
         return script
-    address = config.get("serverURL")
-    if not isinstance(address, str):
+    address = config.get("serverURL") if isinstance(config, dict) else None
+    if not isinstance(address, str) or not statement.startswith(";", length):
         return script
     renamed = rename(address.encode("utf-8", "replace")).decode("utf-8", "replace")
     if renamed == address:
         return script
     config["serverURL"] = renamed
-    text = json.dumps(config, separators=(",", ":")).encode()
-    return first + newline + match[1] + match[2] + text + match[4] + end + code
+    text = json.dumps(config, separators=(",", ":")) + statement[length:]
+    return first + newline + match[0] + text.encode("utf-8", "surrogateescape") + end + code
 
 
 def _public(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
