@@ -356,6 +356,7 @@ class Rotator:
                 if isinstance(action, Busy | Illegal | Refuse):
                     raise refusal(action)
                 if isinstance(action, Wait):
+                    troubled_since = None  # the store answers, and nothing has to be written
                     await self._tell(document, action.nodes)
                     poll = await self._pause(poll, action.until_ms)
                     continue

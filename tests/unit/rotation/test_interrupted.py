@@ -21,7 +21,7 @@ from goatherd.errors import (
 from goatherd.identity.document import decode_document
 from goatherd.providers.base import VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
-from goatherd.testing.herd import Herd
+from goatherd.testing.herd import Herd, HerdNode
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -293,3 +293,36 @@ async def test_a_store_that_denies_access_before_anything_is_written_ends_the_ru
         await rotator_for(herd, provider=store).rotate()
     assert herd.clock.now_ms() - began < POLICY.store_patience / timedelta(milliseconds=1)
     assert "--resume" not in raised.value.hint
+
+
+class Blinking:
+    """A provider of which one read fails every 45 seconds, and which brings a node back after ten minutes."""
+
+    def __init__(self, herd: Herd, away: HerdNode) -> None:
+        self._herd, self._away = herd, away
+        self._began = self._failed = herd.clock.monotonic()
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._herd.provider, name)
+
+    async def read(self, *args: Any, **options: Any) -> Any:
+        now = self._herd.clock.monotonic()
+        if now - self._began >= 600:
+            self._away.faults.cut_off = False
+        if now - self._failed >= 45:
+            self._failed, self.failures = now, self.failures + 1
+            raise UnavailableError("blink", provider="memory", secret_id=self._herd.secret_id, operation="read")
+        return await self._herd.provider.read(*args, **options)
+
+
+async def test_a_store_that_fails_now_and_then_while_a_server_is_waited_for_ends_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    policy = replace(POLICY, adoption=timedelta(minutes=20))
+    await rotator_for(herd, policy=policy).rotate(to_phase=Phase.PUBLISHED)
+    herd.nodes[2].faults.cut_off = True
+    store = Blinking(herd, herd.nodes[2])
+    report = await rotator_for(herd, policy=policy, provider=store).resume()
+    assert report.outcome is Outcome.ROTATED
+    assert store.failures >= 10
+    await check_steady(herd)
