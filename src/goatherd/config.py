@@ -12,8 +12,10 @@ docs/reference/configuration.md is generated from here (tests/docs).
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -496,12 +498,15 @@ def load_options(
 
     Raises:
         ConfigurationError: The file is missing, is not TOML, has an unknown key, or a value has the wrong form, also
-            where a flag or a variable takes its place; a variable looks like a mistyped one of Goatherd's.
+            where a flag or a variable takes its place; a variable looks like a mistyped one of Goatherd's; a file that
+            nothing names could have been written by another user.
     """
     for name in environ:
         _check_variable(name, environ)
     named = file or (Path(environ[FILE_VARIABLE]).expanduser() if environ.get(FILE_VARIABLE) else None)
     path = named or directory / FILE_NAME
+    if named is None:
+        _check_owner(path)
     found = _read(path, must_exist=named is not None)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -518,6 +523,45 @@ def load_options(
             values[key.attribute] = _parse(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable
     return Options(**values, origin=origin, file=None if found is None else path)
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse a file that only lies in the current directory, unless nobody but this user and root can have written it.
+
+    SECURITY: it names commands to run and the store to trust, and people change into directories of others
+    (tests/unit/test_config.py).
+
+    Raises:
+        ConfigurationError: Another user can have written it.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return  # reading it says what is wrong
+    if os.name != "posix" or not stat.S_ISREG(found.st_mode):
+        return
+    hint = f"If you trust it, name it: --config {path}."
+    if found.st_uid not in (0, os.geteuid()):
+        raise ConfigurationError(f"{path} belongs to another user (uid {found.st_uid}), so it is not used", hint=hint)
+    shared = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
+    if shared or found.st_mode & stat.S_IWOTH:
+        who = "other users" if found.st_mode & stat.S_IWOTH else f"its group (gid {found.st_gid})"
+        hint = f"chmod go-w {path}; or, if you trust them, name it: --config {path}."
+        raise ConfigurationError(f"{path} can be written by {who}, so it is not used", hint=hint)
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group has no member but this user, as on systems that give each user a group of the same name."""
+    import grp
+    import pwd
+
+    if gid == 0:
+        return True
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_gid == user.pw_gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
 
 
 def _parse(key: Key, value: object, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd import forms
+from goatherd import config, forms
 from goatherd.config import (
     Options,
     effective_settings,
@@ -173,6 +174,44 @@ def test_a_file_that_cannot_be_read_is_an_error_not_an_absence(tmp_path: Path) -
     (tmp_path / "goatherd.toml").mkdir()
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o646, "other users"), (0o666, "other users"), (0o664, "its group")])
+def test_a_file_that_others_can_write_is_used_only_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, who: str
+) -> None:
+    path = tmp_path / "goatherd.toml"
+    path.write_text('org = "theirs"')
+    path.chmod(mode)
+    monkeypatch.setattr(config, "_is_own_group", lambda _gid: False)
+    with pytest.raises(ConfigurationError, match=f"can be written by {who}") as raised:
+        load(tmp_path)
+    assert f"--config {path}" in raised.value.hint
+    assert load_options({}, {}, directory=tmp_path, file=path).org == "theirs"
+    path.chmod(0o644)
+    assert load(tmp_path).org == "theirs"
+
+
+def test_a_file_of_another_user_is_used_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "goatherd.toml"
+    path.write_text('org = "theirs"')
+    owner = path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:
+        assert load(tmp_path).org == "theirs"
+        os.chown(path, 12345, 0)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        load(tmp_path)
+    assert load_options({}, {}, directory=tmp_path, file=path).org == "theirs"
+
+
+def test_a_group_of_its_own_is_as_good_as_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "goatherd.toml"
+    path.write_text('org = "mine"')
+    path.chmod(0o664)
+    monkeypatch.setattr(config, "_is_own_group", lambda _gid: True)
+    assert load(tmp_path).org == "mine"
 
 
 def test_variables_that_kubernetes_sets_for_a_service_named_goatherd_do_no_harm(tmp_path: Path) -> None:

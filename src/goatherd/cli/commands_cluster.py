@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -322,13 +323,14 @@ def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
     )
 
 
-def health_signals(options: Options) -> list[HealthSignal]:
-    """Return the health signals that the options name."""
+def health_signals(options: Options, *, runs_commands: bool = True) -> list[HealthSignal]:
+    """Return the health signals that the options name; a command that is not to be run counts as well."""
     signals: list[HealthSignal] = []
     if options.rotation_health_url is not None:
         signals.append(HTTPProbe(options.rotation_health_url, timeout=options.rotation_health_timeout))
     if options.rotation_health_command is not None:
-        signals.append(HealthCommand(options.rotation_health_command, timeout=options.rotation_health_timeout))
+        timeout = options.rotation_health_timeout
+        signals.append(HealthCommand(options.rotation_health_command, timeout=timeout, is_run=runs_commands))
     return signals
 
 
@@ -386,10 +388,13 @@ async def drive_rotation(
             policy=policy_of(options, is_discovered=directory.is_discovered),
             started_by=who(),
             on_event=_each(*listeners),
-            health=health_signals(options),
+            # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
+            health=health_signals(options, runs_commands=what != "plan"),
         )
         if what == "plan":
             plan = await rotator.plan()
+            if options.rotation_health_command is not None:
+                plan = replace(plan, remarks=(*plan.remarks, _health_command_not_run(options)))
             app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
             return 0
         try:
@@ -406,6 +411,14 @@ async def drive_rotation(
     ]
     app.out.result(report_data(report), lines)
     return 0
+
+
+def _health_command_not_run(options: Options) -> str:
+    name = HealthCommand(options.rotation_health_command or "", timeout=options.rotation_health_timeout).name
+    return (
+        f"the health {name} ({options.origin['rotation.health_command']}) was not run: a plan runs no commands; "
+        "a rotation runs it before it begins and while the next root signs"
+    )
 
 
 def _each(*listeners: Callable[[Event], None]) -> Callable[[Event], None]:

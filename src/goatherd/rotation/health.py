@@ -91,15 +91,19 @@ class HealthCommand:
     Args:
         command: The command line; what it starts in the background it must end by itself.
         timeout: Longest time for one run.
+        is_run: False only names it, and counts it as well.
     """
 
-    def __init__(self, command: str, *, timeout: timedelta) -> None:
+    def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
         self._command = command
+        self._is_run = is_run
         self._timeout = timeout.total_seconds()
         # SECURITY: of the line only its first word: arguments may hold a token (tests/unit/rotation/test_health.py).
         self.name = f"command {(command.split() or [''])[0]}"
 
     async def ask(self) -> str | None:
+        if not self._is_run:
+            return None
         nothing = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(

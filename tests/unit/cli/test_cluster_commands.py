@@ -53,6 +53,17 @@ def test_a_plan_lists_steps_gates_and_obstacles_and_writes_nothing(goatherd: Goa
     assert "waits 5m at most, else: roll back" in text
 
 
+def test_a_plan_runs_no_command_and_names_the_one_that_a_rotation_would_run(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    mark, file = tmp_path / "mark", tmp_path / "named.toml"
+    file.write_text(f"[rotation]\nhealth_command = 'touch {mark}'\n")
+    text = goatherd("rotate", "--plan", "--provider", store, "--config", str(file)).out
+    assert not mark.exists()
+    assert f"the health command touch ({file}:2) was not run" in text
+
+
 def test_a_rotation_stops_where_it_is_told_and_is_resumed(goatherd: Goatherd, store: str) -> None:
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     without = ("--provider", store, "--unsafe-without-nodes", "--json")
