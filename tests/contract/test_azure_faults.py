@@ -69,6 +69,11 @@ async def once(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
         yield opened
 
 
+def value_of(stored: str) -> str:
+    """Return the value that a version of the pointer brings."""
+    return stored.partition("\n")[2]
+
+
 DAMAGED = {
     "a text": b"<html>not a vault</html>",
     "nothing": b"",
@@ -86,12 +91,15 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("body", DAMAGED.values(), ids=DAMAGED.keys())
-@pytest.mark.parametrize("what", ["GET /secrets/herd-pointer/", "GET /secrets/herd/"])
+@pytest.mark.parametrize("what", ["the newest pointer", "a value"])
 async def test_a_damaged_answer_is_unavailable_and_neither_a_value_nor_no_secret(
     vault: FakeKeyVault, once: AzureSecretProvider, body: bytes, what: str
 ):
-    await once.create("herd", VALUE)
-    vault.trouble = [Trouble(match=what, status=200, body=body)]
+    first = await once.create("herd", VALUE)
+    if what == "a value":
+        await once.label("herd", STABLE, first.id, expected=None)  # from now on it is not the newest pointer's
+    which = first.id if what == "a value" else ""
+    vault.trouble = [Trouble(match=f"GET /secrets/herd-pointer/{which}", status=200, body=body)]
     with pytest.raises(UnavailableError):
         await once.read("herd")
     assert (await once.read("herd")).value.reveal() == VALUE
@@ -118,14 +126,15 @@ ITEM = f'{{"id": "https://v/secrets/herd/{"a" * 32}", "attributes": {{"created":
 )
 async def test_a_damaged_list_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider, body: bytes):
     await once.create("herd", VALUE)
-    vault.trouble = [Trouble(match="GET /secrets/herd/versions", status=200, body=body)]
+    vault.trouble = [Trouble(match="GET /secrets/herd-pointer/versions", status=200, body=body)]
     with pytest.raises(UnavailableError):
         await once.versions("herd")
 
 
 async def test_a_value_that_changed_where_it_lies_is_unavailable(vault: FakeKeyVault, once: AzureSecretProvider):
     first = await once.create("herd", VALUE)
-    vault.overwrite("herd", first.id, "another")
+    stored = vault.versions("herd-pointer")[first.id]
+    vault.overwrite("herd-pointer", first.id, stored.replace(VALUE.decode(), "another"))
     with pytest.raises(UnavailableError, match="its digest does not fit"):
         await once.read("herd")
 
@@ -134,9 +143,10 @@ async def test_a_pointer_that_changed_where_it_lies_is_unavailable(vault: FakeKe
     async with made(vault) as writer:
         await writer.create("herd", VALUE)
     (version, stored), *_ = vault.versions("herd-pointer").items()
-    changed = json.loads(stored)
+    pointer, _, value = stored.partition("\n")
+    changed = json.loads(pointer)
     changed["labels"] = {}
-    vault.overwrite("herd-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")))
+    vault.overwrite("herd-pointer", version, json.dumps(changed, sort_keys=True, separators=(",", ":")) + "\n" + value)
     async with made(vault, retry=ONCE) as reader:
         with pytest.raises(UnavailableError, match="is damaged: its digest does not fit"):
             await reader.read("herd")
@@ -190,7 +200,7 @@ async def test_a_version_switched_off_by_hand_is_disabled_and_not_denied(
     first = await provider.create("herd", VALUE)
     second = await provider.write("herd", b"second", expected=first.id)
     assert provider._vault is not None
-    await provider._vault.update(provider_call(provider), "herd", second.id, enabled=False)
+    await provider._vault.update(provider_call(provider), "herd-pointer", second.id, enabled=False)
     with pytest.raises(VersionDisabledError) as caught:
         await provider.read("herd")
     assert "az keyvault secret set-attributes" in caught.value.hint
@@ -261,7 +271,7 @@ async def test_a_deleted_secret_says_how_to_recover_it(provider: AzureSecretProv
     for begin in (lambda: provider.create("herd", VALUE), lambda: provider.read("herd")):
         with pytest.raises(SecretDeletedError, match="can be recovered") as caught:
             await begin()
-        assert "Recover herd, herd-pointer, herd-current" in caught.value.hint
+        assert "Recover herd, herd-pointer (" in caught.value.hint
         assert "az keyvault secret recover --vault-name fake" in caught.value.hint
 
 
@@ -272,11 +282,13 @@ async def test_a_deletion_that_was_cut_in_the_middle_can_be_finished(
     vault.trouble = [Trouble(match="DELETE /secrets/herd-pointer", status=500)]
     with pytest.raises(UnavailableError):
         await once.delete("herd")
-    with pytest.raises(SecretDeletedError):
-        await once.read("herd")
+    assert (await once.read("herd")).value.reveal() == VALUE, "until the pointer is deleted, it is there"
+    with pytest.raises(SecretExistsError):
+        await once.create("herd", VALUE)
     await provider.delete("herd")
-    with pytest.raises(SecretDeletedError):
-        await provider.delete("herd")
+    for begin in (provider.delete, provider.read):
+        with pytest.raises(SecretDeletedError):
+            await begin("herd")
 
 
 async def test_a_deletion_whose_answer_was_lost_is_not_an_error(vault: FakeKeyVault, provider: AzureSecretProvider):
@@ -312,7 +324,7 @@ async def test_a_pointer_set_by_hand_is_told_and_setting_it_back_helps(
 # --- answers that are lost after the vault did it --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["PUT /secrets/herd", "PUT /secrets/herd-pointer"])
+@pytest.mark.parametrize("what", ["PUT /secrets/herd ", "PUT /secrets/herd-pointer "])
 async def test_a_write_whose_answer_was_lost_is_done_once(
     vault: FakeKeyVault, provider: AzureSecretProvider, what: str
 ):
@@ -320,18 +332,18 @@ async def test_a_write_whose_answer_was_lost_is_done_once(
     vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
     second = await provider.write("herd", b"second", expected=first.id)
     assert vault.trouble == []
-    assert list(vault.versions("herd").values()) == ["first", "second"], "the vault holds no third version"
+    assert [value_of(one) for one in vault.versions("herd-pointer").values()] == ["first", "second"], "no third version"
     assert [v.id for v in await provider.versions("herd")] == [second.id, first.id]
     assert (await provider.read("herd")).value.reveal() == b"second"
 
 
-@pytest.mark.parametrize("what", ["PUT /secrets/herd", "PUT /secrets/herd-pointer"])
+@pytest.mark.parametrize("what", ["PUT /secrets/herd ", "PUT /secrets/herd-pointer "])
 async def test_a_creation_whose_answer_was_lost_is_done_once(
     vault: FakeKeyVault, provider: AzureSecretProvider, what: str
 ):
     vault.trouble = [Trouble(match=what, after=True, hang_up=True)]
     first = await provider.create("herd", b"first")
-    assert list(vault.versions("herd").values()) == ["first"]
+    assert [value_of(one) for one in vault.versions("herd-pointer").values()] == ["first"]
     assert (await provider.read("herd")).version.id == first.id
 
 
@@ -380,7 +392,7 @@ async def test_after_a_fault_on_the_way_old_or_new_is_there_and_nothing_was_writ
             assert proxy.fault.mode is Mode.OK, "it happened"
             assert (await provider.read("herd")).value.reveal() == b"%d" % number
         assert len(await provider.versions("herd")) == 4
-        assert len(vault.versions("herd")) == 4
+        assert [value_of(one) for one in vault.versions("herd-pointer").values()] == ["0", "1", "2", "3"]
 
 
 async def test_nobody_there_is_unavailable(vault: FakeKeyVault):
@@ -411,7 +423,7 @@ async def test_no_error_and_no_log_shows_a_value_or_a_token(
         Trouble(match="PUT", status=400, body=b'{"error":{"code":"BadParameter","message":"' + VALUE + b'"}}'),
         Trouble(match="PUT", status=500, body=VALUE),
         Trouble(match="PUT", hang_up=True),
-        Trouble(match="GET /secrets/herd/", status=200, body=b'{"value":"' + VALUE),
+        Trouble(match="GET /secrets/herd-pointer/versions", status=200, body=b'{"value":"' + VALUE),
     ):
         vault.trouble = [trouble]
         with pytest.raises(ProviderError) as caught:
@@ -425,13 +437,15 @@ async def test_no_error_and_no_log_shows_a_value_or_a_token(
     assert leaks == []
 
 
-async def test_reading_again_costs_two_requests(vault: FakeKeyVault, provider: AzureSecretProvider):
-    await provider.create("herd", VALUE)
+async def test_reading_again_costs_one_request_or_two(vault: FakeKeyVault, provider: AzureSecretProvider):
+    first = await provider.create("herd", VALUE)
     await asyncio.sleep(5 / SPEED)
     await provider.read("herd")
     vault.requests.clear()
     await provider.read("herd")
-    assert [request.rpartition("/")[0] for request in vault.requests] == [
-        "GET /secrets/herd-pointer",
-        "GET /secrets/herd",
-    ]
+    assert vault.requests == ["GET /secrets/herd-pointer/"], "the newest pointer has the value with it"
+    await provider.label("herd", STABLE, first.id, expected=None)
+    await provider.read("herd")
+    vault.requests.clear()
+    await provider.read("herd")
+    assert vault.requests == ["GET /secrets/herd-pointer/", f"GET /secrets/herd-pointer/{first.id}"]

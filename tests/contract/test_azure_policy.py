@@ -145,12 +145,11 @@ async def test_nobody_reaches_another_secret_of_the_vault(as_: dict[str, AzureSe
 
 
 @pytest.mark.parametrize("role", ["server", "rotator", "admin"])
-def test_one_secret_is_three_scopes_and_a_template_is_the_whole_vault(role: str, tmp_path: Path):
+def test_one_secret_is_two_scopes_and_a_template_is_the_whole_vault(role: str, tmp_path: Path):
     vault = "/subscriptions/s/resourceGroups/g/providers/Microsoft.KeyVault/vaults/my-vault"
     assert run(policy(role, URI), tmp_path)[1] == [
         f"{vault}/secrets/root",
         f"{vault}/secrets/root-pointer",
-        f"{vault}/secrets/root-current",
     ]
     assert run(policy(role, "azure://my-vault/{org}-root"), tmp_path)[1] == [vault]
     assert policy(role, "my-vault/root") == policy(role, URI)

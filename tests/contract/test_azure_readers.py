@@ -1,4 +1,4 @@
-"""Other readers of a secret in Azure Key Vault: the documented command, secrets without a view, interrupted changes.
+"""Other readers of a secret in Azure Key Vault, views that lag behind, secrets of earlier builds, what a change costs.
 
 `az` is not run: it is too large to install here. What it sends is, byte by byte: Get Secret without a version.
 """
@@ -11,6 +11,7 @@ import re
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
-    ProviderConfigurationError,
     UnavailableError,
     VersionDisabledError,
 )
@@ -29,10 +29,11 @@ from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.azure.rbac import DATA_ACTIONS
 from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, VersionId, VersionState
 from goatherd.providers.diagnosable import Verdict
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
+from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock, Trouble, _Version
 
 SPEED = 50.0
 ONCE = RetryPolicy(attempts=1)
+EARLIER = Path(__file__).with_name("azure_earlier_build.json")
 PAGE = Path(__file__).resolve().parents[2] / "docs/how-to/store-azure.md"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}\n'
 READER = "token-of-an-ordinary-reader"
@@ -42,14 +43,20 @@ READER = "token-of-an-ordinary-reader"
 def vault() -> Iterator[FakeKeyVault]:
     with FakeKeyVault(speed=SPEED) as running:
         # What the page says that such a reader needs, and nothing more.
-        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root-current"])
+        running.allow(READER, ["Microsoft.KeyVault/vaults/secrets/getSecret/action"], ["goatdb-root"])
         yield running
 
 
-def made(vault: FakeKeyVault, *, token: str | None = None, retry: RetryPolicy | None = None) -> AzureSecretProvider:
+def made(
+    vault: FakeKeyVault,
+    *,
+    token: str | None = None,
+    retry: RetryPolicy | None = None,
+    clock: SteppedClock | None = None,
+) -> AzureSecretProvider:
     address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
     credential = FakeCredential() if token is None else FakeCredential(token)
-    return AzureSecretProvider(address, credential=credential, clock=FastClock(SPEED), retry=retry)
+    return AzureSecretProvider(address, credential=credential, clock=clock or FastClock(SPEED), retry=retry)
 
 
 @pytest.fixture
@@ -121,17 +128,17 @@ async def test_a_value_that_is_not_text_is_there_in_base64(vault: FakeKeyVault, 
     assert read_as_documented(vault) == "/wA="
 
 
-# --- secrets that have no view yet, and views that lag behind -------------------------------------------------------
+# --- views that lag behind ------------------------------------------------------------------------------------------
 
 
 def without_view(vault: FakeKeyVault) -> None:
-    """Make it a secret as it was stored before there were views. The two other secrets have the same format."""
-    del vault._state.secrets["goatdb-root-current"]
+    """Make it a secret whose view was never written, or deleted by hand."""
+    del vault._state.secrets["goatdb-root"]
 
 
 @pytest.mark.parametrize("change", ["write", "label", "candidate", "destroy"])
 @pytest.mark.parametrize("is_new_process", [True, False])
-async def test_the_next_change_gives_an_older_secret_its_view(vault: FakeKeyVault, change: str, is_new_process: bool):
+async def test_the_next_change_writes_a_view_that_is_missing(vault: FakeKeyVault, change: str, is_new_process: bool):
     async with made(vault) as writer:
         first = await writer.create("goatdb-root", b"first")
         second = await writer.write("goatdb-root", b"second", expected=first.id)
@@ -156,29 +163,13 @@ async def test_a_rotator_without_rights_on_the_view_is_denied_before_anything_ch
 ):
     first = await provider.create("goatdb-root", b"first")
     without_view(vault)
-    vault.allow("old-rotator", DATA_ACTIONS["rotator"], ["goatdb-root", "goatdb-root-pointer"])
-    before = vault.versions("goatdb-root"), vault.versions("goatdb-root-pointer")
+    vault.allow("old-rotator", DATA_ACTIONS["rotator"], ["goatdb-root-pointer"])
+    before = vault.versions("goatdb-root-pointer")
     async with made(vault, token="old-rotator") as denied:
         with pytest.raises(ProviderAccessDeniedError) as caught:
             await denied.write("goatdb-root", b"second", expected=first.id)
     assert "goatherd policy azure" in caught.value.hint
-    assert (vault.versions("goatdb-root"), vault.versions("goatdb-root-pointer")) == before
-
-
-async def test_a_secret_of_others_with_the_view_s_name_is_not_written_to(
-    vault: FakeKeyVault, provider: AzureSecretProvider
-):
-    from goatherd.providers.base import Call
-
-    assert provider._vault is not None
-    call = Call(provider="azure", secret_id="goatdb-root", operation="write")
-    await provider._vault.put(call, "goatdb-root-current", "of others", "text/plain", {})
-    with pytest.raises(
-        ProviderConfigurationError, match="goatdb-root-current exists in the vault and is not Goatherd's"
-    ):
-        await provider.create("goatdb-root", b"first")
-    assert list(vault.versions("goatdb-root-current").values()) == ["of others"]
-    assert vault.versions("goatdb-root") == {}
+    assert vault.versions("goatdb-root-pointer") == before
 
 
 @pytest.mark.parametrize("operation", ["create", "write", "label"])
@@ -188,7 +179,7 @@ async def test_a_view_whose_writing_failed_is_written_by_the_retry(
     if operation != "create":
         first = await provider.create("goatdb-root", b"first")
         await provider.write("goatdb-root", b"second", label="candidate", expected=None)
-    vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-current", status=500)]
+    vault.trouble = [Trouble(match="PUT /secrets/goatdb-root ", status=500)]
     if operation == "create":
         await provider.create("goatdb-root", b"second")
     elif operation == "write":
@@ -203,7 +194,7 @@ async def test_a_view_whose_writing_failed_is_written_by_the_retry(
 async def test_a_view_whose_writer_died_shows_the_whole_old_document_until_the_next_change(vault: FakeKeyVault):
     async with made(vault, retry=ONCE) as dying, made(vault) as next_one:
         first = await dying.create("goatdb-root", b"first")
-        vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-current", status=500)]
+        vault.trouble = [Trouble(match="PUT /secrets/goatdb-root ", status=500)]
         with pytest.raises(UnavailableError):
             await dying.write("goatdb-root", b"second", expected=first.id)
         assert read_as_documented(vault) == "first"
@@ -221,7 +212,7 @@ async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: F
         put = slow._vault.put
 
         async def late(call: Any, name: str, *rest: Any) -> Any:
-            if name.endswith("-current") and not held.is_set():
+            if name == "goatdb-root" and not held.is_set():
                 sent.set()
                 await held.wait()
             return await put(call, name, *rest)
@@ -234,7 +225,7 @@ async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: F
         await fast.write("goatdb-root", b"third", expected=second.version.id)
         held.set()
         await writing
-    assert list(vault.versions("goatdb-root-current").values())[-2:] == ["second", "third"]
+    assert list(vault.versions("goatdb-root").values())[-2:] == ["second", "third"]
 
 
 async def test_a_current_version_that_was_switched_off_by_hand_does_not_stop_the_change_that_helps(
@@ -242,7 +233,7 @@ async def test_a_current_version_that_was_switched_off_by_hand_does_not_stop_the
 ):
     first = await provider.create("goatdb-root", b"first")
     second = await provider.write("goatdb-root", b"second", expected=first.id)
-    vault._state.secrets["goatdb-root"][second.id].enabled = False
+    vault._state.secrets["goatdb-root-pointer"][second.id].enabled = False
     without_view(vault)
     async with made(vault) as other:
         with pytest.raises(VersionDisabledError):
@@ -255,7 +246,7 @@ async def test_destroying_switches_off_what_the_view_showed_before(vault: FakeKe
     first = await provider.create("goatdb-root", b"first")
     await provider.write("goatdb-root", b"second", expected=first.id)
     await provider.destroy("goatdb-root", first.id)
-    enabled = [one.value for one in vault._state.secrets["goatdb-root-current"].values() if one.enabled]
+    enabled = [one.value for one in vault._state.secrets["goatdb-root"].values() if one.enabled]
     assert enabled == ["second"]
 
 
@@ -264,13 +255,29 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
 ):
     first = await provider.create("goatdb-root", b"first")
     async with made(vault, retry=ONCE) as dying:
-        vault.trouble = [Trouble(match="PUT /secrets/goatdb-root-pointer", status=500)]
+        assert dying._vault is not None
+        put, sent = dying._vault.put, asyncio.Event()
+
+        async def late(call: Any, *rest: Any) -> Any:
+            sent.set()
+            await overtaken.wait()
+            return await put(call, *rest)
+
+        overtaken = asyncio.Event()
+        await dying.read("goatdb-root")
+        dying._vault.put = late  # type: ignore[method-assign]
+        writing = asyncio.create_task(dying.write("goatdb-root", b"lost", expected=first.id))
+        await sent.wait()
+        await provider.label("goatdb-root", STABLE, first.id, expected=None)
+        vault.trouble = [Trouble(match="GET /secrets/goatdb-root-pointer/versions", status=500)]
+        overtaken.set()
         with pytest.raises(UnavailableError):
-            await dying.write("goatdb-root", b"lost", expected=first.id)
-    (lost,) = [version for version, value in vault.versions("goatdb-root").items() if value == "lost"]
+            await writing
+    stored = vault.versions("goatdb-root-pointer")
+    (lost,) = [version for version, value in stored.items() if value.endswith("\nlost")]
     assert [(version.id, sorted(version.labels)) for version in await provider.versions("goatdb-root")] == [
         (lost, []),
-        (first.id, ["current"]),
+        (first.id, ["current", "stable"]),
     ]
     assert (await provider.read("goatdb-root", VersionId(lost))).value.reveal() == b"lost"
     await provider.destroy("goatdb-root", lost)
@@ -292,15 +299,15 @@ async def test_the_diagnosis_says_whether_the_view_holds_the_current_document(
         return finding.verdict, finding.text
 
     first = await provider.create("goatdb-root", b"first")
-    assert await view(provider) == (Verdict.FINE, "goatdb-root-current holds the current document")
-    (version,) = vault.versions("goatdb-root-current")
-    vault.overwrite("goatdb-root-current", version, "another")
-    assert await view(provider) == (Verdict.CAUTION, "goatdb-root-current does not hold the current document")
+    assert await view(provider) == (Verdict.FINE, "goatdb-root holds the current document")
+    (version,) = vault.versions("goatdb-root")
+    vault.overwrite("goatdb-root", version, "another")
+    assert await view(provider) == (Verdict.CAUTION, "goatdb-root does not hold the current document")
     without_view(vault)
-    assert await view(provider) == (Verdict.CAUTION, "goatdb-root-current does not exist")
-    vault.allow("old-server", DATA_ACTIONS["server"], ["goatdb-root", "goatdb-root-pointer"])
+    assert await view(provider) == (Verdict.CAUTION, "goatdb-root does not exist")
+    vault.allow("old-server", DATA_ACTIONS["server"], ["goatdb-root-pointer"])
     async with made(vault, token="old-server") as server:
-        assert await view(server) == (Verdict.NOT_CHECKED, "goatdb-root-current may not be read")
+        assert await view(server) == (Verdict.NOT_CHECKED, "goatdb-root may not be read")
     async with made(vault) as other:
         await other.label("goatdb-root", STABLE, first.id, expected=None)
         assert (await view(other))[0] is Verdict.FINE
@@ -314,27 +321,217 @@ def documented_requests() -> dict[str, int]:
     return {f"{operation}{rest.rstrip()}": int(count) for operation, rest, count in rows}
 
 
-async def test_each_call_makes_the_number_of_requests_that_the_page_says(
-    vault: FakeKeyVault, provider: AzureSecretProvider
-):
-    counted: dict[str, int] = {}
+async def test_each_call_makes_the_number_of_requests_that_the_page_says():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        counted: dict[str, int] = {}
 
-    async def count(name: str, begin: Callable[[], Awaitable[Any]]) -> Any:
-        vault.requests.clear()
-        result = await begin()
-        counted[name] = len(vault.requests)
-        return result
+        async def count(name: str, begin: Callable[[], Awaitable[Any]]) -> Any:
+            vault.requests.clear()
+            result = await begin()
+            counted[name] = len(vault.requests)
+            clock.passed += 60
+            return result
 
-    name = "goatdb-root"
-    first = await count("create", lambda: provider.create(name, b"first"))
-    second = await count("write", lambda: provider.write(name, b"second", expected=first.id))
-    await count("read", lambda: provider.read(name))
-    await count("label", lambda: provider.label(name, STABLE, second.id, expected=None))
-    await count("destroy", lambda: provider.destroy(name, first.id))
-    await count("versions", lambda: provider.versions(name))
-    await count("write, another label", lambda: provider.write(name, b"third", label="candidate", expected=None))
-    async with made(vault) as other:
-        await count("read, the first", lambda: other.read(name))
-        third = (await other.read(name, Label("candidate"))).version
-    await count("label, `current`", lambda: provider.label(name, CURRENT, third.id, expected=second.id))
+        name = "goatdb-root"
+        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as other:
+            first = await count("create", lambda: provider.create(name, b"first"))
+            second = await count("write", lambda: provider.write(name, b"second", expected=first.id))
+            await count("read, after a write", lambda: provider.read(name))
+            await count("label", lambda: provider.label(name, STABLE, second.id, expected=None))
+            await count("read", lambda: provider.read(name))
+            await count("destroy", lambda: provider.destroy(name, first.id))
+            await count("versions", lambda: provider.versions(name))
+            third = await count(
+                "write, another label", lambda: provider.write(name, b"third", label="candidate", expected=None)
+            )
+            await count("unlabel", lambda: provider.unlabel(name, "candidate", expected=third.id))
+            await count("read, the first", lambda: other.read(name))
+            await count("label, `current`", lambda: provider.label(name, CURRENT, third.id, expected=second.id))
     assert counted == documented_requests()
+
+
+async def test_a_value_that_is_too_long_to_go_with_the_pointer_costs_two_requests_more():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as other:
+            first = await provider.create("goatdb-root", b"first")
+            long = b"\xff" * provider.guarantees.max_value_bytes
+            vault.requests.clear()
+            second = await provider.write("goatdb-root", long, expected=first.id)
+            assert len(vault.requests) == documented_requests()["write"] + 2
+            for reader in (provider, other):
+                assert (await reader.read("goatdb-root")).value.reveal() == long
+                assert [version.id for version in await reader.versions("goatdb-root")] == [second.id, first.id]
+
+
+async def test_a_value_that_was_written_alone_and_left_is_listed_and_hides_nothing():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock, retry=ONCE) as dying, made(vault, clock=clock) as provider:
+            first = await dying.create("goatdb-root", b"first")
+            clock.passed += 60
+            vault.trouble = [Trouble(match="GET /secrets/goatdb-root-pointer/", status=500)]
+            with pytest.raises(UnavailableError):
+                await dying.write("goatdb-root", b"\xff" * 19_000, expected=first.id)
+            assert (await provider.read("goatdb-root")).value.reveal() == b"first"
+            left, listed = await provider.versions("goatdb-root")
+            assert (left.is_leftover, listed.id) == (True, first.id)
+            assert (await provider.read("goatdb-root", left.id)).value.reveal() == b"\xff" * 19_000
+            await provider.destroy("goatdb-root", left.id)
+            with pytest.raises(VersionDisabledError):
+                await provider.read("goatdb-root", left.id)
+            assert (await provider.write("goatdb-root", b"second", expected=first.id)).labels == {CURRENT}
+
+
+async def test_a_writer_that_was_held_up_looks_at_the_pointer_once_more():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider:
+            first = await provider.create("goatdb-root", b"first")
+            assert provider._vault is not None
+            put = provider._vault.put
+
+            async def slow(call: Any, name: str, *rest: Any) -> Any:
+                clock.passed += 1 if name == "goatdb-root" else 0
+                return await put(call, name, *rest)
+
+            provider._vault.put = slow  # type: ignore[method-assign]
+            vault.requests.clear()
+            await provider.write("goatdb-root", b"second", expected=first.id)
+            assert len(vault.requests) == documented_requests()["write"] + 1
+            assert vault.requests[-1] == "GET /secrets/goatdb-root-pointer/"
+
+
+# --- pointers that are switched off with the value that they brought ------------------------------------------------
+
+
+async def test_the_rule_holds_for_pointers_that_are_switched_off_for_every_reader():
+    """Two rounds of candidates that are destroyed, seen by one that looks rarely, and by one that has never looked."""
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as seldom:
+            first = await provider.create("goatdb-root", b"first")
+            await seldom.read("goatdb-root")
+            clock.passed += 60
+            gone = [await provider.write("goatdb-root", b"one", label="one", expected=None)]
+            gone.append(await provider.write("goatdb-root", b"two", label="two", expected=None))
+            gone.append(await provider.write("goatdb-root", b"three", expected=first.id))
+            await provider.label("goatdb-root", CURRENT, first.id, expected=gone[2].id)
+            for label, version in (("one", gone[0]), ("two", gone[1])):
+                await provider.unlabel("goatdb-root", label, expected=version.id)
+            for version in gone:
+                await provider.destroy("goatdb-root", version.id)
+            for reader in (provider, seldom):
+                assert (await reader.read("goatdb-root")).value.reveal() == b"first"
+            async with made(vault, clock=clock) as late:
+                # A proposal of a writer that was held up since before all this: it has lost.
+                stale = list(vault._state.secrets["goatdb-root-pointer"].values())[1]
+                vault._state.secrets["goatdb-root-pointer"]["f" * 32] = replace(
+                    stale, created=vault.now(), enabled=True, tags={**stale.tags, "goatherd-request": "9" * 32}
+                )
+                clock.passed += 60
+                for reader in (seldom, late, provider):
+                    assert (await reader.read("goatdb-root")).value.reveal() == b"first"
+                    states = {version.id: version.state for version in await reader.versions("goatdb-root")}
+                    assert [states[version.id] for version in gone] == [VersionState.DISABLED] * 3
+
+
+async def test_a_pointer_whose_tags_were_changed_after_it_was_switched_off_is_damage_and_not_an_older_state():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as seldom:
+            first = await provider.create("goatdb-root", b"first")
+            clock.passed += 60
+            await seldom.read("goatdb-root")
+            second = await provider.write("goatdb-root", b"second", expected=first.id)
+            await provider.write("goatdb-root", b"third", expected=second.id)
+            await provider.destroy("goatdb-root", second.id)
+            clock.passed += 60
+            vault._state.secrets["goatdb-root-pointer"][second.id].tags.clear()
+            seldom.retry = ONCE
+            with pytest.raises(UnavailableError, match="its tags were changed"):
+                await seldom.read("goatdb-root")
+
+
+# --- secrets of earlier builds --------------------------------------------------------------------------------------
+
+
+def earlier_build(vault: FakeKeyVault, clock: SteppedClock, *, has_view: bool = True) -> dict[str, str]:
+    """Put a secret of an earlier build into the vault; return the version ids by what they are."""
+    for name, versions in json.loads(EARLIER.read_text()).items():
+        if has_view or not name.endswith("-current"):
+            stored = {version: _Version(**one) for version, one in versions.items()}
+            vault._state.secrets[name] = stored
+    clock.passed += 60
+    first, gone, second, candidate, left = vault.versions("goatdb-root")
+    return {"first": first, "gone": gone, "second": second, "candidate": candidate, "left": left}
+
+
+@pytest.mark.parametrize("has_view", [True, False])
+async def test_a_secret_of_an_earlier_build_is_read_as_it_is_and_changed_in_the_new_format(has_view: bool):
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        ids = earlier_build(vault, clock, has_view=has_view)
+        before = dict(vault._state.secrets["goatdb-root-pointer"])
+        async with made(vault, clock=clock) as provider, made(vault, clock=clock) as other:
+            await must_be_as_the_earlier_build_left_it(provider, ids)
+            assert vault._state.secrets["goatdb-root-pointer"] == before, "reading changes nothing"
+            third = await provider.write("goatdb-root", b'{"n": 3}', expected=ids["second"])
+            for reader in (provider, other):
+                assert (await reader.read("goatdb-root")).value.reveal() == b'{"n": 3}'
+                assert (await reader.read("goatdb-root", STABLE)).value.reveal() == b'{"n": 1}'
+                assert (await reader.read("goatdb-root", VersionId(ids["left"]))).value.reveal() == b"left"
+                assert [version.id for version in await reader.versions("goatdb-root")] == [
+                    *(third.id, ids["left"], ids["candidate"], ids["second"], ids["gone"], ids["first"])
+                ]
+            assert list(vault.versions("goatdb-root").values())[-1] == '{"n": 3}', "other readers find it by its name"
+            await other.label("goatdb-root", CURRENT, ids["candidate"], expected=third.id)
+            assert list(vault.versions("goatdb-root").values())[-1] == "/wA="
+            for version in (ids["second"], ids["left"], third.id):
+                await other.destroy("goatdb-root", version)
+            enabled = {
+                one.value.rpartition("\n")[2]
+                for name in vault._state.secrets
+                for one in vault._state.secrets[name].values()
+                if one.enabled and "json" not in (one.content_type or "")
+            }
+            assert enabled == {'{"n": 1}', "/wA="}, (
+                "no key that was destroyed is left, nor the view that is not written"
+            )
+            await provider.delete("goatdb-root")
+            assert vault._state.secrets == {}
+
+
+async def test_the_next_change_of_an_earlier_secret_writes_the_view_whatever_it_is():
+    for change in ("label", "candidate", "destroy"):
+        clock = SteppedClock()
+        with FakeKeyVault(clock=clock) as vault:
+            ids = earlier_build(vault, clock)
+            async with made(vault, clock=clock) as provider:
+                if change == "label":
+                    await provider.label("goatdb-root", STABLE, ids["second"], expected=ids["first"])
+                elif change == "candidate":
+                    await provider.write("goatdb-root", b"x", label="other", expected=None)
+                else:
+                    await provider.destroy("goatdb-root", ids["left"])
+                await provider.read("goatdb-root")
+            assert list(vault.versions("goatdb-root").values())[-1] == '{"n": 2}', change
+
+
+async def must_be_as_the_earlier_build_left_it(provider: AzureSecretProvider, ids: dict[str, str]) -> None:
+    assert (await provider.read("goatdb-root")).value.reveal() == b'{"n": 2}'
+    assert (await provider.read("goatdb-root", STABLE)).value.reveal() == b'{"n": 1}'
+    assert (await provider.read("goatdb-root", Label("candidate"))).value.reveal() == b"\xff\x00"
+    with pytest.raises(VersionDisabledError):
+        await provider.read("goatdb-root", VersionId(ids["gone"]))
+    assert [
+        (version.id, set(version.labels), str(version.state), version.is_leftover)
+        for version in await provider.versions("goatdb-root")
+    ] == [
+        (ids["left"], set(), "enabled", True),
+        (ids["candidate"], {"candidate"}, "enabled", False),
+        (ids["second"], {"current"}, "enabled", False),
+        (ids["gone"], set(), "disabled", False),
+        (ids["first"], {"stable"}, "enabled", False),
+    ]

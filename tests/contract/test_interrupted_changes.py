@@ -169,14 +169,17 @@ def vault_store(tmp_path: Path) -> Iterator[Store]:
 def azure_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
     from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+    from goatherd.providers.azure.records import POINTER_TYPE
     from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
     with FakeKeyVault(speed=200) as vault:
         address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
 
         def held(name: str) -> set[bytes]:
-            stored = [vault._state.secrets.get(name + suffix, {}) for suffix in ("", "-current")]
-            return {one.value.encode() for versions in stored for one in versions.values() if one.enabled}
+            stored = [vault._state.secrets.get(name + suffix, {}) for suffix in ("", "-pointer")]
+            enabled = [one for versions in stored for one in versions.values() if one.enabled]
+            # After a pointer, which is one line, comes the value that it brings.
+            return {one.value.rpartition("\n")[2].encode() for one in enabled if one.content_type != POINTER_TYPE}
 
         def make() -> SecretProvider:
             return AzureSecretProvider(

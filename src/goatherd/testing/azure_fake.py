@@ -66,7 +66,8 @@ class Trouble:
     """What goes wrong at the server, for which requests and how often.
 
     Attributes:
-        match: It befalls requests whose method and path contain this, such as ``PUT /secrets/root-pointer``.
+        match: It befalls requests whose method and path contain this, such as ``PUT /secrets/root-pointer``. A space
+            at the end stands for the end of the path.
         times: How often; then all is well. None for ever.
         status: Answer with this and do nothing, unless `after`.
         headers: With these.
@@ -142,6 +143,20 @@ class FastClock(SystemClock):
         await super().sleep(duration / self._speed)
 
 
+class SteppedClock(SystemClock):
+    """A clock that only moves when it is waited on; to go with a vault that has the same one. Waiting takes no time."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    async def sleep(self, duration: dt.timedelta) -> None:
+        self.passed += duration.total_seconds()
+        await super().sleep(dt.timedelta(0))
+
+
 class FakeKeyVault:
     """One vault, and a managed identity beside it; see the module.
 
@@ -160,13 +175,15 @@ class FakeKeyVault:
         wrong: Which request is answered with a wrong success.
     """
 
-    def __init__(self, *, speed: float = 1.0) -> None:
+    def __init__(self, *, speed: float = 1.0, clock: SteppedClock | None = None) -> None:
         """Make one.
 
         Args:
             speed: How much faster than the world's its clock runs, so that tests need not wait whole seconds.
+            clock: Its clock instead, shared with the provider, where a test must not depend on how fast it runs.
         """
         self._speed = speed
+        self._clock = clock
         self._began = (time.time(), time.monotonic())
         self._lock = threading.Lock()
         self._state = _State()
@@ -201,6 +218,8 @@ class FakeKeyVault:
     def now(self) -> int:
         """Return the vault's clock, in whole seconds since 1970."""
         wall, tick = self._began
+        if self._clock is not None:
+            return int(wall + self._clock.passed)
         return int(wall + (time.monotonic() - tick) * self._speed)
 
     def versions(self, name: str) -> dict[str, str]:
@@ -323,7 +342,7 @@ class FakeKeyVault:
     def _next_trouble(self, request: str) -> Trouble | None:
         with self._lock:
             for index, trouble in enumerate(self.trouble):
-                if trouble.match in request:
+                if trouble.match in f"{request} ":
                     if trouble.times is not None:
                         left = trouble.times - 1
                         self.trouble[index : index + 1] = [_times(trouble, left)] if left else []

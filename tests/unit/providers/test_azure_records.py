@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -14,6 +15,7 @@ from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledE
 from goatherd.providers.azure.records import (
     BEGINNING,
     HISTORY,
+    ITSELF,
     MAX_LISTED,
     MAX_STORED,
     MAX_VALUE,
@@ -21,6 +23,7 @@ from goatherd.providers.azure.records import (
     DamagedRecordError,
     Entry,
     ForeignRecordError,
+    Home,
     Pointer,
     Proposal,
     decide,
@@ -29,10 +32,14 @@ from goatherd.providers.azure.records import (
     digest_of,
     encode_pointer,
     encode_value,
-    people_see,
+    links_of,
+    rebuilt,
+    tags_of,
+    value_after_pointer,
 )
 from goatherd.providers.base import CURRENT, STABLE, Call, Label, SecretBytes, VersionId
 
+CONTRACT = Path(__file__).resolve().parents[2] / "contract"
 SETTLE = 3
 CALL = Call(provider="azure", secret_id="root", operation="write")
 
@@ -148,10 +155,66 @@ def test_a_pointer_comes_back_as_it_was():
     pointer = replace(filled(5), epoch=7, parent="f" * 32, request="r" * 32)
     pointer = pointer.labelled(CALL, STABLE, VersionId(f"{3:032x}"), None)
     pointer = pointer.disabled(CALL, VersionId(f"{1:032x}"))
-    assert decode_pointer(encode_pointer(pointer)) == pointer
+    versions = {f"{n:032x}": Home.EARLIER if n < 3 else Home.ALONE for n in (1, 2, 4)}
+    for version, home in versions.items():
+        changed = {VersionId(version): replace(pointer.versions[VersionId(version)], home=home)}
+        pointer = replace(pointer, versions=MappingProxyType({**pointer.versions, **changed}), after_earlier=True)
+    stored = encode_pointer(pointer)
+    assert decode_pointer(stored) == pointer
+    assert "\n" not in stored
+    assert decode_pointer(f"{stored}\na value\nof two lines") == pointer
+    assert value_after_pointer(f"{stored}\na value\nof two lines") == "a value\nof two lines"
 
 
-@pytest.mark.parametrize("stored", ["", "x", "null", "[]", "{}", '{"format":"goatherd-azure-pointer/2"}'])
+def test_a_pointer_of_an_earlier_build_is_read_and_says_so():
+    kept = json.loads((CONTRACT / "azure_earlier_build.json").read_text())["goatdb-root-pointer"]
+    for each in kept.values():
+        pointer = decode_pointer(each["value"])
+        assert pointer.after_earlier
+        assert {entry.home for entry in pointer.versions.values()} == {Home.EARLIER}
+        later = pointer.written(Label("candidate"), VersionId("f" * 32), entry())
+        assert decode_pointer(encode_pointer(later)) == later
+        with pytest.raises(DamagedRecordError):
+            decode_pointer(each["value"].replace('"current"', '"stable2"'))
+
+
+def test_the_version_that_brings_a_value_is_named_once_its_id_is_known():
+    pointer = filled(1).written(CURRENT, ITSELF, replace(entry(b"new"), created=0))
+    named = pointer.named(VersionId("e" * 32), 1_700_000_009)
+    assert named == filled(1).written(CURRENT, VersionId("e" * 32), replace(entry(b"new"), created=1_700_000_009))
+    assert named.named(VersionId("d" * 32), 5) is named
+
+
+def test_a_pointer_that_is_switched_off_is_rebuilt_from_its_tags_and_the_one_that_it_follows():
+    parent = replace(filled(3), epoch=3, parent="b" * 32, request="before")
+    pointer = replace(
+        parent.written(STABLE, ITSELF, entry(b"new", request="r1")), epoch=4, parent="c" * 32, request="r1"
+    )
+    tags = tags_of(pointer)
+    links = links_of("e" * 32, 1_700_000_009, tags)
+    assert (links.pointer.epoch, links.pointer.parent, links.pointer.request) == (4, "c" * 32, "r1")
+    assert not links.is_read
+    whole = rebuilt(links, parent, tags, text=True)
+    assert whole.is_read
+    assert whole.pointer == pointer.named(VersionId("e" * 32), 1_700_000_009)
+
+
+@pytest.mark.parametrize("tag", ["parent", "epoch", "request", "label", "sha256"])
+def test_one_that_is_switched_off_and_lacks_a_tag_is_foreign(tag: str):
+    parent = filled(1)
+    tags = tags_of(replace(parent.written(CURRENT, ITSELF, entry()), epoch=2, parent="c" * 32, request="r"))
+    del tags[f"goatherd-{tag}"]
+    with pytest.raises(ForeignRecordError):
+        rebuilt(links_of("e" * 32, 1, tags), parent, tags, text=True)
+
+
+def test_the_first_pointer_is_rebuilt_too():
+    tags = tags_of(replace(NOTHING.written(CURRENT, ITSELF, entry()), epoch=1, parent="", request="r"))
+    assert all(tags.values()), "a store may refuse an empty tag"
+    assert links_of("e" * 32, 1, tags).pointer.parent == ""
+
+
+@pytest.mark.parametrize("stored", ["", "x", "null", "[]", "{}", '{"format":"goatherd-azure-pointer/3"}'])
 def test_what_is_not_a_pointer_is_foreign(stored: str):
     with pytest.raises(ForeignRecordError):
         decode_pointer(stored)
@@ -166,7 +229,15 @@ def test_a_pointer_of_which_anything_changed_is_damaged(data: st.DataObject):
         decode_pointer(changed)
 
 
-@pytest.mark.parametrize("member", ["epoch", "parent", "labels", "versions", "request", "sha256"])
+@pytest.mark.parametrize("junk", ["Infinity", "null", '"x"', "[]", "{}"])
+def test_a_version_that_is_not_one_is_damage(junk: str):
+    stored = encode_pointer(filled(1)).replace("1700000000", junk)
+    assert junk in stored
+    with pytest.raises(DamagedRecordError, match="wrong kind"):
+        decode_pointer(stored)
+
+
+@pytest.mark.parametrize("member", ["epoch", "parent", "labels", "versions", "request", "sha256", "after_earlier"])
 def test_a_pointer_that_lacks_a_member_is_damaged(member: str):
     whole = json.loads(encode_pointer(filled(1)))
     del whole[member]
@@ -205,8 +276,13 @@ def test_what_is_off_is_neither_read_nor_labelled_and_what_is_labelled_is_not_sw
         pointer.labelled(CALL, STABLE, first, None)
 
 
-def test_people_see_the_labels_in_at_most_fifteen_tags():
+def test_humans_see_the_labels_in_at_most_fifteen_tags():
     first = VersionId(f"{1:032x}")
     crowded = replace(filled(1), labels=MappingProxyType({Label(f"label{n}"): first for n in range(40)}))
-    assert len(people_see(crowded)) <= 15
-    assert people_see(replace(filled(1), epoch=4)) == {"goatherd-epoch": "4", "label-current": first}
+    for pointer in (crowded, crowded.written(CURRENT, ITSELF, entry())):
+        assert len(tags_of(pointer)) <= 15
+    assert tags_of(replace(filled(1), epoch=4)) == {
+        "goatherd-epoch": "4",
+        "goatherd-parent": "none",
+        "label-current": first,
+    }

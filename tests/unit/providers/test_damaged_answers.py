@@ -158,7 +158,11 @@ async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(
             f'"format": "{k8s_record.FORMAT}"',
             k8s_record.DamagedRecordError,
         ),
-        (azure_records.decode_pointer, f'"format": "{azure_records.POINTER_FORMAT}"', azure_records.DamagedRecordError),
+        (
+            lambda raw: azure_records.decode_pointer(raw.decode()),
+            f'"format": "{azure_records.EARLIER_FORMAT}"',
+            azure_records.DamagedRecordError,
+        ),
     ],
 )
 def test_a_number_that_is_none_is_damage(decode: Callable[[Any], object], known: str, error: type[Exception]):

@@ -23,7 +23,8 @@ AUTHORITIES: Final[Mapping[str, str]] = {
 }
 OPTIONS: Final = frozenset({"suffix", "endpoint", "identity", "ca", "challenge"})
 POINTER_SUFFIX: Final = "-pointer"
-VIEW_SUFFIX: Final = "-current"
+EARLIER_VIEW_SUFFIX: Final = "-current"
+"""Of the secret that was the view in earlier builds. Today the view has the secret's own name."""
 
 # learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates#vault-name-and-object-name
 _VAULT = re.compile(r"[a-z](?:-?[a-z0-9]){2,23}")
@@ -144,7 +145,7 @@ def check_name(name: str) -> None:
             f"not a name that Goatherd gives a secret in a key vault: {name[:200]!r}",
             hint=f"Use up to {127 - len(POINTER_SUFFIX)} of a-z 0-9 and -; capital letters mean the same to Key Vault.",
         )
-    for suffix in (POINTER_SUFFIX, VIEW_SUFFIX):
+    for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
         if name.endswith(suffix):
             raise ConfigurationError(f"the azure store keeps names that end in {suffix!r} for itself")
 

@@ -17,7 +17,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
@@ -43,7 +43,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure.address import POINTER_SUFFIX, VIEW_SUFFIX, AzureAddress
+from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.base import Call
 
@@ -63,12 +63,16 @@ class Stored:
         created: Seconds since 1970, by the service's clock.
         value: The value.
         content_type: What it was written with.
+        tags: The same.
+        enabled: Whether its value can be read; it is empty otherwise.
     """
 
     version: str
     created: int
     value: str
     content_type: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,6 +367,7 @@ def _checked(call: Call, value: object, properties: SecretProperties, name: str)
         created=int(created.timestamp()),
         value=value,
         content_type=kind if isinstance(kind, str) else "",
+        tags=dict(properties.tags or {}),
     )
 
 
@@ -373,12 +378,12 @@ def _item(call: Call, listed: SecretProperties, name: str) -> Item:
         created=known.created,
         enabled=listed.enabled is not False,
         content_type=known.content_type,
-        tags=dict(listed.tags or {}),
+        tags=known.tags,
     )
 
 
 def _deleted(call: Call, vault: str) -> SecretDeletedError:
-    names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX, VIEW_SUFFIX))
+    names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX))
     return call.error(
         SecretDeletedError,
         "it is deleted, but can be recovered, and its name is taken until it is purged",

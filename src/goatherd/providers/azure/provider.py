@@ -1,20 +1,24 @@
-"""Secrets in Azure Key Vault: versions in one secret, what counts of them in a second, the current value in a third.
+"""Secrets in Azure Key Vault: what counts in one secret, the current value in another.
 
-What it is: the algebra over three secrets. What it is not: HTTP and credentials (`api`), or the rule by which one of
-two writers wins (`records`). The secret ``name`` holds the values, one per version. The secret ``name-pointer`` holds
-the list of versions and the labels; each change writes it anew. The newest version of ``name-current``, the view, is
-the value with the label ``current``, for readers that know nothing of the other two. Rules:
+What it is: the algebra over two secrets. What it is not: HTTP and credentials (`api`), or the rule by which one of two
+writers wins (`records`). The secret ``name-pointer`` holds the list of versions and the labels; each change writes it
+anew, together with the value that it brings, if it brings one. The newest version of ``name``, the view, is the value
+with the label ``current``, for readers that know nothing of the pointer. Rules:
 
-- A value is written first, and nobody looks for it. The pointer is the only commit point. A crash before it leaves a
-  value that no pointer names; `versions` lists it, and `destroy` switches it off.
-- A pointer that is written is a proposal. The writer waits until it is decided (`records.decide`), then looks who won,
-  and decides anew where it was not him. So does a reader, who never takes what is not decided.
+- The pointer is the only commit point, and the value comes with it in one request. A crash leaves both or neither. What
+  lost is listed by `versions`, and `destroy` switches it off.
+- A pointer that is written is a proposal. The writer waits until it is decided (`records.decide`), then checks who won,
+  and decides anew where another one did. So does a reader, who never takes what is not decided.
 - The view is written after the decision, and never shows what is not decided. Before a change, a writer makes sure
-  that the view shows what counts; after it has written the view, that nothing newer was decided meanwhile.
-- The newest pointer is asked for with one request. Only when it is one that was not seen yet are the proposals listed.
+  that the view shows what counts; after it has written the view late, that nothing newer was decided meanwhile.
+- The newest pointer is read with one request. Only when it is one that was not seen yet are the proposals listed.
 - Each request costs time and counts against the vault's limits, so a change makes no request whose answer is known
   (docs/adr, "What a change in Azure costs").
-- Tags are for people. The one that names a request saves writing a value twice; lost, it costs one unused version.
+- Tags are for humans, with three exceptions. Where a pointer is switched off, together with a value that was destroyed,
+  what it adds is read from them. One names the request, which saves writing a value twice. One of the view says whose
+  copy it is.
+- Earlier builds stored values in ``name``, and the view in ``name-current``. Both are read; the next change writes the
+  new format.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
+    ProviderError,
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -40,26 +45,33 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.azure.address import (
+    EARLIER_VIEW_SUFFIX,
     POINTER_SUFFIX,
-    VIEW_SUFFIX,
     AzureAddress,
     check_name,
     from_options,
     parse_uri,
 )
-from goatherd.providers.azure.api import KeyVault, Listing, Stored
+from goatherd.providers.azure.api import Item, KeyVault, Listing, Stored
 from goatherd.providers.azure.records import (
     BASE64_TYPE,
     BEGINNING,
     HISTORY,
+    ITSELF,
     MAX_STORED,
     MAX_VALUE,
+    NUMBER_TAG,
     POINTER_TYPE,
+    REQUEST_TAG,
     TEXT_TYPE,
+    VALUE_TYPES,
+    WITH_TEXT_TYPE,
+    WITH_VALUE_TYPES,
     DamagedRecordError,
     Decision,
     Entry,
     ForeignRecordError,
+    Home,
     Pointer,
     Proposal,
     decide,
@@ -70,7 +82,11 @@ from goatherd.providers.azure.records import (
     encode_pointer,
     encode_value,
     is_version_id,
-    people_see,
+    links_of,
+    rebuilt,
+    tags_of,
+    value_after_pointer,
+    value_tags,
 )
 from goatherd.providers.base import (
     CURRENT,
@@ -91,11 +107,13 @@ from goatherd.providers.diagnosable import Finding, Verdict
 SETTLE: Final = timedelta(seconds=3)
 """A version's time is in whole seconds, which is one; two are for clocks of the service that differ, and for the time
 from when a version gets its time to when it is listed."""
+PROMPT: Final = timedelta(seconds=0.5)
+"""How much longer than `SETTLE` it may take from before a proposal until the view shows it. No other proposal can be
+decided so soon after it, as long as clocks of the service differ by less than a quarter of a second."""
 
 _REMEMBERED: Final = 64
-_REQUEST_TAG: Final = "goatherd-request"
-_NUMBER_TAG: Final = "goatherd-number"
 _VERSION_TAG: Final = "goatherd-version"
+_SPARE: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +140,21 @@ class _Shown:
 
     decided: str
     version: VersionId
+
+
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    """A value that is being written. SECURITY: its repr hides the value, as `SecretBytes` does.
+
+    Attributes:
+        value: The value.
+        entry: What the pointer is to know of it.
+        version: The version of the pointer secret that has it already, though no pointer that counts names it.
+    """
+
+    value: SecretBytes
+    entry: Entry
+    version: VersionId | None = None
 
 
 class AzureSecretProvider(SecretProvider):
@@ -204,67 +237,61 @@ class AzureSecretProvider(SecretProvider):
         vault = self._opened(call)
         newest = await self._newest(call, vault)
         if newest is None:
-            # The view is written last, when it is too late to refuse; the other two names refuse by themselves.
-            if await self._read_view(call, vault) is None and await vault.is_deleted(
-                call, call.secret_id + VIEW_SUFFIX
-            ):
-                raise vault.deleted(call)
-            version, entry = await self._value(call, vault, value, BEGINNING.pointer)
-            pointer = BEGINNING.pointer.written(label, version, entry)
+            # The view is written last, when it is too late to reject another secret of that name.
+            await self._read_view(call, vault, SecretExistsError)
+            draft = self._draft(call, value)
+            pointer = await self._with_value(call, vault, BEGINNING.pointer, label, draft)
             self._shown[call.secret_id] = _Shown(decided=BEGINNING.id, version=VersionId(""))
-            if (made := await self._propose(call, vault, BEGINNING, pointer)) is not None:
-                await self._update_view(call, vault, made, value)
-                return made.pointer.describe(version)
+            if (made := await self._propose(call, vault, BEGINNING, pointer, draft)) is not None:
+                await self._update_view(call, vault, *made, value)
+                return _described(call, made[0].pointer)
         else:
-            last = (await self._look(call, vault, newest)).last
-            if (found := last.pointer.made_by(call.request)) is not None:
+            last = await self._look(call, vault, newest)
+            if last.pointer.made_by(call.request) is not None:
                 await self._update_view(call, vault, last)
-                return last.pointer.describe(found)
+                return _described(call, last.pointer)
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         vault = self._opened(call)
-        pointer = (await self._decided(call, vault)).pointer
+        newest, last = await self._decided(call, vault)
+        pointer = last.pointer
         if isinstance(at, VersionId) and (at not in pointer.versions or pointer.versions[at].disabled):
             return await self._read_leftover(call, vault, pointer, at)
         version = pointer.find(call, at)
         return SecretValue(
-            version=pointer.describe(version), value=await self._read_back(call, vault, pointer, version)
+            version=pointer.describe(version), value=await self._read_back(call, vault, pointer, version, newest)
         )
 
     async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
-        found = await vault.get(call, call.secret_id, version) if is_version_id(version) else None
-        if found is None or found.content_type not in (TEXT_TYPE, BASE64_TYPE):
-            pointer.find(call, version)
-            raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
-        try:
-            value = decode_leftover(found.value, text=found.content_type == TEXT_TYPE)
-        except DamagedRecordError as error:
-            raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
-        return SecretValue(
-            version=SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True), value=value
-        )
+        names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
+        for name in names if is_version_id(version) else ():
+            found = await vault.get(call, name, version)
+            if found is None or not _holds_value(found.content_type) or _VERSION_TAG in found.tags:
+                continue
+            try:
+                value = decode_leftover(_stored_value(found), text=_is_text(found.content_type))
+            except DamagedRecordError as error:
+                raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
+            return SecretValue(
+                version=SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True), value=value
+            )
+        pointer.find(call, version)
+        raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         vault = self._opened(call)
-        written: list[tuple[VersionId, Entry]] = []
+        draft = self._draft(call, value)
 
         async def change(pointer: Pointer) -> Pointer:
             if pointer.made_by(call.request) is not None:
                 return pointer
             pointer.compare(call, label, expected)
-            if written and written[0][0] in pointer.versions:
-                written.clear()  # it was switched off meanwhile, as a value that no pointer named
-            if not written:
-                written.append(await self._value(call, vault, value, pointer))
-            return pointer.written(label, *written[0])
+            return await self._with_value(call, vault, pointer, label, draft)
 
-        pointer = await self._change(call, vault, change, [value] if label == CURRENT else ())
-        made = pointer.made_by(call.request)
-        if made is None:
-            raise call.error(UnavailableError, "the pointer that was written does not hold what was written")
-        return pointer.describe(made)
+        pointer = await self._change(call, vault, change, [value] if label == CURRENT else (), draft)
+        return _described(call, pointer)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         vault, values = self._opened(call), list[SecretBytes]()
@@ -287,15 +314,16 @@ class AzureSecretProvider(SecretProvider):
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         vault = self._opened(call)
-        pointer = (await self._decided(call, vault)).pointer
-        items = (await vault.listing(call, call.secret_id)).items
-        if not items:
+        _, last = await self._decided(call, vault)
+        pointer = last.pointer
+        items = await self._values(call, vault, pointer)
+        if not set(pointer.labels.values()) <= items.keys():
             raise await self._lost(call, vault)
         numbered = [(pointer.versions[known.id].number, known) for known in pointer.newest_first()]
         for item in items.values():
-            if item.version not in pointer.versions and item.content_type in (TEXT_TYPE, BASE64_TYPE):
+            if item.version not in pointer.versions:
                 # Left by a writer that lost or died, or older than what the pointer remembers.
-                number = item.tags.get(_NUMBER_TAG, "")
+                number = item.tags.get(NUMBER_TAG, "")
                 known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000, is_leftover=True)
                 numbered.append((int(number) if number.isdecimal() and len(number) < 10 else 0, known))
         numbered.sort(key=lambda each: (each[0], each[1].created_ms), reverse=True)
@@ -310,55 +338,91 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
+    async def _values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, Item]:
+        """Return what the vault lists of values, without the copies in the view."""
+        items = dict((await vault.listing(call, call.secret_id + POINTER_SUFFIX)).items)
+        if pointer.after_earlier:
+            earlier = (await vault.listing(call, call.secret_id)).items
+            items |= {version: item for version, item in earlier.items() if _VERSION_TAG not in item.tags}
+        return {version: item for version, item in items.items() if _holds_value(item.content_type)}
+
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Switch the version off: first in the pointer, so that no label can move there, then in Key Vault.
 
-        What the view showed earlier is switched off before, so that the value goes last: until then it is listed.
+        Its copies in the view are switched off before, so that the value goes last: until then it is listed.
         """
         vault = self._opened(call)
 
         async def change(pointer: Pointer) -> Pointer:
             known = await self._with_leftover(call, vault, pointer, version)
             off = known.disabled(call, version)
-            await self._disable_earlier_views(call, vault)
-            if off is not pointer:
+            may_update = await self._disable_copies(call, vault, off, version)
+            if off is not pointer and not may_update:
                 # Who may not do the last step is told before the pointer changes, by a change that changes nothing.
-                kind = TEXT_TYPE if known.versions[version].text else BASE64_TYPE
-                await vault.update(call, call.secret_id, version, content_type=kind)
+                entry = known.versions[version]
+                kind = entry.home.content_type(text=entry.text)
+                await vault.update(call, _name(call, entry.home), version, content_type=kind)
             return off
 
-        await self._change(call, vault, change)
-        await vault.update(call, call.secret_id, version, enabled=False)
+        pointer = await self._change(call, vault, change)
+        name = _name(call, pointer.versions[version].home)
+        await vault.update(call, name, version, enabled=False)
+        with contextlib.suppress(VersionDisabledError):
+            if await vault.get(call, name, version) is not None:
+                raise call.error(
+                    UnavailableError, f"the store answered success, but version {version} is still enabled"
+                )
+
+    async def _confirm_destroyed(self, call: Call, version: VersionId) -> None:
+        """Do nothing: `_destroy` has confirmed it, with one request less."""
 
     async def _with_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
         if version in pointer.versions or not is_version_id(version):
             return pointer
-        item = (await vault.listing(call, call.secret_id)).items.get(version)
-        if item is None or item.content_type not in (TEXT_TYPE, BASE64_TYPE):
+        item = (await self._values(call, vault, pointer)).get(version)
+        if item is None:
             return pointer
-        return pointer.with_leftover(version, created=item.created, text=item.content_type == TEXT_TYPE)
+        home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
+        if home is Home.ALONE and pointer.after_earlier:
+            is_earlier = version in (await vault.listing(call, call.secret_id)).items
+            home = Home.EARLIER if is_earlier else Home.ALONE
+        return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
-    async def _disable_earlier_views(self, call: Call, vault: KeyVault) -> None:
-        """Switch off what the view showed before: all of its versions but the newest."""
-        name = call.secret_id + VIEW_SUFFIX
-        items = (await vault.listing(call, name)).items
-        if sum(item.enabled for item in items.values()) > 1:
-            newest = await self._read_view(call, vault)
-            for item in items.values():
-                if item.enabled and newest is not None and item.version != newest.version:
-                    await vault.update(call, name, item.version, enabled=False)
+    async def _disable_copies(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> bool:
+        """Switch off the copies of what is destroyed in the view; return whether there was one.
+
+        The view of earlier builds is switched off as a whole: it is not written any more.
+        """
+        done = False
+        for item in (await vault.listing(call, call.secret_id)).items.values():
+            owner = item.tags.get(_VERSION_TAG, "")
+            known = pointer.versions.get(VersionId(owner))
+            if item.enabled and (owner == version or (known is not None and known.disabled)):
+                await vault.update(call, call.secret_id, item.version, enabled=False)
+                done = True
+        if pointer.after_earlier:
+            name = call.secret_id + EARLIER_VIEW_SUFFIX
+            with contextlib.suppress(ProviderAccessDeniedError):  # of builds that had none, nor a role for it
+                for item in (await vault.listing(call, name)).items.values():
+                    if item.enabled:
+                        await vault.update(call, name, item.version, enabled=False)
+        return done
 
     async def _delete(self, call: Call) -> None:
         vault = self._opened(call)
-        if await self._newest(call, vault) is None:
+        newest = await self._newest(call, vault)
+        if newest is None:
             if not await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
                 raise call.error(SecretNotFoundError, "there is no such secret")
             if call.attempt > 1:
                 return  # an earlier attempt did it, and its answer was lost
             raise vault.deleted(call)
-        # The values first: while the pointer stands, nobody can make the secret again, and it can be deleted again.
-        for suffix in ("", VIEW_SUFFIX, POINTER_SUFFIX):
-            await vault.delete(call, call.secret_id + suffix)
+        # The pointer last: until it is gone, no other writer can create the secret again, and it can be deleted again.
+        await vault.delete(call, call.secret_id)
+        with contextlib.suppress(ForeignRecordError, ProviderAccessDeniedError):
+            if newest.enabled and self._decoded(call, newest).pointer.after_earlier:
+                await vault.delete(call, call.secret_id + EARLIER_VIEW_SUFFIX)
+        await vault.delete(call, call.secret_id + POINTER_SUFFIX)
         self._known.pop(call.secret_id, None)
         self._shown.pop(call.secret_id, None)
 
@@ -373,8 +437,9 @@ class AzureSecretProvider(SecretProvider):
         text = "may read; Key Vault does not say what else the credentials may do"
         hint = f"What rotating needs: `goatherd policy {self.scheme} --role rotator`."
         first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
-        vault, view = self._opened(call), call.secret_id + VIEW_SUFFIX
-        pointer = (await self._decided(call, vault)).pointer
+        vault, view = self._opened(call), call.secret_id
+        _, last = await self._decided(call, vault)
+        pointer = last.pointer
         version = pointer.labels.get(CURRENT)
         try:
             found = await self._read_view(call, vault)
@@ -382,7 +447,7 @@ class AzureSecretProvider(SecretProvider):
             text = f"{view} may not be read"
             hint = "`goatherd policy azure` prints the roles for it. Only readers without Goatherd need it."
             return [first, Finding(name="view", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
-        if version is not None and found is not None and _is_whole(found, pointer.versions[version]):
+        if version is not None and found is not None and _shows(found, pointer, version):
             text = f"{view} holds the current document"
             return [first, Finding(name="view", verdict=Verdict.FINE, text=text)]
         text = f"{view} does not {'exist' if found is None else 'hold the current document'}"
@@ -391,52 +456,67 @@ class AzureSecretProvider(SecretProvider):
 
     # --- values -----------------------------------------------------------------------------------------------------
 
-    async def _value(
-        self, call: Call, vault: KeyVault, value: SecretBytes, pointer: Pointer
-    ) -> tuple[VersionId, Entry]:
-        """Write a value that nobody looks for yet, or find the one that an earlier attempt wrote."""
+    def _draft(self, call: Call, value: SecretBytes) -> _Draft:
         stored, is_text = encode_value(value)
         if len(stored.encode()) > MAX_STORED:
             raise call.error(SecretTooLargeError, f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
         entry = Entry(number=0, created=0, request=call.request, digest=digest_of(value), text=is_text)
-        if call.attempt > 1 or not pointer.versions:
-            items = (await vault.listing(call, call.secret_id)).items
-            if not pointer.versions and any("by=goatherd" not in item.content_type for item in items.values()):
-                raise call.error(
-                    SecretExistsError,
-                    f"the secret {call.secret_id} exists in the vault and is not Goatherd's",
-                    hint="Choose another name, or delete that secret and purge it.",
-                )
-            for item in items.values():
-                if item.tags.get(_REQUEST_TAG) == call.request and item.version not in pointer.versions:
-                    found = replace(entry, created=item.created)
-                    if await self._fits(call, vault, item.version, found):
-                        return VersionId(item.version), found
-        number = max((known.number for known in pointer.versions.values()), default=0) + 1
-        version = (
-            await vault.put(
-                call,
-                call.secret_id,
-                stored,
-                TEXT_TYPE if is_text else BASE64_TYPE,
-                {_NUMBER_TAG: str(number), _REQUEST_TAG: call.request},
-            )
-        ).version
-        back = await vault.get(call, call.secret_id, version)
-        if back is None or not _is_whole(back, entry):
+        return _Draft(value=value, entry=entry)
+
+    async def _with_value(self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _Draft) -> Pointer:
+        """Return the pointer with a new value and its label.
+
+        The value goes with the pointer, where both have room in one version. Else it is written alone, before it.
+        """
+        if call.attempt > 1 and draft.version is None:
+            await self._find_earlier_attempt(call, vault, pointer, draft)
+        if draft.version in pointer.versions:
+            draft.version = None  # it was switched off meanwhile, as a value that no pointer named
+        if draft.version is None:
+            draft.entry = replace(draft.entry, created=0, home=Home.POINTER)
+            grown = pointer.written(label, ITSELF, draft.entry)
+            stored, _ = encode_value(draft.value)
+            if len(encode_pointer(grown)) + len(stored.encode()) + _SPARE <= MAX_STORED:
+                return grown
+            await self._write_alone(call, vault, pointer, draft)
+        return pointer.written(label, VersionId(draft.version or ""), draft.entry)
+
+    async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
+        """Note in the draft where an earlier attempt of the same call has stored the value, if it has."""
+        name = call.secret_id + POINTER_SUFFIX
+        for item in (await vault.listing(call, name)).items.values():
+            is_same = item.tags.get(REQUEST_TAG) == call.request and _holds_value(item.content_type)
+            if is_same and item.enabled and item.version not in pointer.versions:
+                found = await vault.get(call, name, item.version)
+                if found is not None and _is_whole(found, draft.entry):
+                    home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
+                    draft.version = VersionId(item.version)
+                    draft.entry = replace(draft.entry, created=item.created, home=home)
+                    return
+
+    async def _write_alone(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _Draft) -> None:
+        name, (stored, is_text) = call.secret_id + POINTER_SUFFIX, encode_value(draft.value)
+        kind = Home.ALONE.content_type(text=is_text)
+        put = await vault.put(call, name, stored, kind, value_tags(pointer.next_number, call.request))
+        back = await vault.get(call, name, put.version)
+        if back is None or not _is_whole(back, draft.entry):
             raise call.error(UnavailableError, "the value does not read back as it was written")
-        return VersionId(version), replace(entry, created=back.created)
+        draft.version = VersionId(put.version)
+        draft.entry = replace(draft.entry, created=back.created, home=Home.ALONE)
 
-    async def _fits(self, call: Call, vault: KeyVault, version: str, entry: Entry) -> bool:
-        found = await vault.get(call, call.secret_id, version)
-        return found is not None and _is_whole(found, entry)
-
-    async def _read_back(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretBytes:
-        found = await vault.get(call, call.secret_id, version)
+    async def _read_back(
+        self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: Stored | None = None
+    ) -> SecretBytes:
+        """Return the value of a version, which may be in the newest pointer, where the caller has that."""
+        entry = pointer.versions[version]
+        if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
+            found: Stored | None = newest
+        else:
+            found = await vault.get(call, _name(call, entry.home), version)
         if found is None:
             raise await self._lost(call, vault)
         try:
-            return decode_value(found.value, pointer.versions[version])
+            return decode_value(_stored_value(found), entry)
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
 
@@ -453,12 +533,38 @@ class AzureSecretProvider(SecretProvider):
     # --- the pointer ------------------------------------------------------------------------------------------------
 
     async def _newest(self, call: Call, vault: KeyVault) -> Stored | None:
-        return await vault.get(call, call.secret_id + POINTER_SUFFIX)
+        """Return the newest pointer; None where there is none. One that is switched off has no value."""
+        name = call.secret_id + POINTER_SUFFIX
+        off: VersionDisabledError | None = None
+        try:
+            found = await vault.get(call, name)
+        except VersionDisabledError as error:
+            found, off = None, error
+        if off is None and (found is None or found.content_type not in VALUE_TYPES):
+            return found
+        # A value that was written alone is newer than the pointer that is to name it.
+        items = (await vault.listing(call, name)).items.values()
+        pointers = [item for item in items if item.content_type not in VALUE_TYPES]
+        if not pointers:
+            return None
+        newest = max(pointers, key=lambda item: item.created)
+        if newest.enabled:
+            return await vault.get(call, name, newest.version)
+        if newest.content_type not in WITH_VALUE_TYPES and off is not None:
+            raise off
+        return Stored(
+            version=newest.version,
+            created=newest.created,
+            value="",
+            content_type=newest.content_type,
+            tags=newest.tags,
+            enabled=False,
+        )
 
-    async def _decided(self, call: Call, vault: KeyVault) -> Proposal:
-        """Return the pointer that counts.
+    async def _decided(self, call: Call, vault: KeyVault) -> tuple[Stored, Proposal]:
+        """Return the newest pointer and the one that counts.
 
-        What was written just before is waited for, so that a change whose outcome nobody was told is seen too.
+        What was written just before is waited for, so that a change whose outcome was never reported is seen too.
         """
         newest = await self._newest(call, vault)
         if newest is None:
@@ -467,58 +573,102 @@ class AzureSecretProvider(SecretProvider):
             raise call.error(SecretNotFoundError, "there is no such secret")
         known = self._known.get(call.secret_id)
         if known is not None and known.newest == newest.version:
-            return known.decided
-        return (await self._look(call, vault, newest)).last
+            return newest, known.decided
+        return newest, await self._look(call, vault, newest)
 
-    async def _look(self, call: Call, vault: KeyVault, newest: Stored) -> Decision:
+    async def _look(self, call: Call, vault: KeyVault, newest: Stored) -> Proposal:
         """List the proposals and decide. Wait for what was pending at first, but not for what follows that."""
         known = self._known.get(call.secret_id)
-        with contextlib.suppress(ForeignRecordError):
-            self._remember(self._decoded(call, newest))
-        start = await self._root(call, vault, newest) if known is None else known.decided
+        if newest.enabled:
+            with contextlib.suppress(ForeignRecordError):
+                self._remember(self._decoded(call, newest))
+        start = None if known is None else known.decided
         waited = False
         while True:
             listing = await vault.listing(call, call.secret_id + POINTER_SUFFIX)
             if newest.version not in listing.items:
                 raise call.error(UnavailableError, "the vault's list of pointers lacks the newest one")
-            if start.id and start.id not in listing.items:
+            if start is None:
+                start = self._root(call, newest, listing)
+            elif start.id and start.id not in listing.items:
                 if known is None:
                     raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
-                known, start = None, await self._root(call, vault, newest)  # it was purged, and made again
-                continue
+                known, start = None, self._root(call, newest, listing)  # it was purged, and made again
             decision = await self._decision(call, vault, start, listing)
             start = decision.last
             if decision.pending is None or (waited and start.id):
+                start = await self._whole(call, vault, start, listing)
                 settled = decision.pending is None and listing.now - newest.created >= self._settle
                 self._known[call.secret_id] = _Known(newest=newest.version if settled else "", decided=start)
-                return decision
+                return start
             waited = True
             await self._wait_until_decidable(decision.pending, listing.now)
 
-    async def _root(self, call: Call, vault: KeyVault, newest: Stored) -> Proposal:
-        """Return a decided pointer to begin with: who writes one follows only what is decided."""
+    def _root(self, call: Call, newest: Stored, listing: Listing) -> Proposal:
+        """Return a decided pointer to begin with: a writer follows only what is decided."""
         try:
-            parent = self._decoded(call, newest).pointer.parent
-            return await self._proposal(call, vault, parent) if parent else BEGINNING
+            if newest.enabled:
+                pointer = self._decoded(call, newest).pointer
+            else:
+                pointer = links_of(newest.version, newest.created, newest.tags).pointer
         except ForeignRecordError as error:
             raise call.error(
                 ProviderConfigurationError,
                 f"the secret {call.secret_id}{POINTER_SUFFIX} is not Goatherd's: {error}",
                 hint="Set it to the value of the version before, or choose another name.",
             ) from None
+        if not pointer.parent:
+            return BEGINNING
+        if pointer.parent not in listing.items:
+            raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
+        unread = Proposal.unread(pointer.parent, listing.items[pointer.parent].created, pointer.epoch - 1)
+        return self._proposals.get(pointer.parent, unread)
 
     async def _decision(self, call: Call, vault: KeyVault, start: Proposal, listing: Listing) -> Decision:
         proposals = []
         for item in listing.items.values():
-            if item.created >= start.created and item.version != start.id:
-                with contextlib.suppress(ForeignRecordError):  # it cannot win
+            if item.created < start.created or item.version == start.id or item.content_type in VALUE_TYPES:
+                continue
+            with contextlib.suppress(ForeignRecordError):  # it cannot win
+                if item.enabled or item.version in self._proposals:
                     proposals.append(await self._proposal(call, vault, item.version))
-        return decide(start, proposals, now=listing.now, settle=self._settle)
+                else:
+                    proposals.append(links_of(item.version, item.created, item.tags))
+        decision = decide(start, proposals, now=listing.now, settle=self._settle)
+        if decision.pending is None and any(p.pointer.epoch > decision.last.pointer.epoch + 1 for p in proposals):
+            raise call.error(
+                UnavailableError,
+                f"a version of {call.secret_id}{POINTER_SUFFIX} that others follow is missing from the vault's list, "
+                "or its tags were changed",
+            )
+        return decision
+
+    async def _whole(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
+        """Return a proposal with its pointer, also where it is switched off."""
+        if proposal.is_read:
+            return proposal
+        item = listing.items.get(proposal.id)
+        if item is None or item.enabled:
+            return await self._proposal(call, vault, proposal.id)
+        try:
+            links = links_of(item.version, item.created, item.tags)
+            parent = BEGINNING
+            if before := links.pointer.parent:
+                created = listing.items[before].created if before in listing.items else 0
+                unread = Proposal.unread(before, created, links.pointer.epoch - 1)
+                parent = await self._whole(call, vault, self._proposals.get(before, unread), listing)
+            return self._remember(rebuilt(links, parent.pointer, item.tags, text=_is_text(item.content_type)))
+        except ForeignRecordError as error:
+            place = f"version {proposal.id} of {call.secret_id}{POINTER_SUFFIX}"
+            raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
 
     async def _proposal(self, call: Call, vault: KeyVault, version: str) -> Proposal:
         if version in self._proposals:
             return self._proposals[version]
-        stored = await vault.get(call, call.secret_id + POINTER_SUFFIX, version)
+        try:
+            stored = await vault.get(call, call.secret_id + POINTER_SUFFIX, version)
+        except VersionDisabledError:
+            raise call.error(UnavailableError, f"the pointer {version} was switched off a moment ago") from None
         if stored is None:
             raise call.error(UnavailableError, "a pointer that is named is not there")
         return self._remember(self._decoded(call, stored))
@@ -531,7 +681,8 @@ class AzureSecretProvider(SecretProvider):
 
     def _decoded(self, call: Call, stored: Stored) -> Proposal:
         try:
-            return Proposal(id=stored.version, created=stored.created, pointer=decode_pointer(stored.value))
+            pointer = decode_pointer(stored.value).named(VersionId(stored.version), stored.created)
+            return Proposal(id=stored.version, created=stored.created, pointer=pointer)
         except DamagedRecordError as error:
             place = f"version {stored.version} of {call.secret_id}{POINTER_SUFFIX}"
             raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
@@ -542,6 +693,7 @@ class AzureSecretProvider(SecretProvider):
         vault: KeyVault,
         change: Callable[[Pointer], Awaitable[Pointer]],
         current: Sequence[SecretBytes] = (),
+        draft: _Draft | None = None,
     ) -> Pointer:
         """Propose what `change` makes of the pointer, until it is decided; `change` returns it as it is to end that.
 
@@ -553,11 +705,12 @@ class AzureSecretProvider(SecretProvider):
             vault: The vault.
             change: Makes the next pointer.
             current: The value that the label ``current`` leads to after `change`, where the caller has it.
+            draft: The value that `change` adds, if it adds one.
         """
         known = self._known.get(call.secret_id)
         remembered = known.decided if known is not None and known.newest and call.attempt == 1 else None
         while True:
-            last = remembered or await self._decided(call, vault)
+            last = remembered or (await self._decided(call, vault))[1]
             with contextlib.suppress(VersionDisabledError):  # switched off by hand: this change may be what helps
                 await self._update_view(call, vault, last)
             try:
@@ -570,18 +723,33 @@ class AzureSecretProvider(SecretProvider):
             remembered = None
             if changed is last.pointer:
                 return changed
-            if (decided := await self._propose(call, vault, last, changed)) is not None:
-                await self._update_view(call, vault, decided, current[0] if current else None)
-                return decided.pointer
+            if (decided := await self._propose(call, vault, last, changed, draft)) is not None:
+                await self._update_view(call, vault, *decided, current[0] if current else None)
+                return decided[0].pointer
 
-    async def _propose(self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer) -> Proposal | None:
-        """Write a pointer that follows `last`; return it once it is decided, or None when another one was."""
+    async def _propose(
+        self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _Draft | None = None
+    ) -> tuple[Proposal, float] | None:
+        """Write a pointer that follows `last`, and the value that it names `ITSELF`.
+
+        Returns:
+            The proposal and the time before it was written, once it is decided; None when another one was.
+        """
         proposed = replace(pointer, epoch=last.pointer.epoch + 1, parent=last.id, request=call.request)
-        stored = encode_pointer(proposed)
-        if len(stored) > MAX_STORED:
+        name, kind, stored = call.secret_id + POINTER_SUFFIX, POINTER_TYPE, encode_pointer(proposed)
+        tags = tags_of(proposed)
+        brings = draft if ITSELF in proposed.versions else None
+        if brings is not None:
+            value, is_text = encode_value(brings.value)
+            kind, stored = Home.POINTER.content_type(text=is_text), f"{stored}\n{value}"
+        if len(stored.encode()) > MAX_STORED:
             raise call.error(ProviderConfigurationError, "there are more labels than the pointer has room for")
-        name = call.secret_id + POINTER_SUFFIX
-        put = await vault.put(call, name, stored, POINTER_TYPE, people_see(proposed))
+        began = self.clock.monotonic()
+        put = await vault.put(call, name, stored, kind, tags)
+        if brings is not None:
+            brings.version = VersionId(put.version)
+            brings.entry = replace(brings.entry, created=put.created)
+        proposed = proposed.named(VersionId(put.version), put.created)
         pending = self._remember(Proposal(id=put.version, created=put.created, pointer=proposed))
         while True:
             # Nothing can be decided before that, so there is no listing that could be of use.
@@ -593,34 +761,42 @@ class AzureSecretProvider(SecretProvider):
             # The epoch after `last` is all that matters; what others may have built on it is looked at later.
             following = decision.chain[1] if len(decision.chain) > 1 else None
             if following is not None:
+                following = await self._whole(call, vault, following, listing)
                 # If it is asked for as the newest one later and still is, nothing can have come between.
                 is_last = following is decision.last and decision.pending is None
                 newest = put.version if is_last and following.id == put.version else ""
                 self._known[call.secret_id] = _Known(newest=newest, decided=following)
-                return following if following.pointer.request == call.request else None
+                return (following, began) if following.pointer.request == call.request else None
             if decision.pending is None:
                 raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
             pending = decision.pending
 
     # --- the view ---------------------------------------------------------------------------------------------------
 
-    async def _read_view(self, call: Call, vault: KeyVault) -> Stored | None:
+    async def _read_view(
+        self, call: Call, vault: KeyVault, foreign: type[ProviderError] = ProviderConfigurationError
+    ) -> Stored | None:
         """Return the newest version of the view; None where there is none.
 
         Raises:
-            ProviderConfigurationError: A secret of that name exists that Goatherd did not write.
+            ProviderError: A secret of that name exists that Goatherd did not write; of the type `foreign`.
         """
-        found = await vault.get(call, call.secret_id + VIEW_SUFFIX)
-        if found is not None and found.content_type not in (TEXT_TYPE, BASE64_TYPE):
+        found = await vault.get(call, call.secret_id)
+        if found is not None and found.content_type not in VALUE_TYPES:
             raise call.error(
-                ProviderConfigurationError,
-                f"the secret {call.secret_id}{VIEW_SUFFIX} exists in the vault and is not Goatherd's",
+                foreign,
+                f"the secret {call.secret_id} exists in the vault and is not Goatherd's",
                 hint="Choose another name, or delete that secret and purge it.",
             )
         return found
 
     async def _update_view(
-        self, call: Call, vault: KeyVault, decided: Proposal, current: SecretBytes | None = None
+        self,
+        call: Call,
+        vault: KeyVault,
+        decided: Proposal,
+        since: float | None = None,
+        current: SecretBytes | None = None,
     ) -> None:
         """Make sure that the newest version of the view is the value that the label ``current`` leads to.
 
@@ -628,6 +804,7 @@ class AzureSecretProvider(SecretProvider):
             call: The call.
             vault: The vault.
             decided: The last decided proposal.
+            since: The time before it was written, where this call has written it.
             current: The value, where the caller has it.
         """
         while (version := decided.pointer.labels.get(CURRENT)) is not None:
@@ -635,18 +812,21 @@ class AzureSecretProvider(SecretProvider):
             if shown is not None and shown.decided in (decided.id, decided.pointer.parent):
                 is_right = shown.version == version  # whatever was decided since the last look is known
             else:
-                found = await self._read_view(call, vault)
-                is_right = found is not None and _is_whole(found, decided.pointer.versions[version])
+                try:
+                    found = await self._read_view(call, vault)
+                except VersionDisabledError:
+                    found = None
+                is_right = found is not None and _shows(found, decided.pointer, version)
             if not is_right:
                 value = current or await self._read_back(call, vault, decided.pointer, version)
                 stored, is_text = encode_value(value)
                 kind = TEXT_TYPE if is_text else BASE64_TYPE
-                await vault.put(call, call.secret_id + VIEW_SUFFIX, stored, kind, {_VERSION_TAG: str(version)})
-                newest = await self._newest(call, vault)
-                if newest is None or newest.version != decided.id:
-                    # Another writer may have decided the next change and written the view before this request arrived.
-                    last = await self._decided(call, vault)
+                await vault.put(call, call.secret_id, stored, kind, {_VERSION_TAG: str(version)})
+                if since is None or self.clock.monotonic() - since > self._settle + PROMPT.total_seconds():
+                    _, last = await self._decided(call, vault)
                     if last.id != decided.id:
+                        # Another writer has decided the next change, and may have written the view before this request
+                        # arrived.
                         decided, current = last, None
                         self._shown.pop(call.secret_id, None)
                         continue
@@ -665,7 +845,34 @@ class AzureSecretProvider(SecretProvider):
 
 def _is_whole(stored: Stored, entry: Entry) -> bool:
     try:
-        decode_value(stored.value, entry)
+        decode_value(_stored_value(stored), entry)
     except DamagedRecordError:
         return False
     return True
+
+
+def _shows(view: Stored, pointer: Pointer, version: VersionId) -> bool:
+    return view.tags.get(_VERSION_TAG, view.version) == version and _is_whole(view, pointer.versions[version])
+
+
+def _stored_value(stored: Stored) -> str:
+    return value_after_pointer(stored.value) if stored.content_type in WITH_VALUE_TYPES else stored.value
+
+
+def _holds_value(content_type: str) -> bool:
+    return content_type in VALUE_TYPES or content_type in WITH_VALUE_TYPES
+
+
+def _is_text(content_type: str) -> bool:
+    return content_type in (TEXT_TYPE, WITH_TEXT_TYPE)
+
+
+def _name(call: Call, home: Home) -> str:
+    return call.secret_id if home is Home.EARLIER else call.secret_id + POINTER_SUFFIX
+
+
+def _described(call: Call, pointer: Pointer) -> SecretVersion:
+    made = pointer.made_by(call.request)
+    if made is None:
+        raise call.error(UnavailableError, "the pointer that was written does not hold what was written")
+    return pointer.describe(made)

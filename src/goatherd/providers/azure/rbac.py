@@ -11,7 +11,7 @@ import json
 from typing import Final, Literal, get_args
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.azure.address import POINTER_SUFFIX, VIEW_SUFFIX, parse_uri
+from goatherd.providers.azure.address import POINTER_SUFFIX, parse_uri
 from goatherd.providers.base import ORG_FIELD
 
 Role = Literal["server", "rotator", "admin"]
@@ -53,10 +53,8 @@ def policy(role: str, uri: str) -> str:
         ]
         scopes = ['"$VAULT"']
     else:
-        about = [
-            "# For three secrets: the versions, the pointer that says which of them count, and the current document."
-        ]
-        names = (secret_id, secret_id + POINTER_SUFFIX, secret_id + VIEW_SUFFIX)
+        about = ["# For two secrets: the current document, and the pointers with all versions."]
+        names = (secret_id, secret_id + POINTER_SUFFIX)
         scopes = [f'"$VAULT/secrets/{name}"' for name in names]
     lines = [
         f"# Goatherd {role}: {_PURPOSE[role]}.",

@@ -1,13 +1,16 @@
-"""The content of the two secrets that make one: versions of the value, and a pointer that says which of them count.
+"""What is stored of a secret: its values, and pointers that say which versions and labels count.
 
-Pure. What it is: `Pointer` with its codec, and `decide`, the rule by which all who look at the same proposals agree on
+Pure. What it is: `Pointer` with its codec, and `decide`, the rule by which all readers of the same proposals agree on
 one. What it is not: the order in which they are written (`provider`). Rules: a pointer carries a digest of itself and
 one of every value, because Key Vault gives none; what is not exactly as written is damaged; nothing is repaired.
 
 Key Vault has no compare-and-swap, but it keeps every version of a secret and stamps it with a time. So a pointer that
 is written is a proposal: "as number n+1, after the version with that id". Of the proposals to follow one decided
-pointer, the earliest wins, and of those stamped with the same second, the one with the highest id. Who looks waits
-until the earliest is so old that none can come before it any more. From then on, whoever looks finds the same.
+pointer, the earliest wins, and of those stamped with the same second, the one with the highest id. A reader waits
+until the earliest is so old that none can come before it any more. From then on, all readers find the same.
+
+A proposal can bring a new value with it, after its pointer. The version of the value is then the version of the
+proposal, whose id is not known when it is written: the pointer names it `ITSELF`.
 """
 
 from __future__ import annotations
@@ -19,16 +22,25 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
 
-POINTER_FORMAT: Final = "goatherd-azure-pointer/1"
+POINTER_FORMAT: Final = "goatherd-azure-pointer/2"
+EARLIER_FORMAT: Final = "goatherd-azure-pointer/1"
+"""A pointer of earlier builds. Its values are in the secret that is the view today, and no proposal has one with it."""
 TEXT_TYPE: Final = "text/plain; charset=utf-8; by=goatherd"
 BASE64_TYPE: Final = "application/octet-stream; encoding=base64; by=goatherd"
 POINTER_TYPE: Final = "application/json; by=goatherd"
+WITH_TEXT_TYPE: Final = f"{TEXT_TYPE}; after=pointer"
+WITH_BASE64_TYPE: Final = f"{BASE64_TYPE}; after=pointer"
+VALUE_TYPES: Final = frozenset({TEXT_TYPE, BASE64_TYPE})
+"""A value and nothing else."""
+WITH_VALUE_TYPES: Final = frozenset({WITH_TEXT_TYPE, WITH_BASE64_TYPE})
+"""A pointer, the end of a line, and a value."""
 MAX_STORED: Final = 25 * 1024
 """learn.microsoft.com/azure/key-vault/secrets/about-secrets: a value has at most 25k bytes."""
 MAX_VALUE: Final = MAX_STORED // 4 * 3
@@ -36,6 +48,16 @@ MAX_VALUE: Final = MAX_STORED // 4 * 3
 MAX_LISTED: Final = 64
 HISTORY: Final = 40
 
+ITSELF: Final = VersionId("itself")
+"""In a pointer that brings a value with it: the version of that value."""
+
+NUMBER_TAG: Final = "goatherd-number"
+REQUEST_TAG: Final = "goatherd-request"
+_EPOCH_TAG: Final = "goatherd-epoch"
+_PARENT_TAG: Final = "goatherd-parent"
+_LABEL_TAG: Final = "goatherd-label"
+_DIGEST_TAG: Final = "goatherd-sha256"
+_NO_PARENT: Final = "none"
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -45,6 +67,23 @@ class ForeignRecordError(ValueError):
 
 class DamagedRecordError(ValueError):
     """It is not as it was written; the text says why and quotes nothing."""
+
+
+class Home(StrEnum):
+    """Where the value of a version is stored."""
+
+    POINTER = "pointer"
+    """In the secret of the pointers, after the pointer that brought it."""
+    ALONE = "alone"
+    """In the secret of the pointers, as a version of its own: it is too long to go with one."""
+    EARLIER = "earlier"
+    """In the secret that is the view today, where earlier builds stored values."""
+
+    def content_type(self, *, text: bool) -> str:
+        """Return what such a value is stored as."""
+        if self is Home.POINTER:
+            return WITH_TEXT_TYPE if text else WITH_BASE64_TYPE
+        return TEXT_TYPE if text else BASE64_TYPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +96,7 @@ class Entry:
         request: The `goatherd.providers.base.Call.request` that wrote it.
         digest: SHA-256 of the value in hex.
         text: Whether the value is stored as it is; else in base64.
+        home: Where.
         disabled: Whether it was switched off.
     """
 
@@ -65,6 +105,7 @@ class Entry:
     request: str
     digest: str
     text: bool
+    home: Home = Home.POINTER
     disabled: bool = False
 
 
@@ -78,6 +119,7 @@ class Pointer:
         request: The `Call.request` that proposes it.
         versions: The versions of the value.
         labels: Who holds which label.
+        after_earlier: Whether pointers of `EARLIER_FORMAT` came before it, so that there can be values in the view.
     """
 
     epoch: int
@@ -85,6 +127,7 @@ class Pointer:
     request: str
     versions: Mapping[VersionId, Entry]
     labels: Mapping[Label, VersionId]
+    after_earlier: bool = False
 
     def describe(self, version: VersionId) -> SecretVersion:
         """Return what a caller is told of a version."""
@@ -95,6 +138,11 @@ class Pointer:
             created_ms=entry.created * 1000,
             state=VersionState.DISABLED if entry.disabled else VersionState.ENABLED,
         )
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next version."""
+        return max((known.number for known in self.versions.values()), default=0) + 1
 
     def newest_first(self) -> list[SecretVersion]:
         """Return all versions, the highest number first."""
@@ -131,10 +179,9 @@ class Pointer:
 
     def written(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
         """Return it with one more version, which holds `label`. The oldest that hold none are forgotten."""
-        number = max((known.number for known in self.versions.values()), default=0) + 1
         grown = replace(
             self,
-            versions=MappingProxyType({**self.versions, version: replace(entry, number=number)}),
+            versions=MappingProxyType({**self.versions, version: replace(entry, number=self.next_number)}),
             labels=MappingProxyType({**self.labels, label: version}),
         )
         holders = set(grown.labels.values())
@@ -186,13 +233,22 @@ class Pointer:
         off = replace(self.versions[known], disabled=True)
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
-    def with_leftover(self, version: VersionId, *, created: int, text: bool) -> Pointer:
+    def with_leftover(self, version: VersionId, *, created: int, text: bool, home: Home) -> Pointer:
         """Return it with a value that no pointer has named, so that it can be switched off and no writer can name it.
 
         It gets the number 0, so that it counts as the oldest.
         """
-        entry = Entry(number=0, created=created, request="", digest="", text=text)
+        entry = Entry(number=0, created=created, request="", digest="", text=text, home=home)
         return replace(self, versions=MappingProxyType({**self.versions, version: entry}))
+
+    def named(self, version: VersionId, created: int) -> Pointer:
+        """Return it with the version that brought it in place of `ITSELF`."""
+        if ITSELF not in self.versions:
+            return self
+        versions = {known: entry for known, entry in self.versions.items() if known != ITSELF}
+        versions[version] = replace(self.versions[ITSELF], created=created)
+        labels = {label: version if holder == ITSELF else holder for label, holder in self.labels.items()}
+        return replace(self, versions=MappingProxyType(versions), labels=MappingProxyType(labels))
 
     def _known(self, call: Call, version: VersionId) -> VersionId:
         if version not in self.versions:
@@ -215,11 +271,19 @@ class Proposal:
         id: Its version id; empty for `BEGINNING`.
         created: Seconds since 1970, by Key Vault's clock.
         pointer: What it says.
+        is_read: Whether `pointer` is what it says. Else only its epoch, parent and request are known: it has not been
+            read yet, or is switched off (see `links_of`).
     """
 
     id: str
     created: int
     pointer: Pointer
+    is_read: bool = True
+
+    @classmethod
+    def unread(cls, version: str, created: int, epoch: int) -> Proposal:
+        """Return one of which only this is known. It is decided, so what it follows is of no interest."""
+        return cls(id=version, created=created, pointer=replace(NOTHING, epoch=epoch), is_read=False)
 
 
 BEGINNING: Final = Proposal(id="", created=0, pointer=NOTHING)
@@ -244,7 +308,13 @@ class Decision:
         return self.chain[-1]
 
 
-def decide(start: Proposal, proposals: Iterable[Proposal], *, now: int, settle: int) -> Decision:
+def decide(
+    start: Proposal,
+    proposals: Iterable[Proposal],
+    *,
+    now: int,
+    settle: int,
+) -> Decision:
     """Follow the decided proposals from `start` on, as far as they are decided.
 
     Args:
@@ -313,52 +383,137 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
 
 
 def encode_pointer(pointer: Pointer) -> str:
-    """Return what is stored for a pointer."""
-    content = _content(pointer)
-    whole = {"format": POINTER_FORMAT, "sha256": _digest(content), **content}
-    return json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    """Return what is stored for a pointer: one line."""
+    return _encoded(POINTER_FORMAT, _content(pointer))
+
+
+def value_after_pointer(stored: str) -> str:
+    """Return the value that is stored after a pointer."""
+    return stored.partition("\n")[2]
 
 
 def decode_pointer(stored: str) -> Pointer:
-    """Return the pointer.
+    """Return the pointer, of what is stored for it and maybe a value after it.
 
     Raises:
         ForeignRecordError: It is not one of ours.
         DamagedRecordError: It is one of ours, but not whole.
     """
+    stored = stored.partition("\n")[0]
     try:
         data = json.loads(stored)
     except ValueError:
         raise ForeignRecordError("it is not JSON") from None
-    if not isinstance(data, dict) or data.get("format") != POINTER_FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in (POINTER_FORMAT, EARLIER_FORMAT):
         raise ForeignRecordError(f"it is not in the format {POINTER_FORMAT}")
+    is_earlier = data["format"] == EARLIER_FORMAT
+    entry_of = _earlier_entry if is_earlier else _entry
     try:
         pointer = Pointer(
             epoch=int(data["epoch"]),
             parent=str(data["parent"]),
             request=str(data["request"]),
-            versions=MappingProxyType({VersionId(v): _entry(entry) for v, entry in data["versions"].items()}),
+            versions=MappingProxyType({VersionId(v): entry_of(entry) for v, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
+            after_earlier=is_earlier or data["after_earlier"] is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
         raise DamagedRecordError("a member is missing or of the wrong kind") from None
-    if encode_pointer(pointer) != stored:
+    content = (_earlier_content if is_earlier else _content)(pointer)
+    if _encoded(data["format"], content) != stored:
         raise DamagedRecordError("its digest does not fit its content")
     return pointer
 
 
-def people_see(pointer: Pointer) -> dict[str, str]:
-    """Return tags for people: at most 15, and nothing reads them."""
-    shown: Sequence[tuple[Label, VersionId]] = sorted(pointer.labels.items())[:12]
-    return {"goatherd-epoch": str(pointer.epoch), **{f"label-{label}": str(version) for label, version in shown}}
+def tags_of(pointer: Pointer) -> dict[str, str]:
+    """Return the tags of a pointer: at most 15.
+
+    Those with a label are for humans, and nothing reads them. The others say all that a pointer adds which brings a
+    value: it is switched off with that value, when the value is destroyed. Nothing else is decided by them.
+    """
+    tags = {_EPOCH_TAG: str(pointer.epoch), _PARENT_TAG: pointer.parent or _NO_PARENT}
+    if (brought := pointer.versions.get(ITSELF)) is not None:
+        label = next(label for label, holder in pointer.labels.items() if holder == ITSELF)
+        tags |= value_tags(brought.number, pointer.request) | {_LABEL_TAG: label, _DIGEST_TAG: brought.digest}
+    shown: Sequence[tuple[Label, VersionId]] = sorted(pointer.labels.items())[: 15 - 6]
+    return tags | {f"label-{label}": str(version) for label, version in shown}
+
+
+def value_tags(number: int, request: str) -> dict[str, str]:
+    """Return the tags of a version that has a value."""
+    return {NUMBER_TAG: str(number), REQUEST_TAG: request}
+
+
+def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
+    """Return what is known of a proposal that is switched off.
+
+    Raises:
+        ForeignRecordError: The tags are not those of one.
+    """
+    try:
+        parent, epoch, request = tags[_PARENT_TAG], int(tags[_EPOCH_TAG]), tags[REQUEST_TAG]
+    except (KeyError, ValueError):
+        raise ForeignRecordError("it is switched off, and its tags are not those of a pointer") from None
+    pointer = replace(NOTHING, epoch=epoch, parent="" if parent == _NO_PARENT else parent, request=request)
+    return Proposal(id=version, created=created, pointer=pointer, is_read=False)
+
+
+def rebuilt(links: Proposal, parent: Pointer, tags: Mapping[str, str], *, text: bool) -> Proposal:
+    """Return a proposal that is switched off, from the pointer that it follows and what it added.
+
+    Raises:
+        ForeignRecordError: The tags are not those of one.
+    """
+    try:
+        label, digest = Label(tags[_LABEL_TAG]), tags[_DIGEST_TAG]
+    except KeyError:
+        raise ForeignRecordError("it is switched off, and its tags are not those of a pointer") from None
+    entry = Entry(number=0, created=links.created, request=links.pointer.request, digest=digest, text=text)
+    pointer = replace(
+        parent.written(label, VersionId(links.id), entry),
+        epoch=links.pointer.epoch,
+        parent=links.pointer.parent,
+        request=links.pointer.request,
+    )
+    return replace(links, pointer=pointer, is_read=True)
 
 
 def _content(pointer: Pointer) -> dict[str, Any]:
     return {
-        "epoch": pointer.epoch,
-        "parent": pointer.parent,
-        "request": pointer.request,
-        "labels": {str(label): str(version) for label, version in pointer.labels.items()},
+        **_labels(pointer),
+        "after_earlier": pointer.after_earlier,
+        # A list each, so that a document of usual length has room after the pointer.
+        "versions": {
+            str(version): [
+                entry.number,
+                entry.created,
+                entry.request,
+                entry.digest,
+                "text" if entry.text else "base64",
+                str(entry.home),
+                _state(entry),
+            ]
+            for version, entry in pointer.versions.items()
+        },
+    }
+
+
+def _entry(encoded: Sequence[Any]) -> Entry:
+    number, created, request, digest, encoding, home, state = encoded
+    return Entry(
+        number=int(number),
+        created=int(created),
+        request=str(request),
+        digest=str(digest),
+        text=encoding == "text",
+        home=Home(home),
+        disabled=state == "disabled",
+    )
+
+
+def _earlier_content(pointer: Pointer) -> dict[str, Any]:
+    return {
+        **_labels(pointer),
         "versions": {
             str(version): {
                 "number": entry.number,
@@ -366,23 +521,38 @@ def _content(pointer: Pointer) -> dict[str, Any]:
                 "request": entry.request,
                 "sha256": entry.digest,
                 "text": entry.text,
-                "state": "disabled" if entry.disabled else "enabled",
+                "state": _state(entry),
             }
             for version, entry in pointer.versions.items()
         },
     }
 
 
-def _entry(encoded: Mapping[str, Any]) -> Entry:
+def _earlier_entry(encoded: Mapping[str, Any]) -> Entry:
     return Entry(
         number=int(encoded["number"]),
         created=int(encoded["created"]),
         request=str(encoded["request"]),
         digest=str(encoded["sha256"]),
         text=encoded["text"] is True,
+        home=Home.EARLIER,
         disabled=encoded["state"] == "disabled",
     )
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _labels(pointer: Pointer) -> dict[str, Any]:
+    return {
+        "epoch": pointer.epoch,
+        "parent": pointer.parent,
+        "request": pointer.request,
+        "labels": {str(label): str(version) for label, version in pointer.labels.items()},
+    }
+
+
+def _state(entry: Entry) -> str:
+    return "disabled" if entry.disabled else "enabled"
+
+
+def _encoded(form: str, content: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"format": form, "sha256": digest, **content}, sort_keys=True, separators=(",", ":"))
