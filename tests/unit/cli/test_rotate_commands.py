@@ -114,7 +114,7 @@ def test_a_plan_says_to_whom_what_it_costs_and_risks_and_what_would_stop_it(goat
     assert "first: 38s since published, for servers that nobody has listed" in text.replace("38 s", "38s")
     assert "not waited for: up to 1 of 2 nodes (quorum 1)" in text
     assert "stopped by: command false: 3 bad answers in a row" in text
-    assert "obstacle: the health check fails: command false: ended with 1" in text
+    assert "remark: the health command false (flag) was not run" in text
     assert goatherd("show", "--json").json["generation"] == 1
     assert goatherd("status", "--json").json["labels"] == {"current": "1"}, "not even a label was moved"
 
