@@ -148,22 +148,69 @@ async def test_versions_come_from_all_pages_newest_first(fake: FakeSecretsManage
     assert [page.get("NextToken") for page in sent(fake, "ListSecretVersionIds")] == [None, "3", "6"]
 
 
-async def test_the_labels_of_aws_and_our_candidate_are_neither_shown_nor_taken(fake: FakeSecretsManager):
+STRANGE = (
+    "AWSPENDING",
+    "awsthing",
+    "1st",
+    "latest",
+    "Q4 2024 (audit)",
+    "it's",
+    "a\nb\x1b[31m",
+    "current",
+    "stage=current",
+    "x" * 256,
+)
+"""Staging labels of other tools: AWS takes any text of 1 to 256 characters."""
+
+
+@pytest.mark.parametrize("stage", STRANGE, ids=ascii)
+async def test_a_staging_label_of_any_spelling_is_shown_keeps_its_version_and_can_be_removed(
+    fake: FakeSecretsManager, stage: str
+):
+    shown = f"stage={stage}" if stage.endswith("current") else stage
     async with provider_at(fake.url) as store:
         first = await store.create(SECRET, b"1")
         second = await store.write(SECRET, b"2", expected=first.id)
-        for stage in ("AWSPENDING", "a stage with spaces", "current"):
-            fake.set_stage(SECRET, stage, first.id)
+        fake.set_stage(SECRET, stage, first.id)
+        assert {version.id: version.labels for version in await store.versions(SECRET)} == {
+            first.id: {shown},
+            second.id: {CURRENT},
+        }
+        assert (await store.read(SECRET, first.id)).version.labels == {shown}
+        with pytest.raises(ConflictError) as kept:
+            await store.destroy(SECRET, first.id)
+        assert repr(shown) in str(kept.value)
+        with pytest.raises(ConflictError):
+            await store.unlabel(SECRET, shown, expected=second.id)
+        await store.unlabel(SECRET, shown, expected=first.id)
+        assert sorted(fake.stages(SECRET)[first.id]) == ["AWSPREVIOUS"]
         assert fake.stages(SECRET)[second.id] == [CANDIDATE, "AWSCURRENT"]
+        await store.destroy(SECRET, first.id)
+
+
+async def test_the_labels_that_aws_and_this_provider_move_cannot_be_taken_off(fake: FakeSecretsManager):
+    async with provider_at(fake.url) as store:
+        first = await store.create(SECRET, b"1")
+        second = await store.write(SECRET, b"2", expected=first.id)
+        before = fake.stages(SECRET)
+        for stage, holder in (("AWSCURRENT", second), ("AWSPREVIOUS", first), (CANDIDATE, second)):
+            with pytest.raises(ConflictError, match="no version holds the label"):
+                await store.unlabel(SECRET, stage, expected=holder.id)
+        assert fake.stages(SECRET) == before
+
+
+async def test_the_labels_of_aws_and_our_candidate_are_not_taken(fake: FakeSecretsManager):
+    async with provider_at(fake.url) as store:
+        first = await store.create(SECRET, b"1")
+        second = await store.write(SECRET, b"2", expected=first.id)
         assert {version.id: version.labels for version in await store.versions(SECRET)} == {
             first.id: frozenset(),
             second.id: {CURRENT},
         }
         for label in ("AWSCURRENT", "AWSPENDING", "awsthing", CANDIDATE):
+            assert not store.takes_label(label)
             with pytest.raises(ProviderConfigurationError, match="kept for AWS"):
                 await store.label(SECRET, label, first.id, expected=None)
-        with pytest.raises(ConflictError, match="label"):
-            await store.destroy(SECRET, first.id)
 
 
 async def test_a_destroyed_version_loses_the_labels_that_keep_it_and_no_more(fake: FakeSecretsManager):

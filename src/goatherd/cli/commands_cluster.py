@@ -43,6 +43,7 @@ from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
+from goatherd.providers.base import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
@@ -91,7 +92,7 @@ async def _status(app: App) -> int:
         "nodes": [node.to_json() for node in nodes],
     }
     lines = describe(app.out, store, version.id, document)
-    lines.insert(1, "labels      " + ", ".join(f"{label} -> {labels[label]}" for label in sorted(labels)))
+    lines.insert(1, "labels      " + ", ".join(f"{shown_label(label)} -> {labels[label]}" for label in sorted(labels)))
     if ending is not None:
         lines.insert(2, ending_line(ending))
     if progress is not None:

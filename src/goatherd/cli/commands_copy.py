@@ -9,6 +9,7 @@ import click
 
 from goatherd.cli.copying import Copied, check_addresses, check_lasting, copy_secret, open_both
 from goatherd.cli.main import App, command
+from goatherd.providers.base import shown_label, shown_labels
 
 
 @command(
@@ -52,13 +53,18 @@ def _data(done: Copied) -> dict[str, Any]:
             {"from": item.source, "to": item.target, "labels": done.labels_of(item)} for item in done.plan.items
         ],
         "skipped": [each.to_json() for each in done.plan.skipped],
+        "leftLabels": [{"label": label, "version": holder} for label, holder in done.plan.left_labels.items()],
     }
 
 
 def _lines(app: App, done: Copied) -> list[str]:
-    rows = [(item.source, item.target or "-", " ".join(done.labels_of(item))) for item in done.plan.items]
+    rows = [(item.source, item.target or "-", shown_labels(done.labels_of(item))) for item in done.plan.items]
     lines = app.out.table(("FROM VERSION", "TO VERSION", "LABELS"), rows)
     lines += [f"skipped version {each.id}: {each.reason}" for each in done.plan.skipped]
+    lines += [
+        f"skipped label {shown_label(label)} of version {holder}: the destination does not take it"
+        for label, holder in done.plan.left_labels.items()
+    ]
     count = len(rows)
     if not done.is_dry:
         return [*lines, f"copied and read back: {count} versions, {len(done.plan.labels)} labels"]

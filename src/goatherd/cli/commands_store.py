@@ -22,7 +22,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, SecretBytes
+from goatherd.providers.base import CURRENT, SecretBytes, shown_label, shown_labels
 from goatherd.settings.storage import create_file, read_file, replace_file
 
 if TYPE_CHECKING:
@@ -254,8 +254,8 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
     list, which is also what happens without an action, shows the newest version first. No value is read.
 
     label puts LABEL on a version, or moves it there. VERSION is an id, or a label that the version holds. unlabel takes
-    LABEL off. What a label points at is never destroyed: not by `retire`, not by `controller`. The labels `current` and
-    `stable` are moved by rotations only.
+    LABEL off, whichever tool has set it. What a label points at is never destroyed: not by `retire`, not by
+    `controller`. The labels `current` and `stable` are moved by rotations only.
     """
     if action == "label":
         if label is None or version is None:
@@ -273,9 +273,9 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
 
 
 async def _relabel(app: App, label: str, version: str | None) -> None:
-    from goatherd.operations.labels import check_custom_label, move_label, remove_label
+    from goatherd.operations.labels import check_custom_label, check_removable_label, move_label, remove_label
 
-    check_custom_label(label)
+    check_removable_label(label) if version is None else check_custom_label(label)
     async with open_store(app.options) as store:
         asked = {"action": "unlabel" if version is None else "label", "label": label, "version": version}
         async with audited(app, store, "versions", asked) as journal:
@@ -296,14 +296,15 @@ async def _relabel(app: App, label: str, version: str | None) -> None:
 
 
 def _label_line(change: LabelChange) -> str:
+    label = shown_label(change.label)
     if not change.is_change:
         where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
-        return f"label {change.label}: {where}; nothing was changed"
+        return f"label {label}: {where}; nothing was changed"
     if change.after is None:
-        return f"label {change.label}: taken off version {change.before}"
+        return f"label {label}: taken off version {change.before}"
     if change.before is None:
-        return f"label {change.label}: put on version {change.after}"
-    return f"label {change.label}: moved from version {change.before} to version {change.after}"
+        return f"label {label}: put on version {change.after}"
+    return f"label {label}: moved from version {change.before} to version {change.after}"
 
 
 async def _versions(app: App) -> None:
@@ -323,8 +324,7 @@ async def _versions(app: App) -> None:
         ],
     }
     rows = [
-        (version.id, iso(version.created_ms), version.state.value, " ".join(sorted(version.labels)))
-        for version in found
+        (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
     ]
     lines = app.out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
     if left := [version.id for version in found if version.is_leftover]:

@@ -85,12 +85,14 @@ class Plan:
         items: The versions, oldest first.
         labels: For each label the source's version id.
         skipped: What stays behind.
+        left_labels: Labels of other tools that the destination does not take, each with the source's version id.
         listing: What the source listed, to see whether it changed meanwhile.
     """
 
     items: tuple[Item, ...]
     labels: Mapping[Label, VersionId]
     skipped: tuple[Skipped, ...]
+    left_labels: Mapping[Label, VersionId]
     listing: tuple[SecretVersion, ...] = field(repr=False)
 
     @property
@@ -199,7 +201,8 @@ async def _plan(source: Store, destination: Store) -> Plan:
             skipped.append(Skipped(id=version.id, reason="cannot be read any more"))
             continue
         items.append(Item(source=version.id, value=found.value, digest=digest_of(found.value)))
-    labels = {label: version.id for version in listing for label in version.labels}
+    held = {label: version.id for version in listing for label in version.labels}
+    labels = {label: holder for label, holder in held.items() if destination.provider.takes_label(label)}
     history = destination.provider.guarantees.history
     loose = [item for item in items if item.source not in labels.values()]
     if history is not None and len(loose) > history:
@@ -218,6 +221,7 @@ async def _plan(source: Store, destination: Store) -> Plan:
         items=tuple(items),
         labels={label: holder for label, holder in labels.items() if holder in known},
         skipped=tuple(skipped),
+        left_labels={label: held[label] for label in sorted(held.keys() - labels.keys())},
         listing=listing,
     )
     await _unchanged(source, plan)

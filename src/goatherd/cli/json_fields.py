@@ -254,6 +254,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "skipped": Field("array of object", "Versions that are not copied."),
         "skipped[].id": Field("string", "Id of the version in the source."),
         "skipped[].reason": Field("string", "Why it is not copied."),
+        "leftLabels": Field("array of object", "Labels of other tools that the destination does not take."),
+        "leftLabels[].label": Field("string", "The label."),
+        "leftLabels[].version": Field("string", "Id of the version in the source."),
     },
     "config": {
         "file": Field("string or null", "Path of the configuration file that was read."),

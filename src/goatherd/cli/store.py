@@ -50,7 +50,7 @@ class Store:
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
-        """Return `text` as a version's id where there is one, else as a label.
+        """Return `text` as a version's id where there is one, else as a label; the version of a label that is not read.
 
         Raises:
             SecretNotFoundError: It is neither.
@@ -58,8 +58,9 @@ class Store:
         known = await self.versions()
         if text in {version.id for version in known}:
             return VersionId(text)
-        if any(text in version.labels for version in known):
-            return Label(text)
+        holder = next((version.id for version in known if text in version.labels), None)
+        if holder is not None:
+            return Label(text) if self.provider.takes_label(text) else holder
         raise SecretNotFoundError(
             f"no version has the id or the label {text!r}",
             provider=self.provider.scheme,

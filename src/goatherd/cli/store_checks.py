@@ -17,7 +17,7 @@ from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
-from goatherd.providers.base import CURRENT, STABLE, Label, SecretVersion, VersionState
+from goatherd.providers.base import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.providers.diagnosable import DiagnosableSecretProvider, Verdict
 
 OK: Final = "ok"
@@ -176,10 +176,10 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     ]
     return [
         Check(
-            name=f"label {label}",
+            name=f"label {shown_label(label)}",
             level=WARNING,
             text=f"version {one.id} is {one.state.value}",
-            hint="Nothing of Goatherd's needs it: move the label, or take it away, with the store's own tool.",
+            hint=f"Nothing of Goatherd's needs it: `goatherd versions unlabel {shown_label(label)}` removes the label.",
         )
         for label, one in lost
     ]

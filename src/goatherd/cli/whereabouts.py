@@ -17,7 +17,7 @@ from goatherd.clock import iso
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.base import CURRENT, STABLE, shown_labels
 from goatherd.rotation.holdings import Holding, copies_left, describe_kept, find_holdings
 from goatherd.rotation.machine import Kept
 
@@ -133,7 +133,7 @@ class Whereabouts:
         rows = [
             (
                 one.version.id,
-                "(left over)" if one.version.is_leftover else " ".join(sorted(one.version.labels)),
+                "(left over)" if one.version.is_leftover else shown_labels(one.version.labels),
                 one.problem or " ".join(sorted(one.private_ids)),
                 self._describe_due(one),
             )

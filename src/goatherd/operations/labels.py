@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from goatherd.errors import ConfigurationError, ConflictError, SecretNotFoundError
 from goatherd.providers.base import CURRENT, STABLE, Label, SecretProvider, SecretVersion, check_label
 
-__all__ = ["PROTECTED_LABELS", "LabelChange", "check_custom_label", "move_label", "remove_label"]
+__all__ = [
+    "PROTECTED_LABELS",
+    "LabelChange",
+    "check_custom_label",
+    "check_removable_label",
+    "move_label",
+    "remove_label",
+]
 
 PROTECTED_LABELS = frozenset({CURRENT, STABLE})
 """Labels that only Goatherd moves."""
@@ -45,14 +52,23 @@ def check_custom_label(text: str) -> Label:
         ConfigurationError: It is no label, or one of `PROTECTED_LABELS`.
     """
     label = check_label(text)
-    if label in PROTECTED_LABELS:
+    check_removable_label(text)
+    return label
+
+
+def check_removable_label(text: str) -> None:
+    """Check that an operator may take `text` off, whatever another tool has spelt it like.
+
+    Raises:
+        ConfigurationError: It is one of `PROTECTED_LABELS`.
+    """
+    if text in PROTECTED_LABELS:
         hint = (
             "Servers read the version with the label `current`. `goatherd rotate` and its --rollback change it."
-            if label == CURRENT
+            if text == CURRENT
             else "A rotation moves `stable` when it is complete, so that it can be rolled back. Use another label."
         )
         raise ConfigurationError(f"the label {text!r} is protected: only Goatherd moves it", hint=hint)
-    return label
 
 
 async def move_label(provider: SecretProvider, secret_id: str, label: str, to: str) -> LabelChange:
@@ -83,18 +99,20 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
 async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
     """Take `label` off the version that holds it. Where no version holds it, do nothing.
 
+    It may be any label that the store shows, also one that another tool has set and that `move_label` would refuse.
+
     Raises:
-        ConfigurationError: `label` is protected, is no label, or the store does not hold labels of an operator's own.
+        ConfigurationError: `label` is protected, or the store does not hold labels of an operator's own.
         SecretNotFoundError: No such secret.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
-    checked = check_custom_label(label)
+    check_removable_label(label)
     _check_store(provider)
-    before = _holder(await provider.versions(secret_id), checked)
+    before = _holder(await provider.versions(secret_id), Label(label))
     if before is not None:
         with _explained():
-            await provider.unlabel(secret_id, checked, expected=before)
-    return LabelChange(label=checked, before=before, after=None)
+            await provider.unlabel(secret_id, label, expected=before)
+    return LabelChange(label=Label(label), before=before, after=None)
 
 
 @contextmanager

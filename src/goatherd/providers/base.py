@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import shlex
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -47,6 +48,7 @@ from goatherd.providers.watchable import WatchableSecretProvider as WatchableSec
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_SECRET_ID_CHARS: Final = 512
+MAX_HELD_LABEL_CHARS: Final = 512
 ORG_FIELD: Final = "{org}"
 
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
@@ -91,7 +93,8 @@ class SecretVersion:
 
     Attributes:
         id: The store's own id.
-        labels: The labels that point at it.
+        labels: The labels that point at it, those of other tools too, as the platform spells them: they need not be
+            labels that `SecretProvider.label` takes.
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
         is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
@@ -215,6 +218,10 @@ class Call:
         return error
 
 
+def _is_label(text: str) -> bool:
+    return _LABEL.fullmatch(text) is not None and text not in _RESERVED_LABELS
+
+
 def check_label(text: str) -> Label:
     """Return `text` as a label.
 
@@ -222,12 +229,32 @@ def check_label(text: str) -> Label:
         ConfigurationError: It is not 1 to 63 of ``[A-Za-z0-9_-]`` after a letter, or is ``latest`` or ``new``, which
             some stores keep for themselves.
     """
-    if isinstance(text, VersionId) or not _LABEL.fullmatch(text) or text in _RESERVED_LABELS:
+    if isinstance(text, VersionId) or not _is_label(text):
         raise ConfigurationError(
             f"not a label: {str(text)!r}",
             hint="A label starts with a letter, goes on with up to 62 of A-Z a-z 0-9 _ -, and is not latest or new.",
         )
     return Label(text)
+
+
+def shown_label(label: str) -> str:
+    """Return a label for humans, on one line and as a POSIX shell takes it.
+
+    Args:
+        label: Any label that a store shows: one that another tool has set may hold spaces, and worse.
+    """
+    if label.isprintable():
+        return shlex.quote(label)
+    escaped = "".join(
+        one if one.isprintable() and one not in "\\'" else "".join(f"\\{byte:03o}" for byte in one.encode())
+        for one in label
+    )
+    return f"$'{escaped}'"
+
+
+def shown_labels(labels: Iterable[str]) -> str:
+    """Return labels for humans, in order, with a space between them; see `shown_label`."""
+    return " ".join(shown_label(label) for label in sorted(labels))
 
 
 def secret_id_for(template: str, org: str) -> str:
@@ -423,6 +450,8 @@ class SecretProvider(ABC):
     async def unlabel(self, secret_id: str, label: str, *, expected: str) -> None:
         """Take `label` off the version that holds it, if that is still `expected`.
 
+        It takes any label that `versions` shows, also one that another tool has set and that `label` would refuse.
+
         Raises:
             ConflictError: Another version holds `label`, or none does; nothing was changed.
             SecretNotFoundError: No such secret.
@@ -430,7 +459,7 @@ class SecretProvider(ABC):
                 does not take labels off (`Guarantees.custom_labels`).
         """
         call = self._start("unlabel", secret_id)
-        checked, holder = self._check_label(call, label), _version_id(expected)
+        checked, holder = self._check_held_label(call, label), _version_id(expected)
         if not self.guarantees.custom_labels:
             raise call.error(ProviderConfigurationError, "this store cannot take a label off a version")
         if checked == CURRENT:
@@ -592,6 +621,10 @@ class SecretProvider(ABC):
             return
         raise call.error(UnavailableError, "the store answered success, but the secret is still read")
 
+    def takes_label(self, label: str) -> bool:
+        """Return whether `label`, `write` and `read` take this label; a plugin that keeps some back replaces this."""
+        return _is_label(label)
+
     def check_secret_id(self, secret_id: str) -> None:
         """Check a secret's name; a plugin whose store allows other characters replaces this.
 
@@ -628,6 +661,12 @@ class SecretProvider(ABC):
             return check_label(label)
         except ConfigurationError as error:
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
+
+    def _check_held_label(self, call: Call, label: str) -> Label:
+        """Return a label that may be one that another tool has set."""
+        if isinstance(label, VersionId) or not 0 < len(label) <= MAX_HELD_LABEL_CHARS:
+            return self._check_label(call, label)
+        return Label(label)
 
     def _check_value(self, call: Call, value: SecretBytes | bytes) -> SecretBytes:
         hidden = value if isinstance(value, SecretBytes) else SecretBytes(value)

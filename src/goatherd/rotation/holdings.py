@@ -15,7 +15,15 @@ from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledE
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.silence import silent_since_ms
 from goatherd.identity.transitions import CANCELLED
-from goatherd.providers.base import CURRENT, STABLE, Guarantees, SecretProvider, SecretVersion, VersionState
+from goatherd.providers.base import (
+    CURRENT,
+    STABLE,
+    Guarantees,
+    SecretProvider,
+    SecretVersion,
+    VersionState,
+    shown_label,
+)
 from goatherd.rotation.action import Kept
 
 _RECENT: Final = 12
@@ -164,9 +172,10 @@ def describe_kept(kept: Kept, *, command: str = "`goatherd retire`") -> str:
         kept: The version, and the labels at it.
         command: What to run once the labels are removed.
     """
-    names = " and ".join(f"`{label}`" for label in kept.labels)
+    shown = [shown_label(label) for label in kept.labels]
+    names = " and ".join(f"`{label}`" for label in shown)
     points = "labels {} point" if len(kept.labels) > 1 else "label {} points"
-    commands = " and ".join(f"`goatherd versions unlabel {label}`" for label in kept.labels)
+    commands = " and ".join(f"`goatherd versions unlabel {label}`" for label in shown)
     it = "them" if len(kept.labels) > 1 else "it"
     return (
         f"version {kept.version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} "

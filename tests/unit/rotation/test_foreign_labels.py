@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import CURRENT, Label
+from goatherd.providers.base import CURRENT, Label, shown_label
 from goatherd.rotation.alert import AlertKind
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept
@@ -131,3 +135,14 @@ async def test_revoke_with_destroy_keeps_a_labelled_version_and_is_not_finished(
         assert not report.is_complete
         assert (await cluster.provider.read(SECRET, AUDIT)).version.id == first.id
         assert (await cluster.document()).retired_ids == frozenset()
+
+
+@pytest.mark.parametrize(
+    "label", ["audit", "1st", "Q4 2024", "it's", "$HOME `x`", "a\\b", "a\nb", "\x1b[31mred", "\u202eabc", "'\t\\'"]
+)
+def test_a_label_is_shown_on_one_line_and_as_a_shell_takes_it(label: str) -> None:
+    shown = shown_label(label)
+    assert shown.isprintable()
+    if "bash" in (bash := shutil.which("bash") or ""):
+        done = subprocess.run([bash, "-c", f"printf %s {shown}"], capture_output=True, check=True)
+        assert done.stdout.decode() == label

@@ -19,7 +19,6 @@ from typing import Final, Self
 
 from goatherd.clock import Clock
 from goatherd.errors import (
-    ConfigurationError,
     ConflictError,
     ProviderConfigurationError,
     SecretDeletedError,
@@ -54,7 +53,6 @@ from goatherd.providers.base import (
     SecretValue,
     SecretVersion,
     VersionId,
-    check_label,
 )
 
 CANDIDATE: Final = "goatherd-candidate"
@@ -62,6 +60,7 @@ CANDIDATE: Final = "goatherd-candidate"
 
 _CURRENT_STAGE: Final = "AWSCURRENT"
 _PREVIOUS_STAGE: Final = "AWSPREVIOUS"
+_LITERALLY: Final = "stage="
 _OURS = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-g([0-9a-f]{8})")
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
@@ -207,9 +206,16 @@ class AWSSecretProvider(SecretProvider):
         if version != expected:
             await self._move(call, label, version, expected)
 
+    def takes_label(self, label: str) -> bool:
+        return super().takes_label(label) and not _is_kept_back(label)
+
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        stage = _stage(call, label)
-        _compare(call, label, (await self._stages(call)).holder(call, stage), expected)
+        stage = _held_stage(label)
+        stages = await self._stages(call)
+        if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
+            # AWS's and our own are shown as no label, so that nobody can mean them.
+            raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
+        _compare(call, label, stages.holder(call, stage), expected)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
         outcome = await self._api.attempt(call, "update_secret_version_stage", request)
         if not isinstance(outcome, Refusal):
@@ -269,7 +275,7 @@ class AWSSecretProvider(SecretProvider):
         if foreign:
             raise call.error(
                 ConflictError,
-                f"the label {foreign[0]!r} points at version {version}",
+                f"the label {str(_label_of(foreign[0]))!r} points at version {version}",
                 hint="Move the label to another version first.",
             )
         for stage in sorted(stages):
@@ -374,23 +380,41 @@ def _stage(call: Call, label: Label) -> str:
     """Return the staging label of one of our labels."""
     if label == CURRENT:
         return _CURRENT_STAGE
-    if label.upper().startswith("AWS") or label == CANDIDATE:
+    if _is_kept_back(label):
         raise call.error(ProviderConfigurationError, f"the label {str(label)!r} is kept for AWS, or for this provider")
     return str(label)
 
 
+def _is_kept_back(label: str) -> bool:
+    return label.upper().startswith("AWS") or label == CANDIDATE
+
+
 def _labels(stages: frozenset[str]) -> frozenset[Label]:
-    """Return our labels of a version's staging labels; AWS's other ones, and what is no label here, are left out."""
-    labels = set()
-    for stage in stages:
-        if stage == _CURRENT_STAGE:
-            labels.add(CURRENT)
-        elif stage != CURRENT and stage != CANDIDATE and not stage.upper().startswith("AWS"):
-            try:
-                labels.add(check_label(stage))
-            except ConfigurationError:
-                continue
-    return frozenset(labels)
+    """Return the labels of a version: each staging label but AWS's mark of the one before, and our candidate's.
+
+    AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). One that is no label of ours is
+    shown all the same: while it is there, AWS keeps the version, and so does `destroy`.
+    """
+    return frozenset(_label_of(stage) for stage in stages - {_PREVIOUS_STAGE, CANDIDATE})
+
+
+def _label_of(stage: str) -> Label:
+    """Return how a staging label is shown: as it is, but for AWS's name of our ``current``.
+
+    A staging label that is spelt like that one is another tool's. It is shown with `_LITERALLY` before it, and one that
+    is spelt like this with one more, so that no two are shown alike.
+    """
+    if stage == _CURRENT_STAGE:
+        return CURRENT
+    is_alike = stage.removeprefix(_LITERALLY * stage.count(_LITERALLY)) == CURRENT
+    return Label(_LITERALLY + stage if is_alike else stage)
+
+
+def _held_stage(label: Label) -> str:
+    """Return the staging label that is shown as `label`: the reverse of `_label_of`."""
+    if label == CURRENT:
+        return _CURRENT_STAGE
+    return str(label).removeprefix(_LITERALLY) if _label_of(str(label)) != label else str(label)
 
 
 def _must_be_possible(call: Call, version: VersionId) -> None:
