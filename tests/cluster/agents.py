@@ -43,6 +43,7 @@ class Agented:
     wrapper: Sequence[str] = ()
     is_bare: bool = False
     argv: Sequence[str] | None = None
+    shift: Path | None = None
     process: asyncio.subprocess.Process | None = None
     runs: int = 0
 
@@ -69,16 +70,21 @@ class Agented:
     def command(self) -> list[str]:
         """What to start: the agent with the server's own command, that command alone, or ``goatherd`` with `argv`."""
         if self.argv is not None:
-            return [sys.executable, "-m", "goatherd", *self.argv]
+            return [*self.module("goatherd"), *self.argv]
         peers = [word for url in self.peers for word in ("--peer", url)]
-        child = [sys.executable, "-m", "tests.cluster.goatlike", "--path", str(self.data), "--port", str(self.port)]
+        child = [*self.module("tests.cluster.goatlike"), "--path", str(self.data), "--port", str(self.port)]
         child = [*self.wrapper, *child, *peers, *self.faults]
         if self.is_bare:
             return child
-        agent = [sys.executable, "-m", "goatherd", "run", "--create", "--provider", self.uri]
+        agent = [*self.module("goatherd"), "run", "--create", "--provider", self.uri]
         agent += ["--data", str(self.data)]
         agent += ["--url", self.url, "--refresh-interval", "500ms", "--grace", "20s", *self.options]
         return [*agent, "--", *child]
+
+    def module(self, name: str) -> list[str]:
+        """How to run a module: as it is, or with a clock that is ahead by what the file `shift` says."""
+        shifted = [] if self.shift is None else ["tests.cluster.shifted", str(self.shift)]
+        return [sys.executable, "-m", *shifted, name]
 
     async def start(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from goatherd.client import NodeClient
-from goatherd.errors import IllegalStepError
-from goatherd.identity.expiry import replace_expired_command
+from goatherd.errors import IllegalStepError, NodeError
+from goatherd.identity.expiry import REPLACE_EXPIRED
 from goatherd.node.server import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
-from goatherd.rotation.revocation import Revoker
+from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.settings import CloudSecretSettings
 
+from .agents import REPO, Agented, Cluster, cluster
 from .goatclient import NOTES, GoatClient
 from .herd import free_ports
-from .test_clients_through_rotation import LIFE, SECOND, Herd, herd_of
+from .test_clients_through_rotation import LIFE, SECOND, Herd, Shifted, herd_of
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,9 @@ def settings_of(herd: Herd) -> CloudSecretSettings:
     )
 
 
-async def test_after_revoking_the_expired_root_every_server_serves_and_every_commit_verifies(tmp_path: Path) -> None:
+async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_commit_verifies_everywhere(
+    tmp_path: Path,
+) -> None:
     async with herd_of(tmp_path) as herd:
         a = (await herd.document()).current.id
         old = await GoatClient.born(herd.urls[0], herd.clock)
@@ -46,18 +50,20 @@ async def test_after_revoking_the_expired_root_every_server_serves_and_every_com
         async with late, Listener(late, port=port):
             with pytest.raises(IllegalStepError) as caught:
                 await herd.rotate()
-            assert replace_expired_command(a) in (caught.value.hint or "")
+            assert REPLACE_EXPIRED in (caught.value.hint or "")
 
             servers = [*herd.servers, late]
             urls = [*herd.urls, f"http://127.0.0.1:{port}"]
             nodes = [NodeClient(url, clock=herd.clock) for url in urls]
             policy = Policy(adoption=60 * SECOND, settle=20 * SECOND)
-            revoker = Revoker(herd.provider, "root", nodes, policy=policy, clock=herd.clock)
-            report = await revoker.revoke(a, reason="expired")
+            replacer = Replacer(herd.provider, "root", nodes, policy=policy, clock=herd.clock)
+            report = await replacer.replace()
+            again = await replacer.replace()
             for node in nodes:
                 await node.aclose()
 
-            assert report.is_complete, report
+            assert report.is_complete, [*report.nodes]
+            assert (again.is_complete, again.is_written) == (True, False)
             document = await herd.document()
             b = document.current.id
             assert {server.database().pool.current.id for server in servers} == {b}
@@ -68,11 +74,89 @@ async def test_after_revoking_the_expired_root_every_server_serves_and_every_com
                 while not all(wanted <= set(one.database().engine.repository(NOTES).ids) for one in servers):
                     await herd.clock.sleep(SECOND / 10)
             await new.sync()
-            assert new.unverified([oldest, latest]) == []
+            assert a in new.roots, "an expired root is no revoked one: its successor introduces it"
+            assert new.unverified([oldest, by_a.commit, latest]) == []
             assert by_a.commit.id in {commit.id for commit in new.held[NOTES].values()}
             await old.sync()
+            assert b in old.roots, "the expired root has introduced its successor"
+            assert old.unverified([oldest, by_a.commit, latest]) == []
             await old.write("its session, which A had introduced, goes on")
             await old.sync()
             left_ms = document.current.session.expiration_ms - herd.clock.now_ms()
             assert timedelta(milliseconds=left_ms) > timedelta(days=170)
             assert herd.clock.now_ms() > (document.root(a) or document.current.session).expiration_ms
+
+
+async def replaced(made: Cluster, clock: Shifted, *, patience: timedelta = 120 * SECOND) -> ReplacementReport:
+    nodes = [NodeClient(url, clock=clock) for url in made.urls]
+    try:
+        policy = Policy(adoption=patience, lifetime=timedelta(days=180))
+        return await Replacer(made.provider, made.secret_id, nodes, policy=policy, clock=clock).replace()
+    finally:
+        for node in nodes:
+            await node.aclose()
+
+
+async def fetch(node: Agented) -> None:
+    """Write the settings.json of a server that is restarted by hand, as an operator does."""
+    words = ["fetch", "--create", "--plain-file", "--provider", node.uri, "--data", str(node.data)]
+    process = await asyncio.create_subprocess_exec(*node.module("goatherd"), *words, cwd=REPO)
+    assert await process.wait() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/shm")
+async def test_unmodified_servers_under_an_agent_and_restarted_by_hand_follow_with_all_their_clients(
+    tmp_path: Path,
+) -> None:
+    clock, shift = Shifted(), tmp_path / "ahead"
+
+    def pass_time(days: int) -> None:
+        clock.ahead += timedelta(days=days)
+        told = tmp_path / "ahead.new"
+        told.write_text(str(clock.ahead // timedelta(milliseconds=1)))
+        told.replace(shift)
+
+    pass_time(0)
+    async with cluster(tmp_path, 2, lifetime=timedelta(days=40)) as made:
+        agented, manual = made.nodes
+        agented.shift = manual.shift = shift
+        manual.is_bare = True
+        await fetch(manual)
+        await asyncio.gather(agented.start(), manual.start())
+        await made.up()
+        await agented.logged("agent.up")
+        a = made.first
+        pass_time(39)
+        old = await GoatClient.born(manual.url, clock)
+        oldest = await old.write("the oldest")
+        pass_time(2)
+        with pytest.raises(NodeError):
+            await GoatClient.born(agented.url, clock)
+        await agented.logged(
+            "has expired: no new client gets in, and the server cannot be started again; replace it with"
+            f" `{REPLACE_EXPIRED}`"
+        )
+
+        report = await replaced(made, clock, patience=3 * SECOND)
+        assert not report.is_complete
+        standings = {node.url: report.has_followed(node) for node in report.nodes}
+        assert standings[manual.url] is False, "it signs with the root of its settings.json until it is restarted"
+        await manual.stop()
+        await fetch(manual)
+        await manual.start()
+        report = await replaced(made, clock)
+        assert report.is_complete, list(map(str, report.nodes))
+        b = report.current_id
+
+        for url in made.urls:
+            new = await GoatClient.born(url, clock)
+            assert a.id not in new.roots
+            await new.sync()
+            assert set(new.roots) == {a.id, b}, "the successor has introduced the expired root"
+            assert new.unverified([oldest]) == []
+            latest = await new.write("by one whom B has introduced")
+            await old.sync()
+        await old.sync()
+        assert b in old.roots
+        assert old.unverified([oldest, latest]) == []
+        await old.write("its session, which A had introduced, goes on")

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from tests.cluster.herd import free_ports
 from tests.docs.reference import DOCS
@@ -136,8 +139,17 @@ def test_the_page_about_a_stolen_key_works_as_it_is_written(world: World) -> Non
 
 
 def test_the_page_about_an_expired_root_works_as_it_is_written(world: World) -> None:
-    shell = world.cluster(2)
-    world.replace["ROOT"] = current_root(shell)
+    past_ms = SystemClock().now_ms() - timedelta(days=40) // timedelta(milliseconds=1)
+    expired = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=past_ms, lifetime=timedelta(days=39))
+
+    async def keep() -> None:
+        provider, secret_id = open_provider(world.provider)
+        async with provider:
+            await provider.create(secret_id, encode_document(create(expired, past_ms)))
+
+    asyncio.run(keep())
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    world.servers(shell, 2)
     shell.follow(page("docs/how-to/expired-root.md"))
 
 

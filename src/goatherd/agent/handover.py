@@ -102,6 +102,7 @@ class Handover:
         self._seen = _Seen()
         self._told: tuple[str | int, ...] = ()
         self._warned_at: float | None = None
+        self._warned_of_end = False
 
     async def __aenter__(self) -> Self:
         await self._settings.__aenter__()
@@ -363,13 +364,19 @@ class Handover:
 
     def warn_of_age(self) -> None:
         """Tell, now and then, that the root will soon be too old for a start."""
-        now = self._clock.monotonic()
-        if self._warned_at is not None and now - self._warned_at < WARN_EVERY.total_seconds():
+        now, now_ms = self._clock.monotonic(), self._clock.now_ms()
+        is_expired = self.document.current.session.is_expired(now_ms)
+        is_news = is_expired and not self._warned_of_end
+        if self._warned_at is not None and now - self._warned_at < WARN_EVERY.total_seconds() and not is_news:
             return
-        text = short_life(self.document, self._clock.now_ms())
+        self._warned_of_end = is_expired
+        text = short_life(self.document, now_ms)
         if text is not None:
             self._warned_at = now
-            _log.warning(event_text(Event.AGENT_SHORT_LIFE, org=self.org, message=text))
+            _log.log(
+                logging.ERROR if is_expired else logging.WARNING,
+                event_text(Event.AGENT_SHORT_LIFE, org=self.org, message=text),
+            )
 
     # --- asking -----------------------------------------------------------------------------------------------------
 

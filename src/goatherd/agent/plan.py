@@ -16,7 +16,7 @@ import orjson
 
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import SHORT_LIFE
+from goatherd.identity.expiry import EXPIRED_HINT, REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 
 START_MARGIN: Final = timedelta(hours=1)
@@ -110,6 +110,12 @@ def require_life(document: IdentityDocument, now_ms: int) -> None:
         IdentityError: 15 days or less are left; the hint says what to do.
     """
     left = days_left(document, now_ms + START_MARGIN // timedelta(milliseconds=1))
+    if document.current.session.is_expired(now_ms):
+        raise IdentityError(
+            f"the current root {document.current.id} has expired; a GoatDB server that starts with it gives its private"
+            " key away, so it is not started",
+            hint=f"{EXPIRED_HINT} Then start the agent again.",
+        )
     if left <= SHORT_LIFE.days:
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left; a GoatDB server that starts"
@@ -123,6 +129,11 @@ def short_life(document: IdentityDocument, now_ms: int) -> str | None:
     left = days_left(document, now_ms)
     if left > EARLY_WARNING.days:
         return None
+    if left < 0:
+        return (
+            f"root {document.current.id} has expired: no new client gets in, and the server cannot be started again;"
+            f" replace it with `{REPLACE_EXPIRED}`"
+        )
     if left <= SHORT_LIFE.days:
         return (
             f"root {document.current.id} has {left:.1f} days left: the server cannot be started again until you rotate"

@@ -65,7 +65,9 @@ async def audited(app: App, store: Store, command: str, asked: Mapping[str, obje
 
     path = app.options.audit_log
     revokes = command == "revoke"
-    journal = Journal(None if path is None else AuditTrail(path, actor=who()), holds=revokes)
+    # What a revoked or an expired root signs counts for nothing.
+    holds = revokes or asked.get("what") == "replace-expired"
+    journal = Journal(None if path is None else AuditTrail(path, actor=who()), holds=holds)
     if path is not None:
         _, document = await store.read()
         journal.use(document)

@@ -21,7 +21,7 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import SHORT_LIFE, Urgency, expired_hint, urgency
+from goatherd.identity.expiry import EXPIRED_HINT, SHORT_LIFE, Urgency, urgency
 from goatherd.identity.redaction import days_left, notes
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
@@ -241,7 +241,7 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
     left = days_left(document, now_ms)
     for remark in notes(document, now_ms):
         level = FAILED if left < 0 else WARNING
-        hint = expired_hint(document.current.id) if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
+        hint = EXPIRED_HINT if left < 0 else "`goatherd rotate`." if left < SHORT_LIFE.days else ""
         checks.append(Check(name="identity", level=level, text=remark, hint=hint))
     if left >= SHORT_LIFE.days:
         stage = urgency(document, now_ms)
@@ -365,6 +365,10 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
         )
         hint = "Is --provider the store that this server starts from? Is --node the right server?"
         return Check(name=name, level=FAILED, text=text, hint=hint)
+    if not node.trusts_current and document.current.session.is_expired(SystemClock().now_ms()):
+        return Check(
+            name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
+        )
     if not node.trusts_current:
         hint = "Does it start from this store? Its clock may be wrong, too."
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)

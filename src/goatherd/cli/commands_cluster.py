@@ -20,6 +20,7 @@ from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.process import give_way, run_interruptible
 from goatherd.cli.progress import Progress
+from goatherd.cli.replacing import replace_expired as drive_replacement
 from goatherd.cli.rotation_text import (
     bare_lines,
     ending_data,
@@ -208,6 +209,11 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
 @click.option("--cancel", is_flag=True, help="Cancel the rotation. Possible only before the next root signs.")
 @click.option("--rollback", is_flag=True, help="Roll back: the previous root signs again, and both roots stay trusted.")
 @click.option(
+    "--replace-expired",
+    is_flag=True,
+    help="Replace a root that has expired. What it has signed stays valid; servers that cannot follow are named.",
+)
+@click.option(
     "--to",
     "to_phase",
     type=click.Choice(["prepared", "published", "activated", "verified"]),
@@ -250,6 +256,7 @@ def rotate(
     resume: bool,
     rollback: bool,
     cancel: bool,
+    replace_expired: bool,
     to_phase: str | None,
     reason: str | None,
     metrics_file: Path | None,
@@ -263,19 +270,33 @@ def rotate(
 
     Afterwards the earlier private key stays in the store for the grace period, so that `goatherd restore` can make that
     root sign again; then `goatherd retire` destroys it.
+
+    An expired root cannot endorse a next one: --replace-expired puts another root in its place. It ends with 11 while a
+    listed server has not followed; run it again then.
     """
-    asked = {"plan": plan, "resume": resume, "rollback": rollback, "cancel": cancel}
+    asked = {
+        "plan": plan,
+        "resume": resume,
+        "rollback": rollback,
+        "cancel": cancel,
+        "replace-expired": replace_expired,
+    }
     chosen = [name for name, is_asked in asked.items() if is_asked]
     if len(chosen) > 1:
-        raise click.UsageError("--plan, --resume, --rollback and --cancel cannot be combined")
+        raise click.UsageError("--plan, --resume, --rollback, --cancel and --replace-expired cannot be combined")
     what = chosen[0] if chosen else ""
     if reason is not None and what not in ("rollback", "cancel"):
         raise click.UsageError("--reason goes with --rollback or --cancel")
-    if to_phase is not None and what in ("rollback", "cancel"):
+    if to_phase is not None and what in ("rollback", "cancel", "replace-expired"):
         raise click.UsageError(f"--to does not go with --{what}")
-    if what == "":
+    if metrics_file is not None and what == "replace-expired":
+        raise click.UsageError("--metrics-file does not go with --replace-expired")
+    if what in ("", "replace-expired"):
         check_lifetime(policy_of(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
+    if what == "replace-expired":
+        replacing = drive_replacement(app, policy_of(app.options), unsafe_without_nodes=unsafe_without_nodes)
+        return run_interruptible(app, replacing, note="the very same command, run again, resumes it")
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A command of the operator's would inherit it, and be late with its answer.
         give_way(app)

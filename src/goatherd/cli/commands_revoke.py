@@ -92,6 +92,8 @@ def revoke(
     then on every Goatherd server refuses whatever it signs, however it is dated; what they held before stays and still
     verifies, on servers that join later too. Every user session that it had introduced is introduced again.
 
+    A root that has only expired is not revoked: `goatherd rotate --replace-expired` puts another in its place.
+
     Run the very same command again to carry on where it stopped, and after servers that were away have come back. Ends
     with 11 while something is left to be done.
     """

@@ -344,6 +344,27 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "steps[].storeWrites": Field("integer", "Least number of writes to the store."),
         "steps[].nodeRequests": Field("integer", "Least number of requests to each server."),
     },
+    "rotate --replace-expired": {
+        "expired": Field("string", "Id of the root that had expired."),
+        "current": _CURRENT,
+        "generation": Field("integer", "Generation of the identity document."),
+        "written": Field("boolean", "Whether this run has written the identity; false where an earlier run had."),
+        "complete": Field("boolean", "Whether nothing is left to do."),
+        "introducible": Field("boolean", "Whether the store holds the expired root's private key, as clients need."),
+        "nodes": Field("array of object", "One for each server."),
+        "nodes[].url": Field("string", "URL of the server."),
+        "nodes[].followed": Field("boolean", "Whether nothing is left to do at the server."),
+        "nodes[].unmodified": Field("boolean", "Whether it is an unmodified GoatDB server."),
+        "nodes[].trustsCurrent": Field("boolean or null", "Whether it accepts a request signed by the current root."),
+        "nodes[].signsWith": Field("string or null", "Id of the root that it signs with; null when not known."),
+        "nodes[].introduction": Field(
+            "boolean or null", "Whether it holds the introduction of the current root by the expired one."
+        ),
+        "nodes[].crossSignature": Field(
+            "boolean or null", "Whether it holds the introduction of the expired root by the current one."
+        ),
+        "nodes[].problem": Field("string or null", "What could not be seen at the server."),
+    },
     "restore": {"": _REPORT},
     "revoke": {
         "plan": Field("boolean", "Whether the command was asked to change nothing."),

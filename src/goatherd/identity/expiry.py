@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument
+    from goatherd.identity.session import Session
 
 
 SHORT_LIFE: Final = timedelta(days=15)
@@ -20,18 +21,20 @@ SHORT_LIFE: Final = timedelta(days=15)
 to anybody who asks (docs/explanation/rotation.md)."""
 
 
-def replace_expired_command(root_id: str) -> str:
-    """Return the one command that puts another root in the place of an expired one, without the servers to name.
+REPLACE_EXPIRED: Final = "goatherd rotate --replace-expired"
+"""The one command that puts another root in the place of an expired one; the servers are still to be named."""
 
-    An expired root can endorse no successor, so no rotation replaces it; its key still proves a revocation, by which
-    servers follow (`goatherd.identity.revocation`).
+EXPIRED_HINT: Final = f"`{REPLACE_EXPIRED}` puts a new root in its place; give --node URL for each server."
+
+
+def last_valid_ms(session: Session) -> int:
+    """Return a time at which whatever the session signs is valid: a second before its end, in milliseconds since 1970.
+
+    COMPAT: GoatDB compares the time in a signature with the session's expiration and never with the clock, so what an
+    expired root signs with this time is believed everywhere. The second keeps the rounding of an expiration, which is
+    in seconds with a fraction, from mattering.
     """
-    return f"goatherd revoke {root_id} --reason expired"
-
-
-def expired_hint(root_id: str) -> str:
-    """Return what to do about a root that has expired."""
-    return f"`{replace_expired_command(root_id)}` puts a new root in its place; give --node URL for each server."
+    return session.expiration_ms - 1000
 
 
 class Urgency(StrEnum):

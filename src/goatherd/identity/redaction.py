@@ -17,7 +17,7 @@ from goatherd.identity.document import (
     history_json,
     rotation_json,
 )
-from goatherd.identity.expiry import SHORT_LIFE, replace_expired_command
+from goatherd.identity.expiry import REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.revocation import Revocation, revocation_json
 from goatherd.identity.session import Session
 from goatherd.identity.text import iso
@@ -42,8 +42,7 @@ def notes(document: IdentityDocument, now_ms: int) -> list[str]:
     left, size = days_left(document, now_ms), len(encode_document(document))
     if left < 0:
         found.append(
-            f"the current root {document.current.id} expired {-left:.1f} days ago; replace it with "
-            f"`{replace_expired_command(document.current.id)}`"
+            f"the current root {document.current.id} expired {-left:.1f} days ago; replace it with `{REPLACE_EXPIRED}`"
         )
     elif left < SHORT_LIFE.days:
         found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")

@@ -19,7 +19,7 @@ from goatherd.identity.document import (
     read_session,
     settled,
 )
-from goatherd.identity.expiry import SHORT_LIFE, expired_hint
+from goatherd.identity.expiry import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.text import holds_private_key, parse, pretty
@@ -59,7 +59,7 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
         document, users = _convert(tree, trusted, now_ms, notes)
     left = days_left(document, now_ms)
     if left < 0:
-        notes.append(f"the current root {document.current.id} has expired. {expired_hint(document.current.id)}")
+        notes.append(f"the current root {document.current.id} has expired. {EXPIRED_HINT}")
     elif left < SHORT_LIFE.days:
         notes.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
     return document, users, notes
@@ -185,7 +185,7 @@ def to_settings(
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left;"
             f" a GoatDB server needs more than {SHORT_LIFE.days}, or it gives its private key away",
-            hint=expired_hint(document.current.id) if left < 0 else "Rotate first: `goatherd rotate`.",
+            hint=EXPIRED_HINT if left < 0 else "Rotate first: `goatherd rotate`.",
         )
     members = _settings_members(document, trusted)
     return to_json_bytes(members) if is_compact else pretty(members)

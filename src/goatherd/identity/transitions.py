@@ -21,7 +21,7 @@ from goatherd.identity.document import (
     settled,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
-from goatherd.identity.expiry import expired_hint
+from goatherd.identity.expiry import EXPIRED_HINT, last_valid_ms
 from goatherd.identity.pruning import may_leave
 from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
@@ -88,7 +88,7 @@ def prepare(
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
-            hint=expired_hint(document.current.id),
+            hint=EXPIRED_HINT,
         )
     record = RotationRecord(
         id=rotation_id,
@@ -158,6 +158,78 @@ def restore(
     if not is_endorsed and not current.session.is_expired(now_ms):
         endorsements = (*endorsements, endorse(current, earlier.session, now_ms))
     return _changed(document, now_ms, next=earlier, rotation=record, endorsements=endorsements)
+
+
+def replace_expired(
+    document: IdentityDocument, successor: OwnedSession, now_ms: int, *, rotation_id: str
+) -> IdentityDocument:
+    """Put another root in the place of the current one, which has expired; that one stays trusted.
+
+    What an expired root has signed while it lived is as good as ever, so it is not revoked. It endorses its successor
+    with the last time at which its signature is valid (`goatherd.identity.expiry.last_valid_ms`). A rotation in
+    progress ends: its next root is the successor where it can be (`find_successor`), else it stays trusted.
+
+    Args:
+        document: A document whose current root has expired.
+        successor: A fresh root, or what `find_successor` returns.
+        now_ms: Milliseconds since 1970.
+        rotation_id: A fresh id.
+
+    Raises:
+        IllegalStepError: The current root has not expired, or the successor is no root, was used before or has expired
+            as well.
+    """
+    expired = document.current
+    if not expired.session.is_expired(now_ms):
+        raise IllegalStepError(f"the current root {expired.id} has not expired", hint="`goatherd rotate` replaces it.")
+    if not successor.session.is_root or successor.session.is_expired(now_ms):
+        raise IllegalStepError("the successor is no root, or has expired as well")
+    is_prepared = find_successor(document, now_ms) == successor
+    if not is_prepared and (document.root(successor.id) is not None or successor.id in document.revoked_ids):
+        raise IllegalStepError(f"root {successor.id} was used before")
+    roots, endorsements = document.roots, document.endorsements
+    if not is_prepared:
+        roots = (*roots, successor.session)
+        endorsements = (*endorsements, endorse(expired, successor.session, last_valid_ms(expired.session)))
+    return _changed(
+        document,
+        now_ms,
+        current=successor,
+        next=None,
+        rotation=None,
+        rotated_from=expired.id,
+        rotated_at=now_ms,
+        roots=roots,
+        endorsements=endorsements,
+        entry=HistoryEntry(
+            at=now_ms,
+            event=ROTATED,
+            from_id=expired.id,
+            to_id=successor.id,
+            reason="the previous root had expired",
+            rotation_id=rotation_id,
+        ),
+    )
+
+
+def find_successor(document: IdentityDocument, now_ms: int) -> OwnedSession | None:
+    """Return the next root of the rotation in progress if it can follow an expired root at once, else None.
+
+    An earlier root that was to be restored cannot: it has introductions of its own, by other roots.
+    """
+    record, following = document.rotation, document.next
+    if record is None or following is None or record.is_restore or following.session.is_expired(now_ms):
+        return None
+    is_endorsed = any(one.by == record.from_id and one.of == following.id for one in document.endorsements)
+    return following if is_endorsed else None
+
+
+def find_replaced(document: IdentityDocument) -> Session | None:
+    """Return the root that had expired when the current one took its place; None where none had."""
+    replaced = document.root(document.rotated_from or "")
+    if replaced is None or document.rotated_at is None or replaced.id == document.current.id:
+        return None
+    return replaced if replaced.is_expired(document.rotated_at) else None
 
 
 def has_begun(document: IdentityDocument, rotation_id: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from goatherd.clock import Clock, iso
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import Urgency, replace_expired_command, time_left, urgency
+from goatherd.identity.expiry import REPLACE_EXPIRED, Urgency, time_left, urgency
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.node.expiry")
@@ -70,7 +70,7 @@ class ExpiryWatch:
                 urgency=stage.value,
                 days_left=f"{time_left(document, now_ms) / _DAY:.1f}",
                 expires=iso(document.current.session.expiration_ms),
-                do=_remedy(stage, document.current.id),
+                do=_remedy(stage),
             ),
         )
 
@@ -85,5 +85,5 @@ class ExpiryWatch:
         }
 
 
-def _remedy(stage: Urgency, root_id: str) -> str:
-    return replace_expired_command(root_id) if stage is Urgency.EXPIRED else "goatherd rotate"
+def _remedy(stage: Urgency) -> str:
+    return REPLACE_EXPIRED if stage is Urgency.EXPIRED else "goatherd rotate"

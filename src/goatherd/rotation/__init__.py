@@ -11,6 +11,7 @@
 - `view`: what the machine is shown of the document. Pure.
 - `refusal`: the error for a run that may not do what was asked. Pure.
 - `rotator`: does what the machine decides.
+- `replacement`: replaces a root that has expired.
 - `windows`, `schedule`: when a rotation is due. Pure.
 - `controller`: the loop that rotates by a schedule; `alert`: tells somebody.
 - `chain`, `evidence`: the records of an audit trail. Pure. `audit`: the file.

@@ -186,6 +186,19 @@ class RevocationStepped:
     detail: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiredRootReplaced:
+    """The identity is written in which another root signs in place of one that had expired.
+
+    `at_ms` is milliseconds since 1970.
+    """
+
+    from_id: str
+    to_id: str
+    at_ms: int
+    generation: int
+
+
 Event = (
     PhaseEntered
     | NodesSeen
@@ -197,4 +210,5 @@ Event = (
     | StoreTroubled
     | RunEnded
     | RevocationStepped
+    | ExpiredRootReplaced
 )

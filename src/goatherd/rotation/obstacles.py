@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
-from goatherd.identity.expiry import expired_hint
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
 from goatherd.rotation.table import Phase
@@ -129,7 +129,13 @@ def find_obstacles(
         *_of_the_store(observation, now_ms, is_restore=is_restore),
         *_of_the_policy(observation, policy, is_restore=is_restore),
         *_of_the_list(observation),
-        *(one for node in observation.nodes for one in _of_a_node(node, observation.store, node.url in silent)),
+        *(
+            one
+            for node in observation.nodes
+            for one in _of_a_node(node, observation.store, node.url in silent)
+            # Every server rejects what an expired root signs; that is no fault of the server.
+            if not (one.kind is ObstacleKind.UNTRUSTED and now_ms > observation.store.current_expires_ms)
+        ),
         *_of_the_flow(observation),
     )
 
@@ -138,7 +144,7 @@ def _of_the_store(observation: Observation, now_ms: int, *, is_restore: bool) ->
     store = observation.store
     if store.phase is Phase.STEADY and not is_restore and now_ms > store.current_expires_ms:
         text = f"root {store.current_id} has expired: servers and clients reject what it signs now"
-        yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=expired_hint(store.current_id))
+        yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=EXPIRED_HINT)
     ahead_ms = store.phase_since_ms - now_ms
     if ahead_ms > CLOCK_TOLERANCE / timedelta(milliseconds=1):
         yield Obstacle(

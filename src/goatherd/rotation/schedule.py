@@ -25,7 +25,7 @@ from cronsim import CronSim, CronSimError
 
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
-from goatherd.identity.expiry import replace_expired_command
+from goatherd.identity.expiry import REPLACE_EXPIRED
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
@@ -262,7 +262,7 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
             act=Act.NOTHING,
             at_ms=None,
             why=f"root {facts.current_id} has expired and can endorse no successor; replace it with "
-            f"`{replace_expired_command(facts.current_id)}`",
+            f"`{REPLACE_EXPIRED}`",
             urgent=True,
         )
     issued_ms = _issued_ms(facts, schedule.policy)

@@ -168,6 +168,29 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
     )
 
 
+def sought_late_introduction(document: IdentityDocument, expired_id: str) -> Sought:
+    """Return what to look for to see that the current root was introduced by the expired one before it."""
+    return _sought(introduction_id(document.current.id), document.current.id, {expired_id})
+
+
+def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
+    """Return the commit by which an expired root introduces the current one, which has taken its place.
+
+    Clients that know only the expired root follow by it. Its time is that of the endorsement in the document, at which
+    the expired root's signature is valid.
+
+    Args:
+        document: A steady document.
+        expired: The root that signed before, with its private key.
+        org: See `introduction`.
+    """
+    current = document.current
+    (signature,) = (one.signature for one in document.endorsements if (one.by, one.of) == (expired.id, current.id))
+    ts = parse_signature(signature).ts
+    assert isinstance(ts, int)
+    return session_commit(current.session, signer=expired, commit_id=introduction_id(current.id), ts=ts, org=org)
+
+
 def session_commit(
     session: Session,
     *,

@@ -19,7 +19,7 @@ from goatherd.providers.file import FileSecretProvider
 from .conftest import Goatherd
 
 ROOT = "k3n7q2w8e4r6t9y5u1i0o2pa"
-COMMAND = f"goatherd revoke {ROOT} --reason expired"
+COMMAND = "goatherd rotate --replace-expired"
 
 
 @pytest.fixture
@@ -57,8 +57,10 @@ def test_the_log_of_a_server_names_it_too(document: IdentityDocument, caplog: py
 
 def test_the_command_that_is_named_replaces_it(goatherd: Goatherd, document: IdentityDocument, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/keys/root"
-    goatherd(*COMMAND.split()[1:], "--provider", store, "--unsafe-without-nodes", "--yes")
+    done = goatherd(*COMMAND.split()[1:], "--provider", store, "--unsafe-without-nodes", "--json")
+    assert (done.code, done.json["expired"], done.json["complete"]) == (0, ROOT, True)
     shown = goatherd("show", "--provider", store, "--json").json
     assert shown["current"]["id"] != ROOT
-    assert shown["revoked"][0]["id"] == ROOT
+    assert shown["revoked"] == [], "an expired root was not stolen: what it has signed stays valid"
+    assert {root["id"] for root in shown["roots"]} == {ROOT, shown["current"]["id"]}
     assert "expired" not in goatherd("rotate", "--plan", "--provider", store).out

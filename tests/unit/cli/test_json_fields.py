@@ -6,16 +6,24 @@ scenarios here look for the opposite: a declared field that no longer occurs.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from goatherd._plugins import open_provider
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
+from goatherd.clock import SystemClock
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id
 
 from .conftest import Goatherd, Serving
 from .json_documents import JSONDocuments
@@ -72,6 +80,19 @@ def rotation_and_what_it_leaves(stage: Stage) -> None:
     stage.run("restore", "--unsafe-without-nodes")
     stage.run("retire", "--yes", "--grace", "0s")
     stage.goatherd("copy", stage.store, f"file://{stage.directory}/copy/root", "--json")
+
+
+def expired_root(stage: Stage) -> None:
+    past_ms = SystemClock().now_ms() - timedelta(days=181) // timedelta(milliseconds=1)
+    root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=past_ms, lifetime=timedelta(days=180))
+
+    async def keep() -> None:
+        provider, secret_id = open_provider(stage.store)
+        async with provider:
+            await provider.create(secret_id, encode_document(create(root, past_ms)))
+
+    asyncio.run(keep())
+    stage.run("rotate", "--replace-expired", "--adoption", "1s", "--node", DOWN)
 
 
 def schedule(stage: Stage) -> None:
@@ -138,6 +159,7 @@ FAST: dict[Scenario, list[str]] = {
         *["rotate", "rotate --plan", "restore", "retire", "retire --dry-run", "key inventory"],
         *["kept version", "versions", "versions label", "audit verify", "audit show", "copy"],
     ],
+    expired_root: ["rotate --replace-expired"],
     schedule: ["controller --explain", "controller --once", "due"],
     migration: ["migrate"],
     damaged_data: ["data check", "data repair", "finding"],

@@ -261,7 +261,7 @@ def test_of_a_root_that_has_expired_nobody_is_told_to_rotate_it(goatherd: Goathe
     told += [goatherd("export", "x.json", "--provider", store).err]
     told += [goatherd("rotate", "--unsafe-without-nodes", "--provider", store).err]
     for text in told:
-        assert "goatherd revoke" in text
+        assert "goatherd rotate --replace-expired" in text
         assert "rotate it" not in text
         assert "Rotate first" not in text
 

@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from goatherd.identity.expiry import expired_hint
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation import machine
 from goatherd.rotation.machine import (
     BACKWARD,
@@ -154,7 +154,7 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
                 Obstacle(
                     kind=ObstacleKind.EXPIRED,
                     text="root A has expired: servers and clients reject what it signs now",
-                    hint=expired_hint("A"),
+                    hint=EXPIRED_HINT,
                 ),
             )
         ),

@@ -20,7 +20,7 @@ from goatherd.errors import (
     RotationBusyError,
     RotationError,
 )
-from goatherd.identity.expiry import expired_hint
+from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.providers.base import Label
@@ -326,9 +326,7 @@ async def compare(cluster: Cluster) -> None:
         assert plan.resumes is None
         if plan.obstacles:
             assert clock.now_ms() == began, "at once"
-            way_out = (
-                f". {expired_hint(before.current.id)}"  # the plan has it beside the obstacle, the error as its hint
-            )
+            way_out = f". {EXPIRED_HINT}"  # the plan has it beside the obstacle, the error as its hint
             assert all(obstacle.removesuffix(way_out) in str(error) for obstacle in plan.obstacles)
             assert error.hint is not None
             assert all(way_out[2:] in error.hint for obstacle in plan.obstacles if obstacle.endswith(way_out))

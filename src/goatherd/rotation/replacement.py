@@ -1,0 +1,349 @@
+"""An expired root: another takes its place, and the servers are followed until each signs with it.
+
+What it is: the one way past the end of a root's life. What it is not: a rotation, whose gates need a root that servers
+and clients still believe; nor a revocation (`goatherd.rotation.revocation`): an expired root was not stolen, so what it
+has signed stays valid everywhere, and new clients go on learning of it.
+
+The order, and why:
+
+1. *Look.* Nothing is written where a server has seen a later identity, belongs to another one, or has another time: a
+   root may only seem to have expired.
+2. *Write* the identity in which the successor signs, endorsed by the expired root. Goatherd servers and agents follow
+   by the endorsement at their next read of the store.
+3. *Introduce*: the successor by the expired root, so that clients follow; and the expired root by the successor, so
+   that what it has signed can be verified by clients that come later. Only a server that follows takes either: it
+   rejects what the expired root asks for, and does not know the successor before.
+
+Rules: the identity is written by a compare-and-swap, tried twice at most on the same state of the store; whoever runs
+this again resumes where the identity and the servers stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import ConflictError, IllegalStepError, NodeError
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.ids import new_id
+from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
+from goatherd.rotation.action import Obstacle, ObstacleKind
+from goatherd.rotation.attempts import Attempts
+from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold
+from goatherd.rotation.holdings import find_holdings
+from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
+from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
+from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
+from goatherd.rotation.policy import check_lifetime
+from goatherd.rotation.refusal import refusal
+from goatherd.rotation.view import store_view
+from goatherd.rotation.vouching import (
+    Sought,
+    earlier_introduction,
+    late_introduction,
+    sought_earlier,
+    sought_late_introduction,
+)
+
+OBSTACLES: Final = frozenset(
+    {
+        ObstacleKind.CLOCK,
+        ObstacleKind.NAMED_TWICE,
+        ObstacleKind.NODES_UNKNOWN,
+        ObstacleKind.OTHER_IDENTITY,
+        ObstacleKind.STORE_BEHIND,
+    }
+)
+"""What keeps an expired root from being replaced. A server that does not answer does not: it follows when it starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStanding:
+    """How far one server has followed.
+
+    Attributes:
+        is_unmodified: It runs unmodified GoatDB.
+        trusts_current: It accepts a request signed by the current root; None where that is not known.
+        signs_with: The root that it signs with; None where that is not known.
+        holds_introduction: It holds the introduction of the current root by the expired one.
+        holds_cross_signature: It holds the introduction of the expired root by the current one.
+        problem: What could not be seen, in one line.
+    """
+
+    url: str
+    is_unmodified: bool = False
+    trusts_current: bool | None = None
+    signs_with: str | None = None
+    holds_introduction: bool | None = None
+    holds_cross_signature: bool | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacementReport:
+    """How a replacement stands at the end of a run.
+
+    Attributes:
+        expired_id: The root that had expired.
+        current_id: The root that signs in its place.
+        generation: Of the identity.
+        is_written: Whether this run has written the identity; False where an earlier run had.
+        has_key: Whether the store still holds the expired root's private key, without which the current root cannot be
+            introduced to existing clients.
+        nodes: One for each server.
+    """
+
+    expired_id: str
+    current_id: str
+    generation: int
+    is_written: bool
+    has_key: bool
+    nodes: tuple[NodeStanding, ...]
+
+    def has_followed(self, node: NodeStanding) -> bool:
+        """Return whether nothing is left to do at a server."""
+        is_introduced = node.holds_introduction is True or not self.has_key
+        return node.signs_with == self.current_id and is_introduced and node.holds_cross_signature is True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(self.has_followed(node) for node in self.nodes)
+
+
+class Replacer:
+    """Replaces the expired root of one organization. One run at a time.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it, with no ``{org}`` left.
+        nodes: Every server that holds this identity, or what tells who they are.
+        org: The organization id, which is part of every signed commit.
+        policy: How long to wait for the servers (`adoption`), and how long the new root lives (`lifetime`).
+        clock: Tells the time and waits.
+        on_event: Called with each event as it happens; must not block and must not raise.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        nodes: Sequence[Node] | NodeSource,
+        *,
+        org: str = "localhost",
+        policy: Policy | None = None,
+        clock: Clock | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self._provider = provider
+        self._secret_id = secret_id
+        self._org = org
+        self._clock: Clock = clock or SystemClock()
+        self._on_event = on_event
+        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare)
+        self._seen: tuple[NodeView, ...] = ()
+
+    async def replace(self) -> ReplacementReport:
+        """Replace the root that has expired, or resume where an earlier run has stopped.
+
+        Raises:
+            IllegalStepError: The current root has not expired, and has not replaced an expired one.
+            ObstructedError: A server has seen a later identity, belongs to another one, has another time than this
+                machine, or is listed twice. Nothing was written.
+            LifetimeError: The new root would live too short. Nothing was written.
+            StuckError: The store refuses the change although nothing in it changes.
+            ProviderError: The store failed. Run it again.
+        """
+        document, is_written = await self._written()
+        expired = transitions.find_replaced(document)
+        assert expired is not None
+        key = await self._key_of(document, expired.id)
+        nodes = await self._followed(document, expired.id, key)
+        return ReplacementReport(
+            expired_id=expired.id,
+            current_id=document.current.id,
+            generation=document.generation,
+            is_written=is_written,
+            has_key=key is not None,
+            nodes=tuple(_standing(node) for node in nodes),
+        )
+
+    # --- 1 and 2: the identity --------------------------------------------------------------------------------------
+
+    async def _written(self) -> tuple[IdentityDocument, bool]:
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        fresh: OwnedSession | None = None
+        rotation_id, poll = new_id(), self.policy.poll_min
+        while True:
+            document, version = await self._read()
+            if transitions.has_begun(document, rotation_id):
+                await self._move_stable(version)
+                return document, True
+            now_ms = self._clock.now_ms()
+            if not document.current.session.is_expired(now_ms):
+                if transitions.find_replaced(document) is None or document.rotation is not None:
+                    raise IllegalStepError(
+                        f"the current root {document.current.id} has not expired",
+                        hint="`goatherd rotate` replaces it; with --resume it finishes a rotation in progress.",
+                    )
+                await self._move_stable(version)
+                return document, False
+            evidence = (version.id, document.generation)
+            if attempts.may_try(evidence, "write the identity with another root"):
+                await self._refuse_obstacles(document, version)
+                successor = transitions.find_successor(document, now_ms)
+                if successor is None:
+                    fresh = fresh or OwnedSession.generate(
+                        session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+                    )
+                    successor = fresh
+                changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id)
+                try:
+                    await self._provider.write(
+                        self._secret_id, encode_document(changed), label=CURRENT, expected=version.id
+                    )
+                except ConflictError as conflict:
+                    attempts.note(evidence, conflict)
+                    self._emit(ConflictMet())
+                else:
+                    attempts.note(evidence)
+                    replaced = ExpiredRootReplaced(
+                        from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
+                    )
+                    self._emit(replaced)
+                    continue
+            poll = await self._pause(poll)
+
+    async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
+        nodes = await self._observer.look(Question(asker=document.current, answers=True))
+        check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
+        observation = Observation(
+            store=store_view(document, version, version.id, self.policy),
+            nodes=nodes,
+            nodes_unknown=self._observer.unknown,
+            are_nodes_discovered=self._observer.is_discovered,
+        )
+        roots = observation.store.root_ids
+        strange = frozenset(node.url for node in nodes if is_of_another_identity(node.roots or (), roots))
+        found = find_obstacles(observation, self.policy, self._clock.now_ms(), silent=strange)
+        obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
+        if obstacles:
+            raise refusal(Refuse(obstacles=obstacles))
+
+    async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
+        """Return the expired root with its private key, from the version that holds it; None where none does."""
+        for holding in await find_holdings(self._provider, self._secret_id, document):
+            if expired_id in holding.private_ids:
+                found = await self._provider.read(self._secret_id, holding.version.id)
+                held = decode_document(found.value.reveal())
+                for owned in (held.current, held.next):
+                    if owned is not None and owned.session == document.root(expired_id):
+                        return owned
+        return None
+
+    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+        found = await self._provider.read(self._secret_id, CURRENT)
+        return decode_document(found.value.reveal()), found.version
+
+    async def _move_stable(self, version: SecretVersion) -> None:
+        """Put label ``stable`` on the version as well: to go back would be to go back to an expired root."""
+        if STABLE in version.labels:
+            return
+        listed = await self._provider.versions(self._secret_id)
+        at = next((one.id for one in listed if STABLE in one.labels), None)
+        try:
+            await self._provider.label(self._secret_id, STABLE, version.id, expected=at)
+        except ConflictError:
+            self._emit(ConflictMet())  # another process has moved it; whoever writes next looks again
+
+    # --- 3: the servers ---------------------------------------------------------------------------------------------
+
+    async def _followed(
+        self, document: IdentityDocument, expired_id: str, key: OwnedSession | None
+    ) -> tuple[NodeView, ...]:
+        """Notify the servers and push the introductions until each has followed, or `Policy.adoption` has passed."""
+        current = document.current
+        cross = sought_earlier(document, expired_id)
+        introductions: tuple[Sought, ...] = ()
+        commits = [earlier_introduction(document, expired_id, org=self._org)]
+        if key is not None:
+            introductions = (sought_late_introduction(document, expired_id),)
+            # First, so that a client which knows only the expired root can verify the other one when it meets it.
+            commits.insert(0, late_introduction(document, key, org=self._org))
+        question = Question(
+            asker=current, next_root=current, introductions=introductions, cross_signature=cross, signer=False
+        )
+
+        async def push(node: Node) -> None:
+            await node.push(SESSIONS, commits, current, self._clock.now_ms())
+
+        async def notify(node: Node) -> None:
+            await node.refresh(current, self._clock.now_ms())
+
+        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
+        poll = self.policy.poll_min
+        while True:
+            nodes = await self._observer.look(question)
+            if nodes and all(_is_introduced(node, has_key=key is not None) for node in nodes):
+                # Only now: to ask an unmodified server who signs leaves a session there.
+                nodes = await self._observer.look(replace(question, signer=True))
+            if nodes != self._seen:
+                self._seen = nodes
+                self._emit(NodesSeen(nodes=nodes))
+            done = [node.signs_with == current.id and _is_introduced(node, has_key=key is not None) for node in nodes]
+            if all(done) or self._clock.monotonic() >= deadline:
+                return nodes
+            lacking = [
+                node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=key is not None)
+            ]
+            behind = [node.url for node in nodes if node.trusts_next is False]
+            await self._on_each(lacking, push)
+            await self._on_each(behind, notify)
+            poll = await self._pause(poll)
+
+    async def _on_each(self, urls: Sequence[str], call: Callable[[Node], Awaitable[object]]) -> None:
+        """Call all of them side by side; what a server does not do is seen at the next look."""
+
+        async def one(url: str) -> None:
+            try:
+                async with asyncio.timeout(self.policy.node_timeout.total_seconds()):
+                    await call(self._observer.nodes[url])
+            except KeyError:
+                pass  # it has left
+            except (NodeError, TimeoutError) as error:
+                self._emit(NodeTold(url=url, heard=False, problem=str(error) or "no answer in time"))
+
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(one(url))
+
+    async def _pause(self, poll: timedelta) -> timedelta:
+        await self._clock.sleep(poll)
+        return min(poll * 2, self.policy.poll_max)
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _is_introduced(node: NodeView, *, has_key: bool) -> bool:
+    return node.holds_cross_signature is True and (node.holds_introduction is True or not has_key)
+
+
+def _standing(node: NodeView) -> NodeStanding:
+    return NodeStanding(
+        url=node.url,
+        is_unmodified=node.is_unmodified,
+        trusts_current=node.trusts_next,
+        signs_with=node.signs_with,
+        holds_introduction=node.holds_introduction,
+        holds_cross_signature=node.holds_cross_signature,
+        problem=node.problem,
+    )

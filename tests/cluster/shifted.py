@@ -1,0 +1,26 @@
+"""A program of this project whose clock is ahead by what a file says: a month passes when the file is written.
+
+    python -m tests.cluster.shifted FILE MODULE [ARGUMENT …]
+
+FILE holds the number of milliseconds.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import time
+from pathlib import Path
+
+from goatherd.clock import SystemClock
+
+
+def main() -> None:
+    ahead, module = Path(sys.argv[1]), sys.argv[2]
+    SystemClock.now_ms = lambda self: time.time_ns() // 1_000_000 + int(ahead.read_text())  # type: ignore[method-assign]
+    sys.argv = sys.argv[2:]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
