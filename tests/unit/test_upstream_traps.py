@@ -22,7 +22,9 @@ from goatherd.errors import (
     UnknownSignerError,
 )
 from goatherd.identity.session import OwnedSession, sign_commit
-from goatherd.node.births import unmerged_births
+from goatherd.node import births
+from goatherd.node.admission import Limits, decode_commit
+from goatherd.node.births import PORTION, unmerged_births
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
 from goatherd.node.storage import LogDirectory, MemoryLog
@@ -142,6 +144,28 @@ def test_t7_births_of_one_key_are_merged_before_anybody_is_answered() -> None:
     assert [leaf.id for leaf in repository.leaves("k")] == [merge["id"]]
     assert not unmerged_births(repository, "k")
     node.pool.verify_commit(Commit.from_json(merge, org=ORG))
+
+
+def test_t7_many_births_are_merged_in_portions_that_every_peer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(births, "PORTION", 3)
+    some = [commit_by(X, "k", {"text": str(n), "tags": {"__t": "S", "__v": [n]}}, ts=NOW - 9000 + n) for n in range(11)]
+    one, other = node_with(X, Y), node_with(X, Y)
+    one.sync(X, commits=some)
+    repository = one.repository("/data/test")
+    merges = sorted([each for each in map(repository.get, repository.ids) if each and each.parents], key=lambda c: c.ts)
+    assert [len(each.parents) for each in merges] == [3, 4, 4, 3]
+    for each in merges:
+        decode_commit(each.to_json(), other.repository("/data/test"), Limits(parents=PORTION + 1), NOW)
+    (leaf,) = one.repository("/data/test").leaves("k")
+    assert leaf.data is not None
+    assert leaf.data["text"] == "10"
+    assert leaf.data["tags"]["__v"] == list(range(11))
+    other.sync(X, commits=some[::-1])
+    assert one.stored() == other.stored()
+
+
+def test_a_portion_of_births_is_no_more_than_a_peer_takes_as_parents() -> None:
+    assert Limits().parents >= PORTION + 1
 
 
 def test_t7_all_servers_of_one_root_make_the_same_merge() -> None:

@@ -13,7 +13,7 @@ head; they are left to the full server.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from goatherd.errors import DecodeError, EncodeError
@@ -24,6 +24,8 @@ from goatherd.wire.encoding import to_json
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ID_LENGTH = 24
+PORTION = 500
+"""How many births one merge takes; peers refuse a commit of more than 1 000 parents."""
 
 
 def unmerged_births(repository: Repository, key: str) -> list[Commit]:
@@ -37,11 +39,17 @@ def unmerged_births(repository: Repository, key: str) -> list[Commit]:
     return leaves[::-1] if len(leaves) > 1 else []
 
 
+def portions_of(births: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
+    """Yield births, oldest first, in portions that one commit may have as parents beside the merge of those before."""
+    for start in range(0, len(births), PORTION):
+        yield births[start : start + PORTION]
+
+
 def merge_births(births: Sequence[Commit], repository: Repository, session_id: str) -> Commit | None:
     """Build the unsigned commit that has all the births as parents; None when their contents cannot be merged.
 
     Args:
-        births: Oldest first, as `unmerged_births` gives them.
+        births: Oldest first, as `unmerged_births` gives them; no more than a commit may have parents.
         repository: Where they are.
         session_id: The session that will sign, and counts as the merge's leader.
     """
@@ -49,11 +57,12 @@ def merge_births(births: Sequence[Commit], repository: Repository, session_id: s
     if not records:
         return None
     marker = str(records[0]["s"])
-    data: dict[str, Any] = {}
+    fields: dict[str, _Union] = {}
     for record in records:
         if record["s"] == marker:
             for name, value in record["d"].items():
-                data[name] = _unite(data.get(name), value)
+                if name not in fields or not fields[name].take(value):
+                    fields[name] = _Union(value)
     names = "\n".join([session_id, *[commit.id for commit in births]])
     digest = hashlib.sha512(names.encode(errors="surrogatepass")).digest()
     commit_id = _identifier(digest[:24])
@@ -67,7 +76,7 @@ def merge_births(births: Sequence[Commit], repository: Repository, session_id: s
             ts=int(births[-1].ts) + 1,
             org=repository.org,
             parents=[commit.id for commit in births],
-            data=data,
+            data={name: union.value() for name, union in fields.items()},
             schema_marker=marker,
             connection=commit_id,
             ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, seeds),
@@ -78,25 +87,39 @@ def merge_births(births: Sequence[Commit], repository: Repository, session_id: s
         return None
 
 
-def _unite(known: Any, new: Any) -> Any:
-    """Return what two births make of one encoded field, the later one being `new`."""
-    if not isinstance(known, Mapping) or not isinstance(new, Mapping) or _is_rich_text(known) or _is_rich_text(new):
-        return new
+class _Union:
+    """What births make of one encoded field: sets and maps grow, of anything else the latest counts."""
+
+    __slots__ = ("_members", "_value")
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._members = _members(value)
+
+    def take(self, value: Any) -> bool:
+        """Add the elements of another set to a set, or the entries of a map to a map; otherwise return False."""
+        members = _members(value)
+        if self._members is None or members is None or ("__t" in self._value) != ("__t" in value):
+            return False
+        self._members |= members
+        return True
+
+    def value(self) -> Any:
+        if self._members is None:
+            return self._value
+        return {"__t": "S", "__v": list(self._members.values())} if "__t" in self._value else self._members
+
+
+def _members(value: Any) -> dict[str, Any] | None:
+    """Return the entries of an encoded map, or the elements of an encoded set by their text; None for anything else."""
+    if not isinstance(value, Mapping) or _is_rich_text(value):
+        return None
     # SECURITY: data of an unknown schema are kept as they came, so a marker may lack what it marks; an error here would
     # keep the repository shut at every start (tests/unit/node/test_repository.py).
-    before, after = _elements(known), _elements(new)
-    if before is not None and after is not None:
-        elements = {to_json(element): element for element in [*before, *after]}
-        return {"__t": "S", "__v": list(elements.values())}
-    if "__t" in known or "__t" in new:
-        return new
-    return {**known, **new}
-
-
-def _elements(value: Mapping[str, Any]) -> list[Any] | None:
-    """Return the elements of an encoded set; None for anything else, such as what only looks like one."""
     elements = value.get("__v")
-    return elements if value.get("__t") == "S" and isinstance(elements, list) else None
+    if value.get("__t") == "S" and isinstance(elements, list):
+        return {to_json(element): element for element in elements}
+    return None if "__t" in value else dict(value)
 
 
 def _is_rich_text(value: Mapping[str, Any]) -> bool:

@@ -68,7 +68,7 @@ from goatherd.errors import (
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
 from goatherd.identity.session import SESSION_LIFETIME, Session, exact_expiration_ms, sign_commit
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
-from goatherd.node.births import merge_births, unmerged_births
+from goatherd.node.births import merge_births, portions_of, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
@@ -517,12 +517,14 @@ class Engine:
             births = unmerged_births(repository, key)
             if not births or (check and not self._vouched(repository.path, births)):
                 continue
-            merge = merge_births(births, repository, self.pool.current.id)
-            if merge is None or merge.ts > self.pool.current.session.expiration_ms:
-                continue
-            if merge.id in repository:
-                merge = replace(merge, id=self._new_id())
-            self._store_own(repository, merge, int(merge.ts))
+            merged: list[Commit] = []
+            for portion in portions_of(births):
+                merge = merge_births([*merged, *portion], repository, self.pool.current.id)
+                if merge is None or merge.ts > self.pool.current.session.expiration_ms:
+                    break
+                if merge.id in repository:
+                    merge = replace(merge, id=self._new_id())
+                merged = [self._store_own(repository, merge, int(merge.ts))]
 
     def _vouched(self, path: str, commits: Sequence[Commit]) -> bool:
         """Whether all commits verify now; in ``/sys/sessions``, by a root.

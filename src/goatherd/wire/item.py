@@ -8,7 +8,7 @@ neither changes a checksum or a patch, because a date is a number and rich text 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, is_native, refuse_encoded, rich_text_filter
@@ -84,11 +84,18 @@ def _legacy_element(element: Any) -> Any:
     raise DecodeError("an element of a set in the old form is no JSON text")
 
 
+_MAX_MAP_TEXT: Final = 1000
+
+
 def _as_map(value: Any) -> JSMap:
     """Return what JavaScript's ``Object.entries`` gives, as a Map."""
     if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
+        # SECURITY: an entry for each character is much work for little text, and no writer means it
+        # (tests/unit/wire/test_commit.py).
+        if len(value) > _MAX_MAP_TEXT:
+            raise DecodeError("a map field holds a long text")
         return JSMap(utf16_characters(value))
     if isinstance(value, list):
         return JSMap({str(index): item for index, item in enumerate(value)})

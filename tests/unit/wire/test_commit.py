@@ -183,6 +183,7 @@ class TestReading:
             wire({"set": {"a": 1}}),
             wire({"set": [{}]}),
             wire({"map": None}),
+            wire({"map": "x" * 1001}),
             wire({"d": "soon"}),
             wire({"d": None}),
             wire({"map": {"a": {"__t": "E", "__v": {}}}}),
