@@ -1,4 +1,5 @@
-"""A client that believes as GoatDB's does (protocol 7): each session commit once, as it comes, by the roots of then.
+"""A client that believes as GoatDB's does (protocol 7): each session commit once, by the roots that it knows when the
+commit comes, and only where it holds no child of that commit.
 
 It verifies, which GoatDB's client does not: what it finds is what a careful client could find by the same means.
 """
@@ -68,14 +69,17 @@ class GoatClient:
         bloom.update(list(known))
         message = SyncMessage(version=VERSION, filter=bloom, size=len(known)).to_json()
         (reply,) = await node.batch_sync([(path, message)], self.owned)
-        before = len(known)
+        fresh = []
         for raw in reply["c"]:
             commit = Commit.from_json(raw, org="localhost")
             if commit.id not in known:
                 known[commit.id] = commit
-                if path == SESSIONS:
-                    self._look(commit)
-        return len(known) > before
+                fresh.append(commit)
+        parents = {parent for commit in known.values() for parent in commit.parents} if path == SESSIONS else set()
+        for commit in fresh:
+            if path == SESSIONS and commit.id not in parents:
+                self._look(commit)
+        return bool(fresh)
 
     async def write(self, title: str) -> Commit:
         """Write a note and push it; return it once the server shows it."""

@@ -144,6 +144,25 @@ async def test_a_client_that_knew_only_a_comes_back_two_rotations_later_and_afte
         await away.write("it still writes")
 
 
+async def test_a_client_that_knew_only_a_comes_back_after_five_rotations(tmp_path: Path) -> None:
+    async with herd_of(tmp_path) as herd:
+        away = await GoatClient.born(herd.urls[0], herd.clock)
+        oldest = await away.write("the oldest")
+        await away.sync()
+        roots = [await herd.rotate(lifetime=90 * LIFE) for _ in range(5)]
+        assert len((await herd.document()).roots) < len(roots), "some have left the document"
+        newcomer = await GoatClient.born(herd.urls[1], herd.clock)
+        await herd.in_step()
+        latest = await newcomer.write("by one whom the last root has introduced")
+        await herd.in_step()
+
+        await away.sync()
+
+        assert set(roots) <= set(away.roots)
+        assert away.unverified([oldest, latest]) == []
+        await away.write("it still writes")
+
+
 async def test_a_brand_new_client_after_a_has_expired_verifies_the_oldest_commit(tmp_path: Path) -> None:
     async with herd_of(tmp_path) as herd:
         a = (await herd.document()).current.id
@@ -204,8 +223,8 @@ async def test_what_a_client_believes_without_the_order_of_the_answers_comes_too
     tmp_path: Path, believe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test of the test above: in the order of the log a new client does not verify the oldest commit."""
-    keep: Callable[..., list[object]] = lambda missing, held, current: list(missing)  # noqa: E731
-    monkeypatch.setattr("goatherd.node.views.roots_first", keep)
+    keep: Callable[..., list[object]] = lambda self, missing, **more: list(missing)  # noqa: E731
+    monkeypatch.setattr("goatherd.identity.following.RootIntroductions.for_client", keep)
     async with herd_of(tmp_path) as herd:
         old = await GoatClient.born(herd.urls[0], herd.clock)
         oldest = await old.write("the oldest")

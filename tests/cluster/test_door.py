@@ -22,6 +22,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import base32_decode, base32_encode
 from tests.cluster.door_world import A, B, World, X, Y, identity, world
+from tests.unit.following import Client
 from tests.unit.goats import DAY, NOW, ORG, commit_by, element, introduction, key_of, new_id, owned, root, signed_header
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,8 @@ def delta(author: OwnedSession, key: str, base: str, commit_id: str | None = Non
 
 
 def note(author: OwnedSession = X, key: str | None = None, **more: Any) -> Commit:
-    return commit_by(author, key or new_id(), {"text": "x"}, **more)
+    """Return a note that says something else each time: creations that say the same need no merge."""
+    return commit_by(author, key or new_id(), {"text": new_id()}, **more)
 
 
 # --- T1 ---------------------------------------------------------------------------------------------------------------
@@ -254,6 +256,48 @@ async def test_a_client_does_not_learn_of_a_revoked_root_from_the_sessions_and_a
         await w.send(True, [element("/sys/sessions")])
         assert w.stopped(Rule.UNTRUSTED_ROOT) == 1
         assert w.trust._read_at == before, "the sessions are not read again for each answer"
+
+
+C = root("root-c")
+
+
+def rotations(*, has_parents: bool) -> list[Commit]:
+    """The introductions and cross-signatures of two rotations, A to B to C; with a parent in logs of before ADR 17."""
+    b_by_a = introduction(B, A)
+    b_by_c = introduction(B, C, parents=[b_by_a.id] if has_parents else [])
+    return [b_by_a, introduction(A, B), introduction(C, B), b_by_c, introduction(owned("by-c"), C)]
+
+
+@pytest.mark.parametrize("has_parents", [True, False])
+async def test_a_client_that_was_away_for_two_rotations_follows_the_roots(has_parents: bool) -> None:
+    """The child's answer holds everything at once: a client looks at new leaves only (see `Client`)."""
+    for through in (False, True):
+        async with world() as w:
+            for commit in rotations(has_parents=has_parents):
+                await w.push(False, "/sys/sessions", commit, by=A)
+            client = Client({"root-a"})
+            for _ in range(3):
+                held = BloomFilter.for_size(50, 1e-6, range(1, 21))
+                held.update(client.held)
+                answer = (await w.send(through, [element("/sys/sessions", held=held)], by=X)).json()
+                client.take([Commit.from_json(each, org=ORG) for each in answer[0]["res"]["c"]])
+            assert ("root-c" in client.roots) is (through or not has_parents)
+            assert ("by-c" in client.sessions) is (through or not has_parents)
+
+
+async def test_an_introduction_that_the_servers_answer_lacks_by_chance_is_added() -> None:
+    """A Bloom filter contains what was not put into it, and a client that gets B after C does not follow C."""
+    async with world() as w:
+        log = rotations(has_parents=False)
+        for commit in log:
+            await w.push(False, "/sys/sessions", commit, by=A)
+        held = BloomFilter.for_size(50, 1e-6, range(1, 21))
+        held.add(log[0].id)
+        for through in (False, True):
+            client = Client({"root-a"})
+            answer = (await w.send(through, [element("/sys/sessions", held=held)], by=X)).json()
+            client.take([Commit.from_json(each, org=ORG) for each in answer[0]["res"]["c"]])
+            assert ("root-c" in client.roots) is through
 
 
 async def test_a_client_learns_of_a_trusted_root_from_the_sessions_at_once() -> None:

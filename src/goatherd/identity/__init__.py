@@ -9,6 +9,7 @@
 - `succession`: which document may follow which.
 - `transitions`: how a rotation changes the document.
 - `pruning`: which earlier roots may leave the document.
+- `following`: which introductions of roots a client is sent, so that it can follow them.
 - `silence`: since when earlier roots have not signed.
 - `settings_text`: GoatDB's ``settings.json``.
 """

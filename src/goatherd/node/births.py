@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from goatherd.errors import DecodeError, EncodeError
+from goatherd.identity.introduction import SESSIONS_SCHEMA
 from goatherd.node.repository import Repository
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
@@ -36,7 +37,13 @@ def unmerged_births(repository: Repository, key: str) -> list[Commit]:
     if repository.is_linked(key):
         return []
     leaves = repository.leaves(key)
-    return leaves[::-1] if len(leaves) > 1 else []
+    if len(leaves) < 2:
+        return []
+    # COMPAT: before GoatDB merges it leaves out leaves that say the same, as the introductions of one root do. A merge
+    # would keep clients from looking at them (ADR 17). Other items can be malformed; theirs are merged in any case.
+    if all(leaf.schema == SESSIONS_SCHEMA for leaf in leaves) and len({to_json(leaf.data) for leaf in leaves}) == 1:
+        return []
+    return leaves[::-1]
 
 
 def portions_of(births: Sequence[Commit]) -> Iterator[Sequence[Commit]]:

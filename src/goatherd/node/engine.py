@@ -540,13 +540,17 @@ class Engine:
     def _replies(self, elements: Sequence[_Element], requester: Session, now_ms: int) -> Steps[bytes]:
         """Build the body of the answer, in the order of the request."""
         views = [self._views.of(self._repositories[element.path], requester) for element in elements]
+        born_under = None
+        if not requester.is_root:
+            introductions = self.repository(SESSIONS_PATH).commits_of(requester.id)
+            born_under = frozenset(commit.session for commit in introductions)
 
         def answers() -> Iterator[tuple[str, SyncMessage, list[bytes]]]:
             room = Room(self.limits.reply_bytes)
             served = self._views.affordable(views, [element.message for element in elements])
             for element, view, is_served in zip(elements, views, served, strict=True):
                 asks = (element.message, bool(element.brought), now_ms)
-                reply = self._views.reply(view, *asks, is_root=requester.is_root, room=room, is_served=is_served)
+                reply = self._views.reply(view, *asks, born_under=born_under, room=room, is_served=is_served)
                 yield element.given_path, *reply
 
         if sum(len(view.commits) for view in views) <= BIG_VIEW:

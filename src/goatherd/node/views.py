@@ -6,16 +6,16 @@ thread; `Views.reply` changes nothing but the view that it is given, and may run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from goatherd.errors import VerificationError
+from goatherd.identity.following import RootIntroductions
 from goatherd.identity.introduction import SESSIONS_NAMESPACE
 from goatherd.identity.session import Session
 from goatherd.node.admission import Limits
-from goatherd.node.newcomers import for_clients, roots_first
 from goatherd.node.repository import Repository, Seeds
-from goatherd.node.rules import Access, Rulebook, ask
+from goatherd.node.rules import SESSIONS_PATH, Access, Rulebook, ask
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
@@ -48,6 +48,7 @@ class View:
 
     version: int
     commits: list[Commit]
+    introductions: RootIntroductions = field(default_factory=RootIntroductions)
     filters: dict[tuple[int, int], _Filter] = field(default_factory=dict)
 
 
@@ -95,7 +96,10 @@ class Views:
         if rule is None or whole:
             # Grows in place, so that one more commit costs one more; a thread that is reading it sees a truthful list.
             view = view or View(version=0, commits=[])
-            view.commits += repository.since(len(view.commits))
+            fresh = repository.since(len(view.commits))
+            view.commits += fresh
+            if repository.path == SESSIONS_PATH:
+                view.introductions.extend(fresh)
             view.version = repository.version
         else:
             allowed = {
@@ -104,6 +108,8 @@ class Views:
             }
             commits = [commit for commit in repository if allowed[commit.key]]
             view = View(version=repository.version, commits=commits)
+            if repository.path == SESSIONS_PATH:
+                view.introductions.extend(commits)
         if len(views) > _MOST:
             views.clear()
         views[name] = view
@@ -130,7 +136,15 @@ class Views:
         return served
 
     def reply(
-        self, view: View, asked: SyncMessage, brought: bool, now_ms: int, *, is_root: bool, room: Room, is_served: bool
+        self,
+        view: View,
+        asked: SyncMessage,
+        brought: bool,
+        now_ms: int,
+        *,
+        born_under: Collection[str] | None,
+        room: Room,
+        is_served: bool,
     ) -> tuple[SyncMessage, list[bytes]]:
         """Build the answer to one sync message.
 
@@ -139,7 +153,7 @@ class Views:
             asked: Its message.
             brought: Whether a commit of it was new and kept.
             now_ms: The server's clock.
-            is_root: Whether a root asks: a peer.
+            born_under: The roots that introduced the asking client's session; None for a root, which is a peer.
             room: What the whole answer may still hold.
             is_served: Whether the message gets commits (`affordable`).
 
@@ -157,7 +171,7 @@ class Views:
             # SECURITY: a thousand elements that each ask for everything must not fill the memory
             # (tests/unit/node/test_engine.py).
             shown = self._filter(view, max(count, peer), cycles, now_ms)
-            commits = self._missing(view.commits, asked.filter, is_root=is_root, room=room) if is_served else []
+            commits = self._missing(view, asked.filter, born_under, room) if is_served else []
         if not room.take(len(shown.bits)):
             # "I have nothing" costs the asker bandwidth; a filter that lacks something would cost it commits.
             shown = self._empty(1, cycles)
@@ -202,16 +216,17 @@ class Views:
             return False
         return True
 
-    def _missing(self, commits: Sequence[Commit], held: BloomFilter, *, is_root: bool, room: Room) -> list[bytes]:
+    def _missing(self, view: View, held: BloomFilter, born_under: Collection[str] | None, room: Room) -> list[bytes]:
         """Return what a peer lacks, capped, encoded; never a birth without the merge that makes it harmless."""
         if not held.seeds or room.left <= 0:
             return []
+        commits = view.commits
         missing = [commit for commit in commits if commit.id not in held]
         if missing and missing[0].namespace == SESSIONS_NAMESPACE:
-            lacking = {commit.id for commit in missing}
-            known = (commit for commit in commits if commit.id not in lacking)
-            missing = roots_first(missing, known, self._pool.current.id)
-            missing = missing if is_root else for_clients(missing, self._counts)
+            if born_under is None:
+                missing = view.introductions.for_peer(missing)
+            else:
+                missing = view.introductions.for_client(missing, born_under=born_under, counts=self._counts)
         chosen: list[bytes] = []
         ids: set[str] = set()
         for commit in missing[: self._limits.reply_commits]:

@@ -99,6 +99,7 @@ from goatherd.rotation.vouching import (
     cross_signature,
     earlier_introduction,
     introduction,
+    repeated_introductions,
     sought_cross_signature,
     sought_earlier,
     sought_introductions,
@@ -545,8 +546,8 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
-                commit = introduction(document, org=self._org)
-                await self._on_each(urls, lambda node: node.push(SESSIONS, [commit], document.current, now_ms))
+                commits = [introduction(document, org=self._org), *repeated_introductions(document, org=self._org)]
+                await self._on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
             case CrossSign(node=url):
                 commit = cross_signature(document, org=self._org)
                 await self._on_each((url,), lambda node: node.push(SESSIONS, [commit], document.current, now_ms))

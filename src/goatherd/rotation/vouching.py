@@ -2,6 +2,9 @@
 
 Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that whoever
 carries a rotation on makes the very same commit again, and pushing it twice is pushing it once.
+
+No introduction of a root has a parent (ADR 17). A GoatDB client that was away looks at an introduction only if no
+commit that it holds has it as a parent. All introductions of one root say the same, so GoatDB does not merge them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,10 @@ from goatherd.identity.session import OwnedSession, Session, parse_signature, si
 from goatherd.identity.silence import silent_since_ms
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import new_commit
+
+COPIES: Final = 3
+"""How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
+an answer with a chance of 1 in 15, and all three with one of 1 in 3600."""
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -44,6 +51,26 @@ def introduction_id(session_id: str) -> str:
     return derived_id("introduction", session_id)
 
 
+def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
+    """Return commits that say the same as `introduction`, under other ids; none for a root that is restored.
+
+    An unmodified server's answer lacks what a client's filter contains by chance. A client that does not get one
+    introduction at the same time as the later ones never follows those, so it is sent three times.
+
+    Args:
+        document: A prepared or published document.
+        org: See `introduction`.
+    """
+    record = document.rotation
+    assert record is not None
+    if record.is_restore:
+        return []
+    return [
+        _introduce_next(document, derived_id(f"introduction/{number}", record.to_id), org)
+        for number in range(2, COPIES + 1)
+    ]
+
+
 def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
     """Return the commits any of which shows that the next root was introduced; none when no rotation is in progress.
 
@@ -63,7 +90,8 @@ def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
         if entry.rotation_id is None:
             continue
         if entry.from_id == record.to_id and entry.to_id in believed:
-            found.append(_sought(cross_signature_id(entry.rotation_id), record.to_id, {entry.to_id}))
+            ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
+            found += [_sought(commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
         elif entry.to_id == record.to_id and entry.from_id in believed:
             found.append(_sought(restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
     return (*found, _sought(restoration_id(record.id), record.to_id, {record.from_id}))
@@ -71,6 +99,11 @@ def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
 
 def cross_signature_id(rotation_id: str) -> str:
     """Return the id of the commit by which the new root of a rotation introduces the one that it replaces."""
+    return derived_id("cross-signature/2", rotation_id)
+
+
+def former_cross_signature_id(rotation_id: str) -> str:
+    """Return the id that commit had while it still followed the earlier root's introduction (ADR 17)."""
     return derived_id("cross-signature", rotation_id)
 
 
@@ -98,23 +131,23 @@ def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
         document: A prepared or published document.
         org: The organization that the nodes' data belongs to; it is part of what is signed.
     """
+    record = document.rotation
+    assert record is not None
+    commit_id = restoration_id(record.id) if record.is_restore else introduction_id(record.to_id)
+    return _introduce_next(document, commit_id, org)
+
+
+def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dict[str, Any]:
     record, successor = document.rotation, document.next
     assert record is not None
     assert successor is not None
     return session_commit(
-        successor.session,
-        signer=document.current,
-        commit_id=restoration_id(record.id) if record.is_restore else introduction_id(record.to_id),
-        ts=record.started_at,
-        org=org,
+        successor.session, signer=document.current, commit_id=commit_id, ts=record.started_at, org=org
     )
 
 
 def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     """Return the commit that introduces the earlier root, signed by the current one.
-
-    Where the earlier root was itself introduced by a rotation, the commit follows that introduction; else it is the
-    first of its key.
 
     Args:
         document: An activated or verified document.
@@ -126,21 +159,13 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     earlier = document.root(record.from_id)
     assert earlier is not None
     assert document.rotated_at is not None
-    introduced = any(endorsement.of == earlier.id for endorsement in document.endorsements)
-    return session_commit(
-        earlier,
-        signer=document.current,
-        commit_id=sought.commit_id,
-        ts=document.rotated_at,
-        org=org,
-        parents=(introduction_id(earlier.id),) if introduced else (),
-    )
+    return session_commit(earlier, signer=document.current, commit_id=sought.commit_id, ts=document.rotated_at, org=org)
 
 
 def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
     """Return what to look for to see that an earlier root is introduced by the current one."""
     current = document.current.id
-    commit_id = derived_id("earlier root", f"{session_id}/{current}")
+    commit_id = derived_id("earlier root/2", f"{session_id}/{current}")
     return _sought(commit_id, session_id, {current})
 
 
@@ -156,7 +181,6 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
     """
     earlier = document.root(session_id)
     assert earlier is not None
-    introduced = any(endorsement.of == session_id for endorsement in document.endorsements)
     return session_commit(
         earlier,
         signer=document.current,
@@ -164,7 +188,6 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
         # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
         ts=document.rotated_at or silent_since_ms(document, session_id),
         org=org,
-        parents=(introduction_id(session_id),) if introduced else (),
     )
 
 

@@ -423,7 +423,9 @@ class UpstreamChild:
                 good.append((raw, commit))
         for raw, commit in good:
             stored[commit.id] = {**commit.to_json(), **({"age": raw["age"]} if "age" in raw else {})}
-            if commit.namespace == SESSIONS_NAMESPACE:
+        parents = {parent for raw in stored.values() for parent in raw.get("p", ())} if good else set()
+        for _, commit in good:
+            if commit.namespace == SESSIONS_NAMESPACE and commit.id not in parents:  # only new leaves are looked at
                 self._offer(commit)
         for _, commit in good:
             self._follow_deltas(path, commit.id)
@@ -503,7 +505,8 @@ class UpstreamChild:
         """Merge the leaves of a key where this server leads; some of that ends its process (T7).
 
         A server leads when no leaf is younger than five seconds, or when its own session wrote one that is. It ends
-        when it merges leaves of a key of which no commit has a child.
+        when it merges leaves of a key of which no commit has a child, unless all say the same: then there is nothing to
+        merge.
         """
         now_ms = self.clock.now_ms()
         of_key = [self._decoded.get(raw["id"]) or _as_commit(raw, self.org) for raw in self._of_key(path, commit.key)]
@@ -511,6 +514,8 @@ class UpstreamChild:
         leaves = [each for each in of_key if each.id not in parents]
         leaders = {each.session for each in leaves if abs(now_ms - each.ts) <= _OLD_MS}
         if len(leaves) < 2 or (leaders and self.root.id not in leaders):
+            return
+        if all(each.record is not None and each.record == leaves[0].record for each in leaves):
             return
         if not any(each.id in parents for each in of_key):
             raise DiedError("Merge commit got empty ancestors filter")

@@ -16,7 +16,7 @@ from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
 from goatherd.node.storage import MemoryLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
-from tests.unit.goats import NOW, ORG, commit_by, new_id, new_seeds, owned, root
+from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id, new_seeds, owned, root
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors/orders.json").read_text())
 A, X = root("root-a"), owned("anon-x")
@@ -195,6 +195,14 @@ def test_a_chain_of_deltas_has_an_end() -> None:
     assert f"d{MAX_CHAIN - 2}" in found
     assert f"d{MAX_CHAIN - 1}" not in found
     assert repository(records[::-1]).item("k") is not None
+
+
+def test_introductions_that_say_the_same_are_not_merged_and_others_are() -> None:
+    """GoatDB does not merge them either, and its clients look only at commits that have no child."""
+    same = [introduction(root("root-b"), by).to_json() for by in (A, root("root-c"), A)]
+    other = introduction(root("root-b", expiration_ms=NOW + 1), A).to_json()
+    assert unmerged_births(repository(same), "root-b") == []
+    assert len(unmerged_births(repository([*same, other]), "root-b")) == 4
 
 
 def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -> None:

@@ -8,9 +8,12 @@ from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.vouching import (
+    COPIES,
     cross_signature,
+    earlier_introduction,
     introduction,
     introduction_id,
+    repeated_introductions,
     sought_cross_signature,
     sought_introductions,
 )
@@ -77,12 +80,29 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
     assert sought_cross_signature(steady) is None
 
 
-def test_the_second_word_on_a_root_follows_the_first(published: IdentityDocument) -> None:
+def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: IdentityDocument) -> None:
+    """A client that was away looks at a commit only if it holds no child of it; GoatDB merges leaves that differ."""
     first = transitions.finalize(transitions.verified(transitions.activate(published, NOW + 3000), NOW), NOW + 5000)
     prepared = transitions.prepare(
         first, root("root-c"), now_ms=NOW + 6000, rotation_id="rotation-2", started_by="", stable_version="5"
     )
     second = transitions.activate(transitions.with_phase(prepared, transitions.Phase.PUBLISHED, NOW + 7000), NOW + 8000)
-    assert "p" not in cross_signature(transitions.activate(published, NOW + 3000), org="acme")
-    assert cross_signature(second, org="acme")["p"] == [introduction_id("root-b")]
-    assert introduction(published, org="acme")["id"] == introduction_id("root-b")
+    steady = transitions.finalize(transitions.verified(second, NOW + 8500), NOW + 9000)
+    commits = [
+        introduction(published, org="acme"),
+        *repeated_introductions(published, org="acme"),
+        cross_signature(second, org="acme"),
+        earlier_introduction(steady, "root-b", org="acme"),
+    ]
+    assert {commit["k"] for commit in commits} == {"root-b"}
+    assert len({commit["id"] for commit in commits}) == len(commits) == COPIES + 2
+    assert not any("p" in commit for commit in commits)
+    assert all(commit["c"] == commits[0]["c"] for commit in commits)
+    assert commits[0]["id"] == introduction_id("root-b")
+
+
+def test_the_introduction_is_repeated_by_the_same_root(published: IdentityDocument) -> None:
+    for raw in repeated_introductions(published, org="acme"):
+        pool = TrustPool(org="acme", current=root("client"), roots=[published.current.session])
+        assert pool.add_session_commit(Commit.from_json(raw, org="acme"))
+    assert repeated_introductions(published, org="acme") == repeated_introductions(published, org="acme")

@@ -26,10 +26,10 @@ from goatherd.agent.door.limits import Buckets, Limits, Network, caller_of
 from goatherd.agent.door.listener import CONNECTION
 from goatherd.agent.door.redaction import (
     KeyFilter,
-    introduced_roots,
+    root_introductions,
     script_with_server_url,
     session_answer,
-    without_roots,
+    with_introductions,
 )
 from goatherd.agent.door.rules import (
     SESSIONS_PATH,
@@ -303,12 +303,14 @@ class Proxy:
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
         if connection.status == 200 and asks_for_sessions and (session is None or not session.is_root):
-            await self._answer_client(exchange, connection)
+            await self._answer_client(exchange, connection, envelope.session_id)
             return
         await self._answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
 
-    async def _answer_client(self, exchange: Exchange, connection: Connection) -> None:
-        """Answer a client without the introductions of roots that are not trusted, as `goatherd serve` does.
+    async def _answer_client(self, exchange: Exchange, connection: Connection, session_id: str) -> None:
+        """Answer a client with those introductions of roots that it can follow, as `goatherd serve` does.
+
+        Those of roots that are not trusted are left out, as `goatherd serve` does, too.
 
         SECURITY: a client cannot be told that a root was revoked, but need not learn of it
         (tests/cluster/test_door.py).
@@ -319,9 +321,8 @@ class Proxy:
         finally:
             self._upstream.release(connection)
         try:
-            introduced = introduced_roots(body)
-            if introduced and (untrusted := await self._untrusted(introduced)):
-                body = without_roots(body, untrusted)
+            if introductions := root_introductions(body):
+                body = with_introductions(body, await self._chooser(session_id, introductions))
         except (DecodeError, RecursionError) as error:
             raise RefusedError(Rule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
@@ -332,6 +333,22 @@ class Proxy:
         await exchange.start(status, [*fields, (b"content-length", b"%d" % len(body))])
         await exchange.finish(body)
         self.handed_on += 1
+
+    async def _chooser(
+        self, session_id: str, introductions: list[dict[str, Any]]
+    ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+        """Return what chooses the introductions of roots for a client, once all that the server holds are read."""
+        if not any(trust.knows_introductions(introductions) for trust in self._trusts):
+            with suppress(NodeUnreachableError, NodeRefusedError):
+                await self._refresh()
+        untrusted = await self._untrusted({each["k"] for each in introductions})
+        with suppress(RevokedSessionError):
+            trust, session = self._find(session_id)
+            if trust is None and len(self._trusts) == 1:
+                trust = self._trusts[0]
+            if trust is not None:
+                return lambda raws: trust.introductions_for(session, raws)
+        return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
     async def _untrusted(self, root_ids: set[str]) -> set[str]:
         """Return those of the roots that are not trusted, after another look at the sessions for one seen first."""

@@ -121,27 +121,37 @@ def session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str]
 _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
-def introduced_roots(body: bytes) -> set[str]:
-    """Return the ids of the roots that an answer of ``/batch-sync`` introduces, trusted or not.
+def root_introductions(body: bytes) -> list[dict[str, Any]]:
+    """Return the commits by which an answer of ``/batch-sync`` introduces roots, trusted or not.
 
     Raises:
         DecodeError: It is no such answer.
     """
     if _CLAIMS_ROOT.search(body) is None:
-        return set()
-    return {commit["k"] for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)}
+        return []
+    return [commit for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)]
 
 
-def without_roots(body: bytes, untrusted: set[str]) -> bytes:
-    """Return an answer of ``/batch-sync`` without the introductions of roots that are not trusted.
+def with_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
+    """Return an answer of ``/batch-sync`` with other introductions of roots, before all other session commits.
+
+    Args:
+        body: The child's answer.
+        choose: Returns what takes the place of the introductions of roots in one element of the answer.
 
     Raises:
         DecodeError: It is no such answer.
     """
     answer = parse_json(body)
+    is_changed = False
     for commits in _session_commits(answer):
-        commits[:] = [each for each in commits if not (_claims_root(each) and each["k"] in untrusted)]
-    return to_json_bytes(answer)
+        roots = [each for each in commits if _claims_root(each)]
+        if not roots:
+            continue
+        chosen = [*choose(roots), *(each for each in commits if not _claims_root(each))]
+        is_changed = is_changed or chosen != commits
+        commits[:] = chosen
+    return to_json_bytes(answer) if is_changed else body
 
 
 def _session_commits(answer: Any) -> list[list[Any]]:

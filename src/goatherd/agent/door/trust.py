@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from goatherd.agent.door.replica import Ask, Replica, Rounds
 from goatherd.agent.door.rules import SESSIONS_PATH
@@ -32,6 +33,8 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
+from goatherd.identity.following import RootIntroductions
+from goatherd.identity.introduction import claims_root
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool, TrustSource
 from goatherd.wire.commit import Commit
@@ -82,6 +85,9 @@ class Trust:
         self._took = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
         self._verdicts: OrderedDict[bytes, None] = OrderedDict()
+        self._introductions = RootIntroductions()
+        self._raw_introductions: dict[str, dict[str, Any]] = {}
+        self._introducers: dict[str, tuple[str, ...]] = {}
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
         """Why the child's sessions could not be read the last time."""
 
@@ -160,12 +166,22 @@ class Trust:
         commits: list[Commit] = []
         for raw in raws:
             try:
-                commits.append(Commit.from_json(raw, org=self.org))
+                commit = Commit.from_json(raw, org=self.org)
             except DecodeError:
                 continue
+            commits.append(commit)
+            self._note(commit, raw)
         if commits:
             self.pool.offer_session_commits(commits)
             self._coordinates = None
+
+    def _note(self, commit: Commit, raw: dict[str, Any]) -> None:
+        introducers = self._introducers.get(commit.key, ())
+        if commit.session not in introducers:
+            self._introducers[commit.key] = (*introducers, sys.intern(commit.session))
+        if claims_root(commit) and commit.id not in self._raw_introductions:
+            self._raw_introductions[commit.id] = raw
+            self._introductions.extend([commit])
 
     def root_coordinates(self) -> frozenset[bytes]:
         """Return the ``x`` of every root's public key, in base64url; what was found out is used for a few seconds."""
@@ -196,6 +212,37 @@ class Trust:
             return self.pool.root(session_id).public_key == public_key
         except VerificationError:
             return False
+
+    def knows_introductions(self, raws: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether all these introductions of roots have been read from the child."""
+        return all(raw.get("id") in self._raw_introductions for raw in raws)
+
+    def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the introductions of roots that a client is sent (`goatherd.identity.following`).
+
+        Args:
+            session: The client's; None where it is not known.
+            raws: Those that the child sends.
+        """
+        missing: list[Commit] = []
+        for raw in raws:
+            try:
+                commit = Commit.from_json(raw, org=self.org)
+            except DecodeError:
+                continue
+            if claims_root(commit):
+                self._note(commit, raw)
+                missing.append(commit)
+        born_under = (self.pool.current.id,) if session is None else self._introducers.get(session.id, ())
+        chosen = self._introductions.for_client(missing, born_under=born_under, counts=self._counts)
+        return [self._raw_introductions[commit.id] for commit in chosen]
+
+    def _counts(self, root_id: str) -> bool:
+        try:
+            self.pool.root(root_id)
+        except VerificationError:
+            return False
+        return True
 
     async def verify(
         self, path: str, commits: Sequence[Commit], executor: Executor | None

@@ -1,0 +1,141 @@
+"""What a GoatDB client is given of the introductions of roots, and in which order, so that it can follow them.
+
+Pure; for `goatherd serve` and for the door. Not a rule of trust: a server that asks as a root gets everything.
+
+COMPAT: a GoatDB client looks at a commit of ``/sys/sessions`` once, when it arrives, and only if no commit that it
+holds then has it as a parent. If a root that the client trusts has signed it, the client trusts the session in it;
+otherwise it does so at its next start (protocol 7.4). It tells the server what it holds by a Bloom filter, which by
+chance also contains commits that it does not hold. Hence four rules:
+
+1. Introductions come first, each after that of its signer, from the root on under which the client was created.
+2. If the client lacks one of them, it gets all that follow too, whatever its filter says: one that came late would be
+   too late for the next one. It also gets `MARGIN` roots before.
+3. A child of an introduction by which the client comes to know a root is never sent: the introduction would not be
+   looked at. The child says nothing that the client does not learn by that introduction. (Cross-signatures of earlier
+   builds of Goatherd are such children, see ADR 17.)
+4. An introduction is not sent if its root is not trusted here, or if this server does not hold yet what leads to its
+   signer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from goatherd.identity.introduction import claims_root
+from goatherd.wire.commit import Commit
+
+MARGIN: Final = 16
+"""How many roots before the first one that a client lacks are introduced to it again. Its filter is wrong about one
+root with a chance of 1 in 5 at the worst, where there are ten sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a client comes to know the roots, from one root on.
+
+    Attributes:
+        steps: For each root, the introductions by which the client comes to know it, all by one signer.
+        rest: The other introductions whose signers are known after the steps.
+    """
+
+    steps: tuple[tuple[Commit, ...], ...]
+    rest: tuple[Commit, ...]
+
+    @property
+    def children(self) -> frozenset[str]:
+        """The ids of introductions that have one of the steps as their parent.
+
+        Not of merges: a client that holds two unequal creations of a key without their merge ends its process.
+        """
+        taken = {commit.id for step in self.steps for commit in step}
+        return frozenset(one.id for one in self.rest if len(one.parents) == 1 and one.parents[0] in taken)
+
+
+class RootIntroductions:
+    """The introductions of roots in one ``/sys/sessions``; grows with it."""
+
+    def __init__(self, commits: Iterable[Commit] = ()) -> None:
+        self._commits: list[Commit] = []
+        self.extend(commits)
+
+    def extend(self, commits: Iterable[Commit]) -> None:
+        """Take in session commits, in the order of the log."""
+        self._commits += [commit for commit in commits if claims_root(commit)]
+
+    def for_peer(self, missing: Sequence[Commit]) -> list[Commit]:
+        """Return the commits that another server lacks, with the introductions of roots first, in the order of time."""
+        lacking = {commit.id for commit in missing if claims_root(commit)}
+        if not lacking:
+            return list(missing)
+        route = _route(self._commits, _oldest(self._commits))
+        placed = [commit for step in (*route.steps, route.rest) for commit in step if commit.id in lacking]
+        return _with_first(placed, missing)
+
+    def for_client(
+        self, missing: Sequence[Commit], *, born_under: Collection[str], counts: Callable[[str], bool]
+    ) -> list[Commit]:
+        """Return what a client is sent of ``/sys/sessions``.
+
+        Args:
+            missing: The session commits that it lacks according to its filter, in the order of the log.
+            born_under: The signers of the commits that introduce its session; the oldest of them is the root that the
+                client certainly trusts. Empty: the oldest of all roots.
+            counts: Tells whether the root with this id is trusted here.
+        """
+        lacking = {commit.id for commit in missing if claims_root(commit)}
+        if not lacking:
+            return list(missing)
+        # SECURITY: a client cannot be told that a root was revoked, but need not be told of it
+        # (tests/cluster/test_clients_through_rotation.py).
+        good = [commit for commit in self._commits if counts(commit.key)]
+        route = _route(good, _oldest(good, born_under))
+        first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
+        steps = () if first is None else route.steps[max(0, first - MARGIN) :]
+        placed: list[Commit] = []
+        for step in steps:
+            placed += [commit for commit in step if commit.id in lacking] or step[:1]
+        children = route.children
+        placed += [commit for commit in route.rest if commit.id in lacking and commit.id not in children]
+        return _with_first(placed, missing, lacking)
+
+
+def _route(introductions: Sequence[Commit], start: str) -> Route:
+    by_signer: dict[str, list[Commit]] = {}
+    for commit in introductions:
+        by_signer.setdefault(commit.session, []).append(commit)
+    steps: dict[str, list[Commit]] = {}
+    rest: list[Commit] = []
+    known = deque([start])
+    while known:
+        signer = known.popleft()
+        for commit in by_signer.pop(signer, ()):
+            step = steps.get(commit.key)
+            if commit.key != start and step is None:
+                steps[commit.key] = [commit]
+                known.append(commit.key)
+            elif step is not None and step[0].session == signer and not commit.parents:
+                step.append(commit)
+            else:
+                rest.append(commit)
+    return Route(tuple(tuple(step) for step in steps.values()), tuple(rest))
+
+
+def _oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
+    """Return the oldest of some roots, or of all of them: the one from which the others were introduced."""
+    if len(among) == 1:
+        return next(iter(among))
+    if not introductions:
+        return min(among, default="")
+    start = min(introductions, key=lambda commit: commit.ts).session
+    order: Mapping[str, int] = {
+        key: n for n, key in enumerate([start, *[step[0].key for step in _route(introductions, start).steps]])
+    }
+    return min(among, key=lambda one: (order.get(one, len(order)), one), default=start)
+
+
+def _with_first(placed: Sequence[Commit], missing: Sequence[Commit], left_out: Collection[str] = ()) -> list[Commit]:
+    done = {commit.id for commit in placed} | set(left_out)
+    return [*placed, *(commit for commit in missing if commit.id not in done)]

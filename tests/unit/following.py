@@ -1,0 +1,30 @@
+"""What a GoatDB client makes of session commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from goatherd.identity.introduction import claims_root
+from goatherd.wire.commit import Commit
+
+
+@dataclass
+class Client:
+    """Takes session commits as GoatDB's client does: it never looks twice, and only at new leaves (protocol 7.4)."""
+
+    roots: set[str]
+    held: dict[str, Commit] = field(default_factory=dict)
+    sessions: set[str] = field(default_factory=set)
+    parents: set[str] = field(default_factory=set)
+
+    def take(self, commits: Sequence[Commit]) -> None:
+        fresh = [commit for commit in {commit.id: commit for commit in commits}.values() if commit.id not in self.held]
+        for commit in fresh:
+            self.held[commit.id] = commit
+            self.parents.update(commit.parents)
+        for commit in fresh:
+            if commit.id not in self.parents and commit.session in self.roots:
+                self.sessions.add(commit.key)
+                if claims_root(commit):
+                    self.roots.add(commit.key)
