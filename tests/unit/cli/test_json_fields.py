@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -24,6 +26,7 @@ from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
 from .conftest import Goatherd, Serving
 from .json_documents import JSONDocuments
@@ -79,6 +82,10 @@ def rotation_and_what_it_leaves(stage: Stage) -> None:
     stage.run("retire", "--dry-run", "--grace", "0s")
     stage.run("restore", "--unsafe-without-nodes")
     stage.run("retire", "--yes", "--grace", "0s")
+    stage.run("versions", "label", "aws-of-mine", "current")
+    credentials = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": "x" * 40}
+    with FakeSecretsManager() as fake, patch.dict(os.environ, credentials):
+        stage.goatherd("copy", stage.store, f"aws://{REGION}/copy?endpoint={fake.url}", "--dry-run", "--json")
     stage.goatherd("copy", stage.store, f"file://{stage.directory}/copy/root", "--json")
 
 
