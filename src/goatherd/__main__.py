@@ -12,12 +12,25 @@ def main() -> None:
         # Python has None for what was closed (`>&-`), and the next file opened, a key's, would get that number.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
+    _leave_no_core()
     from goatherd.cli.main import run
     from goatherd.cli.output import settle
 
     code = run(sys.argv[1:], owns_process=True)
     settle()
     sys.exit(code)
+
+
+def _leave_no_core() -> None:
+    """Let no crash of this process, or of one that it starts, write its memory to the disk.
+
+    SECURITY: private keys are in it (tests/unit/cli/test_errors.py).
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows, which writes none by itself
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":

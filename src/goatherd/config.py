@@ -538,8 +538,12 @@ def _check_owner(path: Path) -> None:
         found = path.stat()
     except OSError:
         return  # reading it says what is wrong
-    if os.name != "posix" or not stat.S_ISREG(found.st_mode):
+    if os.name != "posix" or stat.S_ISDIR(found.st_mode):
         return
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigurationError(
+            f"{path} is no regular file, so it is not used", hint="Remove it, or name another: --config FILE."
+        )
     hint = f"If you trust it, name it: --config {path}."
     if found.st_uid not in (0, os.geteuid()):
         raise ConfigurationError(f"{path} belongs to another user (uid {found.st_uid}), so it is not used", hint=hint)
@@ -654,6 +658,8 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
     except UnicodeDecodeError as error:
         hint = 'Such as: provider = "file:///srv/keys/root"'
         raise ConfigurationError(f"{path} is not TOML: it is not UTF-8", hint=hint) from error
+    except RecursionError:
+        raise ConfigurationError(f"{path} is not a configuration: it is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         hint = 'Strings need quotes, such as provider = "file:///srv/keys/root".'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error

@@ -206,6 +206,18 @@ def test_a_file_of_another_user_is_used_only_where_it_is_named(tmp_path: Path, m
     assert load_options({}, {}, directory=tmp_path, file=path).org == "theirs"
 
 
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "a = " + "{a = " * 5000 + "1" + "}" * 5000])
+def test_a_file_that_is_nested_without_end_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError, match="nested too deeply"):
+        load(tmp_path, text)
+
+
+def test_a_pipe_that_lies_here_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "goatherd.toml")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        load(tmp_path)
+
+
 def test_a_group_of_its_own_is_as_good_as_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "goatherd.toml"
     path.write_text('org = "mine"')

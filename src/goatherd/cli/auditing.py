@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from goatherd.cli.main import App
+from goatherd.cli.main import App, PathType
 from goatherd.cli.store import Store
 from goatherd.errors import GoatherdError
 
@@ -32,7 +32,7 @@ def audit_option() -> Decorator:
     return click.option(
         "--audit-log",
         "audit_log",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=PathType(path_type=Path, dir_okay=False),
         help="Add every decision with its evidence to this file, chained and signed.",
     )
 

@@ -20,7 +20,7 @@ import click
 
 from goatherd._plugins import open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
-from goatherd.cli.main import PORT, App, command
+from goatherd.cli.main import PORT, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.store import place
 from goatherd.clock import SystemClock, iso
@@ -55,7 +55,7 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
             click.option(
                 "--data",
                 "agent_data",
-                type=click.Path(path_type=Path, file_okay=False),
+                type=PathType(path_type=Path, file_okay=False),
                 help="Data directory of the GoatDB server.",
             ),
             click.option(
@@ -70,7 +70,7 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
             click.option(
                 "--memory",
                 "agent_memory",
-                type=click.Path(path_type=Path),
+                type=PathType(path_type=Path),
                 help="Directory on a tmpfs for settings.json (default: found automatically).",
             ),
             click.option("--plain-file", is_flag=True, help="Write the private key to a plain file on the disk."),
@@ -253,7 +253,7 @@ def fetch(
 @_place_options
 @_change_options(["signal", "command", "ignore"])
 @click.option(
-    "--pid-file", type=click.Path(path_type=Path), help="File with the server's process id, for --on-change signal."
+    "--pid-file", type=PathType(path_type=Path), help="File with the server's process id, for --on-change signal."
 )
 def watch(
     app: App,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from goatherd.cli.main import App, command
+from goatherd.cli.main import App, PathType, command
 from goatherd.cli.store import open_store
 from goatherd.clock import iso
 from goatherd.errors import AuditBrokenError, ConfigurationError, DecodeError
@@ -23,7 +23,7 @@ WIDTH = 100
     "goatherd audit show /var/log/goatherd/audit.jsonl --last 20",
 )
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=PathType(path_type=Path, dir_okay=False))
 @click.option("--offline", is_flag=True, help="With verify: trust the file's first signer, and read no store.")
 @click.option(
     "--checkpoint",

@@ -16,7 +16,7 @@ import click
 from goatherd.cli.auditing import audit_option, audited, who
 from goatherd.cli.checks import NodeState, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.process import give_way, run_interruptible
 from goatherd.cli.progress import Progress
@@ -245,7 +245,7 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
 )
 @click.option(
     "--metrics-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     help="File for metrics at the end, for node_exporter's textfile collector; its name must end in .prom.",
 )
 @audit_option()

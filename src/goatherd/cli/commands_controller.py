@@ -15,7 +15,7 @@ import click
 
 from goatherd.cli.auditing import audit_option, who
 from goatherd.cli.commands_cluster import health_signals, policy_of, survey_now
-from goatherd.cli.main import App, checked, command
+from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.rotation_text import report_data, warn_of_short_life
@@ -94,7 +94,7 @@ _log = logging.getLogger("goatherd.rotation")
 )
 @click.option(
     "--metrics-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(path_type=Path, dir_okay=False),
     help="With --once: file for metrics, for node_exporter's textfile collector.",
 )
 @audit_option()

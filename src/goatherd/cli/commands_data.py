@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.store import name_of_store, open_store
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
@@ -36,7 +36,7 @@ SHOWN: Final = 100
     "goatherd data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
 )
 @click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", type=PathType(path_type=Path, file_okay=False))
 @click.option(
     "--peer",
     "serve_peers",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.cli.store import place
 from goatherd.config import Options
@@ -32,7 +32,7 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     "goatherd serve --data /srv/goatdb --settings /srv/goatdb/localhost/settings.json"
 )
 @click.option(
-    "--data", "serve_data", type=click.Path(path_type=Path, file_okay=False), help="Data directory of the server."
+    "--data", "serve_data", type=PathType(path_type=Path, file_okay=False), help="Data directory of the server."
 )
 @click.option("--create", is_flag=True, help="Create the data directory, or the organization's in it, if missing.")
 @click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
@@ -47,7 +47,7 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 @click.option(
     "--settings",
     "serve_settings",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="A GoatDB settings.json to start from, in place of a store.",
 )
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from goatherd._plugins import policy_text
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock, iso
@@ -76,7 +76,7 @@ async def _init(app: App) -> None:
     "goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --node http://10.0.0.2:8080 --remove-key",
     nodes=True,
 )
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PathType(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 @click.option(
     "--write-sessions/--no-write-sessions",
@@ -137,10 +137,10 @@ async def _migrate(
 
 
 @command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=PathType(path_type=Path, dir_okay=False))
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="That server's data directory: the sessions of its /sys/sessions log become `trustedSessions`.",
 )
 @click.option("--replace", is_flag=True, help="Overwrite FILE, and the key in it.")

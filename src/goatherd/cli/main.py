@@ -126,6 +126,15 @@ class PortType(click.ParamType[int]):
 PORT = PortType()
 
 
+class PathType(click.Path):
+    """A path; an empty one, which would mean the current directory, is a mistake."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path is expected, not an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Terminated(click.Abort):
     """SIGTERM, which is treated like Ctrl-C, of which click makes an `Abort` too."""
 
@@ -237,7 +246,7 @@ def command(
             click.option(
                 "--config",
                 "config_file",
-                type=click.Path(path_type=Path),
+                type=PathType(path_type=Path),
                 help="Path of the configuration file (default: ./goatherd.toml).",
             ),
             click.option("--json", "as_json", is_flag=True, help="Write one JSON document; an error is one too."),

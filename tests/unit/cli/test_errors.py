@@ -285,3 +285,13 @@ def test_a_store_that_disappears_in_a_rotation_is_looked_for_and_not_made_anew(
         assert hint.index("the mount") < hint.index("goatherd init")
         assert "no running server will trust" in hint
     assert not (tmp_path / "keys").exists()
+
+
+def test_no_crash_of_the_command_or_of_what_it_starts_leaves_its_memory_on_the_disk() -> None:
+    code = (
+        "import resource, sys; sys.argv[1:] = ['--version']; import goatherd.__main__ as m\n"
+        "try: m.main()\n"
+        "except SystemExit: print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "(0, 0)"

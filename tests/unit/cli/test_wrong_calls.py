@@ -39,6 +39,8 @@ CALLS: list[tuple[str, int, str]] = [
     ("status --node http://me:hunter2@h --provider {P}", USAGE, "has a user name or a password in it"),
     ("status --node http://h/goats --provider {P}", USAGE, "has a path"),
     ("migrate {D} --node https:/h --provider {P}", USAGE, "needs two slashes after the scheme"),
+    ("export EMPTY --provider {P}", USAGE, "a path is expected, not an empty text"),
+    ("serve --data EMPTY --provider {P}", USAGE, "a path is expected, not an empty text"),
     # times and numbers
     ("init --provider {P2} --lifetime 180", USAGE, "--lifetime: '180' is not a time with a unit"),
     ("init --provider {P2} --lifetime -5d", USAGE, "--lifetime: '-5d' is not a time with a unit"),
