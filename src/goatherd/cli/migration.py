@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from goatherd.cli.git_history import GitFinding, find_in_git
 from goatherd.cli.store import DEFAULT_ORG, open_store, place
-from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, is_in_git, read_back, remove_key, united
+from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import check_understood, refuse_running
@@ -449,12 +450,10 @@ async def _migrate(
             "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat the"
             " key as exposed: run `goatherd rotate` as soon as every server starts from the store"
         )
-    if await asyncio.to_thread(is_in_git, source.settings.resolve()):
-        notes.append(
-            f"{source.settings} is in a git repository, or in its history: every reader of the repository has the key."
-            f" Run `goatherd revoke {document.current.id}` as soon as every server starts from the store; a rotation is"
-            " not enough"
-        )
+    secret = str(document.current.to_secret_json()["privateKey"]["d"]).encode()
+    in_git = await asyncio.to_thread(find_in_git, source.settings.resolve(), secret)
+    if in_git is not None:
+        notes.append(_describe_git(source.settings, document.current.id, in_git))
     lacking = tuple(session.id for session in sessions.lacking)
     writes = write_sessions and source.data is not None
     return Outcome(
@@ -469,6 +468,20 @@ async def _migrate(
         notes=tuple(notes),
         dry_run=dry_run,
         is_read_back=is_read_back,
+    )
+
+
+def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
+    """Return what a git repository means for the key in a settings.json, and what to do."""
+    revoke = f"`goatherd revoke {root_id}` as soon as every server starts from the store; a rotation is not enough"
+    if found.path is None:
+        return (
+            f"{settings} lies in the git repository {found.repository}, and it could not be checked whether git has it:"
+            f" {found.problem}. If it was ever committed, every reader of the repository has the key: run {revoke}"
+        )
+    return (
+        f"the git repository {found.repository} has the private key of root {root_id} in its files or its history"
+        f" ({found.path}): every reader of the repository has the key. Run {revoke}"
     )
 
 

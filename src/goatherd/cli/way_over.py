@@ -9,8 +9,6 @@ it; what is left in its place says where the key went, and holds public halves o
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +28,6 @@ from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.storage import remove_file, replace_file
 
 _LARGEST_COPY: Final = 1 << 24
-_GIT_TIMEOUT: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,25 +165,6 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
 def copies(settings: Path) -> list[Path]:
     """Return the files beside a settings.json that hold a private key as well, such as a backup of it."""
     return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
-
-
-def is_in_git(settings: Path) -> bool:
-    """Return whether git tracks a settings.json, or any commit of its repository holds it.
-
-    Reads only. Returns False where there is no git command, no repository, or no answer within ten seconds.
-    """
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(settings.parent)]
-    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    for words in (["ls-files", "--", settings.name], ["log", "--all", "-1", "--format=%H", "--", settings.name]):
-        try:
-            done = subprocess.run(  # noqa: S603 - a fixed command, without a shell
-                [*command, *words], capture_output=True, timeout=_GIT_TIMEOUT, check=False, env=environ
-            )
-        except (OSError, subprocess.SubprocessError):
-            return False
-        if done.returncode == 0 and done.stdout.strip():
-            return True
-    return False
 
 
 def _holds_key(path: Path) -> bool:

@@ -335,22 +335,95 @@ def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
     assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+
+
+def git(directory: Path, *words: str) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, "-C", str(directory), *words], check=True, capture_output=True)
+
+
+def told_to_revoke(goatherd: Goatherd, data: Path, store: str) -> list[str]:
+    """Return the notes of a dry run that ask for a revocation."""
+    result = goatherd("migrate", str(data), "--provider", store, "--dry-run", "--json")
+    notes = result.json["organizations"][0]["notes"]
+    return [note for note in notes if f"goatherd revoke {NAMED['root']}" in note]
+
+
+@needs_git
 def test_a_key_in_a_git_repository_or_its_history_must_be_revoked(goatherd: Goatherd, data: Path, store: str) -> None:
-    def git(*words: str) -> None:
-        who = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", *who, "-C", str(data), *words], check=True, capture_output=True)
+    git(data, "init")
+    assert not told_to_revoke(goatherd, data, store)
+    git(data, "add", "localhost/settings.json")
+    assert told_to_revoke(goatherd, data, store)
+    git(data, "commit", "-m", "x")
+    git(data, "rm", "--cached", "localhost/settings.json")
+    git(data, "commit", "-m", "y")
+    assert told_to_revoke(goatherd, data, store), "the history still holds it"
 
-    def warns() -> bool:
-        result = goatherd("migrate", str(data), "--provider", store, "--dry-run", "--json")
-        notes = result.json["organizations"][0]["notes"]
-        return any(f"goatherd revoke {NAMED['root']}" in note for note in notes)
 
-    git("init")
-    assert not warns()
-    git("add", "localhost/settings.json")
-    assert warns()
-    git("commit", "-m", "x")
-    git("rm", "--cached", "localhost/settings.json")
-    git("commit", "-m", "y")
-    assert warns(), "the history still holds it"
+@needs_git
+@pytest.mark.parametrize("name", ["server/settings.json", "backup.json", "settings.json.bak", "old/Settings-prod.txt"])
+def test_a_key_that_git_has_under_another_name_must_be_revoked_too(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path, name: str
+) -> None:
+    git(tmp_path, "init")
+    (tmp_path / "note.json").write_text("{}")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes((data / "localhost/settings.json").read_bytes() + b"\n")
+    git(tmp_path, "add", "note.json")
+    git(tmp_path, "commit", "-m", "w")
+    assert not told_to_revoke(goatherd, data, store)
+    git(tmp_path, "add", name)
+    assert told_to_revoke(goatherd, data, store), "staged"
+    git(tmp_path, "commit", "-m", "x")
+    git(tmp_path, "rm", name)
+    git(tmp_path, "commit", "-m", "y")
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert f"({name})" in note
+    assert str(tmp_path) in note
+
+
+@needs_git
+def test_a_key_on_another_branch_is_found(goatherd: Goatherd, data: Path, store: str) -> None:
+    git(data, "init", "-b", "main")
+    git(data, "commit", "--allow-empty", "-m", "w")
+    git(data, "checkout", "-b", "old")
+    git(data, "add", "localhost/settings.json")
+    git(data, "commit", "-m", "x")
+    git(data, "rm", "--cached", "localhost/settings.json")
+    git(data, "checkout", "-f", "main")
+    (data / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
+    assert told_to_revoke(goatherd, data, store)
+
+
+@pytest.mark.parametrize("problem", ["no git", "refuses"])
+def test_where_git_cannot_be_asked_the_repository_is_named(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    (data / ".git").mkdir()
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if problem == "refuses":
+        (programs / "git").write_text('#!/bin/sh\necho "fatal: detected dubious ownership" >&2; exit 128\n')
+        (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert "could not be checked" in note
+    assert ("no git command" if problem == "no git" else "dubious ownership") in note
+
+
+@needs_git
+def test_git_is_never_given_the_key_as_an_argument(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(data, "init")
+    git(data, "commit", "--allow-empty", "-m", "w")
+    real, programs, seen = shutil.which("git"), tmp_path / "programs", tmp_path / "seen"
+    programs.mkdir()
+    (programs / "git").write_text(f'#!/bin/sh\necho "$@" >> {seen}\nexec {real} "$@"\n')
+    (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    assert not told_to_revoke(goatherd, data, store)
+    assert settings(data)["currentSession"]["privateKey"]["d"] not in seen.read_text()
+    assert "cat-file --batch" in seen.read_text()
