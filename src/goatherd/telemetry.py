@@ -113,6 +113,8 @@ class Event(StrEnum):
     """The attacker's question could not be put to the server yet; it is put again."""
     AGENT_SESSIONS = "agent.sessions"
     """What the server's own log holds: sessions that were verified, and those that nobody vouches for."""
+    AGENT_REVOKED_ROOT = "agent.revoked_root"
+    """The server's own log introduces a revoked root, which an unmodified server trusts after each start."""
     AGENT_LOG_DAMAGED = "agent.log_damaged"
     """The server's log of sessions is damaged in the middle; GoatDB cuts it off there."""
     AGENT_SHORT_LIFE = "agent.short_life"

@@ -64,6 +64,7 @@ class _Seen:
     stamp: Stamp | None = None
     view: FileView | None = None
     unreadable: int = 0
+    unreadable_stamp: Stamp | None = None
     not_before: float = 0
 
 
@@ -101,6 +102,7 @@ class Handover:
         self._refused: int | None = None
         self._seen = _Seen()
         self._told: tuple[str | int, ...] = ()
+        self._told_revoked: tuple[str, ...] = ()
         self._warned_at: float | None = None
         self._warned_of_end = False
 
@@ -225,14 +227,17 @@ class Handover:
 
     def _stranger(self, raw: bytes) -> str | None:
         """Return the root that a settings.json holds, if the store does not know and never knew it."""
-        view, document = view_of(raw), self.document
-        if view is None or view.current_id is None:
-            return None
-        known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
-        known |= {root_id for entry in document.history for root_id in (entry.from_id, entry.to_id) if root_id}
-        if view.current_id in known or self._recalled(view.current_id) is not None:
+        view = view_of(raw)
+        if view is None or view.current_id is None or self._knows_root(view.current_id):
             return None
         return view.current_id
+
+    def _knows_root(self, root_id: str) -> bool:
+        """Return whether the store has, or had, a root, so that the server has not invented it."""
+        document = self.document
+        known = {document.current.id, *(root.id for root in document.roots), *document.revoked_ids}
+        known |= {one for entry in document.history for one in (entry.from_id, entry.to_id) if one}
+        return root_id in known or self._recalled(root_id) is not None
 
     async def prepare(self) -> None:
         """Verify now what `write` will need, so that a server that has to stop for it stops for a short time.
@@ -277,6 +282,14 @@ class Handover:
 
     def _tell(self, found: Findings) -> None:
         news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
+        if found.revoked_roots != self._told_revoked:
+            self._told_revoked = found.revoked_roots
+            for root_id in found.revoked_roots:
+                text = (
+                    f"/sys/sessions introduces the revoked root {root_id}: GoatDB trusts it after each start; a door in"
+                    " front of the server (--door) rejects what that root signs"
+                )
+                _log.warning(event_text(Event.AGENT_REVOKED_ROOT, org=self.org, message=text))
         if news == self._told:
             return
         self._told = news
@@ -346,8 +359,10 @@ class Handover:
         raw = await asyncio.to_thread(self.file.read)
         view = None if raw is None else await asyncio.to_thread(view_of, raw)
         if view is None:
-            # GoatDB writes in place: it may be in the middle of it.
-            self._seen.unreadable += 1
+            # GoatDB writes in place: it may be in the middle of it, again and again while clients come.
+            is_still = stamp == self._seen.unreadable_stamp
+            self._seen.unreadable = self._seen.unreadable + 1 if is_still else 1
+            self._seen.unreadable_stamp = stamp
             if self._seen.unreadable == _PATIENCE:
                 text = "it has left its settings.json unreadable; it gets a good one at its next start"
                 _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
@@ -355,7 +370,7 @@ class Handover:
         before = self._seen.view
         self._seen.stamp, self._seen.view, self._seen.unreadable = stamp, view, 0
         must_ask = False
-        for one in () if before is None else differences(before, view):
+        for one in () if before is None else differences(before, view, is_known=self._knows_root):
             must_ask = must_ask or one.is_serious
             event = Event.AGENT_KEY_IN_DANGER if one.is_serious else Event.AGENT_REWRITTEN
             level = logging.ERROR if one.is_serious else logging.DEBUG if one.is_common else logging.INFO

@@ -6,7 +6,7 @@ counts, never key material; a file that cannot be read is "not known", never "em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -194,10 +194,15 @@ def verify_safe(raw: bytes) -> None:
         raise IdentityError("a private key stands outside of currentSession")
 
 
-def differences(before: FileView, after: FileView) -> tuple[Difference, ...]:
-    """Return what the server has changed in its file, the serious things first."""
+def differences(before: FileView, after: FileView, *, is_known: Callable[[str], bool]) -> tuple[Difference, ...]:
+    """Return what the server has changed in its file, the serious things first.
+
+    Args:
+        before, after: The file then and now.
+        is_known: Whether a root is, or was, one of the identity; a revoked one is in no list of the file.
+    """
     found = []
-    if after.current_id != before.current_id and after.current_id in before.roots:
+    if after.current_id != before.current_id and after.current_id is not None and is_known(after.current_id):
         found.append(Difference(text=f"it has written root {after.current_id} back, with which it still signs"))
     elif after.current_id != before.current_id:
         text = f"it signs with {after.current_id or 'nothing'} now, not with {before.current_id}"

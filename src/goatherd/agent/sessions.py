@@ -36,12 +36,14 @@ class Findings:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
         unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same (T3).
         unvouched_roots: Those of them that claim to be roots.
+        revoked_roots: Revoked roots in the log. The server trusts these too after a start (T3), which is known.
         damage: What is wrong with the log's text, if anything: the server cuts it off there.
     """
 
     sessions: tuple[Session, ...] = field(repr=False)
     unvouched: tuple[str, ...] = ()
     unvouched_roots: tuple[str, ...] = ()
+    revoked_roots: tuple[str, ...] = ()
     damage: str | None = None
 
 
@@ -85,7 +87,7 @@ class SessionBook:
             with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude(verification)
-            return self._findings(self._pool, found, frozenset(root.id for root in document.roots))
+            return self._findings(self._pool, found, document)
 
     def _fresh(self) -> tuple[Scan, list[Commit]]:
         try:
@@ -111,9 +113,13 @@ class SessionBook:
                 continue
         return found, commits
 
-    def _findings(self, pool: TrustPool, found: Scan, listed: frozenset[str]) -> Findings:
-        sessions, unvouched = [], []
+    def _findings(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> Findings:
+        listed = frozenset(root.id for root in document.roots)
+        sessions, unvouched, revoked = [], [], []
         for key in self._keys:
+            if key in document.revoked_ids:
+                revoked.append(key)
+                continue
             try:
                 session = pool.session(key)
             except VerificationError:
@@ -130,6 +136,7 @@ class SessionBook:
             sessions=tuple(sessions),
             unvouched=tuple(unvouched),
             unvouched_roots=tuple(key for key in unvouched if self._keys[key]),
+            revoked_roots=tuple(revoked),
             damage=damage,
         )
 

@@ -20,7 +20,8 @@ from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, 
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
-from tests.unit.identity.make import DAY, activated, first, owned, published, rotated, secret_of, shows_key
+from goatherd.identity.transitions import revoke
+from tests.unit.identity.make import DAY, NOW, activated, first, owned, published, rotated, secret_of, shows_key
 from tests.unit.settings.make import HandClock
 
 from .make import TestSettings, introduction, write_log
@@ -297,6 +298,29 @@ async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_sta
     for _ in range(4):
         await look_again(kit)
     assert told.text.count("unreadable") == 1
+
+
+async def test_a_file_that_is_written_again_and_again_is_never_told_for_being_caught_in_the_middle(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    await kit.handover.write()
+    for length in range(100, 110):
+        with kit.file.link.open("r+b") as file:
+            file.truncate(length)
+        await look_again(kit)
+    assert "unreadable" not in told.text
+
+
+async def test_a_revoked_root_in_the_servers_log_is_named_once_and_is_no_error(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    write_log(kit.directory, [introduction(B.session, A), introduction(A.session, B)])
+    kit.settings.document = revoke(rotated(), A.id, NOW, reason="stolen")
+    for _ in range(3):
+        await kit.handover.write()
+    assert told.text.count("agent.revoked_root") == 1
+    assert A.id in told.text
+    assert "agent.key_in_danger" not in told.text
 
 
 async def look_again(kit: Kit) -> None:

@@ -22,6 +22,7 @@ from goatherd.agent.plan import (
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.settings_text import to_settings
+from goatherd.identity.transitions import revoke
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, prepared, published, rotated, secret_of
 
 HOUR = 3_600_000
@@ -150,12 +151,16 @@ def test_what_would_make_a_goatdb_server_give_its_key_away_never_goes_out(how: s
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
+def is_known(root_id: str) -> bool:
+    return root_id in (owned("a").id, owned("b").id)
+
+
 def changed(**members: Any) -> tuple[str, ...]:
     before = json.loads(to_settings(first()))
     seen, later = view_of(json.dumps(before).encode()), view_of(json.dumps({**before, **members}).encode())
     assert seen is not None
     assert later is not None
-    return tuple(f"{'!' if one.is_serious else ''}{one.text}" for one in differences(seen, later))
+    return tuple(f"{'!' if one.is_serious else ''}{one.text}" for one in differences(seen, later, is_known=is_known))
 
 
 def test_a_file_that_was_only_written_again_has_no_differences() -> None:
@@ -181,11 +186,16 @@ def test_a_root_that_the_server_has_invented_is_serious() -> None:
     assert secret_of(owned("z")) not in str(told)
 
 
-def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_has_invented() -> None:
-    before, later = view_of(to_settings(activated())), view_of(to_settings(first()))
+@pytest.mark.parametrize("is_revoked", [False, True], ids=["earlier", "revoked"])
+def test_a_known_root_that_a_running_server_has_written_back_is_not_one_that_it_has_invented(is_revoked: bool) -> None:
+    document = activated()
+    if is_revoked:
+        document = revoke(document, owned("a").id, NOW, reason="stolen")
+    before, later = view_of(to_settings(document)), view_of(to_settings(first()))
     assert before is not None
     assert later is not None
-    told = differences(before, later)
+    assert (owned("a").id in before.roots) is not is_revoked
+    told = differences(before, later, is_known=is_known)
     assert not any(one.is_serious for one in told)
     assert "still signs" in told[0].text
 

@@ -9,8 +9,9 @@ import pytest
 from goatherd.agent.sessions import SessionBook
 from goatherd.errors import SettingsError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.transitions import revoke
 from goatherd.trust import TrustPool
-from tests.unit.identity.make import first, owned, rotated
+from tests.unit.identity.make import NOW, first, owned, rotated
 
 from .make import introduction, write_log
 
@@ -53,6 +54,15 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
     found = await book(tmp_path).read(first())
     assert found.unvouched_roots == (STRANGER.id,)
     assert [session.id for session in found.sessions] == [forger.id]
+
+
+async def test_a_revoked_root_is_named_as_such_and_is_no_forged_one(tmp_path: Path) -> None:
+    rogue = introduction(STRANGER.session, A)
+    write_log(tmp_path, [introduction(B.session, A), introduction(A.session, B), rogue])
+    found = await book(tmp_path).read(revoke(rotated(), A.id, NOW, reason="stolen"))
+    assert found.revoked_roots == (A.id,)
+    assert found.unvouched_roots == (STRANGER.id,), "what the revoked root alone has introduced is an attack"
+    assert A.id not in {session.id for session in found.sessions}
 
 
 async def test_a_root_of_the_log_is_told_where_the_document_does_not_list_it_any_more(tmp_path: Path) -> None:
