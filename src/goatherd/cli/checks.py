@@ -8,14 +8,14 @@ texts hold ids and times, never key material.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.cli.store import open_store
-from goatherd.cli.store_checks import FAILED, OK, WARNING, Check, store_checks
+from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
@@ -23,10 +23,14 @@ from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefuse
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, SHORT_LIFE, Urgency, urgency
 from goatherd.identity.redaction import days_left, notes
+from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
+from goatherd.rotation.reintroduction import decode
 from goatherd.settings.base import Origin
+from goatherd.wire.commit import Commit
 
 _CHECKED_ELSEWHERE: Final = frozenset(
     {
@@ -48,6 +52,10 @@ _EXPIRY_HINTS: Final = {
 SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
 """COMPAT: a request signed further away than this is refused (protocol 3)."""
+
+SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
+"""For one answer about 50 000 sessions; every other question has --timeout."""
+SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +297,51 @@ async def _checks_of_all(document: IdentityDocument | None, options: Options) ->
             checks.append(Check(name="nodes", level=OK, text=f"{len(clients)} found: {found}"))
         for each in await asyncio.gather(*(_node_checks(client, document, options) for client in clients)):
             checks += each
+    if document is not None and options.nodes:
+        checks += await _session_checks(document, options)
     return checks
+
+
+async def _session_checks(document: IdentityDocument, options: Options) -> list[Check]:
+    """Look for sessions whose concurrent creations end GoatDB servers and clients, on one server or between two."""
+    name = "sessions"
+    org = options.org
+    held: dict[str, list[Commit]] = {}
+    checks = []
+
+    async def read(client: NodeClient) -> None:
+        try:
+            sent = await client.pull(SESSIONS, document.current)
+        except NodeError as error:
+            # One that answers nothing, or does not trust this root, has failed another check.
+            with suppress(NodeError):
+                if await client.answers(document.current):
+                    text = f"{client.base_url} does not show its sessions: {error}"
+                    checks.append(Check(name=name, level=SKIPPED, text=text, hint=error.hint))
+        else:
+            held[client.base_url] = await asyncio.to_thread(decode, sent, org)
+
+    async with NodeDirectory(options.nodes, timeout=max(options.timeout, SESSIONS_TIMEOUT)) as directory:
+        await asyncio.gather(*(read(client) for client in await directory()))
+    conflicts = await asyncio.to_thread(find_conflicts, held)
+    if conflicts:
+        checks.append(_conflict_check(name, conflicts))
+    elif held:
+        count = len({commit.key for commits in held.values() for commit in commits})
+        checks.append(Check(name=name, level=OK, text=f"no conflict between the creations of {count} sessions"))
+    return checks
+
+
+def _conflict_check(name: str, conflicts: Sequence[Conflict]) -> Check:
+    more = f"; and {len(conflicts) - SHOWN} more sessions" if len(conflicts) > SHOWN else ""
+    return Check(
+        name=name,
+        level=FAILED,
+        text=f'GoatDB servers and clients end with "Merge commit got empty ancestors filter" when they merge what these'
+        f" servers hold: {'; '.join(conflict.text for conflict in conflicts[:SHOWN])}{more}",
+        hint="Stop one of the servers, run `goatherd data repair DIR --peer URL` for it with each other server as a"
+        " --peer, and start it.",
+    )
 
 
 async def _node_checks(client: NodeClient, document: IdentityDocument | None, options: Options) -> list[Check]:

@@ -136,7 +136,9 @@ def doctor(app: App) -> int:
 
     Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. (That
     makes one anonymous session on each.) Names every obstacle to a rotation, as `goatherd rotate --plan` does: whether
-    what one node accepts reaches the others, for one. Ends with 11 when a check has failed; a warning does not count.
+    what one node accepts reaches the others, for one. Compares what the nodes hold in /sys/sessions, and names sessions
+    that are created differently: GoatDB servers and clients end when they merge these. Ends with 11 when a check has
+    failed; a warning does not count.
     """
     checks = asyncio.run(_doctor(app.options))
     failed = [check for check in checks if check.level == FAILED]

@@ -85,12 +85,22 @@ async def _init(app: App) -> None:
     help="Write sessions that only settings.json knows into the server's /sys/sessions log.",
 )
 @click.option(
+    "--only-server",
+    is_flag=True,
+    help="The cluster has no other server that was migrated before and may hold the same sessions.",
+)
+@click.option(
     "--remove-key/--keep-key",
     default=None,
     help="Remove settings.json once the store has given the identity back. On a terminal you are asked.",
 )
 def migrate(
-    app: App, sources: tuple[Path, ...], dry_run: bool, write_sessions: bool, remove_key: bool | None
+    app: App,
+    sources: tuple[Path, ...],
+    dry_run: bool,
+    write_sessions: bool,
+    only_server: bool,
+    remove_key: bool | None,
 ) -> int | None:
     """Bring a GoatDB cluster's identity into a store.
 
@@ -98,19 +108,39 @@ def migrate(
     each organization. Several are several servers of one cluster, and must have one and the same identity. The key pair
     is checked, private keys are taken out of the roots, and every trusted user session is looked for in that server's
     /sys/sessions log, where it belongs. Stop the server first. Afterwards the store is read back, and every --node that
-    runs is asked whether it takes the key for its root. Running it again is harmless: an identity that is there already
-    is left as it is, another one is an error.
+    runs is asked whether it takes the key for its root, and which sessions it holds. Running it again is harmless: an
+    identity that is there already is left as it is, another one is an error.
+
+    A session that only settings.json knows is written into the log by the same commit on every server. When servers are
+    migrated one at a time, name those that were migrated before, by --node or by their directories: such a session is
+    copied from there. Without them the command refuses to write it.
     """
-    return asyncio.run(_migrate(app, sources, dry_run=dry_run, write_sessions=write_sessions, remove=remove_key))
+    going = _migrate(
+        app,
+        sources,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=only_server,
+        remove=remove_key,
+    )
+    return asyncio.run(going)
 
 
 async def _migrate(
-    app: App, sources: tuple[Path, ...], *, dry_run: bool, write_sessions: bool, remove: bool | None
+    app: App,
+    sources: tuple[Path, ...],
+    *,
+    dry_run: bool,
+    write_sessions: bool,
+    is_only_server: bool,
+    remove: bool | None,
 ) -> int | None:
     from goatherd.cli.migration import migrate_all, remove_keys
     from goatherd.cli.way_over import denied
 
-    done = await migrate_all(app.options, sources, dry_run=dry_run, write_sessions=write_sessions)
+    done = await migrate_all(
+        app.options, sources, dry_run=dry_run, write_sessions=write_sessions, is_only_server=is_only_server
+    )
     lines = [line for outcome in done.outcomes for line in outcome.lines()]
     lines += [proof.line() for proof in done.proofs]
     refused = denied(done.proofs)

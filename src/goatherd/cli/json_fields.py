@@ -154,6 +154,11 @@ OBJECTS: Final[dict[str, Fields]] = {
         "code": Field("string or null", "Error code of a failed verification."),
         "commit": Field("string or null", "Id of the commit, where it can be read."),
     },
+    "conflict": {
+        "session": Field("string", "Id of the session."),
+        "commits": Field("array of string", "Ids of the commits that create it."),
+        "heldBy": Field("array of string", "Directories and URLs of the servers that hold them."),
+    },
     "due": {
         "act": Field("string", "What the controller does next, such as `rotate` or `retire`."),
         "at": Field("string or null", "Timestamp from which it is due."),
@@ -464,6 +469,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].logs": Field("integer", "Number of logs."),
         "organizations[].records": Field("integer", "Number of commits."),
         "organizations[].findings": Field("array of object", "Records that cannot be used.", "finding"),
+        "organizations[].conflicts": Field("array of object", "Sessions that are created differently.", "conflict"),
+        "organizations[].problems": Field("array of string", "Why peers could not be asked."),
     },
     "data repair": {
         "organizations": Field("array of object", "One for each organization."),
@@ -475,8 +482,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].fetched": Field("integer", "Number of commits that were fetched from peers."),
         "organizations[].lacking": Field("array of string", "Ids of commits that were not fetched yet."),
         "organizations[].unidentified": Field("integer", "Number of records whose commit id cannot be read."),
+        "organizations[].joined": Field("array of string", "Ids of the sessions whose creations were joined."),
+        "organizations[].given": Field("integer", "Number of joining commits that the peers were given."),
+        "organizations[].conflicts": Field("array of object", "Sessions that are still in conflict.", "conflict"),
         "organizations[].left": Field("array of object", "Records that still cannot be used.", "finding"),
-        "organizations[].problems": Field("array of string", "Why peers could not be asked."),
+        "organizations[].problems": Field("array of string", "Why peers could not be asked, or creations not joined."),
     },
     "retire": {"": _REPORT, "privateKeys": _KEYS},
     "retire --dry-run": {

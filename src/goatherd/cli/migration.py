@@ -10,15 +10,17 @@ holds open is not touched; running it twice is running it once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 from goatherd.cli.git_history import GitFinding, find_in_git
 from goatherd.cli.store import DEFAULT_ORG, open_store, place
 from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
+from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import check_understood, refuse_running
@@ -27,6 +29,7 @@ from goatherd.errors import (
     DecodeError,
     IdentityError,
     IdentityExistsError,
+    NodeError,
     SecretExistsError,
     SecretNotFoundError,
     SettingsError,
@@ -35,11 +38,13 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.introduction import better
+from goatherd.identity.introduction import better, session_from_commit
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.base import ORG_FIELD, SecretBytes
+from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.vouching import derived_id, session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -48,6 +53,9 @@ from goatherd.wire.log import scan
 SETTINGS_NAME = "settings.json"
 SESSIONS = "/sys/sessions"
 SESSIONS_LOG = Path("sys/sessions.jsonl")
+_SHOWN: Final = 10
+_PATIENCE: Final = timedelta(seconds=60)
+"""For one answer about 50 000 sessions."""
 _LONG_AGO_MS: Final = 1_577_836_800_000
 """2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
 
@@ -154,15 +162,25 @@ class Migration:
     removable: tuple[tuple[Source, IdentityDocument], ...]
 
 
-async def migrate_all(options: Options, paths: Sequence[Path], *, dry_run: bool, write_sessions: bool) -> Migration:
+async def migrate_all(
+    options: Options, paths: Sequence[Path], *, dry_run: bool, write_sessions: bool, is_only_server: bool = False
+) -> Migration:
     """Migrate every organization that the paths hold; several paths are several servers of one cluster.
 
     Everything is read and checked before anything is written.
 
+    Args:
+        options: The store, and running servers that may hold sessions.
+        paths: Data directories and settings.json files.
+        dry_run: Write nothing.
+        write_sessions: Write sessions that only settings.json knows into the log.
+        is_only_server: There is no other server that another run has migrated.
+
     Raises:
         ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
         MalformedIdentityError, KeyMismatchError: A settings.json cannot be believed; nothing was written.
-        SettingsError: Two servers have different identities for one organization; nothing was written.
+        SettingsError: Two servers have different identities for one organization, or another run has migrated a server
+            that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
         StorageError: A log is held open by a running server, or damaged.
         DiscoveryError: It cannot be found out who the running servers are.
@@ -183,6 +201,10 @@ async def migrate_all(options: Options, paths: Sequence[Path], *, dry_run: bool,
     }
     agreed = {org: _agreed([users for source, _, users, _ in read if source.org == org]) for org in orgs}
     held = {org: _held_elsewhere([source for source in sources if source.org == org], one[org]) for org in orgs}
+    if write_sessions:
+        for org in orgs:
+            of_org = [(source, users) for source, _, users, _ in read if source.org == org]
+            held[org] |= await _held_by_servers(options, org, one[org], of_org, held[org], is_only_server)
     outcomes = [
         await _migrate(
             options,
@@ -235,6 +257,87 @@ def _held_elsewhere(sources: Sequence[Source], identity: IdentityDocument) -> di
                 continue
             held.setdefault(session_id, [commit for commit in commits if commit.key == session_id])
     return held
+
+
+async def _held_by_servers(
+    options: Options,
+    org: str,
+    document: IdentityDocument,
+    read: Sequence[tuple[Source, Sequence[Session]]],
+    held: Collection[str],
+    is_only_server: bool,
+) -> dict[str, list[Commit]]:
+    """Return, for each session that no log introduces, the commits about it that the running servers hold.
+
+    COMPAT: two different commits without parents for one session end GoatDB servers and clients. So what another run
+    has written on another server must be known here.
+
+    Raises:
+        SettingsError: Another run has migrated a server, and not every server could be asked.
+    """
+    missing: set[str] = set()
+    for source, users in read:
+        if source.data is not None:
+            keys = {commit.key for commit in read_commits(source.data / SESSIONS_LOG, org)}
+            missing |= {user.id for user in users if user.id not in keys and user.id not in held}
+    if not missing:
+        return {}
+    async with open_store(options, org=org) as store:
+        try:
+            _, present = await store.read()
+        except SecretNotFoundError:
+            present = None
+        name = store.name
+    found: dict[str, list[Commit]] = {}
+    silent = []
+    async with NodeDirectory(options.nodes, timeout=max(options.timeout, _PATIENCE)) as directory:
+        clients = await directory()
+        for client in clients:
+            try:
+                commits = await _pull_sessions(client, document, present)
+            except NodeError as error:
+                silent.append(str(error))
+                continue
+            for session_id, of_session in _believed(commits, document, present, org).items():
+                if session_id in missing:
+                    found.setdefault(session_id, of_session)
+    unknown = sorted(missing - found.keys())
+    if unknown and present is not None and (silent or not clients) and not is_only_server:
+        why = f" ({'; '.join(silent)})" if silent else ""
+        raise SettingsError(
+            f"another run has put the identity of {org} into {name}, and {len(unknown)} sessions are in this"
+            f" settings.json only: {' '.join(unknown[:_SHOWN])}. A server that was migrated before may create them"
+            f" differently, which ends GoatDB servers and clients{why}",
+            hint="Name the servers that were migrated before: each by --node URL while it runs, or its data directory"
+            " beside this one. --only-server if there is none; --no-write-sessions leaves these sessions out.",
+        )
+    return found
+
+
+async def _pull_sessions(
+    client: NodeClient, document: IdentityDocument, present: IdentityDocument | None
+) -> list[dict[str, Any]]:
+    try:
+        return await client.pull(SESSIONS, document.current)
+    except NodeError:
+        if present is None or present.current.id == document.current.id:
+            raise
+        return await client.pull(SESSIONS, present.current)
+
+
+def _believed(
+    sent: Iterable[Any], document: IdentityDocument, present: IdentityDocument | None, org: str
+) -> dict[str, list[Commit]]:
+    """Return the commits that a root of the identity has signed, by session."""
+    identity = present or document
+    pool = TrustPool(org=org, current=identity.current, roots=identity.roots, revoked=identity.revoked_ids)
+    commits = decode(sent, org)
+    pool.offer_session_commits(commits)
+    believed: dict[str, list[Commit]] = {}
+    for commit in commits:
+        if pool.add_session_commit(commit):
+            believed.setdefault(commit.key, []).append(commit)
+    return believed
 
 
 async def remove_keys(options: Options, migration: Migration) -> list[str]:
@@ -439,7 +542,9 @@ async def _migrate(
                 except SecretExistsError as error:
                     raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
             if write_sessions and not dry_run:
-                sessions.write(identity, source.org, held)
+                # Its own root, whatever has been rotated since: so each server of the cluster writes the same commit.
+                is_revoked = document.current.id in identity.revoked_ids
+                sessions.write(identity.current if is_revoked else document.current, source.org, held)
         if not dry_run:
             await read_back(store, document.current)
             is_read_back = True
@@ -495,13 +600,13 @@ class _Sessions:
     problems: tuple[str, ...]
     directory: LogDirectory | None
 
-    def write(self, identity: IdentityDocument, org: str, held: Mapping[str, Sequence[Commit]]) -> None:
+    def write(self, signer: OwnedSession, org: str, held: Mapping[str, Sequence[Commit]]) -> None:
         """Append session commits for each session that the log lacks.
 
         Args:
-            identity: Its current root signs.
+            signer: The root that signs.
             org: The organization; it is part of what is signed.
-            held: What other servers' logs hold about a session. It is copied where this log holds nothing.
+            held: What other servers hold about a session. It is copied where this log holds nothing.
         """
         if self.directory is None or not self.lacking:
             return
@@ -510,18 +615,35 @@ class _Sessions:
         log.records()  # cuts a torn last line off, so that nothing is appended to it
         for session in self.lacking:
             known = self.latest.get(session.id)
-            if known is None and session.id in held:
-                for commit in held[session.id]:
-                    log.append(commit.to_json())
-            else:
-                log.append(introduction_of_migrated(session, identity.current, org, known, now_ms))
+            copied = held.get(session.id, ()) if known is None else ()
+            for commit in copied:
+                log.append(commit.to_json())
+            if copied:
+                if _says(copied, session):
+                    continue
+                followed = {parent for commit in copied for parent in commit.parents}
+                known = next(commit.id for commit in reversed(copied) if commit.id not in followed)
+            log.append(introduction_of_migrated(session, signer, org, known, now_ms))
         log.flush()
+
+
+def _says(commits: Iterable[Commit], session: Session) -> bool:
+    """Whether commits about a session say as much as is known of it."""
+    best: Session | None = None
+    for commit in commits:
+        try:
+            best = better(best, session_from_commit(commit))
+        except DecodeError:
+            continue
+    return best is not None and better(best, session) == best
 
 
 def introduction_of_migrated(
     session: Session, signer: OwnedSession, org: str, parent: str | None, now_ms: int
 ) -> dict[str, Any]:
     """Return the commit that introduces a session that only settings.json knows: on every server the same.
+
+    It does not depend on when that server is migrated, nor on rotations before.
 
     COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits of one session
     that have no parents.
@@ -534,8 +656,8 @@ def introduction_of_migrated(
         now_ms: Milliseconds since 1970; the commit is not of a later time.
     """
     # When GoatDB made the session, since that is the same everywhere, and signatures are deterministic (RFC 6979).
-    ts = min(session.expiration_ms, signer.session.expiration_ms) - int(SESSION_LIFETIME.total_seconds() * 1000)
-    if not 0 < ts <= now_ms:
+    ts = session.expiration_ms - int(SESSION_LIFETIME.total_seconds() * 1000)
+    if not 0 < ts <= min(now_ms, signer.session.expiration_ms):
         ts = _LONG_AGO_MS
     text = f"{signer.id}/{org}/{session.id}/{session.owner or ''}/{session.expiration_ms}/{ts}/{parent or ''}"
     return session_commit(

@@ -2,8 +2,9 @@
 
 `check_organization` reads every record of one organization, and verifies its signature where it is known whose
 signatures count. `repair_organization` moves what cannot be used into files beside the logs, ``*.damaged``, and takes
-back what can be verified, from those files and from peers. Both need `lock_organization`: no server may run on the
-directory. They work on the directories of unmodified GoatDB servers as well, which have the same logs.
+back what can be verified, from those files and from peers. It joins concurrent creations of a session, which end
+GoatDB processes (`goatherd.operations.creations`), here and on the peers. Both need `lock_organization`: no server may
+run on the directory. They work on the directories of unmodified GoatDB servers as well, which have the same logs.
 
 Rules: no byte is ever deleted; a log without findings is not written; a repair that was interrupted is completed by the
 next one; a commit is taken only after its signature was verified.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ from goatherd.node.data_check import Kind, decode_lines, order_repositories
 from goatherd.node.repository import Repository
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.operations.creations import Conflict, find_conflicts, join_creations
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.log import Line
@@ -147,12 +149,16 @@ class Report:
         directory: Its directory.
         anchor: Where the roots are from; None: no signature was verified.
         logs: One report for each log.
+        conflicts: Concurrent creations of a session, in this directory and on the peers that were asked.
+        problems: Why peers could not be asked.
     """
 
     org: str
     directory: Path
     anchor: str | None
     logs: tuple[LogReport, ...]
+    conflicts: tuple[Conflict, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def records(self) -> int:
@@ -164,6 +170,11 @@ class Report:
         """Everything that cannot be used, by log."""
         return tuple(finding for log in self.logs for finding in log.findings)
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is nothing to repair, as far as every peer could be asked."""
+        return not (self.findings or self.conflicts or self.problems)
+
     def to_json(self) -> dict[str, object]:
         """Return it as data."""
         return {
@@ -173,6 +184,8 @@ class Report:
             "logs": len(self.logs),
             "records": self.records,
             "findings": [finding.to_json() for finding in self.findings],
+            "conflicts": [conflict.to_json() for conflict in self.conflicts],
+            "problems": list(self.problems),
         }
 
 
@@ -188,7 +201,9 @@ class Repair:
         fetched: How many commits were fetched from peers.
         lacking: Ids of commits that were set aside and that neither a file nor a peer could give back.
         unidentified: How many lines were set aside whose commit's id cannot be read.
-        problems: Why peers could not be asked.
+        joined: The sessions whose concurrent creations were joined.
+        given: How many commits that join creations the peers were given.
+        problems: Why peers could not be asked, or creations not joined.
     """
 
     before: Report
@@ -198,7 +213,14 @@ class Repair:
     fetched: int
     lacking: tuple[str, ...]
     unidentified: int
+    joined: tuple[str, ...]
+    given: int
     problems: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to repair, here and on every peer."""
+        return self.after.is_clean and not self.problems
 
     def to_json(self) -> dict[str, object]:
         """Return it as data."""
@@ -211,6 +233,9 @@ class Repair:
             "fetched": self.fetched,
             "lacking": list(self.lacking),
             "unidentified": self.unidentified,
+            "joined": list(self.joined),
+            "given": self.given,
+            "conflicts": [conflict.to_json() for conflict in self.after.conflicts],
             "left": [finding.to_json() for finding in self.after.findings],
             "problems": list(self.problems),
         }
@@ -227,6 +252,10 @@ class Peer(Protocol):
     async def pull(
         self, path: str, signer: OwnedSession, now_ms: int | None = None, *, known: Collection[str] = ()
     ) -> list[dict[str, Any]]: ...
+
+    async def push(
+        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+    ) -> object: ...
 
 
 # --- finding the directory and the roots ------------------------------------------------------------------------------
@@ -317,8 +346,21 @@ def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, executor: Executor | None = None) -> Report:
+def check_organization(
+    logs: LogDirectory,
+    org: str,
+    anchor: Anchor | None,
+    executor: Executor | None = None,
+    held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
+) -> Report:
     """Read every record of an organization, and verify it where there is an anchor. Blocks; writes nothing.
+
+    Args:
+        logs: The organization's directory, locked.
+        org: The organization.
+        anchor: Whose signatures count; None verifies nothing.
+        executor: Spreads the verification.
+        held_by_peers: What other servers hold in ``/sys/sessions`` (`read_peers`), by their URLs.
 
     Raises:
         StorageError: A log cannot be read.
@@ -326,6 +368,7 @@ def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, exec
     """
     pool = None if anchor is None else anchor.pool(org)
     found, verified, signers = [], 0, set()
+    sessions: list[Commit] = []
     for repository in _repositories(logs):
         log = logs.open(repository)
         findings: list[Finding] = []
@@ -336,18 +379,27 @@ def check_organization(logs: LogDirectory, org: str, anchor: Anchor | None, exec
             else:
                 problem = (outcome.kind, outcome.reason, outcome.commit_id)
                 findings.append(_finding(repository, log, line, *problem))
+        good = [commit for _, commit in commits]
         if pool is not None:
-            verdicts = _verify(pool, repository, [commit for _, commit in commits], executor)
+            verdicts = _verify(pool, repository, good, executor)
+            good = [commit for commit, verdict in zip(good, verdicts, strict=True) if verdict is None]
+            verified += len(good)
             for (line, commit), verdict in zip(commits, verdicts, strict=True):
                 signers.add(commit.session)
-                if verdict is None:
-                    verified += 1
-                else:
+                if verdict is not None:
                     text = str(verdict)
                     findings.append(_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code))
+        if repository == SESSIONS_PATH:
+            sessions = good
         findings.sort(key=lambda finding: finding.offset)
         found.append(LogReport(repository=repository, file=log.file, records=len(commits), findings=tuple(findings)))
-    report = Report(org=org, directory=logs.path, anchor=None if anchor is None else anchor.source, logs=tuple(found))
+    report = Report(
+        org=org,
+        directory=logs.path,
+        anchor=None if anchor is None else anchor.source,
+        logs=tuple(found),
+        conflicts=tuple(find_conflicts({str(logs.path): sessions, **(held_by_peers or {})})),
+    )
     if anchor is not None and report.records and not verified:
         # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
         # (tests/unit/operations/test_data.py).
@@ -420,6 +472,9 @@ async def repair_organization(
 ) -> Repair:
     """Set aside what cannot be used, and take back what can be verified, from the set-aside files and from peers.
 
+    Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
+    one of them.
+
     A commit whose signer is unknown stays in its log while ``/sys/sessions`` has lines set aside: its session may have
     been introduced in one of them.
 
@@ -434,11 +489,7 @@ async def repair_organization(
         ConfigurationError: There are peers and no anchor, or the records are of another identity.
         StorageError: A log cannot be read or written; run it again.
     """
-    if peers and anchor is None:
-        raise ConfigurationError(
-            "what peers send could not be verified: it is not known whose signatures count",
-            hint="Give --provider URI.",
-        )
+    _check_verifiable(peers, anchor)
     before = check_organization(logs, org, anchor, executor)
     sessions = logs.open(SESSIONS_PATH)
     is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
@@ -449,6 +500,8 @@ async def repair_organization(
             logs.open(log.repository).set_aside([_line(finding) for finding in chosen])
             moved += chosen
     restored, fetched, held, problems = 0, 0, set[str](), list[str]()
+    joined: tuple[str, ...] = ()
+    given, held_by_peers = 0, dict[str, list[Commit]]()
     if anchor is not None:
         fetcher = _Fetcher(peers, anchor.current)
         pool = anchor.pool(org)
@@ -458,9 +511,13 @@ async def repair_organization(
             restored += taker.take_set_aside()
             fetched += taker.take_sent(await fetcher.pull(repository, taker.ids))
             held |= set(taker.ids)
+        joiner = _Joiner(logs, org, anchor, fetcher, executor)
+        joined, given, held_by_peers = await joiner.join()
         problems = fetcher.problems
-    is_changed = moved or restored or fetched
-    after = check_organization(logs, org, anchor, executor) if is_changed else before
+    if moved or restored or fetched or joined or held_by_peers:
+        after = check_organization(logs, org, anchor, executor, held_by_peers)
+    else:
+        after = before
     ids = [finding.commit_id for finding in moved if finding.kind is not Kind.TORN]  # its write was never confirmed
     return Repair(
         before=before,
@@ -470,8 +527,113 @@ async def repair_organization(
         fetched=fetched,
         lacking=tuple(dict.fromkeys(one for one in ids if one is not None and one not in held)),
         unidentified=ids.count(None),
+        joined=joined,
+        given=given,
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+async def read_peers(
+    logs: LogDirectory, org: str, anchor: Anchor | None, peers: Sequence[Peer], executor: Executor | None = None
+) -> tuple[dict[str, list[Commit]], tuple[str, ...]]:
+    """Return what peers hold in ``/sys/sessions``, verified, by their URLs; and why peers could not be asked.
+
+    Raises:
+        ConfigurationError: There are peers and no anchor.
+        StorageError: The log of the sessions cannot be read.
+    """
+    _check_verifiable(peers, anchor)
+    if anchor is None:
+        return {}, ()
+    fetcher = _Fetcher(peers, anchor.current)
+    held = await _Joiner(logs, org, anchor, fetcher, executor).read_peers()
+    return held, tuple(dict.fromkeys(fetcher.problems))
+
+
+def _check_verifiable(peers: Sequence[Peer], anchor: Anchor | None) -> None:
+    if peers and anchor is None:
+        raise ConfigurationError(
+            "what peers send could not be verified: it is not known whose signatures count",
+            hint="Give --provider URI.",
+        )
+
+
+class _Joiner:
+    """Joins concurrent creations of sessions, in a log and on peers."""
+
+    def __init__(
+        self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _Fetcher, executor: Executor | None
+    ) -> None:
+        self._logs = logs
+        self._log = logs.open(SESSIONS_PATH)
+        self._org = org
+        self._anchor = anchor
+        self._fetcher = fetcher
+        self._executor = executor
+
+    async def join(self) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
+        """Join what can be joined.
+
+        Returns:
+            The sessions whose creations were joined, how many commits the peers were given, and what these hold now.
+        """
+        held = await self.read_peers()
+        local = _commits(self._log.read(), self._org)
+        conflicts = find_conflicts({str(self._logs.path): local, **held})
+        if conflicts:
+            local = self._believed(local, self._anchor.pool(self._org))
+            conflicts = find_conflicts({str(self._logs.path): local, **held})
+        signer = self._anchor.current
+        if conflicts and signer is None:
+            self._fetcher.problems.append(
+                "concurrent creations of a session can be joined by the current root only, whose private key is not"
+                " known here: give --provider URI"
+            )
+        if not conflicts or signer is None:
+            return (), 0, held
+        joined: list[tuple[Conflict, dict[str, Any]]] = []
+        for conflict in conflicts:
+            try:
+                joined.append((conflict, join_creations(conflict, signer=signer, org=self._org)))
+            except DecodeError as error:
+                self._fetcher.problems.append(str(error))
+        if not joined:
+            return (), 0, held
+        self._write(joined, {commit.id for commit in local})
+        given = 0
+        for url in held:
+            commits = [commit for conflict, commit in joined if url in conflict.holders]
+            if commits and await self._fetcher.push(url, SESSIONS_PATH, commits, signer):
+                given += len(commits)
+        return tuple(conflict.session_id for conflict, _ in joined), given, await self.read_peers()
+
+    async def read_peers(self) -> dict[str, list[Commit]]:
+        """Return the commits of ``/sys/sessions`` that each peer holds and a root has signed."""
+        pool = self._anchor.pool(self._org)
+        pool.offer_session_commits(_commits(self._log.read(), self._org))
+        held = {}
+        for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():
+            commits = []
+            for record in records:
+                try:
+                    commits.append(Commit.from_json(record, org=self._org))
+                except DecodeError:
+                    continue
+            held[url] = self._believed(commits, pool)
+        return held
+
+    def _believed(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
+        verdicts = _verify(pool, SESSIONS_PATH, commits, self._executor)
+        return [commit for commit, verdict in zip(commits, verdicts, strict=True) if verdict is None]
+
+    def _write(self, joined: Iterable[tuple[Conflict, dict[str, Any]]], present: Collection[str]) -> None:
+        self._log.records()  # cuts a torn last line off, so that nothing is appended to it
+        for conflict, commit in joined:
+            for creation in conflict.creations:
+                if creation.id not in present:
+                    self._log.append(creation.to_json())
+            self._log.append(commit)
+        self._log.flush()
 
 
 def _line(finding: Finding) -> Line:
@@ -563,6 +725,26 @@ class _Fetcher:
             except NodeError as error:
                 self.problems.append(str(error))
         return found
+
+    async def pull_each(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        """Return all that each peer holds of a repository, by its URL; unverified. One that fails is left out."""
+        found = {}
+        for peer in self._peers:
+            try:
+                found[peer.base_url] = await peer.pull(path, await self._signer(peer))
+            except NodeError as error:
+                self.problems.append(str(error))
+        return found
+
+    async def push(self, url: str, path: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
+        """Give a peer commits, and return whether it answered."""
+        (peer,) = [peer for peer in self._peers if peer.base_url == url]
+        try:
+            await peer.push(path, commits, signer)
+        except NodeError as error:
+            self.problems.append(str(error))
+            return False
+        return True
 
     async def _signer(self, peer: Peer) -> OwnedSession:
         """Return who asks: the current root, or a new anonymous session where its private key is not known."""

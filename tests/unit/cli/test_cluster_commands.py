@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +20,16 @@ from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_text import to_settings
+from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, Label, SecretVersion, VersionId, VersionState
 from goatherd.providers.file import FileSecretProvider
+from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
+from goatherd.wire.commit import Commit
+from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving
+from .upstream import upstream
 
 Serve = Callable[..., Serving]
 
@@ -321,6 +328,42 @@ def test_doctor_compares_the_clocks(
     handler.date_offset = offset
     goatherd("init", "--provider", store)
     assert checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"][0][0] == level
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["within a server", "between two servers"])
+def test_doctor_names_a_session_whose_creations_end_goatdb(
+    goatherd: Goatherd, store: str, tmp_path: Path, between: bool
+) -> None:
+    now_ms = SystemClock().now_ms()
+    root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms)
+    user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=now_ms)
+    first = introduction(user, root, commit_id="first", ts=now_ms - 60_000)
+    second = introduction(replace(user.session, owner="u7"), root, commit_id="second", ts=now_ms - 60_000)
+    (tmp_path / "settings.json").write_bytes(to_settings(create(root, now_ms)))
+    assert goatherd("migrate", str(tmp_path / "settings.json"), "--provider", store).code == 0
+
+    def hold(*commits: Commit) -> Callable[[UpstreamChild], None]:
+        def prepare(child: UpstreamChild) -> None:
+            for commit in commits:
+                child.create(SESSIONS, commit)
+
+        return prepare
+
+    with (
+        upstream(root, hold(first) if between else hold(first, second)) as one,
+        upstream(root, hold(second) if between else hold()) as other,
+    ):
+        words = ("doctor", "--provider", store, "--node", one.url, "--node", other.url, "--json")
+        result = goatherd(*words)
+        ((level, text),) = checks(result)["sessions"]
+        assert (result.code, level) == (EXIT_FINDINGS, "fail")
+        holders = " and ".join(sorted([one.url, other.url] if between else [one.url]))
+        assert f"session {user.id} is created 2 times, differently (first, second), in {holders}" in text
+        joining = introduction(user, root, commit_id="joining", parents=["first", "second"], ts=now_ms)
+        one.create(SESSIONS, joining)
+        other.create(SESSIONS, joining)
+        ((level, text),) = checks(goatherd(*words))["sessions"]
+        assert level == "ok"
 
 
 # --- real servers -----------------------------------------------------------------------------------------------------

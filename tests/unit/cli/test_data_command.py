@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goatherd._plugins import open_provider
-from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_USAGE
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -98,8 +98,8 @@ def test_the_store_is_not_read_with_offline(goatherd: Goatherd, data: Path, stor
 def test_what_cannot_be_meant_is_an_error(goatherd: Goatherd, data: Path, tmp_path: Path) -> None:
     assert goatherd("data", "check", str(tmp_path / "dta")).code == EXIT_CODES["configuration"]
     assert goatherd("data", "check", str(data), "--org", "acme").code == EXIT_CODES["configuration"]
-    assert goatherd("data", "check", str(data), "--peer", "http://127.0.0.1:1").code == EXIT_USAGE
-    assert "--provider" in goatherd("data", "repair", str(data), "--peer", "http://127.0.0.1:1").err
+    for action in ("check", "repair"):
+        assert "--provider" in goatherd("data", action, str(data), "--peer", "http://127.0.0.1:1").err
     with LogDirectory(data / "localhost"):
         result = goatherd("data", "repair", str(data))
         assert result.code == EXIT_CODES["node"]
@@ -109,6 +109,7 @@ def test_what_cannot_be_meant_is_an_error(goatherd: Goatherd, data: Path, tmp_pa
 
 def test_a_peer_that_does_not_answer_is_named(goatherd: Goatherd, data: Path, identity: str) -> None:
     result = goatherd("data", "repair", str(data), "--provider", identity, "--peer", "http://127.0.0.1:1")
+    assert result.code == EXIT_FINDINGS
     assert "problem: POST http://127.0.0.1:1/batch-sync" in result.out
     assert "not fetched yet: 1" not in result.out
     assert "lines whose commit cannot be told: 1" in result.out

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
@@ -24,9 +24,11 @@ from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.settings_text import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving
 from .json_documents import JSONDocuments
@@ -118,9 +120,18 @@ def migration(stage: Stage) -> None:
 
 def damaged_data(stage: Stage) -> None:
     stage.run("init")
-    log = stage.directory / "data/localhost/data/notes.jsonl"
-    log.parent.mkdir(parents=True)
-    log.write_text('{"id"#"n1"}\n')
+    stage.run("export", str(stage.directory / "settings.json"))
+    root = from_settings((stage.directory / "settings.json").read_bytes(), 0)[0].current
+    now_ms = SystemClock().now_ms()
+    user = OwnedSession.generate(session_id="user", owner=None, now_ms=now_ms).session
+    created = [introduction(each, root, ts=now_ms) for each in (user, replace(user, owner="u7"))]
+    for name, lines in {
+        "data/notes": ['{"id"#"n1"}'],
+        "sys/sessions": [json.dumps(c.to_json()) for c in created],
+    }.items():
+        log = stage.directory / f"data/localhost/{name}.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(f"{line}\n" for line in lines))
     data = str(stage.directory / "data")
     stage.run("data", "check", data)
     stage.run("data", "repair", data)
@@ -169,7 +180,7 @@ FAST: dict[Scenario, list[str]] = {
     expired_root: ["rotate --replace-expired"],
     schedule: ["controller --explain", "controller --once", "due"],
     migration: ["migrate"],
-    damaged_data: ["data check", "data repair", "finding"],
+    damaged_data: ["data check", "data repair", "finding", "conflict"],
 }
 SLOW: dict[Scenario, list[str]] = {
     revocation_with_a_server: ["serve", "status", "revoke", "identity", "rotation report"],

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.cli.way_over import REMAINS
 from goatherd.errors import SettingsError
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.file import FileSecretProvider
+from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
+from goatherd.wire.commit import Commit
+from tests.unit.goats import introduction
 
 from .conftest import Goatherd
 from .test_migrate import DESCRIPTION, NAMED, NOW_MS, data, settings, settle  # noqa: F401 - `data` is a fixture
+from .upstream import upstream
 
 FAR_MS = 4_000_000_000_000
 
@@ -244,20 +250,26 @@ def trust_in_settings_json(top: Path, owned: OwnedSession) -> None:
     rewritten(top, {"trustedSessions": [*settings(top)["trustedSessions"], owned.session.to_json()]})
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["in one call", "one call each"])
+@pytest.mark.parametrize("way", ["in one call", "one call each", "one call each, and a rotation between"])
 def test_a_session_that_only_settings_json_knows_gets_the_same_commit_on_every_server(
     goatherd: Goatherd,
     data: Path,  # noqa: F811
     store: str,
-    together: bool,
+    way: str,
 ) -> None:
-    """GoatDB 0.5.1 ends where it meets two commits of one session that have no parents."""
+    """GoatDB 0.5.1 ends where it meets two different commits of one session that have no parents."""
+    settle(data)
     other = Path(shutil.copytree(data, data.parent / "other"))
     owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
     for top in (data, other):
         trust_in_settings_json(top, owned)
-    for paths in [[data, other]] if together else [[data], [other]]:
-        assert goatherd("migrate", *map(str, paths), "--provider", store).code == 0
+    if way == "in one call":
+        assert goatherd("migrate", str(data), str(other), "--provider", store).code == 0
+    else:
+        assert goatherd("migrate", str(data), "--provider", store).code == 0
+        if "rotation" in way:
+            assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+        assert goatherd("migrate", str(other), "--provider", store, "--only-server").code == 0
     (first_line,), (second_line,) = (lines_about(top, owned.id) for top in (data, other))
     assert first_line == second_line
 
@@ -275,3 +287,60 @@ def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
     assert [json.loads(line) for line in lines_about(other, NAMED["u1"])] == [
         json.loads(line) for line in lines_about(data, NAMED["u1"])
     ]
+
+
+def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_another_may_create_differently(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    owned = OwnedSession.generate(session_id="a" * 24, owner=None, now_ms=NOW_MS)
+    trust_in_settings_json(data, owned)
+    trust_in_settings_json(other, replace(owned, session=replace(owned.session, owner="u7")))
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    before = (other / "localhost/sys/sessions.jsonl").read_bytes()
+    for more in ([], ["--node", "http://127.0.0.1:1"]):
+        refused = goatherd("migrate", str(other), "--provider", store, *more)
+        assert refused.code == EXIT_CODES[SettingsError.code.partition(".")[0]]
+        assert owned.id in refused.err
+        assert "--node" in refused.err
+        assert (other / "localhost/sys/sessions.jsonl").read_bytes() == before
+    assert goatherd("migrate", str(other), "--provider", store, "--no-write-sessions").code == 0
+    assert goatherd("migrate", str(data), str(other), "--provider", store).code == 0
+    first, more_known = (json.loads(line) for line in lines_about(data, owned.id))
+    assert [json.loads(line) for line in lines_about(other, owned.id)] == [first, more_known]
+    assert more_known["p"] == [first["id"]]
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    rotates: bool,
+) -> None:
+    settle(data)
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    owned = OwnedSession.generate(session_id="a" * 24, owner=None, now_ms=NOW_MS)
+    trust_in_settings_json(data, owned)
+    trust_in_settings_json(other, replace(owned, session=replace(owned.session, owner="u7")))
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    if rotates:
+        assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    (line,) = lines_about(data, owned.id)
+    held = Commit.from_json(json.loads(line), org="localhost")
+    thief = OwnedSession.generate(session_id="t" * 24, owner=None, now_ms=NOW_MS)
+    forged = introduction(replace(owned.session, owner="root"), thief, commit_id="forged")
+
+    def prepare(child: UpstreamChild) -> None:
+        child.create(SESSIONS, forged)
+        child.create(SESSIONS, held)
+
+    with upstream(root, prepare) as child:
+        assert goatherd("migrate", str(other), "--provider", store, "--node", child.url).code == 0
+    copied, more_known = (json.loads(line) for line in lines_about(other, owned.id))
+    assert copied == json.loads(line)
+    assert (more_known["p"], more_known["c"]["r"]["d"]["owner"]) == ([held.id], "u7")

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class FakePeer:
             raise NodeUnreachableError("http://peer: no answer")
         self.asked.append((path, signer.id))
         return [commit.to_json() for commit in self.commits.get(path, ()) if commit.id not in known]
+
+    async def push(
+        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+    ) -> object:
+        raise AssertionError(f"nothing is to be pushed to {path}")
 
 
 PEER = {"/sys/sessions": SESSIONS, "/data/notes": NOTES}
@@ -222,7 +227,8 @@ async def test_repair_fetches_what_it_has_set_aside_from_a_peer_and_verifies_it(
     done = await repair(directory, peer)
     assert done.fetched == 3
     assert done.lacking == ("n9",)
-    assert peer.asked == [("/data/notes", CURRENT.id)], "only what was damaged is asked for, by the current root"
+    asked = [("/data/notes", CURRENT.id), ("/sys/sessions", CURRENT.id)]
+    assert peer.asked == asked, "what was damaged is asked for, and the sessions are compared, by the current root"
     assert check(directory).records == len(SESSIONS) + len(NOTES)
     text = notes(directory).read_text()
     assert "forged" not in text
@@ -286,7 +292,7 @@ async def test_without_the_private_key_an_anonymous_session_asks_the_peer(direct
     peer = FakePeer(PEER)
     done = await repair(directory, peer, anchor=Anchor(source="seen", roots=(CURRENT.session,)))
     assert done.fetched == 1
-    assert peer.asked == [("/data/notes", "anonymous")]
+    assert peer.asked == [("/data/notes", "anonymous"), ("/sys/sessions", "anonymous")]
 
 
 class Killed(BaseException):

@@ -1,0 +1,123 @@
+"""Concurrent creations of one session in ``/sys/sessions``: find those that end a GoatDB process, and join them.
+
+COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" when it merges different commits of a key of
+which no commit has a child. Two such commits of one session end a server that gets the second one from a peer, and
+every client that connects. They end nothing once a commit follows both.
+
+Pure. Rules: no commit is removed, since any peer or client that holds it would send it again; the joining commit is a
+function of the creations and of the root that signs it, and its contents of the creations alone, so that servers
+which are repaired at different times, by different roots, never disagree again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from goatherd.errors import DecodeError
+from goatherd.identity.introduction import session_from_commit
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.rotation.vouching import derived_id, session_commit
+from goatherd.wire.commit import Commit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Commits that create one session differently, none of which has a child where it is held.
+
+    Attributes:
+        session_id: The session, which is the key of the commits.
+        creations: The commits, the earliest first.
+        holders: Where they are held, sorted: directories and URLs of servers.
+    """
+
+    session_id: str
+    creations: tuple[Commit, ...]
+    holders: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """What it is, in a sentence."""
+        ids = ", ".join(commit.id for commit in self.creations)
+        return (
+            f"session {self.session_id} is created {len(self.creations)} times, differently ({ids}), in"
+            f" {' and '.join(self.holders)}"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "session": self.session_id,
+            "commits": [commit.id for commit in self.creations],
+            "heldBy": list(self.holders),
+        }
+
+
+def find_conflicts(places: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
+    """Return the conflicts within a place, and between places that synchronize with each other, by session.
+
+    A place that holds a commit with a parent of the same key merges what it gets, so it has no part in a conflict.
+
+    Args:
+        places: What ``/sys/sessions`` holds, by the name of the place.
+    """
+    found: dict[str, dict[str, Commit]] = {}
+    holders: dict[str, set[str]] = {}
+    for place, commits in places.items():
+        held = list(commits)
+        parents = {parent for commit in held for parent in commit.parents}
+        continued = {commit.key for commit in held if commit.id in parents}
+        for commit in held:
+            if commit.key not in continued:
+                found.setdefault(commit.key, {})[commit.id] = commit
+                holders.setdefault(commit.key, set()).add(place)
+    conflicts = []
+    for key in sorted(found):
+        creations = sorted(found[key].values(), key=lambda commit: (commit.ts, commit.id))
+        if any(commit.contents != creations[0].contents for commit in creations):
+            conflicts.append(Conflict(session_id=key, creations=tuple(creations), holders=tuple(sorted(holders[key]))))
+    return conflicts
+
+
+def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dict[str, Any]:
+    """Return the signed commit that has all creations as parents, and says all that they say.
+
+    Args:
+        conflict: The creations; each was verified.
+        signer: The root that signs.
+        org: The organization; it is part of what is signed.
+
+    Raises:
+        DecodeError: A creation is not of a session, or the creations have different keys.
+    """
+    sessions = [session_from_commit(commit) for commit in conflict.creations]
+    if any(session.public_key != sessions[0].public_key for session in sessions):
+        raise DecodeError(
+            f"session {conflict.session_id} is created with different keys: one of them is forged. Find out which"
+            " before anything trusts these servers again"
+        )
+    ids = "/".join(sorted(commit.id for commit in conflict.creations))
+    # COMPAT: a server verifies what is pushed to it in the order of these times, and merges after every 50 commits. So
+    # the joining commit comes before the first creation.
+    earliest = min(math.floor(commit.ts) for commit in conflict.creations)
+    return session_commit(
+        _unite(sessions),
+        signer=signer,
+        commit_id=derived_id("joined creations", f"{signer.id}/{org}/{ids}"),
+        ts=max(1, earliest - 1),
+        org=org,
+        parents=sorted(commit.id for commit in conflict.creations),
+    )
+
+
+def _unite(sessions: Iterable[Session]) -> Session:
+    """Return the session with the latest expiration and, where one is known, the owner: a root stays a root."""
+    first, *others = sessions
+    united = first
+    for session in others:
+        owner = united.owner if session.owner is None or united.owner == ROOT_OWNER else session.owner
+        expiration_ms = max(united.expiration_ms, session.expiration_ms)
+        united = replace(united, owner=owner, expiration_ms=expiration_ms)
+    return united
