@@ -134,6 +134,18 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
         return plugin.from_config(cloud_config)
 
 
+def credential_variables(name: str) -> tuple[str, ...]:
+    """Return the environment variables that let whoever has them into a kind of store; see `SecretProvider`.
+
+    Args:
+        name: A URI, a scheme or the ``provider`` of a ``cloudConfig``.
+
+    Raises:
+        PluginNotFoundError: No installed provider has the scheme.
+    """
+    return _provider_class(name.partition(":")[0]).credential_variables
+
+
 def policy_text(name: str, role: str, secret: str) -> str:
     """Return the text of the rights that `role` needs for one secret. Needs no SDK.
 

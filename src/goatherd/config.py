@@ -200,6 +200,13 @@ class Options:
         "number",
         "How many times in a row the server is started again after it ended with an error; 0 ends with it.",
     )
+    agent_pass_env: tuple[str, ...] = _key(
+        "agent.pass_env",
+        forms.strings,
+        (),
+        "list of texts",
+        "Environment variables with credentials of the store that the server gets all the same; it gets no others.",
+    )
     agent_lease: str | None = _key(
         "agent.lease",
         forms.lease,

@@ -13,12 +13,13 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from goatherd._plugins import open_provider
+from goatherd._plugins import credential_variables, open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import PORT, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr
@@ -155,6 +156,13 @@ def _change_options(ways: Sequence[str]) -> Decorator:
     "agent_crashes",
     metavar="N",
     help="How many times in a row to restart a server that crashed (default: 5).",
+)
+@click.option(
+    "--pass-env",
+    "agent_pass_env",
+    multiple=True,
+    metavar="NAME",
+    help="Variable with a credential of the store that the server gets all the same. Can be given more than once.",
 )
 @click.option("--door", metavar="PORT", type=PORT, help="Port of a door in front of the server; see `goatherd door`.")
 @click.option(
@@ -357,10 +365,21 @@ class _Plan:
 
 
 def _environ(options: Options) -> dict[str, str]:
-    """Return the server's environment: the agent's own, without the key that seals the last known good identity."""
+    """Return the server's environment: the agent's own, but for what opens the store or the last known good identity.
+
+    SECURITY: who finds a hole in the server must not get the key that comes after this one
+    (tests/unit/agent/test_commands.py).
+    """
     key = options.settings_last_known_good_key or ""
-    hidden = key.removeprefix("env:") if key.startswith("env:") else None
-    return {name: value for name, value in os.environ.items() if name != hidden}
+    hidden = [key.removeprefix("env:")] if key.startswith("env:") else []
+    store = options.provider or (options.cloud_config or {}).get("provider", "")
+    hidden += credential_variables(store) if store else ()
+    passed = options.agent_pass_env
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in passed or not any(fnmatchcase(name, pattern) for pattern in hidden)
+    }
 
 
 async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None, front: Front | None = None) -> int:

@@ -287,6 +287,8 @@ class SecretProvider(ABC):
 
     Attributes:
         scheme: The URI scheme, which is also the entry point's name.
+        credential_variables: Environment variables that let whoever has them into the store; one that ends in ``*`` is
+            the beginning of several. What the agent starts does not get them.
         confirms_labels: Whether the labels are read back here before a change of them is reported as made. False where
             the plugin does so itself, or where no server answers. A destruction and a deletion are always confirmed.
         timeout: The deadline of one call, retries included.
@@ -295,6 +297,7 @@ class SecretProvider(ABC):
     """
 
     scheme: ClassVar[str]
+    credential_variables: ClassVar[tuple[str, ...]] = ()
     confirms_labels: ClassVar[bool] = True
 
     def __init__(

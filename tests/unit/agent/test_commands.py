@@ -279,6 +279,30 @@ def test_the_key_that_seals_the_last_known_good_identity_is_not_passed_on(
     assert environ["OTHER"] == "kept"
 
 
+@pytest.mark.parametrize(
+    ("store", "hidden", "kept"),
+    [
+        ("aws://eu-central-1/x", ["AWS_SECRET_ACCESS_KEY", "AWS_CONTAINER_AUTHORIZATION_TOKEN"], ["AWS_REGION"]),
+        ("azure://vault/x", ["AZURE_CLIENT_SECRET", "IDENTITY_HEADER"], ["AZURE_OTHER"]),
+        ("gcp://project/x", ["GOOGLE_APPLICATION_CREDENTIALS"], ["GOOGLE_CLOUD_PROJECT"]),
+        ("vault:///secret/x", ["VAULT_TOKEN", "BAO_TOKEN"], ["AWS_SECRET_ACCESS_KEY"]),
+        ("openbao:///secret/x", ["VAULT_SECRET_ID", "BAO_TOKEN"], []),
+        ("k8s://prod/x", ["KUBECONFIG"], ["KUBERNETES_SERVICE_HOST"]),
+        ("file:///srv/keys/x", [], ["AWS_SECRET_ACCESS_KEY", "VAULT_TOKEN"]),
+    ],
+)
+def test_what_opens_the_store_is_not_in_the_servers_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, hidden: list[str], kept: list[str]
+) -> None:
+    for name in (*hidden, *kept):
+        monkeypatch.setenv(name, "a credential")
+    environ = _environ(load_options({"provider": store}, {}, directory=tmp_path))
+    assert not set(hidden) & set(environ)
+    assert set(kept) <= set(environ)
+    passed = _environ(load_options({"provider": store, "agent_pass_env": hidden}, {}, directory=tmp_path))
+    assert set(hidden) <= set(passed)
+
+
 # --- run, as a process ----------------------------------------------------------------------------------------------
 
 

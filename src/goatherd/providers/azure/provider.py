@@ -172,6 +172,19 @@ class AzureSecretProvider(SecretProvider):
     """
 
     scheme = "azure"
+    credential_variables = (
+        "AZURE_CLIENT_*",
+        "AZURE_TENANT_ID",
+        "AZURE_USERNAME",
+        "AZURE_PASSWORD",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_CONFIG_DIR",
+        "IDENTITY_ENDPOINT",
+        "IDENTITY_HEADER",
+        "IMDS_ENDPOINT",
+        "MSI_ENDPOINT",
+        "MSI_SECRET",
+    )
     confirms_labels = False
 
     def __init__(

@@ -103,6 +103,10 @@ class GCPSecretProvider(SecretProvider):
     """
 
     scheme = "gcp"
+    credential_variables = (
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "CLOUDSDK_*",
+    )
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class KubernetesSecretProvider(SecretProvider):
     """
 
     scheme = "k8s"
+    credential_variables = ("KUBECONFIG",)
 
     def __init__(
         self,

@@ -110,6 +110,10 @@ class VaultSecretProvider(SecretProvider):
     """
 
     scheme = "vault"
+    credential_variables = (
+        "VAULT_*",
+        "BAO_*",
+    )
 
     def __init__(
         self,
