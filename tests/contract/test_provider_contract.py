@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from goatherd.errors import ProviderAccessDeniedError
+from goatherd.errors import ProviderAccessDeniedError, UnavailableError
 from goatherd.providers.base import Call, Label, SecretBytes, SecretProvider, SecretVersion
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
@@ -91,11 +92,15 @@ def test_the_command_prints_every_check_and_counts_skipped_as_skipped():
     done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2"])
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    words = Counter(line.split(" ", 1)[0] for line in lines[1:-1] if not line.startswith(" "))
+    words = Counter(line.split(" ", 1)[0] for line in lines[1:-2] if not line.startswith(" "))
     assert words["passed"] + words["skipped"] == len(CHECKS)
     assert words["skipped"] >= len(ANSWER_CHECKS)
-    assert lines[-1].startswith(f"{words['passed']} passed, 0 failed, {words['skipped']} skipped, of {len(CHECKS)} ")
-    assert "was not given a store that can be made to answer wrongly" in done.output
+    assert lines[-2].startswith(f"{words['passed']} passed, 0 failed, {words['skipped']} skipped, of {len(CHECKS)} ")
+    assert lines[-1] == (
+        f"skipped: {words['skipped'] - len(ANSWER_CHECKS)} the provider does not promise, "
+        f"{len(ANSWER_CHECKS)} need a fake that answers wrongly"
+    )
+    assert "AnswerContract has this check for a fake" in done.output
 
 
 def test_the_command_prints_json():
@@ -131,7 +136,70 @@ def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.Monkey
     done = CliRunner().invoke(command, ["memory:///root", "--rounds", "2"])
     assert done.exit_code == 1
     assert "FAILED   creating twice is refused and changes nothing" in done.output
-    assert ", 3 failed, " in done.output.splitlines()[-1]
+    assert ", 3 failed, " in done.output.splitlines()[-2]
+
+
+def test_the_command_runs_only_the_checks_that_are_named():
+    arguments = ["memory:///contract-command/try", "--only", "lost answer", "--only", "A_NEW_SECRET"]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0, done.output
+    _, *checks, counts = done.output.splitlines()
+    assert [re.sub(r"  +.*", "", line[9:]) for line in checks] == [
+        "a new secret reads back",
+        "a lost answer is not a lost race",
+    ]
+    assert counts.startswith(f"2 passed, 0 failed, 0 skipped, of {len(CHECKS)} checks")
+    mistyped = CliRunner().invoke(command, ["memory:///contract-command/try", "--only", "lots answer"])
+    assert mistyped.exit_code == 2
+    assert "no check has 'lots answer' in its name" in mistyped.output
+    assert "a lost answer is not a lost race" in mistyped.output
+
+
+def test_the_command_does_not_start_where_no_secret_may_be_made(tmp_path: Path):
+    done = CliRunner().invoke(command, [f"k8s-volume://{tmp_path}/root"])
+    assert done.exit_code == 2
+    assert "a mounted Secret can only be read" in done.output
+    assert "FAILED" not in done.output
+
+
+def test_the_command_does_not_start_where_no_secret_may_be_removed(monkeypatch: pytest.MonkeyPatch):
+    store = MemoryStore()
+
+    class KeepsAll(MemorySecretProvider):
+        async def _delete(self, call: Call) -> None:
+            raise call.error(ProviderAccessDeniedError, "no")
+
+    monkeypatch.setattr(contract_command, "open_provider", lambda _: (KeepsAll(store), "root"))
+    done = CliRunner().invoke(command, ["memory:///root"])
+    assert done.exit_code == 2
+    (left,) = store.ledgers
+    assert f"{left} was made and is left" in done.output
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_the_command_stops_where_the_store_does_not_answer_any_more(monkeypatch: pytest.MonkeyPatch, comes_back: bool):
+    store, calls = MemoryStore(), list[Call]()
+
+    class Away(MemorySecretProvider):
+        async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+            calls.append(call)
+            if len(calls) > 2 and not (comes_back and len(calls) > 5):
+                raise call.error(UnavailableError, "it is away", final=True)
+            return await super()._create(call, value, label)
+
+    monkeypatch.setattr(contract_command, "open_provider", lambda _: (Away(store), "root"))
+    done = CliRunner().invoke(command, ["memory:///root", "--rounds", "2"])
+    lines = done.output.splitlines()
+    if comes_back:
+        assert done.exit_code == 1, "one that answers again is checked to the end"
+        assert any(f", 3 failed, {len(ANSWER_CHECKS) + len(DECLARED_BY_MEMORY)} skipped, of " in line for line in lines)
+    else:
+        assert done.exit_code == 2
+        assert lines[-2] == (
+            "error: stopped, because the store does not answer any more: "
+            f"memory: create {calls[-1].secret_id!r}: it is away"
+        )
+        assert "1 passed, 3 failed, 0 skipped, of " in done.output
 
 
 @pytest.mark.parametrize(
@@ -154,5 +222,21 @@ def test_the_module_runs_as_a_command_and_an_interrupt_leaves_nothing_behind(tmp
         running.send_signal(signal.SIGTERM)
         _, told = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert "interrupted" in told
+    assert re.search(r"interrupted: \d+ passed, 0 failed, \d+ skipped, of ", told)
+    assert "could not remove" not in told
     assert not [path for path in (tmp_path / "keys").rglob("*") if "contract" in path.name]
+
+
+async def test_a_secret_whose_removal_is_interrupted_is_reported():
+    class Slow(MemorySecretProvider):
+        async def _delete(self, call: Call) -> None:
+            removing.set()
+            await asyncio.Event().wait()
+
+    store, removing, left = MemoryStore(), asyncio.Event(), list[str]()
+    task = asyncio.create_task(check_provider(lambda: Slow(store), rounds=2, left_behind=left))
+    await removing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert left == list(store.ledgers) != []

@@ -9,8 +9,9 @@ does not stop the others; a check that was skipped has not passed; pytest is imp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -116,14 +117,13 @@ async def run_check(
         try:
             await check(it)
         finally:
+            left = left_behind if left_behind is not None else []
+            left.extend(it.made)  # at once, so that they are reported where the removal is interrupted
             for name in it.made:
-                try:
-                    await provider.delete(name)
-                except (SecretNotFoundError, SecretDeletedError):
-                    continue
-                except GoatherdError:
-                    if left_behind is not None:
-                        left_behind.append(name)
+                with contextlib.suppress(GoatherdError):
+                    with contextlib.suppress(SecretNotFoundError, SecretDeletedError):
+                        await provider.delete(name)
+                    left.remove(name)
 
 
 async def check_provider(
@@ -134,13 +134,24 @@ async def check_provider(
     settle: timedelta = timedelta(minutes=5),
     answers: WrongAnswers | None = None,
     tell: Callable[[Outcome], None] | None = None,
+    checks: Sequence[Check] = CHECKS,
+    left_behind: list[str] | None = None,
 ) -> Report:
-    """Run all checks, the failing ones included, and report. See `run_check` for the arguments.
+    """Run all checks, the failing ones included, and report. See `run_check` for the other arguments.
 
-    `tell`, if given, is called after each. No check's failure escapes.
+    Args:
+        factory: Makes a provider that is not entered yet; each call one more client of the same store.
+        prefix: What the names of the secrets made here begin with.
+        rounds: How often a race is run.
+        settle: How long a store without strong reads may take to show a write.
+        answers: What makes the store answer wrongly.
+        tell: Called with each outcome. What it raises ends the run; no check's failure does.
+        checks: Those to run.
+        left_behind: Gets the names of secrets that could not be removed, also where the run is interrupted.
     """
-    outcomes, left_behind = [], list[str]()
-    for check in CHECKS:
+    outcomes = list[Outcome]()
+    left_behind = [] if left_behind is None else left_behind
+    for check in checks:
         began = time.monotonic()
         error: BaseException | None = None
         skipped: str | None = None

@@ -2,30 +2,46 @@
 
 What it is: the command line around `goatherd.testing.contract.check_provider`. What it is not: the checks. Rules: it
 works in secrets of its own, whose names begin with that of the address and ``-contract-``; it does not start where the
-secret of the address exists; it removes what it made, also when it is interrupted.
+secret of the address exists, or where it may not make and remove secrets; it removes what it made, also when it is
+interrupted, and names what it could not remove.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
+import secrets
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 import click
 
 from goatherd._plugins import open_provider
-from goatherd.errors import GoatherdError, SecretDeletedError, SecretNotFoundError
-from goatherd.testing.contract import CHECKS, Outcome, Report, Result, check_provider
+from goatherd.errors import (
+    GoatherdError,
+    ProviderAccessDeniedError,
+    SecretDeletedError,
+    SecretNotFoundError,
+    ThrottledError,
+    UnavailableError,
+)
+from goatherd.providers.base import SecretProvider
+from goatherd.testing.answer_checks import ANSWER_CHECKS
+from goatherd.testing.contract import CHECKS, Outcome, Report, Result, check_name, check_provider
+from goatherd.testing.subject import Check
 
 EXIT_FAILED: Final = 1
 EXIT_NOT_RUN: Final = 2
 EXIT_INTERRUPTED: Final = 130
 _WIDTH: Final = 74
+_SILENT: Final = 3
+"""After so many failed checks in a row without an answer, the command looks whether the store is still there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +52,43 @@ class Settings:
     rounds: int
     settle: timedelta
     as_json: bool
+    checks: Sequence[Check]
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What has come out so far.
+
+    Attributes:
+        as_json: Whether nothing is printed meanwhile.
+        outcomes: One for each check that has been run.
+        left_behind: The names of secrets that could not be removed.
+        unanswered: How many checks in a row have failed because the store did not answer.
+    """
+
+    as_json: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+    left_behind: list[str] = field(default_factory=list)
+    unanswered: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Note an outcome and print it.
+
+        Raises:
+            _UnansweredError: The store may have stopped answering.
+        """
+        self.outcomes.append(outcome)
+        if not self.as_json:
+            _print_outcome(outcome)
+        self.unanswered = self.unanswered + 1 if _is_unanswered(outcome.error) else 0
+        if self.unanswered >= _SILENT:
+            self.unanswered = 0
+            raise _UnansweredError
+
+    @property
+    def report(self) -> Report:
+        """What there is so far."""
+        return Report(outcomes=tuple(self.outcomes), left_behind=tuple(self.left_behind))
 
 
 class NotRunError(Exception):
@@ -50,6 +103,10 @@ class NotRunError(Exception):
         self.hint = hint
 
 
+class _UnansweredError(Exception):
+    """Some checks in a row have failed because the store did not answer."""
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("address", metavar="URI")
 @click.option("--rounds", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Rounds of each race.")
@@ -61,23 +118,38 @@ class NotRunError(Exception):
     metavar="SECONDS",
     help="How long a store with eventual reads may take to show a write.",
 )
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="TEXT",
+    help="Run only the checks whose name contains this text. Can be given more than once.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
-def command(address: str, rounds: int, settle: int, as_json: bool) -> None:
-    """Check that the provider of URI keeps the provider contract over the store of URI.
+def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_json: bool) -> None:
+    """Check that the provider of URI keeps the provider contract, with the store of URI.
 
     URI is the address of a secret that does not exist, such as aws://eu-west-1/goatdb/try. The checks make secrets
     beside it, named like it with "-contract-" and a random part, and remove them. A store may bill for that.
 
-    Exit code: 0 no check failed, 1 a check failed, 2 the contract could not be run.
+    Exit code: 0 no check failed, 1 a check failed, 2 the contract could not be run, 130 interrupted.
     """
-    settings = Settings(address=address, rounds=rounds, settle=timedelta(seconds=settle), as_json=as_json)
+    progress = Progress(as_json=as_json)
     try:
-        report = asyncio.run(_run(settings))
+        settings = Settings(
+            address=address,
+            rounds=rounds,
+            settle=timedelta(seconds=settle),
+            as_json=as_json,
+            checks=_chosen(only),
+        )
+        report = asyncio.run(_run(settings, progress))
     except NotRunError as error:
+        if progress.outcomes:
+            click.echo(summary(progress.report), err=True)
         click.echo(f"error: {error}\nhint: {error.hint}", err=True)
         sys.exit(EXIT_NOT_RUN)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo("interrupted; the secrets that were made are removed", err=True)
+        click.echo(f"interrupted: {summary(progress.report)}", err=True)
         sys.exit(EXIT_INTERRUPTED)
     click.echo(json.dumps(report_as_data(settings.address, report), indent=2) if as_json else summary(report))
     sys.exit(EXIT_FAILED if report.has_failures else 0)
@@ -88,31 +160,57 @@ def main() -> None:
     command(prog_name="goatherd-contract")
 
 
-async def _run(settings: Settings) -> Report:
+def _chosen(only: Sequence[str]) -> Sequence[Check]:
+    wanted = [text.replace("_", " ").lower() for text in only]
+    names = {check: check_name(check).replace("_", " ") for check in CHECKS}
+    for text in wanted:
+        if not any(text in name for name in names.values()):
+            raise NotRunError(f"no check has {text!r} in its name", f"The checks: {'; '.join(names.values())}.")
+    return [check for check in CHECKS if not wanted or any(text in names[check] for text in wanted)]
+
+
+async def _run(settings: Settings, progress: Progress) -> Report:
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    secret_id = await _check_address(settings.address)
-    prefix = re.sub(r"\{org\}", "contract", f"{secret_id}-contract-")
+    prefix = await _check_address(settings.address)
     if not settings.as_json:
         click.echo(f"{'result':<8} {'check':<{_WIDTH}} {'time':>8}")
-    return await check_provider(
-        lambda: open_provider(settings.address)[0],
-        prefix=prefix,
-        rounds=settings.rounds,
-        settle=settings.settle,
-        tell=None if settings.as_json else _print_outcome,
-    )
+    while True:
+        with contextlib.suppress(_UnansweredError):
+            await check_provider(
+                lambda: open_provider(settings.address)[0],
+                prefix=prefix,
+                rounds=settings.rounds,
+                settle=settings.settle,
+                tell=progress.add,
+                checks=settings.checks[len(progress.outcomes) :],
+                left_behind=progress.left_behind,
+            )
+        if len(progress.outcomes) == len(settings.checks):
+            return progress.report
+        try:
+            await _check_address(settings.address)
+        except NotRunError as error:
+            raise NotRunError(f"stopped, because the store does not answer any more: {error}", error.hint) from None
 
 
 async def _check_address(address: str) -> str:
-    """Return the secret id of an address whose secret does not exist."""
+    """Return what the names of the checks' secrets begin with; the secret of the address does not exist.
+
+    Raises:
+        NotRunError: It does, or the store does not let secrets be made and removed here.
+    """
     try:
-        provider, secret_id = open_provider(address)
+        provider, template = open_provider(address)
+        secret_id = re.sub(r"\{org\}", "contract", template)
         async with provider:
-            await provider.read(secret_id.replace("{org}", "contract"))
-    except SecretNotFoundError:
-        return secret_id
+            try:
+                await provider.read(secret_id)
+            except SecretNotFoundError:
+                prefix = f"{secret_id}-contract-"
+                await _try_rights(provider, f"{prefix}{secrets.token_hex(6)}")
+                return prefix
     except SecretDeletedError:
         raise NotRunError(
             "the secret of this address is deleted, but can still be restored",
@@ -124,6 +222,36 @@ async def _check_address(address: str) -> str:
         "the secret of this address exists; it was not changed",
         "Name a secret that does not exist, for example the same address with -try at its end.",
     )
+
+
+async def _try_rights(provider: SecretProvider, name: str) -> None:
+    """Make a secret and remove it. Whatever else goes wrong with it, the checks will find.
+
+    Raises:
+        ProviderAccessDeniedError: It must not be made.
+        UnavailableError: The store does not answer.
+        ThrottledError: The store asks for patience, and still did after the retries.
+        NotRunError: It must not be removed.
+    """
+    try:
+        await provider.create(name, b"goatherd-contract")
+    except (ProviderAccessDeniedError, UnavailableError, ThrottledError):
+        raise
+    except GoatherdError:
+        return
+    try:
+        await provider.delete(name)
+    except ProviderAccessDeniedError as error:
+        raise NotRunError(f"{error}; {name} was made and is left", f"The checks remove secrets. {error.hint}") from None
+    except GoatherdError:
+        return
+
+
+def _is_unanswered(error: BaseException | None) -> bool:
+    """Whether a check failed because the store did not answer, or found that instead of what it had to find."""
+    while error is not None and not isinstance(error, UnavailableError | ThrottledError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -142,8 +270,15 @@ def summary(report: Report) -> str:
     seconds = sum(outcome.seconds for outcome in report.outcomes)
     told = ", ".join(f"{count} {result.value}" for result, count in counts.items())
     lines = [f"{told}, of {len(CHECKS)} checks in {seconds:.1f} s"]
+    answers = {check_name(check) for check in ANSWER_CHECKS}
+    need_a_fake = sum(outcome.check in answers for outcome in report.with_result(Result.SKIPPED))
+    if counts[Result.SKIPPED]:
+        not_promised = counts[Result.SKIPPED] - need_a_fake
+        lines.append(
+            f"skipped: {not_promised} the provider does not promise, {need_a_fake} need a fake that answers wrongly"
+        )
     if report.left_behind:
-        lines.append(f"could not remove: {', '.join(report.left_behind)}")
+        lines += ["could not remove these secrets, where they exist:", *(f"  {name}" for name in report.left_behind)]
     return "\n".join(lines)
 
 
