@@ -21,7 +21,7 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import EXPIRED_HINT, SHORT_LIFE, Urgency, urgency
+from goatherd.identity.expiry import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
 from goatherd.identity.redaction import days_left, notes
 from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
@@ -45,9 +45,14 @@ _CHECKED_ELSEWHERE: Final = frozenset(
 
 _EXPIRY_HINTS: Final = {
     Urgency.DUE: "A new root is due: `goatherd rotate` when it suits you.",
-    Urgency.SOON: "Nobody has rotated in time: `goatherd rotate` this week.",
+    Urgency.SOON: "A new root is overdue: `goatherd rotate` this week.",
     Urgency.URGENT: "`goatherd rotate` now.",
 }
+
+_SHORT_FROM_THE_START: Final = (
+    f"`goatherd rotate` as soon as every server starts from the store: GoatDB's roots live {GOATDB_LIFE.days} days, and"
+    f" an unmodified server is not started with {SHORT_LIFE.days} or less left. The new root lives longer."
+)
 
 SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
@@ -254,6 +259,8 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
     if left >= SHORT_LIFE.days:
         stage = urgency(document, now_ms)
         level, hint = (OK, "") if stage is Urgency.FINE else (WARNING, _EXPIRY_HINTS[stage])
+        if stage is Urgency.DUE and is_fresh_and_short(document):
+            hint = _SHORT_FROM_THE_START
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     record = document.rotation
     if record is not None:

@@ -51,6 +51,9 @@ class Urgency(StrEnum):
     """No new client gets in, and nothing that the root signs now convinces anybody."""
 
 
+GOATDB_LIFE: Final = timedelta(days=30)
+"""COMPAT: so long a root lives that a GoatDB server has made."""
+
 STAGES: Final[tuple[tuple[Urgency, timedelta, float], ...]] = (
     (Urgency.URGENT, SHORT_LIFE, 1 / 6),
     (Urgency.SOON, timedelta(days=30), 1 / 3),
@@ -62,6 +65,17 @@ STAGES: Final[tuple[tuple[Urgency, timedelta, float], ...]] = (
 def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
     """Return how long the root that signs still lives; negative once it has expired."""
     return timedelta(milliseconds=document.current.session.expiration_ms - now_ms)
+
+
+def is_fresh_and_short(document: IdentityDocument) -> bool:
+    """Return whether the root had 30 days or less left when the identity was made, and nothing was rotated since.
+
+    That is how a GoatDB server's identity comes out of `goatherd migrate`.
+    """
+    if document.rotated_at is not None or document.generation > 1 or document.last_updated is None:
+        return False
+    left = timedelta(milliseconds=document.current.session.expiration_ms - document.last_updated)
+    return left <= GOATDB_LIFE
 
 
 def urgency(document: IdentityDocument, now_ms: int) -> Urgency:
@@ -79,5 +93,6 @@ def urgency(document: IdentityDocument, now_ms: int) -> Urgency:
     for stage, most, part in STAGES:
         limit = most if life is None else min(most, life * part)
         if left < limit:
-            return stage
+            # There was no earlier time to rotate at.
+            return Urgency.DUE if stage is Urgency.SOON and is_fresh_and_short(document) else stage
     return Urgency.FINE

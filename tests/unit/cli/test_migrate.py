@@ -13,6 +13,7 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.migration import read_commits, verified_sessions
+from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import from_settings
@@ -333,6 +334,21 @@ def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
     result = goatherd("migrate", str(data), "--provider", store, "--json")
     (outcome,) = result.json["organizations"]
     assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
+
+
+def test_on_the_first_day_the_doctor_says_that_goatdbs_roots_live_short_and_blames_nobody(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    tree = settings(data)
+    tree["currentSession"]["expiration"] = SystemClock().now_ms() / 1000 + 29 * 86_400
+    tree["roots"], tree["trustedSessions"] = [], []
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    checks = goatherd("doctor", "--provider", store, "--json").json["checks"]
+    (check,) = (one for one in checks if one["name"] == "expiration")
+    assert check["text"] == "29 days left"
+    assert "GoatDB's roots live 30 days" in check["hint"]
+    assert "overdue" not in check["hint"]
 
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")

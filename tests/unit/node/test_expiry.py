@@ -67,6 +67,16 @@ def test_a_new_root_is_fine_from_its_first_day_on_however_short_it_was_made_to_l
         assert urgency(document, clock.now_ms() + int(life.total_seconds() * 925)) is Urgency.URGENT
 
 
+def test_a_root_of_goatdb_is_due_on_the_first_day_and_not_late() -> None:
+    """It lives 30 days: there was no earlier time to rotate at."""
+    clock = FakeClock()
+    document = first(clock, timedelta(days=30))
+    stages = {}
+    for day in (0, 1, 14, 16, 31):
+        stages[day] = urgency(document, clock.now_ms() + day * 86_400_000 + 1)
+    assert stages == {0: Urgency.DUE, 1: Urgency.DUE, 14: Urgency.DUE, 16: Urgency.URGENT, 31: Urgency.EXPIRED}
+
+
 def test_the_default_life_of_a_root_leaves_no_cliff_at_thirty_days() -> None:
     assert Policy().lifetime >= 4 * timedelta(days=30)
 
@@ -104,7 +114,8 @@ async def test_a_server_says_it_at_start_and_on_its_health_page(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    provider = await store_of(first(clock, timedelta(days=20)))
+    provider = await store_of(first(clock, timedelta(days=180)))
+    clock.turn(timedelta(days=160))
     settings = settings_of(provider)
     async with Server(tmp_path, settings, debug=True, clock=_Still(clock.now_ms())) as server:
         transport = httpx2.ASGITransport(server.app)
