@@ -32,7 +32,7 @@ async def test_a_store_that_goes_away_shows_in_health_and_metrics_but_requests_a
         transport = httpx2.ASGITransport(server.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://node", verify=False) as http:
             health = (await http.get("/goatherd/v1/health")).json()
-            assert health.pop("expiry")["urgency"] == "soon"
+            assert health.pop("expiry")["urgency"] == "due"
             assert health.pop("data")["records"] == 0
             assert health == {"status": "ok", "source": "store", "reason": None}
             before = await http.get("/goatherd/v1/metrics")
