@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -121,11 +122,14 @@ async def world(
     forwarded_by: tuple[str, ...] = (),
     sessions: tuple[OwnedSession, ...] = (X, Y),
     given: Any = None,
+    work: timedelta = timedelta(0),
 ) -> AsyncIterator[World]:
     clock = Standing()
     trust = Trust(org=ORG, identity=given or identity(), clock=clock)
     async with contextlib.AsyncExitStack() as stack:
-        child = await stack.enter_async_context(UpstreamChild(A, clock=clock, registry=Registry([NOTE]), leaks=leaks))
+        child = await stack.enter_async_context(
+            UpstreamChild(A, clock=clock, registry=Registry([NOTE]), leaks=leaks, work=work)
+        )
         for session in sessions:
             child.introduce(session.session)
         door = await stack.enter_async_context(

@@ -2,16 +2,21 @@
 
 For tests of whatever stands in front of one: the attack works here, and must not work through the door. It has the
 HTTP surface, the trust, the sync and the known deaths of the original (the recorded exchanges say how it answers); it
-has no disk, no merges and no schemas beyond those given to it. What would end the original's process ends this one's
-listening (`died`), what would hang it is never answered (`hung`).
+has no disk, no merges and no schemas beyond those given to it. Like the original it verifies the whole of a message
+before it stores any of it, answers others meanwhile, and goes on when the client has gone.
+
+What would end the original's process ends this one's listening (`died`), what would hang it is never answered (`hung`).
 
 Never use it to hold data: it gives its private key to whoever asks.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, MutableMapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -24,6 +29,7 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError, GoatherdError, VerificationError, WireError
 from goatherd.identity.introduction import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
 from goatherd.identity.session import (
+    ROOT_OWNER,
     OwnedSession,
     Session,
     parse_signature,
@@ -51,6 +57,8 @@ _FATAL_COUNT = 10_000_000
 _FATAL_NAME = 255
 _WINDOW_MS = 180_000
 _OLD_MS = 5_000
+_STORED_AT_ONCE = 50
+_VERIFIED_AT_ONCE = 20
 
 Scope = MutableMapping[str, Any]
 
@@ -76,11 +84,14 @@ class UpstreamChild:
 
     Args:
         root: Its current session; published with the private key, as from a ``settings.json`` that it wrote itself.
+            None: there is no ``settings.json``, so it makes a root of its own (T8).
         org: The organization.
         registry: The application's schemas.
         clock: The time.
         settle: How long ``/auth/session`` waits before it answers; a second in the original.
         leaks: Whether the root's private key is in the answers of ``/auth/session``.
+        host: The address to listen on; the original has no option for it and listens on all of the machine's.
+        work: How long it verifies one commit, one after the other, whoever has sent them.
 
     Attributes:
         reached: Every request that came: method, target, body.
@@ -93,21 +104,26 @@ class UpstreamChild:
         publishes_extra: Whether unknown members of a root are published, as the original does.
         resolves_to: What the application's ``domain.resolveOrg`` returns; its own address when None.
         answers: The bodies of its answers of ``/auth/session``.
+        verified: How often it has verified each commit; a commit that is sent again before it is stored counts again.
     """
 
     def __init__(
         self,
-        root: OwnedSession,
+        root: OwnedSession | None,
         *,
         org: str = "localhost",
         registry: Registry = BUILTIN,
         clock: Clock | None = None,
         settle: timedelta = timedelta(0),
         leaks: bool = True,
+        host: str = "127.0.0.1",
+        work: timedelta = timedelta(0),
     ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        if root is None:
+            root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=self.clock.now_ms())
         self.root = root
         self.org = org
-        self.clock: Clock = clock or SystemClock()
         self.reached: list[tuple[str, str, bytes]] = []
         self.repositories: dict[str, dict[str, dict[str, Any]]] = {}
         self.files: set[str] = set()
@@ -121,9 +137,14 @@ class UpstreamChild:
         self.answers: list[bytes] = []
         self._connection = new_id()
         self._registry = registry
+        self.verified: Counter[str] = Counter()
+        self._host = host
+        self._work = work
+        self._processor = asyncio.Lock()
         self._settle = settle
         self._leaks = leaks
         self._decoded: dict[str, Commit] = {}
+        self._parents: defaultdict[str, set[str]] = defaultdict(set)
         self._verdicts: dict[str, bool] = {}
         self._spoilt: set[str] = set()
         self._cannot_start = False
@@ -137,7 +158,7 @@ class UpstreamChild:
     async def _listen(self, port: int) -> None:
         generous = Limits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
         self._listener = Listener(
-            self.app, "127.0.0.1", port, limits=generous, on_slow=lambda: None, on_full=lambda: None
+            self.app, self._host, port, limits=generous, on_slow=lambda: None, on_full=lambda: None
         )
         await self._listener.start()
         self.url = self._listener.url
@@ -170,9 +191,16 @@ class UpstreamChild:
         self.restart()
         await self._listen(self._listener.port)
 
+    @asynccontextmanager
+    async def stalled(self) -> AsyncIterator[None]:
+        """Verify nothing, and so store nothing and answer no push, until the block ends."""
+        async with self._processor:
+            yield
+
     def create(self, path: str, commit: Commit) -> None:
         """Put a commit in, past all checks, as the application or a peer would."""
         self.repositories.setdefault(path, {})[commit.id] = commit.to_json()
+        self._parents[path].update(commit.parents)
 
     def introduce(self, session: Session) -> Commit:
         """Trust a session, with its commit in ``/sys/sessions``."""
@@ -263,7 +291,7 @@ class UpstreamChild:
             raise FailedError
         path = _pathname(headers.get("host", ""), target).lower()
         if method == "POST" and path == "/batch-sync":
-            return 200, self._batch_sync(body, headers.get("x-goat-sig", ""))
+            return 200, await self._batch_sync(body, headers.get("x-goat-sig", ""))
         if method == "POST" and path == "/auth/session":
             return await self._new_session(body)
         if method == "POST" and path == "/auth/send-login-email":
@@ -350,7 +378,7 @@ class UpstreamChild:
 
     # --- /batch-sync --------------------------------------------------------------------------------------------------
 
-    def _batch_sync(self, body: bytes, header: str) -> bytes:
+    async def _batch_sync(self, body: bytes, header: str) -> bytes:
         try:
             elements = parse_json(body)
         except DecodeError:
@@ -367,6 +395,7 @@ class UpstreamChild:
             except (GoatherdError, TypeError, LookupError, AttributeError):
                 raise FailedError from None
             self._open(path)
+            await self._verify(path, message.commits)
             brought = self._ingest(path, message.commits)
             size = raw_message.get("s")
             if isinstance(size, int | float) and size > _FATAL_COUNT:
@@ -414,6 +443,15 @@ class UpstreamChild:
         self.files.add(name)  # T49: whatever the name
         self.repositories.setdefault(path, {})
 
+    async def _verify(self, path: str, raws: Any) -> None:
+        """Take the time that the signatures of what is not stored yet take, while others are answered."""
+        ids = [raw["id"] for raw in raws if isinstance(raw, dict) and isinstance(raw.get("id"), str)]
+        new = [each for each in ids if each not in self.repositories[path]]
+        self.verified.update(new)
+        for at in range(0, len(new) if self._work else 0, _VERIFIED_AT_ONCE):
+            async with self._processor:
+                await asyncio.sleep(len(new[at : at + _VERIFIED_AT_ONCE]) * self._work.total_seconds())
+
     def _ingest(self, path: str, raws: Any) -> list[Commit]:
         stored = self.repositories[path]
         good: list[tuple[Mapping[str, Any], Commit]] = []
@@ -421,12 +459,16 @@ class UpstreamChild:
             commit = self._decode(path, raw)
             if commit is not None and commit.id not in stored and self._may_store(path, commit):
                 good.append((raw, commit))
-        for raw, commit in good:
-            stored[commit.id] = {**commit.to_json(), **({"age": raw["age"]} if "age" in raw else {})}
-        parents = {parent for raw in stored.values() for parent in raw.get("p", ())} if good else set()
-        for _, commit in good:
-            if commit.namespace == SESSIONS_NAMESPACE and commit.id not in parents:  # only new leaves are looked at
-                self._offer(commit)
+        good.sort(key=lambda pair: pair[1].ts)
+        for at in range(0, len(good), _STORED_AT_ONCE):
+            batch = good[at : at + _STORED_AT_ONCE]
+            for raw, commit in batch:
+                stored[commit.id] = {**commit.to_json(), **({"age": raw["age"]} if "age" in raw else {})}
+                self._parents[path].update(commit.parents)
+            for _, commit in batch:
+                # Only new leaves are looked at: not an introduction that comes together with its child.
+                if commit.namespace == SESSIONS_NAMESPACE and commit.id not in self._parents[path]:
+                    self._offer(commit)
         for _, commit in good:
             self._follow_deltas(path, commit.id)
             self._merge_if_needed(path, commit)

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goatherd.agent.door import rules
+from goatherd.agent.door.delivery import parents_first
 from goatherd.agent.door.index import Homes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
 from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
@@ -37,6 +38,7 @@ from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
 from goatherd.wire.schema import Field, Registry, Schema
 from tests.cluster.door_world import A, X
+from tests.deadlines import HANG
 from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
 
 LIMITS = Limits()
@@ -696,16 +698,65 @@ async def test_a_commit_that_comes_twice_in_a_message_is_one() -> None:
     assert [each and each.rule for each in await index.admit([note("k", "a"), note("j", "a")])] == [None, Rule.COMMIT]
 
 
-async def test_what_another_request_delivers_is_waited_for_and_not_delivered_twice() -> None:
+async def test_what_another_push_delivers_is_waited_for_and_not_delivered_twice() -> None:
     index = index_of(Held())
     await index.refresh()
-    first, other = note("k"), note("j")
-    assert await index.admit([first]) == [None]
-    assert await index.wait_for_deliveries([first, other], 0.02) == {first.id}
-    waiting = asyncio.create_task(index.wait_for_deliveries([first, other], 60))
+    first, other = note("k").to_json(), note("j").to_json()
+    assert index.claim([first], "A") == ([first], [])
+    assert index.claim([first, other], "B") == ([other], [first])
+    waiting = asyncio.create_task(index.wait_for_claims([first], "B"))
     await asyncio.sleep(0)
-    index.settle([first], is_stored=False)
-    assert await waiting == set(), "the delivery failed: this request delivers it"
+    assert not waiting.done()
+    index.release([first["id"]], "B")
+    await asyncio.sleep(0)
+    assert not waiting.done(), "only who has claimed it releases it"
+    index.release([first["id"]], "A")
+    await asyncio.wait_for(waiting, HANG)
+    assert not index.holds(first["id"]), "the delivery failed: another push may deliver it"
+    assert index.claim([first], "B") == ([first], [])
+
+
+async def test_a_commit_under_the_id_of_one_that_is_being_delivered_is_not_taken_for_that_one() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    genuine = note("k").to_json()
+    forged = {**genuine, "k": "other"}
+    assert index.claim([forged], "attacker") == ([forged], [])
+    assert index.claim([genuine], "owner") == ([genuine], [])
+    index.release([genuine["id"]], "owner")
+    assert index.claimant(genuine["id"]) == "attacker"
+
+
+async def test_what_the_server_has_is_not_delivered_again_but_another_commit_of_its_id_is_judged() -> None:
+    index = index_of(Held())
+    await index.refresh()
+    first = note("k")
+    assert not index.has(first)
+    assert await index.admit([first]) == [None]
+    assert not index.has(first), "it is on its way"
+    index.settle([first], is_stored=True)
+    assert index.has(first)
+    assert not index.has(note("j", first.id))
+
+
+@given(st.lists(st.lists(st.integers(0, 11), max_size=3), min_size=12, max_size=12), st.permutations(range(12)))
+def test_a_push_is_put_into_an_order_in_which_parents_come_first(links: list[list[int]], order: list[int]) -> None:
+    raws: list[dict[str, Any]] = []
+    for number, others in enumerate(links):
+        earlier = [str(each) for each in others if each < number]
+        raws.append({"id": str(number), "p": earlier, "c": {"b": earlier[0]} if earlier else {"r": {}}})
+    found = parents_first([raws[number] for number in order])
+    assert sorted(found, key=lambda raw: int(raw["id"])) == raws
+    at = {raw["id"]: position for position, raw in enumerate(found)}
+    for raw in raws:
+        assert all(at[each] < at[raw["id"]] for each in raw["p"])
+
+
+def test_the_order_of_commits_that_wait_for_nothing_stays_and_circles_and_nonsense_are_kept() -> None:
+    plain: list[Any] = [{"id": "b"}, {"id": "a"}, None, {"id": 1}, {"id": "c", "p": ["a", 7], "c": []}]
+    assert parents_first(plain) == plain
+    circle: list[Any] = [{"id": "a", "p": ["b"]}, {"id": "b", "p": ["a"]}, {"id": "c", "p": ["c"]}]
+    assert sorted(map(str, parents_first(circle))) == sorted(map(str, circle))
 
 
 async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:

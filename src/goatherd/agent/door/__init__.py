@@ -3,7 +3,8 @@
 Read in this order: `limits` (how much one caller may ask for; pure), `rules` (what a request and a commit must look
 like; pure), `redaction` (private keys in answers; pure), `replica` (what the child holds, read as a peer), `trust`
 (whose signature counts), `index` (which commits the child would not survive), `upstream` (HTTP to the child),
-`listener` (HTTP to callers), `exchange` (between the two), `proxy` (one request's way), `door` (all of it together).
+`listener` (HTTP to callers), `exchange` (between the two), `delivery` (large pushes in parts), `proxy` (one request's
+way), `door` (all of it together).
 """
 
 from goatherd.agent.door.door import Door, DoorStatus

@@ -203,7 +203,10 @@ class Door:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        began = self._clock.monotonic()
         await self._listener.stop(GRACE)
+        if self._proxy is not None:
+            await self._proxy.aclose(max(0.0, GRACE.total_seconds() - (self._clock.monotonic() - began)))
         for task in self._tasks:
             task.cancel()
         if self._tasks:

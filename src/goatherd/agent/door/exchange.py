@@ -8,8 +8,9 @@ nobody waits for a slow caller, or for a silent child, without end.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -104,6 +105,35 @@ class Budget:
         self._left += count
 
 
+class Share:
+    """What one request holds of a budget, until it is given back."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._count = 0
+
+    def take(self, count: int) -> None:
+        """Take more bytes.
+
+        Raises:
+            RefusedError: There are not so many left.
+        """
+        self._budget.take(count)
+        self._count += count
+
+    def give_back(self) -> int:
+        """Give everything back and return how much that was. May be called twice."""
+        count, self._count = self._count, 0
+        self._budget.give_back(count)
+        return count
+
+    def move(self) -> Share:
+        """Return a share with everything that this one holds, which then holds nothing."""
+        other = Share(self._budget)
+        other._count, self._count = self._count, 0
+        return other
+
+
 class Exchange:
     """One request and its answer.
 
@@ -118,12 +148,16 @@ class Exchange:
         receive: ASGI.
         send: ASGI.
         renaming: What the child's headers become.
+
+    Attributes:
+        answer_by: When the caller must have an answer to what the door judges, on the loop's clock.
     """
 
     __slots__ = (
         "_receive",
         "_send",
         "address",
+        "answer_by",
         "caller",
         "found",
         "has_started",
@@ -158,6 +192,7 @@ class Exchange:
         self.address = address
         self.caller = caller
         self.has_started = self.is_gone = False
+        self.answer_by = math.inf
         self._receive = receive
         self._send = send
 
@@ -168,24 +203,18 @@ class Exchange:
         """Whether a body follows the headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
-    @asynccontextmanager
-    async def body(self, limits: Limits, budget: Budget) -> AsyncIterator[bytes]:
-        """Give the whole body, and count its bytes against the budget as long as it is needed.
+    async def body(self, limits: Limits, share: Share) -> bytes:
+        """Return the whole body; its bytes are taken from the budget until the share is given back.
 
         Raises:
             RefusedError: It is too large, or too slow.
             GoneError: The caller went away.
         """
-        taken = 0
         parts: list[bytes] = []
-        try:
-            async for part in self.parts(limits):
-                budget.take(len(part))
-                taken += len(part)
-                parts.append(part)
-            yield parts[0] if len(parts) == 1 else b"".join(parts)
-        finally:
-            budget.give_back(taken)
+        async for part in self.parts(limits):
+            share.take(len(part))
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def parts(self, limits: Limits) -> AsyncIterator[bytes]:
         """Give the body as it comes.
@@ -245,6 +274,21 @@ class Exchange:
         on_use = None if is_kept else self._follow
         sending = upstream.send(head, body, limit=patience, is_head=self.method == "HEAD", on_use=on_use)
         return await self._unless_gone(sending)
+
+    async def deliver(self, upstream: Upstream, body: bytes, patience: float) -> int:
+        """Send the child this body under the request's own headers, whatever the caller does; return the status.
+
+        Raises:
+            NodeUnreachableError, LostError, TimeoutError: As `Upstream.send`, and for an answer that breaks off.
+        """
+        head = self._head(upstream, b"content-length: %d\r\n" % len(body))
+        connection = await upstream.send(head, body, limit=patience)
+        try:
+            async for _ in connection.body(patience):
+                pass
+            return connection.status
+        finally:
+            upstream.release(connection)
 
     async def stream_on(self, upstream: Upstream, limits: Limits, patience: float) -> Connection:
         """As `hand_on`, with the body on its way still; the child may answer before its end.

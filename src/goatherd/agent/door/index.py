@@ -25,7 +25,6 @@ import logging
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -115,6 +114,7 @@ class RepositoryIndex:
         self._schemas: dict[str, str | None] = {}
         self._pending: dict[str, Commit] = {}
         self._unconfirmed: set[str] = set()
+        self._claims: dict[str, tuple[Any, object]] = {}
         self._wanted: set[str] = set()
         self._full_of: dict[str, str] = {}
         self._continued: set[str] = set()
@@ -259,18 +259,48 @@ class RepositoryIndex:
                 await self._write([child.to_json() for child in children])
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
 
-    async def wait_for_deliveries(self, commits: Iterable[Commit], seconds: float) -> set[str]:
-        """Wait until no other request delivers these commits; return the ids of those still on their way."""
-        given = list(commits)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._on_their_way(given):
-                    self._settled.clear()
-                    await self._settled.wait()
-        return self._on_their_way(given)
+    def claim(self, raws: Iterable[Any], claimant: object) -> tuple[list[Any], list[Any]]:
+        """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
 
-    def _on_their_way(self, commits: Iterable[Commit]) -> set[str]:
-        return {each.id for each in commits if each.id not in self._unconfirmed and self._pending.get(each.id) == each}
+        SECURITY: only a commit that is the same to the last member counts as delivered by another
+        (tests/unit/agent/test_door_rules.py).
+        """
+        own: list[Any] = []
+        claimed: list[Any] = []
+        for raw in raws:
+            commit_id = raw.get("id") if isinstance(raw, dict) else None
+            if not isinstance(commit_id, str):
+                own.append(raw)
+                continue
+            held, holder = self._claims.setdefault(commit_id, (raw, claimant))
+            (claimed if holder is not claimant and held == raw else own).append(raw)
+        return own, claimed
+
+    def claimant(self, commit_id: str) -> object:
+        """Return who delivers a commit; None where nobody does."""
+        return self._claims.get(commit_id, (None, None))[1]
+
+    def release(self, commit_ids: Iterable[str], claimant: object) -> None:
+        """Leave commits to others: they are delivered, or could not be."""
+        for commit_id in commit_ids:
+            if self.claimant(commit_id) is claimant:
+                del self._claims[commit_id]
+        self._settled.set()
+
+    async def wait_for_claims(self, raws: Iterable[Any], claimant: object) -> None:
+        """Wait until nobody but `claimant` delivers these commits."""
+        left = [raw["id"] for raw in raws]
+        while left := [each for each in left if self.claimant(each) not in (None, claimant)]:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def holds(self, commit_id: str) -> bool:
+        """Whether the child has a commit of this id, or is believed to have it."""
+        return commit_id in self._key_of or commit_id in self._unconfirmed
+
+    def has(self, commit: Commit) -> bool:
+        """Whether the child has a commit, or is believed to have it, so that it need not be delivered again."""
+        return commit.id in self._key_of or (commit.id in self._unconfirmed and self._pending.get(commit.id) == commit)
 
     async def _wait_until_settled(self, keys: set[str]) -> None:
         try:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, refusal_headers
+from goatherd.agent.door.delivery import Delivery, Verified
+from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
 from goatherd.agent.door.index import Indexes, RepositoryIndex
 from goatherd.agent.door.limits import Buckets, Limits, Network, caller_of
 from goatherd.agent.door.listener import CONNECTION
@@ -79,24 +79,17 @@ MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """The largest answer to ``/auth/session`` that is read."""
-DELIVERY_SECONDS: Final = 7.0
-"""How long a push waits for another one that delivers the same commits; a client waits ten seconds for the answer."""
+ANSWER_SECONDS: Final = 7.5
+"""How long after its headers a push is answered at the latest, if the server answers at all: a client waits ten seconds
+for the whole answer, then closes the connection and sends everything again."""
+JUDGE_SECONDS: Final = 2.0
+"""How long a judgement may take at least, however long the body took to come."""
+EARLY_ANSWERS: Final = 5
+"""How often clients are answered while a delivery goes on: what they were answered ten times they offer no more."""
 LEFT_OUT: Final = 1000
 """How many roots that are not trusted are remembered, at most."""
 SCRIPT_BYTES: Final = 64 * 1024 * 1024
 """The largest ``/app.js`` in which the server's address is replaced."""
-
-
-@dataclass(slots=True)
-class Push:
-    """The commits of a batch that go to the child, held by the indexes until it has answered."""
-
-    held: list[tuple[RepositoryIndex, list[Commit]]] = field(default_factory=list)
-
-    def settle(self, *, is_stored: bool) -> None:
-        for index, commits in self.held:
-            index.settle(commits, is_stored=is_stored)
-        self.held.clear()
 
 
 class Proxy:
@@ -148,8 +141,18 @@ class Proxy:
         self._repositories: dict[str, None] = {}
         self._left_out: dict[str, None] = {}
         self._budget = Budget(limits.buffered_bytes)
+        self._deliveries: set[asyncio.Task[None]] = set()
         self.handed_on = 0
         """How many requests have reached the child."""
+
+    async def aclose(self, grace: float) -> None:
+        """Let deliveries that no request waits for go on for `grace` seconds, then end them."""
+        if self._deliveries:
+            await asyncio.wait(self._deliveries, timeout=grace)
+        for task in list(self._deliveries):
+            task.cancel()
+        if self._deliveries:
+            await asyncio.wait(self._deliveries)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -206,6 +209,7 @@ class Proxy:
             send=send,
             renaming=self._renaming,
         )
+        exchange.answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
         if exchange.has_body and b"upgrade" in found:
             raise RefusedError(Rule.HEADERS, 400, "a body, and a wish for another protocol")
         return exchange
@@ -272,32 +276,34 @@ class Proxy:
         if not header:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch without a signature")
         check_encoding(exchange.found)
-        async with exchange.body(self.limits, self._budget) as body:
+        share = Share(self._budget)
+        try:
+            has_looked = await self._look_up_before_the_body(exchange, header)
+            body = await exchange.body(self.limits, share)
+            exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
             if len(body) > BIG_BODY:
                 elements = await asyncio.to_thread(read_batch, body, self.limits)
             else:
                 elements = read_batch(body, self.limits)
             has_commits = any(element.commits for element in elements)
-            trust, session = await self._requester(envelope, is_needed=has_commits)
+            may_look_up = has_commits and not has_looked
+            trust, session = await self._requester(exchange, envelope, share, may_look_up=may_look_up)
+            if session is None and has_commits:
+                raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
             now = self._clock.monotonic()
             # The servers of a cluster share one root session; they are counted by their addresses only.
             is_counted = session is not None and not session.is_root
             if session is not None and is_counted and (wait := self._session_requests.wait(session.id, now)):
                 raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
             self._count_repositories(exchange.address, elements)
-            push = Push()
-            try:
-                if has_commits and trust is not None and session is not None:
-                    await self._check_weight(session, envelope, elements)
-                    body = await self._judge_push(trust, elements, body, push)
-                # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
-                connection = await exchange.hand_on(self._upstream, body, self._patience, is_kept=has_commits)
-                is_stored = connection.status == 200
-            except BaseException:
-                push.settle(is_stored=False)
-                raise
-            push.settle(is_stored=is_stored)
+            if has_commits and trust is not None and session is not None:
+                await self._check_weight(session, envelope, elements)
+                connection = await self._push(exchange, trust, elements, body, share)
+            else:
+                connection = await exchange.hand_on(self._upstream, body, self._patience)
+        finally:
+            share.give_back()
         if session is not None and is_counted and connection.status != 403:
             # Only what the child took for genuine counts, so that nobody uses up another's share.
             self._session_requests.take(session.id, now)
@@ -391,17 +397,41 @@ class Proxy:
             raise RefusedError(Rule.REQUEST_TIME, 403, str(error)) from None
         return envelope
 
-    async def _requester(self, envelope: SignatureEnvelope, *, is_needed: bool) -> tuple[Trust | None, Session | None]:
-        """Return who asks and in which organization; nobody where the child may decide about a mere question."""
+    async def _look_up_before_the_body(self, exchange: Exchange, header: str) -> bool:
+        """Look for the session of a large push before its body is read, so that what waits takes no memory.
+
+        Returns:
+            Whether it was looked for.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
+        """
+        length = exchange.found.get(b"content-length", b"")
+        if length.isdigit() and int(length) <= BIG_BODY:
+            return False
+        with suppress(RefusedError, RevokedSessionError):  # told when the body has been read
+            envelope = self._check_request(header)
+            if self._find(envelope.session_id)[1] is None:
+                async with self._in_time(exchange):
+                    await self._refresh()
+                return True
+        return False
+
+    async def _requester(
+        self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
+    ) -> tuple[Trust | None, Session | None]:
+        """Return who asks and in which organization; None for a session that is not known."""
         try:
             found = self._find(envelope.session_id)
-            if found[1] is None and is_needed:
-                await self._refresh()
+            if found[1] is None and may_look_up:
+                # What waits is small here, and must not keep others out.
+                size = share.give_back()
+                async with self._in_time(exchange):
+                    await self._refresh()
+                share.take(size)
                 found = self._find(envelope.session_id)
         except RevokedSessionError as error:
             raise RefusedError(Rule.REVOKED, 403, str(error)) from None
-        if found[1] is None and is_needed:
-            raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
         return found
 
     def _find(self, session_id: str) -> tuple[Trust | None, Session | None]:
@@ -435,37 +465,130 @@ class Proxy:
         except VerificationError as error:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
 
-    async def _judge_push(self, trust: Trust, elements: Sequence[Element], body: bytes, push: Push) -> bytes:
-        """Return the body with the commits that are not to be stored taken out; itself where there are none."""
-        is_changed = False
-        for element in elements:
-            if not element.commits:
-                continue
-            commits = self._read_commits(trust, element)
-            good = await self._verified(trust, element.path, commits)
-            if element.path != SESSIONS_PATH and good:
-                good = await self._admitted(trust, element.path, good, push)
-            if len(good) < len(element.commits):
-                is_changed = True
-                element.raw["msg"]["c"] = [raw for raw, _ in good]
-        if not is_changed:
-            return body
-        return to_json_bytes([element.raw for element in elements])
+    @asynccontextmanager
+    async def _in_time(self, exchange: Exchange) -> AsyncIterator[None]:
+        """Judge while the client waits.
 
-    def _read_commits(self, trust: Trust, element: Element) -> list[tuple[Any, Commit]]:
+        Raises:
+            NodeUnreachableError: The server did not say in time what the judgement needs.
+        """
+        limit = asyncio.timeout_at(exchange.answer_by)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise NodeUnreachableError(f"{self._upstream.url} did not say in time what a push is judged by") from None
+
+    async def _push(
+        self, exchange: Exchange, trust: Trust, elements: Sequence[Element], body: bytes, share: Share
+    ) -> Connection:
+        """Deliver the commits and return the server's answer.
+
+        The last portion, or the only one, goes in the client's own request. A client that would wait too long is
+        answered without it: the answer's filter says what the server has so far.
+        """
+        verdicts = _Verdicts(self, trust)
+        delivery = Delivery(
+            elements,
+            index_of=self._indexes[trust.org].of,
+            judge=verdicts.judge,
+            admit=self._admitted,
+            send=lambda portion: exchange.deliver(self._upstream, portion, self._patience),
+        )
+        is_over = True
+        try:
+            async with self._in_time(exchange):
+                await delivery.claim()
+            if delivery.is_small:
+                async with self._in_time(exchange):
+                    last = await delivery.run()
+            else:
+                running = asyncio.create_task(delivery.run(), name="delivery of a push")
+                is_over = await self._wait_for_delivery(exchange, delivery, running)
+                if is_over:
+                    last = running.result()
+                else:
+                    last = []
+                    self._keep_delivering(delivery, running, share.move())
+                    self._count_early_answer(delivery)
+            is_changed = len(last) < sum(len(element.commits) for element in elements)
+            if is_changed:
+                body = _with_commits(elements, last)
+            # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
+            connection = await exchange.hand_on(self._upstream, body, self._patience, is_kept=True)
+            if is_over:
+                delivery.settle(is_stored=connection.status == 200)
+        finally:
+            if is_over:
+                delivery.end()
+        return connection
+
+    async def _wait_for_delivery(
+        self, exchange: Exchange, delivery: Delivery, running: asyncio.Task[list[Verified]]
+    ) -> bool:
+        """Return whether all but the last portion is delivered before the client must have an answer."""
+        now = asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({running}, timeout=max(exchange.answer_by - now, 0))
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait({running})
+            raise
+        delivery.is_alone = not running.done()
+        return not delivery.is_alone
+
+    def _count_early_answer(self, delivery: Delivery) -> None:
+        """Count an answer without all commits.
+
+        Raises:
+            NodeUnreachableError: The client is to wait and send them again, which does not count as an answer: the
+                server has taken nothing meanwhile, or clients were answered too often.
+        """
+        deliveries = (delivery, *delivery.others)
+        has_progressed = any(each.stored_count > each.answered_count for each in deliveries)
+        if not has_progressed or any(each.early_answers >= EARLY_ANSWERS for each in deliveries):
+            raise NodeUnreachableError(f"{self._upstream.url} has not stored a push yet")
+        for each in deliveries:
+            each.early_answers += 1
+            each.answered_count = each.stored_count
+
+    def _keep_delivering(self, delivery: Delivery, running: asyncio.Task[list[Verified]], share: Share) -> None:
+        """Have a delivery go on that no request waits for any more."""
+
+        async def keep() -> None:
+            try:
+                await running
+            except (RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError) as error:
+                self._report(Rule.CHILD, f"a push that was answered before its end: {error}")
+            finally:
+                delivery.end()
+                share.give_back()
+
+        if not delivery.own_count:
+            running.cancel()  # it would only wait for others
+        task = asyncio.create_task(keep(), name="rest of a push")
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    def _read_commits(self, trust: Trust, path: str, raws: Sequence[Any]) -> list[tuple[Any, Commit]]:
         now_ms = self._clock.now_ms()
         commits = []
-        for raw in element.commits:
+        for raw in raws:
             try:
-                commits.append((raw, read_commit(raw, element.path, org=trust.org, limits=self.limits, now_ms=now_ms)))
+                commits.append((raw, read_commit(raw, path, org=trust.org, limits=self.limits, now_ms=now_ms)))
             except DroppedError as error:
-                self._report(error.rule, f"{element.path}: {error}")
+                self._report(error.rule, f"{path}: {error}")
         return commits
 
     async def _verified(
-        self, trust: Trust, path: str, commits: Sequence[tuple[Any, Commit]]
-    ) -> list[tuple[Any, Commit]]:
-        verdicts = await trust.verify(path, [commit for _, commit in commits], self._executor)
+        self, trust: Trust, element: Element, raws: Sequence[Any], *, may_look_up: bool
+    ) -> tuple[list[Verified], bool]:
+        """Return the good commits, and whether a signer stayed unknown."""
+        path = element.path
+        commits = self._read_commits(trust, path, raws)
+        verdicts = await trust.verify(path, [commit for _, commit in commits], self._executor, may_look_up)
         good = []
         for (raw, commit), verdict in zip(commits, verdicts, strict=True):
             if verdict is not None:
@@ -473,28 +596,21 @@ class Proxy:
             elif self._private and not self._may_write(trust, path, commit):
                 self._report(Rule.PRIVATE, f"{path}: session {commit.session!r} may not write here")
             else:
-                good.append((raw, commit))
-        return good
+                good.append(Verified(element, raw, commit))
+        return good, any(isinstance(verdict, UnknownSignerError) for verdict in verdicts)
 
     def _may_write(self, trust: Trust, path: str, commit: Commit) -> bool:
         author = trust.pool.session(commit.session)
         return author.is_root or may_write_privately(path, author.owner)
 
-    async def _admitted(
-        self, trust: Trust, path: str, commits: Sequence[tuple[Any, Commit]], push: Push
-    ) -> list[tuple[Any, Commit]]:
-        index = await self._indexes[trust.org].of(path)
-        # A client that gave up sends what another request is still delivering: the server must not verify it twice.
-        delivering = await index.wait_for_deliveries([commit for _, commit in commits], DELIVERY_SECONDS)
-        commits = [pair for pair in commits if pair[1].id not in delivering]
-        problems = await index.admit([commit for _, commit in commits])
+    async def _admitted(self, index: RepositoryIndex, commits: Sequence[Verified]) -> list[Verified]:
+        problems = await index.admit([each.commit for each in commits])
         good = []
-        for pair, problem in zip(commits, problems, strict=True):
+        for each, problem in zip(commits, problems, strict=True):
             if problem is None:
-                good.append(pair)
+                good.append(each)
             else:
-                self._report(problem.rule, f"{path}: {problem}")
-        push.held.append((index, [commit for _, commit in good]))
+                self._report(problem.rule, f"{index.path}: {problem}")
         return good
 
     def _root_coordinates(self) -> frozenset[bytes]:
@@ -506,10 +622,14 @@ class Proxy:
 
     async def _new_session(self, exchange: Exchange) -> None:
         check_encoding(exchange.found)
-        async with exchange.body(self.limits, self._budget) as body:
+        share = Share(self._budget)
+        try:
+            body = await exchange.body(self.limits, share)
             check_session_request(body)
             self._take(self._new_sessions, exchange.address, "new sessions")
             connection = await exchange.hand_on(self._upstream, body, self._patience)
+        finally:
+            share.give_back()
         if connection.status != 200:
             await self._answer(exchange, connection, KeyFilter())
             return
@@ -552,14 +672,19 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """SECURITY: the child does not look at the result of its own check (T12, tests/cluster/test_door.py)."""
         check_encoding(exchange.found)
-        async with exchange.body(self.limits, self._budget) as body:
+        share = Share(self._budget)
+        try:
+            body = await exchange.body(self.limits, share)
             email, signature = read_mail_request(body)
             self._take(self._mails, exchange.address, "login mails")
             try:
-                await self._check_mail(email, parse_signature(signature))
+                async with self._in_time(exchange):
+                    await self._check_mail(email, parse_signature(signature))
             except (VerificationError, RecursionError) as error:
                 raise RefusedError(Rule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
             connection = await exchange.hand_on(self._upstream, body, self._patience)
+        finally:
+            share.give_back()
         await self._answer(exchange, connection, KeyFilter())
 
     async def _check_mail(self, email: str, envelope: SignatureEnvelope) -> None:
@@ -598,3 +723,30 @@ class Proxy:
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not abs(self._clock.now_ms() - ts) <= age:
             raise InvalidSignatureError("a login token that is too old")
         verify_data(session, envelope)
+
+
+class _Verdicts:
+    """Judges the commits of one push, part by part. A signer who stays unknown is looked for once.
+
+    Args:
+        proxy: What judges.
+        trust: Whom it believes.
+    """
+
+    def __init__(self, proxy: Proxy, trust: Trust) -> None:
+        self._proxy = proxy
+        self._trust = trust
+        self._may_look_up = True
+
+    async def judge(self, element: Element, raws: Sequence[Any]) -> list[Verified]:
+        """Return the commits that are well formed and well signed."""
+        good, is_unknown = await self._proxy._verified(self._trust, element, raws, may_look_up=self._may_look_up)
+        self._may_look_up = self._may_look_up and not is_unknown
+        return good
+
+
+def _with_commits(elements: Sequence[Element], commits: Sequence[Verified]) -> bytes:
+    """Return the body of a batch with only these of its commits."""
+    for element in elements:
+        element.raw["msg"]["c"] = [each.raw for each in commits if each.element is element]
+    return to_json_bytes([element.raw for element in elements])

@@ -212,7 +212,7 @@ def check_encoding(headers: Mapping[bytes, bytes]) -> None:
 # --- POST /batch-sync -------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Element:
     """One element of a batch.
 

@@ -245,9 +245,9 @@ class Trust:
         return True
 
     async def verify(
-        self, path: str, commits: Sequence[Commit], executor: Executor | None
+        self, path: str, commits: Sequence[Commit], executor: Executor | None, may_look_up: bool = True
     ) -> list[VerificationError | None]:
-        """Judge commits for one repository; None for a good one. Somebody unknown is looked for once.
+        """Judge commits for one repository; None for a good one. An unknown signer is looked for once, or not at all.
 
         Session commits are judged in their order, and each is believed for those after it.
 
@@ -256,7 +256,7 @@ class Trust:
         """
         verdicts = await self._judge(path, commits, executor)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
-        if early:
+        if early and may_look_up:
             await self.look_up()
             again = await self._judge(path, [commits[index] for index in early], executor)
             for index, verdict in zip(early, again, strict=True):

@@ -1,0 +1,344 @@
+"""One push on its way to the server: verified ahead of the server's own work, and delivered in portions.
+
+Not a judge: `goatherd.agent.door.proxy` says what is verified and admitted. A small push is one portion, which goes to
+the server in the client's own request. A large one goes in several: while the server works on one, the next one is
+verified.
+
+Rules: commits go in the order of the batch's elements, parents before their children. Portions carry the client's own
+headers, so that the server decides who may write. What another push is delivering is waited for and not delivered
+again, if it is the same commit to the last member. A delivery that the client no longer waits for goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.agent.door.index import RepositoryIndex
+from goatherd.agent.door.rules import SESSIONS_PATH, Element, RefusedError, Rule
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import to_json_bytes
+
+FIRST: Final = 32
+"""So many commits are verified before the server gets something to do; a push of so many is one portion."""
+STEP: Final = 128
+"""How many commits are verified at once after that."""
+AHEAD: Final = 1000
+"""How many verified commits wait for the server at most: the server needs the processor, too."""
+PORTION: Final = 500
+"""How many commits go to the server at once, at most: half a second of its work, which its next answer shows."""
+WINDOW: Final = 2
+"""How many portions are on their way at one time, so that the server need not wait for the next one."""
+
+_HAS_EVERYTHING: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+"""A filter that holds every id, so that the server sends no commits back."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verified:
+    """One well signed commit, as sent and as read."""
+
+    element: Element
+    raw: Any
+    commit: Commit
+
+
+Judge = Callable[[Element, Sequence[Any]], Awaitable[list[Verified]]]
+Admit = Callable[[RepositoryIndex, Sequence[Verified]], Awaitable[list[Verified]]]
+
+
+class Delivery:
+    """The commits of one push.
+
+    Args:
+        elements: The batch.
+        index_of: Returns the index of a repository, read at least once.
+        judge: Returns the commits that are well formed and well signed.
+        admit: Returns the commits that the server survives, held by their index until they are settled.
+        send: Sends a body to the server under the client's headers, and returns the status.
+
+    Attributes:
+        stored_count: How many commits the server has taken so far.
+        answered_count: How many of them the last early answer could show.
+        early_answers: How often a client was answered before its commits were delivered.
+        is_alone: Whether the client's answer no longer carries the last portion, so that it is delivered here, too.
+    """
+
+    def __init__(
+        self,
+        elements: Sequence[Element],
+        *,
+        index_of: Callable[[str], Awaitable[RepositoryIndex]],
+        judge: Judge,
+        admit: Admit,
+        send: Callable[[bytes], Awaitable[int]],
+    ) -> None:
+        self._elements = elements
+        self._index_of = index_of
+        self._judge = judge
+        self._admit = admit
+        self._send = send
+        self._indexes: dict[str, RepositoryIndex] = {}
+        self._own: list[tuple[Element, list[Any]]] = []
+        self._awaited: list[tuple[Element, list[Any]]] = []
+        self._held: dict[Verified, None] = {}
+        self.others: set[Delivery] = set()
+        """Deliveries that have commits of this push."""
+        self.stored_count = 0
+        self.early_answers = 0
+        self.answered_count = 0
+        self.is_alone = False
+
+    @property
+    def own_count(self) -> int:
+        """How many commits no other push is delivering."""
+        return sum(len(raws) for _, raws in self._own)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is one portion that waits for no other push."""
+        return self.own_count <= FIRST and not self.others
+
+    async def claim(self) -> None:
+        """Take what no other push is delivering.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: The server's repositories cannot be read.
+        """
+        brought = [element for element in self._elements if element.commits]
+        for element in brought:
+            if element.path != SESSIONS_PATH:
+                self._indexes[element.path] = await self._index_of(element.path)
+        # Without a pause between them, so that no two deliveries wait for each other.
+        for element in brought:
+            index = self._indexes.get(element.path)
+            if index is None:
+                self._own.append((element, element.commits))
+                continue
+            own, awaited = index.claim(element.commits, self)
+            self._own.append((element, own))
+            if awaited:
+                self._awaited.append((element, awaited))
+                self.others |= {other for raw in awaited if isinstance(other := index.claimant(raw["id"]), Delivery)}
+
+    async def run(self) -> list[Verified]:
+        """Deliver all but the last portion and return that, held until `settle`; deliver it, too, when `is_alone`.
+
+        Raises:
+            RefusedError: The server refused a portion.
+            LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: It cannot be asked, or did not answer.
+        """
+        await self._wait_for_others()
+        sending: dict[asyncio.Task[None], list[Verified]] = {}
+        try:
+            async with aclosing(_Ahead(self._own, self._judge)) as ahead:
+                while True:
+                    portion, is_last = await ahead.take(PORTION)
+                    on_their_way = [each for sent in sending.values() for each in sent]
+                    await _wait_for_room(sending, 1 if is_last or _builds_on(portion, on_their_way) else WINDOW)
+                    good = await self._admitted(portion)
+                    if is_last and not self.is_alone:
+                        return good
+                    if good:
+                        sending[asyncio.create_task(self._deliver(good), name="part of a push")] = good
+                    if is_last:
+                        await _wait_for_room(sending, 1)
+                        return []
+        finally:
+            await _end(sending)
+
+    async def _wait_for_others(self) -> None:
+        for element, raws in self._awaited:
+            await self._indexes[element.path].wait_for_claims(raws, self)
+        if self.is_alone:
+            return  # the client sends again what is missing
+        for element, raws in self._awaited:
+            index = self._indexes[element.path]
+            # Another delivery that has failed leaves its commits to this one.
+            left, _ = index.claim([raw for raw in raws if not index.holds(raw["id"])], self)
+            if left:
+                self._own.append((element, left))
+
+    async def _admitted(self, portion: Sequence[Verified]) -> list[Verified]:
+        good: list[Verified] = []
+        for element in dict.fromkeys(each.element for each in portion):
+            admitted = [each for each in portion if each.element is element]
+            index = self._indexes.get(element.path)
+            if index is not None:
+                if not self.is_small:
+                    admitted = [each for each in admitted if not index.has(each.commit)]
+                admitted = await self._admit(index, admitted)
+            self._held.update(dict.fromkeys(admitted))
+            good += admitted
+        return good
+
+    async def _deliver(self, portion: Sequence[Verified]) -> None:
+        status = await self._send(to_json_bytes(_messages(portion)))
+        if status != 200:
+            raise RefusedError(Rule.CHILD, status, f"the server answered {status} to a part of a push")
+        self._settle(portion, is_stored=True)
+
+    def settle(self, *, is_stored: bool) -> None:
+        """Take everything that is held as stored by the server, or not."""
+        self._settle(list(self._held), is_stored=is_stored)
+
+    def _settle(self, portion: Sequence[Verified], *, is_stored: bool) -> None:
+        for path, index in self._indexes.items():
+            commits = [each.commit for each in portion if each.element.path == path]
+            if commits:
+                index.settle(commits, is_stored=is_stored)
+                index.release([each.id for each in commits], self)
+        for each in portion:
+            self._held.pop(each, None)
+        if is_stored:
+            self.stored_count += len(portion)
+
+    def end(self) -> None:
+        """Leave everything that is not delivered to others. May be called twice."""
+        self.settle(is_stored=False)
+        for element, raws in self._own:
+            index = self._indexes.get(element.path)
+            if index is not None:
+                index.release([raw["id"] for raw in raws if _has_id(raw)], self)
+
+
+def _builds_on(portion: Sequence[Verified], others: Sequence[Verified]) -> bool:
+    """Whether the server must have stored `others` first: it does not keep the order of what comes at one time."""
+    if not others:
+        return False
+    if any(each.element.path == SESSIONS_PATH for each in (*portion, *others)):
+        return True
+    keys = {(each.element.path, each.commit.key) for each in others}
+    return any((each.element.path, each.commit.key) in keys for each in portion)
+
+
+async def _wait_for_room(sending: dict[asyncio.Task[None], list[Verified]], size: int) -> None:
+    """Wait until fewer than `size` portions are on their way.
+
+    Raises:
+        RefusedError, LostError, TimeoutError, NodeUnreachableError, NodeRefusedError: One of them was not delivered.
+    """
+    while len(sending) >= size:
+        done, _ = await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            del sending[task]
+            task.result()
+
+
+async def _end(sending: dict[asyncio.Task[None], list[Verified]]) -> None:
+    for task in sending:
+        task.cancel()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if sending:
+        await asyncio.wait(sending)
+
+
+def _messages(portion: Sequence[Verified]) -> list[dict[str, Any]]:
+    messages = []
+    for element in dict.fromkeys(each.element for each in portion):
+        commits = [each.raw for each in portion if each.element is element]
+        version = element.raw["msg"].get("ver")
+        message = {"ver": version, "f": _HAS_EVERYTHING, "s": 0, "c": commits, "ad": []}
+        messages.append({"path": element.raw["path"], "msg": message})
+    return messages
+
+
+class _Ahead:
+    """Verifies commits ahead of those who take them.
+
+    Args:
+        work: The commits of each element.
+        judge: Returns those that are good.
+    """
+
+    def __init__(self, work: Sequence[tuple[Element, list[Any]]], judge: Judge) -> None:
+        self._judge = judge
+        self._ready: deque[Verified] = deque()
+        self._left = sum(len(raws) for _, raws in work)
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._task = asyncio.create_task(self._verify(work), name="verify a push")
+        # It is looked at when what was verified before has been taken.
+        self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._task.add_done_callback(lambda _: self._changed.set())
+
+    async def _verify(self, work: Sequence[tuple[Element, list[Any]]]) -> None:
+        size = FIRST
+        for element, raws in work:
+            ordered = raws if element.path == SESSIONS_PATH else parents_first(raws)
+            begin = 0
+            while begin < len(ordered):
+                end = len(ordered) if element.path == SESSIONS_PATH else begin + size
+                while len(self._ready) >= AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+                chunk = ordered[begin:end]
+                good = await self._judge(element, chunk)
+                self._ready += good
+                self._left -= len(chunk)
+                self._changed.set()
+                begin, size = end, STEP
+
+    async def take(self, limit: int) -> tuple[list[Verified], bool]:
+        """Wait for verified commits, `FIRST` of them where there are so many; return whether they are the last, too.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: As the judge does, once all before has been taken.
+        """
+        while self._left and len(self._ready) < min(limit, FIRST):
+            if self._task.done():
+                self._task.result()
+            self._changed.clear()
+            await self._changed.wait()
+        taken = [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        self._room.set()
+        return taken, not self._left and not self._ready
+
+    async def aclose(self) -> None:
+        """Stop verifying."""
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+
+def _has_id(raw: Any) -> bool:
+    return isinstance(raw, dict) and isinstance(raw.get("id"), str)
+
+
+def parents_first(raws: Sequence[Any]) -> list[Any]:
+    """Return commits, as sent, in an order in which none comes before what it builds on; else in the given order."""
+    positions = {raw["id"]: position for position, raw in enumerate(raws) if _has_id(raw)}
+    needed = [_needed(raw, positions) if _has_id(raw) else [] for raw in raws]
+    if all(other < position for position, others in enumerate(needed) for other in others):
+        return list(raws)
+    waiting = [len(others) for others in needed]
+    children: dict[int, list[int]] = {}
+    for position, others in enumerate(needed):
+        for other in others:
+            children.setdefault(other, []).append(position)
+    ready = deque(position for position, count in enumerate(waiting) if not count)
+    order: list[int] = []
+    while ready:
+        position = ready.popleft()
+        order.append(position)
+        for child in children.get(position, ()):
+            waiting[child] -= 1
+            if not waiting[child]:
+                ready.append(child)
+    in_order = set(order)
+    # What is left builds on itself; the index takes it out.
+    return [raws[position] for position in [*order, *(each for each in range(len(raws)) if each not in in_order)]]
+
+
+def _needed(raw: Mapping[str, Any], positions: Mapping[str, int]) -> list[int]:
+    parents, contents = raw.get("p"), raw.get("c")
+    ids = list(parents) if isinstance(parents, list) else []
+    if isinstance(contents, dict):
+        ids.append(contents.get("b"))
+    own = positions[raw["id"]]
+    found = {positions[each] for each in ids if isinstance(each, str) and each in positions}
+    return [position for position in found if position != own]

@@ -1,0 +1,209 @@
+"""Large pushes through the door: verified once, delivered once, answered while the client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+import goatherd.trust
+from goatherd.agent.door import Rule, door, proxy
+from goatherd.identity.session import Session
+from goatherd.wire.commit import Commit
+from tests.cluster.door_world import A, World, X, world
+from tests.cluster.pushing import OFFERS, PushingClient
+from tests.deadlines import HANG
+from tests.unit.goats import commit_by, element, introduction, owned
+
+NOTES = "/data/notes"
+WORK = timedelta(milliseconds=4)
+MANY = 200
+
+
+def notes(count: int) -> list[Commit]:
+    return [commit_by(X, f"k{number}", {"text": "x"}) for number in range(count)]
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the door has checked the signature of each commit."""
+    counts: Counter[str] = Counter()
+    verify = goatherd.trust.verify_commit_by
+
+    def counted(session: Session, commit: Commit) -> None:
+        counts[commit.id] += 1
+        verify(session, commit)
+
+    monkeypatch.setattr(goatherd.trust, "verify_commit_by", counted)
+    return counts
+
+
+def client(w: World, commits: Sequence[Commit], *, through: bool = True, **more: Any) -> PushingClient:
+    return PushingClient(w.base(through), X, NOTES, commits, **more)
+
+
+async def until_stored(w: World, commits: Sequence[Commit]) -> None:
+    async with asyncio.timeout(HANG):
+        while not w.stored(NOTES) >= {each.id for each in commits}:
+            await asyncio.sleep(0.01)
+
+
+async def test_without_a_door_a_client_that_gives_up_has_the_server_verify_everything_again() -> None:
+    async with world(work=WORK) as w:
+        commits = notes(MANY)
+        pushing = client(w, commits, through=False, patience=0.4)
+        await pushing.run()
+        await until_stored(w, commits)
+        assert pushing.timeouts
+        assert max(w.child.verified.values()) > 1
+
+
+async def test_a_client_that_gives_up_and_sends_everything_again_costs_no_second_verification(
+    checked: Counter[str],
+) -> None:
+    async with world(work=WORK) as w:
+        commits = notes(MANY)
+        pushing = client(w, commits, patience=0.4)
+        await pushing.run()
+        await until_stored(w, commits)
+        assert pushing.timeouts
+        assert set(w.child.verified.values()) == {1}
+        assert set(checked.values()) == {1}
+
+
+async def test_a_large_push_is_answered_before_its_client_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
+    async with world(work=WORK) as w:
+        commits = notes(MANY)
+        pushing = client(w, commits, patience=HANG)
+        await pushing.run()
+        await until_stored(w, commits)
+        answered = pushing.statuses.count(200)
+        assert answered > 2, "one asks for the filter; the push took several"
+        assert set(w.child.verified.values()) == {1}
+        assert max(pushing.offered.values()) < OFFERS
+
+
+async def test_clients_are_not_answered_so_often_that_they_take_a_commit_for_replicated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.0)
+    async with world(work=WORK) as w:
+        commits = notes(2 * MANY)
+        pushing = client(w, commits, patience=HANG)
+        await pushing.run()
+        assert w.stored(NOTES) == {each.id for each in commits}, "it stopped only when everything was stored"
+        assert 503 in pushing.statuses
+        assert max(pushing.offered.values()) < OFFERS
+
+
+async def test_a_push_that_a_stalled_server_does_not_take_is_503_and_delivered_when_it_wakes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
+    async with world(work=WORK) as w:
+        commits = notes(100)
+        async with w.child.stalled():
+            responses = await asyncio.gather(*[w.push(True, NOTES, *commits) for _ in range(3)])
+            assert [each.status_code for each in responses] == [503] * 3
+            assert not w.stored(NOTES)
+        await until_stored(w, commits)
+        assert set(w.child.verified.values()) == {1}
+
+
+async def test_the_next_part_of_a_push_is_verified_while_the_server_works_on_the_one_before(
+    checked: Counter[str],
+) -> None:
+    async with world(work=WORK) as w:
+        commits = notes(200)
+        async with w.child.stalled():
+            pushing = asyncio.create_task(w.push(True, NOTES, *commits))
+            async with asyncio.timeout(HANG):
+                while len(checked) < len(commits):
+                    await asyncio.sleep(0.01)
+            assert not w.stored(NOTES)
+        assert (await pushing).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in commits}
+
+
+async def test_a_push_in_parts_brings_parents_before_their_children_and_drops_what_is_bad() -> None:
+    async with world() as w:
+        chain = [commit_by(X, "k", {"text": "x"})]
+        for number in range(1, 100):
+            chain.append(commit_by(X, "k", {"text": str(number)}, parents=[chain[-1].id]))
+        forged = [{**each.to_json(), "k": "other"} for each in notes(10)]
+        given: list[Any] = [*reversed(chain), *forged]
+        response = await w.push(True, NOTES, *given)
+        assert response.status_code == 200
+        assert w.stored(NOTES) == {each.id for each in chain}
+        assert w.stopped(Rule.SIGNATURE) == len(forged)
+        assert not w.stopped(Rule.BIRTH)
+
+
+async def test_a_session_and_what_it_wrote_arrive_in_their_order_in_a_push_of_many_parts() -> None:
+
+    async with world() as w:
+        fresh = owned("anon-fresh")
+        commits = [commit_by(fresh, f"k{number}", {"text": "x"}) for number in range(150)]
+        body = [element("/sys/sessions", [introduction(fresh, A)]), element(NOTES, commits)]
+        assert (await w.send(True, body, by=A)).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in commits}
+
+
+async def test_a_forgery_under_the_id_of_a_commit_on_its_way_does_not_count_as_that_one() -> None:
+    async with world(work=WORK) as w:
+        commits = notes(100)
+        forged = [{**each.to_json(), "k": "other"} for each in commits]
+        async with w.child.stalled():
+            first = asyncio.create_task(w.push(True, NOTES, *forged))
+            while not w.stopped(Rule.SIGNATURE):
+                await asyncio.sleep(0.01)
+            second = asyncio.create_task(w.push(True, NOTES, *commits))
+        await asyncio.gather(first, second)
+        assert w.stored(NOTES) == {each.id for each in commits}
+
+
+async def test_a_push_whose_server_ends_in_the_middle_can_be_sent_again() -> None:
+    async with world(work=WORK) as w:
+        commits = notes(200)
+        pushing = asyncio.create_task(w.push(True, NOTES, *commits))
+        async with asyncio.timeout(HANG):
+            while not w.stored(NOTES):
+                await asyncio.sleep(0.01)
+        await w.child.crash(NOTES)
+        assert (await pushing).status_code in (200, 502, 503)
+        assert (await w.push(True, NOTES, *commits)).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in commits}
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+async def test_a_door_that_stops_in_the_middle_of_a_large_push_leaves_no_traceback(
+    is_early: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`is_early`: the client has its answer, and the rest is still being delivered."""
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.0 if is_early else HANG)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.2)
+    monkeypatch.setattr(door, "GRACE", timedelta(milliseconds=100))
+    async with world(work=5 * WORK) as w:
+        commits = notes(MANY)
+        pushing = asyncio.create_task(w.push(True, NOTES, *commits))
+        async with asyncio.timeout(HANG):
+            while not w.stored(NOTES) or (is_early and not pushing.done()):
+                await asyncio.sleep(0.01)
+        caplog.clear()
+    assert len(w.stored(NOTES)) < len(commits)
+    assert not [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    left = {task.get_name() for task in asyncio.all_tasks()}
+    assert not left & {"rest of a push", "delivery of a push", "verify a push", "part of a push"}
+    with contextlib.suppress(httpx2.HTTPError):
+        await pushing
