@@ -309,6 +309,15 @@ def test_users_of_a_revoked_root_stay_and_its_roots_go() -> None:
             pool.session(gone)
 
 
+def test_users_of_a_revoked_root_that_no_document_named_stay_signed_in_as_well() -> None:
+    pool = pool_of(A, A)
+    for session, by in [(B, A), (USER, B)]:
+        assert pool.add_session_commit(introduction(session, by))
+    pool.swap(Document(A, (A.session,), (Revoked("root-b"),)))
+    assert pool.root_ids == ("root-a",)
+    assert pool.session(USER.id) == USER.session
+
+
 def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
     log = [introduction(session, by) for session, by in [(USER, A), (C, A), (owned("mole"), C)]]
     pool = pool_of(B, A, B, revoked=["root-a"])

@@ -49,6 +49,7 @@ class Trust(RuleBasedStateMachine):
     def start(self) -> None:
         self.document = {"r0"}
         self.former = {"r0"}
+        self.counted: set[str] = set()
         self.current = "r0"
         self.revoked: set[str] = set()
         self.held: list[tuple[str, str]] = []
@@ -113,6 +114,7 @@ class Trust(RuleBasedStateMachine):
     @invariant()
     def no_root_too_many_and_none_too_few(self) -> None:
         roots_now = set(self.pool.root_ids)
+        self.counted |= self.most()
         assert self.least() <= roots_now <= self.most()
         assert not roots_now & self.revoked
         assert set(self.pool.document_root_ids) == self.document - self.revoked
@@ -126,7 +128,8 @@ class Trust(RuleBasedStateMachine):
             except VerificationError:
                 assert not vouchers & self.least()
             else:
-                assert vouchers & (self.most() | (self.former & self.revoked))
+                # A revoked root's users stay signed in; the root was a document's, or was learnt and counted.
+                assert vouchers & (self.most() | ((self.former | self.counted) & self.revoked))
 
     @invariant()
     def a_pool_that_lived_through_it_trusts_no_less_than_a_fresh_one(self) -> None:
