@@ -150,7 +150,7 @@ async def test_thirty_rotations_leave_a_small_document_and_a_server_last_seen_at
     await age(tmp_path, 30)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 async def test_a_thousand_rotations_leave_a_small_document_and_a_server_last_seen_at_the_first_joins(
     tmp_path: Path,
 ) -> None:
