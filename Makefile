@@ -17,13 +17,13 @@ demo: .venv/.run ## three servers, one identity in a store, rotated under traffi
 	@$(BIN)/goatherd demo $(ARGS)
 
 test: .venv/.dev tools ## every test but the deep ones, against every store
-	$(BIN)/python -m pytest -m "not deep" -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not deep" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: .venv/.dev ## the tests that take no time
 	$(BIN)/python -m pytest -m "not slow" --hypothesis-profile=fast -n auto $(ARGS)
 
 test-deep: .venv/.dev tools ## what takes long: exploration at full size, thousands of seeds, chaos
-	$(BIN)/python -m pytest -m deep -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m deep -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 tools: ## servers and linters that the tests run against, into build/tools: OpenBao, moto, promtool, hadolint
 	@for tool in openbao moto linters promtool; do \

@@ -3,13 +3,17 @@
 Hypothesis profiles: ``full`` is the default, ``make test-fast`` asks for ``fast``. No deadlines: a busy machine is no
 bug. Slow by where they stand: the tests that start servers or kill processes. Single ones elsewhere carry the mark.
 Deep are those that repeat what `make test` does a few times, thousands of times: `make test-deep` runs them.
+
+Side by side (`-n auto`): slow tests wait for processes half of their time, so two share a core; and the files that take
+longest begin first, whatever the shuffled order, so that no core is without work at the end.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,19 @@ QUICK_FILES = (
     HERE / "model" / "test_model_matches.py",
     HERE / "model" / "test_page.py",
 )
+
+LONG_FILES = tuple(
+    HERE / name
+    for name in (
+        "docs/test_pages_typed.py",
+        "cluster/test_rotation_on_every_store.py",
+        "cluster/test_agent.py",
+        "chaos/test_rotation_killed.py",
+        "contract/test_interrupted_changes.py",
+        "cluster/test_rotation_under_load.py",
+    )
+)
+"""Longest first; each takes a good part of a minute."""
 
 settings.register_profile("full", deadline=None)
 settings.register_profile("fast", deadline=None, max_examples=20)
@@ -54,9 +71,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"shuffled order: repeat it with --randomly-seed={seed}")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Return two workers for each core, unless only quick tests run, which do not wait."""
+    if config.option.markexpr == "not slow":
+        return None
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path not in QUICK_FILES and any(folder in item.path.parents for folder in SLOW_FOLDERS):
             item.add_marker(pytest.mark.slow)
         if "deep" in item.keywords:
             item.add_marker(pytest.mark.slow)
+    slow_files = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: rank(item.path, slow_files))
+
+
+def rank(path: Path, slow_files: Collection[Path]) -> int:
+    """Return how early a file begins: the long ones, then those with slow tests, then the rest."""
+    if path in LONG_FILES:
+        return LONG_FILES.index(path)
+    return len(LONG_FILES) + (path not in slow_files)
