@@ -10,6 +10,7 @@ longest begin first, whatever the shuffled order, so that no core is without wor
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import Counter
@@ -78,7 +79,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path not in QUICK_FILES and any(folder in item.path.parents for folder in SLOW_FOLDERS):
@@ -87,6 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     slow_files = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: rank(item.path, slow_files))
+
+
+def pytest_collection_finish() -> None:
+    """Take what was collected out of the sight of the garbage collector: it is a lot, and lives to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def rank(path: Path, slow_files: Collection[Path]) -> int:

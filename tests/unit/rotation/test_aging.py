@@ -144,6 +144,7 @@ async def age(
         await check_age(herd, tmp_path / "seen.json", seen, signers=rotations // 2)
 
 
+@pytest.mark.slow
 async def test_thirty_rotations_leave_a_small_document_and_a_server_last_seen_at_the_first_joins(
     tmp_path: Path,
 ) -> None:

@@ -216,6 +216,7 @@ async def test_a_revocation_that_the_store_refuses_while_nothing_changes_ends_wi
         assert (await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)).is_complete
 
 
+@pytest.mark.slow
 async def test_a_store_that_refuses_to_destroy_a_revoked_key_ends_the_revocation_with_an_error(
     tmp_path: Path,
 ) -> None:

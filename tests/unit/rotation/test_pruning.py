@@ -159,6 +159,7 @@ async def test_an_unmodified_server_gets_the_introductions_too(make_herd: MakeHe
     assert "root-a" in herd.nodes[1].pool.root_ids
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_down_keeps_the_roots_in_and_they_leave_when_it_is_back(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     tolerant = replace(QUICK, quorum=Quorum(count=2))
@@ -174,6 +175,7 @@ async def test_a_server_that_is_down_keeps_the_roots_in_and_they_leave_when_it_i
     assert document.pruned == 4
 
 
+@pytest.mark.slow
 async def test_with_a_server_down_for_good_rotations_end_before_any_store_is_full_and_the_server_is_named(
     make_herd: MakeHerd,
 ) -> None:
@@ -200,6 +202,7 @@ async def test_with_a_server_down_for_good_rotations_end_before_any_store_is_ful
     assert (await check_steady(herd)).pruned == len(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED])
 async def test_fifty_cancelled_rotations_leave_a_small_document_that_a_server_follows_that_has_seen_none(
     make_herd: MakeHerd, phase: Phase
@@ -217,6 +220,7 @@ async def test_fifty_cancelled_rotations_leave_a_small_document_that_a_server_fo
     await check_steady(herd)
 
 
+@pytest.mark.slow
 async def test_rolled_back_roots_leave_too_and_what_they_signed_still_verifies(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     for number in range(12):

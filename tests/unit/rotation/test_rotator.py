@@ -189,6 +189,7 @@ async def test_a_node_that_hangs_is_said_to_give_no_answer(make_herd: MakeHerd) 
     assert {one.problem for one in told} == {"no answer within 0.02 s"}
 
 
+@pytest.mark.slow
 async def test_what_b_signed_before_a_roll_back_verifies_everywhere(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
