@@ -43,7 +43,7 @@ from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
-from goatherd.rotation.vouching import introduction_id, session_commit
+from goatherd.rotation.vouching import introduction_ids, session_commit
 
 R = TypeVar("R")
 
@@ -269,10 +269,13 @@ class Revoker:
         stolen, now_ms = document.current, self._clock.now_ms()
         if document.root(heir.id) is not None or stolen.session.is_expired(now_ms):
             return
-        commit = session_commit(heir, signer=stolen, commit_id=introduction_id(heir.id), ts=now_ms, org=self._org)
+        commits = [
+            session_commit(heir, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
+            for commit_id in introduction_ids(heir.id)
+        ]
 
         async def introduce(node: RevocableNode) -> None:
-            await node.push(SESSIONS, [commit], stolen, now_ms)
+            await node.push(SESSIONS, commits, stolen, now_ms)
             self._stepped(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
 
         await self._on_each(tuple(self._nodes), introduce)

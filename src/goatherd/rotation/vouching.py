@@ -51,11 +51,18 @@ def introduction_id(session_id: str) -> str:
     return derived_id("introduction", session_id)
 
 
-def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return commits that say the same as `introduction`, under other ids; none for a root that is restored.
+def introduction_ids(session_id: str) -> tuple[str, ...]:
+    """Return the ids of all commits that introduce this root to its cluster; `introduction_id` gives the first.
 
     An unmodified server's answer lacks what a client's filter contains by chance. A client that does not get one
-    introduction at the same time as the later ones never follows those, so it is sent three times.
+    introduction at the same time as the later ones never follows those, so each is sent `COPIES` times.
+    """
+    others = [derived_id(f"introduction/{number}", session_id) for number in range(2, COPIES + 1)]
+    return (introduction_id(session_id), *others)
+
+
+def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
+    """Return commits that say the same as `introduction`, under other ids; none for a root that is restored.
 
     Args:
         document: A prepared or published document.
@@ -65,10 +72,7 @@ def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict
     assert record is not None
     if record.is_restore:
         return []
-    return [
-        _introduce_next(document, derived_id(f"introduction/{number}", record.to_id), org)
-        for number in range(2, COPIES + 1)
-    ]
+    return [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
 
 
 def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:

@@ -156,7 +156,7 @@ async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
         b = document.current
         assert b.id != a.id
         assert report.is_complete
-        assert (report.frozen, report.sessions, report.pushed) == (6, 3, 3)
+        assert (report.frozen, report.sessions, report.pushed) == (8, 3, 3)
         assert [node.in_flight for node in report.nodes] == [1, 3]
         assert {server.database().pool.current.id for server in cluster.servers} == {b.id}
         for node in cluster.nodes:
