@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,9 +14,10 @@ import httpx2
 import pytest
 
 import goatherd.trust
-from goatherd.agent.door import Rule, door, proxy
+from goatherd.agent.door import Limits, Rule, door, proxy
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, World, X, world
 from tests.cluster.pushing import OFFERS, PushingClient
 from tests.deadlines import HANG
@@ -207,3 +208,80 @@ async def test_a_door_that_stops_in_the_middle_of_a_large_push_leaves_no_traceba
     assert not left & {"rest of a push", "delivery of a push", "verify a push", "part of a push"}
     with contextlib.suppress(httpx2.HTTPError):
         await pushing
+
+
+# --- a session that the door does not know yet ------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def not_listed(w: World, commits: Sequence[Commit], size: int) -> AsyncIterator[asyncio.Task[httpx2.Response]]:
+    """A push by a session that the door looks for in vain while the block runs: the server does not list any."""
+    looking, may_read = asyncio.Event(), asyncio.Event()
+    look_up = w.trust.look_up
+
+    async def wait() -> None:
+        looking.set()
+        await may_read.wait()
+        await look_up()
+
+    w.trust.look_up = wait  # type: ignore[method-assign]
+    body = to_json_bytes([element(NOTES, commits)]).ljust(size)
+    pushing = asyncio.create_task(w.send(True, body, by=FRESH))
+    async with asyncio.timeout(HANG):
+        await looking.wait()
+    yield pushing
+    may_read.set()
+    await pushing
+
+
+FRESH = owned("anon-fresh")
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+async def test_a_new_session_s_push_is_answered_before_its_client_gives_up(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
+    async with world() as w:
+        commit = commit_by(FRESH, "k", {"text": "x"})
+        async with not_listed(w, [commit], size) as pushing:
+            response = await asyncio.wait_for(asyncio.shield(pushing), HANG)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        w.child.introduce(FRESH.session)
+        monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
+        assert (await w.push(True, NOTES, commit, by=FRESH)).status_code == 200
+        assert w.stored(NOTES) == {commit.id}
+
+
+@pytest.mark.parametrize("size", [60_000, 100_000])
+async def test_what_waits_for_its_session_keeps_no_memory_from_others(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small body has been read when it waits, a large one has not."""
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
+    async with world(limits=Limits(buffered_bytes=110_000)) as w:
+        commit, late = commit_by(X, "k", {"text": "x"}), commit_by(FRESH, "j", {"text": "x"})
+        async with not_listed(w, [late], size) as pushing:
+            body = to_json_bytes([element(NOTES, [commit])]).ljust(100_000)
+            assert (await w.send(True, body)).status_code == 200
+            assert w.stored(NOTES) == {commit.id}
+            w.child.introduce(FRESH.session)
+        assert pushing.result().status_code == 200
+        assert w.stored(NOTES) == {commit.id, late.id}
+
+
+async def test_an_unknown_session_is_looked_for_once_in_a_push_of_many_parts() -> None:
+    async with world() as w:
+        look_ups = 0
+        look_up = w.trust.look_up
+
+        async def counted() -> None:
+            nonlocal look_ups
+            look_ups += 1
+            await look_up()
+
+        w.trust.look_up = counted  # type: ignore[method-assign]
+        commits = [commit_by(FRESH, f"k{number}", {"text": "x"}) for number in range(300)]
+        assert (await w.push(True, NOTES, *commits)).status_code == 200
+        assert (look_ups, w.stored(NOTES), w.stopped(Rule.UNKNOWN_SIGNER)) == (1, set(), len(commits))

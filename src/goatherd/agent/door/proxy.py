@@ -82,6 +82,8 @@ ANSWER_BYTES: Final = 8 * 1024 * 1024
 ANSWER_SECONDS: Final = 7.5
 """How long after its headers a push is answered at the latest, if the server answers at all: a client waits ten seconds
 for the whole answer, then closes the connection and sends everything again."""
+SESSION_SECONDS: Final = 4.0
+"""The same for a new session, for which a client waits five seconds."""
 JUDGE_SECONDS: Final = 2.0
 """How long a judgement may take at least, however long the body took to come."""
 EARLY_ANSWERS: Final = 5
@@ -328,7 +330,7 @@ class Proxy:
             self._upstream.release(connection)
         try:
             if introductions := root_introductions(body):
-                body = with_introductions(body, await self._chooser(session_id, introductions))
+                body = with_introductions(body, await self._chooser(exchange, session_id, introductions))
         except (DecodeError, RecursionError) as error:
             raise RefusedError(Rule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
@@ -341,13 +343,14 @@ class Proxy:
         self.handed_on += 1
 
     async def _chooser(
-        self, session_id: str, introductions: list[dict[str, Any]]
+        self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
     ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
         """Return what chooses the introductions of roots for a client, once all that the server holds are read."""
         if not any(trust.knows_introductions(introductions) for trust in self._trusts):
             with suppress(NodeUnreachableError, NodeRefusedError):
-                await self._refresh()
-        untrusted = await self._untrusted({each["k"] for each in introductions})
+                async with self._in_time(exchange):
+                    await self._refresh()
+        untrusted = await self._untrusted(exchange, {each["k"] for each in introductions})
         with suppress(RevokedSessionError):
             trust, session = self._find(session_id)
             if trust is None and len(self._trusts) == 1:
@@ -356,14 +359,15 @@ class Proxy:
                 return lambda raws: trust.introductions_for(session, raws)
         return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
-    async def _untrusted(self, root_ids: set[str]) -> set[str]:
+    async def _untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
         """Return those of the roots that are not trusted, after another look at the sessions for one seen first."""
         untrusted = root_ids - self._trusted_roots()
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
         if untrusted - revoked - self._left_out.keys():
             # A root that was introduced a moment ago, past the door, may be good.
             with suppress(NodeUnreachableError, NodeRefusedError):
-                await self._refresh()
+                async with self._in_time(exchange):
+                    await self._refresh()
             untrusted = root_ids - self._trusted_roots()
         for root_id in untrusted - self._left_out.keys():
             # The server sends it again with each answer: what it is was found out, and reported, once.
@@ -479,7 +483,9 @@ class Proxy:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise NodeUnreachableError(f"{self._upstream.url} did not say in time what a push is judged by") from None
+            raise NodeUnreachableError(
+                f"{self._upstream.url} did not say in time what a request is judged by"
+            ) from None
 
     async def _push(
         self, exchange: Exchange, trust: Trust, elements: Sequence[Element], body: bytes, share: Share
@@ -621,6 +627,7 @@ class Proxy:
     # --- /auth/* ------------------------------------------------------------------------------------------------------
 
     async def _new_session(self, exchange: Exchange) -> None:
+        exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
         share = Share(self._budget)
         try:
@@ -639,7 +646,7 @@ class Proxy:
         finally:
             self._upstream.release(connection)
         try:
-            cleaned = await self._clean(answer)
+            cleaned = await self._clean(exchange, answer)
         except (DecodeError, RecursionError) as error:
             raise RefusedError(Rule.PRIVATE_KEY, 502, f"the child's answer cannot be read: {error}") from None
         for trust in self._trusts:
@@ -649,13 +656,14 @@ class Proxy:
         await exchange.finish(cleaned)
         self.handed_on += 1
 
-    async def _clean(self, answer: bytes) -> bytes:
+    async def _clean(self, exchange: Exchange, answer: bytes) -> bytes:
         """SECURITY: T1, tests/cluster/test_door.py."""
         cleaned, leaked, untrusted = session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
             try:
-                await self._refresh()
+                async with self._in_time(exchange):
+                    await self._refresh()
             except (NodeUnreachableError, NodeRefusedError):
                 pass
             else:

@@ -82,7 +82,7 @@ class Trust:
         self._replica: Replica | None = None
         self._rounds = Rounds(self._read, f"sessions of {org}")
         self._read_at: float | None = None
-        self._took = timedelta(0)
+        self._took = self._took_before = timedelta(0)
         self._coordinates: tuple[float, frozenset[bytes]] | None = None
         self._verdicts: OrderedDict[bytes, None] = OrderedDict()
         self._introductions = RootIntroductions()
@@ -108,8 +108,12 @@ class Trust:
 
     @property
     def pause(self) -> timedelta:
-        """How long to wait between two readings: the more there is to read, the longer, up to `LONGEST_PAUSE`."""
-        return min(max(PAUSE, 5 * self._took), LONGEST_PAUSE)
+        """How long to wait between two readings: the more there is to read, the longer, up to `LONGEST_PAUSE`.
+
+        The quicker one of the last two counts: a reading during which the server stalled says nothing of how much there
+        is to read.
+        """
+        return min(max(PAUSE, 5 * min(self._took, self._took_before)), LONGEST_PAUSE)
 
     @property
     def session_count(self) -> int:
@@ -161,7 +165,7 @@ class Trust:
             self._read_at = self.clock.monotonic()
             raise
         self._read_at = self.clock.monotonic()
-        self._took = timedelta(seconds=self._read_at - began)
+        self._took_before, self._took = self._took, timedelta(seconds=self._read_at - began)
         self.failure = None
         commits: list[Commit] = []
         for raw in raws:
