@@ -161,7 +161,7 @@ class UpstreamChild:
             self.app, self._host, port, limits=generous, on_slow=lambda: None, on_full=lambda: None
         )
         await self._listener.start()
-        self.url = self._listener.url
+        self.url = self._listener.url.replace("//0.0.0.0:", "//127.0.0.1:")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -175,6 +175,9 @@ class UpstreamChild:
         self._connection = new_id()
         self._spoilt.clear()
         self._verdicts.clear()
+        self._parents.clear()
+        for path, commits in self.repositories.items():
+            self._parents[path].update(parent for raw in commits.values() for parent in raw.get("p", ()))
         for raw in self.repositories.get(SESSIONS, {}).values():
             try:
                 self._trust(_session_of(raw))
@@ -448,9 +451,10 @@ class UpstreamChild:
         ids = [raw["id"] for raw in raws if isinstance(raw, dict) and isinstance(raw.get("id"), str)]
         new = [each for each in ids if each not in self.repositories[path]]
         self.verified.update(new)
-        for at in range(0, len(new) if self._work else 0, _VERIFIED_AT_ONCE):
+        for at in range(0, len(new), _VERIFIED_AT_ONCE):
             async with self._processor:
-                await asyncio.sleep(len(new[at : at + _VERIFIED_AT_ONCE]) * self._work.total_seconds())
+                if self._work:
+                    await asyncio.sleep(len(new[at : at + _VERIFIED_AT_ONCE]) * self._work.total_seconds())
 
     def _ingest(self, path: str, raws: Any) -> list[Commit]:
         stored = self.repositories[path]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import pytest
 
 from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.rules import RefusedError, check_session_request, read_batch, read_commit
-from goatherd.identity.session import OwnedSession, Session, parse_signature
+from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
+from goatherd.ids import new_id
 from goatherd.testing.upstream_child import UpstreamChild
+from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
-from tests.cluster.door_world import Standing
+from tests.cluster.door_world import A, Standing, X, Y
+from tests.deadlines import HANG
+from tests.unit.goats import NOW, commit_by, element, introduction, owned, root, signed_header
 
 EXCHANGES = Path(__file__).parents[2] / "exchanges"
 NOTE = Schema(
@@ -112,6 +118,82 @@ def bodies() -> list[tuple[str, int, bytes]]:
             if is_real and exchange["response"]["status"] == 200 and not request.get("bodyTruncated"):
                 found.append((request["path"], now_ms, (request.get("body") or "").encode()))
     return found
+
+
+async def push(child: UpstreamChild, path: str, *commits: Commit, by: OwnedSession = A) -> int:
+    """Return the status of a push, 0 where the server has ended."""
+    async with httpx2.AsyncClient(verify=False) as http:
+        headers = {"x-goat-sig": signed_header(by, NOW)}
+        try:
+            answer = await http.post(f"{child.url}/batch-sync", json=[element(path, commits)], headers=headers)
+        except httpx2.HTTPError:
+            return 0
+        return answer.status_code
+
+
+@pytest.mark.parametrize("age", [0, 4_999, 5_001])
+async def test_the_stand_in_ends_when_a_creation_older_than_five_seconds_meets_another(age: int) -> None:
+    async with UpstreamChild(A, clock=Standing()) as child:
+        for session in (X, Y):
+            child.introduce(session.session)
+        first, second = (commit_by(by, "k", {"text": by.id}, ts=NOW - age) for by in (X, Y))
+        await push(child, "/data/x", first)
+        await push(child, "/data/x", second)
+        assert (child.died is not None) is (age > 5_000)
+        assert set(child.repositories["/data/x"]) == {first.id, second.id}
+
+
+async def test_the_stand_in_looks_at_new_leaves_only() -> None:
+    async with UpstreamChild(A, clock=Standing()) as child:
+        fresh = owned("anon-fresh")
+        first = introduction(fresh, A)
+        child_of_it = replace_signed(first, parents=(first.id,))
+        assert await push(child, "/sys/sessions", first, child_of_it) == 200
+        assert fresh.id in child.sessions, "of the two, the child is a leaf"
+        other, stranger = root("root-b"), root("root-c")
+        introduced = introduction(other, A)
+        vouched = replace_signed(introduction(other, stranger), parents=(introduced.id,), by=stranger)
+        child.sessions[stranger.id] = stranger.session
+        assert await push(child, "/sys/sessions", introduced, vouched) == 200
+        assert len(child.repositories["/sys/sessions"]) == 4
+        assert other.id not in child.sessions, "the introduction has a child, and no root has signed that"
+
+
+def replace_signed(commit: Commit, *, parents: tuple[str, ...], by: OwnedSession = A) -> Commit:
+    return sign_commit(by, replace(commit, id=new_id(), parents=parents, signature=None), now_ms=NOW)
+
+
+async def test_the_stand_in_makes_a_root_of_its_own_where_it_finds_none() -> None:
+    first, second = UpstreamChild(None), UpstreamChild(None)
+    assert first.root.session.is_root
+    assert first.root.id != second.root.id
+
+
+async def test_the_stand_in_listens_on_all_addresses_where_it_is_told_to_as_the_original_does() -> None:
+    async with (
+        UpstreamChild(A, host="0.0.0.0") as everywhere,
+        UpstreamChild(A) as here,
+        httpx2.AsyncClient(verify=False) as http,
+    ):
+        for url in (everywhere.url, everywhere.url.replace("127.0.0.1", "127.0.0.2"), here.url):
+            assert (await http.get(f"{url}/healthy")).text == "OK"
+        with pytest.raises(httpx2.ConnectError):
+            await http.get(here.url.replace("127.0.0.1", "127.0.0.2") + "/healthy")
+
+
+async def test_the_stand_in_verifies_again_what_is_sent_again_before_it_is_stored() -> None:
+    async with UpstreamChild(A, clock=Standing()) as child:
+        child.introduce(X.session)
+        commit = commit_by(X, "k", {"text": "x"})
+        async with child.stalled():
+            pushes = [asyncio.create_task(push(child, "/data/x", commit, by=X)) for _ in range(2)]
+            async with asyncio.timeout(HANG):
+                while child.verified[commit.id] < 2:
+                    await asyncio.sleep(0.01)
+            assert not child.repositories["/data/x"]
+        assert await asyncio.gather(*pushes) == [200, 200]
+        assert await push(child, "/data/x", commit, by=X) == 200
+        assert child.verified[commit.id] == 2
 
 
 def test_nothing_is_refused_that_a_real_client_or_server_was_recorded_to_send() -> None:
