@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import goatherd
+from goatherd.clock import SystemClock
 from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
@@ -516,9 +517,10 @@ async def test_a_read_outlives_what_passes(fake: FakeSecretsManager, fault: Faul
 async def test_a_black_hole_is_unavailable_at_the_deadline(fake: FakeSecretsManager):
     async with (
         FaultProxy("127.0.0.1", fake.port) as proxy,
+        provider_at(f"http://127.0.0.1:{fake.port}") as calm,
         provider_at(f"http://127.0.0.1:{proxy.port}", timeout=1.2) as store,
     ):
-        await store.create(SECRET, b"1")
+        await calm.create(SECRET, b"1")
         proxy.fault = Fault(mode=Mode.BLACK_HOLE)
         async with asyncio.timeout(HANG):
             with pytest.raises(UnavailableError):
@@ -579,19 +581,30 @@ async def test_a_label_and_a_deletion_whose_reply_is_lost_are_done(fake: FakeSec
             await store.read(SECRET)
 
 
+class Held(SystemClock):
+    """A clock that sleeps until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def sleep(self, duration: timedelta) -> None:
+        await self.go_on.wait()
+
+
 async def test_a_write_that_won_and_was_overtaken_before_its_retry_has_won(fake: FakeSecretsManager):
     async with (
         FaultProxy("127.0.0.1", fake.port) as proxy,
-        provider_at(f"http://127.0.0.1:{proxy.port}") as slow,
+        provider_at(f"http://127.0.0.1:{proxy.port}", timeout=HANG) as slow,
         provider_at(fake.url) as quick,
     ):
         first = await slow.create(SECRET, b"1")
-        slow.retry = RetryPolicy(base=timedelta(seconds=10), cap=timedelta(seconds=1))
+        slow.clock = held = Held()
         proxy.fault = Fault(mode=Mode.REPLY_LOST, times=1, match=b"UpdateSecretVersionStage")
         writing = asyncio.create_task(slow.write(SECRET, b"2", expected=first.id))
         while (holder := (await quick.read(SECRET)).version.id) == first.id:
             await asyncio.sleep(0.005)
         third = await quick.write(SECRET, b"3", expected=holder)
+        held.go_on.set()
         second = await writing
         assert second.id == holder
         assert CURRENT not in second.labels

@@ -15,6 +15,7 @@ from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import CURRENT, STABLE
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
+from tests.deadlines import HANG
 
 SCRIPT = Path(__file__)
 
@@ -94,7 +95,7 @@ async def race(url: str, rounds: int, *, stable: bool) -> None:
             assert labelled[CURRENT] == current
         finally:
             for racer in racers.values():
-                racer.communicate(timeout=30)
+                racer.communicate(timeout=HANG)
             await store.delete(secret_id)
     assert [racer.returncode for racer in racers.values()] == [0, 0]
 

@@ -16,6 +16,7 @@ from goatherd.errors import ConflictError
 from goatherd.providers.base import VersionState
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.testing.gcp_fake import FakeSecretManager
+from tests.deadlines import HANG
 
 SCRIPT = Path(__file__)
 PROJECT = "goatherd-testing"
@@ -89,7 +90,7 @@ async def test_of_two_rotators_one_wins_each_round_and_latest_is_what_he_wrote(f
                 assert latest.payload.data == value
         finally:
             for process in processes:
-                errors = process.communicate(timeout=30)[1]
+                errors = process.communicate(timeout=HANG)[1]
                 assert process.returncode == 0, errors
         versions = await provider.versions(SECRET)
         assert [v.id for v in versions] == [str(number) for number in range(rounds + 1, 0, -1)]

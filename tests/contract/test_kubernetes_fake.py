@@ -458,8 +458,8 @@ async def test_a_provider_that_is_not_entered_says_so(fake: FakeKubernetes, tmp_
 
 
 async def test_a_deadline_ends_a_call_that_nobody_answers(fake: FakeKubernetes, tmp_path: Path):
-    async with provider_of(fake, tmp_path, timeout=0.3) as provider:
-        await provider.create(ROOT, b"first")
+    async with provider_of(fake, tmp_path) as calm, provider_of(fake, tmp_path, timeout=0.3) as provider:
+        await calm.create(ROOT, b"first")
         with fake.changed, pytest.raises(UnavailableError) as caught:  # the server stands still
             await provider.read(ROOT)
     assert "root" in str(caught.value)

@@ -15,6 +15,7 @@ pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 from goatherd.errors import ConflictError
 from goatherd.providers.base import VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from tests.deadlines import HANG
 
 SCRIPT = Path(__file__)
 
@@ -75,7 +76,7 @@ def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
             expected = version
     finally:
         for process in racers.values():
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate(timeout=HANG)
             assert process.returncode == 0, errors
 
     async def look() -> None:

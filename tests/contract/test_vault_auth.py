@@ -293,9 +293,8 @@ async def test_the_deadline_covers_the_login():
     one = VaultSecretProvider(VaultAddress(url=url, auth=AppRoleAuth(role_id="r")), timeout=timedelta(milliseconds=300))
     async with hole:
         async with one:
-            begun = asyncio.get_running_loop().time()
-            with pytest.raises(UnavailableError):
-                await one.read(SECRET)
-            assert asyncio.get_running_loop().time() - begun < 1
+            async with asyncio.timeout(HANG):
+                with pytest.raises(UnavailableError):
+                    await one.read(SECRET)
         assert handlers
         await asyncio.wait_for(asyncio.gather(*handlers), HANG)

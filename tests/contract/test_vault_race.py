@@ -15,6 +15,7 @@ from goatherd.errors import ConflictError
 from goatherd.providers.base import VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.deadlines import HANG
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
@@ -87,7 +88,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
             expected = said[winners[0]]
     finally:
         for process in racers.values():
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=HANG)
             assert process.returncode == 0, errors
     assert sum(wins.values()) == ROUNDS
 
