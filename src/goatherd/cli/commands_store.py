@@ -90,6 +90,12 @@ async def _init(app: App) -> None:
     help="The cluster has no other server that was migrated before and may hold the same sessions.",
 )
 @click.option(
+    "--root",
+    "root_id",
+    metavar="ID",
+    help="Root that signs from now on, where the servers have different ones. The others stay trusted.",
+)
+@click.option(
     "--remove-key/--keep-key",
     default=None,
     help="Remove settings.json once the store has given the identity back. On a terminal you are asked.",
@@ -100,27 +106,32 @@ def migrate(
     dry_run: bool,
     write_sessions: bool,
     only_server: bool,
+    root_id: str | None,
     remove_key: bool | None,
 ) -> int | None:
     """Bring a GoatDB cluster's identity into a store.
 
     SOURCE is a settings.json, the data directory of one organization, or a data directory with one subdirectory for
-    each organization. Several are several servers of one cluster, and must have one and the same identity. The key pair
-    is checked, private keys are taken out of the roots, and every trusted user session is looked for in that server's
-    /sys/sessions log, where it belongs. Stop the server first. Afterwards the store is read back, and every --node that
-    runs is asked whether it takes the key for its root, and which sessions it holds. Running it again is harmless: an
-    identity that is there already is left as it is, another one is an error.
+    each organization. Several are several servers of one cluster. Where they have different roots, nothing is written
+    unless --root names the one that signs from now on. The key pair is checked, private keys are taken out of the
+    roots, and every trusted user session is looked for in that server's /sys/sessions log, where it belongs. Stop the
+    server first. Afterwards the store is read back, and every --node that runs is asked whether it takes the key for
+    its root, and which sessions it holds. Running it again is harmless: an identity that is there already is left as it
+    is, another one is an error.
 
     A session that only settings.json knows is written into the log by the same commit on every server. When servers are
     migrated one at a time, name those that were migrated before, by --node or by their directories: such a session is
     copied from there. Without them the command refuses to write it.
     """
+    if root_id is not None and not write_sessions:
+        raise click.UsageError("--root writes into the logs; it does not go with --no-write-sessions")
     going = _migrate(
         app,
         sources,
         dry_run=dry_run,
         write_sessions=write_sessions,
         is_only_server=only_server,
+        root_id=root_id,
         remove=remove_key,
     )
     return asyncio.run(going)
@@ -133,13 +144,20 @@ async def _migrate(
     dry_run: bool,
     write_sessions: bool,
     is_only_server: bool,
+    root_id: str | None,
     remove: bool | None,
 ) -> int | None:
     from goatherd.cli.migration import migrate_all, remove_keys
     from goatherd.cli.way_over import denied
 
     done = await migrate_all(
-        app.options, sources, dry_run=dry_run, write_sessions=write_sessions, is_only_server=is_only_server
+        app.options,
+        sources,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=is_only_server,
+        root_id=root_id,
+        tell=lambda line: app.out.event("roots", {"message": line}, line),
     )
     lines = [line for outcome in done.outcomes for line in outcome.lines()]
     lines += [proof.line() for proof in done.proofs]

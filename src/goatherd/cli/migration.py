@@ -10,7 +10,7 @@ holds open is not touched; running it twice is running it once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +19,17 @@ from typing import Any, Final
 
 from goatherd.cli.git_history import GitFinding, find_in_git
 from goatherd.cli.store import DEFAULT_ORG, open_store, place
-from goatherd.cli.way_over import Proof, ask_servers, copies, denied, holds, read_back, remove_key, united
+from goatherd.cli.way_over import (
+    Proof,
+    ask_servers,
+    copies,
+    denied,
+    describe_union,
+    holds,
+    read_back,
+    remove_key,
+    united,
+)
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.config import Options
@@ -38,7 +48,7 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.introduction import better, session_from_commit
+from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
@@ -163,7 +173,14 @@ class Migration:
 
 
 async def migrate_all(
-    options: Options, paths: Sequence[Path], *, dry_run: bool, write_sessions: bool, is_only_server: bool = False
+    options: Options,
+    paths: Sequence[Path],
+    *,
+    dry_run: bool,
+    write_sessions: bool,
+    is_only_server: bool = False,
+    root_id: str | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Migration:
     """Migrate every organization that the paths hold; several paths are several servers of one cluster.
 
@@ -175,6 +192,8 @@ async def migrate_all(
         dry_run: Write nothing.
         write_sessions: Write sessions that only settings.json knows into the log.
         is_only_server: There is no other server that another run has migrated.
+        root_id: The root that signs from now on, where servers have different ones.
+        tell: Called with what that means, one line at a time, before anything is written.
 
     Raises:
         ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
@@ -195,10 +214,17 @@ async def migrate_all(
             hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
         )
     read = [(source, *_read_settings(source, now_ms)) for source in sources]
-    one = {
-        org: united(org, [(source.settings, document) for source, document, _, _ in read if source.org == org])
-        for org in orgs
+    of_each = {
+        org: [(source.settings, document) for source, document, _, _ in read if source.org == org] for org in orgs
     }
+    one = {org: united(org, of_each[org], root_id, now_ms=now_ms) for org in orgs}
+    for org in orgs:
+        for line in (
+            *describe_union(org, of_each[org], one[org]),
+            *_describe_double_keys(org, [source for source in sources if source.org == org], of_each[org]),
+        ):
+            if tell is not None:
+                tell(line)
     agreed = {org: _agreed([users for source, _, users, _ in read if source.org == org]) for org in orgs}
     held = {org: _held_elsewhere([source for source in sources if source.org == org], one[org]) for org in orgs}
     if write_sessions:
@@ -210,17 +236,65 @@ async def migrate_all(
             options,
             source,
             one[source.org],
+            _introduced_roots(one[source.org], [document.current for _, document in of_each[source.org]]),
+            document.current,
             tuple(agreed[source.org][user.id] for user in users),
             notes,
             held[source.org],
             dry_run=dry_run,
             write_sessions=write_sessions,
         )
-        for source, _, users, notes in read
+        for source, document, users, notes in read
     ]
     proofs = await ask_servers(options, [(org, document.current) for org, document in one.items()])
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
     return Migration(outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if denied(proofs) else tuple(safe))
+
+
+def _introduced_roots(
+    identity: IdentityDocument, roots: Iterable[OwnedSession]
+) -> tuple[tuple[Session, OwnedSession], ...]:
+    """Return which root is to be introduced by which, where servers had different ones: each pair both ways."""
+    current = identity.current
+    given_up = {root.id: root for root in roots if root.id != current.id}
+    return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
+
+
+def _describe_double_keys(
+    org: str, sources: Sequence[Source], found: Sequence[tuple[Path, IdentityDocument]]
+) -> list[str]:
+    """Return a warning of items that servers with different roots have created each for itself.
+
+    COMPAT: an unmodified GoatDB server ends when it meets two commits without parents for one key, and so does its
+    client (formats T7).
+    """
+    if len({document.current.id for _, document in found}) < 2:
+        return []
+    created: list[dict[tuple[str, str], set[str]]] = []
+    for source in sources:
+        keys: dict[tuple[str, str], set[str]] = {}
+        for path in sorted(source.data.rglob("*.jsonl")) if source.data is not None else ():
+            name = str(path.relative_to(source.data or path).with_suffix(""))
+            for commit in read_commits(path, org):
+                if not commit.parents:
+                    keys.setdefault((name, commit.key), set()).add(commit.id)
+        created.append(keys)
+    double = {
+        key
+        for number, one in enumerate(created)
+        for other in created[number + 1 :]
+        for key in one.keys() & other.keys()
+        if not (one[key] <= other[key] or other[key] <= one[key])
+    }
+    if not double:
+        return []
+    shown = ", ".join(f"/{name}/{key}" for name, key in sorted(double)[:_SHOWN])
+    text = (
+        f"{org}: {len(double)} items were created on more than one server independently ({shown}). An unmodified GoatDB"
+        " server ends when it meets both versions, and so do its clients: serve this data with `goatherd serve`, which"
+        " merges them"
+    )
+    return [text]
 
 
 def _agreed(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
@@ -518,6 +592,8 @@ async def _migrate(
     options: Options,
     source: Source,
     document: IdentityDocument,
+    introduced_roots: tuple[tuple[Session, OwnedSession], ...],
+    own_root: OwnedSession,
     users: tuple[Session, ...],
     notes: list[str],
     held: Mapping[str, Sequence[Commit]],
@@ -545,6 +621,7 @@ async def _migrate(
                 # Its own root, whatever has been rotated since: so each server of the cluster writes the same commit.
                 is_revoked = document.current.id in identity.revoked_ids
                 sessions.write(identity.current if is_revoked else document.current, source.org, held)
+                sessions.write_roots(introduced_roots, source.org, held)
         if not dry_run:
             await read_back(store, document.current)
             is_read_back = True
@@ -555,10 +632,10 @@ async def _migrate(
             "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat the"
             " key as exposed: run `goatherd rotate` as soon as every server starts from the store"
         )
-    secret = str(document.current.to_secret_json()["privateKey"]["d"]).encode()
+    secret = str(own_root.to_secret_json()["privateKey"]["d"]).encode()
     in_git = await asyncio.to_thread(find_in_git, source.settings.resolve(), secret)
     if in_git is not None:
-        notes.append(_describe_git(source.settings, document.current.id, in_git))
+        notes.append(_describe_git(source.settings, own_root.id, in_git))
     lacking = tuple(session.id for session in sessions.lacking)
     writes = write_sessions and source.data is not None
     return Outcome(
@@ -625,6 +702,41 @@ class _Sessions:
                 known = next(commit.id for commit in reversed(copied) if commit.id not in followed)
             log.append(introduction_of_migrated(session, signer, org, known, now_ms))
         log.flush()
+
+    def write_roots(
+        self, pairs: Iterable[tuple[Session, OwnedSession]], org: str, held: Mapping[str, Sequence[Commit]]
+    ) -> None:
+        """Append the introduction of each root by the other, where the log does not hold it.
+
+        Args:
+            pairs: A root, and the one that introduces it.
+            org: The organization; it is part of what is signed.
+            held: As for `write`.
+        """
+        if self.directory is None:
+            return
+        for root, by in pairs:
+            commits = read_commits(self.directory.path / SESSIONS_LOG, org)
+            of_root = [commit for commit in commits if commit.key == root.id]
+            if any(_is_by(by.session, commit) for commit in of_root):
+                continue
+            log = self.directory.open(SESSIONS)
+            log.records()
+            if not of_root:
+                of_root = list(held.get(root.id, ()))
+                for commit in of_root:
+                    log.append(commit.to_json())
+            parent = of_root[-1].id if of_root else None
+            log.append(introduction_of_migrated(root, by, org, parent, SystemClock().now_ms()))
+            log.flush()
+
+
+def _is_by(signer: Session, commit: Commit) -> bool:
+    try:
+        verify_commit_by(signer, commit)
+    except VerificationError:
+        return False
+    return True
 
 
 def _says(commits: Iterable[Commit], session: Session) -> bool:
@@ -701,5 +813,6 @@ def _same_identity(present: IdentityDocument, document: IdentityDocument, name: 
         raise IdentityExistsError(
             f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
             " it was kept",
-            hint="Name another secret; each cluster, and each organization, has its own.",
+            hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
+            " cluster, migrate them together, into a new secret, with --root.",
         )

@@ -22,7 +22,9 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options
 from goatherd.data_directory import REMAINS
 from goatherd.errors import NodeError, SettingsError
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, settled
+from goatherd.identity.endorsement import endorse
+from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.storage import remove_file, replace_file
@@ -57,24 +59,79 @@ class Proof:
         return f"{self.org}: {self.url} does not know root {self.root}: it has another identity"
 
 
-def united(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
+def united(
+    org: str, found: Sequence[tuple[Path, IdentityDocument]], root_id: str | None = None, *, now_ms: int
+) -> IdentityDocument:
     """Return the one identity that several servers' settings hold for an organization.
 
     GoatDB pushes the expiration of its root forward when it starts, each server by itself: the latest one counts.
 
+    Args:
+        org: The organization.
+        found: Each settings.json and what it holds.
+        root_id: The root that signs from now on, where the servers have different ones; the others stay trusted.
+        now_ms: Milliseconds since 1970.
+
     Raises:
-        SettingsError: They hold different ones.
+        SettingsError: They hold different ones and none was chosen, or none has the chosen one.
     """
-    first = found[0][1]
-    if any(document.current.id != first.current.id for _, document in found):
-        held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
+    current = {document.current.id: document.current for _, document in found}
+    held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
+    if root_id is not None and root_id not in current:
+        raise SettingsError(f"no server of {org} has root {root_id}: {held}")
+    if len(current) > 1 and root_id is None:
         raise SettingsError(
             f"the servers of {org} have different roots: {held}",
             hint="They do not accept one another. If they are two clusters, migrate each into a secret of its own. If"
-            " one made a new root because it could not read its settings.json, as GoatDB does, stop it, put another"
-            " server's settings.json in the place of its own, start it, wait until it has synchronized, and come back."
-            " What was signed under the root that you give up is accepted by nobody else.",
+            " they are to be one, choose the root that signs from now on with --root ID: the others stay trusted, so"
+            " that their clients keep their sessions and their data. With --dry-run, --root tells what that means.",
         )
+    kept = [(path, document) for path, document in found if document.current.id == (root_id or document.current.id)]
+    newest = _one_root(org, kept)
+    known = {root.id for root in newest.roots}
+    others = {root.id: root for _, document in found for root in document.roots if root.id not in known}
+    whole = replace(newest, roots=(*newest.roots, *others.values()))
+    given_up = [root for root in current.values() if root.id != newest.current.id]
+    if not given_up:
+        return whole
+    # Both ways: a server or client that trusts one of the roots finds its way to the other.
+    endorsements = [
+        endorse(by, of, min(now_ms, last_valid_ms(by.session)))
+        for root in given_up
+        for by, of in ((root, newest.current.session), (newest.current, root.session))
+    ]
+    return settled(replace(whole, endorsements=(*whole.endorsements, *endorsements)))
+
+
+def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
+    """Return what it means that one of several roots was chosen, for people; nothing where there is one root only."""
+    current = identity.current.id
+    given_up = {document.current.id: document.current.session for _, document in found}
+    given_up.pop(current, None)
+    if not given_up:
+        return []
+    lines = [f"{org}: root {current} wins: it signs from now on, on every server"]
+    for root_id, root in given_up.items():
+        paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
+        lines.append(
+            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has signed"
+            " permanently. Its clients keep their sessions and their data; they learn the other root from"
+            " /sys/sessions, and the clients of the other root learn this one"
+        )
+        lines.append(
+            f"{org}: the private key of root {root_id} does not go into the store. It is on that server's disk; if it"
+            f" may be exposed, run `goatherd revoke {root_id}` as soon as every server starts from the store"
+        )
+    return lines
+
+
+def _one_root(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
+    """Return what servers with the same root hold, with the latest expiration.
+
+    Raises:
+        SettingsError: The root has different keys.
+    """
+    first = found[0][1]
     forged = [
         str(path) for path, document in found if document.current.session.public_key != first.current.session.public_key
     ]
@@ -83,10 +140,7 @@ def united(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> Identity
             f"root {first.current.id} of {org} has another key in {', '.join(forged)} than in {found[0][0]}",
             hint="One of them is forged. Find out which before anything trusts these servers again.",
         )
-    newest = max((document for _, document in found), key=lambda document: document.current.session.expiration_ms)
-    known = {root.id for root in newest.roots}
-    others = {root.id: root for _, document in found for root in document.roots if root.id not in known}
-    return replace(newest, roots=(*newest.roots, *others.values()))
+    return max((document for _, document in found), key=lambda document: document.current.session.expiration_ms)
 
 
 def holds(document: IdentityDocument, root: OwnedSession) -> bool:

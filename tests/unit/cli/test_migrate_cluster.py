@@ -15,13 +15,17 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.cli.migration import read_commits
 from goatherd.cli.way_over import REMAINS
 from goatherd.errors import SettingsError
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.document import decode_document
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
+from goatherd.identity.succession import verify_succession
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.file import FileSecretProvider
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
+from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from tests.unit.goats import introduction
 
@@ -102,7 +106,109 @@ def test_different_roots_on_different_servers_are_told_with_what_to_do_and_nothi
     assert NAMED["root"] in refused.err
     assert stranger in refused.err
     assert "a secret of its own" in refused.err
+    assert "--root ID" in refused.err
     assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+
+def logged(top: Path) -> list[Commit]:
+    return read_commits(top / "localhost/sys/sessions.jsonl", "localhost")
+
+
+def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_their_way(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+) -> None:
+    a, (b, user) = NAMED["root"], a_cluster_of_its_own(second)
+    before = [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)]
+    command = ["migrate", str(data), str(second), "--provider", store, "--root", a]
+    dry = goatherd(*command, "--dry-run")
+    assert dry.code == 0, dry.err
+    assert f"root {a} wins" in dry.err
+    assert f"root {b.id} ({second}/localhost/settings.json) stays trusted" in dry.err
+    assert f"goatherd revoke {b.id}" in dry.err
+    assert [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)] == before
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+
+    done = goatherd(*command)
+    assert done.code == 0, done.err
+    shown = goatherd("show", "--provider", store, "--json").json
+    assert (shown["current"]["id"], {root["id"] for root in shown["roots"]}) == (a, {a, b.id})
+    assert shown["revoked"] == []
+    winner, _, _ = from_settings((data / "localhost/settings.json").read_bytes(), NOW_MS)
+    for trusted in (winner.current, b):
+        pool = TrustPool(org="localhost", current=trusted, roots=[trusted.session])
+        pool.offer_session_commits([*logged(data), *logged(second)])
+        assert {root.id for root in pool.roots} == {a, b.id}, "who trusts one of the roots learns the other"
+        assert pool.session(user.id) == user
+    births = [{c.id for c in logged(top) if c.key in (a, b.id) and not c.parents} for top in (data, second)]
+    assert births[0] == births[1], "the same commits without parents on both, or GoatDB servers would end"
+    assert len(births[0]) == 2
+
+    after = [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)]
+    assert goatherd(*command).code == 0
+    assert [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)] == after
+
+
+def test_a_server_that_trusts_only_the_root_that_lost_may_follow(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+    tmp_path: Path,
+) -> None:
+    b, _ = a_cluster_of_its_own(second)
+    assert goatherd("migrate", str(data), str(second), "--provider", store, "--root", NAMED["root"]).code == 0
+    stored = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
+    (document,) = [decode_document(raw) for raw in stored if b"currentSession" in raw]
+    verify_succession(document, [b.session])
+    verify_succession(document, [document.current.session])
+
+
+def test_a_root_that_no_server_has_cannot_be_chosen(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+) -> None:
+    a_cluster_of_its_own(second)
+    refused = goatherd("migrate", str(data), str(second), "--provider", store, "--root", "z" * 24)
+    assert refused.code == EXIT_CODES["settings"]
+    assert "no server of localhost has root" in refused.err
+    blind = goatherd("migrate", str(data), "--provider", store, "--root", NAMED["root"], "--no-write-sessions")
+    assert "does not go with --no-write-sessions" in blind.err
+
+
+def test_items_that_both_servers_created_are_named_before_anything_is_written(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    second: Path,
+    store: str,
+) -> None:
+    b, user = a_cluster_of_its_own(second)
+    command = ["migrate", str(data), str(second), "--provider", store, "--root", NAMED["root"], "--dry-run"]
+    assert "created on more than one server" not in goatherd(*command).err, "what was copied is no second creation"
+    for top in (data, second):
+        with LogDirectory(top / "localhost") as directory:
+            log = directory.open("/data/common")
+            log.append(introduction(user, b, key="settings").to_json())
+            log.flush()
+    told = goatherd(*command).err
+    assert "1 items were created on more than one server independently (/data/common/settings)" in told
+    assert "goatherd serve" in told
+
+
+def a_cluster_of_its_own(top: Path) -> tuple[OwnedSession, Session]:
+    """Give a server a root of its own, and a user session that this root has introduced in its log."""
+    root = OwnedSession.generate(session_id="b" * 24, owner="root", now_ms=NOW_MS)
+    rewritten(top, {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []})
+    user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=NOW_MS).session
+    with LogDirectory(top / "localhost") as directory:
+        log = directory.open(SESSIONS)
+        log.append(introduction(user, root).to_json())
+        log.flush()
+    return root, user
 
 
 def test_one_root_with_two_keys_is_a_forgery(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:  # noqa: F811
