@@ -89,7 +89,7 @@ def polls(callers: list[OwnedSession]) -> Iterator[Request]:
 
 def pushes(callers: list[OwnedSession], size: int) -> Iterator[Request]:
     for owned in itertools.cycle(callers):
-        (body,) = bodies_of("/data/bench", commits_of(owned, size))
+        (body,) = bodies_of("/data/bench", commits_of(owned, size), size)
         yield post(owned, body)
 
 
@@ -105,11 +105,13 @@ def healths() -> Iterator[Request]:
         yield b"GET /healthy HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
-def compare(direct: Line, guarded: Line, make: Callable[[], Iterator[Request]], per_round: int) -> tuple[float, float]:
+def compare(
+    direct: Line, guarded: Line, make: Callable[[], Iterator[Request]], per_round: int, rounds: int = ROUNDS
+) -> tuple[float, float]:
     """Return the medians of both in milliseconds, taken in turns."""
     times: dict[Line, list[float]] = {direct: [], guarded: []}
     sources = {direct: make(), guarded: make()}
-    for turn in range(ROUNDS + 1):
+    for turn in range(rounds + 1):
         for line in (direct, guarded) if turn % 2 else (guarded, direct):
             requests = [next(sources[line]) for _ in range(per_round)]
             taken = [line.ask(request) for request in requests]
@@ -156,22 +158,23 @@ async def measure() -> dict[str, float]:
             async with NodeClient(url) as client:
                 callers = [one for one, _ in await asyncio.gather(*[client.create_session() for _ in range(CALLERS)])]
             async with door(url, ports[1], store) as pid:
-                kinds: list[tuple[str, Callable[[], Iterator[Request]], int]] = [
-                    ("health", healths, PER_ROUND),
-                    ("poll", lambda: polls(callers), PER_ROUND),
-                    ("push_1", lambda: pushes(callers, 1), PER_ROUND),
-                    ("push_20", lambda: pushes(callers, 20), 5),
-                    ("pull_all", lambda: pulls(callers), 2),
+                kinds: list[tuple[str, Callable[[], Iterator[Request]], int, int]] = [
+                    ("health", healths, PER_ROUND, ROUNDS),
+                    ("poll", lambda: polls(callers), PER_ROUND, ROUNDS),
+                    ("push_1", lambda: pushes(callers, 1), PER_ROUND, ROUNDS),
+                    ("push_20", lambda: pushes(callers, 20), 5, ROUNDS),
+                    ("push_1000", lambda: pushes(callers, 1000), 1, 5),
+                    ("pull_all", lambda: pulls(callers), 2, ROUNDS),
                 ]
-                for kind, make, per_round in kinds:
+                for kind, make, per_round, rounds in kinds:
                     await asyncio.sleep(REST)  # the limits must not be what is measured
                     lines = [Line(port) for port in ports]
                     before = cpu_ms(pid)
-                    direct, guarded = await asyncio.to_thread(compare, lines[0], lines[1], make, per_round)
+                    direct, guarded = await asyncio.to_thread(compare, lines[0], lines[1], make, per_round, rounds)
                     results[f"{kind}_direct_ms"] = direct
                     results[f"{kind}_added_ms"] = guarded - direct
                     results[f"{kind}_over_direct"] = guarded / direct
-                    results[f"{kind}_door_cpu_ms"] = (cpu_ms(pid) - before) / (per_round * (ROUNDS + 1))
+                    results[f"{kind}_door_cpu_ms"] = (cpu_ms(pid) - before) / (per_round * (rounds + 1))
                     for line in lines:
                         line.close()
     return results

@@ -48,12 +48,12 @@ def commits_of(owned: OwnedSession, count: int) -> list[Commit]:
     ]
 
 
-def bodies_of(path: str, commits: list[Commit]) -> list[bytes]:
-    """Return ready request bodies of `BATCH` commits each."""
+def bodies_of(path: str, commits: list[Commit], batch: int = BATCH) -> list[bytes]:
+    """Return ready request bodies of `batch` commits each."""
     full = {"__t": "E", "__v": {"d": "AA==", "s": []}}
     bodies = []
-    for start in range(0, len(commits), BATCH):
-        chunk = [commit.to_json() for commit in commits[start : start + BATCH]]
+    for start in range(0, len(commits), batch):
+        chunk = [commit.to_json() for commit in commits[start : start + batch]]
         message = {"ver": 50595584, "f": full, "s": len(chunk), "c": chunk, "ad": []}
         bodies.append(to_json([{"path": path, "msg": message}]).encode())
     return bodies

@@ -93,6 +93,17 @@ async def test_a_large_push_is_answered_before_its_client_gives_up(monkeypatch: 
         assert max(pushing.offered.values()) < OFFERS
 
 
+async def test_a_server_that_pushes_is_answered_earlier_than_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
+    monkeypatch.setattr(proxy, "PEER_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
+    async with world() as w:
+        commits = notes(100)
+        async with w.child.stalled():
+            assert (await w.push(True, NOTES, *commits, by=A)).status_code == 503
+        await until_stored(w, commits)
+
+
 async def test_clients_are_not_answered_so_often_that_they_take_a_commit_for_replicated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -82,6 +82,8 @@ ANSWER_BYTES: Final = 8 * 1024 * 1024
 ANSWER_SECONDS: Final = 7.5
 """How long after its headers a push is answered at the latest, if the server answers at all: a client waits ten seconds
 for the whole answer, then closes the connection and sends everything again."""
+PEER_ANSWER_SECONDS: Final = 3.5
+"""The same for a server that pushes to this one, with a root's session: it waits five seconds."""
 SESSION_SECONDS: Final = 4.0
 """The same for a new session, for which a client waits five seconds."""
 JUDGE_SECONDS: Final = 2.0
@@ -300,6 +302,10 @@ class Proxy:
                 raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
             self._count_repositories(exchange.address, elements)
             if has_commits and trust is not None and session is not None:
+                if session.is_root:
+                    read_by = asyncio.get_running_loop().time()
+                    earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
+                    exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
                 await self._check_weight(session, envelope, elements)
                 connection = await self._push(exchange, trust, elements, body, share)
             else:
