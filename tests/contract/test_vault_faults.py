@@ -22,8 +22,8 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
+from goatherd.providers.problem import StoreProblem
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.providers.vault.problem import VaultProblem
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG
@@ -240,7 +240,7 @@ async def test_no_error_leads_to_the_token_or_the_value(server: BaoServer, proxy
                 await provider.write(name, b"S3CRET", expected="1")
             error: BaseException | None = caught.value
             while error is not None:
-                assert isinstance(error, GoatherdError | VaultProblem), "a stranger's error carries its request along"
+                assert isinstance(error, GoatherdError | StoreProblem), "a stranger's error carries its request along"
                 error = error.__cause__ or error.__context__
 
 

@@ -14,7 +14,6 @@ whether a rotation is under way. Rules:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +46,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
+from goatherd.providers.versioned_record import digest_of
 
 SETTLE: Final = timedelta(seconds=30)
 _PAUSE: Final = timedelta(milliseconds=200)
@@ -177,11 +177,6 @@ async def copy_secret(
     await _move_labels(plan, destination, holders)
     await _verify(plan, destination, clock or SystemClock())
     return replace(done, plan=plan)
-
-
-def digest_of(value: SecretBytes) -> str:
-    """Return the SHA-256 of a value, for comparing."""
-    return hashlib.sha256(value.reveal()).hexdigest()
 
 
 async def _plan(source: Store, destination: Store) -> Plan:

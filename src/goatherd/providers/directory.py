@@ -20,7 +20,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
@@ -36,8 +35,9 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import Call, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.ledger import Entry, Ledger, parse_number
-from goatherd.providers.manifest import DamagedManifestError, decode, encode
+from goatherd.providers.manifest import decode, encode
 from goatherd.providers.posix import System
+from goatherd.providers.versioned_record import DamagedRecordError, entry_for, fits
 
 MANIFEST: Final = "manifest.json"
 LOCK: Final = "lock"
@@ -95,12 +95,12 @@ class SecretDirectory:
                 number = ledger.find(self._call, at)
                 entry = ledger.entries[number]
                 try:
-                    value = self._content(here, f"{number}.value", entry.size)
+                    value = SecretBytes(self._content(here, f"{number}.value", entry.size))
                 except FileNotFoundError:
                     problem = "its file is missing"
                 else:
-                    if len(value) == entry.size and hashlib.sha256(value).hexdigest() == entry.digest:
-                        return SecretValue(version=ledger.describe(number), value=SecretBytes(value))
+                    if fits(value, entry):
+                        return SecretValue(version=ledger.describe(number), value=value)
                     problem = "its bytes do not fit the digest in the manifest"
                 # A writer may have destroyed it, or replaced the whole secret, since the manifest was read.
                 if self._load(here)[0] == raw and raw is not None:
@@ -207,18 +207,11 @@ class SecretDirectory:
                 # The rename was done but its answer was lost: make sure of the medium, and answer.
                 self._system.sync(here.descriptor)
                 return ledger.describe(made)
-            revealed = value.reveal()
-            entry = Entry(
-                created_ms=now_ms,
-                request=self._call.request,
-                digest=hashlib.sha256(revealed).hexdigest(),
-                size=len(revealed),
-            )
-            changed = change(ledger, entry)
+            changed = change(ledger, entry_for(value, request=self._call.request, now_ms=now_ms))
             if raw is None:
                 self._replace(here, ledger)
             number = ledger.next_number
-            self._write_new(here, f"{number}.value", revealed)
+            self._write_new(here, f"{number}.value", value.reveal())
             try:
                 self._system.sync(here.descriptor)
                 self._replace(here, changed)
@@ -288,7 +281,7 @@ class SecretDirectory:
                 continue  # A creator may have come by between the two looks.
             try:
                 return raw, decode(raw)
-            except DamagedManifestError as error:
+            except DamagedRecordError as error:
                 raise self._damaged(f"{MANIFEST} is damaged: {error}") from error
         raise self._damaged(f"{MANIFEST} is missing although values are there")
 

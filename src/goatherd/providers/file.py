@@ -39,6 +39,7 @@ from goatherd.providers.base import (
     SecretVersion,
     VersionId,
 )
+from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.directory import LOCK, MANIFEST, NEW_MANIFEST, VALUE, LockHeldError, SecretDirectory
 from goatherd.providers.posix import SUPPORTED, System
@@ -209,7 +210,7 @@ class FileSecretProvider(SecretProvider):
             raise self._translated(call, error) from error
         except asyncio.CancelledError:
             # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
-            running.add_done_callback(_retrieve)
+            running.add_done_callback(retrieve_outcome)
             await asyncio.wait({running}, timeout=_PATIENCE)
             raise
 
@@ -246,9 +247,3 @@ class FileSecretProvider(SecretProvider):
                 hint="Choose another path for the secret: each part of it but the last must be a directory.",
             )
         return call.error(UnavailableError, reason)
-
-
-def _retrieve(running: asyncio.Future[Result]) -> None:
-    """Take note of the outcome, so that asyncio does not complain that nobody did."""
-    if not running.cancelled():
-        running.exception()

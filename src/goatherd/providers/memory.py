@@ -6,7 +6,6 @@ step between awaits, under a lock, so that threads and tasks may share a store.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from goatherd.providers.base import (
     VersionId,
 )
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.versioned_record import entry_for
 
 
 @dataclass(slots=True)
@@ -139,12 +139,7 @@ class MemorySecretProvider(SecretProvider):
         return self._store.ledgers.get(call.secret_id, Ledger())
 
     def _entry(self, call: Call, value: SecretBytes) -> Entry:
-        return Entry(
-            created_ms=self.clock.now_ms(),
-            request=call.request,
-            digest=hashlib.sha256(value.reveal()).hexdigest(),
-            size=value.size,
-        )
+        return entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
     def _put(self, call: Call, ledger: Ledger, value: SecretBytes) -> SecretVersion:
         number = ledger.next_number - 1

@@ -303,7 +303,7 @@ class ServiceEndpoints:
         from goatherd.providers.kubernetes.access import load_access
         from goatherd.providers.kubernetes.address import KubernetesAddress
         from goatherd.providers.kubernetes.api import KubernetesClient
-        from goatherd.providers.kubernetes.problem import KubernetesProblem
+        from goatherd.providers.problem import StoreProblem
 
         where = f"k8s-service://{self._namespace}/{self._name}"
         address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
@@ -317,7 +317,7 @@ class ServiceEndpoints:
                 slices = await client.endpoint_slices(self._namespace, self._name)
             finally:
                 await client.close()
-        except KubernetesProblem as problem:
+        except StoreProblem as problem:
             hint = _RIGHTS if issubclass(problem.kind, ProviderAccessDeniedError) else None
             raise DiscoveryError(f"{where}: {problem}", hint=hint) from problem
         except (GoatherdError, OSError) as error:

@@ -20,16 +20,13 @@ from goatherd.providers.azure.records import (
     MAX_STORED,
     MAX_VALUE,
     NOTHING,
-    DamagedRecordError,
     Entry,
-    ForeignRecordError,
     Home,
     Pointer,
     Proposal,
     decide,
     decode_pointer,
     decode_value,
-    digest_of,
     encode_pointer,
     encode_value,
     links_of,
@@ -38,6 +35,7 @@ from goatherd.providers.azure.records import (
     value_after_pointer,
 )
 from goatherd.providers.base import CURRENT, STABLE, Call, Label, SecretBytes, VersionId
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
 CONTRACT = Path(__file__).resolve().parents[2] / "contract"
 SETTLE = 3

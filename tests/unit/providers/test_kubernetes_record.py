@@ -14,18 +14,16 @@ from goatherd.providers.kubernetes.record import (
     BUDGET,
     HISTORY,
     MOST_UNLABELLED,
-    DamagedRecordError,
-    ForeignRecordError,
     NoRoomError,
     Record,
     decode,
     decode_pointer,
     encode_pointer,
-    entry_for,
     fitted,
     new_object,
 )
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 

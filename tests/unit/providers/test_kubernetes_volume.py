@@ -24,8 +24,9 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import CURRENT, STABLE, Call, Label, RetryPolicy, SecretBytes, VersionId
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
-from goatherd.providers.kubernetes.record import POINTER, Record, changed, entry_for, key_of, new_object
+from goatherd.providers.kubernetes.record import POINTER, Record, changed, key_of, new_object
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.versioned_record import entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 

@@ -14,15 +14,13 @@ from goatherd.providers.base import Label, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.vault.records import (
     FIRST_POINTER_FORMAT,
-    DamagedRecordError,
-    ForeignRecordError,
     StoredPointer,
     decode_pointer,
     decode_value,
-    digest_of,
     encode_pointer,
     encode_value,
 )
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
 ENTRY = Entry(created_ms=1795536327037, request="r" * 32, digest="d" * 64, size=5)
 LEDGER = Ledger(

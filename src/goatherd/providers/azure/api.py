@@ -10,17 +10,16 @@ denial: the rest may quote what was sent or received (tests/contract/test_azure_
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from azure.core import exceptions as sdk
@@ -46,10 +45,10 @@ from goatherd.errors import (
 from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.base import Call
+from goatherd.providers.cancellation import finish_request
 
 Result = TypeVar("Result")
 
-_PATIENCE: Final = 1.0
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
 _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -179,7 +178,7 @@ class KeyVault:
         writing = self._ask(
             call, self._sdk(call).set_secret(name, value, content_type=content_type, tags=tags), name, missing=None
         )
-        made = await _settled(writing)
+        made = await finish_request(writing)
         if made is None:
             raise call.error(UnavailableError, f"the service knows no place to write {name} to (404)")
         return _checked(call, value, made.properties, name)
@@ -338,20 +337,6 @@ def _session(ca: str | None) -> aiohttp.ClientSession:
     )
     session._retry_connection = False
     return session
-
-
-async def _settled(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await a write. A cancellation waits a little for its end, so that the next look finds it done or not."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=_PATIENCE)
-        task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()
-        raise
 
 
 def _checked(call: Call, value: object, properties: SecretProperties, name: str) -> Stored:

@@ -67,10 +67,8 @@ from goatherd.providers.azure.records import (
     VALUE_TYPES,
     WITH_TEXT_TYPE,
     WITH_VALUE_TYPES,
-    DamagedRecordError,
     Decision,
     Entry,
-    ForeignRecordError,
     Home,
     Pointer,
     Proposal,
@@ -78,7 +76,6 @@ from goatherd.providers.azure.records import (
     decode_leftover,
     decode_pointer,
     decode_value,
-    digest_of,
     encode_pointer,
     encode_value,
     is_version_id,
@@ -103,6 +100,7 @@ from goatherd.providers.base import (
     VersionState,
 )
 from goatherd.providers.diagnosable import Finding, Verdict
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
 SETTLE: Final = timedelta(seconds=3)
 """A version's time is in whole seconds, which is one; two are for clocks of the service that differ, and for the time

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,15 @@ from typing import Any, Final
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    digest_of,
+    must_be_equal,
+    parse,
+    reading_members,
+    sealed,
+)
 
 POINTER_FORMAT: Final = "goatherd-azure-pointer/2"
 EARLIER_FORMAT: Final = "goatherd-azure-pointer/1"
@@ -59,14 +67,6 @@ _LABEL_TAG: Final = "goatherd-label"
 _DIGEST_TAG: Final = "goatherd-sha256"
 _NO_PARENT: Final = "none"
 _ID = re.compile(r"[0-9a-f]{32}")
-
-
-class ForeignRecordError(ValueError):
-    """It was not written by Goatherd, or by a later one."""
-
-
-class DamagedRecordError(ValueError):
-    """It is not as it was written; the text says why and quotes nothing."""
 
 
 class Home(StrEnum):
@@ -341,11 +341,6 @@ def is_version_id(text: object) -> bool:
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
-def digest_of(value: SecretBytes) -> str:
-    """Return the SHA-256 of a value in hex."""
-    return hashlib.sha256(value.reveal()).hexdigest()
-
-
 def encode_value(value: SecretBytes) -> tuple[str, bool]:
     """Return what is stored for a value, and whether it is the value itself: text that people can read stays so."""
     raw = value.reveal()
@@ -401,14 +396,12 @@ def decode_pointer(stored: str) -> Pointer:
     """
     stored = stored.partition("\n")[0]
     try:
-        data = json.loads(stored)
-    except ValueError:
-        raise ForeignRecordError("it is not JSON") from None
-    if not isinstance(data, dict) or data.get("format") not in (POINTER_FORMAT, EARLIER_FORMAT):
-        raise ForeignRecordError(f"it is not in the format {POINTER_FORMAT}")
+        data = parse(stored, POINTER_FORMAT, EARLIER_FORMAT)
+    except DamagedRecordError as error:
+        raise ForeignRecordError(str(error)) from None  # any program may write text
     is_earlier = data["format"] == EARLIER_FORMAT
     entry_of = _earlier_entry if is_earlier else _entry
-    try:
+    with reading_members():
         pointer = Pointer(
             epoch=int(data["epoch"]),
             parent=str(data["parent"]),
@@ -417,11 +410,8 @@ def decode_pointer(stored: str) -> Pointer:
             labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
             after_earlier=is_earlier or data["after_earlier"] is True,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
-        raise DamagedRecordError("a member is missing or of the wrong kind") from None
     content = (_earlier_content if is_earlier else _content)(pointer)
-    if _encoded(data["format"], content) != stored:
-        raise DamagedRecordError("its digest does not fit its content")
+    must_be_equal(_encoded(data["format"], content), stored)
     return pointer
 
 
@@ -554,5 +544,4 @@ def _state(entry: Entry) -> str:
 
 
 def _encoded(form: str, content: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"format": form, "sha256": digest, **content}, sort_keys=True, separators=(",", ":"))
+    return json.dumps(sealed(form, content), sort_keys=True, separators=(",", ":"))

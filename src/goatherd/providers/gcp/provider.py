@@ -51,6 +51,7 @@ from goatherd.providers.base import (
     VersionId,
     VersionState,
 )
+from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
@@ -366,7 +367,7 @@ class GCPSecretProvider(SecretProvider):
             await asyncio.wait({sending}, timeout=_PATIENCE)
             if sending.done() and not sending.cancelled() and sending.exception() is None:
                 work.number = sending.result().number
-            sending.add_done_callback(_retrieve)
+            sending.add_done_callback(retrieve_outcome)
             sending.cancel()
             raise
         work.number = version.number
@@ -523,7 +524,7 @@ class GCPSecretProvider(SecretProvider):
     async def _briefly(self, clearing: Coroutine[object, object, object]) -> None:
         """Clear up for a second at most, even while being cancelled. What fails here is left to the next writer."""
         task = asyncio.ensure_future(clearing)
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(retrieve_outcome)
         try:
             await asyncio.wait({task}, timeout=_PATIENCE)
         finally:
@@ -557,12 +558,6 @@ class _Pause:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _retrieve(task: asyncio.Future[Outcome]) -> None:
-    """Take note of the outcome, so that asyncio does not complain that nobody did."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _compare(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:

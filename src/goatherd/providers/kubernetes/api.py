@@ -11,10 +11,9 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/; the answers of a r
 
 from __future__ import annotations
 
-import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,14 +30,14 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.providers.cancellation import finish_request
 from goatherd.providers.kubernetes.access import Access
 from goatherd.providers.kubernetes.credentials import Credential
-from goatherd.providers.kubernetes.problem import KubernetesProblem
+from goatherd.providers.problem import StoreProblem
 
 Result = TypeVar("Result")
 
 _LONGEST_ANSWER: Final = 8 << 20
-_PATIENCE: Final = 0.5
 _QUOTED: Final = 200
 _OVERDUE: Final = 15.0
 
@@ -139,9 +138,9 @@ class KubernetesClient:
 
     async def create(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Create a Secret; None when there is one already."""
-        status, answer = await self._settled(self._call("POST", _path(namespace), body=content))
+        status, answer = await finish_request(self._call("POST", _path(namespace), body=content))
         if status == 404:
-            raise KubernetesProblem(
+            raise StoreProblem(
                 ProviderConfigurationError,
                 f"there is no namespace {namespace!r}",
                 hint=f"Make it: kubectl create namespace {namespace}",
@@ -150,7 +149,7 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise KubernetesProblem(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
+            raise StoreProblem(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
         return _secret(answer, namespace, name)
 
     async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -158,8 +157,8 @@ class KubernetesClient:
         # SECURITY: without a resourceVersion the server replaces whatever is there
         # (tests/contract/test_kubernetes_fake.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
-            raise KubernetesProblem(UnavailableError, "the Secret came without a resourceVersion")
-        status, answer = await self._settled(self._call("PUT", _path(namespace, name), body=content))
+            raise StoreProblem(UnavailableError, "the Secret came without a resourceVersion")
+        status, answer = await finish_request(self._call("PUT", _path(namespace, name), body=content))
         if status in (404, 409):
             return None
         return _secret(answer, namespace, name)
@@ -169,7 +168,7 @@ class KubernetesClient:
         metadata = content["metadata"]
         preconditions = {"uid": metadata.get("uid"), "resourceVersion": metadata["resourceVersion"]}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        status, answer = await self._settled(self._call("DELETE", _path(namespace, name), body=body))
+        status, answer = await finish_request(self._call("DELETE", _path(namespace, name), body=body))
         if status in (404, 409):
             return False
         # A Status of success, or the Secret where a finalizer keeps it for a while.
@@ -208,7 +207,7 @@ class KubernetesClient:
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         try:
             _, answer = await self._call("POST", path, body=body)
-        except KubernetesProblem as problem:
+        except StoreProblem as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -230,7 +229,7 @@ class KubernetesClient:
 
         Raises:
             GoneError: The server does not remember that state.
-            KubernetesProblem: As for any request.
+            StoreProblem: As for any request.
 
         The field selector is what lets RBAC check the name:
         https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources.
@@ -261,7 +260,7 @@ class KubernetesClient:
 
     async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[Event]:
         line = bytearray()
-        failure: KubernetesProblem | None = None
+        failure: StoreProblem | None = None
         try:
             async for chunk in response.aiter_bytes():
                 line += chunk
@@ -279,22 +278,6 @@ class KubernetesClient:
             raise failure
 
     # --- one request ------------------------------------------------------------------------------------------------
-
-    async def _settled(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do `work`; when cancelled, give a request that is on its way a moment to be answered.
-
-        Otherwise it could still take effect after the caller has gone on.
-        """
-        running = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            try:
-                await asyncio.wait({running}, timeout=_PATIENCE)
-            finally:
-                running.add_done_callback(_retrieve)
-                running.cancel()
-            raise
 
     async def _call(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None
@@ -323,7 +306,7 @@ class KubernetesClient:
     ) -> AsyncIterator[httpx2.Response]:
         http = self._http
         if http is None:
-            raise KubernetesProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise StoreProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         if credential.certificate != self._certificate:
             # A connection shows the certificate that it was made with, for as long as it lasts.
             self._certificate, self._http = credential.certificate, self._make_pool()
@@ -342,7 +325,7 @@ class KubernetesClient:
             timeout=httpx2.Timeout(self._timeout, read=read or self._timeout),
             extensions={} if name is None else {"sni_hostname": name},
         )
-        problem: KubernetesProblem | None = None
+        problem: StoreProblem | None = None
         try:
             response = await http.send(request, stream=True)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the values
@@ -358,7 +341,7 @@ class KubernetesClient:
 
     async def _read(self, response: httpx2.Response) -> bytes:
         raw = bytearray()
-        problem: KubernetesProblem | None = None
+        problem: StoreProblem | None = None
         try:
             async for chunk in response.aiter_bytes():
                 raw += chunk
@@ -370,37 +353,35 @@ class KubernetesClient:
             raise problem
         return bytes(raw)
 
-    def _unanswered(self, error: Exception) -> KubernetesProblem:
+    def _unanswered(self, error: Exception) -> StoreProblem:
         where = self._access.server
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return KubernetesProblem(
+                return StoreProblem(
                     ProviderConfigurationError,
                     f"the certificate of {where} is not to be trusted: {cause.verify_message}",
                     hint=f"Check certificate-authority-data in the {self._access.source}.",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return KubernetesProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return KubernetesProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+            return StoreProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return StoreProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _judged(self, method: str, path: str, response: httpx2.Response, raw: bytes) -> tuple[int, Mapping[str, Any]]:
         what, code = f"{method} {path}", response.status_code
         answer = _parsed(raw)
         if code == 429:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
-            raise KubernetesProblem(
+            raise StoreProblem(
                 ThrottledError,
                 f"the server asks for patience: {what}",
                 retry_after=_seconds(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
-            raise KubernetesProblem(SecretTooLargeError, f"the server does not take an object of this size: {what}")
+            raise StoreProblem(SecretTooLargeError, f"the server does not take an object of this size: {what}")
         if code >= 500 or code == 408:
-            raise KubernetesProblem(
-                UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}"
-            )
+            raise StoreProblem(UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}")
         if code in (401, 403):
             raise self._denied(what, code, answer or {})
         if code == 422:
@@ -408,7 +389,7 @@ class KubernetesClient:
         if code in (400, 405, 406, 415):
             # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
             # (tests/contract/test_kubernetes_fake.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
-            raise KubernetesProblem(
+            raise StoreProblem(
                 ProviderConfigurationError,
                 f"the server does not understand {what}: HTTP {code}{_reason(answer or {}, ', ')}",
             )
@@ -418,9 +399,9 @@ class KubernetesClient:
             raise _damaged(f"HTTP {code} without a Status: something else answers in the API server's place")
         return code, answer
 
-    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> KubernetesProblem:
+    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> StoreProblem:
         if code == 401:
-            return KubernetesProblem(
+            return StoreProblem(
                 ProviderAccessDeniedError,
                 f"the server does not know who asks ({self._access.source}): {what}",
                 hint="The token or the client certificate is missing, expired or for another cluster.",
@@ -428,8 +409,8 @@ class KubernetesClient:
         # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
         told = str(answer.get("message") or "")[:_QUOTED]
         if "exceeded quota" in told or "is being terminated" in told:
-            return KubernetesProblem(ProviderConfigurationError, told)
-        return KubernetesProblem(
+            return StoreProblem(ProviderConfigurationError, told)
+        return StoreProblem(
             ProviderAccessDeniedError,
             f"the server refuses {what}{': ' if told else ''}{told}",
             hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints it.",
@@ -472,7 +453,7 @@ def _event(line: bytes, namespace: str, name: str) -> Event | None:
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
             raise GoneError
-        raise KubernetesProblem(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
+        raise StoreProblem(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
@@ -502,22 +483,22 @@ def _reason(answer: Mapping[str, Any], before: str = "") -> str:
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
-def _invalid(answer: Mapping[str, Any]) -> KubernetesProblem:
+def _invalid(answer: Mapping[str, Any]) -> StoreProblem:
     """Return what a 422 means. Its message is not shown: it may quote what was sent."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
-        return KubernetesProblem(SecretTooLargeError, "the Secret would be longer than the server takes")
+        return StoreProblem(SecretTooLargeError, "the Secret would be longer than the server takes")
     told = str(answer.get("message") or "")
     if "field is immutable when `immutable` is set" in told:
-        return KubernetesProblem(
+        return StoreProblem(
             ProviderConfigurationError,
             "the Secret is immutable",
             hint="Nothing can change it any more: delete it and create it again, without `immutable`.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
-    return KubernetesProblem(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
+    return StoreProblem(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
 
 
 def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
@@ -536,11 +517,5 @@ def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) 
     return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
 
 
-def _retrieve(running: asyncio.Future[Any]) -> None:
-    """Take note of the outcome, so that asyncio does not complain that nobody did."""
-    if not running.cancelled():
-        running.exception()
-
-
-def _damaged(why: str) -> KubernetesProblem:
-    return KubernetesProblem(UnavailableError, f"the server's answer is damaged: {why}")
+def _damaged(why: str) -> StoreProblem:
+    return StoreProblem(UnavailableError, f"the server's answer is damaged: {why}")

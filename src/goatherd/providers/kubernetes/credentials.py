@@ -26,7 +26,8 @@ from typing import Final, Protocol
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
-from goatherd.providers.kubernetes.problem import KubernetesProblem
+from goatherd.providers.cancellation import retrieve_outcome
+from goatherd.providers.problem import StoreProblem
 
 PLUGIN_TIMEOUT: Final = timedelta(seconds=60)
 """How long a credential plugin may take; those of the large clouds take one to three seconds."""
@@ -74,7 +75,7 @@ class Credentials(Protocol):
 
         Raises:
             ConfigurationError: A token file cannot be read.
-            KubernetesProblem: A plugin failed.
+            StoreProblem: A plugin failed.
         """
         ...
 
@@ -169,7 +170,7 @@ class CredentialPlugin:
             return known
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._renew(clock))
-            self._running.add_done_callback(_retrieve)
+            self._running.add_done_callback(retrieve_outcome)
         # A request that gives up waits no longer; the plugin goes on, and the next request gets what it prints.
         return await asyncio.shield(self._running)
 
@@ -225,8 +226,8 @@ class CredentialPlugin:
         pair = (cert.encode(), key.encode()) if cert and key else None
         return token or None, pair, expires_ms
 
-    def _wrong(self, what: str) -> KubernetesProblem:
-        return KubernetesProblem(
+    def _wrong(self, what: str) -> StoreProblem:
+        return StoreProblem(
             ProviderConfigurationError,
             f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
             hint="Run it by hand, with the arguments and variables of the kubeconfig, and compare it with its manual.",
@@ -237,11 +238,11 @@ async def run_plugin(settings: PluginSettings) -> object:
     """Run a credential plugin once and return the ``status`` that it prints. It has no terminal to ask at.
 
     Raises:
-        KubernetesProblem: It is not installed, failed, printed no ``ExecCredential``, or took too long.
+        StoreProblem: It is not installed, failed, printed no ``ExecCredential``, or took too long.
     """
     plugin = f"the credential plugin {settings.command}"
     if shutil.which(settings.command, path=settings.environment.get("PATH", os.defpath)) is None:
-        raise KubernetesProblem(
+        raise StoreProblem(
             ProviderConfigurationError,
             f"{settings.source}: {plugin} was not found on this machine",
             hint=settings.install_hint or "Install it, or check the PATH of this process.",
@@ -250,7 +251,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
             code, printed, told = await _run(settings)
     except TimeoutError:
-        raise KubernetesProblem(
+        raise StoreProblem(
             UnavailableError,
             f"{settings.source}: {plugin} did not end within {PLUGIN_TIMEOUT.total_seconds():.0f} s",
             hint="A plugin that asks for a login cannot do so here: log in first, for example with `kubectl get ns`.",
@@ -293,8 +294,8 @@ async def _run(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     return process.returncode or 0, printed, told
 
 
-def _failed(settings: PluginSettings, why: str) -> KubernetesProblem:
-    return KubernetesProblem(
+def _failed(settings: PluginSettings, why: str) -> StoreProblem:
+    return StoreProblem(
         ProviderAccessDeniedError,
         f"{settings.source}: the credential plugin {settings.command} gave no credential: {why}",
         hint="Log in with the platform's own command, then try `kubectl get ns` with the same kubeconfig.",
@@ -315,9 +316,3 @@ def _read_token(path: Path) -> str:
     if not token:
         raise ConfigurationError(f"the token file {path} is empty")
     return token
-
-
-def _retrieve(running: asyncio.Task[Credential]) -> None:
-    """Take note of the outcome, because the request that started it may no longer wait for it."""
-    if not running.cancelled():
-        running.exception()

@@ -51,20 +51,18 @@ from goatherd.providers.kubernetes.address import (
     split_secret_id,
 )
 from goatherd.providers.kubernetes.api import GoneError, KubernetesClient
-from goatherd.providers.kubernetes.problem import KubernetesProblem
 from goatherd.providers.kubernetes.record import (
     HISTORY,
     MAX_OBJECT_BYTES,
-    DamagedRecordError,
-    ForeignRecordError,
     NoRoomError,
     Record,
     changed,
     decode,
-    entry_for,
     new_object,
 )
 from goatherd.providers.ledger import Ledger, parse_number
+from goatherd.providers.problem import StoreProblem
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
 
 Result = TypeVar("Result")
 
@@ -152,7 +150,7 @@ class KubernetesSecretProvider(SecretProvider):
         namespace, name = split_secret_id(secret_id)
         client = self._opened(call)
         seconds = _RANDOM.randint(*_WATCH_SECONDS)
-        problem: KubernetesProblem | None = None
+        problem: StoreProblem | None = None
         try:
             for _ in range(2):
                 try:
@@ -166,7 +164,7 @@ class KubernetesSecretProvider(SecretProvider):
                 except GoneError:
                     if self._seen.pop(secret_id, None) is None:
                         return
-        except KubernetesProblem as found:
+        except StoreProblem as found:
             problem = found
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
@@ -365,10 +363,10 @@ class KubernetesSecretProvider(SecretProvider):
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
 
     async def _do(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
-        problem: KubernetesProblem | None = None
+        problem: StoreProblem | None = None
         try:
             return await work(self._opened(call))
-        except KubernetesProblem as found:
+        except StoreProblem as found:
             problem = found
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None

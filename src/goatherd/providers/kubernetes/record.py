@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -19,8 +18,18 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.providers.base import MAX_VALUE_BYTES, Label, SecretBytes
+from goatherd.providers.base import MAX_VALUE_BYTES, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    fits,
+    ledger_content,
+    ledger_of,
+    must_be_equal,
+    parse,
+    sealed,
+)
 
 FORMAT: Final = "goatherd-k8s-pointer/1"
 POINTER: Final = "pointer.json"
@@ -34,14 +43,6 @@ HISTORY: Final = 8
 """With values of the greatest length, so many unlabelled versions fit beside seven labelled ones."""
 
 _VALUE = re.compile(r"identity-([1-9][0-9]{0,17})\.json", re.ASCII)
-
-
-class ForeignRecordError(ValueError):
-    """The Secret was not made by Goatherd, or by a later one."""
-
-
-class DamagedRecordError(ValueError):
-    """The Secret is not as it was written; the text says why and quotes nothing."""
 
 
 class NoRoomError(ValueError):
@@ -102,15 +103,9 @@ def checked(number: int, entry: Entry, raw: bytes | None) -> SecretBytes:
     """
     if raw is None:
         raise DamagedRecordError(f"the value of version {number} is missing")
-    if len(raw) != entry.size or hashlib.sha256(raw).hexdigest() != entry.digest:
+    if not fits(value := SecretBytes(raw), entry):
         raise DamagedRecordError(f"the digest of version {number} does not fit its value")
-    return SecretBytes(raw)
-
-
-def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> Entry:
-    """Return what the ledger keeps of a new version."""
-    digest = hashlib.sha256(value.reveal()).hexdigest()
-    return Entry(created_ms=now_ms, request=request, digest=digest, size=value.size)
+    return value
 
 
 def decode(content: Mapping[str, Any]) -> Record:
@@ -204,21 +199,7 @@ def fitted(ledger: Ledger, pinned: Collection[int] = (), foreign: int = 0) -> Le
 
 def encode_pointer(ledger: Ledger) -> bytes:
     """Return the bytes of ``pointer.json``."""
-    content = {
-        "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
-        "versions": {
-            str(number): {
-                "created": entry.created_ms,
-                "destroyed": entry.destroyed,
-                "request": entry.request,
-                "sha256": entry.digest,
-                "size": entry.size,
-            }
-            for number, entry in sorted(ledger.entries.items())
-        },
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"format": FORMAT, "sha256": digest, **content}, indent=1).encode() + b"\n"
+    return json.dumps(sealed(FORMAT, ledger_content(ledger)), indent=1).encode() + b"\n"
 
 
 def decode_pointer(raw: bytes) -> Ledger:
@@ -229,33 +210,11 @@ def decode_pointer(raw: bytes) -> Ledger:
         DamagedRecordError: It is not what `encode_pointer` wrote.
     """
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise DamagedRecordError(f"{POINTER} is not JSON") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ForeignRecordError(f"{POINTER} is not in the format {FORMAT}")
-    try:
-        ledger = Ledger(
-            entries=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
-            labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
-        raise DamagedRecordError(f"a member of {POINTER} is missing or of the wrong kind") from None
-    if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
-        raise DamagedRecordError(f"a label in {POINTER} points at no version")
-    if encode_pointer(ledger) != raw:
-        raise DamagedRecordError(f"the digest of {POINTER} does not fit its content")
+        ledger = ledger_of(parse(raw, FORMAT))
+        must_be_equal(encode_pointer(ledger), raw)
+    except (ForeignRecordError, DamagedRecordError) as error:
+        raise type(error)(f"{POINTER}: {error}") from None
     return ledger
-
-
-def _entry(encoded: Mapping[str, Any]) -> Entry:
-    return Entry(
-        created_ms=int(encoded["created"]),
-        request=str(encoded["request"]),
-        digest=str(encoded["sha256"]),
-        size=int(encoded["size"]),
-        destroyed=bool(encoded["destroyed"]),
-    )
 
 
 def _encoded(raw: bytes) -> str:

@@ -40,17 +40,9 @@ from goatherd.providers.base import (
     SecretVersion,
     VersionId,
 )
-from goatherd.providers.kubernetes.record import (
-    HISTORY,
-    MAX_OBJECT_BYTES,
-    POINTER,
-    DamagedRecordError,
-    ForeignRecordError,
-    checked,
-    decode_pointer,
-    key_of,
-)
+from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, checked, decode_pointer, key_of
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError
 
 Result = TypeVar("Result")
 

@@ -10,11 +10,10 @@ OpenBao 2.7.2 answers was measured.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import ssl
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,14 +34,14 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import VersionState
+from goatherd.providers.cancellation import finish_request
+from goatherd.providers.problem import StoreProblem
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
-from goatherd.providers.vault.problem import VaultProblem
 
 Result = TypeVar("Result")
 
 _LONGEST_ANSWER: Final = 8 << 20
-_PATIENCE: Final = 0.5
 _QUOTED: Final = 200
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
@@ -159,7 +158,7 @@ class VaultClient:
     async def write(self, path: str, data: Mapping[str, object], *, cas: int) -> Written | None:
         """Write the next version of an entry if its newest is `cas` (0: if there is none); None if it is not."""
         body = {"data": data, "options": {"cas": cas}}
-        status, answer = await self._settled(self._call("POST", self._path("data", path), body=body))
+        status, answer = await finish_request(self._call("POST", self._path("data", path), body=body))
         if status == 400:
             return None
         metadata = _object(answer, "data")
@@ -189,15 +188,15 @@ class VaultClient:
     async def keep(self, path: str, versions: int) -> None:
         """Make the server keep this many versions of an entry, which need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.policy).
-        await self._settled(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
+        await finish_request(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
 
     async def destroy(self, path: str, *versions: int) -> None:
         """Destroy the data of versions permanently."""
-        await self._settled(self._call("POST", self._path("destroy", path), body={"versions": list(versions)}))
+        await finish_request(self._call("POST", self._path("destroy", path), body={"versions": list(versions)}))
 
     async def remove(self, path: str) -> None:
         """Remove an entry with all its versions; nothing happens when there is none."""
-        await self._settled(self._call("DELETE", self._path("metadata", path)))
+        await finish_request(self._call("DELETE", self._path("metadata", path)))
 
     async def may_destroy(self, path: str) -> bool:
         """Return whether the token may destroy versions; True also where the server does not say."""
@@ -208,7 +207,7 @@ class VaultClient:
         where = self._path(kind, path)
         try:
             _, answer = await self._call("POST", "sys/capabilities-self", body={"paths": [where]})
-        except VaultProblem as problem:
+        except StoreProblem as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -219,7 +218,7 @@ class VaultClient:
         """Return what is mounted, such as ``kv 2``; None where the token may not know."""
         try:
             status, answer = await self._call("GET", f"sys/internal/ui/mounts/{self._address.mount}")
-        except VaultProblem as problem:
+        except StoreProblem as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -234,22 +233,6 @@ class VaultClient:
     def _path(self, kind: str, path: str) -> str:
         return f"{self._address.mount}/{kind}/{path}"
 
-    async def _settled(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do `work`; when cancelled, give a request that is on its way a moment to be answered.
-
-        Otherwise it could still take effect after the caller has gone on.
-        """
-        running = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            try:
-                await asyncio.wait({running}, timeout=_PATIENCE)
-            finally:
-                running.add_done_callback(_retrieve)
-                running.cancel()
-            raise
-
     async def _call(
         self, method: str, path: str, *, body: Mapping[str, object] | None = None, params: Mapping[str, str] = {}
     ) -> tuple[int, Mapping[str, Any]]:
@@ -260,14 +243,14 @@ class VaultClient:
                 method, path, token=await self._credentials.token(), body=body, params=params
             )
         if status == 403:
-            raise VaultProblem(
+            raise StoreProblem(
                 ProviderAccessDeniedError,
                 f"the server refuses {method} {path}",
                 hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints it.",
             )
         told = _told(answer)
         if status == 404 and "no handler for route" in told:
-            raise VaultProblem(
+            raise StoreProblem(
                 ProviderConfigurationError,
                 f"nothing is mounted at {self._address.mount}",
                 hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
@@ -275,9 +258,9 @@ class VaultClient:
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
             raise _damaged("HTTP 404 that no Vault server sends: something else answers in its place")
         if status == 400 and _UPGRADING in told:
-            raise VaultProblem(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
+            raise StoreProblem(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
         if status == 400 and _CAS_MISMATCH not in told:
-            raise VaultProblem(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
+            raise StoreProblem(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer
 
     async def _for_credentials(
@@ -297,11 +280,11 @@ class VaultClient:
         """Send one request; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
 
         Raises:
-            VaultProblem: No answer, a damaged one, or a status that means one thing for every request.
+            StoreProblem: No answer, a damaged one, or a status that means one thing for every request.
         """
         http = self._http
         if http is None:
-            raise VaultProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise StoreProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         headers = {}
         if token is not None:
             headers["X-Vault-Token"] = token
@@ -343,26 +326,26 @@ class VaultClient:
             problem = self._unanswered(error)
         raise problem
 
-    def _unanswered(self, error: Exception) -> VaultProblem:
+    def _unanswered(self, error: Exception) -> StoreProblem:
         where = self._address.url
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return VaultProblem(
+                return StoreProblem(
                     ProviderConfigurationError,
                     f"the certificate of {where} is not to be trusted: {cause.verify_message}",
                     hint="Name its authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
                 )
             if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-                return VaultProblem(
+                return StoreProblem(
                     ProviderConfigurationError,
                     f"{where} does not speak TLS",
                     hint="If that is meant (a proxy on this machine), say tls=off in the address.",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return VaultProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return VaultProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+            return StoreProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return StoreProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _redirected(self, url: str, location: str | None) -> str:
         """Return where a standby sends us: the active node.
@@ -372,7 +355,7 @@ class VaultClient:
         """
         target = urljoin(url, location or "")
         if not location or urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
-            raise VaultProblem(UnavailableError, "the server redirects to where it must not", final=True)
+            raise StoreProblem(UnavailableError, "the server redirects to where it must not", final=True)
         return target
 
     def _judged(
@@ -380,23 +363,23 @@ class VaultClient:
     ) -> tuple[int, Mapping[str, Any]]:
         what = f"{method} {path}"
         if status == 429:
-            raise VaultProblem(
+            raise StoreProblem(
                 ThrottledError,
                 f"the server limits requests: {what}",
                 retry_after=_seconds(headers.get("retry-after"), self._clock.now_ms()),
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
-            raise VaultProblem(SecretTooLargeError, f"the server does not take a request of this size: {what}")
+            raise StoreProblem(SecretTooLargeError, f"the server does not take a request of this size: {what}")
         if status >= 500 or status in (408, 412, 472, 473):
             told = _told(_parsed(raw) or {})
             if "sealed" in told:
-                raise VaultProblem(UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`.")
+                raise StoreProblem(UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`.")
             if "value being too large" in told or "exceeds maximum" in told:
-                raise VaultProblem(SecretTooLargeError, "the server does not store a value of this size")
-            raise VaultProblem(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
+                raise StoreProblem(SecretTooLargeError, "the server does not store a value of this size")
+            raise StoreProblem(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
         if status == 400 and b"HTTP request to an HTTPS server" in raw:
-            raise VaultProblem(
+            raise StoreProblem(
                 ProviderConfigurationError, f"{self._address.url} wants TLS", hint="Remove tls=off, or use https."
             )
         if status == 204:
@@ -428,14 +411,8 @@ class VaultClient:
         return context
 
 
-def _retrieve(running: asyncio.Future[Any]) -> None:
-    """Take note of the outcome, so that asyncio does not complain that nobody did."""
-    if not running.cancelled():
-        running.exception()
-
-
-def _damaged(why: str) -> VaultProblem:
-    return VaultProblem(UnavailableError, f"the server's answer is damaged: {why}")
+def _damaged(why: str) -> StoreProblem:
+    return StoreProblem(UnavailableError, f"the server's answer is damaged: {why}")
 
 
 def _parsed(raw: bytes) -> Mapping[str, Any] | None:

@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.providers.base import CURRENT, Label, SecretBytes
-from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.base import CURRENT, SecretBytes
+from goatherd.providers.ledger import Ledger
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    digest_of,
+    ledger_content,
+    ledger_of,
+    must_be_equal,
+    must_be_in_format,
+    reading_members,
+    sealed,
+)
 
 VALUE_FORMAT: Final = "goatherd-vault-value/1"
 POINTER_FORMAT: Final = "goatherd-vault-pointer/2"
@@ -29,14 +36,6 @@ FIRST_POINTER_FORMAT: Final = "goatherd-vault-pointer/1"
 TEXT_FIELD: Final = "identity"
 BASE64_FIELD: Final = "identity_base64"
 """Instead of `TEXT_FIELD`, for a value that is not UTF-8."""
-
-
-class ForeignRecordError(ValueError):
-    """The entry was not written by Goatherd, or by a later one."""
-
-
-class DamagedRecordError(ValueError):
-    """The entry is not as it was written; the text says why and quotes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +69,6 @@ class StoredPointer:
     format: str = POINTER_FORMAT
 
 
-def digest_of(value: SecretBytes) -> str:
-    """Return the SHA-256 of a value in hex."""
-    return hashlib.sha256(value.reveal()).hexdigest()
-
-
 def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
     """Return what is stored for one value."""
     return {
@@ -92,8 +86,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
         ForeignRecordError: It is not one of ours.
         DamagedRecordError: It is one of ours, but not whole.
     """
-    if data.get("format") != VALUE_FORMAT:
-        raise ForeignRecordError(f"it is not in the format {VALUE_FORMAT}")
+    must_be_in_format(data, VALUE_FORMAT)
     encoded, digest, request = data.get("value"), data.get("sha256"), data.get("request")
     if not isinstance(encoded, str) or not isinstance(digest, str) or not isinstance(request, str):
         raise DamagedRecordError("a member is missing or of the wrong kind")
@@ -108,8 +101,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
     """Return what is stored for versions, labels and the current value."""
-    content = _content(stored.ledger)
-    return {"format": stored.format, "sha256": _digest(content), **content, **_encode_current(stored.current)}
+    return {**sealed(stored.format, ledger_content(stored.ledger)), **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
@@ -119,20 +111,11 @@ def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
         ForeignRecordError: It is not one of ours.
         DamagedRecordError: It is one of ours, but not whole.
     """
-    if data.get("format") not in (POINTER_FORMAT, FIRST_POINTER_FORMAT):
-        raise ForeignRecordError(f"it is not in the format {POINTER_FORMAT}")
-    try:
-        ledger = Ledger(
-            entries=MappingProxyType({int(n): _entry(entry) for n, entry in data["versions"].items()}),
-            labels=MappingProxyType({Label(name): int(n) for name, n in data["labels"].items()}),
-        )
+    must_be_in_format(data, POINTER_FORMAT, FIRST_POINTER_FORMAT)
+    ledger = ledger_of(data)
+    with reading_members():
         stored = StoredPointer(ledger=ledger, current=_decode_current(data), format=data["format"])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # the last: `Infinity` is JSON here
-        raise DamagedRecordError("a member is missing or of the wrong kind") from None
-    if not ledger.entries or not set(ledger.labels.values()) <= set(ledger.entries):
-        raise DamagedRecordError("a label points at no version")
-    if encode_pointer(stored) != data:
-        raise DamagedRecordError("its digest does not fit its content")
+    must_be_equal(encode_pointer(stored), data)
     if stored.format == POINTER_FORMAT:
         number = ledger.labels.get(CURRENT)
         expected = None if number is None else ledger.entries[number].digest
@@ -156,33 +139,3 @@ def _decode_current(data: Mapping[str, Any]) -> SecretBytes | None:
     if BASE64_FIELD in data:
         return SecretBytes(base64.b64decode(data[BASE64_FIELD], validate=True))
     return None
-
-
-def _content(ledger: Ledger) -> dict[str, Any]:
-    return {
-        "labels": {str(label): number for label, number in ledger.labels.items()},
-        "versions": {
-            str(number): {
-                "created": entry.created_ms,
-                "destroyed": entry.destroyed,
-                "request": entry.request,
-                "sha256": entry.digest,
-                "size": entry.size,
-            }
-            for number, entry in ledger.entries.items()
-        },
-    }
-
-
-def _entry(encoded: Mapping[str, Any]) -> Entry:
-    return Entry(
-        created_ms=int(encoded["created"]),
-        request=str(encoded["request"]),
-        digest=str(encoded["sha256"]),
-        size=int(encoded["size"]),
-        destroyed=bool(encoded["destroyed"]),
-    )
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""What went wrong at the store, before it is known for which call.
+"""What went wrong at a store, before it is known for which call.
 
-Rules: the text holds paths, statuses and the server's own words, never a value or a token.
+Used by the clients of Vault and Kubernetes, which know no secret ids. Rules: the text holds names, statuses and such
+words of the server as cannot quote a value; never a token.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from goatherd.errors import ProviderError, ThrottledError
 from goatherd.providers.base import Call
 
 
-class VaultProblem(Exception):  # noqa: N818 - not an error that anybody outside this package meets
+class StoreProblem(Exception):  # noqa: N818 - not an error that a caller of a provider meets
     """An error of ours that still lacks provider, secret and operation.
 
     Attributes:

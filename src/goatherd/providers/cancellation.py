@@ -1,0 +1,36 @@
+"""What becomes of a request that is on its way when its caller is cancelled.
+
+A write that was sent may take effect although nobody waits for it any more. So a cancellation gives it a moment to be
+answered, and the next look finds it done or not. What it is not: a deadline, which is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
+
+MOMENT: Final = timedelta(seconds=1)
+
+
+async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = MOMENT) -> Result:
+    """Await a request; when cancelled, wait a moment for its answer, then give it up and pass the cancellation on."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        try:
+            await asyncio.wait({running}, timeout=moment.total_seconds())
+        finally:
+            running.add_done_callback(retrieve_outcome)
+            running.cancel()
+        raise
+
+
+def retrieve_outcome(running: asyncio.Future[Any]) -> None:
+    """Take note of the outcome of a task that is not awaited, so that asyncio does not warn of it."""
+    if not running.cancelled():
+        running.exception()
