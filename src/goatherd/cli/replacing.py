@@ -87,14 +87,20 @@ def _node_data(report: ReplacementReport, node: NodeStanding) -> Mapping[str, An
 
 
 def _lines(report: ReplacementReport) -> list[str]:
-    lines = [f"replaced expired root {report.expired_id}: root {report.current_id} signs in its place"]
+    when = "replaced" if report.is_written else "an earlier run has replaced"
+    lines = [f"{when} expired root {report.expired_id}: root {report.current_id} signs in its place"]
     if not report.has_key:
         lines.append(
             "the store no longer holds the expired root's private key: existing clients cannot learn of the new root"
             " until they are set up again"
         )
     lines += [f"{node.url}: {_standing(report, node)}" for node in report.nodes]
-    if report.is_complete:
+    if not report.nodes:
+        lines.append(
+            f"no server is listed, so no client learns of the new root: run `{REPLACE_EXPIRED}` again with --node URL"
+            " for each server"
+        )
+    elif report.is_complete:
         lines.append("finished: what the expired root has signed stays valid; keep its clients as they are")
     else:
         lines.append(f"NOT FINISHED: start or restart the servers named above, and run `{REPLACE_EXPIRED}` again")

@@ -59,6 +59,9 @@ def test_the_command_that_is_named_replaces_it(goatherd: Goatherd, document: Ide
     store = f"file://{tmp_path}/keys/root"
     done = goatherd(*COMMAND.split()[1:], "--provider", store, "--unsafe-without-nodes", "--json")
     assert (done.code, done.json["expired"], done.json["complete"]) == (0, ROOT, True)
+    again = goatherd(*COMMAND.split()[1:], "--provider", store, "--unsafe-without-nodes")
+    assert "an earlier run has replaced" in again.out
+    assert "again with --node URL" in again.out
     shown = goatherd("show", "--provider", store, "--json").json
     assert shown["current"]["id"] != ROOT
     assert shown["revoked"] == [], "an expired root was not stolen: what it has signed stays valid"
