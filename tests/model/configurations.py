@@ -93,7 +93,7 @@ CONFIGURATIONS = (
         name="a restore, three rotations",
         about="rotate, restore, and once more one of the two",
         options=Options(nodes=1, operators=1, rotations=3, goals=BACK),
-        is_by_hand=True,
+        is_slow=True,
     ),
     Configuration(
         name="a restore, stale reads",
@@ -189,6 +189,12 @@ CONFIGURATIONS = (
         about="a quorum has led a first rotation on without one node, which lacks the introduction of B",
         options=Options(nodes=2, operators=1, rotations=2, prunes=True, left_out=True, refusals=False),
         allowed=frozenset({"introduced"}),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a root that has left signs again",
+        about="after two rotations A has left the document; one of the earlier roots shall sign again",
+        options=Options(nodes=2, operators=1, rotations=3, prunes=True, has_left=True, goals=BACK),
         is_slow=True,
     ),
     Configuration(

@@ -31,6 +31,7 @@ class Options:
         prunes: Earlier roots leave the document as soon as their introduction is everywhere: the grace period is over.
         left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
             one lacks the introduction of B, which has signed.
+        has_left: It begins after two rotations, when A has left the document: only its introductions are left of it.
         intruder: Somebody who may write the secret, but holds no root's key, writes once.
         liveness: Whether from every state there must be a way to steady.
     """
@@ -51,6 +52,7 @@ class Options:
     labels: bool = False
     prunes: bool = False
     left_out: bool = False
+    has_left: bool = False
     intruder: bool = False
     liveness: bool = True
 

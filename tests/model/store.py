@@ -116,6 +116,17 @@ def rolled_back_store() -> Store:
     return Store(docs=tuple(docs), heads=(len(docs) - 1,), stable=len(docs) - 1)
 
 
+def store_after_a_root_has_left() -> Store:
+    """A store in which A was replaced by B, B by C, and A has left the document."""
+    docs = [FIRST]
+    for rotation in (1, 2):
+        docs.append(prepared(docs[-1], len(docs) - 1, rotation))
+        for step in (Step.PUBLISH, Step.ACTIVATE, Step.VERIFY, Step.FINALIZE):
+            docs.append(advanced(docs[-1], len(docs) - 1, step))
+    docs.append(pruned(docs[-1], len(docs) - 1, 1))
+    return Store(docs=tuple(docs), heads=(len(docs) - 1,), stable=len(docs) - 1)
+
+
 def prepared(document: Document, version: int, rotation: int, restored: int = NOBODY) -> Document:
     """Return the document that begins a rotation; `version` is what it follows and would go back to.
 
@@ -139,6 +150,7 @@ def prepared(document: Document, version: int, rotation: int, restored: int = NO
         rollback=version,
         endorsed=document.endorsed if pair in document.endorsed else (*document.endorsed, pair),
         base=version,
+        pruned=document.pruned & ~(1 << target),
     )
 
 

@@ -80,6 +80,7 @@ from .store import (
     prepared,
     pruned,
     rolled_back_store,
+    store_after_a_root_has_left,
 )
 
 
@@ -110,6 +111,13 @@ class World:
             store, sent, signed = rolled_back_store(), introduced(1), 3
             at = store.heads[0]
             group = [Node(version=at, introductions=2)] * (options.nodes - 1) + [Node(version=at)]
+        if options.has_left:
+            store, signed = store_after_a_root_has_left(), 7
+            sent = introduced(1) | introduced(2) | crossed(1) | crossed(2) | earlier(0, 2)
+            group = [
+                Node(version=store.heads[0], introductions=6, crosses=6, earlier=pair(0, 2))
+                for _ in range(options.nodes)
+            ]
         runs: list[Run | None] = [None] * options.operators
         return pack(
             self.stores.number(store),
@@ -315,7 +323,8 @@ class World:
                 if goal is Goal.ROTATE:
                     yield Run(goal, document.current, highest=highest)
                 elif goal is Goal.RESTORE:
-                    others = document.roots & ~(1 << document.current) if document.phase is Phase.STEADY else 0
+                    others = document.roots | document.pruned if document.phase is Phase.STEADY else 0
+                    others &= ~(1 << document.current)
                     for root in bits(others):
                         yield Run(goal, document.current, highest=highest, aim=root)
                 else:

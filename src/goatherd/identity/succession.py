@@ -75,10 +75,28 @@ def _open_chain(to: str) -> SuccessionError:
     return error
 
 
+def find_introduced(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, Session]:
+    """Return the roots to which endorsements and introductions lead from a root of the document, by id; none revoked.
+
+    Args:
+        document: A document that is trusted.
+        introductions: As for `verify_succession`.
+    """
+    known = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
+    reached = _reached(document, known, introductions)
+    return {one: session for one, session in reached.items() if one not in document.revoked_ids}
+
+
 def _believed(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:
     """Return the roots to believe: no revoked one is among them, though some are reached."""
+    return frozenset(_reached(document, known, introductions)) - document.revoked_ids
+
+
+def _reached(
+    document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
+) -> dict[str, Session]:
     revoked = document.revoked_ids
     listed = {root.id: root for root in document.roots}
     endorsed: dict[str, list[Endorsement]] = {}
@@ -120,7 +138,7 @@ def _believed(
             if session.id not in reached:
                 reached[session.id] = session
                 todo.append(session.id)
-    return frozenset(reached) - revoked
+    return reached
 
 
 def _introduced(commit: Commit, by: Session) -> Session | None:

@@ -118,6 +118,7 @@ def restore(
     rotation_id: str,
     started_by: str,
     stable_version: str | None,
+    has_left: bool = False,
 ) -> IdentityDocument:
     """Begin a rotation to an earlier root: it becomes the next session exactly as the document lists it.
 
@@ -131,14 +132,20 @@ def restore(
         rotation_id: A fresh id.
         started_by: Who begins, for people.
         stable_version: The store's version id of `document`, to go back to.
+        has_left: `earlier` is no root of the document any more, and is listed again. That it was one is for the caller
+            to have verified (`goatherd.identity.succession.find_introduced`).
 
     Raises:
         IllegalStepError: A rotation is under way, or `earlier` is not a root of the document with the same key and
-            expiration, signs already, is revoked, is on record as destroyed, or has expired.
+            expiration, signs already, is revoked, is on record as destroyed, or has expired. Or it has left the
+            document, and the current root, which has to endorse it, has expired.
     """
     if document.rotation is not None:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
-    if document.root(earlier.id) != earlier.session or earlier.id == document.current.id:
+    listed, is_listed_again = document.root(earlier.id), False
+    if listed is None and has_left and not document.current.session.is_expired(now_ms):
+        is_listed_again = True
+    elif listed != earlier.session or earlier.id == document.current.id:
         raise IllegalStepError(f"{earlier.id} is not an earlier root of this identity")
     if earlier.id in document.revoked_ids | document.retired_ids or earlier.session.is_expired(now_ms):
         raise IllegalStepError(f"the earlier root {earlier.id} is revoked, destroyed or has expired")
@@ -157,7 +164,15 @@ def restore(
     is_endorsed = any(item.by == current.id and item.of == earlier.id for item in endorsements)
     if not is_endorsed and not current.session.is_expired(now_ms):
         endorsements = (*endorsements, endorse(current, earlier.session, now_ms))
-    return _changed(document, now_ms, next=earlier, rotation=record, endorsements=endorsements)
+    return _changed(
+        document,
+        now_ms,
+        next=earlier,
+        rotation=record,
+        endorsements=endorsements,
+        roots=(*document.roots, earlier.session) if is_listed_again else document.roots,
+        pruned=max(0, document.pruned - is_listed_again),
+    )
 
 
 def replace_expired(

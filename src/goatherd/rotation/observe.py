@@ -19,20 +19,22 @@ Rules: no answer, or one that is no answer, is "not known" (None), never "no" an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
-from goatherd.errors import GenerationError, GoatherdError, NodeError, NodeRefusedError
+from goatherd.errors import DecodeError, GenerationError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import FlowProbe, NodeView
 from goatherd.rotation.vouching import Sought, signer_of
 from goatherd.settings.base import Origin
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.messages import VERSION
 
@@ -44,6 +46,7 @@ _SMALL: Final = 1000
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
 _PROCESS_TRIES: Final = 3
+_SOUGHT_AT_ONCE: Final = 200
 _STORE_FAILED: Final = "provider."
 _PROBE_PAUSE: Final = timedelta(milliseconds=250)
 _LONGEST_ID: Final = 64
@@ -148,6 +151,7 @@ class Observer:
         clock: Signs the requests' time.
         timeout: Longest time for one look at one node, and for being told who the nodes are.
         bare: URLs of those that nobody restarts.
+        org: The organization id, which is part of every signed commit.
 
     Attributes:
         nodes: Those that there are, by URL.
@@ -155,13 +159,20 @@ class Observer:
     """
 
     def __init__(
-        self, nodes: Sequence[Node] | NodeSource, *, clock: Clock, timeout: timedelta, bare: Iterable[str] = ()
+        self,
+        nodes: Sequence[Node] | NodeSource,
+        *,
+        clock: Clock,
+        timeout: timedelta,
+        bare: Iterable[str] = (),
+        org: str = "localhost",
     ) -> None:
         self._bare = frozenset(url.rstrip("/") for url in bare)
         self._source = nodes if callable(nodes) else None
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
         self.unknown: str | None = None
         self._clock = clock
+        self._org = org
         self._timeout = timeout.total_seconds()
         self._memory: dict[str, _Memory] = {}
         self._processes: dict[str, dict[str, None]] = {}
@@ -227,6 +238,26 @@ class Observer:
         message = _message(all_but(commit_ids))
         (reply,) = await self.nodes[url].batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
         return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
+
+    async def gather(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
+        """Yield those of the commits of ``/sys/sessions`` that each node holds, node by node; nothing is verified.
+
+        A node that does not answer yields nothing.
+        """
+        await self.call_the_roll()
+        for url in self.nodes:
+            found: dict[str, dict[str, Any]] = {}
+            try:
+                async with asyncio.timeout(self._timeout):
+                    for at in range(0, len(commit_ids), _SOUGHT_AT_ONCE):
+                        found |= await self.held(url, commit_ids[at : at + _SOUGHT_AT_ONCE], signer)
+            except (NodeError, TimeoutError):
+                continue
+            commits = []
+            for raw in found.values():
+                with contextlib.suppress(DecodeError):
+                    commits.append(Commit.from_json(raw, org=self._org))
+            yield commits
 
     @property
     def is_discovered(self) -> bool:

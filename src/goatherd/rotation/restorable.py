@@ -1,11 +1,12 @@
 """Which earlier root can sign again, and the private key for it: what `Rotator.restore` asks before it writes.
 
-What it is not: it writes nothing and asks no server. Rules: a root is restored exactly as the document lists it, same
-key and same expiration; what cannot be restored is refused with the reason.
+What it is not: it writes nothing. Rules: a root is restored exactly as the document lists it, or as its cluster has
+introduced it, same key and same expiration; what cannot be restored is refused with the reason.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -14,9 +15,12 @@ from goatherd.clock import iso
 from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.expiry import SHORT_LIFE
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.succession import find_introduced
 from goatherd.providers.base import SecretProvider, VersionState
+from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
+from goatherd.rotation.vouching import find_introduction_ids
 
 START_MARGIN: Final = timedelta(hours=1)
 """An unmodified server that starts within this time after the restore must still find more than 15 days."""
@@ -26,26 +30,25 @@ _NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
 def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> str:
     """Return the root to restore: the one that is named, else the one that signed before the current one.
 
+    A root that is named need not be listed by the document; then `find_left_root` says whether it was one.
+
     Args:
         document: A steady document.
         named: What the operator asked for.
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NotRestorableError: There is no previous root, it is the one that was rolled back from, or the root is unknown,
-            signs already, was revoked, has expired, or is on record as destroyed.
+        NotRestorableError: There is no previous root, it is the one that was rolled back from, or the root signs
+            already, was revoked, has expired, or is on record as destroyed.
     """
     chosen = named or _previous(document)
-    root = document.root(chosen)
-    if root is None:
-        known = ", ".join(one.id for one in document.roots if one.id != document.current.id) or "none"
-        raise NotRestorableError(f"{chosen} is not a root of this identity; its earlier roots: {known}")
     if chosen == document.current.id:
         raise NotRestorableError(f"root {chosen} signs already", hint="There is nothing to restore.")
     revocation = next((one for one in document.revoked if one.id == chosen), None)
     if revocation is not None:
         raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
-    if root.is_expired(now_ms):
+    root = document.root(chosen)
+    if root is not None and root.is_expired(now_ms):
         raise NotRestorableError(f"root {chosen} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
     destroyed = [one.at for one in document.history if one.event == "retired" and one.from_id == chosen]
     if destroyed:
@@ -56,14 +59,11 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
     return chosen
 
 
-def check_remaining_life(
-    document: IdentityDocument, root_id: str, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]
-) -> None:
+def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]) -> None:
     """Check that the root to restore lives long enough to serve, and to be replaced in time.
 
     Args:
-        document: The document that lists it.
-        root_id: The root.
+        root: The root.
         now_ms: Milliseconds since 1970.
         policy: How long a rotation may take.
         unmodified: URLs of servers that run unmodified GoatDB.
@@ -71,8 +71,9 @@ def check_remaining_life(
     Raises:
         NotRestorableError: It would expire too soon, or an unmodified server would expose its private key.
     """
-    root = document.root(root_id)
-    assert root is not None
+    root_id = root.id
+    if root.is_expired(now_ms):
+        raise NotRestorableError(f"root {root_id} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
     left = timedelta(milliseconds=root.expiration_ms - now_ms)
     shortest = lifetime_floor(replace(policy, bare=frozenset())).shortest
     if left <= shortest:
@@ -91,23 +92,76 @@ def check_remaining_life(
         )
 
 
-async def read_earlier_root(
-    provider: SecretProvider, secret_id: str, document: IdentityDocument, root_id: str
-) -> OwnedSession:
-    """Return an earlier root with its private key, read from the newest stored version that holds it.
+async def find_left_root(
+    provider: SecretProvider,
+    secret_id: str,
+    document: IdentityDocument,
+    root_id: str,
+    *,
+    observer: Observer,
+    now_ms: int,
+) -> Session:
+    """Return a root that the document does not list any more, as its cluster has introduced it.
+
+    SECURITY: that a stored version holds its private key does not make it a root: whoever can write to the store could
+    have put one there. So a chain of introductions must lead to it from a root of the document. The listed servers hold
+    them, and one server's copy is as good as another's, because they are signed
+    (tests/unit/rotation/test_restore_left.py).
 
     Args:
         provider: The store.
         secret_id: The secret in it.
         document: The current identity.
-        root_id: A root of it, as `choose_root` returns.
+        root_id: The root.
+        observer: Asks the listed servers.
+        now_ms: Milliseconds since 1970.
 
     Raises:
-        NotRestorableError: No version that can be read holds the key of the root as the document lists it.
+        NotRestorableError: No stored version holds a private key of that name, no server holds an introduction, or the
+            current root has expired.
         ProviderError: The store failed.
     """
+    stored, rotations, roots = False, dict[str, None](), {root.id: None for root in document.roots}
     unread: list[str] = []
-    wanted = document.root(root_id)
+    async for held in _read_versions(provider, secret_id, unread):
+        owned = [one for one in (held.current, held.next) if one is not None]
+        stored = stored or root_id in {one.id for one in owned}
+        roots.update(dict.fromkeys([*(one.id for one in owned), *(one.id for one in held.roots)]))
+        rotations.update(dict.fromkeys(one.rotation_id for one in held.history if one.rotation_id))
+        if held.rotation is not None:
+            rotations[held.rotation.id] = None
+    if not stored:
+        known = ", ".join(one.id for one in document.roots if one.id != document.current.id) or "none"
+        raise NotRestorableError(
+            f"root {root_id} is unknown: the identity document does not list it, and no stored version holds its "
+            f"private key; earlier roots: {known}" + (f"; not read: {', '.join(unread)}" if unread else ""),
+            hint="`goatherd status` shows which version holds whose key. A key is kept for the grace period after a "
+            f"rotation and cannot be recovered later. {_NEW_ROOT}",
+        )
+    if document.current.session.is_expired(now_ms):
+        raise NotRestorableError(
+            f"root {root_id} has left the identity document, and the current root, which would have to introduce it "
+            f"again, has expired at {iso(document.current.session.expiration_ms)}",
+            hint="A root that the document lists can be restored: `goatherd restore` without a name, or one of "
+            f"{', '.join(one.id for one in document.roots if one.id != document.current.id)}.",
+        )
+    ids = find_introduction_ids(rotations, roots, [root.id for root in document.roots])
+    async for commits in observer.gather(ids, document.current):
+        found = find_introduced(document, commits).get(root_id)
+        if found is not None:
+            return found
+    raise NotRestorableError(
+        f"a stored version holds a private key of root {root_id}, which has left the identity document, but no listed "
+        "server holds an introduction of it that leads back to a root of the document",
+        hint="List the servers with --node, and start those that do not answer. Without the introduction the key may "
+        "be anybody's.",
+    )
+
+
+async def _read_versions(
+    provider: SecretProvider, secret_id: str, unread: list[str]
+) -> AsyncIterator[IdentityDocument]:
+    """Yield the documents of all stored versions, newest first; add to `unread` what cannot be read, and why."""
     for version in await provider.versions(secret_id):
         if version.state is VersionState.DESTROYED:
             continue
@@ -122,9 +176,27 @@ async def read_earlier_root(
         except IdentityError as error:
             unread.append(f"{version.id} ({error.code})")
         else:
-            for owned in (held.current, held.next):
-                if owned is not None and owned.session == wanted:
-                    return owned
+            yield held
+
+
+async def read_earlier_root(provider: SecretProvider, secret_id: str, wanted: Session) -> OwnedSession:
+    """Return an earlier root with its private key, read from the newest stored version that holds it.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        wanted: The root, exactly as the document lists it or `find_left_root` returns it.
+
+    Raises:
+        NotRestorableError: No version that can be read holds its key.
+        ProviderError: The store failed.
+    """
+    unread: list[str] = []
+    root_id = wanted.id
+    async for held in _read_versions(provider, secret_id, unread):
+        for owned in (held.current, held.next):
+            if owned is not None and owned.session == wanted:
+                return owned
     if unread:
         raise NotRestorableError(
             f"no version that can be read holds the private key of root {root_id}; not read: {', '.join(unread)}",

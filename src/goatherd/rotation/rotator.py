@@ -26,6 +26,7 @@ from goatherd.errors import (
     IllegalStepError,
     NodeError,
     NotAdoptedError,
+    NotRestorableError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
@@ -35,7 +36,7 @@ from goatherd.errors import (
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import Phase as DocumentPhase
-from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
@@ -93,7 +94,7 @@ from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
-from goatherd.rotation.restorable import check_remaining_life, choose_root, read_earlier_root
+from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
@@ -149,7 +150,9 @@ class Rotator:
         self._clock: Clock = clock or SystemClock()
         self._started_by = started_by
         self._on_event = on_event
-        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare)
+        self._observer = Observer(
+            nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare, org=org
+        )
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
         self._listed = 0 if callable(nodes) else len(nodes)
@@ -158,6 +161,7 @@ class Rotator:
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
         self._left_out: tuple[str, ...] = ()
+        self._restoring: Session | None = None
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
@@ -199,17 +203,26 @@ class Rotator:
 
         Raises:
             NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is
-                in no version that can be read. Nothing was written.
+                in no version that can be read; or it has left the document, and no listed server holds an introduction
+                that shows that it was a root of this identity. Nothing was written.
             RotationBusyError, NotAdoptedError, ObstructedError, DegradedError, UnhealthyError, ProviderError: As
                 `rotate`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
+        self._restoring = None
         document, _ = await self._read()
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.unmodified()
-            check_remaining_life(document, root_id, self._clock.now_ms(), self.policy, unmodified=unmodified)
+            root = document.root(root_id)
+            if root is None:
+                now_ms = self._clock.now_ms()
+                root = await find_left_root(
+                    self._provider, self._secret_id, document, root_id, observer=self._observer, now_ms=now_ms
+                )
+            check_remaining_life(root, self._clock.now_ms(), self.policy, unmodified=unmodified)
+            self._restoring = root
         return await self._asked(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
@@ -535,7 +548,10 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
-                earlier = await read_earlier_root(self._provider, self._secret_id, document, root_id)
+                wanted = document.root(root_id) or self._restoring
+                if wanted is None or wanted.id != root_id:
+                    raise NotRestorableError("another rotation has ended since this command began; nothing was written")
+                earlier = await read_earlier_root(self._provider, self._secret_id, wanted)
                 prepared = transitions.restore(
                     document,
                     earlier,
@@ -543,6 +559,7 @@ class Rotator:
                     rotation_id=candidate,
                     started_by=self._started_by,
                     stable_version=expected,
+                    has_left=True,
                 )
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):

@@ -166,11 +166,33 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
     return session_commit(earlier, signer=document.current, commit_id=sought.commit_id, ts=document.rotated_at, org=org)
 
 
+def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of the commits by which roots of this identity can have been introduced.
+
+    Args:
+        rotations: Ids of rotations.
+        roots: Ids of roots that took part in them.
+        listed: Ids of roots that the document lists, which may have introduced those that left it.
+    """
+    found = [
+        one
+        for rotation in rotations
+        for one in (cross_signature_id(rotation), former_cross_signature_id(rotation), restoration_id(rotation))
+    ]
+    by = tuple(listed)
+    for root in roots:
+        found += [introduction_id(root), *(_earlier_id(root, signer) for signer in by if signer != root)]
+    return tuple(found)
+
+
 def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
     """Return what to look for to see that an earlier root is introduced by the current one."""
     current = document.current.id
-    commit_id = derived_id("earlier root/2", f"{session_id}/{current}")
-    return _sought(commit_id, session_id, {current})
+    return _sought(_earlier_id(session_id, current), session_id, {current})
+
+
+def _earlier_id(session_id: str, signer_id: str) -> str:
+    return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
 
 def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:

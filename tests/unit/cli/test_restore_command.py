@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from goatherd.cli.main import EXIT_CODES
 
-from .conftest import Goatherd
+from .conftest import Goatherd, Serving
 
 
 def test_the_previous_root_signs_again(goatherd: Goatherd, store: str) -> None:
@@ -45,12 +48,31 @@ def test_what_cannot_be_restored_says_why_and_writes_nothing(goatherd: Goatherd,
     assert "rotation.not_restorable" in none.err
     assert "there is no previous root" in none.err
     goatherd("rotate", *options)
-    assert "is not a root of this identity; its earlier roots: " in goatherd("restore", "nosuch", *options).err
+    unknown = goatherd("restore", "nosuch", *options)
+    assert "root nosuch is unknown: the identity document does not list it" in unknown.err
     goatherd("retire", "--yes", "--grace", "0s", "--provider", store)
     gone = goatherd("restore", *options)
     assert gone.code == EXIT_CODES["rotation"]
     assert "was destroyed; `retire` recorded it at 20" in gone.err
     assert "goatherd rotate" in gone.err
+
+
+@pytest.mark.slow
+def test_a_root_that_has_left_the_document_signs_again_when_a_server_proves_that_it_was_one(
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving]
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    server = serve("--data", str(tmp_path / "data"), "--provider", store)
+    options = ("--provider", store, "--node", server.url)
+    for _ in range(4):
+        assert goatherd("rotate", *options).code == 0
+    assert first not in {root["id"] for root in goatherd("show", "--provider", store, "--json").json["roots"]}
+    unproven = goatherd("restore", first, "--provider", store, "--unsafe-without-nodes")
+    assert unproven.code == EXIT_CODES["rotation"]
+    assert "no listed server holds an introduction of it" in unproven.err
+    done = goatherd("restore", first, *options)
+    assert done.code == 0, done.err
+    assert goatherd("status", *options, "--json").json["nodes"][0]["signsWith"] == first
 
 
 def test_a_restore_waits_for_listed_servers_like_a_rotation(goatherd: Goatherd, store: str) -> None:

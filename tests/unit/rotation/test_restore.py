@@ -127,6 +127,8 @@ async def test_a_server_that_holds_no_introduction_of_the_restored_root_is_given
 async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     document = await rotated(herd)
+    a = document.root("root-a")
+    assert a is not None
     restored = transitions.restore(
         transitions.revoke(
             document,
@@ -135,7 +137,7 @@ async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeH
             reason="stolen",
             successor=OwnedSession.generate(session_id="root-z", owner="root", now_ms=herd.clock.now_ms()),
         ),
-        await read_earlier_root(herd.provider, herd.secret_id, document, "root-a"),
+        await read_earlier_root(herd.provider, herd.secret_id, a),
         now_ms=herd.clock.now_ms(),
         rotation_id="again",
         started_by="",
@@ -248,9 +250,9 @@ async def test_what_cannot_be_restored_says_why(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     assert "there is no previous root" in await refused(herd)
     assert "root-a signs already" in await refused(herd, "root-a")
-    assert "nosuch is not a root of this identity" in await refused(herd, "nosuch")
+    assert "root nosuch is unknown: the identity document does not list it" in await refused(herd, "nosuch")
     document = await rotated(herd)
-    assert "its earlier roots: root-a" in await refused(herd, "nosuch")
+    assert "; earlier roots: root-a" in await refused(herd, "nosuch")
     assert f"{document.current.id} signs already" in await refused(herd, document.current.id)
 
 
