@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import httpx2
 
 from goatherd.identity.session import OwnedSession
-from goatherd.wire.bloom import BloomFilter
+from goatherd.ids import new_seeds
+from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
 from tests.unit.goats import NOW, element, signed_header
 
@@ -58,9 +59,10 @@ class PushingClient:
             await asyncio.sleep(self.pause)
 
     async def _send(self, commits: Sequence[Commit]) -> BloomFilter | None:
-        own = BloomFilter.for_size(len(self.commits), 1e-6, range(1, 21))
+        size = len(self.commits)
+        own = BloomFilter.for_size(size, 1e-6, new_seeds(seed_count(size, 1e-6)))
         own.update([each.id for each in self.commits])
-        body = [element(self.path, commits, held=own, size=len(self.commits))]
+        body = [element(self.path, commits, held=own, size=size)]
         try:
             # A client that gives up closes the connection.
             async with httpx2.AsyncClient(verify=False, timeout=None) as http, asyncio.timeout(self.patience):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -21,7 +22,7 @@ from goatherd.wire.encoding import to_json_bytes
 from tests.cluster.door_world import A, World, X, world
 from tests.cluster.pushing import OFFERS, PushingClient
 from tests.deadlines import HANG
-from tests.unit.goats import commit_by, element, introduction, owned
+from tests.unit.goats import ORG, commit_by, element, introduction, owned
 
 NOTES = "/data/notes"
 WORK = timedelta(milliseconds=4)
@@ -56,6 +57,7 @@ async def until_stored(w: World, commits: Sequence[Commit]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_without_a_door_a_client_that_gives_up_has_the_server_verify_everything_again() -> None:
     async with world(work=WORK) as w:
         commits = notes(MANY)
@@ -66,6 +68,7 @@ async def test_without_a_door_a_client_that_gives_up_has_the_server_verify_every
         assert max(w.child.verified.values()) > 1
 
 
+@pytest.mark.slow
 async def test_a_client_that_gives_up_and_sends_everything_again_costs_no_second_verification(
     checked: Counter[str],
 ) -> None:
@@ -79,6 +82,7 @@ async def test_a_client_that_gives_up_and_sends_everything_again_costs_no_second
         assert set(checked.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_a_large_push_is_answered_before_its_client_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
@@ -104,6 +108,7 @@ async def test_a_server_that_pushes_is_answered_earlier_than_a_client(monkeypatc
         await until_stored(w, commits)
 
 
+@pytest.mark.slow
 async def test_clients_are_not_answered_so_often_that_they_take_a_commit_for_replicated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -133,6 +138,7 @@ async def test_a_push_that_a_stalled_server_does_not_take_is_503_and_delivered_w
         assert set(w.child.verified.values()) == {1}
 
 
+@pytest.mark.slow
 async def test_the_next_part_of_a_push_is_verified_while_the_server_works_on_the_one_before(
     checked: Counter[str],
 ) -> None:
@@ -185,6 +191,7 @@ async def test_a_forgery_under_the_id_of_a_commit_on_its_way_does_not_count_as_t
         assert w.stored(NOTES) == {each.id for each in commits}
 
 
+@pytest.mark.slow
 async def test_a_push_whose_server_ends_in_the_middle_can_be_sent_again() -> None:
     async with world(work=WORK) as w:
         commits = notes(200)
@@ -198,6 +205,7 @@ async def test_a_push_whose_server_ends_in_the_middle_can_be_sent_again() -> Non
         assert w.stored(NOTES) == {each.id for each in commits}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_early", [False, True])
 async def test_a_door_that_stops_in_the_middle_of_a_large_push_leaves_no_traceback(
     is_early: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -219,6 +227,64 @@ async def test_a_door_that_stops_in_the_middle_of_a_large_push_leaves_no_traceba
     assert not left & {"rest of a push", "delivery of a push", "verify a push", "part of a push"}
     with contextlib.suppress(httpx2.HTTPError):
         await pushing
+
+
+async def push_at_random(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients push overlapping sets of chains, give up and are answered at random times, and the server stalls."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", rng.uniform(0.05, 0.5))
+    monkeypatch.setattr(proxy, "JUDGE_SECONDS", rng.uniform(0.0, 0.2))
+    async with world(work=timedelta(milliseconds=rng.uniform(0.2, 2))) as w:
+        commits: list[Commit] = []
+        for number in range(rng.randrange(20, 60)):
+            last: list[str] = []
+            for _ in range(rng.choice((1, 1, 1, 2, 5))):
+                commits.append(commit_by(X, f"k{number}", {"text": "x"}, parents=last))
+                last = [commits[-1].id]
+        clients = []
+        for _ in range(3):
+            # A client has what its commits build on.
+            begin = rng.randrange(len(commits))
+            mine = commits if rng.random() < 0.5 else [each for each in commits if each.key >= commits[begin].key]
+            clients.append(client(w, mine, patience=rng.uniform(0.05, 1.0), pause=rng.uniform(0.01, 0.1)))
+        clients.append(client(w, commits, patience=HANG))
+
+        async def stall() -> None:
+            for _ in range(3):
+                await asyncio.sleep(rng.uniform(0.0, 0.3))
+                async with w.child.stalled():
+                    await asyncio.sleep(rng.uniform(0.0, 0.3))
+
+        async with asyncio.timeout(2 * HANG), asyncio.TaskGroup() as group:
+            group.create_task(stall())
+            for each in clients:
+                group.create_task(each.run())
+        await until_stored(w, commits)
+        assert w.child.died is None
+        assert set(w.child.verified.values()) == {1}
+        assert w.stored(NOTES) == {each.id for each in commits}
+        assert w.door._proxy is not None
+        async with asyncio.timeout(HANG):
+            while w.door._proxy._deliveries or w.door.status.requests:
+                await asyncio.sleep(0.01)
+        assert not w.door._indexes[ORG]._indexes[NOTES]._claims
+        assert w.door._proxy._budget._left == Limits().buffered_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_whoever_gives_up_and_whenever_everything_is_stored_once_and_nothing_is_left(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push_at_random(seed, monkeypatch)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(3, 100))
+async def test_whoever_gives_up_and_whenever_everything_is_stored_once_at_many_seeds(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push_at_random(seed, monkeypatch)
 
 
 # --- a session that the door does not know yet ------------------------------------------------------------------------
