@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
+
 import pytest
+
+from goatherd._plugins import open_provider
+from goatherd.clock import SystemClock
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id
 
 from .conftest import Goatherd
 
@@ -12,7 +22,7 @@ from .conftest import Goatherd
     [
         ("180d", "ok", ""),
         ("45d", "warn", "when it suits you"),
-        ("25d", "warn", "this week"),
+        ("25d", "warn", "as soon as every server starts from the store"),
     ],
 )
 def test_doctor_warns_in_time(goatherd: Goatherd, store: str, lifetime: str, level: str, hint: str) -> None:
@@ -22,6 +32,22 @@ def test_doctor_warns_in_time(goatherd: Goatherd, store: str, lifetime: str, lev
     assert check["level"] == level
     assert hint in check["hint"]
     assert done.code == 0
+
+
+def test_doctor_says_that_a_rotation_is_overdue(goatherd: Goatherd, store: str) -> None:
+    made_ms = SystemClock().now_ms() - timedelta(days=155) // timedelta(milliseconds=1)
+    root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=made_ms, lifetime=timedelta(days=180))
+
+    async def keep() -> None:
+        provider, secret_id = open_provider(store)
+        async with provider:
+            await provider.create(secret_id, encode_document(create(root, made_ms)))
+
+    asyncio.run(keep())
+    done = goatherd("doctor", "--provider", store, "--json")
+    (check,) = [one for one in done.json["checks"] if one["name"] == "expiration"]
+    assert (check["level"], check["text"]) == ("warn", "25 days left")
+    assert "overdue: `goatherd rotate` this week" in check["hint"]
 
 
 def test_a_new_identity_lives_half_a_year_unless_told_otherwise(goatherd: Goatherd, store: str) -> None:
