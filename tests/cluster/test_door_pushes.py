@@ -154,6 +154,27 @@ async def test_the_next_part_of_a_push_is_verified_while_the_server_works_on_the
         assert w.stored(NOTES) == {each.id for each in commits}
 
 
+@pytest.mark.parametrize("is_chain", [False, True])
+async def test_two_parts_are_on_their_way_together_unless_one_builds_on_the_other(
+    is_chain: bool, checked: Counter[str]
+) -> None:
+    async with world() as w:
+        commits = notes(200)
+        if is_chain:
+            commits = commits[:1]
+            for number in range(1, 200):
+                commits.append(commit_by(X, commits[0].key, {"text": str(number)}, parents=[commits[-1].id]))
+        async with w.child.stalled():
+            pushing = asyncio.create_task(w.push(True, NOTES, *commits))
+            async with asyncio.timeout(HANG):
+                while len(checked) < len(commits) or len(w.pushes()) < (1 if is_chain else 2):
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # for what must not come
+            assert len(w.pushes()) == (1 if is_chain else 2)
+        assert (await pushing).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in commits}
+
+
 async def test_a_push_in_parts_brings_parents_before_their_children_and_drops_what_is_bad() -> None:
     async with world() as w:
         chain = [commit_by(X, "k", {"text": "x"})]
