@@ -28,10 +28,12 @@ PATIENCE: Final = timedelta(seconds=120)
 """For one answer about 50 000 sessions; a look at a node has --timeout."""
 
 UNMODIFIED: Final = (
-    "goes on believing the revoked root: it takes what the thief signs, and hands out what the thief introduces.",
-    "It knows the successor and the sessions, and what it signs with the old root is refused by Goatherd's servers.",
-    "Restart it at once with a settings.json without the root (`goatherd run` does, `goatherd export` writes it), and",
-    "put `goatherd door` in front: its own /sys/sessions make it believe the root again at every start.",
+    "An unmodified server goes on trusting the revoked root: it takes what the attacker signs, and hands out what the",
+    "attacker introduces. It knows the successor and the sessions; Goatherd servers reject what it signs with the",
+    "revoked root. Restart it at once with a settings.json without the root: `goatherd run` does so automatically,",
+    "`goatherd export` writes the file. Put `goatherd door` in front: its own /sys/sessions make it trust the root",
+    "again at every start. Until it restarts, it signs new sessions with the revoked root: run the command again",
+    "afterwards, which names them.",
 )
 
 
@@ -313,11 +315,9 @@ def _node_lines(node: NodeOutcome) -> list[str]:
 
 
 def _warnings(report: RevocationReport) -> list[str]:
-    lines = []
-    for node in report.nodes:
-        if node.is_unmodified:
-            lines.append(f"{node.url}: an unmodified GoatDB server. It {UNMODIFIED[0]}")
-            lines += [f"    {line}" for line in UNMODIFIED[1:]]
+    lines = [f"{node.url}: an unmodified GoatDB server" for node in report.nodes if node.is_unmodified]
+    if lines:
+        lines += [f"    {line}" for line in UNMODIFIED]
     lines += [
         f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd's servers"
         " refuse it; unmodified servers, and clients that have it, believe it"

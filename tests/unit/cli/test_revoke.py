@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from goatherd.clock import SystemClock
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_text import to_settings
+from goatherd.identity.transitions import create
+from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
+from tests.unit.goats import introduction
+
 from .conftest import Goatherd, Serving, secrets_in
+from .upstream import upstream
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +50,7 @@ def test_a_root_is_revoked_looked_at_again_and_its_key_destroyed(
     assert root_of(goatherd, store) != root
     shown = goatherd("show", "--provider", store, "--json").json
     assert shown["revoked"][0]["reason"] == "laptop stolen"
-    assert shown["revoked"][0]["freeze"]["commits"] == 1
+    assert shown["revoked"][0]["freeze"]["commits"] == 3, "the successor is introduced three times"
 
     keys = len(secrets_in(tmp_path / "keys"))
     again = goatherd("revoke", root, "--reason", "x", "--yes", "--destroy", "--json", *common)
@@ -93,3 +102,34 @@ def test_in_haste_the_identity_alone_can_be_written(goatherd: Goatherd, store: s
     done = goatherd("revoke", root, "--reason", "x", "--unsafe-without-nodes", "--yes", "--provider", store)
     assert done.code == 11
     assert root_of(goatherd, store) != root
+
+
+def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_afterwards(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    now_ms = SystemClock().now_ms()
+    root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms, lifetime=timedelta(days=90))
+    user, late = (OwnedSession.generate(session_id=name * 24, owner=None, now_ms=now_ms).session for name in "ul")
+    (tmp_path / "settings.json").write_bytes(to_settings(create(root, now_ms)))
+    assert goatherd("migrate", str(tmp_path / "settings.json"), "--provider", store).code == 0
+    introduced = introduction(user, root, ts=now_ms)
+
+    def prepare(child: UpstreamChild) -> None:
+        child.create(SESSIONS, introduced)
+        child.restart()
+
+    with upstream(root, prepare) as one, upstream(root, prepare) as other:
+        words = ("revoke", root.id, "--reason", "stolen", "--yes", "--provider", store)
+        nodes = ("--node", one.url, "--node", other.url)
+        done = goatherd(*words, *nodes)
+        assert done.code == 0, done.out + done.err
+        assert [done.out.count(f"{url}: an unmodified GoatDB server\n") for url in (one.url, other.url)] == [1, 1]
+        assert done.out.count("goes on trusting the revoked root") == 1
+        successor = root_of(goatherd, store)
+        for child in (one, other):
+            signers = {raw["s"] for raw in child.repositories[SESSIONS].values() if raw["k"] == user.id}
+            assert signers == {root.id, successor}
+        one.introduce(late)
+        again = goatherd(*words, *nodes)
+        assert (again.code, "sessions: 1 to introduce again, 0 pushed" in again.out) == (0, True)
+        assert f"are not reissued: {late.id}" in again.out
