@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
 
 import orjson
 
@@ -94,6 +95,7 @@ class NodeClient:
         clock: Where request signatures take their time from, unless a call gives `now_ms`.
         server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
             certificate must have it.
+        org: The organization to ask about, where an agent answers for a server with several.
 
     Attributes:
         answered_by: Id of the server process that answered the last `batch_sync`; None where it did not say. Behind one
@@ -111,6 +113,7 @@ class NodeClient:
         timeout: timedelta = DEFAULT_TIMEOUT,
         clock: Clock | None = None,
         server_name: str | None = None,
+        org: str | None = None,
     ) -> None:
         self.base_url = str(parse_server_url(base_url))
         self._http = http
@@ -118,6 +121,7 @@ class NodeClient:
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
         self._server_name = server_name
+        self._org = org
         self.answered_by: str | None = None
 
     @property
@@ -281,20 +285,24 @@ class NodeClient:
     # --- Goatherd's own ---------------------------------------------------------------------------------------------
 
     async def identity(self) -> dict[str, Any] | None:
-        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None where the server is not one of ours.
+        """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None where neither server nor agent has it.
+
+        With a member ``agent``, it is the answer of an agent for an unmodified server (`is_agent_answer`).
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
-        response = await self._send("GET", "/goatherd/v1/identity")
+        path = "/goatherd/v1/identity" + ("" if self._org is None else f"?org={quote(self._org, safe='')}")
+        response = await self._send("GET", path)
         if response.status_code == 404:
             return None
-        self._check("GET", "/goatherd/v1/identity", response)
+        self._check("GET", path, response)
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             return None  # COMPAT: GoatDB with static assets answers any GET with its index page
-        return answer if isinstance(answer, dict) and isinstance(answer.get("signer"), str) else None
+        is_ours = isinstance(answer, dict) and (isinstance(answer.get("signer"), str) or is_agent_answer(answer))
+        return answer if is_ours else None
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
         """Tell the server to look at its settings now (``POST /goatherd/v1/refresh``); `signer` must be a root there.
@@ -462,6 +470,11 @@ class NodeClient:
         return NodeRefusedError(
             f"{method} {self.base_url}{path}: answered 200 with {what}", status=200, hint="Is this a GoatDB server?"
         )
+
+
+def is_agent_answer(identity: Mapping[str, Any]) -> bool:
+    """Return whether an answer of `NodeClient.identity` is an agent's, for the unmodified server that it runs."""
+    return isinstance(identity.get("agent"), dict)
 
 
 def _connection_problem(error: Exception) -> str:

@@ -241,7 +241,7 @@ def test_the_page_about_unmodified_servers_works_as_it_is_written(world: World) 
     shell = world.shell(PYTHONPATH=str(ROOT))
     assert shell.run(f"goatherd init --provider {world.provider}")[0] == 0, shell.story
     (world.home / "srv/goatdb").mkdir()
-    one, two, inside, _ = world.ports
+    one, two, inside, own = world.ports
     shell.start(
         f"goatherd serve --create --provider {world.provider} --data {world.home}/two --port {two}"
         f" --peer http://127.0.0.1:{one}"
@@ -249,7 +249,11 @@ def test_the_page_about_unmodified_servers_works_as_it_is_written(world: World) 
     like = f"python -m tests.cluster.goatlike --path {world.home}/srv/goatdb --peer http://127.0.0.1:{two}"
     world.replace |= {
         "vault://vault.example:8200/secret/goatdb/root": world.provider,
-        "http://127.0.0.1:8080 -- deno run -A server.ts": f"http://127.0.0.1:{one} -- {like} --port {one}",
+        "http://127.0.0.1:8080 --agent-port 8090 -- deno run -A server.ts": (
+            f"http://127.0.0.1:{one} --agent-port {own} -- {like} --port {one}"
+        ),
+        "10.0.0.1:8090": f"127.0.0.1:{own}",
+        "10.0.0.2:8090": f"127.0.0.1:{two}",
         "http://127.0.0.1:8081 --door 8080 -- env PORT=8081 deno run -A server.ts": (
             f"http://127.0.0.1:{inside} --door {one} -- {like} --port {inside}"
         ),

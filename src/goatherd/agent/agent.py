@@ -21,26 +21,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
 from goatherd.agent.claim import Claim
 from goatherd.agent.handover import Handover, problem_of
 from goatherd.agent.lease import Lease, NoLease
+from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.plan import OnChange, backoff
 from goatherd.agent.question import Standing
 from goatherd.agent.supervisor import Supervisor, end_leftover
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import SETTINGS_NAME, organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
+from goatherd.ids import new_id
 from goatherd.telemetry import Event, event_text
 
 STABLE_AFTER: Final = timedelta(minutes=1)
 LEAK_GRACE: Final = timedelta(seconds=5)
 AGAIN_AFTER: Final = timedelta(minutes=1)
 PROBE: Final = timedelta(milliseconds=200)
-SIGNER_PROBE: Final = timedelta(seconds=1)
-"""Each such look costs a session."""
 RENOTIFY: Final = 3
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -49,7 +49,7 @@ PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWIN
 _log = logging.getLogger("goatherd.agent")
 
 Notify = Callable[[], Awaitable[None]]
-Front = Callable[[Sequence[Handover]], contextlib.AbstractAsyncContextManager[object]]
+Front = Callable[[Sequence[Handover], OwnAPI], contextlib.AbstractAsyncContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,16 @@ class Rules:
     look_every: timedelta = timedelta(seconds=2)
 
 
+class ServerState(StrEnum):
+    """What the agent's server is doing."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+    """It has ended by itself, and is started again after a pause."""
+
+
 class _Up(Enum):
     YES = auto()
     NO = auto()
@@ -88,7 +98,8 @@ class Agent:
         lease: Whose turn it is.
         rules: How to behave.
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Makes what stands in front of the server, a `goatherd.agent.door.Door`; open as long as the agent runs.
+        front: Makes what stands in front of the server, a `goatherd.agent.door.Door` or an
+            `goatherd.agent.own_address.OwnAddress`, with what the agent answers itself; open as long as the agent runs.
         clock: The time.
 
     Attributes:
@@ -124,6 +135,9 @@ class Agent:
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
         self._passed_on: set[int] = set()
+        self._state = ServerState.STARTING
+        self._instance = new_id()
+        self._starts = 0
         self.owns_files = False
 
     async def run(self) -> int:
@@ -139,7 +153,8 @@ class Agent:
                 if not await self._begun(stack):
                     return self._code_without_child()
                 if self._front is not None:
-                    await stack.enter_async_context(self._front(self._handovers))
+                    own = OwnAPI(self._handovers, describe=self.describe, clock=self._clock)
+                    await stack.enter_async_context(self._front(self._handovers, own))
                 return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -148,6 +163,10 @@ class Agent:
         if self._supervisor is not None:
             self._supervisor.send(number)
         self._stop.set()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the agent does with its server now, for `goatherd.agent.own_api.OwnAPI`."""
+        return {"instance": self._instance, "state": self._state.value, "restarts": max(0, self._starts - 1)}
 
     def _pass_on(self, number: int) -> None:
         self._passed_on.add(number)
@@ -250,6 +269,7 @@ class Agent:
         while True:
             for handover in self._handovers:
                 await handover.write()
+            self._state = ServerState.STARTING
             await self._start()
             up = await self._await_up(sees_signer=False)
             if up is _Up.YES:
@@ -266,6 +286,7 @@ class Agent:
             if code == 0 or self._is_by_our_signal(code) or crashes > self._rules.crashes:
                 return code
             pause = backoff(crashes)
+            self._state = ServerState.STOPPED
             _log.warning(event_text(Event.AGENT_ENDED, again_in=f"{pause.total_seconds():g}s", crashes=crashes))
             await self._clock.sleep(pause)
 
@@ -324,6 +345,7 @@ class Agent:
             if not handover.is_asked and await handover.standing() is Standing.UP:
                 handover.came_up()
                 self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
+                self._state = ServerState.SERVING
                 must_ask = True
             if must_ask:
                 await handover.ask()
@@ -416,6 +438,7 @@ class Agent:
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
                 return _Up.ENDED
+            self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
             self._tell_killed()
             try:
@@ -443,6 +466,7 @@ class Agent:
         assert self._supervisor is not None
         self._up_since = None
         self._passed_on.clear()
+        self._instance, self._starts = new_id(), self._starts + 1
         await self._supervisor.start()
         child = self._supervisor.child
         await asyncio.to_thread(lambda: self._claim.note(child=child))
@@ -499,18 +523,20 @@ class Agent:
                     for handover in self._handovers:
                         await handover.write()
                     await self._tell_server()
-            await self._clock.sleep(SIGNER_PROBE if sees_signer else PROBE)
+            await self._clock.sleep(PROBE)
         _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))
         return up
 
     async def _is_up(self) -> None:
         self._up_since = self._clock.monotonic()
+        self._state = ServerState.SERVING
         for handover in self._handovers:
             handover.came_up()
             assert handover.running is not None
             _log.info(event_text(Event.AGENT_UP, org=handover.org, signs=handover.running.current.id))
         for handover in self._handovers:
-            await handover.ask()
+            if not handover.is_asked:
+                await handover.ask()
 
     def _tell_killed(self) -> None:
         if self._supervisor is not None and self._supervisor.was_killed:

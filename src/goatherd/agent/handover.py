@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import orjson
 
@@ -28,7 +28,7 @@ from goatherd.agent.plan import (
     verify_safe,
     view_of,
 )
-from goatherd.agent.question import Standing, ask_as_an_attacker, signer_at, standing
+from goatherd.agent.question import LeakCheck, Standing, ask_as_an_attacker, standing
 from goatherd.agent.sessions import SESSIONS_LOG, Findings, SessionBook
 from goatherd.agent.settings_file import Place, SettingsFile, Stamp
 from goatherd.client import NodeClient
@@ -45,6 +45,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings
+from goatherd.settings.answer import describe_identity
 from goatherd.settings.base import DBSettings, DBSettingsProvider
 from goatherd.telemetry import Event, event_text
 
@@ -52,6 +53,7 @@ WARN_EVERY: Final = timedelta(hours=12)
 _LOOK_COST: Final = 20
 """A look at a large file may take this part of the time at most: after one, the next waits twenty times as long."""
 _PATIENCE: Final = 3
+_LONGEST_PAUSE: Final = 30.0
 _PLACE_HINT: Final = "Bring it into the store with `goatherd migrate`, or move it away."
 
 _log = logging.getLogger("goatherd.agent")
@@ -68,6 +70,15 @@ class _Seen:
     not_before: float = 0
 
 
+@dataclass(slots=True)
+class _Asking:
+    """When the server was asked last who signs there."""
+
+    at: float = 0
+    pause: float = 1
+    was_away: bool = False
+
+
 class Handover:
     """One organization. Enter it to have its settings kept fresh; `load` before anything else.
 
@@ -78,6 +89,9 @@ class Handover:
         file: Its settings.json.
         client: The server, as this organization's clients reach it.
         clock: The time.
+
+    Attributes:
+        check: What the server's answer to the attacker's question has shown since it was given what it runs with.
     """
 
     def __init__(
@@ -92,7 +106,8 @@ class Handover:
     ) -> None:
         self.org = org
         self.file = file
-        self.is_asked = False
+        self.check: LeakCheck | None = None
+        self._asking = _Asking()
         self._settings = settings
         self._client = client
         self._clock = clock
@@ -257,7 +272,8 @@ class Handover:
         wanted = self.wanted
         text, _ = await self._text(wanted)
         stamp = await asyncio.to_thread(self.file.write, text)
-        self.is_asked = False
+        self.check = None
+        self._asking = _Asking(at=self._clock.monotonic())
         self._running = wanted
         self._seen = _Seen(stamp=stamp, view=view_of(text))
 
@@ -395,15 +411,33 @@ class Handover:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the server has answered the attacker's question since it was given what it runs with."""
+        return self.check is not None
+
     async def standing(self) -> Standing:
         """Return how the server stands to the root that it was given."""
         assert self._running is not None
-        return await standing(self._client, self._running)
+        found = await standing(self._client, self._running)
+        self._asking.was_away |= found is Standing.AWAY
+        return found
 
     async def signs(self) -> bool:
-        """Return whether the server is seen to sign with the root that it was given. Costs a session."""
+        """Return whether the server is seen to sign with the root that it was given.
+
+        Seeing it costs a session, which GoatDB keeps permanently. So it is asked after it was seen to be away, since a
+        GoatDB server signs with another root only after a restart, and otherwise after pauses that grow.
+
+        Raises:
+            KeyLeakedError: It gave a private key away.
+        """
         assert self._running is not None
-        return await signer_at(self._client, self._running, self._clock) == self._running.current.id
+        asking, now = self._asking, self._clock.monotonic()
+        if asking.was_away or now - asking.at >= asking.pause:
+            asking.at, asking.was_away, asking.pause = now, False, min(2 * asking.pause, _LONGEST_PAUSE)
+            await self.ask()
+        return self.check is not None and self.check.signer == self._running.current.id
 
     async def ask(self) -> None:
         """Put the attacker's question to the server.
@@ -412,12 +446,41 @@ class Handover:
             KeyLeakedError: It gave a private key away.
         """
         try:
-            self.is_asked = await ask_as_an_attacker(self._client)
+            self.check = await ask_as_an_attacker(self._client, self._running or self.document, self._clock)
         except KeyLeakedError as error:
             _log.critical(event_text(Event.AGENT_KEY_LEAKED, org=self.org, message=error))
             raise
-        if not self.is_asked:
+        if self.check is None:
             _log.warning(event_text(Event.AGENT_NOT_ASKED, org=self.org, url=self._client.base_url))
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> bool:
+        """Read the store now; return whether it holds another identity than before."""
+        return await self._settings.refresh()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known of the server, in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
+
+        SECURITY: no key is among it (tests/unit/agent/test_own_api.py).
+        """
+        running, check, pending = self._running, self.check, self.reasons()
+        told = describe_identity(self.document, self._settings.status)
+        if running is not None and pending:
+            told["generation"] = running.generation
+        return {
+            "org": self.org,
+            "signer": None if check is None else check.signer,
+            "roots": [] if running is None else [root.id for root in running.roots],
+            **told,
+            "data": None,
+            "agent": {
+                "pending": list(pending),
+                "started": None if running is None else running.current.id,
+                "startedGeneration": None if running is None else running.generation,
+                "leakCheck": None if check is None else {"atMs": check.at_ms, "commit": check.commit_id},
+            },
+        }
 
 
 def remains_of(directory: Path) -> tuple[str, str] | None:

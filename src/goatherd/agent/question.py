@@ -6,15 +6,16 @@ noticed by its root's id and dropped at once (`goatherd.client`); no answer is n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.errors import KeyLeakedError, NodeError
 from goatherd.identity.document import IdentityDocument
-from goatherd.rotation.machine import NodeView
-from goatherd.rotation.observe import Observer, Question
+from goatherd.rotation.observe import find_session_commit, read_sessions_filter
+from goatherd.rotation.vouching import signer_of
 
 _ATTEMPTS: Final = 3
 
@@ -36,24 +37,39 @@ async def standing(client: NodeClient, document: IdentityDocument) -> Standing:
         return Standing.AWAY
 
 
-async def signer_at(client: NodeClient, document: IdentityDocument, clock: Clock) -> str | None:
-    """Return who signs at the server, or None where that cannot be seen. Costs one anonymous session."""
-    observer = Observer([client], clock=clock, timeout=2 * client.timeout)
-    view: NodeView
-    (view,) = await observer.look(Question(asker=document.current, signer=True))
-    return view.signs_with
+@dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """What a server's answer to the attacker's question has shown; no private key was in it.
+
+    Attributes:
+        at_ms: When it was asked, in milliseconds since 1970.
+        signer: The root that has signed the new session; None where that could not be seen.
+        commit_id: The commit by which it did so.
+    """
+
+    at_ms: int
+    signer: str | None = None
+    commit_id: str | None = None
 
 
-async def ask_as_an_attacker(client: NodeClient) -> bool:
+async def ask_as_an_attacker(client: NodeClient, document: IdentityDocument, clock: Clock) -> LeakCheck | None:
     """Ask what anybody can ask, POST /auth/session, and look for a private key in the answer (formats T1).
 
+    Costs one anonymous session, which GoatDB keeps permanently; so the same session also shows who signs.
+
+    Args:
+        client: The server.
+        document: What it was started with.
+        clock: The time.
+
     Returns:
-        Whether there was an answer. Costs one anonymous session.
+        What was seen; None where there was no answer.
 
     Raises:
         KeyLeakedError: A private key came back. It is burnt.
     """
     for _ in range(_ATTEMPTS):
+        known = await _read_known(client, document, clock)
         try:
             new = await client.new_session()
         except NodeError:
@@ -64,5 +80,19 @@ async def ask_as_an_attacker(client: NodeClient) -> bool:
             raise KeyLeakedError(
                 f"{client.base_url} GIVES THE PRIVATE KEY OF ROOT {' '.join(new.leaked)} TO ANYBODY WHO ASKS"
             )
-        return True
-    return False
+        at_ms = clock.now_ms()
+        try:
+            commit = await find_session_commit(client, new.owned, known, at_ms)
+        except NodeError:
+            commit = None
+        if commit is None or not isinstance(commit.get("id"), str):
+            return LeakCheck(at_ms)
+        return LeakCheck(at_ms, signer_of(commit), commit["id"])
+    return None
+
+
+async def _read_known(client: NodeClient, document: IdentityDocument, clock: Clock) -> Any:
+    try:
+        return await read_sessions_filter(client, document.current, clock.now_ms())
+    except NodeError:
+        return None  # a server that does not trust the root is asked all the same

@@ -1,8 +1,8 @@
 """What ``goatherd status`` sees of the nodes, and the checks of ``goatherd doctor`` on them and on the identity.
 
 The store's own checks are `goatherd.cli.store_checks`. What it is not: it changes nothing, but that the attacker's
-question makes one anonymous session on each node. Rules: a check that could not be made is not a check that passed;
-texts hold ids and times, never key material.
+question makes one anonymous session on each node, unless an agent has asked it. Rules: a check that could not be made
+is not a check that passed; texts hold ids and times, never key material.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
-from goatherd.client import NodeClient
+from goatherd.client import NodeClient, is_agent_answer
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
@@ -26,7 +26,7 @@ from goatherd.identity.redaction import days_left, notes
 from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.rotation.observe import SESSIONS
+from goatherd.rotation.observe import SESSIONS, activity_of, is_down, prove_signer
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
 from goatherd.rotation.reintroduction import decode
 from goatherd.settings.base import Origin
@@ -105,10 +105,80 @@ class DataSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSeen:
+    """What an agent says of the unmodified server that it runs.
+
+    Attributes:
+        state: ``starting``, ``serving``, ``restarting`` or ``stopped``.
+        activity: What the agent is doing with it, as a phrase; None while the server simply serves.
+        started: Id of the root that the server was started with.
+        restarts: How often the agent has started it again.
+        checked_ms: When the agent asked it the attacker's question, without getting a private key; None if it has not.
+        pending: Why the server is to be restarted.
+        door: What the door in front of it has done, as it says.
+    """
+
+    state: str
+    activity: str | None
+    started: str | None
+    restarts: int | None
+    checked_ms: int | None
+    pending: tuple[str, ...]
+    door: Mapping[str, Any] | None
+
+    @classmethod
+    def from_json(cls, answer: Mapping[str, Any]) -> Self | None:
+        """Return what an answer of ``GET /goatherd/v1/identity`` says; None where no agent gave it."""
+        agent = answer.get("agent")
+        if not isinstance(agent, Mapping):
+            return None
+        started, restarts, check = agent.get("started"), agent.get("restarts"), agent.get("leakCheck")
+        at_ms = check.get("atMs") if isinstance(check, Mapping) else None
+        pending, door = agent.get("pending"), agent.get("door")
+        return cls(
+            state=str(agent.get("state"))[:32],
+            activity=activity_of(answer),
+            started=started if isinstance(started, str) else None,
+            restarts=restarts if type(restarts) is int else None,
+            checked_ms=at_ms if type(at_ms) is int else None,
+            pending=tuple(one for one in pending if isinstance(one, str)) if isinstance(pending, list) else (),
+            door=door if isinstance(door, Mapping) else None,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        door = self.door
+        stopped = door.get("stopped") if door is not None else None
+        passed_on = door.get("passedOn") if door is not None else None
+        return {
+            "state": self.state,
+            "started": self.started,
+            "restarts": self.restarts,
+            "leakCheck": None if self.checked_ms is None else iso(self.checked_ms),
+            "pending": list(self.pending),
+            "door": None
+            if door is None
+            else {
+                "passedOn": passed_on if type(passed_on) is int else None,
+                "stopped": sum(one for one in stopped.values() if type(one) is int)
+                if isinstance(stopped, Mapping)
+                else None,
+            },
+        }
+
+    def describe(self) -> str:
+        """Return it as a phrase, for humans."""
+        if self.activity is not None:
+            return self.activity
+        return "under an agent" if not self.restarts else f"under an agent, restarts: {self.restarts}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """What one node was seen to do. None: not known.
 
     Attributes:
+        agent: What its agent says, for an unmodified server under one.
         is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
         trusts_current: Whether it answers a request signed by the store's current root.
         view_age: How old its view of the store is.
@@ -133,11 +203,13 @@ class NodeState:
     is_telling_interval: bool = False
     is_watching: bool = False
     data: DataSeen | None = None
+    agent: AgentSeen | None = None
     problem: str | None = None
 
     def is_in_step(self, current_id: str) -> bool:
         """Whether it trusts the current root and, as far as it tells, signs with it."""
-        return self.trusts_current is True and (self.is_unmodified or self.signs_with == current_id)
+        is_silent = self.is_unmodified and self.signs_with is None
+        return self.trusts_current is True and (is_silent or self.signs_with == current_id)
 
     def is_of_another_identity(self, document: IdentityDocument) -> bool:
         """Whether it trusts none of the identity's roots, as far as it tells."""
@@ -168,42 +240,58 @@ class NodeState:
             "viewInterval": None if self.view_interval is None else format_duration(self.view_interval),
             "watching": self.is_watching,
             "data": None if self.data is None else self.data.to_json(),
+            "agent": None if self.agent is None else self.agent.to_json(),
             "problem": self.problem,
         }
 
 
 async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
     """Ask every node of the options, side by side; where it cannot be told who they are, that is the one that fails."""
-    async with NodeDirectory(options.nodes, timeout=options.timeout) as directory:
+    async with NodeDirectory(options.nodes, timeout=options.timeout, org=options.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
             return [NodeState(url=", ".join(options.nodes), problem=str(error))]
-        return list(await asyncio.gather(*(_look_at(client, document) for client in clients)))
+        return list(await asyncio.gather(*(_look_at(client, document, options.org) for client in clients)))
 
 
-async def _look_at(client: NodeClient, document: IdentityDocument) -> NodeState:
+async def _look_at(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
     url = client.base_url
     try:
-        trusts = await client.answers(document.current)
         answer = await client.identity()
     except NodeError as error:
         return NodeState(url=url, problem=str(error))
+    is_agents = answer is not None and is_agent_answer(answer)
+    signer = None
+    try:
+        trusts = await client.answers(document.current)
+        if answer is not None and is_agents:
+            now_ms = SystemClock().now_ms()
+            signer = await prove_signer(client, answer, [document.current], org=org, now_ms=now_ms)
+    except NodeError as error:
+        if answer is None or not is_agents:
+            return NodeState(url=url, problem=str(error))
+        state = _state(url, None, answer)
+        # While its agent restarts it, a server is not expected to answer.
+        return state if is_down(answer) else replace(state, problem=str(error))
     if answer is None:
         return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
-    return _state(url, trusts, answer)
+    state = _state(url, trusts, answer)
+    return replace(state, signs_with=signer) if is_agents else state
 
 
-def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
+def _state(url: str, trusts: bool | None, answer: Mapping[str, Any]) -> NodeState:
     generation, age = answer.get("generation"), answer.get("viewAgeMs")
     phase, roots = answer.get("phase"), answer.get("roots")
     refusal, source = answer.get("refusal"), answer.get("source")
     interval = answer.get("viewIntervalMs")
     code = str(refusal.get("code") or "") if isinstance(refusal, Mapping) else ""
+    agent = AgentSeen.from_json(answer)
     return NodeState(
         url=url,
+        is_unmodified=agent is not None,
         trusts_current=trusts,
-        signs_with=answer["signer"],
+        signs_with=None if agent is not None else answer["signer"],
         generation=generation if isinstance(generation, int) else None,
         phase=phase if isinstance(phase, str) else None,
         view_age=timedelta(milliseconds=int(age)) if isinstance(age, int | float) else None,
@@ -214,6 +302,7 @@ def _state(url: str, trusts: bool, answer: Mapping[str, Any]) -> NodeState:
         is_telling_interval="viewIntervalMs" in answer,
         is_watching=answer.get("watching") is True,
         data=DataSeen.from_json(answer.get("data")),
+        agent=agent,
         problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
     )
 
@@ -293,7 +382,7 @@ def obstacle_checks(survey: Survey) -> list[Check]:
 
 
 async def _checks_of_all(document: IdentityDocument | None, options: Options) -> list[Check]:
-    async with NodeDirectory(options.nodes, timeout=options.timeout) as directory:
+    async with NodeDirectory(options.nodes, timeout=options.timeout, org=options.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -360,7 +449,7 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
         return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
     checks.append(await _clock_check(client))
     if document is not None:
-        state = await _look_at(client, document)
+        state = await _look_at(client, document, options.org)
         checks.append(_step_check(state, document, options))
         if state.data is not None:
             checks.append(_data_check(state.url, state.data))
@@ -370,6 +459,15 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
 async def _leak_check(client: NodeClient) -> Check:
     """Ask what an attacker would ask (formats T1)."""
     url = client.base_url
+    answer = await client.identity()
+    agent = None if answer is None else AgentSeen.from_json(answer)
+    if agent is not None and agent.checked_ms is not None:
+        # The agent asks its server itself, past the door, after each start; to ask again would leave another session.
+        text = f"{url} keeps its private key to itself: its agent has asked after the start, at {iso(agent.checked_ms)}"
+        return Check(name="attacker's question", level=OK, text=text)
+    if agent is not None and agent.activity is not None:
+        text = f"{url} {agent.activity}, which asks then"
+        return Check(name="attacker's question", level=SKIPPED, text=text)
     new = await client.new_session()
     if not new.leaked:
         return Check(name="attacker's question", level=OK, text=f"{url} keeps its private key to itself")
@@ -424,6 +522,8 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
         )
         hint = "Is --provider the store that this server starts from? Is --node the right server?"
         return Check(name=name, level=FAILED, text=text, hint=hint)
+    if node.agent is not None and node.agent.activity is not None and not node.is_in_step(current):
+        return Check(name=name, level=WARNING, text=f"{url} {node.agent.activity}", hint="Look again in a minute.")
     if not node.trusts_current and document.current.session.is_expired(SystemClock().now_ms()):
         return Check(
             name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
@@ -431,8 +531,11 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
     if not node.trusts_current:
         hint = "Does it start from this store? Its clock may be wrong, too."
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
-    if node.is_unmodified:
+    if node.is_unmodified and node.agent is None:
         return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
+    if node.agent is not None and node.signs_with is None:
+        text = f"{url} trusts root {current}; its agent has not seen yet with which root it signs"
+        return Check(name=name, level=WARNING, text=text, hint="Look again in a minute.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
         return Check(name=name, level=FAILED, text=text, hint="Can it read the store? It looks at every refresh.")

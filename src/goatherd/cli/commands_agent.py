@@ -178,6 +178,19 @@ def _change_options(ways: Sequence[str]) -> Decorator:
     metavar="NETWORK",
     help="Network of a proxy in front of the door. Can be given more than once.",
 )
+@click.option(
+    "--agent-port",
+    metavar="PORT",
+    type=PORT,
+    help="Port of the agent's own address, where there is no door: name it with --node to see what the agent does.",
+)
+@click.option(
+    "--agent-host",
+    metavar="ADDRESS",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address on which the agent listens with --agent-port.",
+)
 @click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     app: App,
@@ -188,6 +201,8 @@ def run(
     public_url: str | None,
     private: bool,
     forwarded_by: tuple[str, ...],
+    agent_port: int | None,
+    agent_host: str,
     create: bool,
     plain_file: bool,
     accept_identity: bool,
@@ -210,7 +225,12 @@ def run(
     environ = _environ(app.options)
     supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
     plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
-    front = None
+    front: Front | None = None
+    if agent_port is not None:
+        if door is not None:
+            raise click.UsageError("--agent-port does not go with --door: the door's address is the agent's, too")
+        require_node_extra()
+        front = _own_address(app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]), host=agent_host, port=agent_port)
     if door is not None:
         from goatherd.cli.commands_door import front as make_front
 
@@ -362,6 +382,13 @@ class _Plan:
         if self.plain_file:
             return None
         return directory_for(find_memory(self.options.agent_memory, os.environ), self.data)
+
+
+def _own_address(url: str, *, host: str, port: int) -> Front:
+    """Return what opens the agent's own address, where there is no door."""
+    from goatherd.agent.own_address import OwnAddress
+
+    return lambda _, own: OwnAddress(upstream=url, answer=own.answer, host=host, port=port)
 
 
 def _environ(options: Options) -> dict[str, str]:

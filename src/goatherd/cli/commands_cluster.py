@@ -112,9 +112,12 @@ def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
     age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s"
-    if node.is_unmodified:
+    if node.is_unmodified and node.agent is None:
         generation, age = "-", "-"
-    problem = node.problem or ("an unmodified GoatDB server" if node.is_unmodified else "")
+    kind = "an unmodified GoatDB server" if node.is_unmodified else ""
+    if node.agent is not None:
+        kind = f"{kind}: {node.agent.describe()}" if node.agent.activity else f"{kind} {node.agent.describe()}"
+    problem = node.problem or kind
     if node.is_of_another_identity(document):
         problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
     if node.source == Origin.LAST_KNOWN_GOOD:
@@ -134,11 +137,11 @@ def doctor(app: App) -> int:
     done), where do the labels lead, is its clock ours. Of the identity: is it whole, how long is it valid, is somebody
     driving the rotation. Each finding says what to do.
 
-    Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. (That
-    makes one anonymous session on each.) Names every obstacle to a rotation, as `goatherd rotate --plan` does: whether
-    what one node accepts reaches the others, for one. Compares what the nodes hold in /sys/sessions, and names sessions
-    that are created differently: GoatDB servers and clients end when they merge these. Ends with 11 when a check has
-    failed; a warning does not count.
+    Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. That makes
+    one anonymous session on each; an agent has asked its server itself, and says so. Names every obstacle to a
+    rotation, as `goatherd rotate --plan` does: whether what one node accepts reaches the others, for one. Compares what
+    the nodes hold in /sys/sessions, and names sessions that are created differently: GoatDB servers and clients end
+    when they merge these. Ends with 11 when a check has failed; a warning does not count.
     """
     checks = asyncio.run(_doctor(app.options))
     failed = [check for check in checks if check.level == FAILED]
@@ -189,7 +192,10 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
         has_health: Whether the operator's health checks are asked.
     """
     addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-    async with open_store(options) as store, NodeDirectory(addresses, timeout=options.timeout) as directory:
+    async with (
+        open_store(options) as store,
+        NodeDirectory(addresses, timeout=options.timeout, org=options.org) as directory,
+    ):
         yield Rotator(
             store.provider,
             store.secret_id,
@@ -394,7 +400,7 @@ async def drive_rotation(
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(remembered(store, seen))
-        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout))
+        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
         progress = stack.enter_context(Progress(app.out))
         listeners = [progress.told, seen.told]
         if what != "plan":

@@ -173,7 +173,7 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
         seen = stack.enter_context(reported(metrics_file, name_of_store(options), app.out))
         store = await stack.enter_async_context(open_store(options))
         addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout))
+        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
         nodes = directory if directory.is_discovered else await directory()
         trail = None if options.audit_log is None else AuditTrail(options.audit_log, actor=schedule.started_by)
         policy = policy_of(options, is_discovered=directory.is_discovered)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from goatherd.agent import Handover
     from goatherd.agent.agent import Front
     from goatherd.agent.door import Door
+    from goatherd.agent.own_api import OwnAPI
 
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
@@ -127,7 +128,7 @@ def front(
     from goatherd.agent.door import Door, Trust
 
     @asynccontextmanager
-    async def opened(handovers: Sequence[Handover]) -> AsyncIterator[Door]:
+    async def opened(handovers: Sequence[Handover], own: OwnAPI) -> AsyncIterator[Door]:
         trusts = []
         for handover in handovers:
             trust = Trust(org=handover.org, identity=handover.document)
@@ -141,7 +142,9 @@ def front(
             public_url=public_url,
             private=private,
             forwarded_by=forwarded_by,
+            own=own.answer,
         )
+        own.figures = lambda: made.status
         sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(made)

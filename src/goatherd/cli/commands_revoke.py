@@ -143,7 +143,7 @@ async def _revoke(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(options))
         directory = await stack.enter_async_context(
-            NodeDirectory(options.nodes, timeout=max(options.timeout, PATIENCE))
+            NodeDirectory(options.nodes, timeout=max(options.timeout, PATIENCE), org=options.org)
         )
         listeners: list[Callable[[Event], None]] = [lambda event: _told(app, event)]
         if reason is not None:

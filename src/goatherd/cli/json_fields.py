@@ -314,6 +314,17 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].data.records": Field("integer", "Number of commits that it has read."),
         "nodes[].data.damaged": Field("integer", "Number of damaged records."),
         "nodes[].data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
+        "nodes[].agent": Field("object or null", "What its agent says, where an agent runs it."),
+        "nodes[].agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
+        "nodes[].agent.started": Field("string or null", "Id of the root that the agent started the server with."),
+        "nodes[].agent.restarts": Field("integer or null", "How often this agent has started the server again."),
+        "nodes[].agent.leakCheck": Field(
+            "string or null", "Timestamp at which the agent saw that the server keeps its private key to itself."
+        ),
+        "nodes[].agent.pending": Field("array of string", "Why the agent is to restart the server."),
+        "nodes[].agent.door": Field("object or null", "What the door in front of the server has done."),
+        "nodes[].agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
+        "nodes[].agent.door.stopped": Field("integer or null", "How often a rule has stopped something."),
         "nodes[].problem": Field("string or null", "What is wrong with the server."),
     },
     "doctor": {

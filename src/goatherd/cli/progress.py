@@ -6,7 +6,7 @@ only; a phase is told once, a wait when its reason or its nodes change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+_POLL = "waiting for its next poll of the store, at most 30 s unless it is set otherwise"
 _PATH = (Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED, Phase.STEADY)
 _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
@@ -46,6 +47,7 @@ class Progress:
         self._trouble = ""
         self._is_taken_over = False
         self._told: set[tuple[str, str | None]] = set()
+        self._polling: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._out.is_live:
@@ -85,12 +87,14 @@ class Progress:
             if isinstance(event.action, Wait):
                 whom = f" for {', '.join(event.action.nodes)}" if event.action.nodes else ""
                 wait = f"waiting until {iso(event.action.until_ms)}{whom}: {event.action.reason}"
+                wait += "".join(f"; {text}" for text in self._activities(event.action.nodes))
                 if wait != self._wait:
                     self._wait = wait
                     data = {
                         "nodes": list(event.action.nodes),
                         "reason": str(event.action.reason),
                         "until": iso(event.action.until_ms),
+                        "activities": self._activities(event.action.nodes),
                     }
                     self._line("wait", data, wait)
         elif isinstance(event, NodeTold):
@@ -98,9 +102,8 @@ class Progress:
                 self._told.add((event.url, event.problem))
                 data = {"node": event.url, "problem": event.problem}
                 if event.problem is None:
-                    text = (
-                        f"{event.url} has no refresh endpoint: waiting for its next poll of the store (30 s by default)"
-                    )
+                    self._polling.add(event.url)
+                    text = f"{event.url} has no refresh endpoint: {_POLL}"
                 else:
                     text = f"{event.url} was not notified: {event.problem}"
                 self._line("node", data, text)
@@ -136,6 +139,12 @@ class Progress:
         text = f"rotation {event.rotation_id} was begun by {who} at {event.started_at}; in this phase since {since}"
         self._line("takenOver", data, text)
 
+    def _activities(self, urls: Sequence[str]) -> list[str]:
+        """Return what is known of the servers that are waited for: what their agents do, and which of them poll."""
+        seen = {node.url: node.activity for node in self._nodes}
+        told = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
+        return told + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]
+
     def _joined(self, nodes: tuple[NodeView, ...]) -> None:
         before, now = ({node.url for node in views} for views in (self._nodes, nodes))
         for url in sorted(before ^ now) if before else []:
@@ -165,7 +174,7 @@ class Progress:
                 _MARKS[node.trusts_next],
                 node.signs_with or "-",
                 _MARKS[node.holds_cross_signature],
-                node.problem or node.rejects or "",
+                node.problem or node.rejects or node.activity or "",
             )
         phase = self._phase.phase if self._phase else Phase.STEADY
         steps = Text(" > ").join([Text(step.value, style="bold" if step is phase else "dim") for step in _PATH])

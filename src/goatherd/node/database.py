@@ -52,6 +52,7 @@ from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.rotation.introductions import introduction_source
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
+from goatherd.settings.answer import describe_identity
 from goatherd.settings.base import Settings
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
@@ -485,22 +486,14 @@ class Database:
 
         SECURITY: built from ids, never from a document (tests/cluster/test_exchanges.py).
         """
-        document, status, pool = self._settings.settings.document, self._settings.status, self.pool
-        age, refusal, interval = status.age, status.last_refusal, status.view_interval
+        pool = self.pool
         return {
             "org": self.org,
             "signer": pool.current.id,
             "roots": list(pool.root_ids),
+            **describe_identity(self._settings.settings.document, self._settings.status),
             "documentRoots": list(pool.document_root_ids),
             "revoked": sorted(pool.revoked),
-            "generation": document.generation,
-            "phase": str(document.phase or "steady"),
-            "rotation": document.rotation.id if document.rotation is not None else None,
-            "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
-            "degraded": status.is_degraded,
-            "source": str(status.origin),
-            # A rotation that sees a node refuse the document goes back at once (rotation.observe).
-            "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
             "known": pool.known_count,
             "pending": pool.pending_count,
             "data": None if (data := self.data) is None else data.to_json(),
@@ -511,8 +504,6 @@ class Database:
                 for peer in self.peers
             ],
             "nowMs": self.now_ms(),
-            "viewIntervalMs": None if interval is None else round(interval / timedelta(milliseconds=1)),
-            "watching": status.is_watching,
         }
 
     async def _settle(self, response: Response) -> Response:

@@ -120,6 +120,7 @@ class NodeDirectory:
         timeout: Longest time for one request to a node, and for one answer about who the nodes are.
         clock: The time.
         connect: Makes the client for a place; over HTTP by default.
+        org: The organization to ask an agent about, whose server may have several.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class NodeDirectory:
         timeout: timedelta,
         clock: Clock | None = None,
         connect: Callable[[Place], NodeClient] | None = None,
+        org: str | None = None,
     ) -> None:
+        self._org = org
         self.is_discovered = any(is_discovered(address) for address in addresses)
         self._sources = [source_of(address, timeout=timeout) for address in addresses]
         self._timeout = timeout
@@ -178,7 +181,9 @@ class NodeDirectory:
         return found
 
     def _over_http(self, place: Place) -> NodeClient:
-        return NodeClient(place.url, timeout=self._timeout, clock=self._clock, server_name=place.server_name)
+        return NodeClient(
+            place.url, timeout=self._timeout, clock=self._clock, server_name=place.server_name, org=self._org
+        )
 
     async def _close(self, places: Sequence[Place]) -> None:
         for client in [self._clients.pop(place) for place in places]:

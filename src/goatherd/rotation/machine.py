@@ -164,6 +164,7 @@ class NodeView:
         partners: Ids of the server processes that it says it has synchronized with lately.
         is_partner_unknown: It has a peer of which it cannot say which process that is, or whether it can be reached.
         holds_earlier: Those of `StoreView.leaving` whose introduction by the current root it holds.
+        activity: What its agent is doing with it, as a phrase such as "is being restarted by its agent".
         problem: One line for people, when something could not be seen.
     """
 
@@ -185,6 +186,7 @@ class NodeView:
     without_store: bool = False
     is_bare: bool = False
     holds_earlier: frozenset[str] | None = None
+    activity: str | None = None
     problem: str | None = None
 
     def shows(self, evidence: Evidence, store: StoreView) -> bool:

@@ -8,8 +8,9 @@ How the questions are put so that an unmodified GoatDB 0.5.1 answers them:
 - *Do you hold this commit?* The request's Bloom filter claims to hold everything but a few ids. GoatDB answers with
   whatever that filter lacks: the commit that was asked for, and one in 8192 of all others. So the answer is exact (the
   filter that the server sends back would be wrong at its error rate) and stays small in front of 50 000 sessions.
-- *Who signs?* ``GET /goatherd/v1/identity`` where there is one. Elsewhere an anonymous session is created and the
-  signature of its commit in ``/sys/sessions`` looked at, seldom.
+- *Who signs?* ``GET /goatherd/v1/identity`` where there is one. An agent answers it for its unmodified server, and
+  names a commit by which the server shows it. Elsewhere an anonymous session is created and the signature of its commit
+  in ``/sys/sessions`` looked at, seldom: GoatDB keeps every session permanently.
 - *Has it restarted?* Both answers name the process: one as ``instance``, the other as the commit's connection id.
 
 Rules: no answer, or one that is no answer, is "not known" (None), never "no" and never "yes". Nothing here outlasts
@@ -26,9 +27,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
+from goatherd.client import is_agent_answer
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, GenerationError, GoatherdError, NodeError, NodeRefusedError
-from goatherd.identity.session import OwnedSession, Session
+from goatherd.errors import (
+    DecodeError,
+    GenerationError,
+    GoatherdError,
+    NodeError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    VerificationError,
+)
+from goatherd.identity.session import OwnedSession, Session, verify_commit
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import FlowProbe, NodeView
 from goatherd.rotation.vouching import Sought, signer_of
@@ -47,7 +57,10 @@ _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
 _PROCESS_TRIES: Final = 3
 _SOUGHT_AT_ONCE: Final = 200
+_ASK_SIGNER_AT_LEAST: Final = timedelta(minutes=5)
 _STORE_FAILED: Final = "provider."
+_RECENT: Final = timedelta(days=1)
+_MANY_RECENT: Final = 16
 _PROBE_PAUSE: Final = timedelta(milliseconds=250)
 _LONGEST_ID: Final = 64
 _MANY_PEERS: Final = 256
@@ -110,8 +123,12 @@ class _Memory:
     """What is remembered of one node between two rounds: only how dear a question is, and when it was last put."""
 
     unmodified: bool = False
+    has_agent: bool = False
     signer: str | None = None
     asked_at: float | None = None
+    pause: float = 0
+    was_away: bool = False
+    proven: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +156,9 @@ class _Sight:
     without_store: bool = False
     answers: bool | None = None
     told: _Told | None = None
+    activity: str | None = None
+    is_down: bool = False
+    is_away: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -167,12 +187,12 @@ class Observer:
         bare: Iterable[str] = (),
         org: str = "localhost",
     ) -> None:
+        self._org = org
         self._bare = frozenset(url.rstrip("/") for url in bare)
         self._source = nodes if callable(nodes) else None
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
         self.unknown: str | None = None
         self._clock = clock
-        self._org = org
         self._timeout = timeout.total_seconds()
         self._memory: dict[str, _Memory] = {}
         self._processes: dict[str, dict[str, None]] = {}
@@ -181,7 +201,9 @@ class Observer:
     @property
     def hint(self) -> str | None:
         """What to do about nodes that were seen to be unmodified and are not known to be bare; None without any."""
-        found = [url for url, one in self._memory.items() if one.unmodified and url not in self._bare]
+        found = [
+            url for url, one in self._memory.items() if one.unmodified and not one.has_agent and url not in self._bare
+        ]
         if not found:
             return None
         return (
@@ -235,9 +257,7 @@ class Observer:
         Raises:
             NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
         """
-        message = _message(all_but(commit_ids))
-        (reply,) = await self.nodes[url].batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
-        return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
+        return await _read_held(self.nodes[url], commit_ids, signer, self._clock.now_ms())
 
     async def gather(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
         """Yield those of the commits of ``/sys/sessions`` that each node holds, node by node; nothing is verified.
@@ -264,17 +284,76 @@ class Observer:
         """Whether the nodes are found by asking, rather than listed one by one."""
         return self._source is not None
 
-    async def probe_flow(self, at: str, others: Sequence[str], *, patience: timedelta) -> FlowProbe:
-        """Make an anonymous session at one server, and see which others know it within `patience`.
+    async def probe_flow(
+        self, at: str, others: Sequence[str], *, asker: OwnedSession, patience: timedelta
+    ) -> FlowProbe:
+        """See whether the sessions that the servers have made lately reach all of them within `patience`.
 
-        It works with any GoatDB server: one that has received the session's commit accepts a request signed by that
-        session. What it leaves behind is the session, as every visitor of the cluster leaves one; it expires by itself.
+        Only where none has made one, an anonymous session is made at one server, and the others are asked whether they
+        know it. It works with any GoatDB server; what it leaves behind is the session, which GoatDB keeps permanently.
 
         Args:
-            at: URL of the server that makes the session.
-            others: URLs of the servers that shall learn of it.
-            patience: How long they have for it.
+            at: URL of the server that makes the session, if one is needed.
+            others: URLs of the other servers.
+            asker: A root that the servers trust; the sessions that it has introduced count.
+            patience: How long a session may take to reach the others.
         """
+        recent = await self._find_recent((at, *others), asker)
+        if not recent:
+            return await self._probe_by_session(at, others, patience)
+        until = self._clock.monotonic() + patience.total_seconds()
+        left = [at, *others]
+        while True:
+            async with asyncio.TaskGroup() as group:
+                asked = {url: group.create_task(self._lacking(url, list(recent), asker)) for url in left}
+            lacking = {url: found for url in left if (found := asked[url].result())}
+            left = list(lacking)
+            if not left:
+                return FlowProbe(at=at)
+            if self._clock.monotonic() >= until:
+                missed = next(iter(lacking[left[0]]))
+                return FlowProbe(at=recent[missed], unreached=tuple(url for url in left if missed in lacking[url]))
+            await self._clock.sleep(_PROBE_PAUSE)
+
+    async def _find_recent(self, urls: Sequence[str], asker: OwnedSession) -> dict[str, str]:
+        """Return commits by which `asker` has introduced anonymous sessions lately, and a server that holds each.
+
+        Of a server with many sessions, some are looked at.
+        """
+
+        async def find(url: str) -> list[tuple[float, str]]:
+            node, now_ms = self.nodes[url], self._clock.now_ms()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    (counted,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, now_ms)
+                    size = counted.get("s")
+                    share = _SMALL / size if isinstance(size, int) and size > _SMALL else 1
+                    (reply,) = await node.batch_sync([(SESSIONS, _message(_sample(share)))], asker, now_ms)
+            except (NodeError, TimeoutError):
+                return []
+            oldest_ms = now_ms - _RECENT // timedelta(milliseconds=1)
+            found = [
+                (commit["ts"], commit["id"])
+                for commit in _commits(reply)
+                if _introduces_a_user(commit) and commit["ts"] >= oldest_ms and signer_of(commit) == asker.id
+            ]
+            return sorted(found)[-_MANY_RECENT:]
+
+        async with asyncio.TaskGroup() as group:
+            tasks = {url: group.create_task(find(url)) for url in urls}
+        return {commit_id: url for url, task in tasks.items() for _, commit_id in task.result()}
+
+    async def _lacking(self, url: str, commit_ids: Sequence[str], asker: OwnedSession) -> list[str]:
+        """Return those of the commits that a server does not show; all of them where it does not answer."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                held = await self.held(url, commit_ids, asker)
+        except (KeyError, NodeError, TimeoutError):
+            return list(commit_ids)
+        return [one for one in commit_ids if one not in held]
+
+    async def _probe_by_session(self, at: str, others: Sequence[str], patience: timedelta) -> FlowProbe:
+        """COMPAT: a GoatDB server that holds a session's commit accepts a request that this session has signed."""
         try:
             async with asyncio.timeout(self._timeout):
                 owned, _ = await self.nodes[at].create_session()
@@ -324,8 +403,9 @@ class Observer:
                     answer = await self.nodes[url].identity()
             except (NodeError, TimeoutError):
                 return None  # whether it takes part is for the rotation to see
-            if answer is None:
-                self._memory.setdefault(url, _Memory()).unmodified = True
+            memory = self._memory.setdefault(url, _Memory())
+            memory.has_agent = answer is not None and is_agent_answer(answer)
+            memory.unmodified = answer is None or memory.has_agent
             return answer
 
         await self.call_the_roll()
@@ -347,7 +427,10 @@ class Observer:
                         group.create_task(self._see_earlier(url, question, sight))
         except TimeoutError:
             sight.problems.append(f"no answer within {self._timeout:g} s")
+            sight.is_away = True
         cross, told = question.cross_signature, sight.told
+        if sight.is_away:
+            self._memory.setdefault(url, _Memory()).was_away = True
         if sight.reachable:
             self._processes.setdefault(url, {})
         introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
@@ -370,28 +453,36 @@ class Observer:
             without_store=sight.without_store,
             is_bare=url in self._bare,
             holds_earlier=sight.holds_earlier,
-            problem="; ".join(dict.fromkeys(sight.problems)) or None,
+            activity=sight.activity,
+            # While its agent restarts it, a server is not expected to answer.
+            problem=None if sight.is_down else "; ".join(dict.fromkeys(sight.problems)) or None,
         )
 
     async def _see_identity(self, url: str, question: Question, sight: _Sight) -> None:
         memory = self._memory.setdefault(url, _Memory())
         try:
-            if not memory.unmodified:
+            if not memory.unmodified or memory.has_agent:
                 before_ms = self._clock.now_ms()
                 answer = await self.nodes[url].identity()
                 after_ms = self._clock.now_ms()
                 sight.reachable = True
+                memory.has_agent = answer is not None and is_agent_answer(answer)
+                memory.unmodified = answer is None or memory.has_agent
                 if answer is not None:
-                    signer = answer.get("signer")
-                    sight.signs_with = signer if isinstance(signer, str) else None
                     sight.rejects = _rejection(answer)
                     sight.without_store = _is_without_store(answer)
                     self._note_process(url, answer.get("instance"))
                     if question.answers:
                         # Only before a rotation: what changes at each look would be told anew at each look.
                         sight.told = read_told(answer, before_ms=before_ms, after_ms=after_ms)
+                    if not memory.has_agent:
+                        signer = answer.get("signer")
+                        sight.signs_with = signer if isinstance(signer, str) else None
+                        return
+                    sight.activity, sight.is_down = activity_of(answer), is_down(answer)
+                    if question.signer or question.answers:
+                        sight.signs_with = await self._prove_signer(url, answer, question, memory)
                     return
-                memory.unmodified = True
             if question.signer:
                 sight.signs_with = await self._signer_of_a_new_session(url, question.asker, memory)
                 sight.reachable = True
@@ -468,10 +559,19 @@ class Observer:
         )
 
     async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
+        """Return who signs at a server that says it nowhere, by a new session, as seldom as can be.
+
+        GoatDB keeps that session permanently. Another root signs only after a restart, so the server is asked after it
+        was seen to be away, and otherwise after pauses that grow.
+        """
         now = self._clock.monotonic()
-        if memory.asked_at is not None and now - memory.asked_at < _ASK_SIGNER_EVERY.total_seconds():
+        if memory.asked_at is not None and not memory.was_away and now - memory.asked_at < memory.pause:
             return memory.signer
-        memory.asked_at = now
+        memory.pause = min(
+            _ASK_SIGNER_EVERY.total_seconds() if memory.was_away or not memory.pause else 2 * memory.pause,
+            _ASK_SIGNER_AT_LEAST.total_seconds(),
+        )
+        memory.asked_at, memory.was_away = now, False
         memory.signer = await self._ask_signer(url, asker) or memory.signer
         return memory.signer
 
@@ -482,21 +582,130 @@ class Observer:
         commit's connection id is that of the process, and a new one after each start (formats 6).
         """
         node = self.nodes[url]
-        known: Any = _EMPTY
         try:
-            (before,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, self._clock.now_ms())
-            if isinstance(before.get("s"), int) and before["s"] > _SMALL:
-                # Its own filter, from just before: what it lacks now is new. At this size its error rate is small.
-                known = before.get("f")
+            known = await read_sessions_filter(node, asker, self._clock.now_ms())
         except NodeRefusedError:
-            pass  # a server that does not trust the asker yet is asked for everything
+            known = None  # a server that does not trust the asker yet is asked for everything
         owned, _ = await node.create_session()
-        (reply,) = await node.batch_sync([(SESSIONS, _message(known))], owned, self._clock.now_ms())
-        made = next((commit for commit in _commits(reply) if commit.get("k") == owned.id), None)
+        made = await find_session_commit(node, owned, known, self._clock.now_ms())
         if made is None:
             return None
         self._note_process(url, made.get("cid"))
         return signer_of(made)
+
+    async def _prove_signer(
+        self, url: str, identity: Mapping[str, Any], question: Question, memory: _Memory
+    ) -> str | None:
+        """Return who signs at a server under an agent, by the commit that the agent names; None if it proves nothing.
+
+        The agent has asked its server for a session after the start, and names that session's commit. The server must
+        hold it, and the root that is said to sign must have signed it.
+        """
+        claim = _claim_of(identity)
+        if claim is None or memory.proven == claim:
+            return None if claim is None else claim[2]
+        roots = [one for one in (question.next_root, question.asker) if one is not None]
+        signer = await prove_signer(self.nodes[url], identity, roots, org=self._org, now_ms=self._clock.now_ms())
+        memory.proven = None if signer is None else claim
+        return signer
+
+
+async def prove_signer(
+    node: Node, identity: Mapping[str, Any], roots: Sequence[OwnedSession], *, org: str, now_ms: int
+) -> str | None:
+    """Return the root that signs at a server under an agent, if the server shows what the agent claims; else None.
+
+    Args:
+        node: The server.
+        identity: What its agent has answered.
+        roots: Roots that the server may trust; they ask, and verify the commit that the agent names.
+        org: The organization, which is part of what is signed.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+    """
+    claim = _claim_of(identity)
+    if claim is None:
+        return None
+    _, commit_id, signer = claim
+    try:
+        held = await _read_held(node, [commit_id], roots[0], now_ms)
+    except NodeRefusedError as error:
+        if error.status != 403 or len(roots) == 1:
+            raise
+        held = await _read_held(node, [commit_id], roots[1], now_ms)
+    commit = held.get(commit_id)
+    if commit is None or signer_of(commit) != signer:
+        return None
+    key = next((one.session for one in roots if one.id == signer), None)
+    if key is not None and not _is_signed_by(key, commit, org):
+        return None
+    return signer
+
+
+async def _read_held(
+    node: Node, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int
+) -> dict[str, dict[str, Any]]:
+    (reply,) = await node.batch_sync([(SESSIONS, _message(all_but(commit_ids)))], signer, now_ms)
+    return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
+
+
+async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> Any:
+    """Return a filter with which a server sends few of the sessions that it holds now, and those that come next.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+    """
+    (before,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, now_ms)
+    # Its own filter. At this size its error rate is small; below, everything may be sent.
+    return before.get("f") if isinstance(before.get("s"), int) and before["s"] > _SMALL else _EMPTY
+
+
+async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_ms: int) -> Mapping[str, Any] | None:
+    """Return the commit by which a server has introduced a new session; None where it does not show it.
+
+    Args:
+        node: The server.
+        owned: The session that it has just made.
+        known: What `read_sessions_filter` returned before; None where it could not be read.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+    """
+    for sync_filter in (_EMPTY,) if known in (None, _EMPTY) else (known, _EMPTY):
+        (reply,) = await node.batch_sync([(SESSIONS, _message(sync_filter))], owned, now_ms)
+        for commit in _commits(reply):
+            if commit.get("k") == owned.id:
+                return commit
+    return None
+
+
+def _introduces_a_user(commit: Mapping[str, Any]) -> bool:
+    """Return whether this is the first commit of an anonymous session, as ``POST /auth/session`` makes it."""
+    contents = commit.get("c")
+    record = contents.get("r") if isinstance(contents, Mapping) else None
+    fields = record.get("d") if isinstance(record, Mapping) else None
+    is_whole = isinstance(commit.get("id"), str) and isinstance(commit.get("ts"), int | float) and not commit.get("p")
+    return is_whole and isinstance(fields, Mapping) and fields.get("id") == commit.get("k") and not fields.get("owner")
+
+
+def _is_signed_by(session: Session, raw: Mapping[str, Any], org: str) -> bool:
+    try:
+        verify_commit(session, Commit.from_json(dict(raw), org=org))
+    except (DecodeError, VerificationError):
+        return False
+    return True
+
+
+def _claim_of(identity: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Return the process, the commit and the signer that an agent names; None where it has not asked its server."""
+    agent = identity.get("agent")
+    check = agent.get("leakCheck") if isinstance(agent, Mapping) else None
+    commit_id = check.get("commit") if isinstance(check, Mapping) else None
+    claim = (identity.get("instance"), commit_id, identity.get("signer"))
+    return claim if all(isinstance(one, str) for one in claim) else None  # type: ignore[return-value]
 
 
 def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
@@ -505,6 +714,18 @@ def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
     bits = bytearray(b"\xff" * _FILTER_BYTES)
     for commit_id in commit_ids:
         index = murmur3(commit_id, seed) % (8 * _FILTER_BYTES)
+        bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
+    return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
+
+
+def _sample(share: float) -> dict[str, Any]:
+    """Return the filter that lacks about this share of all commits."""
+    if share >= 1:
+        return _EMPTY
+    (seed,) = new_seeds(1)
+    bits = bytearray(b"\xff" * _FILTER_BYTES)
+    total = 8 * _FILTER_BYTES
+    for index in range(max(1, round(share * total))):  # the seed is new each time, so which bits does not matter
         bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
     return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
 
@@ -539,7 +760,7 @@ def read_told(identity: Mapping[str, Any], *, before_ms: int, after_ms: int) -> 
         identity: The answer to ``GET /goatherd/v1/identity``.
         before_ms, after_ms: Our time when the request was sent and when the answer was there.
     """
-    generation, now_ms, instance = identity.get("generation"), identity.get("nowMs"), identity.get("instance")
+    generation, now_ms = identity.get("generation"), identity.get("nowMs")
     ahead_ms = None
     if type(now_ms) is int:
         ahead_ms = now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
@@ -548,10 +769,39 @@ def read_told(identity: Mapping[str, Any], *, before_ms: int, after_ms: int) -> 
         roots=tuple(_texts(identity.get("roots"))[:_MANY_ROOTS]) if isinstance(identity.get("roots"), list) else None,
         generation=generation if type(generation) is int else None,
         clock_ahead_ms=ahead_ms,
-        instance=instance if isinstance(instance, str) and 0 < len(instance) <= _LONGEST_ID else None,
+        instance=_instance(identity),
         partners=partners,
         is_partner_unknown=is_unknown,
     )
+
+
+def _instance(identity: Mapping[str, Any]) -> str | None:
+    instance = identity.get("instance")
+    return instance if isinstance(instance, str) and 0 < len(instance) <= _LONGEST_ID else None
+
+
+def activity_of(identity: Mapping[str, Any]) -> str | None:
+    """Return what an agent is doing with its server, as a phrase for humans; None while the server simply serves."""
+    agent = identity.get("agent")
+    if not isinstance(agent, Mapping):
+        return None
+    state, pending = agent.get("state"), agent.get("pending")
+    if isinstance(state, str) and state in _ACTIVITIES:
+        return _ACTIVITIES[state]
+    return "waits for its turn to restart" if isinstance(pending, list) and pending else None
+
+
+def is_down(identity: Mapping[str, Any]) -> bool:
+    """Return whether an agent's server is not expected to answer now."""
+    agent = identity.get("agent")
+    return isinstance(agent, Mapping) and agent.get("state") in _ACTIVITIES
+
+
+_ACTIVITIES: Final = {
+    "starting": "is being started by its agent",
+    "restarting": "is being restarted by its agent",
+    "stopped": "has ended; its agent starts it again",
+}
 
 
 def _partners(peers: object) -> tuple[frozenset[str] | None, bool]:
@@ -588,4 +838,6 @@ def _commits(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _note(sight: _Sight, error: NodeError) -> None:
     sight.reachable = sight.reachable or isinstance(error, NodeRefusedError)
+    # A proxy answers 502 to 504 for a server that is away.
+    sight.is_away |= isinstance(error, NodeUnreachableError) or getattr(error, "status", 0) in (502, 503, 504)
     sight.problems.append(str(error))

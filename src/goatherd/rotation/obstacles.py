@@ -230,6 +230,13 @@ def is_of_another_identity(roots: Sequence[str], store_roots: frozenset[str]) ->
 
 def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
     url, urls, root = node.url, (node.url,), store.current_id
+    if node.activity is not None and node.answers is not False:
+        return Obstacle(
+            kind=ObstacleKind.UNREACHABLE,
+            text=f"{url} {node.activity}",
+            hint="Try again when it serves; `goatherd status` shows that.",
+            nodes=urls,
+        )
     if not node.reachable:
         return Obstacle(
             kind=ObstacleKind.UNREACHABLE,
@@ -286,7 +293,7 @@ def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
     elif probe is not None and probe.unreached:
         yield Obstacle(
             kind=ObstacleKind.NO_FLOW,
-            text=f"a session that {probe.at} made did not reach {_names(probe.unreached)}: what one server accepts "
+            text=f"a session at {probe.at} did not reach {_names(probe.unreached)}: what one server accepts "
             "does not reach the others",
             hint=PEER_HINT,
             nodes=(probe.at, *probe.unreached),
@@ -330,8 +337,8 @@ def find_remarks(
     if not flow.is_proven and not flow.is_interrupted and observation.flow is None:
         urls = (*flow.silent, *(url for group in flow.groups for url in group))
         found.append(
-            f"{_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` makes an "
-            "anonymous session at one of them and sees it arrive at the others, as `goatherd doctor` does"
+            f"{_names(urls)} do not say with whom they synchronize: before it writes, `goatherd rotate` checks, like "
+            "`goatherd doctor`, that the sessions made there today are at all of them, and makes one if there are none"
         )
     found += [
         f"label {label!r} is on version {version}: `goatherd retire` does not destroy that version"

@@ -26,6 +26,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import replace
 from typing import Any, Final, Protocol, TypeVar
 
+from goatherd.client import is_agent_answer
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConflictError, DecodeError, IllegalStepError, NodeError, NodeRefusedError, RotationError
 from goatherd.identity import transitions
@@ -247,7 +248,8 @@ class Revoker:
         found: list[str] = []
 
         async def ask(node: RevocableNode) -> None:
-            if await node.identity() is None:
+            answer = await node.identity()
+            if answer is None or is_agent_answer(answer):
                 found.append(node.base_url)
 
         await self._on_each(tuple(self._nodes), ask)
@@ -301,6 +303,8 @@ class Revoker:
         async def look(node: RevocableNode) -> None:
             outcome = self._outcomes[node.base_url]
             answer = await node.identity()
+            if answer is not None and is_agent_answer(answer):
+                answer = None  # the agent follows the revocation; its server believes the root as before
             outcome.problem = None
             outcome.is_unmodified = answer is None
             listed = (answer or {}).get("revoked")

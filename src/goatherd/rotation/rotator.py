@@ -463,8 +463,7 @@ class Rotator:
         Args:
             document, version: What label ``current`` leads to.
             is_probing: Ask the nodes to look at the store where they could not read it, and, where they do not say with
-                whom they synchronize and nothing else stands in the way, make one anonymous session to see whether they
-                do.
+                whom they synchronize and nothing else stands in the way, see whether their sessions reach each other.
             is_restore: Whether it is to be a rotation to an earlier root.
         """
         store = await self._store_view(document, version)
@@ -503,7 +502,9 @@ class Rotator:
         ):
             return observation, document
         at, *others = (*flow.silent, *(url for group in flow.groups for url in group))
-        self._flow = await self._observer.probe_flow(at, others, patience=self.policy.flow_patience)
+        self._flow = await self._observer.probe_flow(
+            at, others, asker=document.current, patience=self.policy.flow_patience
+        )
         return replace(observation, flow=self._flow), document
 
     async def _read_after(

@@ -11,7 +11,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id
-from goatherd.settings.base import DBSettings
+from goatherd.settings.base import DBSettings, SettingsStatus
 from goatherd.wire.commit import new_commit
 from goatherd.wire.log import frame
 from tests.unit.identity.make import NOW, first
@@ -54,6 +54,9 @@ class TestSettings:
         self.failure: Exception | None = None
         self.recalled: tuple[Session, ...] = ()
         self.silence: asyncio.Event | None = None
+        self.status = SettingsStatus(
+            source="test", generation=None, version=None, last_success_ms=NOW, age=None, failures=0, last_refusal=None
+        )
         self._callbacks: list[Callable[[DBSettings], None]] = []
 
     async def __aenter__(self) -> TestSettings:
@@ -75,6 +78,9 @@ class TestSettings:
         if self.failure is not None:
             raise self.failure
         return self.settings
+
+    async def refresh(self) -> bool:
+        return False
 
     def subscribe(self, callback: Callable[[DBSettings], None]) -> Callable[[], None]:
         self._callbacks.append(callback)

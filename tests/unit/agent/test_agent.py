@@ -34,10 +34,11 @@ from goatherd.identity.settings_text import to_settings
 from tests.unit.identity.make import NOW, activated, first, owned, published
 from tests.unit.settings.make import CountingProvider
 
-from .make import TestSettings
+from .make import TestSettings, introduction
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")]
 A, B = owned("a"), owned("b")
+USER = owned("user", owner=None)
 SECOND = timedelta(seconds=1)
 SOON = timedelta(milliseconds=100)
 
@@ -99,7 +100,12 @@ class LiveClient:
 
     async def new_session(self) -> NewSession:
         self._world.asked += 1
-        return NewSession(owned("user", owner=None), (A.session,), self._world.leaked)
+        return NewSession(USER, (A.session,), self._world.leaked)
+
+    async def batch_sync(self, requests: Any, signer: OwnedSession, now_ms: int) -> list[dict[str, Any]]:
+        root = next((one for one in (A, B) if self._world.starts and one.id == self._world.starts[-1]), None)
+        made = [introduction(USER.session, root)] if root is not None and self._world.asked else []
+        return [{"s": len(made), "f": {}, "c": made}]
 
     async def aclose(self) -> None:
         pass

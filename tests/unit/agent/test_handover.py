@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.unit.settings.make import HandClock
 from .make import TestSettings, introduction, write_log
 
 A, B = owned("a"), owned("b")
+USER = owned("user", owner=None)
 
 
 class FakeClient:
@@ -39,6 +41,7 @@ class FakeClient:
         self.leaked: tuple[str, ...] = ()
         self.is_away = False
         self.asked = 0
+        self.signs_with = A
 
     async def answers(self, signer: OwnedSession) -> bool:
         if self.is_away:
@@ -49,7 +52,13 @@ class FakeClient:
         self.asked += 1
         if self.is_away:
             raise NodeUnreachableError("nobody there")
-        return NewSession(owned("user", owner=None), (A.session,), self.leaked)
+        return NewSession(USER, (A.session,), self.leaked)
+
+    async def batch_sync(self, requests: Any, signer: OwnedSession, now_ms: int) -> list[dict[str, Any]]:
+        if self.is_away:
+            raise NodeUnreachableError("nobody there")
+        made = [introduction(USER.session, self.signs_with)] if self.asked else []
+        return [{"s": len(made), "f": {}, "c": made}]
 
     async def aclose(self) -> None:
         pass
@@ -405,6 +414,36 @@ async def test_a_server_that_cannot_be_asked_is_not_one_that_was_asked(kit: Kit)
     assert kit.handover.is_asked
     await kit.handover.write()
     assert not kit.handover.is_asked, "after another start it is asked again"
+
+
+async def test_the_session_of_the_attackers_question_shows_who_signs(kit: Kit) -> None:
+    await kit.handover.write()
+    await kit.handover.ask()
+    assert kit.handover.check is not None
+    assert (kit.handover.check.signer, kit.client.asked) == (A.id, 1)
+    told = kit.handover.describe()
+    assert (told["signer"], told["agent"]["started"], told["agent"]["pending"]) == (A.id, A.id, [])
+    assert told["agent"]["leakCheck"]["commit"] == kit.handover.check.commit_id
+    assert not shows_key(json.dumps(told), A)
+
+
+async def test_a_server_that_starts_again_by_itself_is_asked_who_signs_after_it_was_away(kit: Kit) -> None:
+    """GoatDB keeps every session permanently, so a look each second is not free."""
+    kit.settings.document = activated(0)
+    await kit.handover.write()
+    kit.client.trusts = {A.id, B.id}
+    for _ in range(300):
+        await kit.clock.turn(timedelta(milliseconds=200))
+        await kit.handover.standing()
+        assert not await kit.handover.signs()
+    assert kit.client.asked <= 6, "in a minute"
+    asked = kit.client.asked
+    kit.client.is_away = True
+    await kit.handover.standing()
+    kit.client.is_away, kit.client.signs_with = False, B
+    await kit.handover.standing()
+    assert await kit.handover.signs()
+    assert kit.client.asked == asked + 1
 
 
 async def test_a_short_life_is_told_now_and_then(kit: Kit, told: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +31,14 @@ from goatherd.identity.settings_text import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.cluster.herd import free_ports
+from tests.deadlines import HANG
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving
 from .json_documents import JSONDocuments
 
+ROOT = Path(__file__).parents[3]
 DOWN = "http://127.0.0.1:1"
 """A server that does not answer."""
 
@@ -137,13 +143,43 @@ def damaged_data(stage: Stage) -> None:
     stage.run("data", "repair", data)
 
 
+@contextmanager
+def server_under_agent(stage: Stage) -> Iterator[str]:
+    """Run a server that GoatDB's own could be, under an agent with a door; give the door's URL."""
+    inside, port = free_ports(2)
+    data = str(stage.directory / "unmodified")
+    command = ["run", "--create", "--provider", stage.store, "--data", data, "--door", str(port)]
+    command += ["--url", f"http://127.0.0.1:{inside}", "--", sys.executable, "-m", "tests.cluster.goatlike"]
+    command += ["--path", data, "--port", str(inside)]
+    with (
+        (stage.directory / "agent.log").open("w") as log,
+        subprocess.Popen([sys.executable, "-m", "goatherd", *command], stdout=log, stderr=log, cwd=ROOT) as process,
+    ):
+        try:
+            until = time.monotonic() + HANG
+            while '"leakCheck":{' not in identity_at(port):
+                assert process.poll() is None, (stage.directory / "agent.log").read_text()
+                assert time.monotonic() < until, (stage.directory / "agent.log").read_text()
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def identity_at(port: int) -> str:
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/goatherd/v1/identity") as answer:
+        return str(answer.read())
+    return ""
+
+
 def revocation_with_a_server(stage: Stage) -> None:
     stage.run("init")
     server = stage.start_server()
     stage.documents.check(["serve", "--json"], server.ready)
     node = ("--node", server.url)
     stage.run("rotate", "--to", "published", *node)
-    stage.run("status", *node)
+    with server_under_agent(stage) as agent:
+        stage.run("status", *node, "--node", agent)
     stage.run("rotate", "--resume", *node)
     stage.run("status", *node)
     root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]

@@ -158,6 +158,106 @@ async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a
     assert observer.count_restarts() == {node.base_url: None}
 
 
+async def test_who_signs_is_asked_after_a_restart_was_seen_and_ever_more_seldom_otherwise(make_herd: MakeHerd) -> None:
+    """GoatDB keeps every session permanently, and signs with another root only after a restart."""
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, observer = herd.nodes[0], observer_of(herd)
+    asked = Question(asker=node.document.current, signer=True, answers=True)
+    for _ in range(150):  # five minutes
+        await observer.look(asked)
+        herd.clock.turn(timedelta(seconds=2))
+    assert node.asked["create_session"] <= 7
+    before = node.asked["create_session"]
+    node.faults.cut_off = True
+    await observer.look(asked)
+    node.faults.cut_off = False
+    (view,) = await observer.look(asked)
+    assert (view.signs_with, node.asked["create_session"]) == ("root-a", before + 1)
+
+
+class UnderAgent:
+    """A herd's unmodified node with an agent in front of it, which claims what a test wants it to."""
+
+    def __init__(self, node: HerdNode) -> None:
+        self._node = node
+        self.base_url = node.base_url
+        self.claim: dict[str, Any] = {}
+        self.state = "serving"
+
+    async def identity(self) -> dict[str, Any]:
+        check = {"atMs": 0, "commit": self._node.commits(SESSIONS)[0].id}
+        agent = {"state": self.state, "pending": [], "leakCheck": check}
+        return {"signer": "root-a", "instance": "i1", "generation": 1, "agent": agent, **self.claim}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
+
+
+async def under_agent(herd: Herd) -> UnderAgent:
+    node = herd.nodes[0]
+    if not node.commits(SESSIONS):
+        await node.create_session()
+    node.asked.clear()
+    return UnderAgent(node)
+
+
+async def test_a_server_under_an_agent_shows_its_signer_without_a_session(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = await under_agent(herd)
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    for _ in range(3):
+        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        assert (view.signs_with, view.is_unmodified, view.activity) == ("root-a", True, None)
+    assert node.asked["create_session"] == 0
+    assert node.asked["batch_sync"] == 1, "once for each start of the server"
+    assert observer.count_restarts() == {node.base_url: 0}
+    assert observer.hint is None, "it is restarted"
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"signer": "root-b"},
+        {"agent": {"leakCheck": {"atMs": 0, "commit": "nothing"}}},
+        {"agent": {"leakCheck": None}},
+        {"agent": {"leakCheck": {"commit": 1}}},
+        {"signer": None},
+        {"instance": None},
+    ],
+)
+async def test_what_an_agent_claims_and_its_server_does_not_show_is_not_known(
+    make_herd: MakeHerd, claim: dict[str, Any]
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = await under_agent(herd)
+    node.claim = claim
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+    assert view.signs_with is None
+
+
+async def test_a_commit_that_another_root_has_signed_in_the_name_of_the_signer_proves_nothing(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = await under_agent(herd)
+    commit = node.commits(SESSIONS)[0]
+    herd.nodes[0]._logs[SESSIONS][commit.id] = replace(commit, ts=commit.ts + 1)  # what was signed is something else
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+    assert view.signs_with is None
+
+
+async def test_a_server_that_its_agent_restarts_is_not_in_trouble(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = await under_agent(herd)
+    node.state = "restarting"
+    node._node.faults.cut_off = True
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2))  # type: ignore[list-item]
+    (view,) = await observer.look(Question(asker=node.document.current, signer=True, answers=True))
+    assert (view.reachable, view.problem, view.activity) == (True, None, "is being restarted by its agent")
+
+
 @pytest.mark.parametrize(
     ("answer", "rejects"),
     [

@@ -111,11 +111,38 @@ async def test_where_servers_do_not_say_with_whom_they_synchronize_a_session_sho
     assert not any(node.asked["create_session"] for node in herd.nodes), "a plan leaves nothing behind"
     part(herd, [0, 1], [2])
     before = await document_of(herd)
-    with pytest.raises(ObstructedError, match="session that http://node-0 made did not reach http://node-2"):
+    with pytest.raises(ObstructedError, match="a session at http://node-0 did not reach http://node-2"):
         await rotator_for(herd, policy=policy).rotate()
     assert await document_of(herd) == before
     part(herd, [0, 1, 2])
     assert (await rotator_for(herd, policy=policy).rotate()).outcome is Outcome.ROTATED
+
+
+async def test_where_sessions_were_made_lately_they_show_it_and_none_is_made_for_it(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=3, clients=0, unmodified=[0, 1, 2])
+    policy = replace(POLICY, bare=frozenset(node.base_url for node in herd.nodes))
+    for node in herd.nodes:
+        await node.create_session()
+    part(herd, [0, 1], [2])
+    await herd.spread()
+    with pytest.raises(ObstructedError, match="a session at http://node-2 did not reach http://node-0 and"):
+        await rotator_for(herd, policy=policy).rotate()
+    assert all(node.asked["create_session"] == 1 for node in herd.nodes)
+    part(herd, [0, 1, 2])
+    assert (await rotator_for(herd, policy=policy).rotate(to_phase=Phase.PUBLISHED)).outcome is Outcome.REACHED
+    assert all(node.asked["create_session"] == 2 for node in herd.nodes), "once more each, to tell a restart later"
+
+
+async def test_a_session_of_long_ago_shows_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0, unmodified=[0, 1])
+    policy = replace(POLICY, bare=frozenset(node.base_url for node in herd.nodes))
+    await herd.nodes[0].create_session()
+    await herd.spread()
+    herd.clock.turn(timedelta(days=2))
+    part(herd, [0], [1])
+    with pytest.raises(ObstructedError, match="a session at http://node-0 did not reach http://node-1"):
+        await rotator_for(herd, policy=policy).rotate()
+    assert herd.nodes[0].asked["create_session"] == 2
 
 
 async def test_servers_that_say_with_whom_they_synchronize_are_left_without_a_session(make_herd: MakeHerd) -> None:

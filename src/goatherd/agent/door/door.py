@@ -18,14 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from goatherd.agent.door.exchange import Renaming
 from goatherd.agent.door.index import Indexes
 from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.listener import Listener
-from goatherd.agent.door.proxy import Proxy
+from goatherd.agent.door.proxy import Answerer, Proxy
 from goatherd.agent.door.rules import Rule
 from goatherd.agent.door.trust import Trust
 from goatherd.agent.door.upstream import Upstream
@@ -70,6 +70,17 @@ class DoorStatus:
         """How many private keys the child tried to give away: each is burnt, and to be revoked."""
         return self.stopped.get(Rule.PRIVATE_KEY, 0)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as data: numbers only."""
+        return {
+            "passedOn": self.handed_on,
+            "stopped": {rule.value: count for rule, count in sorted(self.stopped.items()) if count},
+            "connections": self.connections,
+            "requests": self.requests,
+            "sessions": self.sessions,
+            "blind": self.is_blind,
+        }
+
 
 class Door:
     """A verifying reverse proxy in front of one GoatDB server.
@@ -88,6 +99,7 @@ class Door:
         forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` tells the caller.
         clock: The time.
         threads: Threads for signatures; one per core by default.
+        own: Answers requests below ``/goatherd/v1/``, which never reach the child; by default they are 404.
 
     Raises:
         ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
@@ -107,7 +119,9 @@ class Door:
         forwarded_by: Iterable[str] = (),
         clock: Clock | None = None,
         threads: int | None = None,
+        own: Answerer | None = None,
     ) -> None:
+        self._own = own
         self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
         self._limits = limits or Limits()
         self._private = private
@@ -190,6 +204,7 @@ class Door:
             forwarded_by=self._forwarded_by,
             renaming=self._renaming(),
             report=self._report,
+            own=self._own,
         )
         try:
             await self._listener.start()

@@ -361,6 +361,12 @@ class Exchange:
         self.has_started = True
         await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def give(self, status: int, body: bytes) -> None:
+        """Send an answer that is not the server's: JSON, or nothing."""
+        fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        await self.start(status, [*fields, *([(b"content-type", b"application/json")] if body else [])])
+        await self.finish(body)
+
     async def finish(self, body: bytes) -> None:
         """Send the last of the body."""
         await self._put({"type": "http.response.body", "body": body})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -73,7 +73,11 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
 
 Scope = MutableMapping[str, Any]
+Answerer = Callable[[str, str, str, str], Awaitable[tuple[int, bytes]]]
+"""Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""
 
+OWN_PREFIX: Final = "/goatherd/v1/"
+"""Paths below it are Goatherd's own, and are never passed to the child."""
 BIG_BODY: Final = 64 * 1024
 MANY_COMMITS: Final = 4
 """From so many commits on, the request's own signature is checked before them: it costs as much as one of them."""
@@ -110,6 +114,7 @@ class Proxy:
         forwarded_by: Proxies in front of the door, whose ``X-Forwarded-For`` counts.
         renaming: What the child's headers become.
         report: Told of each thing that was stopped: the rule, and why.
+        own: Answers what is not the child's to answer; nothing of the kind is there when None.
     """
 
     def __init__(
@@ -125,7 +130,9 @@ class Proxy:
         forwarded_by: tuple[Network, ...],
         renaming: Renaming,
         report: Callable[[Rule, str], None],
+        own: Answerer | None = None,
     ) -> None:
+        self._own = own
         self.limits = limits
         self._upstream = upstream
         self._trusts = tuple(trusts)
@@ -220,6 +227,8 @@ class Proxy:
 
     async def _judge(self, exchange: Exchange) -> None:
         method, path = exchange.method, exchange.path
+        if path.startswith(OWN_PREFIX):
+            return await self._answer_own(exchange)
         if method == "POST":
             if path == "/batch-sync":
                 return await self._batch_sync(exchange)
@@ -230,6 +239,20 @@ class Proxy:
         elif method == "GET" and path == "/auth/temp-login":
             self._login_token(exchange)
         return await self._pass(exchange)
+
+    async def _answer_own(self, exchange: Exchange) -> None:
+        """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
+        share = Share(self._budget)
+        try:
+            await exchange.body(self.limits, share)  # which says nothing; left unread, it would be the next request
+        finally:
+            share.give_back()
+        status, body = 404, b""
+        if self._own is not None:
+            query = exchange.target.partition(b"?")[2].decode("latin-1")
+            signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
+            status, body = await self._own(exchange.method, exchange.path, query, signature)
+        await exchange.give(status, body)
 
     async def _pass(self, exchange: Exchange) -> None:
         """Hand on what is not judged; only private keys in JSON are made unreadable."""

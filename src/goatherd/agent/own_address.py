@@ -1,0 +1,126 @@
+"""An address of the agent's own, for a server without a door: its status, and the server behind it for our tools.
+
+Not a door: it judges nothing. It answers what is the agent's own and passes on what ``goatherd status``, ``doctor`` and
+``rotate`` ask of any GoatDB server; anything else is 404.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final
+
+from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
+from goatherd.agent.door.limits import Limits
+from goatherd.agent.door.listener import CONNECTION, Listener
+from goatherd.agent.door.proxy import OWN_PREFIX, Answerer
+from goatherd.agent.door.rules import RefusedError, Rule, check_headers, check_target
+from goatherd.agent.door.upstream import LostError, Upstream
+from goatherd.errors import ConfigurationError, NodeUnreachableError
+
+_PASSED_ON: Final = frozenset({("POST", "/batch-sync"), ("POST", "/auth/session"), ("GET", "/healthy")})
+_GRACE: Final = timedelta(seconds=5)
+
+Scope = MutableMapping[str, Any]
+
+
+class OwnAddress:
+    """Listens for the agent. An async context manager.
+
+    Args:
+        upstream: The server's URL.
+        answer: Answers what is the agent's own.
+        host: Address to listen on.
+        port: The port; 0 takes a free one.
+
+    Raises:
+        ConfigurationError: The server itself is at that address.
+    """
+
+    def __init__(self, *, upstream: str, answer: Answerer, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._upstream = Upstream(upstream)
+        if self._upstream.is_at(host, port):
+            raise ConfigurationError(
+                f"the server and its agent cannot both be at port {port}", hint="Give --agent-port another port."
+            )
+        self._answer = answer
+        self._limits = Limits()
+        self._budget = Budget(self._limits.buffered_bytes)
+        self._renaming = Renaming(self._upstream.names, None)
+        self._listener = Listener(
+            self._app, host, port, limits=self._limits, on_slow=lambda: None, on_full=lambda: None
+        )
+
+    @property
+    def url(self) -> str:
+        """``http://<host>:<port>``, once open."""
+        return self._listener.url
+
+    async def __aenter__(self) -> OwnAddress:
+        await self._listener.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._listener.stop(_GRACE)
+        await self._upstream.aclose()
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        raw_path: bytes = scope["raw_path"]
+        query: bytes = scope["query_string"]
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        exchange = Exchange(
+            method=scope["method"],
+            path="",
+            target=raw_path + b"?" + query if query else raw_path,
+            headers=headers,
+            found=dict(headers),
+            address="",
+            caller=scope.get(CONNECTION),
+            receive=receive,
+            send=send,
+            renaming=self._renaming,
+        )
+        with suppress(GoneError):
+            try:
+                exchange.found = check_headers(headers)
+                exchange.path = check_target(raw_path)
+                await self._dispatch(exchange, query)
+            except RefusedError as refused:
+                await self._refuse(exchange, refused)
+            except (LostError, NodeUnreachableError, TimeoutError) as error:
+                await self._refuse(exchange, RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+            finally:
+                exchange.end()
+
+    async def _dispatch(self, exchange: Exchange, query: bytes) -> None:
+        share = Share(self._budget)
+        try:
+            body = await exchange.body(self._limits, share)
+            if exchange.path.startswith(OWN_PREFIX):
+                signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
+                status, answer = await self._answer(exchange.method, exchange.path, query.decode("latin-1"), signature)
+                await exchange.give(status, answer)
+                return
+            if (exchange.method, exchange.path) not in _PASSED_ON:
+                await exchange.give(404, b"")
+                return
+            patience = self._limits.answer_timeout.total_seconds()
+            connection = await exchange.hand_on(self._upstream, body, patience)
+        finally:
+            share.give_back()
+        try:
+            await exchange.answer(connection, None, patience)
+        finally:
+            self._upstream.release(connection)
+
+    @staticmethod
+    async def _refuse(exchange: Exchange, refused: RefusedError) -> None:
+        if not exchange.has_started:
+            await exchange.start(refused.status, refusal_headers(refused))
+            await exchange.finish(b"")

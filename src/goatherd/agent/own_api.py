@@ -1,0 +1,89 @@
+"""What the agent answers for its server, at the endpoints that a Goatherd server has: who signs, and look at the store.
+
+What it is not: no listener. The door answers with it, or `goatherd.agent.own_address` where there is no door. Rules:
+ids, numbers and short words only, built one by one and never from a document; nothing of it reaches the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+from goatherd.agent.handover import Handover
+from goatherd.clock import Clock
+from goatherd.errors import VerificationError
+from goatherd.trust import TrustPool
+from goatherd.wire.encoding import to_json_bytes
+
+
+class Figures(Protocol):
+    """What is in front of the server; a `goatherd.agent.door.DoorStatus` is one."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class OwnAPI:
+    """Answers for an agent's server.
+
+    Args:
+        handovers: One for each organization; the first one answers for a request that names none.
+        describe: Returns what the agent does with the server now, as JSON.
+        clock: The time.
+
+    Attributes:
+        figures: Returns what the door has done so far; None without a door.
+    """
+
+    def __init__(
+        self, handovers: Sequence[Handover], *, describe: Callable[[], Mapping[str, Any]], clock: Clock
+    ) -> None:
+        self._handovers = {handover.org: handover for handover in handovers}
+        self._first = handovers[0]
+        self._describe = describe
+        self._clock = clock
+        self.figures: Callable[[], Figures] | None = None
+
+    async def answer(self, method: str, path: str, query: str, signature: str) -> tuple[int, bytes]:
+        """Answer a request below ``/goatherd/v1/``."""
+        handover = self._first
+        if wanted := parse_qs(query).get("org"):
+            found = self._handovers.get(wanted[0])
+            if found is None:
+                return 404, b""
+            handover = found
+        if method == "GET" and path == "/goatherd/v1/identity":
+            return 200, to_json_bytes(self._identity(handover))
+        if method == "POST" and path == "/goatherd/v1/refresh":
+            return await self._refresh(handover, signature)
+        return 404, b""
+
+    def _identity(self, handover: Handover) -> dict[str, Any]:
+        agent = dict(self._describe())
+        instance = agent.pop("instance")
+        told = handover.describe()
+        figures = None if self.figures is None else self.figures().to_json()
+        return {
+            **told,
+            "instance": instance,
+            "nowMs": self._clock.now_ms(),
+            "agent": {**agent, **told["agent"], "door": figures},
+        }
+
+    async def _refresh(self, handover: Handover, signature: str) -> tuple[int, bytes]:
+        """Read the store now, if a root asks."""
+        document = handover.document
+        pool = TrustPool(
+            org=handover.org,
+            current=document.current,
+            roots=document.roots,
+            revoked=[one.id for one in document.revoked],
+        )
+        try:
+            session = pool.verify_request(signature, self._clock.now_ms())
+        except VerificationError:
+            return 403, b""
+        if not session.is_root:
+            return 403, b""
+        has_changed = await handover.refresh()
+        return 200, to_json_bytes({"generation": handover.document.generation, "changed": has_changed})

@@ -1,0 +1,169 @@
+"""What an agent answers for its server: at the door, and at an address of its own; never by the server's word."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.agent.door import Door, Trust
+from goatherd.agent.own_address import OwnAddress
+from goatherd.agent.own_api import OwnAPI
+from goatherd.client import NodeClient, is_agent_answer
+from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.testing.upstream_child import UpstreamChild
+from tests.cluster.door_world import Standing
+from tests.unit.goats import ORG, root
+from tests.unit.identity.make import activated, first, owned, shows_key
+from tests.unit.settings.make import HandClock
+
+from .test_handover import Kit
+
+A = root("root-a")
+
+
+class Told:
+    """An agent's own answer that a test can see being asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+
+    async def answer(self, method: str, path: str, query: str, signature: str) -> tuple[int, bytes]:
+        self.asked.append((method, path, query))
+        if path != "/goatherd/v1/identity":
+            return 404, b""
+        return 200, json.dumps({"signer": None, "agent": {"state": "serving"}}).encode()
+
+
+@contextlib.asynccontextmanager
+async def fronts(told: Told | None) -> AsyncIterator[tuple[UpstreamChild, Door, OwnAddress]]:
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock) as child:
+        trust = Trust(org=ORG, identity=first(), clock=clock)
+        door = Door(upstream=child.url, trust=trust, clock=clock, own=None if told is None else told.answer)
+        own = OwnAddress(upstream=child.url, answer=(told or Told()).answer)
+        async with door, own:
+            yield child, door, own
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["the door", "the agent's own address"])
+async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
+    told = Told()
+    async with fronts(told) as (child, *addresses), httpx2.AsyncClient(verify=False) as http:
+        url = addresses[which].url
+        async with NodeClient(url, org=ORG) as client:
+            answer = await client.identity()
+            assert answer is not None
+            assert is_agent_answer(answer)
+        for path in ("/goatherd/v1/identity", "/Goatherd/V1/identity", "/goatherd/v1/anything", "/goatherd/v1/"):
+            for method in ("GET", "POST", "PUT"):
+                found = await http.request(method, url + path, content=b"x" if method != "GET" else None)
+                assert found.status_code == (200 if path.lower().endswith("identity") else 404)
+        assert told.asked[0] == ("GET", "/goatherd/v1/identity", f"org={ORG}")
+        assert not [one for one in child.reached if "goatherd" in one[1].lower()]
+
+
+async def test_a_door_without_an_agent_lets_no_server_speak_for_one() -> None:
+    async with fronts(None) as (child, door, _), NodeClient(door.url) as client:
+        assert await client.identity() is None
+        assert not [one for one in child.reached if "goatherd" in one[1]]
+
+
+async def test_the_agents_own_address_passes_on_what_our_tools_ask_of_a_server_and_nothing_else() -> None:
+    async with fronts(Told()) as (child, _, own), NodeClient(own.url) as client, httpx2.AsyncClient() as http:
+        new = await client.new_session()
+        assert await client.answers(new.owned, child.clock.now_ms())
+        assert await client.healthy()
+        for method, path in (("GET", "/app.js"), ("POST", "/auth/send-login-email"), ("GET", "/auth/temp-login?t=x")):
+            assert (await http.request(method, own.url + path)).status_code == 404
+        assert {path for _, path, _ in child.reached} <= {"/auth/session", "/batch-sync", "/healthy"}
+        child._listener.close()  # type: ignore[union-attr]
+        with pytest.raises(NodeRefusedError, match="503"):
+            await client.new_session()
+
+
+def test_the_agents_own_address_is_not_the_servers() -> None:
+    with pytest.raises(ConfigurationError, match="8080"):
+        OwnAddress(upstream="http://127.0.0.1:8080", answer=Told().answer, port=8080)
+
+
+def api(kits: list[Kit], **state: Any) -> OwnAPI:
+    told = {"instance": "i", "state": "serving", "restarts": 0, **state}
+    return OwnAPI([kit.handover for kit in kits], describe=lambda: told, clock=HandClock())
+
+
+async def identity(own: OwnAPI, query: str = "") -> dict[str, Any]:
+    status, body = await own.answer("GET", "/goatherd/v1/identity", query, "")
+    assert status == 200
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_does(tmp_path: Any) -> None:
+    document = activated(first())
+    kit = Kit(tmp_path, document)
+    own = api([kit], restarts=3)
+    before = await identity(own)
+    assert (before["signer"], before["agent"]["started"], before["agent"]["leakCheck"]) == (None, None, None)
+    await kit.handover.write()
+    kit.client.trusts.add(document.current.id)
+    kit.client.signs_with = document.current
+    await kit.handover.ask()
+    told = await identity(own)
+    assert told["signer"] == told["agent"]["started"] == document.current.id
+    assert (told["generation"], told["phase"], told["instance"]) == (document.generation, "activated", "i")
+    assert set(told["roots"]) == {one.id for one in document.roots}
+    assert (told["agent"]["state"], told["agent"]["restarts"], told["agent"]["door"]) == ("serving", 3, None)
+    assert not shows_key(json.dumps(told), document.current, owned("a"))
+
+
+async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_path: Any) -> None:
+    kit = Kit(tmp_path, first())
+    await kit.handover.write()
+    kit.settings.document = activated(first())
+    told = await identity(api([kit]))
+    assert told["generation"] == first().generation < kit.settings.document.generation
+    assert told["agent"]["pending"] == [f"root {owned('b').id} signs in place of {owned('a').id}"]
+
+
+async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
+    kits = [Kit(tmp_path / name, first()) for name in ("one", "two")]
+    kits[1].handover.org = "other"
+    own = api(kits)
+    assert (await identity(own))["org"] == (await identity(own, "org=localhost"))["org"] == "localhost"
+    assert (await identity(own, "org=other"))["org"] == "other"
+    assert await own.answer("GET", "/goatherd/v1/identity", "org=nobody", "") == (404, b"")
+
+
+async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
+    from goatherd.identity.session import sign_request
+
+    kit = Kit(tmp_path, first())
+    own = OwnAPI([kit.handover], describe=dict, clock=kit.clock)
+    now_ms = kit.clock.now_ms()
+
+    async def ask(header: str) -> int:
+        return (await own.answer("POST", "/goatherd/v1/refresh", "", header))[0]
+
+    assert await ask(sign_request(owned("a"), now_ms=now_ms, nonce="n" * 24)) == 200
+    for header in (
+        "",
+        "nonsense",
+        sign_request(owned("b"), now_ms=now_ms, nonce="n" * 24),
+        sign_request(owned("a"), now_ms=now_ms - 600_000, nonce="n" * 24),
+    ):
+        assert await ask(header) == 403
+
+
+async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:
+    """The agent answers while its server is down: that is when its state matters."""
+    kit = Kit(tmp_path, first())
+    await kit.handover.write()
+    kit.client.is_away = True
+    with pytest.raises(NodeUnreachableError):
+        await kit.client.answers(owned("a"))
+    assert (await identity(api([kit], state="restarting")))["agent"]["state"] == "restarting"
