@@ -93,6 +93,8 @@ class Event(StrEnum):
     """The server has ended by itself."""
     AGENT_KILLED = "agent.killed"
     """The server did not stop when it was asked to, and was killed."""
+    AGENT_CUT_OFF = "agent.cut_off"
+    """The server has no handler for the signal that stops it; reported once."""
     AGENT_LEFTOVER = "agent.leftover"
     """An agent before this one was killed; what it left behind was taken over, its server stopped."""
     AGENT_CHANGE = "agent.change"
@@ -147,6 +149,9 @@ class Event(StrEnum):
     """A door listens in front of a server."""
     DOOR_STOPPED = "door.stopped"
     """A door has stopped something by this rule; at most one line a minute for each, with the count so far."""
+    DOOR_SERVER_AWAY = "door.server_away"
+    """The server behind a door does not answer, or is being restarted; callers get 503 and come again. At most one line
+    a minute, with the count so far."""
     DOOR_CREATIONS_JOINED = "door.creations_joined"
     """Several clients created one key at the same time; the door gave the first creation a child, so that the server
     merges them."""

@@ -135,13 +135,17 @@ class Agent:
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
         self._passed_on: set[int] = set()
+        self._is_cut_off_told = False
         self._state = ServerState.STARTING
         self._instance = new_id()
         self._starts = 0
         self.owns_files = False
 
     async def run(self) -> int:
-        """Run to the end and return the exit code: the child's own, or 128 and the signal that ended it.
+        """Run to the end and return the exit code.
+
+        It is 0 after a clean stop: somebody asked for it, and the server ended by itself or by the signal that it was
+        sent. Otherwise it is the server's own, or 128 and the signal that ended it.
 
         Raises:
             IdentityError, ProviderError, SettingsError: There is no identity to start a server with. None was started.
@@ -149,13 +153,19 @@ class Agent:
             AgentError: The server does not read its file, or cannot be started.
         """
         with self._signals():
-            async with contextlib.AsyncExitStack() as stack:
-                if not await self._begun(stack):
-                    return self._code_without_child()
-                if self._front is not None:
-                    own = OwnAPI(self._handovers, describe=self.describe, clock=self._clock)
-                    await stack.enter_async_context(self._front(self._handovers, own))
-                return await self._until_the_end()
+            code = await self._run()
+        if self._stop_number is not None and self._supervisor is not None and self._supervisor.has_stopped(code):
+            return 0
+        return code
+
+    async def _run(self) -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            if not await self._begun(stack):
+                return 0
+            if self._front is not None:
+                own = OwnAPI(self._handovers, describe=self.describe, clock=self._clock)
+                await stack.enter_async_context(self._front(self._handovers, own))
+            return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Have it end: the child gets the signal now. A second call passes the signal on again."""
@@ -172,9 +182,6 @@ class Agent:
         self._passed_on.add(number)
         if self._supervisor is not None:
             self._supervisor.send(number)
-
-    def _code_without_child(self) -> int:
-        return 128 + (self._stop_number or signal.SIGTERM) if self._supervisor is not None else 0
 
     # --- begin and end ----------------------------------------------------------------------------------------------
 
@@ -225,7 +232,7 @@ class Agent:
             code = await self._end(grace)
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
-        return code if code is not None else self._code_without_child()
+        return 0 if code is None else code
 
     async def _end(self, grace: timedelta | None) -> int | None:
         """Stop the child, then remove what it was given. Beside somebody else's server, everything stays."""
@@ -539,8 +546,18 @@ class Agent:
                 await handover.ask()
 
     def _tell_killed(self) -> None:
-        if self._supervisor is not None and self._supervisor.was_killed:
+        """Report a server that did not stop cleanly: one that was killed, and once one that does not handle SIGTERM."""
+        if self._supervisor is None:
+            return
+        if self._supervisor.was_killed:
             _log.error(event_text(Event.AGENT_KILLED, message="the server did not stop when it was asked to"))
+        elif self._supervisor.was_cut_off and not self._is_cut_off_told:
+            self._is_cut_off_told = True
+            text = (
+                "the server does not handle the signal that stops it, so it ends in the middle of its requests and may"
+                " lose what it has not written yet: have the application handle it and call GoatDB's stop()"
+            )
+            _log.warning(event_text(Event.AGENT_CUT_OFF, message=text))
 
 
 async def take_over(claim: Claim, grace: timedelta, clock: Clock) -> None:

@@ -44,6 +44,11 @@ class OwnAPI:
         self._clock = clock
         self.figures: Callable[[], Figures] | None = None
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the server is not expected to answer, because its agent starts it or restarts it."""
+        return self._describe().get("state") in ("starting", "restarting")
+
     async def answer(self, method: str, path: str, query: str, signature: str) -> tuple[int, bytes]:
         """Answer a request below ``/goatherd/v1/``."""
         handover = self._first

@@ -91,6 +91,8 @@ class Supervisor:
         self.asked: set[int] = set()
         """The signals that were sent to the child that runs, or ran last."""
         self.was_killed = False
+        self.was_cut_off = False
+        """Whether the child that ran last was ended by a signal that it was sent, without handling it."""
 
     @property
     def is_running(self) -> bool:
@@ -115,7 +117,7 @@ class Supervisor:
         """
         if self.is_running:
             raise RuntimeError("a child runs already")
-        self.asked, self.was_killed = set(), False
+        self.asked, self.was_killed, self.was_cut_off = set(), False, False
         self._starting = asyncio.ensure_future(self._spawn())
         # Not cut short by a cancellation: a child that nobody knows of would never be stopped.
         await asyncio.shield(self._starting)
@@ -133,9 +135,9 @@ class Supervisor:
             raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
         self._ending = asyncio.ensure_future(self._reap(self._process))
 
-    @staticmethod
-    async def _reap(process: asyncio.subprocess.Process) -> int:
+    async def _reap(self, process: asyncio.subprocess.Process) -> int:
         returned = await process.wait()
+        self.was_cut_off = -returned in self.asked
         # Once, and at once: later the number may be somebody else's.
         _kill_group(process.pid)
         return exit_code(returned)
@@ -146,6 +148,10 @@ class Supervisor:
         if self._process is not None and self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    def has_stopped(self, code: int) -> bool:
+        """Return whether this exit code is that of a child that has done what it was asked to: stop."""
+        return not self.was_killed and (code == 0 or code - 128 in self.asked)
 
     async def wait(self) -> int:
         """Return the child's exit code once it has ended, with everything that it started."""

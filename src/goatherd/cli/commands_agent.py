@@ -213,7 +213,8 @@ def run(
     Writes the settings.json that the server expects, in memory with a link where it looks, and starts COMMAND. When the
     identity changes, the server is restarted, one node of the cluster at a time; if it does not come up with the new
     root, it gets the one before. After every start it is asked what an attacker would ask, and is stopped if it gives
-    its private key away. Ends with the server's exit code, or 128 and the signal's number.
+    its private key away. Ends with 0 after SIGTERM or Ctrl-C if the server stopped as asked, and otherwise with the
+    server's exit code, or 128 and the number of the signal that ended it.
 
     With --door a verifying proxy stands in front of the server; see `goatherd door`.
     """

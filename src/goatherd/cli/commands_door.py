@@ -143,6 +143,7 @@ def front(
             private=private,
             forwarded_by=forwarded_by,
             own=own.answer,
+            is_restarting=lambda: own.is_down,
         )
         own.figures = lambda: made.status
         sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())

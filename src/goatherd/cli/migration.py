@@ -148,12 +148,14 @@ class Outcome:
             found.append(f"  read back from {self.store}: it is the identity of {self.settings}")
         found += [f"  {note}" for note in self.notes]
         if self.in_log:
-            found.append(f"  {self.in_log} trusted user sessions stand in the server's /sys/sessions log already")
+            sessions = "session is" if self.in_log == 1 else "sessions are"
+            found.append(f"  {self.in_log} trusted user {sessions} in the server's /sys/sessions log already")
         if self.written:
-            would = "would be" if self.dry_run else "were"
-            found.append(f"  {len(self.written)} {would} written there: {' '.join(self.written)}")
+            done = "would be" if self.dry_run else "was" if len(self.written) == 1 else "were"
+            found.append(f"  {len(self.written)} {done} written there: {' '.join(self.written)}")
         if self.missing:
-            found.append(f"  {len(self.missing)} stand in no log: {' '.join(self.missing)}")
+            is_in = "is" if len(self.missing) == 1 else "are"
+            found.append(f"  {len(self.missing)} {is_in} in no log: {' '.join(self.missing)}")
         return found
 
 

@@ -63,6 +63,8 @@ CHILD = """
         note(root)
     if order == "reads again":
         signal.signal(signal.SIGHUP, hup)
+    if order.startswith("stops with"):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(order[11:])))
     if order.startswith("exits"):
         note("exit")
         sys.exit(int(order[6:]))
@@ -231,9 +233,48 @@ async def test_an_agent_that_is_told_to_stop_stops_the_child_first_and_leaves_no
         assert world.file.link.is_symlink()
         assert world.agent is not None
         world.agent.stop(signal.SIGTERM)
-        assert await task == 143
+        assert await task == 0
     assert left(world) == []
     assert not world.supervisor.is_running
+
+
+@pytest.mark.parametrize(
+    ("order", "number", "code", "is_cut_off"),
+    [
+        ("", signal.SIGTERM, 0, True),
+        ("", signal.SIGINT, 0, True),
+        ("stops with 0", signal.SIGTERM, 0, False),
+        ("stops with 143", signal.SIGTERM, 0, False),
+        ("stops with 7", signal.SIGTERM, 7, False),
+    ],
+)
+async def test_a_clean_stop_is_exit_code_0_and_what_the_server_does_badly_is_named(
+    world: World, told: pytest.LogCaptureFixture, order: str, number: int, code: int, is_cut_off: bool
+) -> None:
+    world.order(any=order)
+    async with world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        assert world.agent is not None
+        world.agent.stop(number)
+        assert await task == code
+    assert told.text.count("agent.cut_off") == is_cut_off
+
+
+async def test_a_server_without_a_handler_is_named_once_however_often_it_is_restarted(
+    world: World, told: pytest.LogCaptureFixture
+) -> None:
+    async with world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(activated())
+        await world.seen(A.id, B.id)
+        await world.until(lambda: world.asked > 1)
+        assert told.text.count("agent.cut_off") == 1
+        assert world.agent is not None
+        world.agent.stop()
+        assert await task == 0
+    assert told.text.count("agent.cut_off") == 1
 
 
 async def test_an_agent_that_is_told_to_stop_before_the_store_has_answered_starts_nothing(world: World) -> None:
@@ -241,7 +282,7 @@ async def test_an_agent_that_is_told_to_stop_before_the_store_has_answered_start
     async with world.running() as task:
         await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert await task == 143
+        assert await task == 0
     assert world.starts == []
     assert left(world) == []
 
@@ -570,7 +611,7 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_leas
             await world.seen(A.id, f"hung {B.id}")
             assert world.agent is not None
             world.agent.stop()
-            assert await task == 143
+            assert await task == 0
         async with asyncio.timeout(30), Lease(provider, here, holder="other", poll=SOON).hold():
             pass
     assert left(world) == []

@@ -414,7 +414,7 @@ def test_a_second_agent_on_the_same_data_is_refused_and_the_first_one_goes_on(
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.returncode == 0, "a clean stop"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.agent.door import Door, Trust
+from goatherd.agent.door import Door, Rule, Trust
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.client import NodeClient, is_agent_answer
@@ -84,6 +84,28 @@ async def test_the_agents_own_address_passes_on_what_our_tools_ask_of_a_server_a
         child._listener.close()  # type: ignore[union-attr]
         with pytest.raises(NodeRefusedError, match="503"):
             await client.new_session()
+
+
+@pytest.mark.parametrize("is_restarting", [True, False])
+async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restarts_it(
+    caplog: pytest.LogCaptureFixture, is_restarting: bool
+) -> None:
+    caplog.set_level("INFO", "goatherd.agent.door")
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock) as child:
+        trust = Trust(org=ORG, identity=first(), clock=clock)
+        door = Door(upstream=child.url, trust=trust, clock=clock, is_restarting=lambda: is_restarting)
+        async with door, httpx2.AsyncClient() as http:
+            child._listener.close()  # type: ignore[union-attr]
+            for _ in range(3):
+                assert (await http.get(door.url + "/healthy")).status_code == 503
+            assert door.status.stopped == {Rule.CHILD: 3}
+    (line,) = [one for one in caplog.records if "door.server_away" in one.getMessage()]
+    assert (line.levelname, "restarted by its agent" in line.getMessage()) == (
+        "INFO" if is_restarting else "WARNING",
+        is_restarting,
+    )
+    assert "door.stopped" not in caplog.text
 
 
 def test_the_agents_own_address_is_not_the_servers() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.cli.migration import read_commits, verified_sessions
+from goatherd.cli.migration import Outcome, read_commits, verified_sessions
 from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
@@ -221,7 +221,7 @@ def test_a_settings_json_alone_has_no_log_to_look_into(
     alone = shutil.copy(data / "localhost/settings.json", tmp_path / "settings.json")
     result = goatherd("migrate", str(alone), "--provider", store)
     assert result.code == 0
-    assert "stand in no log" in result.out
+    assert "in no log" in result.out
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"currentSession": {}}'])
@@ -443,3 +443,29 @@ def test_git_is_never_given_the_key_as_an_argument(
     assert not told_to_revoke(goatherd, data, store)
     assert settings(data)["currentSession"]["privateKey"]["d"] not in seen.read_text()
     assert "cat-file --batch" in seen.read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        (1, ["1 trusted user session is in", "1 was written there: s0", "1 is in no log: s0"]),
+        (2, ["2 trusted user sessions are in", "2 were written there: s0 s1", "2 are in no log: s0 s1"]),
+    ],
+)
+def test_one_session_is_told_as_one(tmp_path: Path, count: int, found: list[str]) -> None:
+    ids = tuple(f"s{number}" for number in range(count))
+    outcome = Outcome(
+        org="localhost",
+        settings=tmp_path,
+        store="file root",
+        current_id="a",
+        is_new=True,
+        in_log=count,
+        written=ids,
+        missing=ids,
+        notes=(),
+        dry_run=False,
+        is_read_back=False,
+    )
+    told = "\n".join(outcome.lines())
+    assert all(one in told for one in found)

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,6 +100,7 @@ class Door:
         clock: The time.
         threads: Threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the child; by default they are 404.
+        is_restarting: Returns whether an agent is restarting the child, so that it is expected to be away.
 
     Raises:
         ConfigurationError: The upstream or the public URL is no address, or a network is none; or the door would stand
@@ -120,8 +121,10 @@ class Door:
         clock: Clock | None = None,
         threads: int | None = None,
         own: Answerer | None = None,
+        is_restarting: Callable[[], bool] | None = None,
     ) -> None:
         self._own = own
+        self._is_restarting = is_restarting
         self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
         self._limits = limits or Limits()
         self._private = private
@@ -204,6 +207,7 @@ class Door:
             forwarded_by=self._forwarded_by,
             renaming=self._renaming(),
             report=self._report,
+            report_away=self._report_away,
             own=self._own,
         )
         try:
@@ -293,13 +297,27 @@ class Door:
                     must_check = False
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
-    def _report(self, rule: Rule, why: str) -> None:
+    def _report_away(self, why: str) -> None:
+        """Report that a caller must come again because the server is away, which its agent may be restarting."""
+        is_restarting = self._is_restarting is not None and self._is_restarting()
+        if self._count(Rule.CHILD):
+            text = "the server is being restarted by its agent" if is_restarting else why[:300]
+            level = logging.INFO if is_restarting else logging.WARNING
+            _log.log(level, event_text(Event.DOOR_SERVER_AWAY, count=self._stopped[Rule.CHILD], why=text))
+
+    def _count(self, rule: Rule) -> bool:
+        """Count what a rule has stopped; return whether it is time to report it."""
         self._stopped[rule] += 1
         now = self._clock.monotonic()
-        is_leak = rule is Rule.PRIVATE_KEY
         if now - self._logged.get(rule, -LOG_SECONDS) < LOG_SECONDS:
-            return
+            return False
         self._logged[rule] = now
+        return True
+
+    def _report(self, rule: Rule, why: str) -> None:
+        if not self._count(rule):
+            return
+        is_leak = rule is Rule.PRIVATE_KEY
         event = Event.DOOR_KEY_WITHHELD if is_leak else Event.DOOR_STOPPED
         _log.log(
             logging.CRITICAL if is_leak else logging.WARNING,

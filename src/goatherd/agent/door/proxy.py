@@ -114,6 +114,7 @@ class Proxy:
         forwarded_by: Proxies in front of the door, whose ``X-Forwarded-For`` counts.
         renaming: What the child's headers become.
         report: Told of each thing that was stopped: the rule, and why.
+        report_away: Told of each request for which the child was away.
         own: Answers what is not the child's to answer; nothing of the kind is there when None.
     """
 
@@ -130,6 +131,7 @@ class Proxy:
         forwarded_by: tuple[Network, ...],
         renaming: Renaming,
         report: Callable[[Rule, str], None],
+        report_away: Callable[[str], None],
         own: Answerer | None = None,
     ) -> None:
         self._own = own
@@ -143,6 +145,7 @@ class Proxy:
         self._forwarded_by = forwarded_by
         self._renaming = renaming
         self._report = report
+        self._report_away = report_away
         self._patience = limits.answer_timeout.total_seconds()
         self._requests = Buckets(limits.requests)
         self._session_requests = Buckets(limits.session_requests)
@@ -191,8 +194,11 @@ class Proxy:
         except (LostError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
             await exchange.refuse(RefusedError(Rule.CHILD, status, str(error), retry_after=1))
-        except (NodeUnreachableError, NodeRefusedError) as error:
-            # Also where the child does not trust the door's signer, so that nothing can be judged.
+        except NodeUnreachableError as error:
+            self._report_away(str(error))
+            await exchange.refuse(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
+        except NodeRefusedError as error:
+            # The child does not trust the door's signer, so that nothing can be judged.
             self._report(Rule.CHILD, str(error))
             await exchange.refuse(RefusedError(Rule.CHILD, 503, str(error), retry_after=1))
 
