@@ -1,11 +1,18 @@
-"""An address to listen on: the one place that binds a TCP socket. It accepts nothing."""
+"""Addresses to listen on: the one place that binds a TCP socket, and which addresses this machine has."""
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Final
 
 from goatherd.errors import NodeError
+
+_LOCAL_V4: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
@@ -43,3 +50,23 @@ def cannot_listen(address: str, error: OSError) -> NodeError:
     else:
         hint = "Give an address that this machine has, such as 127.0.0.1; 0.0.0.0 is all of them."
     return NodeError(f"cannot listen on {address}: {error.strerror or error}", hint=hint)
+
+
+def find_machine_addresses() -> list[str]:
+    """Return this machine's numeric addresses at which others may reach it; not loopback. On Linux all, else some."""
+    found: dict[str, None] = {}
+    with suppress(OSError):
+        for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM):
+            found[str(address[0]).partition("%")[0]] = None
+    with suppress(OSError):
+        found |= dict.fromkeys(_LOCAL_V4.findall(Path("/proc/net/fib_trie").read_text()))
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            found[str(IPv6Address(bytes.fromhex(line.split()[0])))] = None
+    return [one for one in found if _is_reachable(one)]
+
+
+def _is_reachable(address: str) -> bool:
+    found = ip_address(address)
+    # A link-local address needs the name of an interface, which a URL cannot have.
+    return not (found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified)

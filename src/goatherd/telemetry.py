@@ -157,6 +157,8 @@ class Event(StrEnum):
     merges them."""
     DOOR_BYPASSED = "door.bypassed"
     """The server behind a door names another address than the door's to browsers or in login mails."""
+    DOOR_SERVER_EXPOSED = "door.server_exposed"
+    """The server behind a door can be reached at other addresses of its machine, past the door."""
     DOOR_KEY_WITHHELD = "door.key_withheld"
     """The server behind a door tried to give away a private key: it is burnt, revoke it."""
     DOOR_BLIND = "door.blind"

@@ -160,6 +160,7 @@ class AgentSeen:
             if door is None
             else {
                 "passedOn": passed_on if type(passed_on) is int else None,
+                "exposed": door.get("exposed") is True,
                 "stopped": sum(one for one in stopped.values() if type(one) is int)
                 if isinstance(stopped, Mapping)
                 else None,
@@ -451,6 +452,10 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
     if document is not None:
         state = await _look_at(client, document, options.org)
         checks.append(_step_check(state, document, options))
+        if state.agent is not None and state.agent.door is not None and state.agent.door.get("exposed") is True:
+            text = f"the server behind {state.url} can be reached at other addresses of its machine, past its door"
+            hint = "The door's log names them (door.server_exposed). Have a firewall close that port."
+            checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
         if state.data is not None:
             checks.append(_data_check(state.url, state.data))
     return checks

@@ -324,6 +324,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].agent.pending": Field("array of string", "Why the agent is to restart the server."),
         "nodes[].agent.door": Field("object or null", "What the door in front of the server has done."),
         "nodes[].agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
+        "nodes[].agent.door.exposed": Field("boolean", "Whether the server can be reached past the door."),
         "nodes[].agent.door.stopped": Field("integer or null", "How often a rule has stopped something."),
         "nodes[].problem": Field("string or null", "What is wrong with the server."),
     },

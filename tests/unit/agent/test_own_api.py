@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from typing import Any
 
 import httpx2
@@ -15,8 +18,11 @@ from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.client import NodeClient, is_agent_answer
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.transitions import create
+from goatherd.listening import find_machine_addresses
 from goatherd.testing.upstream_child import UpstreamChild
 from tests.cluster.door_world import Standing
+from tests.deadlines import HANG
 from tests.unit.goats import ORG, root
 from tests.unit.identity.make import activated, first, owned, shows_key
 from tests.unit.settings.make import HandClock
@@ -106,6 +112,69 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
         is_restarting,
     )
     assert "door.stopped" not in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+@pytest.mark.parametrize(
+    ("host", "addresses", "exposed"),
+    [
+        ("0.0.0.0", ["127.0.0.2", "127.0.0.3"], ["127.0.0.2", "127.0.0.3"]),
+        ("127.0.0.1", ["127.0.0.2"], []),
+        ("0.0.0.0", [], []),
+    ],
+)
+async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
+    caplog: pytest.LogCaptureFixture, host: str, addresses: list[str], exposed: list[str]
+) -> None:
+    """GoatDB listens on all addresses, and has no option for it."""
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock, host=host) as child:
+        child.introduce(owned("user", owner=None).session)
+        trust = Trust(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        done = asyncio.Event()
+
+        def find() -> list[str]:
+            return addresses
+
+        door = Door(upstream=child.url, trust=trust, clock=clock, addresses=find)
+        checked = door._check_exposure
+
+        async def check(trust: Trust) -> None:
+            await checked(trust)
+            done.set()
+
+        door._check_exposure = check  # type: ignore[method-assign]
+        async with door, asyncio.timeout(HANG):
+            await done.wait()
+            assert door.status.is_exposed is bool(exposed)
+            assert door.status.to_json()["exposed"] is bool(exposed)
+    lines = [one.getMessage() for one in caplog.records if "door.server_exposed" in one.getMessage()]
+    assert len(lines) == bool(exposed)
+    assert all(address in lines[0] for address in exposed)
+
+
+async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Server and door may share a port number at two addresses; another program may have it at a third."""
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock) as child, UpstreamChild(owned("z"), clock=clock) as stranger:
+        trust = Trust(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        door = Door(upstream=child.url, trust=trust, clock=clock, addresses=list)
+        async with door:
+            assert await door._is_server_at("127.0.0.1", trust)
+            door._upstream._port = stranger._listener.port  # type: ignore[union-attr]
+            assert not await door._is_server_at("127.0.0.1", trust)
+            door._upstream._port = door.port
+            door._addresses = lambda: ["127.0.0.1"]
+            door._upstream._host = "127.0.0.9"
+            await door._check_exposure(trust)
+    assert "door.server_exposed" not in caplog.text
+
+
+def test_the_addresses_of_this_machine_are_numeric_and_not_loopback() -> None:
+    for address in find_machine_addresses():
+        assert not ip_address(address).is_loopback
 
 
 def test_the_agents_own_address_is_not_the_servers() -> None:

@@ -31,6 +31,9 @@ from goatherd.agent.door.trust import Trust
 from goatherd.agent.door.upstream import Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.session import sign_request
+from goatherd.ids import new_id
+from goatherd.listening import find_machine_addresses
 from goatherd.server_url import parse_server_url
 from goatherd.telemetry import Event, event_text
 
@@ -39,6 +42,8 @@ _log = logging.getLogger("goatherd.agent.door")
 GRACE: Final = timedelta(seconds=10)
 REFRESH: Final = timedelta(seconds=5)
 LOG_SECONDS: Final = 60.0
+EXPOSURE_TIMEOUT: Final = timedelta(seconds=3)
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ class DoorStatus:
         requests: Requests that are being answered.
         upstream_connections: Open connections to the child.
         sessions: Sessions that the child is known to hold.
+        is_exposed: Whether the child was reached at another address of its machine, past the door.
         is_blind: Whether the child's sessions could not be read the last time; pushes by unknown sessions wait.
     """
 
@@ -64,6 +70,7 @@ class DoorStatus:
     upstream_connections: int
     sessions: int
     is_blind: bool
+    is_exposed: bool = False
 
     @property
     def leaks(self) -> int:
@@ -79,6 +86,7 @@ class DoorStatus:
             "requests": self.requests,
             "sessions": self.sessions,
             "blind": self.is_blind,
+            "exposed": self.is_exposed,
         }
 
 
@@ -100,6 +108,7 @@ class Door:
         clock: The time.
         threads: Threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the child; by default they are 404.
+        addresses: Returns the numeric addresses of this machine at which others may reach it.
         is_restarting: Returns whether an agent is restarting the child, so that it is expected to be away.
 
     Raises:
@@ -122,7 +131,10 @@ class Door:
         threads: int | None = None,
         own: Answerer | None = None,
         is_restarting: Callable[[], bool] | None = None,
+        addresses: Callable[[], Sequence[str]] = find_machine_addresses,
     ) -> None:
+        self._addresses = addresses
+        self._is_exposed = False
         self._own = own
         self._is_restarting = is_restarting
         self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
@@ -181,6 +193,7 @@ class Door:
             upstream_connections=self._upstream.open_count,
             sessions=sum(trust.session_count for trust in self.trusts),
             is_blind=any(trust.failure is not None for trust in self.trusts),
+            is_exposed=self._is_exposed,
         )
 
     async def __aenter__(self) -> Door:
@@ -267,6 +280,51 @@ class Door:
             return
         _log.warning(event_text(Event.DOOR_BYPASSED, why=why, remedy=remedy))
 
+    async def _check_exposure(self, trust: Trust) -> None:
+        """Warn where the server answers at another address of this machine than the one that the door uses.
+
+        COMPAT: GoatDB listens on all addresses, and has no option for it.
+        """
+        mine = await asyncio.to_thread(self._addresses)
+        if self._upstream.host not in (*LOOPBACK, *mine):
+            return  # it is on another machine
+        door = (self._listener.host, self.port)
+        others = [one for one in mine if one != self._upstream.host and (one, self._upstream.port) != door]
+        answers = await asyncio.gather(*(self._is_server_at(one, trust) for one in others))
+        exposed = [one for one, is_there in zip(others, answers, strict=True) if is_there]
+        self._is_exposed = bool(exposed)
+        if exposed:
+            remedy = (
+                f"have a firewall drop what is sent to port {self._upstream.port} at any address but a loopback one;"
+                " the how-to about unmodified servers has the rule"
+            )
+            fields = {"port": self._upstream.port, "addresses": " ".join(exposed)}
+            _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
+
+    async def _is_server_at(self, address: str, trust: Trust) -> bool:
+        """Return whether a server that trusts our root answers at this address and the server's port."""
+        host = f"[{address}]" if ":" in address else address
+        if self._upstream.is_encrypted:
+            # Its certificate is not for this address; that something takes connections there has to be enough.
+            try:
+                async with asyncio.timeout(EXPOSURE_TIMEOUT.total_seconds()):
+                    _, writer = await asyncio.open_connection(address, self._upstream.port)
+            except (OSError, TimeoutError):
+                return False
+            writer.close()
+            return True
+        other = Upstream(f"http://{host}:{self._upstream.port}", connect_timeout=EXPOSURE_TIMEOUT)
+        signature = sign_request(trust.pool.current, now_ms=self._clock.now_ms(), nonce=new_id())
+        headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
+        limit = EXPOSURE_TIMEOUT.total_seconds()
+        try:
+            status, _ = await other.fetch("POST", "/batch-sync", headers, b"[]", limit=limit)
+        except NodeUnreachableError:
+            return False
+        finally:
+            await other.aclose()
+        return status == 200
+
     async def _app(self, scope: object, receive: object, send: object) -> None:
         assert self._proxy is not None
         await self._proxy.app(scope, receive, send)  # type: ignore[arg-type]
@@ -294,6 +352,7 @@ class Door:
             if must_check and trust.session_count and not is_blind:
                 with suppress(NodeUnreachableError, ValueError):
                     await self._check_address()
+                    await self._check_exposure(trust)
                     must_check = False
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 

@@ -265,6 +265,21 @@ class Upstream:
             self.era += 1
 
     @property
+    def host(self) -> str:
+        """The host of the child's address."""
+        return self._host
+
+    @property
+    def port(self) -> int:
+        """The port of the child's address."""
+        return self._port
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the child speaks TLS."""
+        return self._tls is not None
+
+    @property
     def names(self) -> tuple[bytes, ...]:
         """How a server there calls itself when nobody has told it its public address."""
         hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
