@@ -297,6 +297,12 @@ MUTANTS = (
         allowed=frozenset({"known"}),
     ),
     Mutant(
+        name="restoring a root that has left the document without listing it again",
+        breaks="kept",
+        options=Options(nodes=1, operators=1, rotations=3, prunes=True, has_left=True, goals=BACK),
+        removed=Removed(parts=frozenset({"listed again"})),
+    ),
+    Mutant(
         name="restoring without having seen that every node signs with the earlier root",
         breaks="adopted",
         options=replace(RESTORING, nodes=2),

@@ -84,6 +84,7 @@ PARTS = {
     "roots after roll-back": "a roll-back leaves the roots as they are",
     "roots after cancel": "cancelling a published rotation leaves the roots as they are",
     "roots after a cancelled restore": "cancelling a restore leaves the earlier root among the roots",
+    "listed again": "a restore of a root that has left the document lists it again",
     "one private key": "activation takes the earlier private key out of the document",
     "one change of signer": "no step but activate and a roll-back changes which root signs",
     "one look": "current and stable are taken from one and the same state of the labels",

@@ -484,6 +484,8 @@ class World:
             if rotation <= self.options.rotations:
                 broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
                 after = prepared(document, expected, rotation, restored)
+                if "listed again" in self.removed.parts:
+                    after = after._replace(roots=document.roots)
                 yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
             return
         if kind == "prune":
