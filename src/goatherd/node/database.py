@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
@@ -67,6 +68,8 @@ _log = logging.getLogger("goatherd.node")
 R = TypeVar("R")
 
 SETTLE: Final = timedelta(seconds=1)
+MAX_LACKING: Final = 50
+"""How many repositories without a commit here are looked for at the peers because clients asked for them."""
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
 
@@ -237,6 +240,7 @@ class Database:
         self._disk = Disk()
         self._deferred = Deferred()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
+        self._lacking: OrderedDict[str, None] = OrderedDict()
         self._peers: list[Peer] = []
         self._running: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[None]] = set()
@@ -516,6 +520,8 @@ class Database:
             self._trust_changed.set()
         for path in response.poke:
             self._poke(path)
+        for path in response.lacking:
+            self._look_for(path)
         if response.settle and not self._debug:
             # COMPAT: GoatDB sleeps a second here, so that replicas know the session before its client asks them.
             await self.wait_for_peers(SESSIONS_PATH, SETTLE)
@@ -604,8 +610,26 @@ class Database:
         for peer in self._peers:
             peer.forget(path)
 
+    def _look_for(self, path: str) -> None:
+        """Ask the peers for a repository that only a client knows of.
+
+        SECURITY: clients may ask for any path, so only the latest `MAX_LACKING` are looked for
+        (tests/unit/node/test_peer.py).
+        """
+        if path in self._paths:
+            return
+        while len(self._lacking) >= MAX_LACKING:
+            oldest, _ = self._lacking.popitem(last=False)
+            self._paths.pop(oldest, None)
+            for peer in self._peers:
+                peer.leave(oldest)
+        self._lacking[path] = self._paths[path] = None
+        for peer in self._peers:
+            peer.poke(path, pull=True)
+
     def _poke(self, path: str) -> None:
         self._paths[path] = None
+        self._lacking.pop(path, None)
         for peer in self._peers:
             peer.poke(path)
 

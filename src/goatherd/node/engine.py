@@ -103,6 +103,7 @@ class Response:
         poke: Repositories that have news for the peers.
         settle: Whether to wait for the replicas before this is sent.
         refused: Commits that were not accepted, and why; for logs and metrics only.
+        lacking: Repositories that a client asked for and that hold no commit here.
     """
 
     status: int
@@ -113,6 +114,7 @@ class Response:
     poke: frozenset[str] = frozenset()
     settle: bool = False
     refused: tuple[tuple[str, GoatherdError], ...] = ()
+    lacking: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -371,6 +373,8 @@ class Engine:
             for batch in _stages(elements):
                 yield from self._ingest(batch, now_ms, done)
             answer = yield from self._replies(elements, requester, now_ms)
+            # Peers ask for whatever they look for themselves, and would be looked for in turn.
+            lacking = [] if requester.is_root else [path for path in held if not self._repositories[path].ids]
         finally:
             for path in held:
                 self._release(path)
@@ -382,6 +386,7 @@ class Engine:
             flush=changed,
             poke=changed,
             refused=tuple(done.refused),
+            lacking=frozenset(lacking),
         )
 
     def authenticate(self, header: str, now_ms: int) -> Session:

@@ -216,6 +216,10 @@ class Peer:
         state.pull = state.pull or pull
         self._wake.set()
 
+    def leave(self, path: str) -> None:
+        """Ask for a repository no longer, until it is poked again."""
+        self._repositories.pop(path, None)
+
     def forget(self, path: str) -> None:
         """Commits were taken out of a repository: ask the peer about everything again, and for what is not here."""
         self._state(path).is_outdated = True
@@ -296,7 +300,7 @@ class Peer:
         try:
             view = await self._replica.view(state.path)
         except PathError:
-            del self._repositories[state.path]
+            self._repositories.pop(state.path, None)
             return None, False
         now = self._clock.monotonic()
         if state.is_outdated:

@@ -14,6 +14,7 @@ import pytest
 from goatherd.errors import NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id, new_seeds
+from goatherd.node.database import MAX_LACKING
 from goatherd.node.peer import MANY, MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
@@ -124,6 +125,29 @@ async def test_a_commit_reaches_servers_that_are_not_linked_to_its_own(tmp_path:
         commit = signed_commit(signer)
         await nodes[0].client.push(PATH, [commit], signer)
         await all_hold(nodes, PATH, {commit.id}, signer)
+
+
+@pytest.mark.slow
+async def test_a_server_fetches_what_its_clients_only_read_from_a_peer_that_does_not_know_it(tmp_path: Path) -> None:
+    signer = root("shared")
+    links = {0: [], 1: [0]}
+    async with cluster(tmp_path, 2, [document_of(signer)], links=lambda index: links[index]) as nodes:
+        commit = signed_commit(signer)
+        await nodes[0].client.push(PATH, [commit], signer)
+        reader, _ = await nodes[1].client.create_session()
+        await all_hold(nodes[1:], PATH, {commit.id}, reader)
+
+
+@pytest.mark.slow
+async def test_of_paths_that_clients_ask_for_and_nobody_has_only_the_latest_are_looked_for(tmp_path: Path) -> None:
+    signer = root("shared")
+    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+        reader, _ = await nodes[0].client.create_session()
+        for number in range(MAX_LACKING + 5):
+            await nodes[0].holds(f"/data/n{number}", reader)
+        looked_for = [path for path in nodes[0].server.database().paths() if path.startswith("/data/n")]
+        assert looked_for == [f"/data/n{number}" for number in range(5, MAX_LACKING + 5)]
+        assert not [path for path in nodes[1].server.database().paths() if path.startswith("/data/n")]
 
 
 @pytest.mark.slow
