@@ -214,7 +214,7 @@ CONFIGURATIONS = (
         about="a store without compare-and-swap that is not well: once, two writers both win",
         options=Options(nodes=2, operators=2, forks=True, liveness=False),
         allowed=frozenset({"one signer"}),
-        is_by_hand=True,
+        is_slow=True,
     ),
     Configuration(
         name="two writers win, and a rotation after it",
