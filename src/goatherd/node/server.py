@@ -58,6 +58,10 @@ _log = logging.getLogger("goatherd.node")
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_ORG: Final = "localhost"
 GRACE: Final = timedelta(seconds=10)
+KEEP_ALIVE_SECONDS: Final = 30
+"""How long an idle connection stays open: well beyond the 5 seconds in which clients use it again, since a request on
+a connection that is just being closed is lost."""
+
 # A thread that has verified a signature (0.6 ms without the GIL) waits for whoever runs Python: 5 ms at Python's own
 # setting, and both cores idle. `make bench` shows the difference.
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)
@@ -459,6 +463,7 @@ class Listener:
             server_header=False,
             ws="none",
             backlog=2048,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(self._grace.total_seconds())),
         )
         self._uvicorn = _Uvicorn(config)

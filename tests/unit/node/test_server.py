@@ -526,6 +526,17 @@ async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSessio
             assert await client.healthy()
 
 
+async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, Listener(server) as listener, NodeClient(listener.url) as client:
+        await client.healthy()
+        assert client._http is not None
+        reused = client._http._transport._pool._keepalive_expiry
+        assert listener._uvicorn.config.timeout_keep_alive > 4 * reused
+
+
 async def test_a_head_that_never_ends_is_not_waited_for(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
