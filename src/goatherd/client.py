@@ -50,6 +50,8 @@ _PULL_ERROR_RATE: Final = 1e-6
 
 INSTANCE_HEADER: Final = "x-goatherd-instance"
 """By this header, answers to ``/batch-sync`` say which server process gave them."""
+_LONGEST_TEXT: Final = 200
+_LAST_TIME: Final = 253_402_300_799_999  # the end of the year 9999
 _INSTANCE: Final = re.compile(r"[a-z0-9]{1,64}")
 
 
@@ -72,6 +74,35 @@ class NewSession:
     owned: OwnedSession
     roots: tuple[Session, ...]
     leaked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCommit:
+    """What a server says of a commit that it holds; unverified.
+
+    Attributes:
+        digest: Its digest, hexadecimal.
+        path: The repository.
+        key: The item; in ``/sys/sessions`` the id of the session that it introduces.
+        ts: Its time by its author's word, in milliseconds since 1970; None where that is no time.
+    """
+
+    digest: str
+    path: str
+    key: str
+    ts: int | None
+
+    @classmethod
+    def from_json(cls, found: Any) -> HeldCommit | None:
+        """Return what was said in one entry of an answer, printable and short; None where it makes no sense."""
+        if not isinstance(found, dict):
+            return None
+        digest, path, key, ts = (found.get(name) for name in ("digest", "path", "key", "ts"))
+        if not (isinstance(digest, str) and isinstance(path, str) and isinstance(key, str)):
+            return None
+        if not isinstance(ts, int | float) or isinstance(ts, bool) or not 0 <= ts <= _LAST_TIME:
+            ts = None
+        return cls(digest, _printable(path), _printable(key), None if ts is None else int(ts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,17 +354,42 @@ class NodeClient:
             raise self._nonsense("POST", path, "not an object")
         return answer
 
-    async def held(self, session_id: str, signer: OwnedSession, now_ms: int | None = None) -> bytes:
+    async def held(
+        self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
+    ) -> bytes:
         """Return the list of what the server holds of a revoked root (`goatherd.identity.freeze`); `signer` is a root.
+
+        Args:
+            session_id: The revoked root.
+            signer: Who asks.
+            now_ms: Milliseconds since 1970.
+            early: Ask before the root is revoked, too.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours. 409: not revoked there.
         """
         path = "/goatherd/v1/held"
-        body = to_json_bytes({"session": session_id})
+        body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
         response = await self._send("POST", path, content=body, headers=self._signed(signer, now_ms))
         self._check("POST", path, response)
         return response.content
+
+    async def describe_held(
+        self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[HeldCommit]:
+        """Return where some of what `held` lists is, and of which time, as the server says; `signer` is a root.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+        """
+        url = "/goatherd/v1/held"
+        body = to_json_bytes({"session": session_id, "early": True, "show": list(digests)})
+        answer = await self._json("POST", url, content=body, headers=self._signed(signer, now_ms))
+        found = answer.get("commits") if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise self._nonsense("POST", url, "no list of commits")
+        by_digest = {commit.digest: commit for one in found if (commit := HeldCommit.from_json(one)) is not None}
+        return [by_digest[digest] for digest in digests if digest in by_digest]
 
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
@@ -497,3 +553,7 @@ def _filter_of(commits: Collection[str]) -> Any:
     for commit_id in commits:
         bloom.add(commit_id)
     return {"__t": "E", "__v": bloom.to_json()}
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST_TEXT])

@@ -20,12 +20,16 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.holdings import describe_kept
-from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.observe import SESSIONS
+from goatherd.rotation.outcome import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.revocation import NEW, Revoker
+from goatherd.server_url import parse_server_url
 
 PATIENCE: Final = timedelta(seconds=120)
 """For one answer about 50 000 sessions; a look at a node has --timeout."""
+
+SHOWN_CLAIMS: Final = 20
 
 UNMODIFIED: Final = (
     "An unmodified server goes on trusting the revoked root: it takes what the attacker signs, and hands out what the",
@@ -64,6 +68,18 @@ UNMODIFIED: Final = (
 @click.option(
     "--reopen", is_flag=True, help="Rebuild the list of frozen commits, including servers that were unreachable."
 )
+@click.option(
+    "--distrust",
+    multiple=True,
+    metavar="URL",
+    help="Server that was broken into: its list of commits does not count. Can be given more than once.",
+)
+@click.option(
+    "--trust-alone",
+    multiple=True,
+    metavar="URL",
+    help="Server whose commits count although no other server holds them. Can be given more than once.",
+)
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
     "--adoption",
@@ -85,6 +101,8 @@ def revoke(
     leave_out: tuple[str, ...],
     destroy: bool,
     reopen: bool,
+    distrust: tuple[str, ...],
+    trust_alone: tuple[str, ...],
     unsafe_without_nodes: bool,
     yes: bool,
 ) -> int:
@@ -122,6 +140,8 @@ def revoke(
         leave_out=leave_out,
         destroy=destroy,
         reopen=reopen,
+        distrust=tuple(str(parse_server_url(url)) for url in distrust),
+        trust_alone=tuple(str(parse_server_url(url)) for url in trust_alone),
     )
     report = run_interruptible(app, going, note="" if plan else "the very same command, run again, carries it on")
     lines = _plan_lines(report) if plan else _report_lines(report)
@@ -138,6 +158,8 @@ async def _revoke(
     leave_out: tuple[str, ...],
     destroy: bool,
     reopen: bool,
+    distrust: tuple[str, ...],
+    trust_alone: tuple[str, ...],
 ) -> RevocationReport:
     options = app.options
     async with AsyncExitStack() as stack:
@@ -147,7 +169,14 @@ async def _revoke(
         )
         listeners: list[Callable[[Event], None]] = [lambda event: _told(app, event)]
         if reason is not None:
-            asked = {"session": session, "reason": reason, "successor": successor, "destroy": destroy}
+            asked: dict[str, Any] = {
+                "session": session,
+                "reason": reason,
+                "successor": successor,
+                "destroy": destroy,
+                "distrust": list(distrust),
+                "trustAlone": list(trust_alone),
+            }
             journal = await stack.enter_async_context(audited(app, store, "revoke", asked))
             listeners.append(journal.told)
         revoker = Revoker(
@@ -156,6 +185,8 @@ async def _revoke(
             await directory(),
             org=store.org,
             policy=policy_of(options),
+            distrust=distrust,
+            trust_alone=trust_alone,
             on_event=lambda event: _each(listeners, event),
         )
         if reason is None:
@@ -224,8 +255,23 @@ def _node_data(node: NodeOutcome) -> dict[str, Any]:
         "held": node.held,
         "inFlight": node.in_flight,
         "late": node.late,
+        "distrusted": node.is_distrusted,
+        "sole": node.is_sole,
+        "alone": node.alone,
+        "claims": [_claim_data(claim) for claim in node.claims],
+        "countedAlone": node.counted_alone,
         "introduced": node.introduced,
         "problem": node.problem,
+    }
+
+
+def _claim_data(claim: Claim) -> dict[str, Any]:
+    return {
+        "path": claim.path,
+        "key": claim.key,
+        "commits": claim.commits,
+        "first": None if claim.first_ms is None else iso(claim.first_ms),
+        "last": None if claim.last_ms is None else iso(claim.last_ms),
     }
 
 
@@ -235,7 +281,8 @@ def _plan_lines(report: RevocationReport) -> list[str]:
         f"to revoke {report.revoked_id}; nothing is written by --plan",
         "1. introduce the successor at every server, by a commit that the root signs (clients learn of it that way)",
         "2. write the identity with the revocation; tell the servers; from then on they refuse the root",
-        f"3. ask {len(ours)} Goatherd servers what they hold of it; the list's digest goes into the identity"
+        f"3. ask {len(ours)} Goatherd servers what they hold of it; the digest of the list of what counts goes into the"
+        " identity"
         if ours
         else "3. no frozen list: unmodified GoatDB servers cannot keep one or refuse by it",
         f"4. introduce {report.sessions} user sessions again; then the root's word counts for none",
@@ -247,6 +294,8 @@ def _plan_lines(report: RevocationReport) -> list[str]:
         for node in report.nodes
         if node.problem is not None
     ]
+    for node in report.nodes:
+        lines += _alone_lines(node, again="")
     return lines + _warnings(report)
 
 
@@ -310,8 +359,54 @@ def _node_lines(node: NodeOutcome) -> list[str]:
         lines.append(
             f"{node.url}: holds {node.late} commits of the root that are not on record: nobody else takes them."
             " They may be the thief's; if you know better: --reopen"
+            + (f" --trust-alone {node.url}" if node.alone else "")
         )
+    return lines + _alone_lines(node, again="--reopen ")
+
+
+def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
+    """Return what counts, or does not, on one server's word.
+
+    Args:
+        node: The server.
+        again: What must be given with `--trust-alone`, with a blank after it.
+    """
+    lines = []
+    if node.is_sole:
+        lines.append(
+            f"{node.url}: the only server whose list counts, so no other server confirms it"
+            f" (--distrust {node.url} leaves it out)"
+        )
+    if node.counted_alone:
+        lines.append(f"{node.url}: {_commits(node.counted_alone)} that it alone holds count, as asked (--trust-alone)")
+    if node.is_distrusted:
+        lines.append(f"{node.url}: its list does not count, as asked (--distrust); left out: {_commits(node.alone)}")
+    elif node.alone:
+        lines.append(
+            f"{node.url}: ALONE claims {_commits(node.alone)} of the root. They do not count: a server that was broken"
+            " into can sign commits after the revocation"
+        )
+    lines += [f"    {_claim_text(claim)}" for claim in node.claims[:SHOWN_CLAIMS]]
+    unshown = node.alone - sum(claim.commits for claim in node.claims[:SHOWN_CLAIMS])
+    if node.claims and unshown > 0:
+        lines.append(f"    and {unshown} more; --json lists what the server has told")
+    elif unshown > 0:
+        lines.append("    the server does not say what they are")
+    if node.alone and not node.is_distrusted:
+        lines.append(f"    if you know that they are good, run the command again with {again}--trust-alone {node.url}")
     return lines
+
+
+def _claim_text(claim: Claim) -> str:
+    what = f"session {claim.key}" if claim.path == SESSIONS else f"{claim.path}, item {claim.key}"
+    if claim.first_ms is None or claim.last_ms is None:
+        return f"{what}: {_commits(claim.commits)} without a time"
+    first, last = iso(claim.first_ms), iso(claim.last_ms)
+    return f"{what}: {_commits(claim.commits)}, dated {first if first == last else f'{first} to {last}'}"
+
+
+def _commits(count: int) -> str:
+    return "1 commit" if count == 1 else f"{count} commits"
 
 
 def _warnings(report: RevocationReport) -> list[str]:

@@ -8,7 +8,8 @@ commit, and not over the signature, of which one key can make many for one text 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES: Final = 32
 MAX_COMMITS: Final = 1_000_000
+MAX_SHOWN: Final = 1000
+"""How many commits a server describes in one answer."""
 
 
 def commit_digest(commit: Commit) -> bytes | None:
@@ -65,3 +68,34 @@ class FrozenList:
 
     def __len__(self) -> int:
         return len(self.digests)
+
+
+def counted(
+    lists: Mapping[str, FrozenList],
+    *,
+    listed: Collection[str],
+    distrusted: Collection[str] = (),
+    trusted_alone: Collection[str] = (),
+    instances: Mapping[str, str] | None = None,
+) -> FrozenList:
+    """Return what counts of what servers say they hold: what two of them hold, or one whose word is enough.
+
+    Args:
+        lists: By the servers' URLs.
+        listed: Every server that was asked. If only one is not distrusted, nobody can confirm it: its list counts.
+        distrusted: Servers whose lists do not count, and confirm nobody's.
+        trusted_alone: Servers whose lists count although nobody confirms them.
+        instances: Ids of the server processes behind URLs: one that is listed twice is no two servers.
+    """
+    heard = {url: one for url, one in lists.items() if url not in distrusted}
+    enough = set(trusted_alone)
+    if len(sole := set(listed) - set(distrusted)) == 1:
+        enough |= sole
+    # SECURITY: one server that was broken into can name what was signed after the revocation
+    # (tests/unit/rotation/test_revocation.py).
+    by_process: dict[str, set[bytes]] = {}
+    for url, one in heard.items():
+        by_process.setdefault((instances or {}).get(url, url), set()).update(one.digests)
+    holders = Counter(digest for digests in by_process.values() for digest in digests)
+    both = frozenset(digest for digest, count in holders.items() if count > 1)
+    return FrozenList.union([FrozenList(both), *(one for url, one in heard.items() if url in enough)])

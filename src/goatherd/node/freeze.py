@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, NodeError, PathError, SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.freeze import MAX_SHOWN, FrozenList, commit_digest
 from goatherd.identity.introduction import claims_root
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.rules import SESSIONS_PATH
@@ -171,7 +171,8 @@ class Freezer:
     async def answer_held(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/held``: the list of what this server holds of a revoked root.
 
-        409 where the root is not revoked here: a list made before the freeze would be none.
+        409 where the root is not revoked here, unless asked for early: a list made before the freeze would be none.
+        With digests to show: where those commits are and what they say of their time.
         """
         if not self._is_root(header):
             return Response(status=403)
@@ -180,10 +181,19 @@ class Freezer:
         except DecodeError:
             return Response(status=400)
         session_id = asked.get("session") if isinstance(asked, dict) else None
-        if not isinstance(session_id, str):
+        early, show = (asked.get("early"), asked.get("show")) if isinstance(asked, dict) else (None, None)
+        if not isinstance(session_id, str) or not isinstance(show, list | None):
             return Response(status=400)
-        if session_id not in self._engine.pool.revoked:
+        if early is not True and session_id not in self._engine.pool.revoked:
             return Response(status=409)
+        if show is not None:
+            wanted = {one for one in show[:MAX_SHOWN] if isinstance(one, str)}
+            found = [
+                {"digest": digest.hex(), "path": path, "key": commit.key, "ts": commit.ts}
+                for digest, (path, commit) in (await self._held(session_id)).items()
+                if digest.hex() in wanted
+            ]
+            return Response(status=200, body=to_json_bytes({"commits": found}), content_type=JSON_TYPE)
         frozen = await self.held(session_id)
         return Response(status=200, body=frozen.to_bytes(), content_type=BINARY_TYPE)
 
@@ -209,20 +219,24 @@ class Freezer:
         Raises:
             StorageError: A log cannot be read.
         """
+        return FrozenList(frozenset(await self._held(session_id)))
+
+    async def _held(self, session_id: str) -> dict[bytes, tuple[str, Commit]]:
         open_now = dict(self._engine.repositories)
         commits = {path: _by(session_id, repository) for path, repository in open_now.items()}
         roots = frozenset() if self._document is None else frozenset(root.id for root in self._document.roots)
-        digests = await asyncio.to_thread(self._digests, session_id, commits, roots)
-        return FrozenList(digests)
+        return await asyncio.to_thread(self._digests, session_id, commits, roots)
 
-    def _digests(self, session_id: str, commits: dict[str, list[Commit]], roots: frozenset[str]) -> frozenset[bytes]:
-        found: set[bytes] = set()
+    def _digests(
+        self, session_id: str, commits: dict[str, list[Commit]], roots: frozenset[str]
+    ) -> dict[bytes, tuple[str, Commit]]:
+        found: dict[bytes, tuple[str, Commit]] = {}
         closed = [path for path in self._repositories() if path not in commits]
         for path, listed in commits.items():
             found |= _digests_of(path, listed, roots)
         for path in closed:
             found |= _digests_of(path, _by(session_id, self._engine.peek(path)), roots)
-        return frozenset(found)
+        return found
 
     def _is_root(self, header: str | None) -> bool:
         try:
@@ -235,6 +249,6 @@ def _by(session_id: str, commits: Iterable[Commit]) -> list[Commit]:
     return [commit for commit in commits if commit.session == session_id]
 
 
-def _digests_of(path: str, commits: Iterable[Commit], roots: frozenset[str]) -> set[bytes]:
+def _digests_of(path: str, commits: Iterable[Commit], roots: frozenset[str]) -> dict[bytes, tuple[str, Commit]]:
     good = [commit for commit in commits if path != SESSIONS_PATH or not claims_root(commit) or commit.key in roots]
-    return {digest for commit in good if (digest := commit_digest(commit)) is not None}
+    return {digest: (path, commit) for commit in good if (digest := commit_digest(commit)) is not None}

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from goatherd.rotation.action import Kept
+from goatherd.rotation.observe import SESSIONS
+
+if TYPE_CHECKING:
+    from goatherd.client import HeldCommit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Commits of a revoked root that one server alone says it holds, of one item; all by that server's word.
+
+    Attributes:
+        path: The repository.
+        key: The item; in ``/sys/sessions`` the session that is introduced.
+        commits: How many.
+        first_ms, last_ms: Earliest and latest time that they bear, which their author chose; None where none is a time.
+    """
+
+    path: str
+    key: str
+    commits: int
+    first_ms: int | None
+    last_ms: int | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -17,6 +41,11 @@ class NodeOutcome:
         held: How many commits of the root it holds.
         in_flight: How many of the list it did not hold yet: they reach it from the others.
         late: How many it holds beyond a list that was closed without it; nobody else takes them.
+        is_distrusted: Its list counts for nothing, as the operator has said.
+        is_sole: It is the only server whose list is asked for and counts: there is nobody to compare it with.
+        alone: How many commits of the root only it says it holds, and do not count for that.
+        claims: What they are; `alone` may be more, where it does not tell or there are too many.
+        counted_alone: How many commits that only it says it holds count, as the operator has said.
         introduced: How many sessions it was seen to hold from the successor.
         problem: What went wrong, for people.
     """
@@ -27,6 +56,11 @@ class NodeOutcome:
     held: int | None = None
     in_flight: int = 0
     late: int = 0
+    is_distrusted: bool = False
+    is_sole: bool = False
+    alone: int = 0
+    claims: tuple[Claim, ...] = ()
+    counted_alone: int = 0
     introduced: int | None = None
     problem: str | None = None
 
@@ -91,9 +125,22 @@ class RevocationReport:
 
         Unmodified servers keep no frozen list. Where there are no others, the sessions must be reissued at each.
         """
-        ours = [node for node in self.nodes if not node.is_unmodified]
+        ours = [node for node in self.nodes if not node.is_unmodified and not node.is_distrusted]
         if self.kept:
             return False
         if self.has_only_unmodified:
             return all(node.problem is None and node.introduced == self.sessions for node in self.nodes)
         return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)
+
+
+def claims_of(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
+    """Return what a node says of the commits that it alone claims, an item each; sessions first."""
+    by_item: dict[tuple[str, str], list[HeldCommit]] = {}
+    for one in told:
+        by_item.setdefault((one.path, one.key), []).append(one)
+    claims = []
+    for (path, key), commits in by_item.items():
+        times = [one.ts for one in commits if one.ts is not None]
+        first, last = min(times, default=None), max(times, default=None)
+        claims.append(Claim(path=path, key=key, commits=len(commits), first_ms=first, last_ms=last))
+    return tuple(sorted(claims, key=lambda one: (one.path != SESSIONS, one.path, one.last_ms or 0, one.key)))

@@ -108,7 +108,11 @@ class Resettler:
             What there is to be introduced again, and the ids of all commits that were found.
         """
         raw: dict[str, Any] = {}
-        ours = [one.url for one in self._outcomes.values() if not one.is_unmodified and one.problem is None]
+        ours = [
+            one.url
+            for one in self._outcomes.values()
+            if not (one.is_unmodified or one.is_distrusted) and one.problem is None
+        ]
         signer = document.current
         for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
             await self._on_each([url], lambda node: self._collect(node, signer, raw), is_long=True)
@@ -177,7 +181,7 @@ class Resettler:
             RotationError: A node did not keep what was pushed to it.
             NodeError: The node that is pushed to does not answer any more.
         """
-        ready = [one for one in self._outcomes.values() if one.problem is None]
+        ready = [one for one in self._outcomes.values() if one.problem is None and not one.is_distrusted]
         ready.sort(key=lambda one: one.is_unmodified)
         if not ready:
             return

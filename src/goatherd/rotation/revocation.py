@@ -8,9 +8,10 @@ The order, and why:
 1. *Introduce* the successor by a commit that the stolen root signs, at every server. Clients and unmodified servers can
    learn of it in no other way. A thief could do as much, so nothing is lost by it.
 2. *Revoke*: the identity with the successor and the revocation is written. From here on nodes refuse the stolen root.
-3. *Freeze*: each node says what it holds of the root, after it has been seen to refuse it. All of it together, also
-   what was on its way from one node to another, is the list; its digest goes into the identity, and closes it. Without
-   every listed node's word it stays open: nodes then go by what they hold themselves.
+3. *Freeze*: each node says what it holds of the root, after it has been seen to refuse it. What two of them hold is the
+   list; its digest goes into the identity, and closes it. What one node alone claims may have been signed since: it
+   counts only if the operator says so. So that nothing honest is alone, what is on its way between nodes gets a
+   moment to arrive before 2. Without every listed node's word the list stays open: nodes then go by what they hold.
 4. *Introduce again*: every user session that the root had introduced, by the successor. Then the root's word counts for
    no session any more (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
@@ -24,14 +25,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.client import is_agent_answer
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import ConflictError, DecodeError, IllegalStepError, NodeError, NodeRefusedError, RotationError
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    DecodeError,
+    IllegalStepError,
+    NodeError,
+    NodeRefusedError,
+    RotationError,
+)
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
-from goatherd.identity.freeze import FrozenList
+from goatherd.identity.freeze import MAX_SHOWN, FrozenList, counted
 from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
@@ -41,10 +50,13 @@ from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationSte
 from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.observe import SESSIONS
-from goatherd.rotation.outcome import NodeOutcome, RevocationReport
+from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.vouching import introduction_ids, session_commit
+
+if TYPE_CHECKING:
+    from goatherd.client import HeldCommit
 
 R = TypeVar("R")
 
@@ -55,7 +67,13 @@ NEXT: Final = "next"
 class RevocableNode(SessionNode, Protocol):
     """What a revocation needs of a node; `goatherd.client.NodeClient` is one."""
 
-    async def held(self, session_id: str, signer: OwnedSession, now_ms: int | None = None) -> bytes: ...
+    async def held(
+        self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
+    ) -> bytes: ...
+
+    async def describe_held(
+        self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[HeldCommit]: ...
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None: ...
 
@@ -70,7 +88,10 @@ class Revoker:
         secret_id: The identity's secret in it, with no ``{org}`` left.
         nodes: Every server that holds this identity.
         org: The organization id, which is part of every signed commit.
-        policy: How patient to be (`adoption`), and how long the successor lives (`lifetime`).
+        policy: How patient to be (`adoption`; `flow_patience` with what is on its way), and how long the successor
+            lives (`lifetime`).
+        distrust: URLs of nodes whose lists of held commits do not count. Nobody waits for them.
+        trust_alone: URLs of nodes whose lists count although no other node confirms them.
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
     """
@@ -83,6 +104,8 @@ class Revoker:
         *,
         org: str = "localhost",
         policy: Policy | None = None,
+        distrust: Collection[str] = (),
+        trust_alone: Collection[str] = (),
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -90,12 +113,15 @@ class Revoker:
         self._provider = provider
         self._secret_id = secret_id
         self._nodes = {node.base_url: node for node in nodes}
+        self._distrust, self._trust_alone = frozenset(distrust), frozenset(trust_alone)
         self._org = org
         self._clock: Clock = clock or SystemClock()
         self._on_event = on_event
         self._report = RevocationReport(revoked_id="")
         self._outcomes: dict[str, NodeOutcome] = {}
         self._stolen: OwnedSession | None = None
+        self._has_waited = False
+        self._instances: dict[str, str] = {}
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -114,6 +140,7 @@ class Revoker:
             heir, _ = await self._heir(document, session_id, successor)
             self._report.current_id = document.current.id if heir is None else heir.id
         await self._look(document)
+        await self._timed("freeze", self._foresee(document, session_id))
         await self._timed("survey", self._resettler(document).survey(document, session_id))
         await self._look_for_keys(document, session_id)
         return self._end()
@@ -188,6 +215,9 @@ class Revoker:
                 heir, self._stolen = await self._heir(document, session_id, successor)
                 if heir is not None:
                     await self._spread(document, heir.session)
+            if not self._has_waited:
+                self._has_waited = True
+                await self._timed("spread", self._in_step(document, session_id))
             return transitions.revoke(
                 document,
                 session_id,
@@ -290,7 +320,11 @@ class Revoker:
         poll = self.policy.poll_min
         while True:
             await self._look(document)
-            behind = [one.url for one in self._outcomes.values() if not (one.refuses or one.is_unmodified)]
+            behind = [
+                one.url
+                for one in self._outcomes.values()
+                if not (one.refuses or one.is_unmodified or one.is_distrusted)
+            ]
             if not behind or self._clock.monotonic() >= deadline:
                 return
             await self._tell(document, behind)
@@ -307,6 +341,8 @@ class Revoker:
                 answer = None  # the agent follows the revocation; its server believes the root as before
             outcome.problem = None
             outcome.is_unmodified = answer is None
+            if isinstance(instance := (answer or {}).get("instance"), str):
+                self._instances[node.base_url] = instance
             listed = (answer or {}).get("revoked")
             outcome.refuses = isinstance(listed, list) and revoked <= set(listed) and bool(revoked)
             refusal = (answer or {}).get("refusal")
@@ -321,27 +357,133 @@ class Revoker:
         """Close the list if that can be done and was not; return it, None while it is open."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _entry(document, session_id)
+        is_to_close = entry.freeze is None or reopen
+        lists = await self._lists(document, session_id, is_repeated=is_to_close)
+        frozen = self._counted(lists)
+        complete = bool(ours) and all(one.url in lists for one in ours if not one.is_distrusted)
+        if entry.freeze is not None and not (reopen and complete):
+            known = await self._compare(document, entry.freeze.digest, lists, frozen)
+            await self._describe(document, session_id, lists, known)
+            return document, known
+        if not complete:
+            return document, None
+        if entry.freeze is not None:
+            frozen = FrozenList.union([frozen, await self._known(entry.freeze.digest, frozen)])
+        for url, found in lists.items():
+            self._outcomes[url].in_flight = len(frozen.digests - found.digests)
+        await self._describe(document, session_id, lists, frozen)
+        await self._hand_over(document, frozen, lists)
+        return await self._close(session_id, frozen), frozen
+
+    async def _in_step(self, document: IdentityDocument, session_id: str) -> None:
+        """Wait until commits that one node holds have reached another, since nodes soon refuse them from each other.
+
+        Nodes that do not answer are not waited for, nor are commits that were signed after the first look: servers
+        accept the stolen root meanwhile.
+        """
+        deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
+        poll, first = self.policy.poll_min, None
+        while True:
+            lists = await self._early(document, session_id)
+            left = self._left_out(lists, self._counted(lists))
+            first = left if first is None else first & left
+            if len(lists) < 2 or not first or self._clock.monotonic() >= deadline:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _foresee(self, document: IdentityDocument, session_id: str) -> None:
+        """Note what one node alone would claim, for a plan."""
+        entry = next((one for one in document.revoked if one.id == session_id), None)
+        if entry is None:
+            await self._in_step(document, session_id)
+        lists = await self._early(document, session_id)
+        frozen = self._counted(lists)
+        if entry is not None and entry.freeze is not None:
+            try:
+                frozen = await self._known(entry.freeze.digest, frozen)
+            except RotationError:
+                return  # the run itself says so
+        await self._describe(document, session_id, lists, frozen)
+
+    async def _early(self, document: IdentityDocument, session_id: str) -> dict[str, FrozenList]:
+        lists: dict[str, FrozenList] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            try:
+                raw = await node.held(session_id, document.current, self._clock.now_ms(), early=True)
+            except NodeRefusedError:
+                return  # an unmodified server, or one that tells only after the revocation
+            lists[node.base_url] = FrozenList.from_bytes(raw)
+
+        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], ask)
+        return lists
+
+    async def _lists(self, document: IdentityDocument, session_id: str, *, is_repeated: bool) -> dict[str, FrozenList]:
+        """Ask the nodes what they hold, and ask again while one alone claims something and the answers still change."""
         lists: dict[str, FrozenList] = {}
 
         async def ask(node: RevocableNode) -> None:
             raw = await node.held(session_id, document.current, self._clock.now_ms())
             found = lists[node.base_url] = FrozenList.from_bytes(raw)
             self._outcomes[node.base_url].held = len(found)
-            self._stepped(RevocationStep.FROZEN, document, session_id, node=node.base_url, count=len(found))
 
-        await self._on_each([one.url for one in ours if one.refuses], ask, is_long=True)
-        union = FrozenList.union(lists.values())
-        complete = bool(ours) and len(lists) == len(ours)
-        if entry.freeze is not None and not (reopen and complete):
-            return document, await self._compare(document, entry.freeze.digest, lists, union)
-        if not complete:
-            return document, None
-        if entry.freeze is not None:
-            union = FrozenList.union([union, await self._known(entry.freeze.digest, union)])
+        urls = [one.url for one in self._outcomes.values() if one.refuses and not one.is_unmodified]
+        deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
+        before: dict[str, FrozenList] | None = None
+        while True:
+            await self._on_each(urls, ask, is_long=True)
+            is_alone = bool(self._left_out(lists, self._counted(lists)))
+            if not (is_repeated and is_alone) or lists == before or self._clock.monotonic() >= deadline:
+                break
+            before, urls = dict(lists), list(lists)
+            await self._clock.sleep(self.policy.poll_max)
         for url, found in lists.items():
-            self._outcomes[url].in_flight = len(union.digests - found.digests)
-        await self._hand_over(document, union, lists)
-        return await self._close(session_id, union), union
+            self._stepped(RevocationStep.FROZEN, document, session_id, node=url, count=len(found))
+        return lists
+
+    def _counted(self, lists: Mapping[str, FrozenList]) -> FrozenList:
+        return counted(
+            lists,
+            listed=[one.url for one in self._outcomes.values() if not one.is_unmodified],
+            distrusted=self._distrust,
+            trusted_alone=self._trust_alone,
+            instances=self._instances,
+        )
+
+    def _left_out(self, lists: Mapping[str, FrozenList], frozen: FrozenList) -> set[bytes]:
+        trusted = FrozenList.union(one for url, one in lists.items() if url not in self._distrust)
+        return set(trusted.digests - frozen.digests)
+
+    async def _describe(
+        self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
+    ) -> None:
+        """Note what each node claims and is left out of the list, and ask it what that is."""
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified and not one.is_distrusted]
+        asked: dict[str, list[str]] = {}
+        for url, found in lists.items():
+            outcome = self._outcomes[url]
+            outcome.is_sole = [one.url for one in ours] == [url]
+            others = FrozenList.union(one for at, one in lists.items() if at != url and at not in self._distrust)
+            left = found.digests - frozen.digests
+            # What others hold too is late for a closed list, and nobody's alone.
+            left = left if outcome.is_distrusted else left - others.digests
+            outcome.alone = len(left)
+            if url in self._trust_alone:
+                outcome.counted_alone = len((found.digests & frozen.digests) - others.digests)
+            if left:
+                asked[url] = [digest.hex() for digest in sorted(left)[:MAX_SHOWN]]
+
+        async def ask(node: RevocableNode) -> None:
+            try:
+                told = await node.describe_held(
+                    session_id, asked[node.base_url], document.current, self._clock.now_ms()
+                )
+            except NodeError:
+                return  # the claims are counted all the same
+            self._outcomes[node.base_url].claims = claims_of(told)
+
+        await self._on_each(list(asked), ask, is_long=True)
 
     async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
         async def change(document: IdentityDocument) -> IdentityDocument:
@@ -447,7 +589,9 @@ class Revoker:
     async def _settled(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _entry(document, session_id)
-        done = ours and all(one.problem is None and one.introduced == self._report.sessions for one in ours)
+        done = ours and all(
+            one.is_distrusted or (one.problem is None and one.introduced == self._report.sessions) for one in ours
+        )
         if entry.settled_at is not None or entry.freeze is None or not done:
             return document
 
@@ -638,8 +782,16 @@ class Revoker:
 
     def _begin(self, session_id: str) -> None:
         self._report = RevocationReport(revoked_id=session_id)
-        self._outcomes = {url: NodeOutcome(url=url) for url in self._nodes}
-        self._stolen = None
+        self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
+        self._stolen, self._has_waited = None, False
+        self._instances = {}
+        if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
+            raise ConfigurationError(
+                f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",
+                hint=f"Listed servers: {', '.join(self._nodes) or 'none'}.",
+            )
+        if both := sorted(self._distrust & self._trust_alone):
+            raise ConfigurationError(f"--distrust and --trust-alone both name {', '.join(both)}; give one of them")
 
     def _take(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report

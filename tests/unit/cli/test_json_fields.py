@@ -183,6 +183,7 @@ def revocation_with_a_server(stage: Stage) -> None:
     stage.run("rotate", "--resume", *node)
     stage.run("status", *node)
     root = stage.goatherd("show", "--provider", stage.store, "--json").json["current"]["id"]
+    stage.run("revoke", root, "--plan", "--distrust", server.url, *node)
     stage.run("revoke", root, "--reason", "stolen", "--yes", *node)
     assert stage.goatherd("rotate", *node, "--provider", stage.store).code == 0
     assert stage.goatherd("restore", "--to", "published", "--provider", stage.store, *node).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
@@ -41,6 +43,7 @@ def test_a_root_is_revoked_looked_at_again_and_its_key_destroyed(
     plan = goatherd("revoke", root, "--plan", *common)
     assert plan.code == 0
     assert "nothing is written" in plan.out
+    assert f"{cluster.url}: the only server whose list counts" in plan.out
     assert root_of(goatherd, store) == root
 
     done = goatherd("revoke", root, "--reason", "laptop stolen", "--yes", *common)
@@ -133,3 +136,33 @@ def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_
         again = goatherd(*words, *nodes)
         assert (again.code, "sessions: 1 to introduce again, 0 pushed" in again.out) == (0, True)
         assert f"are not reissued: {late.id}" in again.out
+
+
+def test_what_one_server_alone_claims_is_shown_and_counts_if_asked(
+    goatherd: Goatherd, store: str, cluster: Serving, serve: Callable[..., Serving], tmp_path: Path
+) -> None:
+    root = root_of(goatherd, store)
+    other = serve("--data", str(tmp_path / "other"), "--provider", store)
+    user = asyncio.run(session_at(cluster.url))
+    nodes = ("--provider", store, "--node", cluster.url, "--node", other.url)
+    done = goatherd("revoke", root, "--reason", "stolen", "--yes", *nodes)
+    assert done.code == 0, done.err + done.out
+    assert f"{cluster.url}: ALONE claims 1 commit of the root" in done.out
+    assert f"session {user}: 1 commit, dated 20" in done.out
+    assert f"--reopen --trust-alone {cluster.url}" in done.out
+
+    again = goatherd(
+        "revoke", root, "--reason", "stolen", "--yes", "--json", "--reopen", "--trust-alone", cluster.url + "/", *nodes
+    )
+    assert again.code == 0, again.err + again.out
+    assert (again.json["sessions"], again.json["pushed"]) == (1, 1)
+    assert [node["alone"] for node in again.json["nodes"]] == [0, 0]
+
+    wrong = goatherd("revoke", root, "--plan", "--distrust", "http://127.0.0.1:9", *nodes)
+    assert wrong.code == 2
+    assert "take listed servers only, not http://127.0.0.1:9" in wrong.err
+
+
+async def session_at(url: str) -> str:
+    async with NodeClient(url) as client:
+        return (await client.create_session())[0].id

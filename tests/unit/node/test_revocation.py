@@ -60,6 +60,10 @@ async def test_a_server_tells_what_it_holds_open_or_closed_and_no_rogue_roots(tm
         await client.push("/sys/sessions", [rogue, user], A)
         with pytest.raises(NodeRefusedError, match="409"):
             await client.held(A.id, A)
+        assert FrozenList.from_bytes(await client.held(A.id, A, early=True)) == listed(note)
+        shown = [digest.hex() for digest in sorted(listed(note, user).digests)]
+        told = await client.describe_held(A.id, [*shown, "00" * 32, "nonsense"], A)
+        assert [(one.path, one.key, one.ts) for one in told] == [(NOTES, note.key, int(note.ts))]
     await put(provider, stolen())
     async with Server(tmp_path, settings_of(provider), debug=True) as server:
         assert NOTES not in server.database().engine.repositories

@@ -12,10 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
-from goatherd.errors import IllegalStepError, NodeUnreachableError, RotationError, UnavailableError
+from goatherd.client import HeldCommit, NodeClient
+from goatherd.errors import ConfigurationError, IllegalStepError, NodeUnreachableError, RotationError, UnavailableError
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, finalize, prepare, verified, with_phase
 from goatherd.ids import new_id
@@ -27,6 +28,7 @@ from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import FileSettings
+from goatherd.wire.commit import Commit
 from tests.unit.node.nodes import (
     SECRET,
     document_of,
@@ -39,7 +41,7 @@ from tests.unit.node.nodes import (
 )
 
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5)
+POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5, flow_patience=SECOND / 5)
 NOTES = "/data/notes"
 SESSIONS = "/sys/sessions"
 
@@ -142,13 +144,15 @@ async def ids(node: NodeClient, path: str, signer: OwnedSession) -> set[str]:
 async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
     a = root("root-a")
     events: list[Event] = []
-    async with cluster_of(tmp_path, document_of(a)) as cluster:
-        first, second = cluster.nodes
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        first, second, _ = cluster.nodes
         users = [(await node.create_session())[0] for node in (first, second, first)]
+        await spread(cluster, a)
         note, in_flight = signed_commit(a), signed_commit(a)
         for node in cluster.nodes:
             await node.push(NOTES, [note], a)
-        await first.push(NOTES, [in_flight], a)
+        for node in (first, second):
+            await node.push(NOTES, [in_flight], a)
 
         report = await cluster.revoker(on_event=events.append).revoke(a.id, reason="stolen")
 
@@ -157,7 +161,7 @@ async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
         assert b.id != a.id
         assert report.is_complete
         assert (report.frozen, report.sessions, report.pushed) == (8, 3, 3)
-        assert [node.in_flight for node in report.nodes] == [1, 3]
+        assert [node.in_flight for node in report.nodes] == [0, 0, 1]
         assert {server.database().pool.current.id for server in cluster.servers} == {b.id}
         for node in cluster.nodes:
             assert all([await node.answers(user) for user in users]), "every session is known everywhere by now"
@@ -266,14 +270,21 @@ async def test_what_a_node_took_in_too_late_stays_there_until_the_list_is_reopen
         assert (await cluster.revoker([first]).revoke(a.id, reason="stolen")).closed
         thiefs = signed_commit(a)
         await late.push(NOTES, [thiefs], a)
+        user, _ = await late.create_session()
         b = (await cluster.document()).current
         report = await cluster.revoker().revoke(a.id, reason="stolen")
-        assert [node.late for node in report.nodes] == [0, 1]
+        assert [node.late for node in report.nodes] == [0, 2]
         await first.push(NOTES, [thiefs], b)
         assert await ids(first, NOTES, b) == set()
         assert await ids(late, NOTES, b) == {thiefs.id}
         report = await cluster.revoker().revoke(a.id, reason="stolen", reopen=True)
-        assert [node.late for node in report.nodes] == [0, 0]
+        assert [node.alone for node in report.nodes] == [0, 2]
+        assert not await late.answers(user)
+        await first.push(NOTES, [thiefs], b)
+        assert await ids(first, NOTES, b) == set(), "nobody else holds it, so it takes the operator's word"
+        report = await cluster.revoker(trust_alone=["http://node-1"]).revoke(a.id, reason="stolen", reopen=True)
+        assert [(node.late, node.alone) for node in report.nodes] == [(0, 0), (0, 0)]
+        assert all([await node.answers(user) for node in cluster.nodes])
         await first.push(NOTES, [thiefs], b)
         assert await ids(first, NOTES, b) == {thiefs.id}
 
@@ -367,6 +378,7 @@ async def test_an_earlier_root_is_revoked_and_the_current_one_goes_on(tmp_path: 
     a, b = root("root-a"), root("root-b")
     async with cluster_of(tmp_path, document_of(a), 2) as cluster:
         user, _ = await cluster.nodes[0].create_session()
+        await spread(cluster, a)
         for document in (after_a_rotation(a, b, Phase.PREPARED), after_a_rotation(a, b)):
             await cluster.put(document)
         report = await cluster.revoker().revoke(a.id, reason="stolen")
@@ -534,3 +546,206 @@ async def test_revoking_the_current_root_takes_no_root_that_has_left_the_documen
         report = await cluster.revoker().revoke(stolen, reason="stolen")
         assert report.rogue_roots == ()
         assert set(roots) - {stolen} <= set(cluster.servers[0].database().pool.root_ids)
+
+
+class Broken(NodeClient):
+    """A server that was broken into, with the stolen key: it signs what it likes and says that it holds it.
+
+    Attributes:
+        forger: The stolen root; None while the thief is quiet.
+        note: The commit that he signs once he has heard of the revocation.
+        mole: The session that he introduces then.
+    """
+
+    forger: OwnedSession | None = None
+
+    async def held(self, session_id: str, signer: OwnedSession, now_ms: int | None = None, **options: Any) -> bytes:
+        honest = FrozenList.from_bytes(await super().held(session_id, signer, now_ms, **options))
+        if self.forger is None or options.get("early"):
+            return honest.to_bytes()
+        digests = {commit_digest(self.note), commit_digest(Commit.from_json(self.introduction, org="localhost"))}
+        return FrozenList(honest.digests | {one for one in digests if one is not None}).to_bytes()
+
+    async def describe_held(self, session_id: str, digests: Sequence[str], *arguments: Any) -> list[HeldCommit]:
+        told = await super().describe_held(session_id, digests, *arguments)
+        return [*told, HeldCommit(digests[-1], SESSIONS, self.mole.id, int(self.note.ts))]
+
+    async def batch_sync(self, requests: Any, *arguments: Any) -> Any:
+        replies = await super().batch_sync(requests, *arguments)
+        if self.forger is not None and requests[0][0] == SESSIONS:
+            replies[0]["c"] = [*(replies[0].get("c") or ()), self.introduction]
+        return replies
+
+    def takes_over(self, stolen: OwnedSession) -> None:
+        self.forger, self.note = stolen, signed_commit(stolen)
+        self.mole = OwnedSession.generate(session_id=new_id(), owner="admin", now_ms=now_ms())
+        self.introduction = session_commit(stolen, self.mole.session).to_json()
+
+
+async def spread(cluster: Cluster, signer: OwnedSession) -> None:
+    """Bring what each node holds to all others, as peers do."""
+    for path in (SESSIONS, NOTES):
+        for giver in cluster.nodes:
+            for taker in cluster.nodes:
+                if taker is not giver:
+                    await taker.push(path, await giver.pull(path, signer), signer)
+
+
+async def with_a_broken_server(cluster: Cluster, a: OwnedSession) -> tuple[Broken, OwnedSession, Commit]:
+    user, _ = await cluster.nodes[0].create_session()
+    note = signed_commit(a)
+    await cluster.nodes[0].push(NOTES, [note], a)
+    await spread(cluster, a)
+    broken = cluster.nodes[2] = client_of(cluster.servers[2], "http://node-2", Broken)
+    assert isinstance(broken, Broken)
+    broken.takes_over(a)
+    return broken, user, note
+
+
+async def test_what_one_server_signs_after_the_revocation_and_claims_alone_counts_for_nothing(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        broken, user, note = await with_a_broken_server(cluster, a)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        b = (await cluster.document()).current
+        for node in cluster.nodes[:2]:
+            await node.push(NOTES, [broken.note], b)
+            await node.push(SESSIONS, [broken.introduction], b)
+            assert await ids(node, NOTES, b) == {note.id}, "the thief's commit is taken by nobody"
+            assert not await node.answers(broken.mole), "the successor does not introduce the thief's session"
+            assert await node.answers(user)
+        assert report.is_complete
+        assert [node.alone for node in report.nodes] == [0, 0, 2]
+        (claim,) = report.nodes[2].claims
+        assert (claim.path, claim.key, claim.commits) == (SESSIONS, broken.mole.id, 1)
+        assert claim.first_ms == claim.last_ms == int(broken.note.ts)
+
+
+async def test_the_operator_says_whose_list_counts(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        broken, _, _ = await with_a_broken_server(cluster, a)
+        only = signed_commit(a)
+        await cluster.nodes[1].push(NOTES, [only], a)
+        choice: dict[str, Any] = {"distrust": ["http://node-2"], "trust_alone": ["http://node-1"]}
+        report = await cluster.revoker(**choice).revoke(a.id, reason="stolen")
+        assert report.is_complete
+        assert [node.alone for node in report.nodes] == [0, 0, 2]
+        assert [node.counted_alone for node in report.nodes] == [0, 1, 0]
+        assert [node.is_distrusted for node in report.nodes] == [False, False, True]
+        b = (await cluster.document()).current
+        await cluster.nodes[0].push(NOTES, [only, broken.note], b)
+        assert only.id in await ids(cluster.nodes[0], NOTES, b)
+        assert broken.note.id not in await ids(cluster.nodes[0], NOTES, b)
+
+
+async def test_a_distrusted_server_confirms_nobody_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        broken, user, _ = await with_a_broken_server(cluster, a)
+        second = cluster.nodes[1] = client_of(cluster.servers[1], "http://node-1", Broken)
+        assert isinstance(second, Broken)
+        second.forger, second.note, second.mole, second.introduction = a, broken.note, broken.mole, broken.introduction
+        choice: dict[str, Any] = {"distrust": ["http://node-1", "http://node-2"]}
+
+        async def dies(*_: Any, **__: Any) -> Any:
+            raise NodeUnreachableError("gone")
+
+        monkeypatch.setattr(broken, "refresh", dies)
+        monkeypatch.setattr(broken, "identity", dies)
+        report = await cluster.revoker(**choice).revoke(a.id, reason="stolen")
+        assert (report.closed, report.is_complete, report.sessions) == (True, True, 1)
+        assert [node.is_sole for node in report.nodes] == [True, False, False]
+        assert await cluster.nodes[0].answers(user)
+        assert not await cluster.nodes[0].answers(broken.mole)
+
+
+async def test_one_server_under_two_urls_does_not_confirm_itself(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+        only = signed_commit(a)
+        await cluster.nodes[1].push(NOTES, [only], a)
+        twice = client_of(cluster.servers[1], "http://alias")
+        await cluster.revoker([*cluster.nodes, twice]).revoke(a.id, reason="stolen")
+        b = (await cluster.document()).current
+        await cluster.nodes[0].push(NOTES, [only], b)
+        assert await ids(cluster.nodes[0], NOTES, b) == set()
+
+
+async def test_what_is_on_its_way_when_the_root_is_revoked_gets_the_time_to_arrive(tmp_path: Path) -> None:
+    a = root("root-a")
+
+    class Slow(NodeClient):
+        """What this server holds reaches the other while `revoke` looks a third time."""
+
+        looks = 0
+
+        async def held(self, *arguments: Any, **options: Any) -> bytes:
+            if options.get("early"):
+                self.looks += 1
+                if self.looks == 3:
+                    await spread(cluster, a)
+            return await super().held(*arguments, **options)
+
+    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+        slow = cluster.nodes[0] = client_of(cluster.servers[0], "http://node-0", Slow)
+        assert isinstance(slow, Slow)
+        user, _ = await slow.create_session()
+        note = signed_commit(a)
+        await slow.push(NOTES, [note], a)
+        report = await cluster.revoker(policy=replace(POLICY, flow_patience=60 * SECOND)).revoke(a.id, reason="stolen")
+        assert report.is_complete
+        assert [node.alone for node in report.nodes] == [0, 0]
+        b = (await cluster.document()).current
+        assert await ids(cluster.nodes[1], NOTES, b) == {note.id}
+        assert await cluster.nodes[1].answers(user)
+        assert slow.looks >= 3
+
+
+async def test_a_plan_shows_what_one_server_alone_claims_and_writes_nothing(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+        only = signed_commit(a)
+        await cluster.nodes[1].push(NOTES, [only], a)
+        report = await cluster.revoker().plan(a.id)
+        assert [node.alone for node in report.nodes] == [0, 1]
+        (claim,) = report.nodes[1].claims
+        assert (claim.path, claim.key, claim.commits, claim.last_ms) == (NOTES, only.key, 1, int(only.ts))
+        assert (await cluster.document()).generation == 1
+        report = await cluster.revoker(trust_alone=["http://node-1"]).plan(a.id)
+        assert [(node.alone, node.counted_alone) for node in report.nodes] == [(0, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"distrust": ["http://elsewhere"]},
+        {"trust_alone": ["http://elsewhere"]},
+        {"distrust": ["http://node-0"], "trust_alone": ["http://node-0"]},
+    ],
+)
+async def test_whoever_is_to_be_judged_is_listed_and_judged_once(tmp_path: Path, choice: dict[str, Any]) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        with pytest.raises(ConfigurationError):
+            await cluster.revoker(**choice).revoke(a.id, reason="stolen")
+        assert (await cluster.document()).generation == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "understood"),
+    [
+        ({"digest": "ab", "path": NOTES, "key": "k", "ts": 1.5}, HeldCommit("ab", NOTES, "k", 1)),
+        ({"digest": "ab", "path": NOTES, "key": "\x1b[2J" + "k" * 999, "ts": 1e300}, "?[2J" + "k" * 196),
+        ({"digest": "ab", "path": NOTES, "key": "k", "ts": True}, HeldCommit("ab", NOTES, "k", None)),
+        ({"digest": "ab", "path": NOTES, "key": "k", "ts": float("nan")}, HeldCommit("ab", NOTES, "k", None)),
+        ({"digest": "ab", "path": NOTES, "key": "k"}, HeldCommit("ab", NOTES, "k", None)),
+        ({"digest": "ab", "path": 7, "key": "k", "ts": 1}, None),
+        ([], None),
+    ],
+)
+def test_what_a_server_says_of_its_commits_is_made_printable_and_short(said: Any, understood: Any) -> None:
+    found = HeldCommit.from_json(said)
+    assert (found.key if isinstance(understood, str) and found is not None else found) == understood
