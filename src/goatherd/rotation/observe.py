@@ -500,10 +500,14 @@ class Observer:
         if self._asked_for_process[url] >= _PROCESS_TRIES:
             return
         self._asked_for_process[url] += 1
+        memory, now = self._memory.setdefault(url, _Memory()), self._clock.monotonic()
         try:
-            await self._ask_signer(url, asker)
+            memory.signer = await self._ask_signer(url, asker) or memory.signer
         except NodeError:
             self._asked_for_process[url] -= 1
+            return
+        # The same session has shown who signs.
+        memory.asked_at, memory.pause, memory.was_away = now, _ASK_SIGNER_EVERY.total_seconds(), False
 
     def _note_process(self, url: str, process: object) -> None:
         if isinstance(process, str) and 0 < len(process) <= _LONGEST_ID:
@@ -562,10 +566,12 @@ class Observer:
         """Return who signs at a server that says it nowhere, by a new session, as seldom as can be.
 
         GoatDB keeps that session permanently. Another root signs only after a restart, so the server is asked after it
-        was seen to be away, and otherwise after pauses that grow.
+        was seen to be away, and otherwise after pauses that grow; once the right root was seen to sign, after the
+        longest one.
         """
         now = self._clock.monotonic()
-        if memory.asked_at is not None and not memory.was_away and now - memory.asked_at < memory.pause:
+        pause = _ASK_SIGNER_AT_LEAST.total_seconds() if memory.signer == asker.id else memory.pause
+        if memory.asked_at is not None and not memory.was_away and now - memory.asked_at < pause:
             return memory.signer
         memory.pause = min(
             _ASK_SIGNER_EVERY.total_seconds() if memory.was_away or not memory.pause else 2 * memory.pause,

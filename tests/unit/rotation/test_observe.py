@@ -129,8 +129,17 @@ async def test_who_signs_is_not_asked_of_an_unmodified_server_unless_it_matters_
     assert node.asked["create_session"] == 1
 
 
+class Later(SystemClock):
+    """The time of later, as soon as a test says so."""
+
+    later = timedelta(0)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.later.total_seconds()
+
+
 async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_restarted() -> None:
-    clock = SystemClock()
+    clock = Later()
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms())
     asked = Question(asker=root, next_root=root, process=True)
     async with UpstreamChild(root) as child, NodeClient(child.url) as client:
@@ -140,6 +149,7 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
         assert observer.count_restarts() == {child.url: 0}
         assert len(child.answers) == 1, "which process serves is asked once"
         child.restart()
+        clock.later = timedelta(minutes=10)
         await observer.look(replace(asked, signer=True))
         assert observer.count_restarts() == {child.url: 1}
         observer.forget_processes()
