@@ -17,7 +17,8 @@ from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
 from tests.deadlines import HANG
 
-SCRIPT = Path(__file__)
+MODULE = "tests.contract.test_aws_race"
+ROOT = Path(__file__).parents[2]
 
 
 def store_at(url: str) -> AWSSecretProvider:
@@ -49,8 +50,8 @@ async def rotate(url: str, secret_id: str, name: str) -> None:
 
 
 def start(url: str, secret_id: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), url, secret_id, name]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", MODULE, url, secret_id, name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def told(process: subprocess.Popen[str]) -> list[str]:

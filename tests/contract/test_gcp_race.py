@@ -18,7 +18,8 @@ from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.testing.gcp_fake import FakeSecretManager
 from tests.deadlines import HANG
 
-SCRIPT = Path(__file__)
+MODULE = "tests.contract.test_gcp_race"
+ROOT = Path(__file__).parents[2]
 PROJECT = "goatherd-testing"
 SECRET = "goatdb-root"
 
@@ -43,9 +44,9 @@ async def race(endpoint: str, name: str) -> None:
 
 
 def start(endpoint: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), endpoint, name]
+    command = [sys.executable, "-m", MODULE, endpoint, name]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -17,7 +17,8 @@ from goatherd.providers.base import VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from tests.deadlines import HANG
 
-SCRIPT = Path(__file__)
+MODULE = "tests.contract.test_kubernetes_race"
+ROOT = Path(__file__).parents[2]
 
 
 def provider(kubeconfig: str) -> KubernetesSecretProvider:
@@ -40,8 +41,8 @@ async def race(kubeconfig: str, secret: str, name: str) -> None:
 
 def start(kubeconfig: str, secret: str, name: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    command = [sys.executable, str(SCRIPT), kubeconfig, secret, name]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    command = [sys.executable, "-m", MODULE, kubeconfig, secret, name]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -20,7 +20,8 @@ from tests.deadlines import HANG
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 
-SCRIPT = Path(__file__)
+MODULE = "tests.contract.test_vault_race"
+ROOT = Path(__file__).parents[2]
 SECRET = "goatdb/root"
 ROUNDS = 100
 
@@ -51,9 +52,9 @@ def server() -> Iterator[BaoServer]:
 
 
 def start(server: BaoServer, token: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), server.url, token, name]
+    command = [sys.executable, "-m", MODULE, server.url, token, name]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

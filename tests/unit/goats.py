@@ -65,6 +65,7 @@ def commit_by(
     commit_id: str | None = None,
     parents: Sequence[str] = (),
     registry: Registry = BUILTIN,
+    checksum: str | None = None,
 ) -> Commit:
     """A signed commit; `claimed` puts another session into it than the one that signs."""
     unsigned = new_commit(
@@ -79,6 +80,7 @@ def commit_by(
         parents=parents,
         ancestors_filter=EMPTY,
         registry=registry,
+        checksum=checksum,
     )
     return sign_commit(author, unsigned, now_ms=ts if signed_at is None else signed_at)
 

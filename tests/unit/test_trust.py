@@ -165,7 +165,8 @@ def test_a_malformed_session_is_not_trusted_even_if_a_root_signed_it(change: dic
     good = introduction(USER, A)
     assert good.data is not None
     pool = pool_of(A, A)
-    assert not pool.add_session_commit(commit_by(A, USER.id, {**good.data, **change}, schema="sessions/1"))
+    malformed = commit_by(A, USER.id, {**good.data, **change}, schema="sessions/1", checksum="0")
+    assert not pool.add_session_commit(malformed)
     assert pool.known_count == 1
 
 

@@ -154,9 +154,9 @@ class Commit:
             encoded: The JSON object.
             org: The reader's organisation id.
             registry: The schemas that are known.
-            like_goatdb: Refuse an unknown schema, and take a commit without id, key, session or base, as GoatDB does.
-                Otherwise the contents of an unknown schema stay as sent, and what cannot be stored or found again
-                without these four is refused.
+            like_goatdb: Refuse an unknown schema, and take a commit without id, key, session or base, or with an empty
+                leader that a revert names, as GoatDB does. Otherwise the contents of an unknown schema stay as sent,
+                and what cannot be stored, found or read again is refused, or does not verify.
 
         Raises:
             DecodeError: GoatDB could not read it, or could not write again what it read.
@@ -188,7 +188,7 @@ class Commit:
             ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
             ancestors_count=_integer(get("ac"), "ac"),
             merge_base=_text(get("mb"), "mb"),
-            merge_leader="" if get("ml") == "" else _text(get("ml"), "ml"),
+            merge_leader="" if get("ml") == "" and like_goatdb else _text(get("ml"), "ml"),
             revert=is_truthy(get("revert")),
             signature=_text(get("sig"), "sig"),
         )
