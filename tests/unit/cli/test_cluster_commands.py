@@ -330,6 +330,7 @@ def test_doctor_compares_the_clocks(
     assert checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"][0][0] == level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [False, True], ids=["within a server", "between two servers"])
 def test_doctor_names_a_session_whose_creations_end_goatdb(
     goatherd: Goatherd, store: str, tmp_path: Path, between: bool

@@ -467,6 +467,7 @@ async def test_an_alert_is_an_error_in_the_log_and_a_command_that_gets_it_as_jso
     assert (record.levelno, record.message.split()[0]) == (logging.ERROR, "controller.alert")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "told"),
     [("exit 3", "ended with 3"), ("sleep 60", "did not end within"), ("nonsense-that-is-not-there", "ended with 127")],

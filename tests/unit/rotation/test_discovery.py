@@ -153,6 +153,7 @@ NOT_KNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NOT_KNOWN)
 async def test_no_answer_half_an_answer_and_an_empty_one_are_not_known(names: NameServer, case: str) -> None:
     names.records, names.refuses, names.silent = NOT_KNOWN[case]  # type: ignore[assignment]

@@ -296,7 +296,7 @@ async def test_a_store_that_denies_access_before_anything_is_written_ends_the_ru
 
 
 class Blinking:
-    """A provider of which one read fails every 45 seconds, and which brings a node back after ten minutes."""
+    """A provider of which one read fails every five seconds, and which brings a node back after a minute."""
 
     def __init__(self, herd: Herd, away: HerdNode) -> None:
         self._herd, self._away = herd, away
@@ -308,9 +308,9 @@ class Blinking:
 
     async def read(self, *args: Any, **options: Any) -> Any:
         now = self._herd.clock.monotonic()
-        if now - self._began >= 600:
+        if now - self._began >= 60:
             self._away.faults.cut_off = False
-        if now - self._failed >= 45:
+        if now - self._failed >= 5:
             self._failed, self.failures = now, self.failures + 1
             raise UnavailableError("blink", provider="memory", secret_id=self._herd.secret_id, operation="read")
         return await self._herd.provider.read(*args, **options)
@@ -318,7 +318,7 @@ class Blinking:
 
 async def test_a_store_that_fails_now_and_then_while_a_server_is_waited_for_ends_nothing(make_herd: MakeHerd) -> None:
     herd = await make_herd()
-    policy = replace(POLICY, adoption=timedelta(minutes=20))
+    policy = replace(POLICY, adoption=timedelta(minutes=2), store_patience=timedelta(seconds=8))
     await rotator_for(herd, policy=policy).rotate(to_phase=Phase.PUBLISHED)
     herd.nodes[2].faults.cut_off = True
     store = Blinking(herd, herd.nodes[2])

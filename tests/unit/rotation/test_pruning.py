@@ -127,6 +127,7 @@ async def rotate(herd: Herd, *, events: list[Event] | None = None) -> None:
     await retire(herd)
 
 
+@pytest.mark.slow
 async def test_after_some_rotations_only_the_latest_roots_are_left_and_all_are_trusted(make_herd: MakeHerd) -> None:
     herd = await make_herd(unmodified=())
     signers = []
@@ -256,6 +257,7 @@ async def test_a_push_that_a_server_forgets_does_not_make_a_rotation_fail_or_las
     assert herd.clock.now_ms() - began < 10_000
 
 
+@pytest.mark.slow
 async def test_the_end_of_a_rotation_that_is_abandoned_lets_roots_leave_as_well(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotate(herd)

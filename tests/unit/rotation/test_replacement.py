@@ -78,6 +78,7 @@ async def test_a_replacement_from_one_end_to_the_other(tmp_path: Path) -> None:
         assert (await cluster.document()).generation == document.generation
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_is_named_and_followed_by_the_next_run(tmp_path: Path) -> None:
     class Away(NodeClient):
         async def batch_sync(self, *arguments: object, **options: object) -> list[dict[str, object]]:

@@ -28,6 +28,7 @@ async def rotated_until_it_left(herd: Herd, rotations: int = 4) -> None:
     assert document.pruned > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotations", [4, 9])
 async def test_it_signs_again_is_listed_again_and_nothing_is_refused_or_lost(
     make_herd: MakeHerd, rotations: int

@@ -245,6 +245,7 @@ async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_
     assert calls > 10
 
 
+@pytest.mark.slow
 async def test_a_node_that_cannot_be_reached_keeps_the_list_open_and_the_others_refuse_the_root_all_the_same(
     tmp_path: Path,
 ) -> None:
@@ -263,6 +264,7 @@ async def test_a_node_that_cannot_be_reached_keeps_the_list_open_and_the_others_
         assert report.is_complete
 
 
+@pytest.mark.slow
 async def test_what_a_node_took_in_too_late_stays_there_until_the_list_is_reopened(tmp_path: Path) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a)) as cluster:
@@ -602,6 +604,7 @@ async def with_a_broken_server(cluster: Cluster, a: OwnedSession) -> tuple[Broke
     return broken, user, note
 
 
+@pytest.mark.slow
 async def test_what_one_server_signs_after_the_revocation_and_claims_alone_counts_for_nothing(tmp_path: Path) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 3) as cluster:
@@ -662,6 +665,7 @@ async def test_a_distrusted_server_confirms_nobody_and_nobody_waits_for_it(
         assert not await cluster.nodes[0].answers(broken.mole)
 
 
+@pytest.mark.slow
 async def test_one_server_under_two_urls_does_not_confirm_itself(tmp_path: Path) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 2) as cluster:
@@ -674,6 +678,7 @@ async def test_one_server_under_two_urls_does_not_confirm_itself(tmp_path: Path)
         assert await ids(cluster.nodes[0], NOTES, b) == set()
 
 
+@pytest.mark.slow
 async def test_what_is_on_its_way_when_the_root_is_revoked_gets_the_time_to_arrive(tmp_path: Path) -> None:
     a = root("root-a")
 
