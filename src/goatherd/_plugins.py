@@ -135,7 +135,7 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
 
 
 def credential_variables(name: str) -> tuple[str, ...]:
-    """Return the environment variables that let whoever has them into a kind of store; see `SecretProvider`.
+    """Return the environment variables that hold credentials for a kind of store; see `SecretProvider`.
 
     Args:
         name: A URI, a scheme or the ``provider`` of a ``cloudConfig``.

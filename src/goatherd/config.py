@@ -533,7 +533,7 @@ def load_options(
 
 
 def _check_owner(path: Path) -> None:
-    """Refuse a file that only lies in the current directory, unless nobody but this user and root can have written it.
+    """Refuse a file that is only found in the current directory if another user can have written it.
 
     SECURITY: it names commands to run and the store to trust, and people change into directories of others
     (tests/unit/test_config.py).

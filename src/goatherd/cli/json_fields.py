@@ -418,7 +418,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].late": Field("integer", "Number of commits that it holds beyond the frozen ones."),
         "nodes[].distrusted": Field("boolean", "Whether its list does not count, as asked with `--distrust`."),
         "nodes[].sole": Field(
-            "boolean", "Whether it is the only server whose list counts, so that nobody confirms it."
+            "boolean", "Whether it is the only server whose list counts, so that no other server confirms it."
         ),
         "nodes[].alone": Field(
             "integer", "Number of commits that it claims and no other server does, and that do not count."
@@ -427,8 +427,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].claims[].path": Field("string", "Repository; `/sys/sessions` for sessions."),
         "nodes[].claims[].key": Field("string", "Key of the item; in `/sys/sessions` the id of the session."),
         "nodes[].claims[].commits": Field("integer", "Number of commits."),
-        "nodes[].claims[].first": Field("string or null", "Earliest timestamp, chosen by whoever signed."),
-        "nodes[].claims[].last": Field("string or null", "Latest timestamp, chosen by whoever signed."),
+        "nodes[].claims[].first": Field("string or null", "Earliest timestamp, chosen by the signer."),
+        "nodes[].claims[].last": Field("string or null", "Latest timestamp, chosen by the signer."),
         "nodes[].countedAlone": Field("integer", "Number of commits that count by `--trust-alone` only."),
         "nodes[].introduced": Field("integer or null", "Number of sessions that it holds from the successor."),
         "nodes[].problem": Field("string or null", "What went wrong at the server."),

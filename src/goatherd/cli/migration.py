@@ -268,7 +268,7 @@ def _describe_double_keys(
     """Return a warning of items that servers with different roots have created each for itself.
 
     COMPAT: an unmodified GoatDB server ends when it meets two commits without parents for one key, and so does its
-    client (formats T7).
+    client.
     """
     if len({document.current.id for _, document in found}) < 2:
         return []

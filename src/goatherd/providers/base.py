@@ -287,7 +287,7 @@ class SecretProvider(ABC):
 
     Attributes:
         scheme: The URI scheme, which is also the entry point's name.
-        credential_variables: Environment variables that let whoever has them into the store; one that ends in ``*`` is
+        credential_variables: Environment variables that hold credentials for the store; one that ends in ``*`` is
             the beginning of several. What the agent starts does not get them.
         confirms_labels: Whether the labels are read back here before a change of them is reported as made. False where
             the plugin does so itself, or where no server answers. A destruction and a deletion are always confirmed.
