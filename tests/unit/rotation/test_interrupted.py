@@ -25,6 +25,8 @@ from goatherd.testing.herd import Herd, HerdNode
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
+pytestmark = pytest.mark.slow
+
 EFFECTS = {"write", "label", "destroy", "push", "refresh", "create_session"}
 CALLS = EFFECTS | {"read", "versions", "batch_sync", "identity"}
 

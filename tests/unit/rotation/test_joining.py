@@ -19,6 +19,8 @@ from goatherd.testing.herd import Herd, HerdNode
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
+pytestmark = pytest.mark.slow
+
 Happening = Callable[[Herd], None]
 MOMENT = timedelta(seconds=4)
 

@@ -22,6 +22,8 @@ from goatherd.testing.herd import SESSIONS, Herd
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
+pytestmark = pytest.mark.slow
+
 DAY = timedelta(days=1)
 
 

@@ -18,6 +18,8 @@ from goatherd.testing.herd import SESSIONS, Herd
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
+pytestmark = pytest.mark.slow
+
 
 async def rotated_until_it_left(herd: Herd, rotations: int = 4) -> None:
     """Rotate until the cap on earlier roots takes the first root out of the document."""

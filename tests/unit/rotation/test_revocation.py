@@ -40,6 +40,8 @@ from tests.unit.node.nodes import (
     store_of,
 )
 
+pytestmark = pytest.mark.slow
+
 SECOND = timedelta(seconds=1)
 POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5, flow_patience=SECOND / 5)
 NOTES = "/data/notes"
