@@ -406,7 +406,7 @@ class Peer:
 
     def _learn(self, state: _Repository, shown: BloomFilter) -> None:
         """Cross out what the peer's filter shows, once that is certain enough."""
-        error_rate = _error_rate(shown)
+        error_rate = shown.error_rate
         state.has_filter = True
         for commit_id, one in list(state.waiting.items()):
             if commit_id in shown:
@@ -522,14 +522,6 @@ def _tell(watchers: Sequence[asyncio.Future[bool]], *, answer: bool) -> None:
     for watcher in watchers:
         if not watcher.done():
             watcher.set_result(answer)
-
-
-def _error_rate(shown: BloomFilter) -> float:
-    """Return the chance that a filter claims to hold what it does not, from how full it is."""
-    count = len(shown.bits) * 8
-    if not count:
-        return 0.0 if shown.seeds else 1.0
-    return float((int.from_bytes(shown.bits, "big").bit_count() / count) ** len(shown.seeds))
 
 
 def _rank(state: _Repository) -> tuple[int, float]:

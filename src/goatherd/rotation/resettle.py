@@ -32,7 +32,8 @@ from goatherd.wire.messages import VERSION
 BATCH: Final = 500
 
 _ROUNDS: Final = 500
-_FILTERS: Final = 4
+_MOST_FILTERS: Final = 64
+_CERTAIN: Final = 1e-9
 _THREADS: Final = 4
 _ERROR_RATE: Final = 1e-6
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
@@ -220,16 +221,31 @@ class Resettler:
             )
 
     async def _lacks(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
-        """Return what a node does not hold; of an unmodified one, what several of its filters show it not to hold."""
+        """Return the ids of the commits that a server does not hold.
+
+        An unmodified server only shows filters of what it holds, and a filter of a few commits claims every second id
+        that the server lacks. Filters with other seeds are asked for, at most `_MOST_FILTERS`, until the chance that
+        all of them claim an id wrongly is below `_CERTAIN`.
+        """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:
             return await node.lacking(SESSIONS, wanted, signer, self._clock.now_ms())
-        lacking: dict[str, None] = {}
+        held, doubt = list(wanted), 1.0
+        seen: set[tuple[int, ...]] = set()
         message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}
-        for _ in range(_FILTERS):
+        for _ in range(_MOST_FILTERS):
             (reply,) = await node.batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
-            lacking.update(dict.fromkeys(await asyncio.to_thread(_not_shown, reply, wanted)))
-        return list(lacking)
+            shown = _filter_in(reply)
+            if shown is None:
+                return list(wanted)
+            if shown.seeds not in seen:
+                seen.add(shown.seeds)
+                held = await asyncio.to_thread(_all_in, shown, held)
+                doubt *= shown.error_rate
+            if not held or doubt < _CERTAIN:
+                break
+        kept = set(held)
+        return [one for one in wanted if one not in kept]
 
     async def _arrived(
         self,
@@ -271,10 +287,12 @@ def _filter_of(ids: Sequence[str]) -> dict[str, Any]:
     return {"__t": "E", "__v": bloom.to_json()}
 
 
-def _not_shown(reply: Mapping[str, Any] | None, wanted: Sequence[str]) -> list[str]:
-    """Return the ids that a reply's filter shows the server to lack."""
+def _filter_in(reply: Mapping[str, Any] | None) -> BloomFilter | None:
     try:
-        shown = BloomFilter.from_json(reply["f"]["__v"]) if reply is not None else None
+        return BloomFilter.from_json(reply["f"]["__v"]) if reply is not None else None
     except (DecodeError, KeyError, TypeError):
-        shown = None
-    return list(wanted) if shown is None else [one for one in wanted if one not in shown]
+        return None
+
+
+def _all_in(shown: BloomFilter, wanted: Sequence[str]) -> list[str]:
+    return [one for one in wanted if one in shown]

@@ -110,6 +110,14 @@ class BloomFilter:
                 return False
         return True
 
+    @property
+    def error_rate(self) -> float:
+        """The chance that this filter claims to hold what it does not, from the share of its bits that are set."""
+        count = len(self.bits) * 8
+        if not count:
+            return 0.0 if self.seeds else 1.0
+        return float((int.from_bytes(self.bits, "big").bit_count() / count) ** len(self.seeds))
+
     @classmethod
     def from_json(cls, encoded: Any) -> BloomFilter:
         """Decode ``{"d": base64, "s": [seeds]}``; other members are ignored.

@@ -469,6 +469,42 @@ async def test_a_revocation_over_unmodified_servers_only_reissues_the_sessions_a
         assert (reopened.is_complete, reopened.sessions, reopened.late_sessions) == (True, 2, ())
 
 
+async def test_filters_that_claim_too_much_leave_no_session_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter of three commits claims every second id that its server lacks: several in a row do so by chance."""
+    a = root("root-a")
+    claims = 0
+
+    async def claiming(self: NodeClient, batch: Any, signer: OwnedSession, now_ms: int | None = None) -> Any:
+        nonlocal claims
+        replies = await NodeClient.batch_sync(self, batch, signer, now_ms)
+        asks_for_filters_only = all(message["f"]["__v"]["s"] == [] and not message["c"] for _, message in batch)
+        if batch and asks_for_filters_only and claims < 20:
+            claims += 1
+            return [{**reply, "f": {"__t": "E", "__v": {"d": "/w==", "s": [claims]}}} for reply in replies]
+        return replies
+
+    (tmp_path / "one" / "localhost").mkdir(parents=True)
+    (tmp_path / "two" / "localhost").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / name / "localhost" / "settings.json").write_bytes(encode_document(document_of(a)))
+    async with (
+        cluster_of(tmp_path, document_of(a), 0) as cluster,
+        Server(tmp_path / "one", FileSettings(tmp_path / "one"), debug=True) as first,
+        Server(tmp_path / "two", FileSettings(tmp_path / "two"), debug=True) as second,
+    ):
+        upstreams = [client_of(first, "http://one", Upstream), client_of(second, "http://two", Upstream)]
+        user, _ = await upstreams[0].create_session()
+        monkeypatch.setattr(Upstream, "batch_sync", claiming)
+        report = await cluster.revoker(upstreams).revoke(a.id, reason="stolen")
+        assert claims == 20
+        monkeypatch.undo()
+        assert [node.introduced for node in report.nodes] == [1, 1]
+        for upstream in upstreams:
+            assert await upstream.answers(user)
+
+
 async def test_a_node_that_drops_what_is_pushed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a = root("root-a")
 

@@ -37,6 +37,14 @@ def test_claims_about_as_much_too_much_as_it_was_made_for() -> None:
     assert wrong < 300
 
 
+def test_its_error_rate_is_how_often_it_claims_what_it_does_not_hold() -> None:
+    holder = empty(100, 0.25)
+    holder.update([f"member-{index}" for index in range(100)])
+    wrong = sum(f"other-{index}" in holder for index in range(10_000)) / 10_000
+    assert 0.8 < wrong / holder.error_rate < 1.25
+    assert (BloomFilter(b"\xff", (1,)).error_rate, BloomFilter(b"", (1,)).error_rate) == (1.0, 0.0)
+
+
 @given(st.lists(st.integers(0, 2**53 - 1), max_size=14).map(tuple), st.binary(max_size=20))
 def test_its_signed_text_is_the_stable_form_of_its_json(seeds: tuple[int, ...], bits: bytes) -> None:
     holder = BloomFilter(bits, seeds)
