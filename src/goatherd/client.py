@@ -254,6 +254,19 @@ class NodeClient:
             raise
         return True
 
+    async def accepts_signature(self, signature: str) -> bool:
+        """Return whether the server answers an empty batch with this request signature, whoever made it and when.
+
+        Raises:
+            NodeUnreachableError: See the module.
+            NodeRefusedError: Neither 200 nor 403.
+        """
+        response = await self._send("POST", "/batch-sync", content=b"[]", headers={"x-goat-sig": signature})
+        if response.status_code == 403:
+            return False
+        self._check("POST", "/batch-sync", response)
+        return True
+
     async def push(
         self,
         path: str,

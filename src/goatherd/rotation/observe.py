@@ -10,8 +10,9 @@ How the questions are put so that an unmodified GoatDB 0.5.1 answers them:
   filter that the server sends back would be wrong at its error rate) and stays small in front of 50 000 sessions.
 - *Who signs?* ``GET /goatherd/v1/identity`` where there is one. An agent answers it for its unmodified server, and
   names a commit by which the server shows it. Elsewhere an anonymous session is created and the signature of its commit
-  in ``/sys/sessions`` looked at, seldom: GoatDB keeps every session permanently.
-- *Has it restarted?* Both answers name the process: one as ``instance``, the other as the commit's connection id.
+  in ``/sys/sessions`` looked at, once for each start: GoatDB keeps every session permanently.
+- *Has it restarted?* Both answers name the process: one as ``instance``, the other as the commit's connection id. In
+  between a mark in the memory of the process says that it is the same one (`goatherd.rotation.process_mark`).
 
 Rules: no answer, or one that is no answer, is "not known" (None), never "no" and never "yes". Nothing here outlasts
 `Policy.node_timeout`.
@@ -41,6 +42,7 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession, Session, verify_commit
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import FlowProbe, NodeView
+from goatherd.rotation.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, signer_of
 from goatherd.settings.base import Origin
 from goatherd.wire.bloom import BloomFilter
@@ -56,6 +58,7 @@ _SMALL: Final = 1000
 _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
 _PROCESS_TRIES: Final = 3
+_UNNAMED: Final = "unnamed"  # a process that has taken a mark and whose connection id was not seen
 _SOUGHT_AT_ONCE: Final = 200
 _ASK_SIGNER_AT_LEAST: Final = timedelta(minutes=5)
 _STORE_FAILED: Final = "provider."
@@ -87,6 +90,8 @@ class Node(Protocol):
 
     async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
 
+    async def accepts_signature(self, signature: str) -> bool: ...
+
 
 NodeSource = Callable[[], Awaitable[Sequence[Node]]]
 """Who the nodes are now, asked again at each look; whoever makes them closes them."""
@@ -101,15 +106,19 @@ class Question:
         next_root: B, or None when there is none.
         introductions: The commits any of which introduces `next_root`.
         cross_signature: A's, signed by B.
-        signer: Whether it matters who signs; asking an unmodified server costs a session.
-        process: Whether to see which process serves at an unmodified server, so that a restart can be told later. It
-            is asked until it is known, at most three times in a run, and costs a session each time.
+        is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
+            current root.
+        signer: Whether it matters who signs; asking an unmodified server costs a session for each of its starts.
+        process: Whether to see which process serves at an unmodified server, so that a restart can be told later. Where
+            the server takes no mark, it is asked until it is known, at most three times in a run, and that costs a
+            session each time.
         answers: Whether to see that it accepts a request signed by `asker`, where there is no `next_root`.
         earlier: The introductions of roots that are to leave the document. Asked for in phase steady only.
     """
 
     asker: OwnedSession
     next_root: OwnedSession | None = None
+    is_next_new: bool = False
     introductions: tuple[Sought, ...] = ()
     cross_signature: Sought | None = None
     signer: bool = False
@@ -120,15 +129,34 @@ class Question:
 
 @dataclass(slots=True)
 class _Memory:
-    """What is remembered of one node between two rounds: only how dear a question is, and when it was last put."""
+    """What is remembered of one node between two rounds, so that dear questions are put seldom.
+
+    Attributes:
+        mark: What the process that was last looked at has taken; None where it was not asked to, or takes none.
+        marked_at: When it took the mark.
+        forgets: Whether the server was seen to lose a mark while the same process served.
+        process: Connection id of the process that was last looked at; None where no session of it was seen.
+        signer: Who signs there; None where no session of it was seen.
+        cannot_sign_with: Roots with which that process does not sign, as they are newer.
+    """
 
     unmodified: bool = False
     has_agent: bool = False
+    mark: ProcessMark | None = None
+    marked_at: float = 0
+    forgets: bool = False
+    process: str | None = None
     signer: str | None = None
+    cannot_sign_with: frozenset[str] = frozenset()
     asked_at: float | None = None
     pause: float = 0
     was_away: bool = False
     proven: tuple[str, str, str] | None = None
+
+    def start_over(self, mark: ProcessMark | None, now: float) -> None:
+        """Forget the process that was last looked at: another one may serve, which has taken this mark."""
+        self.mark, self.marked_at, self.process, self.signer = mark, now, None, None
+        self.cannot_sign_with = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -487,27 +515,47 @@ class Observer:
                 sight.signs_with = await self._signer_of_a_new_session(url, question.asker, memory)
                 sight.reachable = True
             elif question.process and not self._processes.get(url):
-                await self._see_process(url, question.asker)
+                await self._see_process(url, question)
         except NodeError as error:
             _note(sight, error)
 
-    async def _see_process(self, url: str, asker: OwnedSession) -> None:
-        """Note which process serves at an unmodified server.
+    async def _see_process(self, url: str, question: Question) -> None:
+        """Note which process serves at an unmodified server: by a mark that it takes, else by a session.
 
         A server that does not answer in time, or not with the commit, is asked three times in a run and no more: each
         time costs a session, and may hold up the other questions.
         """
+        memory = self._memory.setdefault(url, _Memory())
+        if question.is_next_new and await self._mark_process(url, question, memory):
+            return
         if self._asked_for_process[url] >= _PROCESS_TRIES:
             return
         self._asked_for_process[url] += 1
-        memory, now = self._memory.setdefault(url, _Memory()), self._clock.monotonic()
+        now = self._clock.monotonic()
         try:
-            memory.signer = await self._ask_signer(url, asker) or memory.signer
+            await self._ask_signer(url, question.asker, memory, None)
         except NodeError:
             self._asked_for_process[url] -= 1
             return
         # The same session has shown who signs.
         memory.asked_at, memory.pause, memory.was_away = now, _ASK_SIGNER_EVERY.total_seconds(), False
+
+    async def _mark_process(self, url: str, question: Question, memory: _Memory) -> bool:
+        """See that the process that serves has a mark, and that it cannot sign with the next root; False without one.
+
+        Which process it is need not be known: one that signs with the next root is another one.
+        """
+        if memory.forgets or question.next_root is None:
+            return False
+        node = self.nodes[url]
+        if memory.mark is None or await find_mark(node, memory.mark) is MarkState.LOST:
+            mark = await leave_mark(node, question.asker, self._clock.now_ms())
+            if mark is None:
+                return False
+            memory.start_over(mark, self._clock.monotonic())
+        memory.cannot_sign_with |= {question.next_root.id}
+        self._processes.setdefault(url, {})[memory.process or _UNNAMED] = None
+        return True
 
     def _note_process(self, url: str, process: object) -> None:
         if isinstance(process, str) and 0 < len(process) <= _LONGEST_ID:
@@ -565,11 +613,20 @@ class Observer:
     async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
         """Return who signs at a server that says it nowhere, by a new session, as seldom as can be.
 
-        GoatDB keeps that session permanently. Another root signs only after a restart, so the server is asked after it
-        was seen to be away, and otherwise after pauses that grow; once the right root was seen to sign, after the
-        longest one.
+        GoatDB keeps that session permanently. Another root signs only after a restart, so a server whose process has a
+        mark is asked once for each start. One without is asked after it was seen to be away, and otherwise after pauses
+        that grow; once the right root was seen to sign, after the longest one.
         """
         now = self._clock.monotonic()
+        state = None if memory.mark is None or memory.forgets else await find_mark(self.nodes[url], memory.mark)
+        if state is MarkState.FOUND:
+            memory.was_away = False
+            if memory.signer is not None or asker.id in memory.cannot_sign_with:
+                return memory.signer
+        elif state is MarkState.TOO_EARLY and not memory.was_away:
+            if now - memory.marked_at < TOO_OLD_AFTER.total_seconds():
+                return memory.signer
+            memory.forgets = True  # it does not check times at all
         pause = _ASK_SIGNER_AT_LEAST.total_seconds() if memory.signer == asker.id else memory.pause
         if memory.asked_at is not None and not memory.was_away and now - memory.asked_at < pause:
             return memory.signer
@@ -578,26 +635,49 @@ class Observer:
             _ASK_SIGNER_AT_LEAST.total_seconds(),
         )
         memory.asked_at, memory.was_away = now, False
-        memory.signer = await self._ask_signer(url, asker) or memory.signer
+        await self._ask_signer(url, asker, memory, state)
         return memory.signer
 
-    async def _ask_signer(self, url: str, asker: OwnedSession) -> str | None:
-        """Return who signs, and note which process does.
+    async def _ask_signer(self, url: str, asker: OwnedSession, memory: _Memory, state: MarkState | None) -> None:
+        """Note who signs, and which process does.
 
         COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3). The
         commit's connection id is that of the process, and a new one after each start (formats 6).
+
+        Args:
+            url: The server.
+            asker: A root that it may trust.
+            memory: What is remembered of the server.
+            state: What it has just shown of the last mark; None where that was not looked for.
         """
-        node = self.nodes[url]
+        node, now = self.nodes[url], self._clock.monotonic()
         try:
             known = await read_sessions_filter(node, asker, self._clock.now_ms())
         except NodeRefusedError:
             known = None  # a server that does not trust the asker yet is asked for everything
+        # First the mark: a process that loses it between the two is asked again.
+        mark = None
+        is_same = state is MarkState.FOUND
+        if not is_same and not memory.forgets:
+            mark = await leave_mark(node, asker, self._clock.now_ms())
         owned, _ = await node.create_session()
         made = await find_session_commit(node, owned, known, self._clock.now_ms())
         if made is None:
-            return None
-        self._note_process(url, made.get("cid"))
-        return signer_of(made)
+            return
+        process, signer = made.get("cid"), signer_of(made)
+        seen = self._processes.setdefault(url, {})
+        if _UNNAMED in seen:
+            del seen[_UNNAMED]
+            if not is_same and signer in memory.cannot_sign_with:
+                seen[f"{_UNNAMED} before {process}"] = None
+            # Otherwise it is this one, or may be, with its mark lost.
+        if not is_same:
+            memory.forgets |= state is MarkState.LOST and process == memory.process
+            memory.start_over(None if memory.forgets else mark, now)
+        memory.signer = signer
+        if isinstance(process, str):
+            memory.process = process
+        self._note_process(url, process)
 
     async def _prove_signer(
         self, url: str, identity: Mapping[str, Any], question: Question, memory: _Memory

@@ -699,6 +699,7 @@ class Rotator:
         return Question(
             asker=document.current,
             next_root=document.next if early else document.current,
+            is_next_new=early and not record.is_restore,
             introductions=sought_introductions(document) if early else (),
             cross_signature=None if early else sought_cross_signature(document),
             signer=signer,

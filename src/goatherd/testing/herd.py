@@ -33,7 +33,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.introduction import session_from_commit
-from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, sign_commit
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
 from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.rotation.vouching import session_commit
@@ -143,6 +143,7 @@ class HerdNode:
         self._herd = herd
         self._logs: dict[str, dict[str, Commit]] = {SESSIONS: {}, DATA: {}}
         self._sender = _Sender()
+        self._accepted: set[str] = set()
         self._looked_ms = herd.clock.now_ms()
         self.document = document
         self.pool = self._new_pool()
@@ -209,6 +210,22 @@ class HerdNode:
             await self.look()
         return {"generation": self.document.generation, "changed": True}
 
+    async def accepts_signature(self, signature: str) -> bool:
+        """COMPAT: as GoatDB, a process goes on accepting a signature that it has accepted, whatever the time."""
+        self._arrive("accepts_signature")
+        envelope = parse_signature(signature)
+        now_ms = self._herd.clock.now_ms()
+        try:
+            session = self.pool.session(envelope.session_id)
+            if session.is_expired(now_ms):
+                return False
+            if not self.unmodified or signature not in self._accepted:
+                verify_request(session, envelope, now_ms=now_ms)
+        except VerificationError:
+            return False
+        self._accepted.add(signature)
+        return True
+
     async def create_session(self) -> tuple[OwnedSession, list[Session]]:
         self._arrive("create_session")
         now_ms = self._herd.clock.now_ms()
@@ -245,6 +262,7 @@ class HerdNode:
         self.restarts += 1
         self.instance = f"{self.instance.partition('/')[0]}/{self.restarts}"
         self._sender = _Sender()
+        self._accepted.clear()
         self.pool = self._new_pool()
 
     def wipe(self) -> None:

@@ -15,6 +15,7 @@ from goatherd.errors import NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.observe import SESSIONS, Observer, Question, all_but
+from goatherd.rotation.process_mark import MarkState, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, introduction_id, session_commit
 from goatherd.testing.herd import FakeClock, Herd, HerdNode
 from goatherd.testing.upstream_child import UpstreamChild
@@ -137,12 +138,15 @@ class Later(SystemClock):
     def monotonic(self) -> float:
         return super().monotonic() + self.later.total_seconds()
 
+    def now_ms(self) -> int:
+        return super().now_ms() + self.later // timedelta(milliseconds=1)
+
 
 async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_restarted() -> None:
     clock = Later()
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms())
     asked = Question(asker=root, next_root=root, process=True)
-    async with UpstreamChild(root) as child, NodeClient(child.url) as client:
+    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url, clock=clock) as client:
         observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
         for _ in range(2):
             await observer.look(asked)
@@ -154,6 +158,54 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
         assert observer.count_restarts() == {child.url: 1}
         observer.forget_processes()
         assert observer.count_restarts() == {}
+
+
+async def test_a_server_of_which_nobody_knows_the_process_is_known_to_have_restarted_when_the_new_root_signs() -> None:
+    """Until then it costs no session, and then it costs one."""
+    clock = Later()
+    root, b = (
+        OwnedSession.generate(session_id=name, owner="root", now_ms=clock.now_ms()) for name in ("root-a", "root-b")
+    )
+    early = Question(asker=root, next_root=b, is_next_new=True, process=True)
+    late = Question(asker=b, next_root=b, process=True, signer=True)
+    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url) as client:
+        child.introduce(b.session)
+        observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
+        for asked in (early, early, late, late):
+            (view,) = await observer.look(asked)
+            assert view.signs_with is None
+            clock.later += timedelta(minutes=10)
+        assert observer.count_restarts() == {child.url: 0}
+        assert not child.answers
+        child.root = b
+        child.restart()
+        for _ in range(3):
+            (view,) = await observer.look(late)
+            assert view.signs_with == "root-b"
+            clock.later += timedelta(minutes=10)
+        assert observer.count_restarts() == {child.url: 1}
+        assert len(child.answers) == 1
+        child.restart()
+        await observer.look(late)
+        assert observer.count_restarts() == {child.url: 2}
+        assert len(child.answers) == 2
+
+
+async def test_a_server_that_has_lost_its_mark_and_signs_as_before_is_not_taken_for_restarted(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, observer, b = herd.nodes[0], observer_of(herd), new_root(herd)
+    await observer.look(question(herd, b, process=True, is_next_new=True))
+    node._accepted.clear()  # a thousand other requests
+    await introduce(herd, b, node)
+    for _ in range(40):
+        herd.clock.turn(timedelta(seconds=10))
+        (view,) = await observer.look(question(herd, b, asker=b, process=True, signer=True))
+        node._accepted.clear()
+    assert view.signs_with == "root-a"
+    assert observer.count_restarts() == {node.base_url: 0}
+    assert node.asked["create_session"] <= 9, "ever more seldom"
 
 
 async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a_run_and_is_not_known(
@@ -168,7 +220,7 @@ async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a
     assert observer.count_restarts() == {node.base_url: None}
 
 
-async def test_who_signs_is_asked_after_a_restart_was_seen_and_ever_more_seldom_otherwise(make_herd: MakeHerd) -> None:
+async def test_who_signs_is_asked_once_for_each_start_of_a_server(make_herd: MakeHerd) -> None:
     """GoatDB keeps every session permanently, and signs with another root only after a restart."""
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node, observer = herd.nodes[0], observer_of(herd)
@@ -176,13 +228,57 @@ async def test_who_signs_is_asked_after_a_restart_was_seen_and_ever_more_seldom_
     for _ in range(150):  # five minutes
         await observer.look(asked)
         herd.clock.turn(timedelta(seconds=2))
-    assert node.asked["create_session"] <= 7
+    assert node.asked["create_session"] == 1
+    node.faults.cut_off = True
+    await observer.look(asked)
+    node.faults.cut_off = False
+    (view,) = await observer.look(asked)
+    assert (view.signs_with, node.asked["create_session"]) == ("root-a", 1), "it was unreachable, not restarted"
+    node.restart()
+    herd.clock.turn(timedelta(minutes=5))
+    (view,) = await observer.look(asked)
+    assert (view.signs_with, node.asked["create_session"]) == ("root-a", 2)
+
+
+@pytest.mark.parametrize("is_checking_times", [True, False])
+async def test_a_server_that_keeps_no_mark_is_asked_ever_more_seldom(
+    make_herd: MakeHerd, is_checking_times: bool
+) -> None:
+    """A busy server forgets marks; a proxy may accept any signature, or none that is old."""
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, observer = herd.nodes[0], observer_of(herd)
+
+    async def accepts(signature: str) -> bool:
+        node._accepted.clear()
+        return not is_checking_times or await HerdNode.accepts_signature(node, signature)
+
+    node.accepts_signature = accepts  # type: ignore[method-assign]
+    asked = Question(asker=new_root(herd), signer=True, answers=True)
+    for _ in range(150):  # five minutes
+        await observer.look(asked)
+        herd.clock.turn(timedelta(seconds=2))
+    assert 1 < node.asked["create_session"] <= 8
     before = node.asked["create_session"]
     node.faults.cut_off = True
     await observer.look(asked)
     node.faults.cut_off = False
     (view,) = await observer.look(asked)
-    assert (view.signs_with, node.asked["create_session"]) == ("root-a", before + 1)
+    assert (view.signs_with, node.asked["create_session"]) == ("root-a", before + 1), "after it was unreachable"
+
+
+async def test_a_server_whose_clock_is_off_takes_a_mark_all_the_same(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node, root = herd.nodes[0], herd.nodes[0].document.current
+    mark = await leave_mark(node, root, herd.clock.now_ms() - 5_000)
+    assert mark is not None
+    herd.clock.turn(timedelta(seconds=1))
+    assert await find_mark(node, mark) is MarkState.TOO_EARLY
+    herd.clock.turn(timedelta(seconds=10))
+    assert await find_mark(node, mark) is MarkState.FOUND
+    node.restart()
+    assert await find_mark(node, mark) is MarkState.LOST
+    assert await leave_mark(node, root, herd.clock.now_ms() - 60_000) is None
+    assert mark.signature not in repr(mark)
 
 
 class UnderAgent:

@@ -130,7 +130,7 @@ async def test_where_sessions_were_made_lately_they_show_it_and_none_is_made_for
     assert all(node.asked["create_session"] == 1 for node in herd.nodes)
     part(herd, [0, 1, 2])
     assert (await rotator_for(herd, policy=policy).rotate(to_phase=Phase.PUBLISHED)).outcome is Outcome.REACHED
-    assert all(node.asked["create_session"] == 2 for node in herd.nodes), "once more each, to tell a restart later"
+    assert all(node.asked["create_session"] == 1 for node in herd.nodes)
 
 
 async def test_a_session_of_long_ago_shows_nothing(make_herd: MakeHerd) -> None:

@@ -65,15 +65,28 @@ async def test_an_unmodified_server_under_the_agent_restarts_once_in_a_rotation_
     assert max(real_restarts(herd).values()) == 1, "nor does it restart afterwards"
 
 
-async def test_an_unmodified_server_that_nobody_restarts_is_counted_too_and_costs_one_session_until_it_matters(
+async def test_an_unmodified_server_that_nobody_restarts_is_counted_too_and_costs_no_session(
     make_herd: MakeHerd,
 ) -> None:
     herd = await make_herd(nodes=2, clients=0, unmodified=[1])
     rotator = rotator_for(herd)
     report = await rotator.rotate(to_phase=Phase.PUBLISHED)
     assert report.restarts == {"http://node-0": 0, "http://node-1": 0}
-    assert herd.nodes[1].asked["create_session"] <= 2  # one of them is the probe of the flow
+    assert herd.nodes[1].asked["create_session"] <= 1  # the probe of the flow
     await rotator.abandon("enough")
+
+
+async def test_rotations_leave_one_session_for_each_start_of_an_unmodified_server(make_herd: MakeHerd) -> None:
+    """GoatDB keeps every session permanently, in every server and every settings.json."""
+    herd = await make_herd(nodes=3, clients=0, agented=[0, 1, 2], refresh_interval=EVERY)
+    await rotator_for(herd).rotate()  # there is no session yet by which the flow can be seen
+    before = {node.base_url: node.asked["create_session"] for node in herd.nodes}
+    for number in range(2, 5):
+        report = await rotator_for(herd).rotate()
+        assert set(report.restarts.values()) == {1}
+        assert set(real_restarts(herd).values()) == {number}
+    made = {node.base_url: node.asked["create_session"] - before[node.base_url] for node in herd.nodes}
+    assert set(made.values()) == {3}
 
 
 async def test_a_cancelled_rotation_restarts_no_server(make_herd: MakeHerd) -> None:

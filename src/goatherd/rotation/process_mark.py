@@ -1,0 +1,84 @@
+"""Tell whether an unmodified GoatDB server has restarted, without leaving anything in its data.
+
+COMPAT: a GoatDB process remembers its verdict on each of the last thousand request signatures, and goes on accepting
+one that it has accepted, whatever its time says. So a request signature that is about to become too old is a mark in
+the memory of one process: while the server accepts it, and rejects another one of the same time, the process is the
+same.
+
+What it is not: proof of a restart. A server that has answered a thousand other requests since has lost the mark, too.
+
+SECURITY: a mark is a request signature. When it is too old, only the process that remembers it accepts it. It is kept
+in memory only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from goatherd.identity.session import OwnedSession, sign_request
+from goatherd.ids import new_id
+
+# GoatDB accepts what is at most three minutes off its clock. The older the mark, the sooner it can be told from others;
+# the later ones are for a server whose clock is ahead.
+_AGES_MS: Final = (179_700, 178_000, 170_000)
+TOO_OLD_AFTER: Final = timedelta(seconds=30)
+"""By then a server that checks times rejects whatever is as old as a mark that it has accepted."""
+
+
+class Markable(Protocol):
+    """A server, as far as it is needed here."""
+
+    async def accepts_signature(self, signature: str) -> bool: ...
+
+
+class MarkState(Enum):
+    """What a server shows of a mark."""
+
+    FOUND = auto()
+    """The process that took the mark still serves."""
+    LOST = auto()
+    """Another process serves, or this one has forgotten the mark."""
+    TOO_EARLY = auto()
+    """The server would accept any signature of that time, so it says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMark:
+    """A request signature that one process of a server has accepted."""
+
+    signer: OwnedSession
+    time_ms: int
+    signature: str = field(repr=False)
+
+
+async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
+    """Leave a mark in the memory of the process that serves now; None where the server does not accept one.
+
+    Args:
+        node: The server.
+        signer: A session that the server trusts.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: The server does not answer, or neither yes nor no.
+    """
+    for age_ms in _AGES_MS:
+        time_ms = now_ms - age_ms
+        signature = sign_request(signer, now_ms=time_ms, nonce=new_id())
+        if await node.accepts_signature(signature):
+            return ProcessMark(signer=signer, time_ms=time_ms, signature=signature)
+    return None
+
+
+async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
+    """Return whether the process that took the mark still serves.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: The server does not answer, or neither yes nor no.
+    """
+    if await node.accepts_signature(sign_request(mark.signer, now_ms=mark.time_ms, nonce=new_id())):
+        return MarkState.TOO_EARLY
+    return MarkState.FOUND if await node.accepts_signature(mark.signature) else MarkState.LOST
