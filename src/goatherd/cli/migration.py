@@ -47,7 +47,7 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, encode_document, sign_document
 from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
@@ -616,7 +616,8 @@ async def _migrate(
         with _sessions_of(source, users, identity, writes=write_sessions and not dry_run) as sessions:
             if present is None and not dry_run:
                 try:
-                    await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
+                    signed = sign_document(document, SystemClock().now_ms())
+                    await store.provider.create(store.secret_id, SecretBytes(encode_document(signed)))
                 except SecretExistsError as error:
                     raise IdentityExistsError(f"{store.name} got an identity while this ran; it was kept") from error
             if write_sessions and not dry_run:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -22,6 +22,7 @@ from goatherd.errors import (
     NewerKeyError,
     SuccessionError,
 )
+from goatherd.identity.document_signature import MEMBER, DocumentSignature, is_signed_by, sign_tree
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -82,6 +83,7 @@ class HistoryEntry:
     """One thing that happened to the identity. `at` is in milliseconds since 1970.
 
     `rotation_id` names the rotation that the entry is the end of; entries that an earlier Goatherd wrote have none.
+    `extra` holds members that we do not know.
     """
 
     at: int
@@ -90,6 +92,7 @@ class HistoryEntry:
     to_id: str | None = None
     reason: str | None = None
     rotation_id: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 class _Source:
@@ -126,6 +129,8 @@ class IdentityDocument:
         revoked: Roots not to be believed any more.
         history: Oldest first, bounded; but for the records of retired roots, one for each of `roots` at most.
         pruned: How many earlier roots have left the document; they are kept in ``/sys/sessions``.
+        signature: The current root's over all of it; None in a document that Goatherd 0.1.0 wrote. Not compared: two
+            signatures over one document differ.
         extra: Top-level members that we do not know.
     """
 
@@ -142,6 +147,7 @@ class IdentityDocument:
     revoked: tuple[Revocation, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
     pruned: int = 0
+    signature: DocumentSignature | None = field(default=None, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     source: _Source | None = field(default=None, repr=False, compare=False)
 
@@ -158,6 +164,14 @@ class IdentityDocument:
     def retired_ids(self) -> frozenset[str]:
         """Roots of which it is on record that no version in the store holds their private key."""
         return frozenset(entry.from_id for entry in self.history if entry.event == "retired" and entry.from_id)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the current root has signed the document as it is, every member of it."""
+        if self.signature is None:
+            return False
+        tree = document_tree(self)
+        return is_signed_by(tree, self.signature, by=self.current.session, generation=self.generation)
 
     def root(self, session_id: str) -> Session | None:
         """Return the root with this id, revoked or not."""
@@ -359,7 +373,7 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
         phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
         stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
         is_restore=restores,
-        extra={name: inner for name, inner in member.items() if name not in _ROTATION_MEMBERS},
+        extra=_without(member, *_ROTATION_MEMBERS),
     )
 
 
@@ -369,8 +383,24 @@ def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
         member = _read_object(item, position)
         by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
         signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
-        result.append(Endorsement(by=by, of=of, signature=signature))
+        extra = _without(member, "by", "of", "signature")
+        result.append(Endorsement(by=by, of=of, signature=signature, extra=extra))
     return tuple(result)
+
+
+def _without(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
+    """Return what this version does not know of a member: it is written back, whatever else changes."""
+    return {name: value for name, value in member.items() if name not in known}
+
+
+def _read_signature(value: Any, where: str) -> DocumentSignature:
+    member = _read_object(value, where)
+    return DocumentSignature(
+        by=read_id(member.get("by"), f"{where}.by"),
+        generation=_read_generation(member.get("generation"), f"{where}.generation"),
+        signature=read_text(member.get("signature"), f"{where}.signature", limit=4096),
+        extra=_without(member, "by", "generation", "signature"),
+    )
 
 
 def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
@@ -387,6 +417,7 @@ def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
                 proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
                 freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
                 settled_at=_read_time(member["settledAt"], f"{position}.settledAt") if "settledAt" in member else None,
+                extra=_without(member, "id", "at", "reason", "successor", "proof", "freeze", "settledAt"),
             )
         )
     return tuple(result)
@@ -398,7 +429,8 @@ def _read_freeze(value: Any, where: str) -> Freeze:
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise MalformedIdentityError(f"{where}.digest is not a SHA-256")
     commits = _read_generation(member.get("commits"), f"{where}.commits")
-    return Freeze(at=_read_time(member.get("at"), f"{where}.at"), commits=commits, digest=digest)
+    at, extra = _read_time(member.get("at"), f"{where}.at"), _without(member, "at", "commits", "digest")
+    return Freeze(at=at, commits=commits, digest=digest, extra=extra)
 
 
 def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
@@ -415,6 +447,7 @@ def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
                 rotation_id=None
                 if member.get("rotation") is None
                 else read_id(member["rotation"], f"{position}.rotation"),
+                extra=_without(member, "at", "event", "from", "to", "reason", "rotation"),
             )
         )
     return tuple(result)
@@ -438,6 +471,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "revoked": ("revoked", _read_revoked),
     "history": ("history", _read_history),
     "prunedRoots": ("pruned", _read_generation),
+    MEMBER: ("signature", _read_signature),
 }
 
 
@@ -589,7 +623,7 @@ def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
         return sessions.public(value)
     if isinstance(value, tuple):
         return [_encode_member(item, sessions) for item in value]
-    if isinstance(value, Endorsement):
+    if isinstance(value, Endorsement | DocumentSignature):
         return value.to_json()
     if isinstance(value, RotationRecord):
         return rotation_json(value)
@@ -608,7 +642,7 @@ def history_json(entry: HistoryEntry) -> dict[str, Any]:
         "reason": entry.reason,
         "rotation": entry.rotation_id,
     }
-    return {"at": iso(entry.at), **{name: value for name, value in members.items() if value is not None}}
+    return {"at": iso(entry.at), **{name: value for name, value in members.items() if value is not None}, **entry.extra}
 
 
 def rotation_json(record: RotationRecord) -> dict[str, Any]:
@@ -626,6 +660,18 @@ def rotation_json(record: RotationRecord) -> dict[str, Any]:
     if record.is_restore:
         encoded["restores"] = True
     return {**encoded, **record.extra}
+
+
+def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+    """Return the document with its current root's signature over all of it.
+
+    Args:
+        document: A document as it shall be written, in all but the signature.
+        now_ms: Milliseconds since 1970.
+    """
+    tree = document_tree(document)
+    signature = sign_tree(tree, by=document.current, generation=document.generation, now_ms=now_ms)
+    return replace(document, signature=signature)
 
 
 def settled(document: IdentityDocument) -> IdentityDocument:

@@ -6,7 +6,8 @@ key, owner and expiration are all under the signature, in an object that says wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -19,14 +20,15 @@ DOMAIN = "endorsement/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsement:
-    """Says that root `by` vouches for root `of`."""
+    """Says that root `by` vouches for root `of`. `extra` holds members that we do not know; they are not signed."""
 
     by: str
     of: str
     signature: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def to_json(self) -> dict[str, Any]:
-        return {"by": self.by, "of": self.of, "signature": self.signature}
+        return {"by": self.by, "of": self.of, "signature": self.signature, **self.extra}
 
 
 def endorse(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:

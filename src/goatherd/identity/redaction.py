@@ -76,7 +76,7 @@ def redacted(document: IdentityDocument) -> dict[str, Any]:
         "rotation": rotation_json(replace(rotation, extra={})) if rotation else None,
         "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
         "revoked": [_redacted_revocation(item) for item in document.revoked],
-        "history": [history_json(item) for item in document.history],
+        "history": [history_json(replace(item, extra={})) for item in document.history],
         "prunedRoots": document.pruned,
         "unknownMembers": sorted(document.extra),
     }
@@ -92,7 +92,9 @@ def _redacted_session(session: Session) -> dict[str, Any]:
 
 
 def _redacted_revocation(revocation: Revocation) -> dict[str, Any]:
-    return {name: value for name, value in revocation_json(revocation).items() if name != "proof"}
+    freeze = None if revocation.freeze is None else replace(revocation.freeze, extra={})
+    shown = revocation_json(replace(revocation, extra={}, freeze=freeze))
+    return {name: value for name, value in shown.items() if name != "proof"}
 
 
 def _iso_or_none(ms: int | None) -> str | None:

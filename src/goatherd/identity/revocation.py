@@ -9,7 +9,8 @@ a proof too, but needs the store to have it read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from goatherd.errors import SuccessionError, VerificationError
@@ -28,11 +29,13 @@ class Freeze:
         at: When it was closed, in milliseconds since 1970.
         commits: How many there are.
         digest: SHA-256, hexadecimal, of the list itself (`goatherd.identity.freeze.FrozenList`).
+        extra: Members that we do not know.
     """
 
     at: int
     commits: int
     digest: str
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class Revocation:
         freeze: The list of what the cluster held. None: not closed yet, so that each node goes by what it holds itself.
         settled_at: When every session that it had introduced had been introduced again, in milliseconds since 1970;
             from then on its word counts for no session any more.
+        extra: Members that we do not know.
     """
 
     id: str
@@ -57,6 +61,7 @@ class Revocation:
     proof: str | None = None
     freeze: Freeze | None = None
     settled_at: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 def prove(revoked: OwnedSession, successor: Session, at: int) -> str:
@@ -92,10 +97,10 @@ def revocation_json(revocation: Revocation) -> dict[str, Any]:
         encoded.update(successor=revocation.successor, proof=revocation.proof)
     if revocation.freeze is not None:
         freeze = revocation.freeze
-        encoded["freeze"] = {"at": iso(freeze.at), "commits": freeze.commits, "digest": freeze.digest}
+        encoded["freeze"] = {"at": iso(freeze.at), "commits": freeze.commits, "digest": freeze.digest, **freeze.extra}
     if revocation.settled_at is not None:
         encoded["settledAt"] = iso(revocation.settled_at)
-    return encoded
+    return {**encoded, **revocation.extra}
 
 
 def _statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:

@@ -133,6 +133,27 @@ def _pretty(value: Any, newline: str) -> str:
     return opening + inner + ("," + inner).join(members) + newline + closing
 
 
+def canonical(value: Any) -> bytes:
+    """Return a JSON value in canonical form (RFC 8785): no white space, members sorted by their UTF-16 code units.
+
+    A lone surrogate, which that form does not know, is escaped.
+    """
+    return _canonical(value).encode()
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, Mapping):
+        names = sorted(value, key=_utf16)
+        return "{" + ",".join(f"{string_text(name)}:{_canonical(value[name])}" for name in names) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_canonical(member) for member in value) + "]"
+    return _pretty(value, "")
+
+
+def _utf16(name: str) -> bytes:
+    return name.encode("utf-16-be", "surrogatepass")
+
+
 def string_text(text: str) -> str:
     """Return a JSON string as ``JSON.stringify`` writes it: lone surrogates are escaped, nothing else beyond need."""
     return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", _json_string(text))

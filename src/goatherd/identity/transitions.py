@@ -1,8 +1,9 @@
 """How an identity document changes: each step of a rotation as a pure function from document to document.
 
 What it is not: it decides nothing (`goatherd.rotation.machine` does) and writes nothing. Rules: each function returns a
-new document whose generation is higher by exactly one, whose last update is `now_ms`, and which has been checked whole;
-a step that does not follow from the recorded phase raises `IllegalStepError`.
+new document whose generation is higher by exactly one, whose last update is `now_ms`, which its current root has signed
+(the new root from its activation on), and which has been checked whole; a step that does not follow from the recorded
+phase raises `IllegalStepError`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from goatherd.identity.document import (
     RotationRecord,
     history_json,
     settled,
+    sign_document,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
 from goatherd.identity.expiry import EXPIRED_HINT, last_valid_ms
@@ -51,9 +53,8 @@ def create(current: OwnedSession, now_ms: int, *, roots: Iterable[Session] = ())
         MalformedIdentityError: The sessions do not make a valid document.
     """
     others = tuple(root for root in roots if root.id != current.id)
-    return settled(
-        IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
-    )
+    first = IdentityDocument(generation=1, current=current, roots=(current.session, *others), last_updated=now_ms)
+    return settled(sign_document(first, now_ms))
 
 
 def prepare(
@@ -566,7 +567,7 @@ def _changed(
     history = document.history if entry is None else (*document.history, entry)
     changed = replace(document, generation=document.generation + 1, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
-    return settled(replace(changed, history=_trimmed(history, roots)))
+    return settled(sign_document(replace(changed, history=_trimmed(history, roots)), now_ms))
 
 
 def _shortened(reason: str) -> str:

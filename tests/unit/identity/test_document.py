@@ -56,7 +56,8 @@ def test_a_document_reads_back_as_it_was_and_is_written_back_byte_for_byte(name:
 def test_the_text_is_what_javascript_would_write() -> None:
     raw = encode_document(first()).decode()
     assert raw == json.dumps(json.loads(raw), indent=2, ensure_ascii=False)
-    assert list(json.loads(raw)) == ["version", "generation", "currentSession", "roots", "lastUpdated"]
+    members = ["version", "generation", "currentSession", "roots", "lastUpdated", "documentSignature"]
+    assert list(json.loads(raw)) == members
 
 
 def test_member_order_node_keys_and_unknown_members_survive_untouched() -> None:
