@@ -3,7 +3,8 @@
 Not a replica: it keeps nothing and merges nothing. It works with unmodified GoatDB servers as with ours, and believes
 neither: what comes back is parsed, not trusted (verification is the caller's). Every request has one deadline over
 connecting, sending and the whole answer, and an answer may have `MAX_ANSWER_BYTES`. Nothing is retried here: callers
-have their own rhythm.
+have their own rhythm. A signed request names the server process, the endpoint and the body that it is for
+(`goatherd.identity.request_binding`); only if another process answers is it signed again, for that one too.
 
 Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (an answer that is a
 refusal, or not what a GoatDB server says), both naming the URL.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -24,7 +25,8 @@ import orjson
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import DecodeError, NodeRefusedError, NodeUnreachableError
-from goatherd.identity.session import OwnedSession, Session, sign_request
+from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import parse_server_url
 from goatherd.wire.bloom import BloomFilter, seed_count
@@ -52,7 +54,11 @@ INSTANCE_HEADER: Final = "x-goatherd-instance"
 """By this header, answers to ``/batch-sync`` say which server process gave them."""
 _LONGEST_TEXT: Final = 200
 _LAST_TIME: Final = 253_402_300_799_999  # the end of the year 9999
-_INSTANCE: Final = re.compile(r"[a-z0-9]{1,64}")
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HINTS: Final = {
+    403: "The server does not trust the session that signed, or its clock differs.",
+    MISDIRECTED: "Several servers may answer at this URL. List each of them by a URL of its own.",
+}
 
 
 class Sendable(Protocol):
@@ -154,6 +160,7 @@ class NodeClient:
         self._server_name = server_name
         self._org = org
         self.answered_by: str | None = None
+        self._instances: dict[str, None] = {}
 
     @property
     def timeout(self) -> timedelta:
@@ -225,11 +232,10 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module. Status 403: the server does not trust `signer`.
         """
         body = to_json_bytes([{"path": path, "msg": message} for path, message in requests])
-        response = await self._send("POST", "/batch-sync", content=body, headers=self._signed(signer, now_ms))
+        response = await self._send_signed("/batch-sync", body, signer, now_ms)
         self._check("POST", "/batch-sync", response)
         answer = self._parse("POST", "/batch-sync", response)
-        instance = response.headers.get(INSTANCE_HEADER)
-        self.answered_by = instance if instance and _INSTANCE.fullmatch(instance) else None
+        self.answered_by = self._learn_instance(response.headers.get(INSTANCE_HEADER))
         if not isinstance(answer, list) or len(answer) != len(requests):
             raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
         replies: list[Message] = []
@@ -346,6 +352,8 @@ class NodeClient:
         except orjson.JSONDecodeError:
             return None  # COMPAT: GoatDB with static assets answers any GET with its index page
         is_ours = isinstance(answer, dict) and (isinstance(answer.get("signer"), str) or is_agent_answer(answer))
+        if is_ours:
+            self._learn_instance(answer.get("instance"))
         return answer if is_ours else None
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
@@ -358,7 +366,7 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
         path = "/goatherd/v1/refresh"
-        response = await self._send("POST", path, content=b"", headers=self._signed(signer, now_ms))
+        response = await self._send_signed(path, b"", signer, now_ms)
         if response.status_code == 404:
             return None
         self._check("POST", path, response)
@@ -383,7 +391,7 @@ class NodeClient:
         """
         path = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
-        response = await self._send("POST", path, content=body, headers=self._signed(signer, now_ms))
+        response = await self._send_signed(path, body, signer, now_ms)
         self._check("POST", path, response)
         return response.content
 
@@ -397,7 +405,9 @@ class NodeClient:
         """
         url = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True, "show": list(digests)})
-        answer = await self._json("POST", url, content=body, headers=self._signed(signer, now_ms))
+        response = await self._send_signed(url, body, signer, now_ms)
+        self._check("POST", url, response)
+        answer = self._parse("POST", url, response)
         found = answer.get("commits") if isinstance(answer, dict) else None
         if not isinstance(found, list):
             raise self._nonsense("POST", url, "no list of commits")
@@ -414,7 +424,9 @@ class NodeClient:
         """
         url = "/goatherd/v1/lacking"
         body = to_json_bytes({"path": path, "commits": list(commit_ids)})
-        answer = await self._json("POST", url, content=body, headers=self._signed(signer, now_ms))
+        response = await self._send_signed(url, body, signer, now_ms)
+        self._check("POST", url, response)
+        answer = self._parse("POST", url, response)
         found = answer.get("lacking") if isinstance(answer, dict) else None
         if not isinstance(found, list):
             raise self._nonsense("POST", url, "not a list of what it lacks")
@@ -427,7 +439,7 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
         """
         path = "/goatherd/v1/frozen"
-        response = await self._send("POST", path, content=body, headers=self._signed(signer, now_ms))
+        response = await self._send_signed(path, body, signer, now_ms)
         self._check("POST", path, response)
 
     async def frozen(self, digest: str) -> bytes | None:
@@ -465,9 +477,35 @@ class NodeClient:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _signed(self, signer: OwnedSession, now_ms: int | None) -> dict[str, str]:
-        time_ms = self._clock.now_ms() if now_ms is None else now_ms
-        return {"x-goat-sig": sign_request(signer, now_ms=time_ms, nonce=new_id())}
+    async def _send_signed(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> _Answer:
+        """Send a signed ``POST`` that no other server, and no other request, can use the signature of.
+
+        A process that the request does not name answers 421 and its id. Behind one URL there may be several.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout.total_seconds()
+        binding = RequestBinding.of("POST", path, body, tuple(self._instances))
+        while True:
+            time_ms = self._clock.now_ms() if now_ms is None else now_ms
+            signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
+            left = max(0.0, until - loop.time())
+            response = await self._send("POST", path, content=body, headers={"x-goat-sig": signature}, limit=left)
+            if response.status_code != MISDIRECTED:
+                return response
+            instance = self._learn_instance(response.headers.get(INSTANCE_HEADER))
+            if instance is None or instance in binding.audience or len(binding.audience) == MAX_AUDIENCE:
+                return response
+            binding = replace(binding, audience=(*binding.audience, instance))
+
+    def _learn_instance(self, told: object) -> str | None:
+        """Note which process is behind the URL; return its id, or None where that is no id."""
+        if not isinstance(told, str) or _INSTANCE.fullmatch(told) is None:
+            return None
+        self._instances.pop(told, None)
+        self._instances[told] = None
+        while len(self._instances) >= MAX_AUDIENCE:
+            del self._instances[next(iter(self._instances))]
+        return told
 
     def _pool(self) -> httpx2.AsyncClient:
         if self._http is None:
@@ -478,12 +516,19 @@ class NodeClient:
         return self._http
 
     async def _send(
-        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        limit: float | None = None,
     ) -> _Answer:
         import httpx2
 
         url = self.base_url + path
-        limit = self._timeout.total_seconds()
+        patience = self._timeout.total_seconds()
+        limit = patience if limit is None else limit
         extensions = {}
         if self._server_name is not None:
             # SECURITY: the certificate is checked against this name, not only sent it
@@ -514,7 +559,7 @@ class NodeClient:
                     parts.append(part)
                 return _Answer(answer.status_code, answer.headers, b"".join(parts))
         except (TimeoutError, httpx2.TimeoutException) as error:
-            raise NodeUnreachableError(f"{method} {url}: no answer within {limit:g} s") from error
+            raise NodeUnreachableError(f"{method} {url}: no answer within {patience:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise NodeUnreachableError(f"{method} {url}: {_connection_problem(error)}") from error
 
@@ -532,7 +577,7 @@ class NodeClient:
     def _check(self, method: str, path: str, response: _Answer) -> None:
         status = response.status_code
         if status != 200:
-            hint = "The server does not trust the session that signed, or its clock differs." if status == 403 else None
+            hint = _HINTS.get(status)
             raise NodeRefusedError(f"{method} {self.base_url}{path}: status {status}", status=status, hint=hint)
 
     def _nonsense(self, method: str, path: str, what: str) -> NodeRefusedError:

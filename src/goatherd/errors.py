@@ -128,6 +128,31 @@ class ClockSkewError(VerificationError):
     hint = "Check the clocks of both machines."
 
 
+class UnboundRequestError(VerificationError):
+    """A root's request to a management endpoint does not say in its signature which server and body it is for."""
+
+    code = "verification.unbound_request"
+    hint = "Upgrade the tool that sent it: Goatherd's tools are upgraded before its servers."
+
+
+class RequestMismatchError(VerificationError):
+    """A request was signed for another method, path or body."""
+
+    code = "verification.request_mismatch"
+
+
+class OtherServerError(VerificationError):
+    """A request was signed for another server process."""
+
+    code = "verification.other_server"
+
+
+class ReplayedRequestError(VerificationError):
+    """A root's request was accepted before, within the three minutes that its signature counts."""
+
+    code = "verification.replayed_request"
+
+
 class UntrustedRootError(VerificationError):
     """A root session commit is not signed by a root that is trusted already."""
 

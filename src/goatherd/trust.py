@@ -59,7 +59,7 @@ from goatherd.identity.introduction import (
     session_from_commit,
     verify_commit_by,
 )
-from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_request
+from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, parse_signature, verify_request
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -439,14 +439,14 @@ class TrustPool:
             self._settle_roots()
         return verification.verdicts
 
-    def verify_request(self, header: str, now_ms: int) -> Session:
+    def verify_request(self, header: str | SignatureEnvelope, now_ms: int) -> Session:
         """Check an ``x-goat-sig`` header against the clock, each time anew (T10), and return who asks.
 
         Raises:
             InvalidSignatureError: Malformed, not a request signature (a login token, say), or forged.
             UnknownSignerError, RevokedSessionError, ExpiredSessionError, ClockSkewError: As they say.
         """
-        envelope = parse_signature(header)
+        envelope = parse_signature(header) if isinstance(header, str) else header
         session = self.session(envelope.session_id)
         if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
             # SECURITY: a login token in somebody's mailbox is signed by the root and must not speak for it

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from goatherd.errors import SettingsError
+from goatherd.identity.request_binding import RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_commit, sign_request
 from goatherd.ids import new_id, new_seeds
 from goatherd.wire.bloom import BloomFilter
@@ -329,8 +330,10 @@ async def test_no_private_key_leaves_a_server_whose_settings_hold_them_among_the
         for exchange in recording.exchanges:
             if exchange.request["path"] == "/auth/session":
                 await replay.send(exchange)
+        identity = json.loads((await replay.request("GET", "/goatherd/v1/identity", {}, b"")).content)
         for path in ("/batch-sync", "/goatherd/v1/refresh"):
-            headers = {"x-goat-sig": sign_request(root, now_ms=replay.clock.at_ms, nonce=new_id())}
+            binding = RequestBinding.of("POST", path, everything, [identity["instance"]])
+            headers = {"x-goat-sig": sign_bound_request(root, binding, now_ms=replay.clock.at_ms, nonce=new_id())}
             response = await replay.request("POST", path, headers, everything)
             assert response.status_code == 200
         for path in ("/goatherd/v1/identity", "/settings.json", "/localhost/settings.json", "/../settings.json"):

@@ -12,13 +12,21 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final
 
+from goatherd.agent.door.binding import (
+    give_misdirected,
+    instance_headers,
+    is_misdirected,
+    parse_bound_signature,
+)
 from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
 from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.listener import CONNECTION, Listener
 from goatherd.agent.door.proxy import OWN_PREFIX, Answerer
 from goatherd.agent.door.rules import RefusedError, Rule, check_headers, check_target
 from goatherd.agent.door.upstream import LostError, Upstream
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeUnreachableError
+from goatherd.identity.request_binding import RequestGuard
 
 _PASSED_ON: Final = frozenset({("POST", "/batch-sync"), ("POST", "/auth/session"), ("GET", "/healthy")})
 _GRACE: Final = timedelta(seconds=5)
@@ -32,6 +40,8 @@ class OwnAddress:
     Args:
         upstream: The server's URL.
         answer: Answers what is the agent's own.
+        guard: Decides whether a request was meant for this agent's server.
+        clock: The time.
         host: Address to listen on.
         port: The port; 0 takes a free one.
 
@@ -39,13 +49,24 @@ class OwnAddress:
         ConfigurationError: The server itself is at that address.
     """
 
-    def __init__(self, *, upstream: str, answer: Answerer, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        upstream: str,
+        answer: Answerer,
+        guard: RequestGuard,
+        clock: Clock | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
         self._upstream = Upstream(upstream)
         if self._upstream.is_at(host, port):
             raise ConfigurationError(
                 f"the server and its agent cannot both be at port {port}", hint="Give --agent-port another port."
             )
         self._answer = answer
+        self._guard = guard
+        self._clock: Clock = clock or SystemClock()
         self._limits = Limits()
         self._budget = Budget(self._limits.buffered_bytes)
         self._renaming = Renaming(self._upstream.names, None)
@@ -104,11 +125,19 @@ class OwnAddress:
             body = await exchange.body(self._limits, share)
             if exchange.path.startswith(OWN_PREFIX):
                 signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
-                status, answer = await self._answer(exchange.method, exchange.path, query.decode("latin-1"), signature)
-                await exchange.give(status, answer)
+                text = query.decode("latin-1")
+                status, answer = await self._answer(exchange.method, exchange.path, text, signature, body)
+                await exchange.give(status, answer, instance_headers(self._guard, status))
                 return
             if (exchange.method, exchange.path) not in _PASSED_ON:
                 await exchange.give(404, b"")
+                return
+            header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
+            envelope = parse_bound_signature(header)
+            if envelope is not None and await is_misdirected(
+                self._guard, exchange, body, envelope, None, now_ms=self._clock.now_ms()
+            ):
+                await give_misdirected(exchange, self._guard)
                 return
             patience = self._limits.answer_timeout.total_seconds()
             connection = await exchange.hand_on(self._upstream, body, patience)

@@ -12,7 +12,9 @@ from urllib.parse import parse_qs
 
 from goatherd.agent.handover import Handover
 from goatherd.clock import Clock
-from goatherd.errors import VerificationError
+from goatherd.errors import OtherServerError, VerificationError
+from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
+from goatherd.identity.session import parse_signature
 from goatherd.trust import TrustPool
 from goatherd.wire.encoding import to_json_bytes
 
@@ -33,6 +35,7 @@ class OwnAPI:
 
     Attributes:
         figures: Returns what the door has done so far; None without a door.
+        guard: Decides whether a request was meant for this agent's server, and meant once. The door uses it, too.
     """
 
     def __init__(
@@ -43,14 +46,15 @@ class OwnAPI:
         self._describe = describe
         self._clock = clock
         self.figures: Callable[[], Figures] | None = None
+        self.guard = RequestGuard(lambda: str(describe().get("instance", "")))
 
     @property
     def is_down(self) -> bool:
         """Whether the server is not expected to answer, because its agent starts it or restarts it."""
         return self._describe().get("state") in ("starting", "restarting")
 
-    async def answer(self, method: str, path: str, query: str, signature: str) -> tuple[int, bytes]:
-        """Answer a request below ``/goatherd/v1/``."""
+    async def answer(self, method: str, path: str, query: str, signature: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Answer a request below ``/goatherd/v1/``. With status 421 goes the id of `guard`'s instance."""
         handover = self._first
         if wanted := parse_qs(query).get("org"):
             found = self._handovers.get(wanted[0])
@@ -60,7 +64,7 @@ class OwnAPI:
         if method == "GET" and path == "/goatherd/v1/identity":
             return 200, to_json_bytes(self._identity(handover))
         if method == "POST" and path == "/goatherd/v1/refresh":
-            return await self._refresh(handover, signature)
+            return await self._refresh(handover, path, body, signature)
         return 404, b""
 
     def _identity(self, handover: Handover) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class OwnAPI:
             "agent": {**agent, **told["agent"], "door": figures},
         }
 
-    async def _refresh(self, handover: Handover, signature: str) -> tuple[int, bytes]:
+    async def _refresh(self, handover: Handover, path: str, body: bytes, signature: str) -> tuple[int, bytes]:
         """Read the store now, if a root asks."""
         document = handover.document
         pool = TrustPool(
@@ -84,11 +88,24 @@ class OwnAPI:
             roots=document.roots,
             revoked=[one.id for one in document.revoked],
         )
+        now_ms = self._clock.now_ms()
         try:
-            session = pool.verify_request(signature, self._clock.now_ms())
+            envelope = parse_signature(signature)
+            if not pool.verify_request(envelope, now_ms).is_root:
+                return 403, b""
+            self.guard.check(
+                envelope,
+                read_binding(envelope),
+                method="POST",
+                path=path,
+                digest=digest_body(body),
+                is_root=True,
+                now_ms=now_ms,
+                must_be_bound=True,
+            )
+        except OtherServerError:
+            return MISDIRECTED, b""
         except VerificationError:
-            return 403, b""
-        if not session.is_root:
             return 403, b""
         has_changed = await handover.refresh()
         return 200, to_json_bytes({"generation": handover.document.generation, "changed": has_changed})

@@ -389,7 +389,7 @@ def _own_address(url: str, *, host: str, port: int) -> Front:
     """Return what opens the agent's own address, where there is no door."""
     from goatherd.agent.own_address import OwnAddress
 
-    return lambda _, own: OwnAddress(upstream=url, answer=own.answer, host=host, port=port)
+    return lambda _, own: OwnAddress(upstream=url, answer=own.answer, guard=own.guard, host=host, port=port)
 
 
 def _environ(options: Options) -> dict[str, str]:

@@ -143,6 +143,7 @@ def front(
             private=private,
             forwarded_by=forwarded_by,
             own=own.answer,
+            guard=own.guard,
             is_restarting=lambda: own.is_down,
         )
         own.figures = lambda: made.status

@@ -35,7 +35,6 @@ from goatherd.errors import (
     SettingsError,
     UnknownSignerError,
     UntrustedRootError,
-    VerificationError,
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
@@ -47,6 +46,7 @@ from goatherd.node.disk import Disk, TrackedLog
 from goatherd.node.engine import Engine, Response, Step, Steps, drive
 from goatherd.node.expiry import ExpiryWatch
 from goatherd.node.freeze import FOLDER, Freezer
+from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
@@ -295,6 +295,7 @@ class Database:
             new_seeds=new_seeds,
             registry=self._registry,
             rules=self._rules,
+            instance=self.instance,
         )
         await asyncio.to_thread(engine.load)
         self._engine = engine
@@ -442,17 +443,14 @@ class Database:
     async def _answer_session(self, body: bytes) -> Response:
         return await self._settle(self.engine.create_session(body, self.now_ms()))
 
-    async def answer_refresh(self, header: str | None) -> Response:
+    async def answer_refresh(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/refresh``: look at the settings now, if a root asks."""
-        try:
-            session = self.pool.verify_request(header or "", self.now_ms())
-        except VerificationError:
-            return Response(status=403)
-        if not session.is_root:
-            return Response(status=403)
+        path = "/goatherd/v1/refresh"
+        if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
+            return refusal
         changed = await self._finish(self._settings.refresh())
-        body = {"generation": self._settings.settings.document.generation, "changed": changed}
-        return Response(status=200, body=to_json_bytes(body), content_type=_JSON)
+        told = {"generation": self._settings.settings.document.generation, "changed": changed}
+        return Response(status=200, body=to_json_bytes(told), content_type=_JSON)
 
     @property
     def document(self) -> IdentityDocument:

@@ -61,12 +61,21 @@ from goatherd.errors import (
     AccessDeniedError,
     DecodeError,
     GoatherdError,
+    OtherServerError,
     PathError,
     UnknownSignerError,
     VerificationError,
 )
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
-from goatherd.identity.session import SESSION_LIFETIME, Session, exact_expiration_ms, sign_commit
+from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
+from goatherd.identity.session import (
+    SESSION_LIFETIME,
+    Session,
+    SignatureEnvelope,
+    exact_expiration_ms,
+    parse_signature,
+    sign_commit,
+)
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.births import merge_births, portions_of, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
@@ -117,6 +126,11 @@ class Response:
     lacking: frozenset[str] = frozenset()
 
 
+def refuse_request(error: VerificationError) -> Response:
+    """Return the answer to a request whose signature does not count here."""
+    return Response(status=MISDIRECTED if isinstance(error, OtherServerError) else 403, cors=False)
+
+
 @dataclass(slots=True, kw_only=True)
 class Ingested:
     """What became of commits.
@@ -153,6 +167,10 @@ class Engine:
         registry: The schemas that are known beyond GoatDB's own.
         rules: The application's rules, in order.
         limits: What one request may ask for.
+        instance: The id of this server process, which requests that are bound to it name; one of its own by default.
+
+    Attributes:
+        guard: Decides whether a request was meant for this server, and meant once.
     """
 
     def __init__(
@@ -166,10 +184,12 @@ class Engine:
         registry: Registry = BUILTIN,
         rules: Sequence[Rule] = (),
         limits: Limits | None = None,
+        instance: str | None = None,
     ) -> None:
         self.org = org
         self.pool = pool
         self.connection = new_id()
+        self.guard = RequestGuard(lambda: instance or self.connection)
         self.registry = registry
         self.rulebook = Rulebook(rules)
         self.limits = limits or Limits()
@@ -357,9 +377,9 @@ class Engine:
         if not isinstance(raw, list) or not header or len(raw) > self.limits.elements:
             return Response(status=400)
         try:
-            requester = self.authenticate(header, now_ms)
-        except VerificationError:
-            return Response(status=403, cors=False)
+            requester = yield from self._authenticate_batch(header, body, now_ms)
+        except VerificationError as error:
+            return refuse_request(error)
         try:
             elements = [self._element(each) for each in raw]
         except (DecodeError, PathError):
@@ -389,8 +409,26 @@ class Engine:
             lacking=frozenset(lacking),
         )
 
-    def authenticate(self, header: str, now_ms: int) -> Session:
-        """Return who signed a request.
+    def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> Steps[Session]:
+        envelope = parse_signature(header)
+        requester = self.authenticate(envelope, now_ms)
+        binding = read_binding(envelope)
+        if binding is not None:
+            is_big = len(body) > _BIG_BODY
+            digest = (yield Step(lambda _: digest_body(body))) if is_big else digest_body(body)
+            self.guard.check(
+                envelope,
+                binding,
+                method="POST",
+                path="/batch-sync",
+                digest=digest,
+                is_root=requester.is_root,
+                now_ms=now_ms,
+            )
+        return requester
+
+    def authenticate(self, header: str | SignatureEnvelope, now_ms: int) -> Session:
+        """Return who signed a request. Whether it was meant for this server is not looked at (`guard`).
 
         Raises:
             VerificationError: The signature is not good, or its session's user does not exist any more.

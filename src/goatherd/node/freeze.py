@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, NodeError, PathError, SettingsError, VerificationError
+from goatherd.errors import DecodeError, NodeError, PathError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.freeze import MAX_SHOWN, FrozenList, commit_digest
 from goatherd.identity.introduction import claims_root
 from goatherd.node.engine import JSON_TYPE, Engine, Response
+from goatherd.node.management import refuse_unless_root
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.settings.storage import read_file, replace_file
 from goatherd.telemetry import Event, event_text
@@ -159,8 +160,8 @@ class Freezer:
 
     async def answer_put(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/frozen``: keep a list that a root hands over, until the identity names it."""
-        if not self._is_root(header):
-            return Response(status=403)
+        if refusal := await self._refuse("frozen", body, header):
+            return refusal
         try:
             frozen = FrozenList.from_bytes(body)
         except DecodeError:
@@ -174,8 +175,8 @@ class Freezer:
         409 where the root is not revoked here, unless asked for early: a list made before the freeze would be none.
         With digests to show: where those commits are and what they say of their time.
         """
-        if not self._is_root(header):
-            return Response(status=403)
+        if refusal := await self._refuse("held", body, header):
+            return refusal
         try:
             asked = parse_json(body)
         except DecodeError:
@@ -199,8 +200,8 @@ class Freezer:
 
     async def answer_lacking(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/lacking``: which of some commits of a repository are not here."""
-        if not self._is_root(header):
-            return Response(status=403)
+        if refusal := await self._refuse("lacking", body, header):
+            return refusal
         try:
             asked = parse_json(body)
             path, commits = (asked.get("path"), asked.get("commits")) if isinstance(asked, dict) else (None, None)
@@ -238,11 +239,9 @@ class Freezer:
             found |= _digests_of(path, _by(session_id, self._engine.peek(path)), roots)
         return found
 
-    def _is_root(self, header: str | None) -> bool:
-        try:
-            return self._engine.pool.verify_request(header or "", self._clock.now_ms()).is_root
-        except VerificationError:
-            return False
+    async def _refuse(self, endpoint: str, body: bytes, header: str | None) -> Response | None:
+        path = f"/goatherd/v1/{endpoint}"
+        return await refuse_unless_root(self._engine, path, body, header, now_ms=self._clock.now_ms())
 
 
 def _by(session_id: str, commits: Iterable[Commit]) -> list[Commit]:

@@ -34,6 +34,7 @@ import goatherd
 from goatherd.client import INSTANCE_HEADER
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, NodeError
+from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.ids import new_id
 from goatherd.listening import bind, cannot_listen
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
@@ -296,7 +297,7 @@ class Server:
             fields.append((b"content-type", answer.content_type.encode()))
         if method == "GET" and answer.body:
             fields.append(_NO_STORE)
-        if method == "POST" and path == "/batch-sync" and answer.status == 200:
+        if answer.status == MISDIRECTED or (method == "POST" and path == "/batch-sync" and answer.status == 200):
             fields.append((INSTANCE_HEADER.encode(), database.instance.encode()))
         if answer.cors:
             fields += self._cors(org, method)
@@ -320,7 +321,7 @@ class Server:
             if path == "/auth/session":
                 return await database.answer_session(await self._body(headers, receive))
             if path == "/goatherd/v1/refresh":
-                return await database.answer_refresh(signature)
+                return await database.answer_refresh(await self._body(headers, receive), signature)
             if path == "/goatherd/v1/held":
                 return await database.freezer.answer_held(await self._body(headers, receive), signature)
             if path == "/goatherd/v1/lacking":

@@ -18,7 +18,10 @@ from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.client import NodeClient, is_agent_answer
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
+from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.identity.transitions import create
+from goatherd.ids import new_id
 from goatherd.listening import find_machine_addresses
 from goatherd.testing.upstream_child import UpstreamChild
 from tests.cluster.door_world import Standing
@@ -30,6 +33,7 @@ from tests.unit.settings.make import HandClock
 from .test_handover import Kit
 
 A = root("root-a")
+REFRESH = "/goatherd/v1/refresh"
 
 
 class Told:
@@ -38,7 +42,7 @@ class Told:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str]] = []
 
-    async def answer(self, method: str, path: str, query: str, signature: str) -> tuple[int, bytes]:
+    async def answer(self, method: str, path: str, query: str, signature: str, body: bytes) -> tuple[int, bytes]:
         self.asked.append((method, path, query))
         if path != "/goatherd/v1/identity":
             return 404, b""
@@ -51,7 +55,8 @@ async def fronts(told: Told | None) -> AsyncIterator[tuple[UpstreamChild, Door, 
     async with UpstreamChild(A, clock=clock) as child:
         trust = Trust(org=ORG, identity=first(), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, own=None if told is None else told.answer)
-        own = OwnAddress(upstream=child.url, answer=(told or Told()).answer)
+        guard = RequestGuard(lambda: "agent")
+        own = OwnAddress(upstream=child.url, answer=(told or Told()).answer, guard=guard, clock=clock)
         async with door, own:
             yield child, door, own
 
@@ -178,8 +183,9 @@ def test_the_addresses_of_this_machine_are_numeric_and_not_loopback() -> None:
 
 
 def test_the_agents_own_address_is_not_the_servers() -> None:
+    guard = RequestGuard(lambda: "agent")
     with pytest.raises(ConfigurationError, match="8080"):
-        OwnAddress(upstream="http://127.0.0.1:8080", answer=Told().answer, port=8080)
+        OwnAddress(upstream="http://127.0.0.1:8080", answer=Told().answer, guard=guard, port=8080)
 
 
 def api(kits: list[Kit], **state: Any) -> OwnAPI:
@@ -231,23 +237,30 @@ async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
 
 
 async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
-    from goatherd.identity.session import sign_request
-
     kit = Kit(tmp_path, first())
-    own = OwnAPI([kit.handover], describe=dict, clock=kit.clock)
+    own = OwnAPI([kit.handover], describe=lambda: {"instance": "agent"}, clock=kit.clock)
     now_ms = kit.clock.now_ms()
 
     async def ask(header: str) -> int:
-        return (await own.answer("POST", "/goatherd/v1/refresh", "", header))[0]
+        return (await own.answer("POST", REFRESH, "", header, b""))[0]
 
-    assert await ask(sign_request(owned("a"), now_ms=now_ms, nonce="n" * 24)) == 200
+    def bound(signer: OwnedSession, at_ms: int = now_ms, *, audience: str = "agent", body: bytes = b"") -> str:
+        binding = RequestBinding.of("POST", REFRESH, body, [audience])
+        return sign_bound_request(signer, binding, now_ms=at_ms, nonce=new_id())
+
+    good = bound(owned("a"))
+    assert await ask(good) == 200
     for header in (
         "",
         "nonsense",
-        sign_request(owned("b"), now_ms=now_ms, nonce="n" * 24),
-        sign_request(owned("a"), now_ms=now_ms - 600_000, nonce="n" * 24),
+        good,
+        bound(owned("b")),
+        bound(owned("a"), now_ms - 600_000),
+        bound(owned("a"), body=b"[]"),
+        sign_request(owned("a"), now_ms=now_ms, nonce="n" * 24),
     ):
         assert await ask(header) == 403
+    assert await ask(bound(owned("a"), audience="another")) == 421
 
 
 async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:

@@ -31,7 +31,7 @@ from goatherd.agent.door.trust import Trust
 from goatherd.agent.door.upstream import Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
-from goatherd.identity.session import sign_request
+from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.ids import new_id
 from goatherd.listening import find_machine_addresses
 from goatherd.server_url import parse_server_url
@@ -108,6 +108,7 @@ class Door:
         clock: The time.
         threads: Threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the child; by default they are 404.
+        guard: Decides whether a request that is bound to a server was meant for this one; one of its own by default.
         addresses: Returns the numeric addresses of this machine at which others may reach it.
         is_restarting: Returns whether an agent is restarting the child, so that it is expected to be away.
 
@@ -130,12 +131,15 @@ class Door:
         clock: Clock | None = None,
         threads: int | None = None,
         own: Answerer | None = None,
+        guard: RequestGuard | None = None,
         is_restarting: Callable[[], bool] | None = None,
         addresses: Callable[[], Sequence[str]] = find_machine_addresses,
     ) -> None:
         self._addresses = addresses
         self._is_exposed = False
         self._own = own
+        instance = new_id()
+        self._guard = guard or RequestGuard(lambda: instance)
         self._is_restarting = is_restarting
         self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
         self._limits = limits or Limits()
@@ -222,6 +226,7 @@ class Door:
             report=self._report,
             report_away=self._report_away,
             own=self._own,
+            guard=self._guard,
         )
         try:
             await self._listener.start()
@@ -314,7 +319,8 @@ class Door:
             writer.close()
             return True
         other = Upstream(f"http://{host}:{self._upstream.port}", connect_timeout=EXPOSURE_TIMEOUT)
-        signature = sign_request(trust.pool.current, now_ms=self._clock.now_ms(), nonce=new_id())
+        binding = RequestBinding.of("POST", "/batch-sync", b"[]")
+        signature = sign_bound_request(trust.pool.current, binding, now_ms=self._clock.now_ms(), nonce=new_id())
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = EXPOSURE_TIMEOUT.total_seconds()
         try:
@@ -323,7 +329,8 @@ class Door:
             return False
         finally:
             await other.aclose()
-        return status == 200
+        # A Goatherd server there has verified the signature and names itself.
+        return status in (200, MISDIRECTED)
 
     async def _app(self, scope: object, receive: object, send: object) -> None:
         assert self._proxy is not None

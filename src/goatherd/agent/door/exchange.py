@@ -361,9 +361,9 @@ class Exchange:
         self.has_started = True
         await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def give(self, status: int, body: bytes) -> None:
+    async def give(self, status: int, body: bytes, more: Headers | None = None) -> None:
         """Send an answer that is not the server's: JSON, or nothing."""
-        fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *(more or [])]
         await self.start(status, [*fields, *([(b"content-type", b"application/json")] if body else [])])
         await self.finish(body)
 

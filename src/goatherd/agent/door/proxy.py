@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from goatherd.agent.door.binding import give_misdirected, instance_headers, is_misdirected
 from goatherd.agent.door.delivery import Delivery, Verified
 from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
 from goatherd.agent.door.index import Indexes, RepositoryIndex
@@ -61,6 +62,7 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
+from goatherd.identity.request_binding import RequestGuard
 from goatherd.identity.session import (
     Session,
     SignatureEnvelope,
@@ -73,7 +75,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
 
 Scope = MutableMapping[str, Any]
-Answerer = Callable[[str, str, str, str], Awaitable[tuple[int, bytes]]]
+Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 """Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""
 
 OWN_PREFIX: Final = "/goatherd/v1/"
@@ -116,6 +118,7 @@ class Proxy:
         report: Told of each thing that was stopped: the rule, and why.
         report_away: Told of each request for which the child was away.
         own: Answers what is not the child's to answer; nothing of the kind is there when None.
+        guard: Decides whether a request that is bound to a server was meant for this one.
     """
 
     def __init__(
@@ -132,9 +135,11 @@ class Proxy:
         renaming: Renaming,
         report: Callable[[Rule, str], None],
         report_away: Callable[[str], None],
+        guard: RequestGuard,
         own: Answerer | None = None,
     ) -> None:
         self._own = own
+        self._guard = guard
         self.limits = limits
         self._upstream = upstream
         self._trusts = tuple(trusts)
@@ -250,15 +255,15 @@ class Proxy:
         """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
         share = Share(self._budget)
         try:
-            await exchange.body(self.limits, share)  # which says nothing; left unread, it would be the next request
+            body = await exchange.body(self.limits, share)  # left unread, it would be the next request
         finally:
             share.give_back()
-        status, body = 404, b""
+        status, answer = 404, b""
         if self._own is not None:
             query = exchange.target.partition(b"?")[2].decode("latin-1")
             signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
-            status, body = await self._own(exchange.method, exchange.path, query, signature)
-        await exchange.give(status, body)
+            status, answer = await self._own(exchange.method, exchange.path, query, signature, body)
+        await exchange.give(status, answer, instance_headers(self._guard, status))
 
     async def _pass(self, exchange: Exchange) -> None:
         """Hand on what is not judged; only private keys in JSON are made unreadable."""
@@ -324,6 +329,9 @@ class Proxy:
             trust, session = await self._requester(exchange, envelope, share, may_look_up=may_look_up)
             if session is None and has_commits:
                 raise RefusedError(Rule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
+            if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
+                await give_misdirected(exchange, self._guard)
+                return
             now = self._clock.monotonic()
             # The servers of a cluster share one root session; they are counted by their addresses only.
             is_counted = session is not None and not session.is_root

@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, cast
 
+import httpx2
 import orjson
 
+from goatherd.client import INSTANCE_HEADER
 from goatherd.errors import GoatherdError, ProviderError
+from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.node.database import Database
 from goatherd.settings import CloudSecretSettings, DBSettings
 from goatherd.testing.simulation.dice import Dice
@@ -114,11 +117,13 @@ class SimulatedNode:
             case "POST", "/auth/session":
                 response = await database.answer_session(content)
             case "POST", "/goatherd/v1/refresh":
-                response = await database.answer_refresh(headers.get("x-goat-sig"))
+                response = await database.answer_refresh(content, headers.get("x-goat-sig"))
             case "GET", "/goatherd/v1/identity":
                 return Answer(200, to_json_bytes(database.identity()))
             case _:
                 return Answer(404)
+        if response.status == MISDIRECTED:
+            return Answer(MISDIRECTED, headers=httpx2.Headers({INSTANCE_HEADER: database.instance}))
         return Answer(response.status, response.body)
 
     def _acknowledge(self, database: Database, content: bytes) -> None:

@@ -1,0 +1,84 @@
+"""Checks that a request which Goatherd's tools have bound to a server was bound to the one behind this door.
+
+The server itself is an unmodified GoatDB and looks at no binding. A request without one passes: GoatDB's clients and
+servers send no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from goatherd.agent.door.exchange import Exchange, Headers
+from goatherd.agent.door.rules import RefusedError, Rule
+from goatherd.client import INSTANCE_HEADER
+from goatherd.errors import OtherServerError, VerificationError
+from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
+from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request
+
+_BIG_BODY: Final = 64 * 1024
+
+
+async def is_misdirected(
+    guard: RequestGuard,
+    exchange: Exchange,
+    body: bytes,
+    envelope: SignatureEnvelope,
+    session: Session | None,
+    *,
+    now_ms: int,
+) -> bool:
+    """Return whether a signed request names other servers only; `give_misdirected` answers it.
+
+    Args:
+        guard: This door's.
+        exchange: The request.
+        body: Its body.
+        envelope: Its signature, which the server verifies.
+        session: Who has signed it; None where that is not known here.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        RefusedError: It is signed for another endpoint or body, or was accepted before.
+    """
+    try:
+        binding = read_binding(envelope)
+        if binding is None:
+            return False
+        is_root = session is not None and session.is_root
+        if session is not None and is_root:
+            # Only what a root has signed is remembered.
+            verify_request(session, envelope, now_ms=now_ms)
+        digest = digest_body(body) if len(body) <= _BIG_BODY else await asyncio.to_thread(digest_body, body)
+        guard.check(
+            envelope,
+            binding,
+            method=exchange.method,
+            path=exchange.path,
+            digest=digest,
+            is_root=is_root,
+            now_ms=now_ms,
+        )
+    except OtherServerError:
+        return True
+    except VerificationError as error:
+        raise RefusedError(Rule.REQUEST_SIGNATURE, 403, str(error)) from None
+    return False
+
+
+def parse_bound_signature(header: str) -> SignatureEnvelope | None:
+    """Return a request's signature; None where there is none that can be read, which the server refuses itself."""
+    try:
+        return parse_signature(header)
+    except VerificationError:
+        return None
+
+
+def instance_headers(guard: RequestGuard, status: int) -> Headers:
+    """Return the headers that go with a status: a misdirected request is told whom to name."""
+    return [(INSTANCE_HEADER.encode(), guard.instance.encode())] if status == MISDIRECTED else []
+
+
+async def give_misdirected(exchange: Exchange, guard: RequestGuard) -> None:
+    """Answer a request that names other servers."""
+    await exchange.give(MISDIRECTED, b"", instance_headers(guard, MISDIRECTED))

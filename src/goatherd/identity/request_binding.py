@@ -1,0 +1,172 @@
+"""What a signed request is for: which server, which endpoint and which body; and which requests a server has accepted.
+
+GoatDB's request signature covers a random id and a time, so who receives a request can send it to another server, with
+another body, for three minutes. Goatherd's tools and servers sign one more member, `MEMBER`, which GoatDB ignores.
+Goatherd's servers, doors and agents refuse a request whose member names something else, and refuse it a second time.
+
+Pure: the time comes in as an argument. What it is not: it verifies no signature (`goatherd.trust`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.errors import (
+    InvalidSignatureError,
+    OtherServerError,
+    ReplayedRequestError,
+    RequestMismatchError,
+    UnboundRequestError,
+)
+from goatherd.identity.session import REQUEST_WINDOW, OwnedSession, SignatureEnvelope, sign_data
+
+MEMBER: Final = "goatherd"
+"""Member of the signed data of a request that holds its binding."""
+
+MAX_AUDIENCE: Final = 8
+"""How many server processes one request may name: those that answer behind one URL."""
+
+MISDIRECTED: Final = 421
+"""HTTP status of a request that is signed for another server; the answer names this one in a header."""
+
+_MAX_NONCE: Final = 64
+_MAX_NONCES: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBinding:
+    """What a request is signed for.
+
+    Attributes:
+        audience: Ids of the server processes that may accept it; empty while the sender knows none.
+        method: The HTTP method.
+        path: The path, in lower case, without the query.
+        digest: SHA-256 of the body, hexadecimal.
+    """
+
+    audience: tuple[str, ...]
+    method: str
+    path: str
+    digest: str
+
+    @classmethod
+    def of(cls, method: str, path: str, body: bytes, audience: Sequence[str] = ()) -> RequestBinding:
+        """Return the binding of a request that is about to be sent."""
+        return cls(tuple(audience), method, path, digest_body(body))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is signed."""
+        return {"aud": list(self.audience), "method": self.method, "path": self.path, "sha256": self.digest}
+
+
+def digest_body(body: bytes) -> str:
+    """Return the SHA-256 of a request's body as a binding has it. Takes milliseconds for a megabyte."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def sign_bound_request(owned: OwnedSession, binding: RequestBinding, *, now_ms: int, nonce: str) -> str:
+    """Return the value of an ``x-goat-sig`` header for one request to one server; `nonce` is a fresh id."""
+    return sign_data(owned, now_ms=now_ms, embedded={"id": nonce, "ts": now_ms, MEMBER: binding.to_json()})
+
+
+def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
+    """Return what a request is signed for; None for a request that only GoatDB's rules apply to.
+
+    Raises:
+        InvalidSignatureError: There is a binding that cannot be read.
+    """
+    if not isinstance(envelope.data, dict) or MEMBER not in envelope.data:
+        return None
+    raw = envelope.data[MEMBER]
+    audience = raw.get("aud") if isinstance(raw, dict) else None
+    texts = [raw.get(name) for name in ("method", "path", "sha256")] if isinstance(raw, dict) else []
+    if (
+        not isinstance(audience, list)
+        or len(audience) > MAX_AUDIENCE
+        or not all(isinstance(one, str) for one in [*audience, *texts])
+    ):
+        raise InvalidSignatureError("what the request is signed for cannot be read")
+    if type(envelope.data.get("ts")) not in (int, float):
+        raise InvalidSignatureError("the time of a request that is bound to a server must be a number")
+    method, path, digest = texts
+    return RequestBinding(tuple(audience), str(method), str(path), str(digest))
+
+
+class RequestGuard:
+    """Decides whether a request whose signature is good was meant for this server, and meant once.
+
+    Args:
+        instance: Returns the id of this server process, by which senders name it.
+    """
+
+    def __init__(self, instance: Callable[[], str]) -> None:
+        self._instance = instance
+        self._accepted: dict[tuple[str, str], float] = {}
+
+    @property
+    def instance(self) -> str:
+        """The id of this server process."""
+        return self._instance()
+
+    def check(
+        self,
+        envelope: SignatureEnvelope,
+        binding: RequestBinding | None,
+        *,
+        method: str,
+        path: str,
+        digest: str,
+        is_root: bool,
+        now_ms: int,
+        must_be_bound: bool = False,
+    ) -> None:
+        """Accept a request, or raise. Call it once for a request, after its signature was verified.
+
+        SECURITY: a server that receives a root's request must not be able to use it at another server
+        (tests/unit/node/test_bound_requests.py).
+
+        Args:
+            envelope: The request's signature.
+            binding: What `read_binding` returned for it.
+            method: The HTTP method of the request.
+            path: Its path, in lower case, without the query.
+            digest: What `digest_body` returns for its body.
+            is_root: Whether a root has signed it. Only such requests are remembered.
+            now_ms: Milliseconds since 1970.
+            must_be_bound: Refuse a request without a binding.
+
+        Raises:
+            UnboundRequestError: It has no binding and must have one.
+            RequestMismatchError: It is signed for another method, path or body.
+            OtherServerError: It is signed for another server.
+            ReplayedRequestError: It was accepted before.
+        """
+        if binding is None:
+            if must_be_bound:
+                raise UnboundRequestError(f"{method} {path}: the signature does not say what the request is for")
+            return
+        if (binding.method, binding.path, binding.digest) != (method, path, digest):
+            raise RequestMismatchError(f"{method} {path}: signed for {binding.method:.20} {binding.path:.100}")
+        if self.instance not in binding.audience:
+            raise OtherServerError(f"{method} {path}: signed for another server")
+        if is_root:
+            self._accept(envelope, now_ms)
+
+    def _accept(self, envelope: SignatureEnvelope, now_ms: int) -> None:
+        window_ms = REQUEST_WINDOW.total_seconds() * 1000
+        # In the order of arrival; one whose sender's clock is ahead keeps later ones for six minutes at most.
+        while self._accepted and self._accepted[oldest := next(iter(self._accepted))] < now_ms:
+            del self._accepted[oldest]
+        nonce = envelope.data["id"]
+        key = (envelope.session_id, nonce)
+        if len(nonce) > _MAX_NONCE:
+            raise InvalidSignatureError("the request's id is too long")
+        if key in self._accepted:
+            raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} came a second time")
+        if len(self._accepted) >= _MAX_NONCES:
+            raise ReplayedRequestError("too many requests of roots within three minutes to tell them apart")
+        # The signed time counts until it is three minutes old.
+        self._accepted[key] = max(now_ms, float(envelope.data["ts"])) + window_ms
