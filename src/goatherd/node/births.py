@@ -52,15 +52,21 @@ def portions_of(births: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
         yield births[start : start + PORTION]
 
 
-def merge_births(births: Sequence[Commit], repository: Repository, session_id: str) -> Commit | None:
+def merge_births(
+    births: Sequence[Commit], repository: Repository, session_id: str, merged: Sequence[Commit] = ()
+) -> Commit | None:
     """Build the unsigned commit that has all the births as parents; None when their contents cannot be merged.
 
     Args:
-        births: Oldest first, as `unmerged_births` gives them; no more than a commit may have parents.
+        births: Oldest first, as `unmerged_births` gives them, behind a merge of those before; no more than a commit
+            may have parents.
         repository: Where they are.
         session_id: The session that will sign, and counts as the merge's leader.
+        merged: Merges among the births that are not in the repository yet.
     """
-    records = [record for record in map(repository.record, births) if record is not None]
+    whole = {merge.id: merge.record for merge in merged}
+    read = [whole[birth.id] if birth.id in whole else repository.record(birth) for birth in births]
+    records = [record for record in read if record is not None]
     if not records:
         return None
     marker = str(records[0]["s"])

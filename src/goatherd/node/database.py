@@ -98,7 +98,7 @@ class _RepositoryView:
 
     @property
     def ids(self) -> Sequence[str]:
-        return self.repository.ids
+        return self.repository.shown_ids
 
     def commit_json(self, commit_id: str) -> Mapping[str, Any]:
         commit = self.repository.get(commit_id)

@@ -52,7 +52,9 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -70,6 +72,7 @@ from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, sess
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import (
     SESSION_LIFETIME,
+    OwnedSession,
     Session,
     SignatureEnvelope,
     exact_expiration_ms,
@@ -83,10 +86,11 @@ from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Ruleboo
 from goatherd.node.steps import Step, Steps, drive, drive_inline
 from goatherd.node.views import BIG_VIEW, Room, Views
 from goatherd.trust import TrustPool
+from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
-from goatherd.wire.messages import VERSION, SyncMessage, decode_request_element, encode_reply
+from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.messages import VERSION, SyncMessage, encode_reply
 from goatherd.wire.paths import check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
@@ -95,8 +99,10 @@ __all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_in
 JSON_TYPE = "application/json"
 TEXT_TYPE = "text/plain;charset=UTF-8"
 
-_BIG_BODY = 64 * 1024
 _FEW_COMMITS = 16
+_LIGHT = 256 * 1024
+_MOST_REFUSALS = 1000
+_MOST_USERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +143,8 @@ class Ingested:
 
     Attributes:
         accepted: Those that are new and stored.
-        refused: Id and reason of those that were not; an undecodable one has the id ``""``.
+        refused: Id and reason of those that were not; an undecodable one has the id ``""``, and only the first
+            thousand of these are listed.
     """
 
     accepted: list[Commit] = field(default_factory=list)
@@ -152,6 +159,15 @@ class _Element:
     path: str
     message: SyncMessage
     brought: list[Commit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Portion:
+    """Some commits of one element that nobody has decoded yet."""
+
+    element: _Element
+    start: int
+    end: int
 
 
 class Engine:
@@ -200,6 +216,7 @@ class Engine:
         self._in_use: dict[str, int] = {}
         self._pinned: set[str] = set()
         self._wrong: dict[str, Mapping[str, Sequence[Commit]]] = {}
+        self._users: OrderedDict[tuple[str, str, int], bool] = OrderedDict()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
 
     # --- repositories ------------------------------------------------------------------------------------------------
@@ -212,7 +229,7 @@ class Engine:
         """
         sessions = self.repository(SESSIONS_PATH)
         self.pool.offer_session_commits(sessions)
-        self._merge_births(sessions, sessions.item_keys(), check=True)
+        drive_inline(self._merge_births(sessions, sessions.item_keys(), check=True))
         self.repository(USERS_PATH)
 
     @property
@@ -230,7 +247,7 @@ class Engine:
         found = self._repositories.get(path)
         if found is None:
             read = self._read(path)
-            found = self._register(read.path, read)
+            found = drive_inline(self._register(read.path, read))
         self._pinned.add(found.path)
         return found
 
@@ -239,7 +256,7 @@ class Engine:
         kind, name = check_repository_path(path)
         if f"/{kind}/{name}" not in self._repositories:
             read = yield Step(lambda _: self._read(path))
-            self._register(f"/{kind}/{name}", read)
+            yield from self._register(f"/{kind}/{name}", read)
         return self.repository(f"/{kind}/{name}")
 
     def peek(self, path: str) -> Repository:
@@ -284,18 +301,19 @@ class Engine:
         self._views.forget(path)
         return True
 
-    def _register(self, path: str, read: Repository) -> Repository:
+    def _register(self, path: str, read: Repository) -> Steps[Repository]:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
         if repository is read and path != SESSIONS_PATH:
-            self._merge_births(repository, repository.item_keys(), check=True)
+            with repository.hold_back(everything=True):
+                yield from self._merge_births(repository, repository.item_keys(), check=True)
         return repository
 
     def _hold(self, path: str) -> Steps[None]:
         """Open for one request; `_release` closes again what stayed empty, so that asking costs nothing that stays."""
         if path not in self._repositories:
             read = yield Step(lambda _: self._read(path))
-            self._register(path, read)
+            yield from self._register(path, read)
         self._in_use[path] = self._in_use.get(path, 0) + 1
 
     def _release(self, path: str) -> None:
@@ -370,18 +388,16 @@ class Engine:
             body: The request's body.
             now_ms: The server's clock.
         """
-        try:
-            raw = (yield Step(lambda _: parse_json(body))) if len(body) > _BIG_BODY else parse_json(body)
-        except DecodeError:
+        if not header:
             return Response(status=400)
-        if not isinstance(raw, list) or not header or len(raw) > self.limits.elements:
-            return Response(status=400)
+        # SECURITY: a body is read for those who may send one, and no other (tests/unit/node/test_cost.py).
         try:
             requester = yield from self._authenticate_batch(header, body, now_ms)
         except VerificationError as error:
             return refuse_request(error)
+        is_small = len(body) <= SMALL_BODY
         try:
-            elements = [self._element(each) for each in raw]
+            elements = self._elements(body) if is_small else (yield Step(lambda _: self._elements(body)))
         except (DecodeError, PathError):
             return Response(status=400)
         held: list[str] = []
@@ -391,7 +407,7 @@ class Engine:
                 held.append(path)
             done = Ingested()
             for batch in _stages(elements):
-                yield from self._ingest(batch, now_ms, done)
+                yield from self._ingest(batch, now_ms, done, is_small=is_small)
             answer = yield from self._replies(elements, requester, now_ms)
             # Peers ask for whatever they look for themselves, and would be looked for in turn.
             lacking = [] if requester.is_root else [path for path in held if not self._repositories[path].ids]
@@ -411,10 +427,10 @@ class Engine:
 
     def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> Steps[Session]:
         envelope = parse_signature(header)
-        requester = self.authenticate(envelope, now_ms)
+        requester = yield from self.authenticate(envelope, now_ms)
         binding = read_binding(envelope)
         if binding is not None:
-            is_big = len(body) > _BIG_BODY
+            is_big = len(body) > SMALL_BODY
             digest = (yield Step(lambda _: digest_body(body))) if is_big else digest_body(body)
             self.guard.check(
                 envelope,
@@ -427,18 +443,35 @@ class Engine:
             )
         return requester
 
-    def authenticate(self, header: str | SignatureEnvelope, now_ms: int) -> Session:
+    def authenticate(self, header: str | SignatureEnvelope, now_ms: int) -> Steps[Session]:
         """Return who signed a request. Whether it was meant for this server is not looked at (`guard`).
 
         Raises:
             VerificationError: The signature is not good, or its session's user does not exist any more.
         """
         session = self.pool.verify_request(header, now_ms)
-        if session.owner is not None and not session.is_root:
-            user = self.repository(USERS_PATH).item(session.owner)
-            if user is None or user.deleted:
-                raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
+        if session.owner is not None and not session.is_root and not (yield from self._is_user(session.owner)):
+            raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
         return session
+
+    def _is_user(self, owner: str) -> Steps[bool]:
+        """Return whether there is an item of a user that is not deleted."""
+        users = self.repository(USERS_PATH)
+        head = users.head(owner)
+        if head is None:
+            return False
+        if not head.is_delta:
+            return not (head.data or {}).get("isDeleted")
+        # SECURITY: users write their own item, and patching it at every request of theirs could keep the event loop
+        # (tests/unit/node/test_cost.py).
+        known = owner, head.id, users.count_of(owner)
+        if known not in self._users:
+            commits = users.commits_of(owner)
+            item = yield Step(lambda _: users.read_item(owner, head, commits))
+            self._users[known] = item is not None and not item.deleted
+            if len(self._users) > _MOST_USERS:
+                self._users.popitem(last=False)
+        return self._users[known]
 
     def ingest(self, path: str, commits: Sequence[Any], now_ms: int) -> Steps[Ingested]:
         """Verify and store commits that a peer sent, exactly as if they had been pushed. Flush `path` afterwards.
@@ -453,8 +486,10 @@ class Engine:
         yield from self._ingest([_Element(path, repository.path, message)], now_ms, done)
         return done
 
-    def _element(self, raw: Any) -> _Element:
-        given_path, message = decode_request_element(raw)
+    def _elements(self, body: bytes) -> list[_Element]:
+        return [self._element(path, message) for path, message in read_batch(body, self.limits.elements)]
+
+    def _element(self, given_path: str, message: SyncMessage) -> _Element:
         # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
         kind, name = check_repository_path("/" + "/".join(given_path.removeprefix("/").split("/")[:2]))
         if len(kind) > 100 or len(name) > 100:
@@ -466,60 +501,83 @@ class Engine:
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 
-    def _ingest(self, elements: Sequence[_Element], now_ms: int, done: Ingested) -> Steps[None]:
-        """Decode, verify and store what some elements brought."""
-        candidates: list[tuple[_Element, Commit]] = []
-        for element in elements:
-            if not element.message.commits:
-                continue
-            repository = self._repositories[element.path]
-            fresh = [raw for raw in element.message.commits if not _is_known(raw, repository)]
-            decode = partial(self._decode, fresh, repository, now_ms)
-            if len(fresh) > _FEW_COMMITS:
-                results = yield Step(lambda _, decode=decode: decode())  # type: ignore[misc]
-            else:
-                results = decode()
-            for decoded in results:
-                if isinstance(decoded, Commit):
-                    candidates.append((element, decoded))
-                else:
-                    done.refused.append(("", decoded))
-        while candidates:
-            verification = self.pool.prepare([commit for _, commit in candidates])
-            yield Step(verification.run)
-            verdicts = self.pool.conclude(verification)
-            early: list[tuple[_Element, Commit]] = []
-            learnt = False
+    def _ingest(
+        self, elements: Sequence[_Element], now_ms: int, done: Ingested, *, is_small: bool = False
+    ) -> Steps[None]:
+        """Decode, verify and store what some elements brought, in portions, so that others get their turn.
+
+        Args:
+            elements: The elements.
+            now_ms: The server's clock.
+            done: What became of the commits; added to.
+            is_small: Whether they are so few bytes that decoding them is no work for a thread.
+        """
+        early: list[tuple[_Element, Commit]] = []
+        learnt = False
+        for portions in _portions(elements):
+            decode = partial(self._decode, portions, now_ms)
+            few = is_small and sum(portion.end - portion.start for portion in portions) <= _FEW_COMMITS
+            decoded, refused = decode(None) if few else (yield Step(decode))
+            _note(done, refused)
+            later, is_learnt = yield from self._take_in(decoded, done)
+            early += later
+            learnt = learnt or is_learnt
+        while early and learnt:
+            early, learnt = yield from self._take_in(early, done)
+        done.refused += [
+            (commit.id, UnknownSignerError(f"session {commit.session!r} is not known")) for _, commit in early
+        ]
+
+    def _take_in(
+        self, candidates: list[tuple[_Element, Commit]], done: Ingested
+    ) -> Steps[tuple[list[tuple[_Element, Commit]], bool]]:
+        """Verify and store decoded commits; return those of unknown sessions, and whether a session was learnt."""
+        if not candidates:
+            return [], False
+        verification = self.pool.prepare([commit for _, commit in candidates])
+        yield Step(verification.run)
+        verdicts = self.pool.conclude(verification)
+        early: list[tuple[_Element, Commit]] = []
+        learnt = False
+        fresh: dict[str, set[str]] = {}
+        with ExitStack() as held:
+            for path in dict.fromkeys(element.path for element, _ in candidates):
+                # Nobody is told of creations before they are merged, which is work for a thread.
+                held.enter_context(self._repositories[path].hold_back())
             for (element, commit), verdict in zip(candidates, verdicts, strict=True):
                 if isinstance(verdict, UnknownSignerError):
                     early.append((element, commit))
                     continue
                 outcome = verdict or self._store(element.path, commit)
                 if isinstance(outcome, GoatherdError):
-                    done.refused.append((commit.id, outcome))
+                    done.refused.append((commit.id, outcome.with_traceback(None)))
                 elif outcome:
                     element.brought.append(commit)
                     done.accepted.append(commit)
+                    fresh.setdefault(element.path, set()).add(commit.key)
                     learnt = learnt or element.path == SESSIONS_PATH
-            candidates = early if learnt else []
-            if not learnt:
-                done.refused += [
-                    (commit.id, UnknownSignerError(f"session {commit.session!r} is not known")) for _, commit in early
-                ]
-        for element in elements:
-            if element.brought:
-                keys = {commit.key for commit in element.brought}
-                self._merge_births(self._repositories[element.path], keys, check=element.path == SESSIONS_PATH)
+            for path, keys in fresh.items():
+                yield from self._merge_births(self._repositories[path], keys, check=path == SESSIONS_PATH)
+        return early, learnt
 
-    def _decode(self, raws: Sequence[Any], repository: Repository, now_ms: int) -> list[Commit | DecodeError]:
+    def _decode(
+        self, portions: Sequence[_Portion], now_ms: int, _: object
+    ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
         """Decode commits one by one; of two with one id both go on, the first may be a forgery (T39)."""
-        decoded: list[Commit | DecodeError] = []
-        for raw in raws:
-            try:
-                decoded.append(decode_commit(raw, repository, self.limits, now_ms))
-            except DecodeError as error:
-                decoded.append(error)
-        return decoded
+        decoded: list[tuple[_Element, Commit]] = []
+        refused: list[DecodeError] = []
+        for portion in portions:
+            repository = self._repositories[portion.element.path]
+            commits = portion.element.message.commits
+            for index in range(portion.start, portion.end):
+                try:
+                    raw = commits[index]
+                    if _is_known(raw, repository):
+                        continue
+                    decoded.append((portion.element, decode_commit(raw, repository, self.limits, now_ms)))
+                except DecodeError as error:
+                    refused.append(_bare(error))
+        return decoded, refused
 
     def _store(self, path: str, commit: Commit) -> GoatherdError | bool:
         """Authorize a verified commit by its signer and store it, or return why not.
@@ -548,35 +606,48 @@ class Engine:
             self.pool.add_verified_session_commit_unsafe(signed)
         return signed
 
-    def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> None:
+    def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> Steps[None]:
         """Merge births that would end a real peer's process, before anybody is told about them.
 
         Args:
-            repository: Where.
+            repository: Where; what is new in it is held back.
             keys: The keys to look at.
             check: Whether the births must be verified first, since the root's signature will stand under them.
         """
         for key in keys:
             births = unmerged_births(repository, key)
-            if not births or (check and not self._vouched(repository.path, births)):
+            if not births or (check and not (yield from self._vouched(repository.path, births))):
                 continue
-            merged: list[Commit] = []
-            for portion in portions_of(births):
-                merge = merge_births([*merged, *portion], repository, self.pool.current.id)
-                if merge is None or merge.ts > self.pool.current.session.expiration_ms:
-                    break
-                if merge.id in repository:
-                    merge = replace(merge, id=self._new_id())
-                merged = [self._store_own(repository, merge, int(merge.ts))]
+            merged = yield Step(partial(self._sign_merges, births, repository, self.pool.current))
+            for merge in merged:
+                repository.add(merge)
+                if repository.path == SESSIONS_PATH:
+                    self.pool.add_verified_session_commit_unsafe(merge)
 
-    def _vouched(self, path: str, commits: Sequence[Commit]) -> bool:
-        """Whether all commits verify now; in ``/sys/sessions``, by a root.
+    def _sign_merges(
+        self, births: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
+    ) -> list[Commit]:
+        """Return the commits that merge births, one on top of the other; none where their contents cannot be merged."""
+        merged: list[Commit] = []
+        for portion in portions_of(births):
+            merge = merge_births([*merged[-1:], *portion], repository, signer.id, merged)
+            if merge is None or merge.ts > signer.session.expiration_ms:
+                break
+            if merge.id in repository:
+                merge = replace(merge, id=self._new_id())
+            merged.append(sign_commit(signer, merge, now_ms=int(merge.ts)))
+        return merged
+
+    def _vouched(self, path: str, commits: Sequence[Commit]) -> Steps[bool]:
+        """Return whether all commits verify now; in ``/sys/sessions``, by a root.
 
         SECURITY: what a GoatDB server let into its log must not get our root's signature (T3, test_upstream_traps.py).
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False
-        return not any(self.pool.verify_commits(commits, held=True))
+        verification = self.pool.prepare(commits, held=True)
+        yield Step(verification.run)
+        return not any(self.pool.conclude(verification))
 
     # --- answering ---------------------------------------------------------------------------------------------------
 
@@ -596,7 +667,8 @@ class Engine:
                 reply = self._views.reply(view, *asks, born_under=born_under, room=room, is_served=is_served)
                 yield element.given_path, *reply
 
-        if sum(len(view.commits) for view in views) <= BIG_VIEW:
+        is_small = sum(self._repositories[element.path].weight for element in elements) <= _LIGHT
+        if is_small and sum(len(view.commits) for view in views) <= BIG_VIEW:
             return encode_reply(answers())
         body: bytes = yield Step(lambda _: encode_reply(answers()))
         return body
@@ -650,6 +722,39 @@ class Engine:
 
     def _authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)
+
+
+def _note(done: Ingested, refused: Sequence[DecodeError]) -> None:
+    """List undecodable commits, as many as fit."""
+    # SECURITY: a body of nothing else must not become a list of errors (tests/unit/node/test_cost.py).
+    done.refused += [("", error) for error in refused[: max(0, _MOST_REFUSALS - len(done.refused))]]
+
+
+def _bare(error: DecodeError) -> DecodeError:
+    """Return an error without the frames and causes that it keeps alive."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def _portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
+    """Yield the commits of some elements in portions that one step decodes, and that are stored in one go."""
+    gathered: list[_Portion] = []
+    count = 0
+    for element in elements:
+        commits = element.message.commits
+        if isinstance(commits, RawCommits):
+            ranges: Iterable[tuple[int, int]] = commits.portions()
+        else:
+            ranges = ((at, min(at + PORTION_COMMITS, len(commits))) for at in range(0, len(commits), PORTION_COMMITS))
+        for start, end in ranges:
+            size = end - start
+            if gathered and count + size > PORTION_COMMITS:
+                yield gathered
+                gathered, count = [], 0
+            gathered.append(_Portion(element, start, end))
+            count += size
+    if gathered:
+        yield gathered
 
 
 def _is_known(raw: Any, repository: Repository) -> bool:

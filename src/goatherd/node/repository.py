@@ -15,6 +15,7 @@ recursion, and one that comes back to itself is unreadable (T37).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
@@ -28,6 +29,8 @@ from goatherd.wire.schema import BUILTIN, Registry
 
 MAX_CHAIN = 256
 """Deltas on deltas that a reader follows; GoatDB itself never writes more than one on a full commit."""
+
+MAX_WEIGHT = 64 * 1024
 
 Seeds = Callable[[int], Sequence[int]]
 """Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
@@ -119,6 +122,7 @@ class Repository:
         ids: The ids of all commits in order of arrival. Only ever grows.
         version: Rises with every commit added; a cache made at one version is stale at the next.
         undecodable: Records of the log that are no commits. They stay in the log (T48).
+        weight: About how many bytes the commits have, up to `MAX_WEIGHT` for each.
     """
 
     def __init__(
@@ -140,7 +144,9 @@ class Repository:
         self.ids: list[str] = []
         self.version = 0
         self.undecodable = 0
+        self.weight = 0
         self._own_session = own_session
+        self._held: dict[object, int] = {}
         self._commits: dict[str, Commit] = {}
         self._by_key: dict[str, list[Commit]] = {}
         self._tips: dict[str, dict[str, Commit]] = {}
@@ -192,6 +198,7 @@ class Repository:
             self._namespaces.setdefault(commit.key, commit.namespace)
         if commit.base is not None:
             self._bases.add(commit.base)
+        self.weight += _weigh(commit)
         self.version += 1
 
     def _link(self, commit: Commit) -> None:
@@ -249,6 +256,10 @@ class Repository:
                 left._index(kept)
         left.version += self.version + 1
         left.undecodable = self.undecodable
+        left._held = {
+            token: sum(commit_id in left._commits for commit_id in self.ids[:start])
+            for token, start in self._held.items()
+        }
         self.__dict__.update(left.__dict__)
         return True
 
@@ -268,9 +279,29 @@ class Repository:
         """Return a commit by its id."""
         return self._commits.get(commit_id)
 
-    def since(self, count: int) -> list[Commit]:
-        """Return the commits that came after the first `count`."""
-        return [self._commits[commit_id] for commit_id in self.ids[count:]]
+    @property
+    def shown_ids(self) -> Sequence[str]:
+        """The ids of the commits that clients and peers may be told of; all but those held back."""
+        return self.ids if not self._held else self.ids[: min(self._held.values())]
+
+    def shown_since(self, count: int) -> list[Commit]:
+        """Return the commits that came after the first `count` and that may be told of."""
+        return [self._commits[commit_id] for commit_id in self.shown_ids[count:]]
+
+    @contextmanager
+    def hold_back(self, *, everything: bool = False) -> Iterator[None]:
+        """Let nobody see what is added from now on, until this is left.
+
+        Args:
+            everything: Not even what is here already.
+        """
+        token = object()
+        self._held[token] = 0 if everything else len(self.ids)
+        try:
+            yield
+        finally:
+            if self._held.pop(token) < len(self.ids):
+                self.version += 1
 
     def item_keys(self) -> list[str]:
         """Return the keys, in the order in which they first came."""
@@ -279,6 +310,10 @@ class Repository:
     def commits_of(self, key: str) -> list[Commit]:
         """Return the commits of a key in descending order: later first, then larger id first (11.4)."""
         return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
+
+    def count_of(self, key: str) -> int:
+        """Return how many commits a key has."""
+        return len(self._by_key.get(key, ()))
 
     def namespace_of(self, key: str) -> str | None:
         """Return the namespace of a key's first full commit here."""
@@ -320,10 +355,14 @@ class Repository:
         head = self.head(key)
         if head is None:
             return None
+        return self.read_item(key, head, ()) or self.read_item(key, head, self.commits_of(key))
+
+    def read_item(self, key: str, head: Commit, commits: Sequence[Commit]) -> Item | None:
+        """Return what a key holds, given its `head` and its `commits_of`. It may be read in any thread."""
         record = self.record(head)
         if record is not None:
             return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
-        for commit in self.commits_of(key):
+        for commit in commits:
             record = self.record(commit)
             if record is not None:
                 return Item(key=key, schema=str(record["s"]), data=record["d"], commit=commit, head=head)
@@ -445,6 +484,23 @@ class Repository:
         if problem is not None:
             raise EncodeError(f"{self.path}: {problem}")
         return encode_data(normalize_data(values, schema), schema)
+
+
+def _weigh(commit: Commit) -> int:
+    """Return about how many bytes a commit has, in time that does not grow with them."""
+    held = commit.ancestors_filter
+    weight = 500 + 32 * len(commit.parents) + (0 if held is None else len(held.bits))
+    pending: list[Any] = [commit.contents]
+    for value in pending:
+        if weight >= MAX_WEIGHT:
+            return MAX_WEIGHT
+        if isinstance(value, str):
+            weight += len(value)
+        elif isinstance(value, dict | list | tuple):
+            weight += 16 * len(value)
+            if weight < MAX_WEIGHT:
+                pending += value.values() if isinstance(value, dict) else value
+    return min(weight, MAX_WEIGHT)
 
 
 def _order(commit: Commit) -> tuple[float, bytes]:

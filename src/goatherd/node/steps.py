@@ -33,14 +33,19 @@ Steps = Generator[Step, Any, R]
 
 
 def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
-    """Run everything in this thread."""
+    """Run everything in this thread. An error of a step is raised inside the generator."""
     try:
         step = next(steps)
         while True:
-            step = steps.send(step.run(executor))
+            try:
+                result = step.run(executor)
+            except GoatherdError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
     except StopIteration as done:
-        result: R = done.value
-        return result
+        answer: R = done.value
+        return answer
 
 
 async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:

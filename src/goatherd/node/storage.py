@@ -32,7 +32,6 @@ from weakref import WeakValueDictionary
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood
 from goatherd.errors import PathError, StorageError
 from goatherd.telemetry import Event, event_text
-from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.log import Line, frame, read_lines
 from goatherd.wire.paths import check_repository_path
 
@@ -91,7 +90,7 @@ class FileLog:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._pending: list[bytes] = []
+        self._pending: list[Mapping[str, Any]] = []
         self._taken = 0
         self._pending_lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -159,9 +158,9 @@ class FileLog:
                 raise StorageError(f"{self._file}: {error.strerror}; run this again") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        text = to_json_bytes(record)
+        # It becomes JSON when it is written: large records take long, and this runs on the event loop.
         with self._pending_lock:
-            self._pending.append(text)
+            self._pending.append(record)
 
     @property
     def unflushed(self) -> int:
@@ -171,15 +170,15 @@ class FileLog:
     def flush(self) -> None:
         with self._write_lock:
             with self._pending_lock:
-                texts, self._pending = self._pending, []
-                self._taken = len(texts)
-            if not texts:
+                records, self._pending = self._pending, []
+                self._taken = len(records)
+            if not records:
                 return
             try:
-                self._write(frame(texts))
+                self._write(frame(records))
             except OSError as error:
                 with self._pending_lock:
-                    self._pending[:0] = texts
+                    self._pending[:0] = records
                 raise StorageError(f"{self._file}: {error.strerror}") from error
             finally:
                 with self._pending_lock:

@@ -96,7 +96,7 @@ class Views:
         if rule is None or whole:
             # Grows in place, so that one more commit costs one more; a thread that is reading it sees a truthful list.
             view = view or View(version=0, commits=[])
-            fresh = repository.since(len(view.commits))
+            fresh = repository.shown_since(len(view.commits))
             view.commits += fresh
             if repository.path == SESSIONS_PATH:
                 view.introductions.extend(fresh)
@@ -106,7 +106,7 @@ class Views:
                 key: ask(rule, Access(repository=repository.path, key=key, session=requester, operation="read"))
                 for key in repository.item_keys()
             }
-            commits = [commit for commit in repository if allowed[commit.key]]
+            commits = [commit for commit in repository.shown_since(0) if allowed[commit.key]]
             view = View(version=repository.version, commits=commits)
             if repository.path == SESSIONS_PATH:
                 view.introductions.extend(commits)

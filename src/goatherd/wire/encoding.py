@@ -235,15 +235,32 @@ def _stable_object(value: Any) -> str:
             keys.sort(key=None if "".join(keys).isascii() else unit_key)
         return "{" + ",".join([f"{json_string(key)}:{stable_member(value[key])}" for key in keys]) + "}"
     if isinstance(value, list | tuple):
-        if len(value) <= 10:
-            return "{" + ",".join([f'"{i}":{stable_member(item)}' for i, item in enumerate(value)]) + "}"
-        order = sorted(range(len(value)), key=str)
-        return "{" + ",".join([f'"{i}":{stable_member(value[i])}' for i in order]) + "}"
+        return "{" + ",".join([f'"{i}":{stable_member(value[i])}' for i in text_order(len(value))]) + "}"
     if value is None:
         raise EncodeError("null cannot be signed: GoatDB's stable serialization throws on it")
     if isinstance(value, JSDate | JSSet | bool | int | float):
         return "{}"
     raise EncodeError(f"a {type(value).__name__} cannot be signed")
+
+
+def text_order(count: int) -> Iterable[int]:
+    """Return the numbers below `count` in the order of their decimal texts, without one long call of a sort."""
+    return range(count) if count <= 10 else _text_order(count)
+
+
+def _text_order(count: int) -> Iterator[int]:
+    yield 0
+    number = 1
+    for _ in range(count - 1):
+        yield number
+        if number * 10 < count:
+            number *= 10
+        else:
+            if number + 1 >= count:
+                number //= 10
+            number += 1
+            while number % 10 == 0:
+                number //= 10
 
 
 def stable_member(value: Any) -> str:

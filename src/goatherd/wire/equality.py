@@ -11,6 +11,27 @@ from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
 EPSILON = 2.220446049250313e-16
 MAX_WORK = 200_000
 """Values that one change of a set may compare; GoatDB has no bound."""
+MAX_PATCH_WORK = 1_000_000
+"""Values that all changes of one edit may compare and copy; GoatDB has no bound."""
+
+
+class Work:
+    """Counts the values that are compared and copied, up to a limit."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self, count: int) -> None:
+        """Count some.
+
+        Raises:
+            DecodeError: That is more than the limit.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise DecodeError("sets of more objects, and more alike, than can be compared")
 
 
 def _is_number(value: Any) -> bool:
@@ -82,14 +103,14 @@ def _is_primitive(value: Any) -> bool:
     return value is None or value is UNDEFINED or isinstance(value, str | bool | int | float)
 
 
-def set_add(items: Iterable[Any], added: Iterable[Any]) -> JSSet:
+def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None) -> JSSet:
     """Return the union: primitives by value, objects by loose equality, new ones appended.
 
     Raises:
-        DecodeError: It takes more comparing than `MAX_WORK`.
+        DecodeError: It takes more than `work`, or `MAX_WORK`.
     """
     union = JSSet(items)
-    known = _Objects(union)
+    known = _Objects(union, work)
     for item in added:
         if _is_primitive(item):
             union.add(item)
@@ -99,26 +120,26 @@ def set_add(items: Iterable[Any], added: Iterable[Any]) -> JSSet:
     return union
 
 
-def set_remove(items: Iterable[Any], removed: Iterable[Any]) -> JSSet:
+def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None = None) -> JSSet:
     """Return the difference: primitives by value, objects by core equality.
 
     Raises:
-        DecodeError: It takes more comparing than `MAX_WORK`.
+        DecodeError: It takes more than `work`, or `MAX_WORK`.
     """
     gone = JSSet(removed)
-    objects = _Objects(gone)
+    objects = _Objects(gone, work)
     return JSSet(
         [item for item in items if item not in gone and (_is_primitive(item) or not objects.hold(item, core_equal))]
     )
 
 
-def decoded_equal(a: Any, b: Any) -> bool:
+def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
     """Return `core_equal` of values that strangers wrote.
 
     Raises:
-        DecodeError: It takes more comparing than `MAX_WORK`.
+        DecodeError: It takes more than `work`, or `MAX_WORK`.
     """
-    objects = _Objects(())
+    objects = _Objects((), work)
     objects.add(b)
     return objects.hold(a, core_equal)
 
@@ -130,23 +151,24 @@ class _Objects:
     (tests/unit/wire/test_equality.py).
     """
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    def __init__(self, items: Iterable[Any], work: Work | None = None) -> None:
         self._by_shape: dict[Any, list[tuple[Any, int]]] = {}
-        self._work = 0
+        self._measured = work
+        self._work = Work(MAX_WORK) if work is None else work
         for item in items:
             if not _is_primitive(item):
                 self.add(item)
 
     def add(self, item: Any) -> None:
         shape, size, _ = _measure(item)
+        if self._measured is not None:
+            self._measured.take(size)
         self._by_shape.setdefault(shape, []).append((item, size))
 
     def hold(self, item: Any, equal: Callable[[Any, Any], bool]) -> bool:
         shape, size, holds_set = _measure(item)
         for other, other_size in self._by_shape.get(shape, ()):
-            self._work += size * other_size if holds_set else size
-            if self._work > MAX_WORK:
-                raise DecodeError("sets of more objects, and more alike, than can be compared")
+            self._work.take(size * other_size if holds_set else size)
             if equal(item, other):
                 return True
         return False

@@ -23,7 +23,7 @@ from goatherd.wire.encoding import (
     to_json,
     utf16_characters,
 )
-from goatherd.wire.equality import decoded_equal, set_add, set_remove
+from goatherd.wire.equality import MAX_PATCH_WORK, Work, decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import BUILTIN, FIELD_TYPES, NULL_SCHEMA, Data, Registry, Schema
@@ -410,8 +410,11 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     """Apply an edit's changes to data and normalize (formats 11.2). Changes of unknown fields are ignored.
 
     Raises:
-        DecodeError: A malformed change, or one of rich text.
+        DecodeError: A malformed change, one of rich text, or more work than `MAX_PATCH_WORK`.
     """
+    # SECURITY: each change of a set or map copies it, so many small changes could take hours
+    # (tests/unit/wire/test_equality.py).
+    work = Work(MAX_PATCH_WORK)
     patched = dict(data)
     if not isinstance(changes, dict):
         raise DecodeError("an edit has changes")
@@ -429,28 +432,30 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
                 raise DecodeError("a change of a set or a map has a value")
             if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
-            _patch_field(patched, name, change.get("operation") == INSERT, change["vType"], value)
+            _patch_field(patched, name, change.get("operation") == INSERT, change["vType"], value, work)
     if schema is None:
         return {name: value for name, value in patched.items() if not isinstance(value, JSSet | JSMap) or value}
     return normalize_data(patched, schema)
 
 
-def _patch_field(data: Data, name: str, insert: bool, kind: str, value: Any) -> None:
+def _patch_field(data: Data, name: str, insert: bool, kind: str, value: Any, work: Work) -> None:
     current = data.get(name, UNDEFINED)
+    if isinstance(current, JSSet | dict):
+        work.take(1 + len(current))
     if kind == "set":
         items = list(current) if isinstance(current, JSSet) else []
-        changed: Any = set_add(items, value) if insert else set_remove(items, value)
+        changed: Any = set_add(items, value, work) if insert else set_remove(items, value, work)
     elif kind == "map":
         changed = JSMap(current if isinstance(current, dict) else {})
         for key, item in value.items():
             if insert:
                 changed[key] = item
-            elif key in changed and decoded_equal(changed[key], item):
+            elif key in changed and decoded_equal(changed[key], item, work):
                 del changed[key]
     elif insert:
         changed = value
     else:
-        changed = UNDEFINED if decoded_equal(current, value) else current
+        changed = UNDEFINED if decoded_equal(current, value, work) else current
     if changed is UNDEFINED or (isinstance(changed, JSSet | JSMap) and not changed):
         data.pop(name, None)
     else:

@@ -13,6 +13,7 @@ from goatherd.errors import DecodeError
 from goatherd.wire import equality
 from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.equality import core_equal, decoded_equal, loose_equal, set_add, set_remove
+from goatherd.wire.item import patch_data
 
 NEAR = [0, 1e-17, 3e-17, 1, 0.9999999999999999, 1.0000000000000002, 2, 2.0000000000000004, -1, math.nan, math.inf]
 SCALARS = st.sampled_from([*NEAR, "", "a", "0", True, False, None, UNDEFINED])
@@ -73,3 +74,14 @@ def test_what_would_take_for_ever_is_refused(alike: list[Any]) -> None:
         set_add([], alike)
     with pytest.raises(DecodeError):
         set_remove(alike[: len(alike) // 2], alike[len(alike) // 2 :])
+
+
+@pytest.mark.parametrize("kind", ["set", "map"])
+def test_many_changes_of_one_field_are_refused_before_they_take_hours(kind: str) -> None:
+    """SECURITY: guards `goatherd.wire.item.patch_data`."""
+    value: Any = {"__t": "S", "__v": [1]} if kind == "set" else {"k": 1}
+    change = {"__t": "E", "__v": {"changeType": "fd", "operation": 1, "vType": kind, "value": value}}
+    data = {"a": JSSet(range(50_000)) if kind == "set" else JSMap({str(n): n for n in range(50_000)})}
+    assert len(patch_data(data, {"a": [change] * 2}, None)["a"]) >= 50_000
+    with pytest.raises(DecodeError, match="compared"):
+        patch_data(data, {"a": [change] * 200}, None)

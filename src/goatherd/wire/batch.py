@@ -1,0 +1,270 @@
+"""Reading the body of a ``/batch-sync`` request in portions, so that no single call takes long. Pure.
+
+A JSON parser holds Python's lock from the first byte to the last: 64 MiB of it stop every other thread for a second,
+and ``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends,
+reads everything else, and leaves the commits as bytes until somebody asks for them (`RawCommits`).
+
+What it accepts is what `goatherd.wire.encoding.parse_json` accepts, up to the bounds below, which are far above what
+GoatDB writes. Not a judge of the commits: what is no commit is found when it is decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, overload
+
+from goatherd.errors import DecodeError
+from goatherd.wire.encoding import parse_json
+from goatherd.wire.messages import SyncMessage, decode_request_element
+
+SMALL_BODY: Final = 16 * 1024
+"""Bodies up to this size are parsed whole; that takes less than a millisecond, whatever they hold."""
+SMALLEST_COMMIT: Final = 100
+"""Bytes of a commit with ids, a record and a signature of one character each; anything shorter is none."""
+MAX_COMMIT_VALUES: Final = 100_000
+"""Objects, arrays and their members in one commit; GoatDB's clients stall on items far smaller."""
+MAX_OTHER_VALUES: Final = 200_000
+"""The same for everything in a body but the commits."""
+PORTION_BYTES: Final = 512 * 1024
+PORTION_COMMITS: Final = 500
+
+_WINDOW: Final = 256 * 1024
+"""Bytes that one search goes through before other threads get their turn."""
+
+_RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_SPACE: Final = b" \t\n\r"
+_COMMITS_DEPTH: Final = 4
+"""``[{"path": …, "msg": {"c": [``: the arrays at this depth hold commits, or nothing that is read."""
+_SHAPE: Final = b"[{{["
+
+
+class RawCommits(Sequence[Any]):
+    """The commits of one message: bytes, parsed one by one when they are asked for.
+
+    Attributes:
+        other: How many items of the array are no objects, or too short to be commits. They are left out.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._starts = array("Q")
+        self._ends = array("Q")
+        self.other = 0
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """Parse one commit, or some.
+
+        Raises:
+            DecodeError: It is larger than a commit may be.
+        """
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        text = self._data[self._starts[index] : self._ends[index]]
+        if not _is_bounded(text, MAX_COMMIT_VALUES):
+            raise DecodeError(f"a commit of {len(text)} bytes, with more values than are read")
+        return parse_json(text)
+
+    def check(self) -> None:
+        """Make sure that every commit is JSON; those that are larger than a commit may be are not looked into.
+
+        Raises:
+            DecodeError: One is not.
+        """
+        for start, end in zip(self._starts, self._ends, strict=True):
+            text = self._data[start:end]
+            if _is_bounded(text, MAX_COMMIT_VALUES):
+                parse_json(text)
+
+    def add(self, start: int, end: int) -> None:
+        """Add the object at these offsets."""
+        if end - start < SMALLEST_COMMIT:
+            self.add_other(self._data[start:end])
+        else:
+            self._starts.append(start)
+            self._ends.append(end)
+
+    def add_other(self, text: bytes) -> None:
+        """Count items that are no commits: JSON, with commas between them.
+
+        Raises:
+            DecodeError: It is not JSON, or there are more such items than a body may hold.
+        """
+        if not _is_bounded(text, MAX_OTHER_VALUES):
+            raise DecodeError("more values than a batch has")
+        self.other += len(parse_json(b"[" + text + b"]"))
+        if self.other > MAX_OTHER_VALUES:
+            raise DecodeError("more values than a batch has")
+
+    def portions(self) -> Iterator[tuple[int, int]]:
+        """Yield ranges of commits of about `PORTION_BYTES`, at most `PORTION_COMMITS` each."""
+        first = 0
+        for index in range(len(self)):
+            size = self._ends[index] - self._starts[first]
+            if index > first and (size > PORTION_BYTES or index - first >= PORTION_COMMITS):
+                yield first, index
+                first = index
+        if first < len(self):
+            yield first, len(self)
+
+
+def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
+    """Return the paths, unchecked, and the messages of a body; commits of a large one are `RawCommits`.
+
+    Args:
+        body: As it came.
+        most: Elements that it may have.
+
+    Raises:
+        DecodeError: Not JSON, no array, an element is malformed, or there are more elements or values than that.
+    """
+    if len(body) <= SMALL_BODY:
+        return [decode_request_element(each) for each in _array(parse_json(body), most)]
+    try:
+        rest, lists = _split(body)
+    except IndexError:
+        raise DecodeError("not JSON") from None
+    for commits in lists:
+        commits.check()
+    found = []
+    for each in _array(parse_json(rest), most):
+        path, message = decode_request_element(each)
+        # Every array at the depth of `c` was taken out and holds the number of its list.
+        found.append((path, replace(message, commits=lists[message.commits[0]] if message.commits else ())))
+    return found
+
+
+def _array(value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list):
+        raise DecodeError("a batch is a JSON array")
+    if len(value) > most:
+        raise DecodeError(f"a batch of {len(value)} elements")
+    return value
+
+
+def _split(body: bytes) -> tuple[bytes, list[RawCommits]]:
+    """Return the body with the contents of the arrays of commits replaced by their number, and these arrays."""
+    rest: list[bytes] = []
+    lists: list[RawCommits] = []
+    stack = bytearray()
+    position = kept = values = 0
+    while True:
+        end = _find_bracket(body, position)
+        if end == len(body):
+            break
+        character = body[end : end + 1]
+        position = end + 1
+        values += 1
+        if values > MAX_OTHER_VALUES:
+            raise DecodeError("more values than a batch has")
+        if character in b"[{":
+            stack += character
+            if stack == _SHAPE:
+                commits = RawCommits(body)
+                rest += [body[kept:position], b"%d" % len(lists)]
+                kept = position = _read_commits(body, position, commits)
+                lists.append(commits)
+        elif stack:
+            stack.pop()
+        else:
+            raise DecodeError("not JSON")
+    rest.append(body[kept:])
+    text = b"".join(rest)
+    if not _is_bounded(text, MAX_OTHER_VALUES):
+        raise DecodeError("more values than a batch has")
+    return text, lists
+
+
+def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
+    """Note the objects of an array whose contents begin at `position`; return where its closing bracket is."""
+    gap, depth, start, is_first = position, 0, position, True
+    while True:
+        end = _find_bracket(body, position)
+        character = body[end]
+        position = end + 1
+        if character in b"{[":
+            if depth == 0:
+                start = end
+            depth += 1
+        elif depth:
+            depth -= 1
+            if depth == 0 and body[start] in b"{":
+                _read_gap(body[gap:start], commits, is_first=is_first, is_last=False)
+                commits.add(start, position)
+                gap, is_first = position, False
+        else:
+            _read_gap(body[gap:end], commits, is_first=is_first, is_last=True)
+            return end
+
+
+def _find_bracket(body: bytes, position: int) -> int:
+    """Return where the next bracket outside of a string is, or the length of the body.
+
+    Raises:
+        DecodeError: A string does not end.
+    """
+    while position < len(body):
+        found = _RUN.match(body, position, position + _WINDOW)
+        if found is not None:
+            position = found.end()
+        if body[position : position + 1] == b'"':
+            position = _skip_string(body, position)
+        elif found is None or position < min(len(body), found.endpos):
+            break
+    return position
+
+
+def _skip_string(body: bytes, start: int) -> int:
+    """Return where a string ends that is longer than a window."""
+    position = start + 1
+    while True:
+        end = body.find(b'"', position)
+        if end < 0:
+            raise DecodeError("not JSON")
+        before = body[position:end]
+        position = end + 1
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            return position
+
+
+def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
+    """Check what stands between two objects of an array: a comma, and sometimes items that are no objects."""
+    bare = text.strip(_SPACE)
+    if bare == (b"" if is_first or is_last else b","):
+        return
+    if not is_first:
+        if not bare.startswith(b","):
+            raise DecodeError("not JSON")
+        bare = bare[1:]
+    if not is_last:
+        if not bare.endswith(b","):
+            raise DecodeError("not JSON")
+        bare = bare[:-1]
+    if not bare.strip(_SPACE):
+        raise DecodeError("not JSON")
+    commits.add_other(bare)
+
+
+def _is_bounded(text: bytes, most: int) -> bool:
+    """Whether JSON holds so many values at most."""
+    if len(text) <= most:
+        return True
+    count = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    if count <= most:
+        return True
+    for string in _STRING.finditer(text):
+        inside = string[0]
+        count -= sum(inside.count(mark) for mark in (b",", b"[", b"{"))
+    return count <= most
