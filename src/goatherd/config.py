@@ -146,6 +146,42 @@ class Options:
         "How long a stopping server waits for the requests that it is answering.",
     )
 
+    limits_forwarded_by: tuple[str, ...] = _key(
+        "limits.forwarded_by",
+        forms.networks,
+        (),
+        "list of networks",
+        "The proxies in front of `goatherd serve` or the door. Callers are counted by their `X-Forwarded-For` header.",
+    )
+    limits_connections: int = _key(
+        "limits.connections",
+        forms.limit,
+        4000,
+        "number",
+        "How many connections `goatherd serve` or the door keeps open at one time.",
+    )
+    limits_connections_per_address: int = _key(
+        "limits.connections_per_address",
+        forms.limit,
+        1000,
+        "number",
+        "How many of them one address may hold. Proxies in `limits.forwarded_by` may hold all.",
+    )
+    limits_requests_per_second: int = _key(
+        "limits.requests_per_second",
+        forms.limit,
+        500,
+        "number",
+        "How many requests one address may send a second on average; five times as many at once.",
+    )
+    limits_new_sessions: int = _key(
+        "limits.new_sessions",
+        forms.limit,
+        300,
+        "number",
+        "How many new sessions one address may ask for at once; the allowance is renewed within 25 minutes.",
+    )
+
     agent_data: Path | None = _key(
         "agent.data", forms.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
     )

@@ -6,6 +6,7 @@ value, or raises `ConfigurationError`; a value that may hold a secret is not rep
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import signal
 from collections.abc import Mapping
@@ -127,6 +128,23 @@ def count(value: object) -> int:
     if number is None or not 1 <= number <= 1000:
         raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000", hint="Write it without a unit.")
     return number
+
+
+def limit(value: object) -> int:
+    number = _whole_number(value)
+    if number is None or not 1 <= number <= 1_000_000:
+        raise ConfigurationError(f"{value!r} is not a whole number from 1 to 1000000", hint="Write it without a unit.")
+    return number
+
+
+def networks(value: object) -> tuple[str, ...]:
+    texts = strings(value)
+    for text in texts:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            raise ConfigurationError(f"not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1.") from None
+    return texts
 
 
 def quorum(value: object) -> str:

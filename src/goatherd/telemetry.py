@@ -139,6 +139,8 @@ class Event(StrEnum):
     """A peer answers again."""
     NODE_STOPPED = "node.stopped"
     """A server has finished what it answered, has flushed its data and has stopped."""
+    NODE_REQUEST_STOPPED = "node.request_stopped"
+    """A request was too large, too slow or one too many for a server; at most one line a minute for each rule."""
     DATA_TORN = "data.torn"
     """A log ended with an unfinished line, as a crash leaves it; it was cut off."""
     DATA_DAMAGED = "data.damaged"

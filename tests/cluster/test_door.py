@@ -904,19 +904,37 @@ async def test_who_asks_too_often_is_told_when_to_come_again(limits: Limits, att
         assert w.stopped(Rule.TOO_MANY) == 2
 
 
-async def test_there_are_no_more_repositories_than_the_door_keeps_track_of_and_none_is_forgotten() -> None:
+async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
+    async with world(limits=Limits(repositories=3, new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        forged = envelope(signed_header(Y), i=X.id)
+        for number in range(20):
+            assert (await w.send(True, [element(f"/data/f{number}")], forged)).status_code == 403
+        stranger = signed_header(owned("stranger"))
+        assert (await w.send(True, [element("/data/s1"), element("/data/s2")], stranger)).status_code == 403
+        assert not w.door._proxy._repositories
+        assert (await w.push(True, "/data/0", note(X))).status_code == 200
+
+
+async def test_there_is_always_room_for_one_more_repository_and_no_id_is_forgotten_for_it() -> None:
     async with world(limits=Limits(repositories=3)) as w:
         first = note(X)
         assert (await w.push(True, "/data/0", first)).status_code == 200
-        assert (await w.send(True, [element("/data/1"), element("/data/2")])).status_code == 200
-        refused = await w.push(True, "/data/3", note(X))
-        assert (refused.status_code, refused.content) == (507, b"")
-        assert "/data/3" not in w.child.repositories
-        assert set(w.door._indexes[ORG]._indexes) == {"/data/0"}
-        for path in ("/data/0", "/data/1", "/data/2"):
-            assert (await w.push(True, path, note(X))).status_code == 200
+        for number in range(1, 6):
+            assert (await w.push(True, f"/data/{number}", note(X))).status_code == 200
+        assert list(w.door._proxy._repositories) == ["/data/3", "/data/4", "/data/5"]
+        # A push whose commits the server has not shown yet keeps its index.
+        assert {"/data/4", "/data/5"} <= set(w.door._indexes[ORG]._indexes)
         await w.push(True, "/data/1", note(Y, "k", commit_id=first.id))
         assert first.id not in w.stored("/data/1"), "T39"
+        assert first.id in w.stored("/data/0")
+
+
+async def test_the_indexes_of_repositories_are_not_more_than_so_many() -> None:
+    async with world(limits=Limits(repositories=3)) as w:
+        for number in range(8):
+            assert (await w.push(True, f"/data/{number}", note(X))).status_code == 200
+            await w.door._indexes[ORG]._indexes[f"/data/{number}"].refresh()
+        assert list(w.door._indexes[ORG]._indexes) == ["/data/5", "/data/6", "/data/7"]
 
 
 NEW = {"publicKey": owned("new").session.public_key.to_jwk()}

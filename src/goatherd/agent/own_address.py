@@ -6,11 +6,10 @@ Not a door: it judges nothing. It answers what is the agent's own and passes on 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
 from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 from goatherd.agent.door.binding import (
     give_misdirected,
@@ -18,20 +17,20 @@ from goatherd.agent.door.binding import (
     is_misdirected,
     parse_bound_signature,
 )
-from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.listener import CONNECTION, Listener
+from goatherd.agent.door.exchange import Exchange, Renaming
 from goatherd.agent.door.proxy import OWN_PREFIX, Answerer
-from goatherd.agent.door.rules import RefusedError, Rule, check_headers, check_target
+from goatherd.agent.door.rules import Rule, check_headers, check_method, check_target
 from goatherd.agent.door.upstream import LostError, Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
+from goatherd.serving.caller import CONNECTION
+from goatherd.serving.gate import Gate, GoneError, Receive, Scope, Send
+from goatherd.serving.limits import CallerLimits, RefusedError
+from goatherd.serving.listener import Listener
 
 _PASSED_ON: Final = frozenset({("POST", "/batch-sync"), ("POST", "/auth/session"), ("GET", "/healthy")})
 _GRACE: Final = timedelta(seconds=5)
-
-Scope = MutableMapping[str, Any]
 
 
 class OwnAddress:
@@ -67,12 +66,9 @@ class OwnAddress:
         self._answer = answer
         self._guard = guard
         self._clock: Clock = clock or SystemClock()
-        self._limits = Limits()
-        self._budget = Budget(self._limits.buffered_bytes)
+        self._gate = Gate(CallerLimits(), clock=self._clock)
         self._renaming = Renaming(self._upstream.names, None)
-        self._listener = Listener(
-            self._app, host, port, limits=self._limits, on_slow=lambda: None, on_full=lambda: None
-        )
+        self._listener = Listener(self._app, host, port, gate=self._gate)
 
     @property
     def url(self) -> str:
@@ -103,13 +99,16 @@ class OwnAddress:
             found=dict(headers),
             address="",
             caller=scope.get(CONNECTION),
+            gate=self._gate,
             receive=receive,
             send=send,
             renaming=self._renaming,
         )
         with suppress(GoneError):
             try:
+                check_method(exchange.method)
                 exchange.found = check_headers(headers)
+                exchange.address = self._gate.take_request(scope)
                 exchange.path = check_target(raw_path)
                 await self._dispatch(exchange, query)
             except RefusedError as refused:
@@ -120,9 +119,9 @@ class OwnAddress:
                 exchange.end()
 
     async def _dispatch(self, exchange: Exchange, query: bytes) -> None:
-        share = Share(self._budget)
+        share = self._gate.share(exchange.address)
         try:
-            body = await exchange.body(self._limits, share)
+            body = await exchange.body(share)
             if exchange.path.startswith(OWN_PREFIX):
                 signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
                 text = query.decode("latin-1")
@@ -139,7 +138,7 @@ class OwnAddress:
             ):
                 await give_misdirected(exchange, self._guard)
                 return
-            patience = self._limits.answer_timeout.total_seconds()
+            patience = self._gate.limits.answer_timeout.total_seconds()
             connection = await exchange.hand_on(self._upstream, body, patience)
         finally:
             share.give_back()
@@ -151,5 +150,4 @@ class OwnAddress:
     @staticmethod
     async def _refuse(exchange: Exchange, refused: RefusedError) -> None:
         if not exchange.has_started:
-            await exchange.start(refused.status, refusal_headers(refused))
-            await exchange.finish(b"")
+            await exchange.refuse(refused)

@@ -174,6 +174,7 @@ def _change_options(ways: Sequence[str]) -> Decorator:
 )
 @click.option(
     "--forwarded-by",
+    "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
     help="Network of a proxy in front of the door. Can be given more than once.",
@@ -200,7 +201,6 @@ def run(
     door_host: str,
     public_url: str | None,
     private: bool,
-    forwarded_by: tuple[str, ...],
     agent_port: int | None,
     agent_host: str,
     create: bool,
@@ -237,14 +237,14 @@ def run(
 
         require_node_extra()
         front = make_front(
+            app.options,
             app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]),
             host=door_host,
             port=door,
             public_url=public_url,
             private=private,
-            forwarded_by=forwarded_by,
         )
-    elif public_url is not None or private or forwarded_by:
+    elif public_url is not None or private or app.options.origin.get("limits.forwarded_by") == "flag":
         raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
     return asyncio.run(_run(plan, supervisor, None, front))
 

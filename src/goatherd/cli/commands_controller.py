@@ -24,7 +24,6 @@ from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError, ProviderError
 from goatherd.identity.document import IdentityDocument
-from goatherd.listening import cannot_listen
 from goatherd.metrics import RotationMetrics, served
 from goatherd.operations.controller_start import find_start_problems, refuse_start
 from goatherd.rotation.alert import Alarm
@@ -46,6 +45,7 @@ from goatherd.rotation.schedule import (
 )
 from goatherd.rotation.windows import Window
 from goatherd.server_url import parse_listen_address
+from goatherd.serving.addresses import cannot_listen
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 

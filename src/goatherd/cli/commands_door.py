@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from goatherd.cli.commands_serve import require_node_extra
+from goatherd.cli.commands_serve import caller_limits, require_node_extra
 from goatherd.cli.main import PORT, App, checked, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.cli.store import place
@@ -67,6 +67,7 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 @click.option("--private", is_flag=True, help="Let only roots and owners write to /sys/* and /user/ID.")
 @click.option(
     "--forwarded-by",
+    "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
     help="Network of a proxy in front of the door, whose X-Forwarded-For header is used. Can be given more than once.",
@@ -80,7 +81,6 @@ def door(
     door_port: int,
     public_url: str | None,
     private: bool,
-    forwarded_by: tuple[str, ...],
     log_level: str,
 ) -> None:
     """Run a verifying reverse proxy in front of an unmodified GoatDB server.
@@ -105,27 +105,24 @@ def door(
         port=door_port,
         public_url=public_url,
         private=private,
-        forwarded_by=forwarded_by,
     )
     # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long to go on.
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
     run_fast(serving)
 
 
-def front(
-    url: str, *, host: str, port: int, public_url: str | None, private: bool, forwarded_by: Sequence[str]
-) -> Front:
+def front(options: Options, url: str, *, host: str, port: int, public_url: str | None, private: bool) -> Front:
     """Return what opens the door of `goatherd run`, whose agent has the identities already.
 
     Args:
+        options: What callers may take, and the proxies in front of the door.
         url: Where the server answers.
         host: Where the door listens.
         port: Its port.
         public_url: How callers reach it.
         private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
-        forwarded_by: Proxies in front of it.
     """
-    from goatherd.agent.door import Door, Trust
+    from goatherd.agent.door import Door, Limits, Trust
 
     @asynccontextmanager
     async def opened(handovers: Sequence[Handover], own: OwnAPI) -> AsyncIterator[Door]:
@@ -141,7 +138,8 @@ def front(
             port=port,
             public_url=public_url,
             private=private,
-            forwarded_by=forwarded_by,
+            limits=Limits(**caller_limits(options)),
+            forwarded_by=options.limits_forwarded_by,
             own=own.answer,
             guard=own.guard,
             is_restarting=lambda: own.is_down,
@@ -164,10 +162,9 @@ async def _serve(
     port: int,
     public_url: str | None,
     private: bool,
-    forwarded_by: tuple[str, ...],
 ) -> None:
     """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
-    from goatherd.agent.door import Door, Trust
+    from goatherd.agent.door import Door, Limits, Trust
     from goatherd.settings import CloudSecretSettings
 
     provider, template = place(options)
@@ -187,7 +184,8 @@ async def _serve(
                 port=port,
                 public_url=public_url,
                 private=private,
-                forwarded_by=forwarded_by,
+                limits=Limits(**caller_limits(options)),
+                forwarded_by=options.limits_forwarded_by,
             ) as opened:
                 started(opened)
                 await stop.wait()

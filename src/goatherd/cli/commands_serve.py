@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,6 +18,8 @@ from goatherd.config import Options
 from goatherd.data_directory import check_data_directory
 from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.base import ORG_FIELD
+from goatherd.serving.addresses import allow_open_files
+from goatherd.serving.limits import CallerLimits, Rate
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 SEEN_NAME = ".goatherd.seen.json"
 """In an organization's directory: which identity must not be gone back behind. Public keys only."""
+SESSIONS_RENEWAL: Final = timedelta(minutes=25)
 NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 
 
@@ -60,6 +64,14 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     "--accept-identity",
     is_flag=True,
     help="Follow the store, once, to an identity that no trusted root has endorsed, or that goes back.",
+)
+@click.option(
+    "--forwarded-by",
+    "limits_forwarded_by",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network of a proxy in front of the server, whose X-Forwarded-For header is used. Can be given more than"
+    " once.",
 )
 @log_level_option("info")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
@@ -120,7 +132,25 @@ def make_server(options: Options, *, accept_identity: bool = False) -> Server:
 
     assert options.serve_data is not None
     settings = make_settings(options, accept_identity=accept_identity)
-    return Server(options.serve_data, settings, org_id=options.org, peers=options.serve_peers)
+    return Server(
+        options.serve_data,
+        settings,
+        org_id=options.org,
+        peers=options.serve_peers,
+        limits=CallerLimits(**caller_limits(options)),
+        forwarded_by=options.limits_forwarded_by,
+    )
+
+
+def caller_limits(options: Options) -> dict[str, Any]:
+    """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
+    rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
+    return {
+        "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
+        "connections_per_address": options.limits_connections_per_address,
+        "requests": Rate(per_second=rate, burst=5 * rate),
+        "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
+    }
 
 
 def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:

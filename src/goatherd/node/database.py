@@ -35,6 +35,7 @@ from goatherd.errors import (
     SettingsError,
     UnknownSignerError,
     UntrustedRootError,
+    VerificationError,
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
@@ -435,6 +436,14 @@ class Database:
     async def _answer_sync(self, body: bytes, header: str | None) -> Response:
         response = await self._drive(self.engine.batch_sync(header, body, self.now_ms()))
         return await self._settle(response)
+
+    async def is_signed(self, header: str | None) -> bool:
+        """Whether a request's signature is good, so that its body is worth reading."""
+        try:
+            await self._drive(self.engine.authenticate(header or "", self.now_ms()))
+        except VerificationError:
+            return False
+        return True
 
     async def answer_session(self, body: bytes) -> Response:
         """Answer ``POST /auth/session``."""

@@ -20,48 +20,48 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import goatherd
 from goatherd.client import INSTANCE_HEADER
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import GoatherdError, NodeError
+from goatherd.errors import GoatherdError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.ids import new_id
-from goatherd.listening import bind, cannot_listen
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
 from goatherd.node.report import health, metrics
 from goatherd.node.rules import Rule
+from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
+from goatherd.serving.limits import CallerLimits, Excess, RefusedError
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.encoding import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
+    from goatherd.serving.listener import Listener as SocketListener
     from goatherd.settings import DBSettingsProvider
 
 __all__ = ["Listener", "Server", "run", "serve"]
 
 _log = logging.getLogger("goatherd.node")
 
-MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_ORG: Final = "localhost"
 GRACE: Final = timedelta(seconds=10)
-KEEP_ALIVE_SECONDS: Final = 30
-"""How long an idle connection stays open: well beyond the 5 seconds in which clients use it again, since a request on
-a connection that is just being closed is lost."""
+SMALL_BODY: Final = 64 * 1024
+"""A larger body is read only if the request's signature is good."""
+LOG_SECONDS: Final = 60.0
 
 # A thread that has verified a signature (0.6 ms without the GIL) waits for whoever runs Python: 5 ms at Python's own
 # setting, and both cores idle. `make bench` shows the difference.
@@ -73,11 +73,6 @@ FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
 # SECURITY: an organization's id becomes a directory (T49, tests/unit/node/test_server.py).
 _ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
@@ -86,14 +81,6 @@ class SettingsFactory(Protocol):
     """Gives each organization its settings provider; every `DBSettingsProvider` does."""
 
     def for_org(self, org: str) -> DBSettingsProvider: ...
-
-
-class BodyTooLargeError(Exception):
-    """The request's body exceeds the server's limit."""
-
-
-class DisconnectedError(Exception):
-    """The client went away before its request was complete."""
 
 
 class Server:
@@ -117,8 +104,15 @@ class Server:
         rules: The application's access rules, in order.
         debug: As GoatDB's debug build: no waiting for replicas in ``/auth/session``.
         threads: Threads for verification; one per core by default.
-        max_body_bytes: Larger requests are answered with 413.
+        limits: What callers may take before it is known who they are.
+        forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` tells the caller.
         new_id: Where fresh ids come from.
+
+    Attributes:
+        gate: Counts what callers take.
+
+    Raises:
+        ConfigurationError: A network is none.
     """
 
     def __init__(
@@ -135,7 +129,8 @@ class Server:
         rules: Sequence[Rule] = (),
         debug: bool = False,
         threads: int | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: CallerLimits | None = None,
+        forwarded_by: Iterable[str] = (),
         new_id: Callable[[], str] = new_id,
     ) -> None:
         self.path = Path(path)
@@ -150,7 +145,11 @@ class Server:
         self._rules = tuple(rules)
         self._debug = debug
         self._threads = threads or os.cpu_count() or 1
-        self._max_body_bytes = max_body_bytes
+        self.gate = Gate(
+            limits or CallerLimits(), clock=self._clock, forwarded_by=forwarded_by, report=self._report_stopped
+        )
+        self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
+        self._logged: dict[Excess, float] = {}
         self._new_id = new_id
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Task[Database]] = {}
@@ -256,7 +255,11 @@ class Server:
         self._running += 1
         try:
             status, headers, body = await self._answer(scope, receive)
-        except DisconnectedError:
+        except GoneError:
+            return
+        except RefusedError as refused:
+            self._report_stopped(Excess(refused.rule), f"{scope['method']} {_raw_path(scope):.100}: {refused}")
+            await send_refusal(refused, receive, send, is_head=scope["method"] == "HEAD")
             return
         finally:
             self._running -= 1
@@ -276,16 +279,17 @@ class Server:
             return 200, [], b""
         if self.stopping:
             return 503, [], b""
+        address = self.gate.take_request(scope)
         try:
             org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
             if _ORG_ID.fullmatch(org) is None:
                 return 404, [], b""
             database = self._databases.get(org) or await self._database(org)
-            answer = await self._dispatch(database, method, path, headers, receive)
-        except DisconnectedError:
+            answer = await self._dispatch(
+                database, method, path, headers, Body(self.gate, scope, receive, path, address)
+            )
+        except (GoneError, RefusedError):
             raise
-        except BodyTooLargeError:
-            answer = Response(status=413)
         except GoatherdError as error:
             _log.error("%s %s: %s: %s", method, path[:200], error.code, error)
             return 500, [(b"content-type", TEXT_TYPE.encode())], b"Internal Server Error"
@@ -312,22 +316,27 @@ class Server:
         ]
 
     async def _dispatch(
-        self, database: Database, method: str, path: str, headers: Mapping[bytes, str], receive: Receive
+        self, database: Database, method: str, path: str, headers: Mapping[bytes, str], body: Body
     ) -> Response:
         if method == "POST":
             signature = headers.get(b"x-goat-sig")
-            if path == "/batch-sync":
-                return await database.answer_sync(await self._body(headers, receive), signature)
             if path == "/auth/session":
-                return await database.answer_session(await self._body(headers, receive))
-            if path == "/goatherd/v1/refresh":
-                return await database.answer_refresh(await self._body(headers, receive), signature)
-            if path == "/goatherd/v1/held":
-                return await database.freezer.answer_held(await self._body(headers, receive), signature)
-            if path == "/goatherd/v1/lacking":
-                return await database.freezer.answer_lacking(await self._body(headers, receive), signature)
-            if path == "/goatherd/v1/frozen":
-                return await database.freezer.answer_put(await self._body(headers, receive), signature)
+                async with body.read() as content:
+                    self.gate.take_session(body.address)
+                    return await database.answer_session(content)
+            answer = {
+                "/batch-sync": database.answer_sync,
+                "/goatherd/v1/refresh": database.answer_refresh,
+                "/goatherd/v1/held": database.freezer.answer_held,
+                "/goatherd/v1/lacking": database.freezer.answer_lacking,
+                "/goatherd/v1/frozen": database.freezer.answer_put,
+            }.get(path)
+            if answer is not None:
+                if not body.is_small and not await database.is_signed(signature):
+                    why = "a large body without a good signature"
+                    raise RefusedError(Excess.TOO_LARGE, 403, why, is_unread=True)
+                async with body.read() as content:
+                    return await answer(content, signature)
         elif method == "GET":
             if path == "/healthy":
                 return Response(status=200, body=b"OK", content_type=TEXT_TYPE)
@@ -339,34 +348,60 @@ class Server:
             if path.startswith(FROZEN_PREFIX):
                 return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                body = await asyncio.to_thread(metrics, database.document, database.status, database.data)
-                return Response(status=200, body=body, content_type=METRICS_TYPE)
+                text = await asyncio.to_thread(metrics, database.document, database.status, database.data)
+                return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
         elif method == "OPTIONS":
             return Response(status=200)
         return Response(status=404)
 
-    async def _body(self, headers: Mapping[bytes, str], receive: Receive) -> bytes:
-        length = headers.get(b"content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            raise BodyTooLargeError
-        event = await receive()
-        if event["type"] == "http.request" and not event.get("more_body"):
-            body: bytes = event.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise BodyTooLargeError
-            return body
-        parts = bytearray()
-        while True:
-            if event["type"] == "http.disconnect":
-                raise DisconnectedError
-            parts += event.get("body", b"")
-            if len(parts) > self._max_body_bytes:
-                raise BodyTooLargeError
-            if not event.get("more_body"):
-                return bytes(parts)
-            event = await receive()
+    def _report_stopped(self, excess: Excess, why: str) -> None:
+        self.stopped[excess] += 1
+        now = self._clock.monotonic()
+        if now - self._logged.get(excess, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[excess] = now
+            fields = {"rule": excess.value, "count": self.stopped[excess], "why": why[:300]}
+            _log.warning("%s", event_text(Event.NODE_REQUEST_STOPPED, **fields))
+
+
+class Body:
+    """A request's body, not read yet.
+
+    Args:
+        gate: Reads it.
+        scope: The request.
+        receive: ASGI.
+        path: The path that is dispatched by.
+        address: Whom it is counted for.
+    """
+
+    def __init__(self, gate: Gate, scope: Scope, receive: Receive, path: str, address: str) -> None:
+        self.address = address
+        self._gate = gate
+        self._receive = receive
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._limit = gate.limits.body_limit(path)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is announced to be one that costs nothing to speak of."""
+        length = self._headers.get(b"content-length", b"" if b"transfer-encoding" in self._headers else b"0")
+        return length.isdigit() and int(length) <= SMALL_BODY
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[bytes]:
+        """Give the whole body, whose bytes count against the memory for bodies until the block ends.
+
+        Raises:
+            RefusedError: It is too large, or too slow, or there is no more memory for it.
+            GoneError: The caller went away.
+        """
+        share = self._gate.share(self.address)
+        try:
+            yield await self._gate.body(self._receive, self._headers, share, self._limit)
+        finally:
+            share.give_back()
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:
@@ -403,21 +438,24 @@ class Listener:
         host: Address to listen on.
         port: 0 takes a free one.
         grace: How long running requests may take before they are cut off.
-
-    Attributes:
-        url: ``http://<host>:<port>``, once bound.
-        port: The port; the real one, once bound.
     """
 
     def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
+        from goatherd.serving.listener import Listener as SocketListener
+
         self._server = server
-        self._host = host
-        self.port = port
         self._grace = grace
-        self._task: asyncio.Task[None] | None = None
-        self._uvicorn: Any = None
-        self._socket: socket.socket | None = None
-        self.url = ""
+        self._listener: SocketListener = SocketListener(server.app, host, port, gate=server.gate, has_date=True)
+
+    @property
+    def url(self) -> str:
+        """``http://<host>:<port>``, once bound."""
+        return self._listener.url
+
+    @property
+    def port(self) -> int:
+        """The port; the real one, once bound."""
+        return self._listener.port
 
     def bind(self) -> str:
         """Take the address without listening yet, and return the URL; before entering, where that is needed early.
@@ -425,73 +463,23 @@ class Listener:
         Raises:
             NodeError: The address cannot be had.
         """
-        if self._socket is None:
-            self._socket, self.port, self.url = bind(self._host, self.port)
-        return self.url
+        return self._listener.bind()
 
     async def __aenter__(self) -> Listener:
-        import uvicorn
-
-        from goatherd.connection import Connection
-
-        class _Uvicorn(uvicorn.Server):
-            """uvicorn without its own signal handling, which ends the process before anything can be flushed."""
-
-            @contextmanager
-            def capture_signals(self) -> Iterator[None]:
-                yield
-
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                ready.set()
-
-        ready = asyncio.Event()
         self.bind()
-        sock, self._socket = self._socket, None
         if self._server.base_url is None:
             self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
-        config = uvicorn.Config(
-            self._server.app,
-            interface="asgi3",
-            # SECURITY: a head without end must not fill the memory (tests/unit/node/test_server.py).
-            http=Connection,
-            loop="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            # uvicorn warns of every malformed request; whoever sends them must not fill the log.
-            log_level="error",
-            server_header=False,
-            ws="none",
-            backlog=2048,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(self._grace.total_seconds())),
-        )
-        self._uvicorn = _Uvicorn(config)
-        self._task = asyncio.create_task(
-            self._uvicorn.serve(sockets=None if sock is None else [sock]), name=f"listen {self.url}"
-        )
-        waiter = asyncio.create_task(ready.wait())
-        await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
-        waiter.cancel()
-        if self._task.done():
-            try:
-                await self._task
-            except OSError as error:
-                raise cannot_listen(f"{self._host}:{self.port}", error) from error
-            raise NodeError(f"cannot listen on {self.url}: the HTTP server ended at once")
+        await self._listener.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._uvicorn.should_exit = True
-            await self._task
+        await self._listener.stop(self._grace)
 
     def hurry(self) -> None:
         """Do not wait for running requests any longer."""
-        self._uvicorn.force_exit = True
+        self._listener.hurry()
 
 
 async def serve(

@@ -22,8 +22,6 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs
 
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.listener import CONNECTION, Caller, Listener
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError, GoatherdError, VerificationError, WireError
@@ -39,6 +37,10 @@ from goatherd.identity.session import (
     verify_data,
 )
 from goatherd.ids import new_id, new_seeds
+from goatherd.serving.caller import CONNECTION, Caller
+from goatherd.serving.gate import Gate
+from goatherd.serving.limits import CallerLimits
+from goatherd.serving.listener import Listener
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.encoding import base32_decode, parse_json, to_json_bytes
@@ -156,10 +158,8 @@ class UpstreamChild:
         return self
 
     async def _listen(self, port: int) -> None:
-        generous = Limits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
-        self._listener = Listener(
-            self.app, self._host, port, limits=generous, on_slow=lambda: None, on_full=lambda: None
-        )
+        generous = CallerLimits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
+        self._listener = Listener(self.app, self._host, port, gate=Gate(generous, clock=self.clock))
         await self._listener.start()
         self.url = self._listener.url.replace("//0.0.0.0:", "//127.0.0.1:")
 

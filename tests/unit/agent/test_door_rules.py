@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from goatherd.agent.door import rules
 from goatherd.agent.door.delivery import parents_first
 from goatherd.agent.door.index import Homes, RepositoryIndex
-from goatherd.agent.door.limits import Buckets, Limits, Rate, caller_of
+from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
 from goatherd.agent.door.replica import Rounds
 from goatherd.agent.door.rules import (
     DroppedError,
-    RefusedError,
     Rule,
     check_headers,
     check_target,
@@ -32,6 +31,7 @@ from goatherd.agent.door.rules import (
 )
 from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeUnreachableError
+from goatherd.serving.limits import Buckets, Rate, RefusedError, caller_of
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element

@@ -177,6 +177,33 @@ async def test_headers_of_one_connection_end_at_the_door_and_all_others_pass() -
 
 
 @pytest.mark.parametrize(
+    "named",
+    ["host", "close, Host", "x-goat-sig", "X-Forwarded-For", "cookie", "x\r\nConnection: host"],
+)
+async def test_a_connection_header_takes_nothing_away_that_was_judged_or_names_the_caller(named: str) -> None:
+    async with world() as w, line(w.door.port) as (reader, writer):
+        w.child.reached.clear()
+        writer.write(f"GET /healthy HTTP/1.1\r\nHost: h\r\nX-Goat-Sig: s\r\nConnection: {named}\r\n\r\n".encode())
+        status, _, _ = await answer_of(reader)
+        assert status == 400
+        assert not w.others()
+        assert w.stopped(Rule.HEADERS) == 1
+
+
+@pytest.mark.parametrize(
+    "request_", [b"CONNECT h:80 HTTP/1.1\r\nhost: h:80\r\n\r\n", b"TRACE / HTTP/1.1\r\nhost: h\r\n\r\n"]
+)
+async def test_a_tunnel_and_an_echo_are_not_handed_on(request_: bytes) -> None:
+    async with world() as w, line(w.door.port) as (reader, writer):
+        w.child.reached.clear()
+        writer.write(request_)
+        status = await reader.readline()
+        # httptools takes the target of CONNECT for no path at all, which is 400 before the door sees it.
+        assert status.split()[1] in (b"405", b"400")
+        assert not w.others()
+
+
+@pytest.mark.parametrize(
     ("answer", "expected"),
     [
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", b"abc"),
@@ -533,9 +560,7 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
             w.child.app,
             "127.0.0.1",
             int(w.child.url.rpartition(":")[2]),
-            limits=Limits(),
-            on_slow=lambda: None,
-            on_full=lambda: None,
+            gate=w.child._listener.gate,
         )
         await w.child._listener.start()
         writer.write(b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n")

@@ -21,7 +21,7 @@ from goatherd.cli.commands_serve import NODE_LIBRARIES
 from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.errors import NodeError
-from goatherd.listening import bind
+from goatherd.serving.addresses import bind
 
 from .conftest import Goatherd, Serving
 

@@ -21,7 +21,6 @@ import pytest
 
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.connection import Connection
 from goatherd.errors import (
     ItemExistsError,
     ItemNotFoundError,
@@ -39,6 +38,7 @@ from goatherd.ids import new_id
 from goatherd.node import Listener, Server
 from goatherd.node.storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.serving.limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
 from tests.deadlines import HANG
@@ -175,7 +175,10 @@ async def test_what_is_not_there_is_404_with_cors(http: httpx2.AsyncClient, meth
 
 async def test_a_body_beyond_the_limit_is_413_and_is_not_kept_in_memory(tmp_path: Path, signer: OwnedSession) -> None:
     settings = settings_of(await store_of(document_of(signer)))
-    async with Server(tmp_path, settings, debug=True, max_body_bytes=1000) as server, client_of(server) as http:
+    async with (
+        Server(tmp_path, settings, debug=True, limits=CallerLimits(body_bytes=1000)) as server,
+        client_of(server) as http,
+    ):
         assert (await http.post("/batch-sync", content=b"[" * 1001)).status_code == 413
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -534,14 +537,12 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
         await client.healthy()
         assert client._http is not None
         reused = client._http._transport._pool._keepalive_expiry
-        assert listener._uvicorn.config.timeout_keep_alive > 4 * reused
+        assert server.gate.limits.idle_timeout.total_seconds() > 4 * reused
 
 
-async def test_a_head_that_never_ends_is_not_waited_for(
-    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Connection, "head_timeout", timedelta(milliseconds=50))
-    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+async def test_a_head_that_never_ends_is_not_waited_for(tmp_path: Path, signer: OwnedSession) -> None:
+    limits = CallerLimits(header_timeout=timedelta(milliseconds=50))
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))), limits=limits)
     async with server, Listener(server) as listener:
         assert (await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: ")).startswith(b"HTTP/1.1 408 ")
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from goatherd.agent.door.exchange import Exchange, Headers
-from goatherd.agent.door.rules import RefusedError, Rule
+from goatherd.agent.door.exchange import Exchange
+from goatherd.agent.door.rules import Rule
 from goatherd.client import INSTANCE_HEADER
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request
+from goatherd.serving.gate import Headers
+from goatherd.serving.limits import RefusedError
 
 _BIG_BODY: Final = 64 * 1024
 

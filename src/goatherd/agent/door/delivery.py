@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from goatherd.agent.door.index import RepositoryIndex
-from goatherd.agent.door.rules import SESSIONS_PATH, Element, RefusedError, Rule
+from goatherd.agent.door.rules import SESSIONS_PATH, Element, Rule
+from goatherd.serving.limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
 

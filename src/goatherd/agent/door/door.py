@@ -8,7 +8,6 @@ no log line holds more of a caller's text than an id.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 from collections import Counter
@@ -24,7 +23,6 @@ from urllib.parse import urlsplit
 from goatherd.agent.door.exchange import Renaming
 from goatherd.agent.door.index import Indexes
 from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.listener import Listener
 from goatherd.agent.door.proxy import Answerer, Proxy
 from goatherd.agent.door.rules import Rule
 from goatherd.agent.door.trust import Trust
@@ -33,8 +31,10 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.ids import new_id
-from goatherd.listening import find_machine_addresses
 from goatherd.server_url import parse_server_url
+from goatherd.serving.addresses import find_machine_addresses
+from goatherd.serving.gate import Gate
+from goatherd.serving.listener import Listener
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.agent.door")
@@ -158,22 +158,15 @@ class Door:
         self._executor: ThreadPoolExecutor | None = None
         self._proxy: Proxy | None = None
         self._indexes: dict[str, Indexes] = {}
-        self._listener = Listener(
-            self._app,
-            host,
-            port,
-            limits=self._limits,
-            on_slow=lambda: self._report(Rule.TOO_SLOW, "a connection was too slow with its headers"),
-            on_full=lambda: self._report(Rule.TOO_MANY, "too many connections"),
+        self._gate = Gate(
+            self._limits,
+            clock=self._clock,
+            forwarded_by=forwarded_by,
+            report=lambda excess, why: self._report(Rule(excess), why),
         )
+        self._listener = Listener(self._app, host, port, gate=self._gate)
         if public_url is not None:
             self._public_url = str(parse_server_url(public_url, hint="Write it as https://goats.example."))
-        try:
-            self._forwarded_by = tuple([ipaddress.ip_network(text) for text in forwarded_by])
-        except ValueError as error:
-            raise ConfigurationError(
-                f"--forwarded-by is not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
-            ) from None
 
     @property
     def url(self) -> str:
@@ -192,7 +185,7 @@ class Door:
             url=self.url,
             handed_on=self._proxy.handed_on if self._proxy else 0,
             stopped=dict(self._stopped),
-            connections=self._listener.connection_count,
+            connections=self._gate.connection_count,
             requests=self._listener.request_count,
             upstream_connections=self._upstream.open_count,
             sessions=sum(trust.session_count for trust in self.trusts),
@@ -209,6 +202,7 @@ class Door:
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 clock=self._clock,
                 capacity=self._limits.index_commits,
+                repositories=self._limits.repositories,
                 is_session=trust.holds,
                 era=lambda: self._upstream.era,
                 org=trust.org,
@@ -218,10 +212,10 @@ class Door:
             trusts=self.trusts,
             indexes=self._indexes,
             limits=self._limits,
+            gate=self._gate,
             clock=self._clock,
             executor=self._executor,
             private=self._private,
-            forwarded_by=self._forwarded_by,
             renaming=self._renaming(),
             report=self._report,
             report_away=self._report_away,

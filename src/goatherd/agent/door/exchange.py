@@ -9,30 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.listener import Caller
 from goatherd.agent.door.redaction import KeyFilter
-from goatherd.agent.door.rules import RefusedError, Rule
+from goatherd.agent.door.rules import connection_tokens
 from goatherd.agent.door.upstream import Connection, LostError, Upstream
+from goatherd.serving.caller import Caller
+from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Send, Share, send_refusal
+from goatherd.serving.limits import RefusedError
 
 T = TypeVar("T")
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 BODYLESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
-CLOSING: Final = frozenset({408, 413})
-"""Statuses after which the connection is of no more use: the request has not been read to its end."""
 LAST_STATUS: Final = 599
-LINGER_SECONDS: Final = 2.0
-LINGER_BYTES: Final = 8 * 1024 * 1024
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -49,10 +41,6 @@ _HOP_BY_HOP: Final = frozenset(
 )
 # The child answers plainly whatever it is offered; saying nothing keeps every answer readable here.
 _NOT_HANDED_ON: Final = _HOP_BY_HOP | {b"content-length", b"expect", b"accept-encoding"}
-
-
-class GoneError(Exception):
-    """The caller has gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,56 +72,6 @@ class Renaming:
         return value
 
 
-class Budget:
-    """The bytes of bodies that may be held at one time."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    def take(self, count: int) -> None:
-        """Take bytes.
-
-        Raises:
-            RefusedError: There are not so many left.
-        """
-        if count > self._left:
-            raise RefusedError(Rule.TOO_MANY, 503, "too many large bodies at one time", retry_after=1)
-        self._left -= count
-
-    def give_back(self, count: int) -> None:
-        """Give bytes back."""
-        self._left += count
-
-
-class Share:
-    """What one request holds of a budget, until it is given back."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._count = 0
-
-    def take(self, count: int) -> None:
-        """Take more bytes.
-
-        Raises:
-            RefusedError: There are not so many left.
-        """
-        self._budget.take(count)
-        self._count += count
-
-    def give_back(self) -> int:
-        """Give everything back and return how much that was. May be called twice."""
-        count, self._count = self._count, 0
-        self._budget.give_back(count)
-        return count
-
-    def move(self) -> Share:
-        """Return a share with everything that this one holds, which then holds nothing."""
-        other = Share(self._budget)
-        other._count, self._count = self._count, 0
-        return other
-
-
 class Exchange:
     """One request and its answer.
 
@@ -145,6 +83,7 @@ class Exchange:
         found: The same by name.
         address: Whom to count it for.
         caller: The caller's connection; None where the server does not tell.
+        gate: Reads the body.
         receive: ASGI.
         send: ASGI.
         renaming: What the child's headers become.
@@ -154,6 +93,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_gate",
         "_receive",
         "_send",
         "address",
@@ -179,6 +119,7 @@ class Exchange:
         found: dict[bytes, bytes],
         address: str,
         caller: Caller | None,
+        gate: Gate,
         receive: Receive,
         send: Send,
         renaming: Renaming,
@@ -193,6 +134,7 @@ class Exchange:
         self.caller = caller
         self.has_started = self.is_gone = False
         self.answer_by = math.inf
+        self._gate = gate
         self._receive = receive
         self._send = send
 
@@ -203,52 +145,19 @@ class Exchange:
         """Whether a body follows the headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
-    async def body(self, limits: Limits, share: Share) -> bytes:
+    async def body(self, share: Share) -> bytes:
         """Return the whole body; its bytes are taken from the budget until the share is given back.
 
         Raises:
             RefusedError: It is too large, or too slow.
             GoneError: The caller went away.
         """
-        parts: list[bytes] = []
-        async for part in self.parts(limits):
-            share.take(len(part))
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def parts(self, limits: Limits) -> AsyncIterator[bytes]:
-        """Give the body as it comes.
-
-        Raises:
-            RefusedError: It is too large, or too slow.
-            GoneError: The caller went away.
-        """
-        length = self.found.get(b"content-length", b"")
-        if length.isdigit() and int(length) > limits.body_bytes:
-            raise RefusedError(Rule.TOO_LARGE, 413, f"a body of {int(length)} bytes")
-        loop = asyncio.get_running_loop()
-        began, received = loop.time(), 0
-        while True:
-            deadline = began + limits.body_timeout.total_seconds() + received / limits.body_rate
-            try:
-                async with asyncio.timeout_at(deadline):
-                    event = await self._receive()
-            except TimeoutError:
-                raise RefusedError(Rule.TOO_SLOW, 408, "the body is too slow") from None
-            if event["type"] != "http.request":
-                raise GoneError
-            part: bytes = event.get("body", b"")
-            received += len(part)
-            if received > limits.body_bytes:
-                raise RefusedError(Rule.TOO_LARGE, 413, f"a body of more than {limits.body_bytes} bytes")
-            if part:
-                yield part
-            if not event.get("more_body"):
-                return
+        return await self._gate.body(self._receive, self.found, share, self._gate.limits.body_limit(self.path))
 
     def _head(self, upstream: Upstream, framing: bytes) -> bytes:
-        connection = self.found.get(b"connection")
-        dropped = _NOT_HANDED_ON if connection is None else _NOT_HANDED_ON | _tokens(connection)
+        dropped = _NOT_HANDED_ON
+        if b"connection" in self.found:
+            dropped = dropped | connection_tokens(self.headers)
         lines = [self.method.encode("ascii") + b" " + self.target + b" HTTP/1.1\r\n"]
         lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name not in dropped]
         if b"host" not in self.found:
@@ -290,7 +199,7 @@ class Exchange:
         finally:
             upstream.release(connection)
 
-    async def stream_on(self, upstream: Upstream, limits: Limits, patience: float) -> Connection:
+    async def stream_on(self, upstream: Upstream, patience: float) -> Connection:
         """As `hand_on`, with the body on its way still; the child may answer before its end.
 
         Raises:
@@ -303,7 +212,7 @@ class Exchange:
         try:
             connection.begin(is_head=self.method == "HEAD")
             connection.write(self._head(upstream, framing))
-            pump = asyncio.create_task(self._pump(connection, limits, is_chunked=length is None), name="request body")
+            pump = asyncio.create_task(self._pump(connection, is_chunked=length is None), name="request body")
             answer = asyncio.create_task(connection.head(patience), name="answer")
             try:
                 await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
@@ -319,8 +228,9 @@ class Exchange:
             raise
         return connection
 
-    async def _pump(self, connection: Connection, limits: Limits, *, is_chunked: bool) -> None:
-        async for part in self.parts(limits):
+    async def _pump(self, connection: Connection, *, is_chunked: bool) -> None:
+        limit = self._gate.limits.body_limit(self.path)
+        async for part in self._gate.parts(self._receive, self.found, limit):
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
             await connection.drain()
         if is_chunked:
@@ -350,10 +260,7 @@ class Exchange:
 
     def handed_back(self, headers: Headers) -> Headers:
         """Return the child's headers without those that concern its connection to the door only."""
-        dropped = _HOP_BY_HOP
-        for name, value in headers:
-            if name == b"connection":
-                dropped = dropped | _tokens(value)
+        dropped = _HOP_BY_HOP | connection_tokens(headers)
         return [(name, self.renaming(name, value)) for name, value in headers if name not in dropped]
 
     async def start(self, status: int, headers: Headers) -> None:
@@ -426,21 +333,8 @@ class Exchange:
         if self.has_started:
             await self.cut()
             return
-        await self.start(refused.status, refusal_headers(refused))
-        if refused.status in CLOSING:
-            await self._linger()
-        await self.finish(b"" if self.method == "HEAD" else refused.body)
-
-    async def _linger(self) -> None:
-        """Read on for a moment: a connection closed with unread bytes is reset, and the answer lost with it."""
-        left = LINGER_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while left > 0:
-                    event = await self._receive()
-                    if event["type"] != "http.request" or not event.get("more_body"):
-                        return
-                    left -= len(event.get("body", b""))
+        self.has_started = True
+        await send_refusal(refused, self._receive, self._put, is_head=self.method == "HEAD")
 
     async def cut(self) -> None:
         """Close the caller's connection in the middle of the answer."""
@@ -455,22 +349,6 @@ class Exchange:
         """Let go of the caller's connection."""
         if self.caller is not None:
             self.caller.on_close(None)
-
-
-def refusal_headers(refused: RefusedError) -> Headers:
-    """Return the headers of a refusal."""
-    headers: Headers = [(b"content-length", b"%d" % len(refused.body))]
-    if refused.body:
-        headers.append((b"content-type", b"text/plain;charset=UTF-8"))
-    if refused.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(1, int(refused.retry_after + 0.999))))
-    if refused.status in CLOSING:
-        headers.append((b"connection", b"close"))
-    return headers
-
-
-def _tokens(value: bytes) -> frozenset[bytes]:
-    return frozenset(token.strip().lower() for token in value.split(b","))
 
 
 async def _cancelled(*tasks: asyncio.Task[None]) -> None:

@@ -133,6 +133,11 @@ class RepositoryIndex:
         return self._read_at is not None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a push to it is being judged or delivered, or is only believed to be stored."""
+        return bool(self._pending or self._claims)
+
+    @property
     def age(self) -> float:
         """Seconds since it was last read."""
         return math.inf if self._read_at is None else self._clock.monotonic() - self._read_at
@@ -472,6 +477,7 @@ class Indexes:
         signer: Who signs; a root.
         clock: The time.
         capacity: How many commits are known at most, all together.
+        repositories: How many repositories are known at most.
         is_session: Whether an id is one of ``/sys/sessions``.
         era: Returns another number once the child may be another process.
         org: The organization.
@@ -484,6 +490,7 @@ class Indexes:
         signer: Callable[[], OwnedSession],
         clock: Clock,
         capacity: int,
+        repositories: int = 50_000,
         is_session: Callable[[str], bool],
         era: Callable[[], int],
         org: str = "localhost",
@@ -495,6 +502,7 @@ class Indexes:
         self._signer = signer
         self._clock = clock
         self._capacity = capacity
+        self._repositories = repositories
         self._indexes: OrderedDict[str, RepositoryIndex] = OrderedDict()
 
     async def of(self, path: str) -> RepositoryIndex:
@@ -523,9 +531,12 @@ class Indexes:
 
     def _forget(self) -> None:
         total = sum(len(index) for index in self._indexes.values())
-        while total > self._capacity and len(self._indexes) > 1:
-            _, oldest = self._indexes.popitem(last=False)
-            total -= len(oldest)
+        for path, index in list(self._indexes.items())[:-1]:
+            if total <= self._capacity and len(self._indexes) <= self._repositories:
+                break
+            if not index.is_busy:
+                del self._indexes[path]
+                total -= len(index)
 
     async def aclose(self) -> None:
         """Stop reading."""

@@ -1,6 +1,6 @@
 """One request's way through the door: judge, hand on, answer.
 
-An ASGI application for `goatherd.agent.door.listener`, which tells it when a caller has gone. What the rules are is for
+An ASGI application for `goatherd.serving.listener`, which tells it when a caller has gone. What the rules are is for
 `rules`, `trust` and `index`; here stands in which order they are asked, and what is answered.
 
 Rules: four kinds of request are read whole and judged (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -21,10 +22,9 @@ from urllib.parse import parse_qs
 
 from goatherd.agent.door.binding import give_misdirected, instance_headers, is_misdirected
 from goatherd.agent.door.delivery import Delivery, Verified
-from goatherd.agent.door.exchange import Budget, Exchange, GoneError, Receive, Renaming, Send, Share, refusal_headers
+from goatherd.agent.door.exchange import Exchange, Renaming
 from goatherd.agent.door.index import Indexes, RepositoryIndex
-from goatherd.agent.door.limits import Buckets, Limits, Network, caller_of
-from goatherd.agent.door.listener import CONNECTION
+from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.redaction import (
     KeyFilter,
     root_introductions,
@@ -36,10 +36,10 @@ from goatherd.agent.door.rules import (
     SESSIONS_PATH,
     DroppedError,
     Element,
-    RefusedError,
     Rule,
     check_encoding,
     check_headers,
+    check_method,
     check_session_request,
     check_target,
     may_write_privately,
@@ -71,10 +71,12 @@ from goatherd.identity.session import (
     verify_data,
     verify_request,
 )
+from goatherd.serving.caller import CONNECTION
+from goatherd.serving.gate import Gate, GoneError, Receive, Scope, Send, Share, send_refusal
+from goatherd.serving.limits import Buckets, RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
 
-Scope = MutableMapping[str, Any]
 Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 """Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""
 
@@ -110,10 +112,10 @@ class Proxy:
         trusts: One for each organization.
         indexes: One for each organization, by its id.
         limits: See there.
+        gate: Counts what callers take.
         clock: The time.
         executor: Threads for signatures.
         private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
-        forwarded_by: Proxies in front of the door, whose ``X-Forwarded-For`` counts.
         renaming: What the child's headers become.
         report: Told of each thing that was stopped: the rule, and why.
         report_away: Told of each request for which the child was away.
@@ -128,10 +130,10 @@ class Proxy:
         trusts: Sequence[Trust],
         indexes: Mapping[str, Indexes],
         limits: Limits,
+        gate: Gate,
         clock: Clock,
         executor: Executor | None,
         private: bool,
-        forwarded_by: tuple[Network, ...],
         renaming: Renaming,
         report: Callable[[Rule, str], None],
         report_away: Callable[[str], None],
@@ -147,19 +149,16 @@ class Proxy:
         self._clock = clock
         self._executor = executor
         self._private = private
-        self._forwarded_by = forwarded_by
+        self._gate = gate
         self._renaming = renaming
         self._report = report
         self._report_away = report_away
         self._patience = limits.answer_timeout.total_seconds()
-        self._requests = Buckets(limits.requests)
         self._session_requests = Buckets(limits.session_requests)
-        self._new_sessions = Buckets(limits.new_sessions)
         self._mails = Buckets(limits.mails)
         self._new_repositories = Buckets(limits.new_repositories)
-        self._repositories: dict[str, None] = {}
+        self._repositories: OrderedDict[str, None] = OrderedDict()
         self._left_out: dict[str, None] = {}
-        self._budget = Budget(limits.buffered_bytes)
         self._deliveries: set[asyncio.Task[None]] = set()
         self.handed_on = 0
         """How many requests have reached the child."""
@@ -180,9 +179,8 @@ class Proxy:
         try:
             exchange = self._begin(scope, receive, send)
         except RefusedError as refused:
-            self._report(refused.rule, str(refused))
-            await send({"type": "http.response.start", "status": refused.status, "headers": refusal_headers(refused)})
-            await send({"type": "http.response.body", "body": b""})
+            self._report(Rule(refused.rule), str(refused))
+            await send_refusal(refused, receive, send)
             return
         with suppress(GoneError):
             try:
@@ -194,7 +192,7 @@ class Proxy:
         try:
             await self._judge(exchange)
         except RefusedError as refused:
-            self._report(refused.rule, f"{exchange.method} {exchange.path:.100}: {refused}")
+            self._report(Rule(refused.rule), f"{exchange.method} {exchange.path:.100}: {refused}")
             await exchange.refuse(refused)
         except (LostError, TimeoutError) as error:
             status = 504 if isinstance(error, TimeoutError) else 502
@@ -209,13 +207,9 @@ class Proxy:
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> Exchange:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
+        check_method(scope["method"])
         found = check_headers(headers)
-        client = scope.get("client")
-        forwarded = ""
-        if self._forwarded_by:
-            forwarded = ",".join([value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"])
-        address = caller_of(client[0] if client else "", forwarded, self._forwarded_by)
-        self._take(self._requests, address, "requests")
+        address = self._gate.take_request(scope)
         raw_path: bytes = scope["raw_path"]
         path = check_target(raw_path)
         query: bytes = scope["query_string"]
@@ -227,6 +221,7 @@ class Proxy:
             found=found,
             address=address,
             caller=scope.get(CONNECTION),
+            gate=self._gate,
             receive=receive,
             send=send,
             renaming=self._renaming,
@@ -253,9 +248,9 @@ class Proxy:
 
     async def _answer_own(self, exchange: Exchange) -> None:
         """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
-        share = Share(self._budget)
+        share = self._gate.share(exchange.address)
         try:
-            body = await exchange.body(self.limits, share)  # left unread, it would be the next request
+            body = await exchange.body(share)  # left unread, it would be the next request
         finally:
             share.give_back()
         status, answer = 404, b""
@@ -268,7 +263,7 @@ class Proxy:
     async def _pass(self, exchange: Exchange) -> None:
         """Hand on what is not judged; only private keys in JSON are made unreadable."""
         if exchange.has_body:
-            connection = await exchange.stream_on(self._upstream, self.limits, self._patience)
+            connection = await exchange.stream_on(self._upstream, self._patience)
         else:
             connection = await exchange.hand_on(self._upstream, b"", self._patience)
         if self._renaming.public is not None and exchange.method == "GET" and exchange.path.endswith("/app.js"):
@@ -302,11 +297,6 @@ class Proxy:
             if keys is not None and keys.found:
                 self._report(Rule.PRIVATE_KEY, f"{keys.found} private keys in the answer of {exchange.path:.100}")
 
-    def _take(self, buckets: Buckets, key: str, what: str) -> None:
-        wait = buckets.take(key, self._clock.monotonic())
-        if wait:
-            raise RefusedError(Rule.TOO_MANY, 429, f"too many {what} from {key}", retry_after=wait)
-
     # --- POST /batch-sync ---------------------------------------------------------------------------------------------
 
     async def _batch_sync(self, exchange: Exchange) -> None:
@@ -314,10 +304,10 @@ class Proxy:
         if not header:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch without a signature")
         check_encoding(exchange.found)
-        share = Share(self._budget)
+        share = self._gate.share(exchange.address)
         try:
             has_looked = await self._look_up_before_the_body(exchange, header)
-            body = await exchange.body(self.limits, share)
+            body = await exchange.body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
             if len(body) > BIG_BODY:
@@ -337,7 +327,7 @@ class Proxy:
             is_counted = session is not None and not session.is_root
             if session is not None and is_counted and (wait := self._session_requests.wait(session.id, now)):
                 raise RefusedError(Rule.TOO_MANY, 429, f"too many requests of session {session.id!r}", retry_after=wait)
-            self._count_repositories(exchange.address, elements)
+            fresh = self._fresh_repositories(exchange.address, elements)
             if has_commits and trust is not None and session is not None:
                 if session.is_root:
                     read_by = asyncio.get_running_loop().time()
@@ -349,6 +339,7 @@ class Proxy:
                 connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
             share.give_back()
+        self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
         if session is not None and is_counted and connection.status != 403:
             # Only what the child took for genuine counts, so that nobody uses up another's share.
             self._session_requests.take(session.id, now)
@@ -491,17 +482,32 @@ class Proxy:
     async def _refresh(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
-    def _count_repositories(self, address: str, elements: Iterable[Element]) -> None:
-        fresh = dict.fromkeys(element.path for element in elements if element.path not in self._repositories)
-        if not fresh:
-            return
-        if len(self._repositories) + len(fresh) > self.limits.repositories:
-            # What the indexes hold is bounded by this, too: none is made for a repository that is not counted here.
-            raise RefusedError(Rule.TOO_MANY, 507, f"there are {len(self._repositories)} repositories already")
-        wait = self._new_repositories.take(address, self._clock.monotonic(), len(fresh))
+    def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
+        """Return how many repositories nobody is remembered to have asked for, once the address may have so many.
+
+        Raises:
+            RefusedError: It asks for too many.
+        """
+        fresh = len({element.path for element in elements} - self._repositories.keys())
+        wait = self._new_repositories.take(address, self._clock.monotonic(), fresh) if fresh else 0
         if wait:
             raise RefusedError(Rule.TOO_MANY, 429, f"too many new repositories from {address}", retry_after=wait)
-        self._repositories.update(fresh)
+        return fresh
+
+    def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
+        """Remember which repositories were asked for.
+
+        SECURITY: only what the child took for genuine counts, and there is room for the next one always, so that nobody
+        can fill the table (tests/cluster/test_door.py).
+        """
+        if not is_accepted:
+            self._new_repositories.give_back(address, self._clock.monotonic(), fresh)
+            return
+        for element in elements:
+            self._repositories[element.path] = None
+            self._repositories.move_to_end(element.path)
+        while len(self._repositories) > self.limits.repositories:
+            self._repositories.popitem(last=False)
 
     async def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
         """Before many signatures are checked for somebody, check that it is them."""
@@ -672,11 +678,11 @@ class Proxy:
     async def _new_session(self, exchange: Exchange) -> None:
         exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
-        share = Share(self._budget)
+        share = self._gate.share(exchange.address)
         try:
-            body = await exchange.body(self.limits, share)
+            body = await exchange.body(share)
             check_session_request(body)
-            self._take(self._new_sessions, exchange.address, "new sessions")
+            self._gate.take_session(exchange.address)
             connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
             share.give_back()
@@ -723,11 +729,11 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """SECURITY: the child does not look at the result of its own check (T12, tests/cluster/test_door.py)."""
         check_encoding(exchange.found)
-        share = Share(self._budget)
+        share = self._gate.share(exchange.address)
         try:
-            body = await exchange.body(self.limits, share)
+            body = await exchange.body(share)
             email, signature = read_mail_request(body)
-            self._take(self._mails, exchange.address, "login mails")
+            self._gate.take(self._mails, exchange.address, "login mails")
             try:
                 async with self._in_time(exchange):
                     await self._check_mail(email, parse_signature(signature))

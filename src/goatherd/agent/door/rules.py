@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -36,6 +36,7 @@ from goatherd.errors import (
     WireError,
 )
 from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit
+from goatherd.serving.limits import RefusedError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json
@@ -53,6 +54,7 @@ class Rule(StrEnum):
     """What the door stops."""
 
     TARGET = "target"
+    METHOD = "method"
     HEADERS = "headers"
     ENCODING = "encoding"
     TOO_LARGE = "too-large"
@@ -86,25 +88,6 @@ class Rule(StrEnum):
     CHILD = "child"
 
 
-class RefusedError(Exception):
-    """A request that does not reach the child.
-
-    Attributes:
-        status: What it is answered with.
-        body: The answer's body; empty where GoatDB's would be.
-        retry_after: Seconds after which the same request may be let through; None where it will not be.
-    """
-
-    def __init__(
-        self, rule: Rule, status: int, why: str, *, body: bytes = b"", retry_after: float | None = None
-    ) -> None:
-        super().__init__(why)
-        self.rule = rule
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
-
-
 class DroppedError(Exception):
     """A commit that is taken out of a request."""
 
@@ -121,6 +104,10 @@ _TARGET = re.compile(rb"/(?!/)[!$%&'()*+,./0-9:;=@A-Z\[\]_a-z~-]*")
 _DOTS = re.compile(rb"(?:\.|%2e){1,2}", re.IGNORECASE)
 _HOST_LENGTH: Final = 263  # a name and a port
 _ONCE: Final = (b"host", b"x-goat-sig", b"content-type", b"content-encoding")
+_LASTING: Final = frozenset(
+    {*_ONCE, b"authorization", b"content-length", b"cookie", b"forwarded", b"origin", b"x-org-id", b"x-real-ip"}
+)
+"""What no ``Connection`` header takes away: it was judged here, or says who the caller is."""
 
 
 def check_target(path: bytes) -> str:
@@ -146,7 +133,8 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     (tests/unit/agent/test_door_rules.py).
 
     Raises:
-        RefusedError: A header is repeated that may not be, or ``Host`` is no host.
+        RefusedError: A header is repeated that may not be, ``Host`` is no host, or ``Connection`` takes one away that
+            reaches the child.
     """
     found = dict(headers)
     if len(found) < len(headers):
@@ -156,7 +144,28 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     host = found.get(b"host")
     if host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
         raise RefusedError(Rule.HEADERS, 400, "the Host header is no host")
+    if b"connection" in found:
+        named = connection_tokens(headers)
+        if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
+            # SECURITY: what is judged here must reach the child (tests/unit/agent/test_door_transport.py).
+            raise RefusedError(Rule.HEADERS, 400, "the Connection header names one that is not the connection's")
     return found
+
+
+def connection_tokens(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """Return what the ``Connection`` headers name, in lower case."""
+    values = [value for name, value in headers if name == b"connection"]
+    return frozenset([token.strip().lower() for value in values for token in value.split(b",")])
+
+
+def check_method(method: str) -> None:
+    """Refuse methods that concern the connection or its proxies, and not what the child serves.
+
+    Raises:
+        RefusedError: A tunnel is wanted, or the request itself as an answer.
+    """
+    if method in ("CONNECT", "TRACE"):
+        raise RefusedError(Rule.METHOD, 405, f"the method {method}")
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,8 @@ from typing import Final
 
 from goatherd.errors import NodeError
 
+_OTHER_FILES: Final = 512
+"""Files that are no connections of callers: logs, the store, peers, connections to the server behind a door."""
 _LOCAL_V4: Final = re.compile(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL")
 
 
@@ -64,6 +66,25 @@ def find_machine_addresses() -> list[str]:
         for line in Path("/proc/net/if_inet6").read_text().splitlines():
             found[str(IPv6Address(bytes.fromhex(line.split()[0])))] = None
     return [one for one in found if _is_reachable(one)]
+
+
+def allow_open_files(connections: int) -> int:
+    """Have this process open as many files as so many connections need, and return how many connections it can hold.
+
+    Shells and service managers often leave a process 1024 files, of which it may take more if it asks.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        more = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            soft = more
+    return connections if soft == resource.RLIM_INFINITY else soft - _OTHER_FILES
 
 
 def _is_reachable(address: str) -> bool:

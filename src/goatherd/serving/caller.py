@@ -1,0 +1,270 @@
+"""One caller's HTTP/1.1 connection: uvicorn's protocol, with an end to everything that a caller can draw out.
+
+Not a server: framing, keep-alive, chunks and ``100-continue`` are uvicorn's and httptools'. What is added is what they
+leave open: how many connections one address may hold; a head (request line and headers) is collected in memory,
+whoever sends it, for as long as more of it comes; trailers count as headers; what follows a wish for another protocol
+is read as the next request; blank lines between requests, the rest of a body that was answered already, and an answer
+that is not taken keep a connection open indefinitely. And an application is told at once that its caller has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from goatherd.clock import SystemClock
+from goatherd.errors import NodeError
+from goatherd.serving.gate import Gate, Receive, Scope, Send
+from goatherd.serving.limits import CallerLimits
+
+__all__ = ["CONNECTION", "Caller", "check_hooks"]
+
+CONNECTION: Final = "goatherd.connection"
+"""The key of a request's scope under which its `Caller` is."""
+
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_MANY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+)
+
+
+class Caller(HttpToolsProtocol):
+    """One caller's connection. Trailers are dropped.
+
+    Args:
+        gate: Counts connections, and says how large and how slow a head may be.
+        given: uvicorn's own arguments.
+    """
+
+    def __init__(self, gate: Gate, **given: Any) -> None:
+        super().__init__(**given)
+        self._gate = gate
+        self._address = ""
+        self._on_close: Callable[[], None] | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._loose_bytes = 0
+        self._in_head = True
+        self._unsent = 0
+        self._cycles: list[RequestResponseCycle] = []
+
+    # --- asyncio ------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+        self._address = self.client[0] if self.client else ""
+        if not self._gate.connect(self._address):
+            self.end(_TOO_MANY)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._gate.disconnect(self._address)
+        super().connection_lost(exc)
+        # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        callback, self._on_close = self._on_close, None
+        if callback is not None:
+            callback()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._loose_bytes += len(data)
+        super().data_received(data)
+        if self._loose_bytes > self._gate.limits.header_bytes:
+            self.end(_TOO_LARGE)
+        elif self._is_between_requests and self.timeout_keep_alive_task is None:
+            # SECURITY: blank lines begin no request, and uvicorn takes them for the end of the pause between two
+            # (tests/unit/serving/test_caller.py).
+            self._start_timer()
+
+    # --- httptools ----------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
+        self._start_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # SECURITY: uvicorn adds trailers to the headers, which were judged before the body came: a second Host, or
+        # another signature, would be seen by some and not by others (tests/unit/agent/test_door_transport.py).
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._in_head = False
+        self._loose_bytes = 0
+        super().on_headers_complete()
+        self._cycles = [each for each in self._cycles if not each.response_complete]
+        self._cycles.append(self.cycle)
+        if self.parser.should_upgrade():
+            # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
+            # request, even if it is this one's body (tests/unit/agent/test_door_transport.py).
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self._loose_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        self._in_head = True
+        self._loose_bytes = 0
+        super().on_message_complete()
+
+    # --- uvicorn ------------------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._in_head and self.cycle.response_complete and not self.transport.is_closing():
+            # SECURITY: the rest of a body that nobody reads any more must come, like a head, in little time and space
+            # (tests/unit/serving/test_caller.py).
+            self._loose_bytes = 0
+            self._start_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == self._unsent:
+            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_caller.py).
+            self.transport.abort()
+        elif unsent:
+            self._unsent = unsent
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self._gate.limits.answer_timeout.total_seconds(), self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
+
+    # --- what applications use ----------------------------------------------------------------------------------------
+
+    def on_close(self, callback: Callable[[], None] | None) -> None:
+        """Have `callback` called when the caller goes away; None takes it back."""
+        self._on_close = callback
+
+    def abort(self) -> None:
+        """Cut the connection, so that the caller sees that the answer is not whole."""
+        self.transport.abort()
+
+    def end(self, answer: bytes) -> None:
+        """Send a last answer and close; where another answer has begun, cut the connection."""
+        self._stop_timer()
+        is_answering = any(each.response_started and not each.response_complete for each in self._cycles)
+        if is_answering or (not self._in_head and self.cycle.response_complete):
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.close()
+
+    # --- times --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_between_requests(self) -> bool:
+        is_idle = self._in_head and (self.cycle is None or self.cycle.response_complete)
+        return is_idle and not self.transport.is_closing()
+
+    def _start_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._gate.limits.header_timeout.total_seconds(), self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        self._gate.report_slow_head()
+        self.end(_TOO_SLOW)
+
+
+class _Recorder(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self._is_closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._is_closing = True
+
+    abort = close
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def check_hooks() -> None:
+    """Make sure that this version of uvicorn calls what `Caller` overrides: its protocol is not a public interface.
+
+    SECURITY: a hook that is not called any more would be a limit that is silently gone
+    (tests/unit/serving/test_caller.py).
+
+    Raises:
+        NodeError: It does not.
+    """
+    seen: list[Scope] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    problem = "it does not call the hooks of its protocol as before"
+    caller: Caller | None = None
+    try:
+        config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", log_config=None)
+        state = ServerState()
+        gate = Gate(CallerLimits(header_bytes=256), clock=SystemClock())
+        caller = Caller(gate, config=config, server_state=state, app_state={})
+        transport = _Recorder()
+        caller.connection_made(transport)
+        counted, has_timer = gate.connection_count, caller._head_timer is not None
+        caller.data_received(
+            b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nhost: t\r\n\r\n"
+        )
+        await asyncio.gather(*state.tasks)
+        scope = seen[0]
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        is_answered = transport.written.startswith(b"HTTP/1.1 204") and caller.timeout_keep_alive_task is not None
+        is_head_bounded = scope[CONNECTION] is caller and hosts == [b"h"] and caller._head_timer is None
+        transport.written.clear()
+        caller.data_received(b"GET /" + b"x" * 256)
+        is_cut = transport.written.startswith(b"HTTP/1.1 431")
+        caller.connection_lost(None)
+        caller, counts = None, (counted, gate.connection_count)
+        if is_answered and is_head_bounded and is_cut and has_timer and counts == (1, 0):
+            return
+    except (AttributeError, LookupError, TypeError) as error:
+        problem = f"its protocol has changed ({type(error).__name__}: {error})"
+    finally:
+        if caller is not None:
+            caller._stop_timer()
+    raise NodeError(
+        f"uvicorn {uvicorn.__version__} cannot be used: {problem}",
+        hint="Install the version that this release was tested with: pip install 'uvicorn==0.54.0'.",
+    )

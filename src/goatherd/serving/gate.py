@@ -1,0 +1,300 @@
+"""The budget of bytes, time and connections that every caller has, counted in one place for a server or a door.
+
+Not a judge of what a request means. A `Gate` counts connections, requests and new sessions of each address, reads
+bodies with an end to their size and their time, and bounds what bodies hold of the memory. Rules: what is stopped is
+counted always and reported; nobody waits for a slow caller without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, Final
+
+from goatherd.clock import Clock
+from goatherd.errors import ConfigurationError
+from goatherd.serving.limits import Buckets, CallerLimits, Excess, Network, RefusedError, caller_of
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 8 * 1024 * 1024
+
+
+class GoneError(Exception):
+    """The caller has gone."""
+
+
+class Gate:
+    """Counts what callers take.
+
+    Args:
+        limits: How much that may be.
+        clock: The time.
+        forwarded_by: Networks of the proxies in front, whose ``X-Forwarded-For`` tells the caller.
+        report: Told of each thing that was stopped, and why.
+
+    Raises:
+        ConfigurationError: A network is none.
+    """
+
+    def __init__(
+        self,
+        limits: CallerLimits,
+        *,
+        clock: Clock,
+        forwarded_by: Iterable[str] = (),
+        report: Callable[[Excess, str], None] = lambda _, __: None,
+    ) -> None:
+        self.limits = limits
+        self.budget = Budget(limits.buffered_bytes, max(limits.buffered_bytes // 2, limits.body_bytes))
+        self._clock = clock
+        self._proxies = parse_networks(forwarded_by)
+        self._report = report
+        self._requests = Buckets(limits.requests)
+        self._sessions = Buckets(limits.new_sessions)
+        self._open: Counter[str] = Counter()
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections are open."""
+        return self._open.total()
+
+    def connect(self, address: str) -> bool:
+        """Count a connection, and return whether it may stay. A proxy named in `forwarded_by` may have all of them."""
+        key = caller_of(address, "", ())
+        self._open[key] += 1
+        limits = self.limits
+        most = limits.connections if self._is_proxy(address) else limits.connections_per_address
+        if self._open.total() <= limits.connections and self._open[key] <= most:
+            return True
+        self._report(Excess.TOO_MANY, f"too many connections, {self._open[key]} of them from {key}")
+        return False
+
+    def disconnect(self, address: str) -> None:
+        """Count a connection as closed."""
+        key = caller_of(address, "", ())
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+    def report_slow_head(self) -> None:
+        """Count a connection that was too slow with its headers, or that asked for nothing."""
+        self._report(Excess.TOO_SLOW, "a connection was too slow with its headers")
+
+    def _is_proxy(self, address: str) -> bool:
+        if not self._proxies:
+            return False
+        with suppress(ValueError):
+            parsed = ipaddress.ip_address(address)
+            return any(parsed in network for network in self._proxies)
+        return False
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def take_request(self, scope: Scope) -> str:
+        """Count a request and return the address that it is counted for.
+
+        Raises:
+            RefusedError: The address has asked too often.
+        """
+        client = scope.get("client")
+        direct = client[0] if client else ""
+        forwarded = ",".join(
+            [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        )
+        address = caller_of(direct, forwarded if self._proxies else "", self._proxies)
+        remark = ""
+        if forwarded and not self._is_proxy(direct):
+            remark = "; it sent X-Forwarded-For: if it is your proxy, name it with --forwarded-by"
+        self.take(self._requests, address, "requests", remark)
+        return address
+
+    def take_session(self, address: str) -> None:
+        """Count a new session.
+
+        Raises:
+            RefusedError: The address has made too many.
+        """
+        self.take(self._sessions, address, "new sessions")
+
+    def take(self, buckets: Buckets, key: str, what: str, remark: str = "") -> None:
+        """Take one out of a bucket.
+
+        Raises:
+            RefusedError: It is empty.
+        """
+        wait = buckets.take(key, self._clock.monotonic())
+        if wait:
+            raise RefusedError(Excess.TOO_MANY, 429, f"too many {what} from {key}{remark}", retry_after=wait)
+
+    # --- bodies -------------------------------------------------------------------------------------------------------
+
+    def share(self, address: str) -> Share:
+        """Return a share of the memory for bodies, with nothing in it yet."""
+        return Share(self.budget, address)
+
+    async def body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
+        """Return the whole body; its bytes are taken from the budget until the share is given back.
+
+        Args:
+            receive: ASGI.
+            headers: The request's headers.
+            share: What the bytes are counted in.
+            limit: How many bytes there may be.
+
+        Raises:
+            RefusedError: It is too large, or too slow, or there is no more memory for it.
+            GoneError: The caller went away.
+        """
+        parts: list[bytes] = []
+        async for part in self.parts(receive, headers, limit):
+            share.take(len(part))
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def parts(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> AsyncIterator[bytes]:
+        """Give the body as it comes.
+
+        Raises:
+            RefusedError: It is too large, or too slow.
+            GoneError: The caller went away.
+        """
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > limit:
+            raise RefusedError(Excess.TOO_LARGE, 413, f"a body of {int(length)} bytes", is_unread=True)
+        loop = asyncio.get_running_loop()
+        began, received = loop.time(), 0
+        while True:
+            deadline = began + self.limits.body_timeout.total_seconds() + received / self.limits.body_rate
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await receive()
+            except TimeoutError:
+                raise RefusedError(Excess.TOO_SLOW, 408, "the body is too slow", is_unread=True) from None
+            if event["type"] != "http.request":
+                raise GoneError
+            part: bytes = event.get("body", b"")
+            received += len(part)
+            if received > limit:
+                raise RefusedError(Excess.TOO_LARGE, 413, f"a body of more than {limit} bytes", is_unread=True)
+            if part:
+                yield part
+            if not event.get("more_body"):
+                return
+
+
+class Budget:
+    """The bytes of bodies that may be held at one time.
+
+    Args:
+        size: By all addresses together.
+        per_address: By one of them.
+    """
+
+    def __init__(self, size: int, per_address: int) -> None:
+        self._left = size
+        self._per_address = per_address
+        self._held: Counter[str] = Counter()
+
+    def take(self, address: str, count: int) -> None:
+        """Take bytes.
+
+        Raises:
+            RefusedError: There are not so many left.
+        """
+        if count > self._left or self._held[address] + count > self._per_address:
+            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies at one time", retry_after=1)
+        self._left -= count
+        self._held[address] += count
+
+    def give_back(self, address: str, count: int) -> None:
+        """Give bytes back."""
+        self._left += count
+        self._held[address] -= count
+        if not self._held[address]:
+            del self._held[address]
+
+
+class Share:
+    """What one request holds of a budget, until it is given back."""
+
+    def __init__(self, budget: Budget, address: str) -> None:
+        self._budget = budget
+        self._address = address
+        self._count = 0
+
+    def take(self, count: int) -> None:
+        """Take more bytes.
+
+        Raises:
+            RefusedError: There are not so many left.
+        """
+        self._budget.take(self._address, count)
+        self._count += count
+
+    def give_back(self) -> int:
+        """Give everything back and return how much that was. May be called twice."""
+        count, self._count = self._count, 0
+        self._budget.give_back(self._address, count)
+        return count
+
+    def move(self) -> Share:
+        """Return a share with everything that this one holds, which then holds nothing."""
+        other = Share(self._budget, self._address)
+        other._count, self._count = self._count, 0
+        return other
+
+
+def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Read the networks of proxies.
+
+    Raises:
+        ConfigurationError: One is none.
+    """
+    try:
+        return tuple([ipaddress.ip_network(text) for text in texts])
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--forwarded-by is not a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
+        ) from None
+
+
+def refusal_headers(refused: RefusedError) -> Headers:
+    """Return the headers of a refusal."""
+    headers: Headers = [(b"content-length", b"%d" % len(refused.body))]
+    if refused.body:
+        headers.append((b"content-type", b"text/plain;charset=UTF-8"))
+    if refused.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(1, int(refused.retry_after + 0.999))))
+    if refused.is_unread:
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, is_head: bool = False) -> None:
+    """Answer a request with a refusal."""
+    await send({"type": "http.response.start", "status": refused.status, "headers": refusal_headers(refused)})
+    if refused.is_unread:
+        await _linger(receive)
+    await send({"type": "http.response.body", "body": b"" if is_head else refused.body})
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment: a connection closed with unread bytes is reset, and the answer lost with it."""
+    left = LINGER_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0:
+                event = await receive()
+                if event["type"] != "http.request" or not event.get("more_body"):
+                    return
+                left -= len(event.get("body", b""))

@@ -1,0 +1,189 @@
+"""How much one caller may take before a server or a door knows who it is, and the buckets that count it. Pure.
+
+Rules: the defaults are far above what GoatDB's own clients and servers do, also where a whole office has one address.
+A table of buckets never grows beyond its capacity, whatever addresses callers show. The time comes in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+_MIB = 1024 * 1024
+AUTH_PREFIX: Final = "/auth/"
+"""Below it everything is asked by callers without a session."""
+
+
+class Excess(StrEnum):
+    """What a caller has too much of; the door's rules of the same names."""
+
+    TOO_LARGE = "too-large"
+    TOO_SLOW = "too-slow"
+    TOO_MANY = "too-many"
+
+
+class RefusedError(Exception):
+    """A request that is answered without being looked at further.
+
+    Attributes:
+        rule: Why, in a word.
+        status: What it is answered with.
+        body: The answer's body; empty where GoatDB's would be.
+        retry_after: Seconds after which the same request may be let through; None where it will not be.
+        is_unread: Whether the request has not been read to its end, so that its connection is of no more use.
+    """
+
+    def __init__(
+        self,
+        rule: StrEnum,
+        status: int,
+        why: str,
+        *,
+        body: bytes = b"",
+        retry_after: float | None = None,
+        is_unread: bool = False,
+    ) -> None:
+        super().__init__(why)
+        self.rule = rule
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        self.is_unread = is_unread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """So many a second on average, so many at once."""
+
+    per_second: float
+    burst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerLimits:
+    """What callers may take.
+
+    Attributes:
+        body_bytes: A request's body; 413 beyond. GoatDB's clients push all that they have in one body.
+        auth_body_bytes: The body of a request below ``/auth/``; 413 beyond. A key or a signed mail address has 1 KiB.
+        buffered_bytes: Bodies that are held in memory at one time, together; 503 beyond. One address gets half, or
+            room for one body.
+        header_bytes: A request's line and headers; 431 beyond.
+        header_timeout: How long a connection may take to send them.
+        body_timeout: How long a body may pause; 408 beyond.
+        body_rate: Bytes a second that a body must have on average once `body_timeout` has passed.
+        answer_timeout: How long a caller may pause in taking an answer.
+        idle_timeout: How long a connection stays open without a request: well beyond the 5 seconds in which clients
+            use it again, since a request on a connection that is just being closed is lost.
+        connections: Open connections.
+        connections_per_address: Of one address.
+        requests: Of one address.
+        new_sessions: ``POST /auth/session`` of one address.
+    """
+
+    body_bytes: int = 64 * _MIB
+    auth_body_bytes: int = 16 * 1024
+    buffered_bytes: int = 256 * _MIB
+    header_bytes: int = 64 * 1024
+    header_timeout: timedelta = timedelta(seconds=10)
+    body_timeout: timedelta = timedelta(seconds=30)
+    body_rate: int = 4096
+    answer_timeout: timedelta = timedelta(seconds=60)
+    idle_timeout: timedelta = timedelta(seconds=75)
+    connections: int = 4000
+    connections_per_address: int = 1000
+    requests: Rate = field(default=Rate(per_second=500, burst=2500))
+    new_sessions: Rate = field(default=Rate(per_second=0.2, burst=300))
+
+    def body_limit(self, path: str) -> int:
+        """Return how many bytes the body of a request for `path`, in lower case, may have."""
+        return min(self.auth_body_bytes, self.body_bytes) if path.startswith(AUTH_PREFIX) else self.body_bytes
+
+
+class Buckets:
+    """One token bucket for each key: addresses, sessions.
+
+    Args:
+        rate: What each of them may take.
+        capacity: How many keys are remembered; the one not seen for longest is forgotten.
+    """
+
+    def __init__(self, rate: Rate, capacity: int = 100_000) -> None:
+        self._rate = rate
+        self._capacity = capacity
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def wait(self, key: str, now: float, cost: float = 1) -> float:
+        """Return 0 where `cost` could be taken now, else how many seconds until it can. Takes nothing."""
+        lacking = min(cost, self._rate.burst) - self._level(key, now)
+        return max(0.0, lacking / self._rate.per_second)
+
+    def take(self, key: str, now: float, cost: float = 1) -> float:
+        """Take `cost` and return 0, or take nothing and return how many seconds to wait.
+
+        Args:
+            key: Whose bucket.
+            now: Seconds on a clock that never goes back.
+            cost: How much; more than the burst counts as the burst.
+        """
+        wait = self.wait(key, now, cost)
+        if not wait:
+            self._levels[key] = (max(0.0, self._level(key, now) - cost), now)
+            self._levels.move_to_end(key)
+            if len(self._levels) > self._capacity:
+                self._levels.popitem(last=False)
+        return wait
+
+    def give_back(self, key: str, now: float, cost: float) -> None:
+        """Undo a `take`."""
+        if key in self._levels:
+            self._levels[key] = (min(self._rate.burst, self._level(key, now) + cost), now)
+
+    def _level(self, key: str, now: float) -> float:
+        level, at = self._levels.get(key, (self._rate.burst, now))
+        return min(self._rate.burst, level + (now - at) * self._rate.per_second)
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def caller_of(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
+    """Return whom to count a request for: an IPv4 address, or an IPv6 network of 64 bits.
+
+    Args:
+        address: The connection's other end.
+        forwarded: ``X-Forwarded-For``, all of them joined by commas.
+        trusted: Proxies whose word in that header counts; the first address from the right that is none of them wins.
+    """
+    chain = [address]
+    if trusted and forwarded:
+        chain = [part.strip() for part in forwarded.split(",")] + chain
+    caller = address
+    for text in reversed(chain):
+        try:
+            parsed = ipaddress.ip_address(text)
+        except ValueError:
+            break
+        caller = text
+        if not any(parsed in network for network in trusted):
+            break
+    return _grouped(caller)
+
+
+def _grouped(text: str) -> str:
+    if ":" not in text:
+        return text
+    try:
+        address = ipaddress.IPv6Address(text.partition("%")[0])
+    except ValueError:
+        return text
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))

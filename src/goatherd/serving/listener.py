@@ -1,0 +1,177 @@
+"""The one uvicorn set-up: listens, hands requests to an ASGI application, and stops without losing an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from email.utils import formatdate
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from goatherd.serving.addresses import bind, cannot_listen
+from goatherd.serving.caller import Caller, check_hooks
+from goatherd.serving.gate import Gate
+
+BACKLOG: Final = 2048
+
+
+class Listener:
+    """Listens, and hands requests to an ASGI application.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        gate: What callers may take.
+        has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the one that it gets.
+
+    Attributes:
+        url: ``http://<host>:<port>``, once bound.
+    """
+
+    def __init__(self, app: Any, host: str, port: int, *, gate: Gate, has_date: bool = False) -> None:
+        self.gate = gate
+        self.host = host
+        self.port = port
+        self.url = ""
+        self._app = app
+        self._has_date = has_date
+        self._clock_timer: asyncio.TimerHandle | None = None
+        self._state = ServerState()
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self._hurry = asyncio.Event()
+        self._is_cutting = False
+
+    @property
+    def request_count(self) -> int:
+        """How many requests are being answered."""
+        return len(self._state.tasks)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # uvicorn would log a traceback for a request that `stop` has cut off.
+            if not self._is_cutting:
+                raise
+
+    def bind(self) -> str:
+        """Take the address without listening yet, and return the URL.
+
+        Raises:
+            NodeError: The address cannot be had.
+        """
+        if self._socket is None:
+            self._socket, self.port, self.url = bind(self.host, self.port)
+        return self.url
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            NodeError: The address cannot be had, or this version of uvicorn cannot be used.
+        """
+        await check_hooks()
+        config = uvicorn.Config(
+            self._answer,
+            interface="asgi3",
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            timeout_keep_alive=self.gate.limits.idle_timeout.total_seconds(),  # type: ignore[arg-type]
+        )
+        config.load()
+        # uvicorn warns of every malformed request; whoever sends them must not fill the log.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        self.bind()
+        assert self._socket is not None
+        sock, self._socket = self._socket, None
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Caller(self.gate, config=config, server_state=self._state, app_state={}),
+                sock=sock,
+                backlog=BACKLOG,
+            )
+        except OSError as error:
+            sock.close()
+            raise cannot_listen(f"{self.host}:{self.port}", error) from error
+        if self._has_date:
+            self._set_date()
+
+    def _set_date(self) -> None:
+        self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
+        self._clock_timer = asyncio.get_running_loop().call_later(1, self._set_date)
+
+    def close(self) -> None:
+        """Take no more, and cut off everybody at once."""
+        self._stop_clock()
+        if self._server is not None:
+            self._server.close()
+        self._abort()
+
+    def hurry(self) -> None:
+        """Do not wait for running requests any longer."""
+        self._hurry.set()
+
+    async def stop(self, grace: timedelta) -> None:
+        """Take no more, answer what is running for `grace`, then cut off."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await self._wait(set(self._state.tasks), grace)
+        late = set(self._state.tasks)
+        if late:
+            await self._cut(late)
+        self._abort()
+        await self._server.wait_closed()
+        self._server = None
+        self._stop_clock()
+
+    async def _wait(self, tasks: set[asyncio.Task[None]], grace: timedelta) -> None:
+        """Wait until requests are answered and the answers taken, for `grace` at most, and not in a hurry."""
+        hurried = asyncio.create_task(self._hurry.wait())
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace.total_seconds()):
+                    while tasks and not hurried.done():
+                        await asyncio.wait({*tasks, hurried}, return_when=asyncio.FIRST_COMPLETED)
+                        tasks = {task for task in tasks if not task.done()}
+                    while self._has_unsent and not hurried.done():
+                        await asyncio.wait({hurried}, timeout=0.01)
+        finally:
+            hurried.cancel()
+
+    @property
+    def _has_unsent(self) -> bool:
+        return any(each.transport.get_write_buffer_size() for each in self._state.connections)
+
+    def _abort(self) -> None:
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+
+    def _stop_clock(self) -> None:
+        if self._clock_timer is not None:
+            self._clock_timer.cancel()
+            self._clock_timer = None
+
+    async def _cut(self, late: set[asyncio.Task[None]]) -> None:
+        """Close the connections first, so that their ends are known, then cancel the requests."""
+        self._is_cutting = True
+        self._abort()
+        await asyncio.sleep(0)  # the transports report their ends in the next round of the loop
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late)
+        self._is_cutting = False

@@ -1,0 +1,152 @@
+"""A caller's connection: it has an end, whatever the caller does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from goatherd.clock import SystemClock
+from goatherd.errors import NodeError
+from goatherd.serving.caller import Caller, check_hooks
+from goatherd.serving.gate import Gate, Receive, Scope, Send
+from goatherd.serving.limits import CallerLimits
+from goatherd.serving.listener import Listener
+from tests.deadlines import HANG
+
+SHORT = timedelta(milliseconds=50)
+
+
+async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
+    size = 32 * 1024 * 1024
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+    await send({"type": "http.response.body", "body": bytes(size)})
+
+
+@contextlib.asynccontextmanager
+async def listening(limits: CallerLimits, app: Any = answer_at_once, **given: Any) -> AsyncIterator[Listener]:
+    listener = Listener(app, "127.0.0.1", 0, gate=Gate(limits, clock=SystemClock(), **given))
+    await listener.start()
+    try:
+        async with asyncio.timeout(HANG):
+            yield listener
+    finally:
+        await listener.stop(timedelta(0))
+
+
+@contextlib.asynccontextmanager
+async def line(listener: Listener) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """Return what still comes before the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        return await reader.read()
+    return b""
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+async def test_blank_lines_after_a_request_keep_no_connection_open() -> None:
+    async with listening(CallerLimits(header_timeout=SHORT)) as listener, line(listener) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.write(b"\r\n")
+        assert (await ended(reader)).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("more", [b"", b"x"], ids=["silent", "slow"])
+async def test_the_rest_of_a_body_that_was_answered_is_not_waited_for(more: bytes) -> None:
+    async with listening(CallerLimits(header_timeout=SHORT)) as listener, line(listener) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100000\r\n\r\n")
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.write(more)
+        assert await ended(reader) == b""
+
+
+async def test_the_rest_of_a_body_that_was_answered_is_not_read_without_end() -> None:
+    async with listening(CallerLimits(header_bytes=5000)) as listener, line(listener) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100000\r\n\r\n")
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.write(bytes(10_000))
+        assert await ended(reader) == b""
+
+
+async def test_a_small_rest_of_a_body_that_was_answered_costs_nobody_the_connection() -> None:
+    async with listening(CallerLimits()) as listener, line(listener) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\n")
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.write(b"abcGET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+
+
+async def test_an_answer_that_is_not_taken_is_not_kept() -> None:
+    limits = CallerLimits(idle_timeout=SHORT, answer_timeout=SHORT)
+    async with listening(limits, answer_much) as listener, line(listener) as (_, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        while not listener.gate.connection_count:
+            await asyncio.sleep(0.001)
+        while listener.gate.connection_count:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_on_its_way_is_not_cut_off_by_the_end() -> None:
+    async with listening(CallerLimits(), answer_much) as listener, line(listener) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        stopping = asyncio.create_task(listener.stop(timedelta(seconds=HANG)))
+        body = await ended(reader)
+        await stopping
+        assert b"content-length: %d\r\n" % len(body) in head
+
+
+async def test_one_address_holds_so_many_connections_and_a_proxy_that_is_named_holds_all() -> None:
+    limits = CallerLimits(connections_per_address=1, connections=3)
+    for proxies, allowed in ((), 1), (("127.0.0.0/8",), 3):
+        stopped: list[str] = []
+        async with (
+            listening(limits, forwarded_by=proxies, report=lambda _, why, seen=stopped: seen.append(why)) as listener,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            for number in range(1, 5):
+                reader, writer = await stack.enter_async_context(line(listener))
+                writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+                status = await reader.readuntil(b"\r\n")
+                assert status == b"HTTP/1.1 %b\r\n" % (b"200 OK" if number <= allowed else b"503 Service Unavailable")
+            assert len(stopped) == 4 - allowed
+
+
+@pytest.mark.parametrize(
+    "hook", ["connection_made", "connection_lost", "data_received", "on_message_begin", "on_header"]
+)
+async def test_a_version_of_uvicorn_that_does_not_call_a_hook_is_refused_at_start(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await check_hooks()
+    monkeypatch.setattr(Caller, hook, getattr(HttpToolsProtocol, hook))
+    with pytest.raises(NodeError, match=r"uvicorn .* cannot be used"):
+        await check_hooks()
+
+
+async def test_a_version_of_uvicorn_whose_protocol_is_another_is_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(HttpToolsProtocol, "on_headers_complete", lambda self: self.no_such_attribute)
+    with pytest.raises(NodeError, match=r"its protocol has changed|does not call"):
+        await check_hooks()

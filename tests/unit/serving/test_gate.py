@@ -1,0 +1,172 @@
+"""The budget of each caller, and `goatherd serve` behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.clock import SystemClock
+from goatherd.errors import ConfigurationError
+from goatherd.identity.session import OwnedSession, sign_request
+from goatherd.ids import new_id
+from goatherd.node import Listener, Server
+from goatherd.serving.gate import Budget, Gate, Share
+from goatherd.serving.limits import CallerLimits, Excess, Rate, RefusedError
+from tests.deadlines import HANG
+from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
+
+FEW = Rate(per_second=0.001, burst=2)
+KEY = {"publicKey": OwnedSession.generate(session_id="new", owner=None, now_ms=now_ms()).session.public_key.to_jwk()}
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, limits: CallerLimits | None = None, forwarded_by: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Server, OwnedSession, httpx2.AsyncClient]]:
+    signer = root("the-root")
+    settings = settings_of(await store_of(document_of(signer)))
+    server = Server(directory, settings, debug=True, limits=limits, forwarded_by=forwarded_by)
+    async with (
+        server,
+        Listener(server) as listener,
+        httpx2.AsyncClient(base_url=listener.url, verify=False, timeout=HANG) as http,
+    ):
+        yield server, signer, http
+
+
+async def spoken(http: httpx2.AsyncClient, sent: bytes) -> bytes:
+    """Send bytes and no more, and return the first line of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
+    try:
+        async with asyncio.timeout(HANG):
+            writer.write(sent)
+            return await reader.readline()
+    finally:
+        writer.close()
+
+
+def head(path: str, *fields: str) -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "host: h", *fields, "", ""]).encode()
+
+
+# --- bytes and time ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_body_below_auth_has_16_kib(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (server, _, http):
+        assert (await http.post("/auth/session", json={**KEY, "x": "x" * 15_000})).status_code == 200
+        refused = await http.post("/auth/session", json={**KEY, "x": "x" * 17_000})
+        assert (refused.status_code, refused.content) == (413, b"")
+        assert server.stopped[Excess.TOO_LARGE] == 1
+        # Told before a byte of it has come.
+        assert b" 413 " in await spoken(http, head("/AUTH/Session", "content-length: 60000000"))
+
+
+@pytest.mark.parametrize("path", ["/batch-sync", "/goatherd/v1/held", "/goatherd/v1/frozen"])
+@pytest.mark.parametrize("framing", ["content-length: 60000000", "transfer-encoding: chunked"])
+async def test_a_large_body_is_read_only_for_a_good_signature(tmp_path: Path, path: str, framing: str) -> None:
+    async with serving(tmp_path) as (_, signer, http):
+        stranger = sign_request(root("stranger"), now_ms=now_ms(), nonce=new_id())
+        assert b" 403 " in await spoken(http, head(path, framing, f"x-goat-sig: {stranger}"))
+        good = sign_request(signer, now_ms=now_ms(), nonce=new_id())
+        large = b"[%s]" % (b" " * 100_000)
+        assert (await http.post("/batch-sync", content=large, headers={"x-goat-sig": good})).status_code == 200
+
+
+async def test_a_body_that_stops_coming_is_408_and_its_memory_comes_back(tmp_path: Path) -> None:
+    limits = CallerLimits(body_timeout=timedelta(milliseconds=50), body_rate=1 << 30)
+    async with serving(tmp_path, limits) as (server, signer, http):
+        good = sign_request(signer, now_ms=now_ms(), nonce=new_id())
+        sent = head("/batch-sync", "content-length: 60000000", f"x-goat-sig: {good}") + b" " * 30_000
+        assert b" 408 " in await spoken(http, sent)
+        assert b" 408 " in await spoken(http, head("/auth/session", "content-length: 10"))
+        assert server.stopped[Excess.TOO_SLOW] == 2
+        server.gate.budget.take("anybody", limits.buffered_bytes // 2)
+
+
+def test_one_address_does_not_take_all_the_memory_for_bodies() -> None:
+    budget = Budget(100, 50)
+    first, second = Share(budget, "a"), Share(budget, "a")
+    first.take(30)
+    second.take(20)
+    with pytest.raises(RefusedError) as refused:
+        second.take(1)
+    assert (refused.value.status, refused.value.retry_after) == (503, 1)
+    other = Share(budget, "b")
+    other.take(50)
+    with pytest.raises(RefusedError):
+        Share(budget, "c").take(1)
+    moved = first.move()
+    assert (first.give_back(), moved.give_back(), second.give_back(), other.give_back()) == (0, 30, 20, 50)
+    assert not budget._held
+
+
+# --- how often --------------------------------------------------------------------------------------------------------
+
+
+async def test_one_address_makes_so_many_sessions_and_no_more(tmp_path: Path) -> None:
+    async with serving(tmp_path, CallerLimits(new_sessions=FEW)) as (server, _, http):
+        answers = [await http.post("/auth/session", json=KEY) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+        assert int(answers[-1].headers["retry-after"]) > 1
+        assert len(server.database().engine.repository("/sys/sessions")) == 2
+        assert server.stopped[Excess.TOO_MANY] == 2
+
+
+async def test_addresses_are_counted_apart_where_a_named_proxy_tells_them(tmp_path: Path) -> None:
+    async with serving(tmp_path, CallerLimits(new_sessions=FEW), ("127.0.0.0/8",)) as (_, _, http):
+        for caller in ("192.0.2.1", "192.0.2.2"):
+            fields = {"x-forwarded-for": f"spoofed, {caller}"}
+            codes = [(await http.post("/auth/session", json=KEY, headers=fields)).status_code for _ in range(3)]
+            assert codes == [200, 200, 429]
+
+
+async def test_a_proxy_that_is_not_named_is_pointed_out_where_it_meets_a_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path, CallerLimits(requests=FEW)) as (_, _, http):
+        codes = [
+            (await http.get("/healthy", headers={"x-forwarded-for": f"192.0.2.{number}"})).status_code
+            for number in range(4)
+        ]
+        assert codes == [200, 200, 429, 429]
+    lines = [record.getMessage() for record in caplog.records if "node.request_stopped" in record.getMessage()]
+    assert len(lines) == 1, "one line a minute"
+    assert "rule=too-many" in lines[0]
+    assert "--forwarded-by" in lines[0]
+
+
+async def test_an_office_behind_one_address_meets_no_limit() -> None:
+    """Three hundred clients that start within a minute: each makes a session and polls three times a second."""
+    gate = Gate(CallerLimits(), clock=(clock := Turned()))
+    scope: dict[str, Any] = {"client": ("203.0.113.7", 1), "headers": []}
+    clients = 300
+    assert all(gate.connect("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
+    for second in range(60):
+        clock.at = float(second)
+        for number in range(clients):
+            if number % 60 == second:
+                gate.take_session(gate.take_request(scope))
+            if number % 60 <= second:
+                for _ in range(3 if number % 2 else 0):
+                    gate.take_request(scope)
+
+
+class Turned(SystemClock):
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+def test_a_network_that_is_none_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="--forwarded-by"):
+        Gate(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])
