@@ -67,6 +67,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(f"{reasons.total()} skipped, by reason")
         for reason, count in reasons.most_common():
             terminalreporter.line(f"{count:5}  {reason}")
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    costs = [value for report in reports for name, value in report.user_properties if name == "cost"]
+    if costs:
+        terminalreporter.section("the dearest of many hostile inputs, by the place that takes them")
+        for cost in sorted(costs):
+            terminalreporter.line(str(cost))
     seed = getattr(config.option, "randomly_seed", None)
     if isinstance(seed, int):
         terminalreporter.line(f"shuffled order: repeat it with --randomly-seed={seed}")

@@ -43,6 +43,7 @@ __all__ = [
 FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
 FILE_VARIABLE = "GOATHERD_CONFIG"
+_MAX_LINE: Final = 10_000
 
 
 def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
@@ -685,6 +686,7 @@ class _File:
 def _read(path: Path, *, must_exist: bool) -> _File | None:
     try:
         text = path.read_text(encoding="utf-8")
+        _check_lines(text, path)
         document = tomllib.loads(text)
     except FileNotFoundError:
         if must_exist:
@@ -724,6 +726,16 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
         if name not in known:
             raise ConfigurationError(f"{found.place_of(name)}: unknown key {name!r}", hint=nearest(name, known))
     return found
+
+
+def _check_lines(text: str, path: Path) -> None:
+    """Refuse a line whose dotted keys would keep the parser busy for seconds: its time grows with their square."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > _MAX_LINE:
+            raise ConfigurationError(
+                f"{path}, line {number}: longer than {_MAX_LINE} characters",
+                hint="Write a long list over several lines.",
+            )
 
 
 def _flatten(document: Mapping[str, object], sections: Sequence[str]) -> Iterable[tuple[str, object]]:

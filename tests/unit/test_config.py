@@ -206,10 +206,15 @@ def test_a_file_of_another_user_is_used_only_where_it_is_named(tmp_path: Path, m
     assert load_options({}, {}, directory=tmp_path, file=path).org == "theirs"
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 5000 + "]" * 5000, "a = " + "{a = " * 5000 + "1" + "}" * 5000])
+@pytest.mark.parametrize("text", ["a = " + "[" * 1600 + "]" * 1600, "a = " + "{a = " * 1600 + "1" + "}" * 1600])
 def test_a_file_that_is_nested_without_end_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigurationError, match="nested too deeply"):
         load(tmp_path, text)
+
+
+def test_a_line_without_end_is_named_and_not_parsed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="line 2: longer than 10000 characters"):
+        load(tmp_path, "org = 'a'\n" + "a." * 30_000 + "a = 1")
 
 
 def test_a_pipe_that_lies_here_is_not_read(tmp_path: Path) -> None:

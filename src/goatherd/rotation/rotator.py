@@ -39,7 +39,6 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
-from goatherd.providers.reserving import ReservingSecretProvider
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.events import (
     ConflictMet,
@@ -537,7 +536,6 @@ class Rotator:
             case LabelStable(version=version, expected=expected):
                 await self._provider.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
-                await self._reserve()
                 successor = OwnedSession.generate(
                     session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
@@ -551,7 +549,6 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
-                await self._reserve()
                 wanted = document.root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
@@ -593,11 +590,6 @@ class Rotator:
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
-
-    async def _reserve(self) -> None:
-        """Reserve room for the writes that follow, where the store can: a rotation must not stop for it half-way."""
-        if isinstance(self._provider, ReservingSecretProvider):
-            await self._provider.reserve(self._secret_id)
 
     async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         if step is Step.CANCEL:
@@ -686,8 +678,6 @@ class Rotator:
                 rotation_id=one.rotation_id,
                 problem=one.problem,
                 foreign_labels=one.foreign_labels,
-                is_leftover=one.version.is_leftover,
-                is_unknown_leftover=one.is_unknown_leftover,
             )
             for one in held
         ]

@@ -71,7 +71,15 @@ def test_what_is_no_address_is_refused(rest: str):
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["http://vpce.example", "ftp://127.0.0.1", "http://127.0.0.1.example", "https://u:p@vpce.example", "https://", "x"],
+    [
+        "http://vpce.example",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1.example",
+        "https://u:p@vpce.example",
+        "https://",
+        "https://[x",
+        "x",
+    ],
 )
 def test_an_endpoint_without_tls_must_be_this_machine(endpoint: str):
     with pytest.raises(ConfigurationError, match="endpoint"):

@@ -139,7 +139,9 @@ async def test_a_standby_that_redirects_is_followed_once_with_the_token():
     assert hosts == [("v", "t"), ("active", "t")]
 
 
-@pytest.mark.parametrize("location", ["http://active/v1/x", "ftp://active/", "", "https://v:8200/v1/again"])
+@pytest.mark.parametrize(
+    "location", ["http://active/v1/x", "ftp://active/", "", "https://[x/v1", "https://v:8200/v1/again"]
+)
 async def test_a_redirect_that_leads_out_of_tls_or_in_a_circle_is_not_followed(location: str):
     hosts = []
 

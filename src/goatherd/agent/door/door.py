@@ -268,7 +268,7 @@ class Door:
         if not named or named == "*":
             return
         if self._public_url is None:
-            if urlsplit(named).port == self.port:
+            if _port_of(named) == self.port:
                 return
             why = f"browsers and login mails go to {named[:200]}, which is not the door"
             remedy = "start with --public-url, and have domain.resolveOrg of the application return the public URL"
@@ -383,3 +383,11 @@ class Door:
             logging.CRITICAL if is_leak else logging.WARNING,
             event_text(event, rule=rule.value, count=self._stopped[rule], why=why[:300]),
         )
+
+
+def _port_of(origin: str) -> int | None:
+    """Return the port that an origin names; None where there is none, or it is no origin."""
+    try:
+        return urlsplit(origin).port
+    except ValueError:
+        return None

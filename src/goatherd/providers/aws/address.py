@@ -133,7 +133,11 @@ def _check(value: str | None, pattern: re.Pattern[str], name: str, hint: str) ->
 
 
 def _check_endpoint(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port
+    except ValueError:
+        raise ConfigurationError("aws address: the endpoint is no URL", hint="Write https://host[:port].") from None
     # SECURITY: a secret does not cross a network in the clear
     # (tests/unit/providers/test_aws_address.py::test_an_endpoint_without_tls_must_be_this_machine).
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):

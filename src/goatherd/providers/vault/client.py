@@ -353,8 +353,12 @@ class VaultClient:
         SECURITY: the token goes along, as with Vault's own clients, so only from a server whose certificate was
         checked, and never from TLS to none (tests/unit/providers/test_vault_client.py).
         """
-        target = urljoin(url, location or "")
-        if not location or urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+        try:
+            target = urljoin(url, location or "")
+            is_allowed = bool(location) and urlsplit(target).scheme in ("https", urlsplit(url).scheme)
+        except ValueError:
+            is_allowed = False
+        if not is_allowed:
             raise StoreProblem(UnavailableError, "the server redirects to where it must not", final=True)
         return target
 

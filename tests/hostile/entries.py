@@ -1,0 +1,300 @@
+"""Every place of Goatherd that takes bytes from somebody else, each as a function of these bytes, with good samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from goatherd import forms
+from goatherd._plugins import open_provider
+from goatherd.agent.door import Limits as DoorLimits
+from goatherd.agent.door import redaction, rules
+from goatherd.config import load_options
+from goatherd.crypto import PublicKey
+from goatherd.data_directory import check_understood
+from goatherd.errors import GoatherdError
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.freeze import FrozenList
+from goatherd.identity.introduction import session_from_commit
+from goatherd.identity.session import Session, parse_signature
+from goatherd.identity.settings_text import from_settings
+from goatherd.identity.transitions import create
+from goatherd.node.admission import Limits, decode_commit, decode_session_request
+from goatherd.node.data_check import decode_lines
+from goatherd.node.repository import Repository
+from goatherd.node.storage import MemoryLog
+from goatherd.providers.azure.records import decode_leftover
+from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
+from goatherd.providers.base import Call, SecretBytes, check_label
+from goatherd.providers.kubernetes.record import decode_pointer as decode_kubernetes_pointer
+from goatherd.providers.kubernetes.record import encode_pointer as encode_kubernetes_pointer
+from goatherd.providers.ledger import Ledger
+from goatherd.providers.manifest import decode as decode_manifest
+from goatherd.providers.manifest import encode as encode_manifest
+from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
+from goatherd.providers.vault.records import decode_pointer as decode_vault_pointer
+from goatherd.providers.vault.records import decode_value as decode_vault_value
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
+from goatherd.rotation.chain import verify as verify_trail
+from goatherd.rotation.schedule import check_cron
+from goatherd.server_url import parse_listen_address, parse_server_url
+from goatherd.wire.commit import Commit
+from goatherd.wire.encoding import parse_json, stable_stringify, to_json_bytes
+from goatherd.wire.log import frame, read_lines, scan
+from goatherd.wire.messages import decode_reply, decode_request, decode_request_element, decode_session_reply
+from tests.unit.goats import NOW, ORG, commit_by, element, introduction, owned, root, signed_header
+
+ARGUMENT = 8192
+LARGE = 1 << 20
+"""Bytes of a body, document or log in these tests; what is larger grows the same way."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place that takes bytes.
+
+    Attributes:
+        read: Reads them.
+        samples: What it reads without an error.
+        limit: How many bytes can come there: what the code in front of it lets through.
+        raises: What it may raise, and nothing else.
+        is_measured: Whether its cost is bounded; false for the user's own file that a library reads.
+    """
+
+    name: str
+    read: Callable[[bytes], object]
+    samples: tuple[bytes, ...]
+    limit: int = LARGE
+    raises: tuple[type[Exception], ...] = (GoatherdError,)
+    is_measured: bool = True
+
+
+RECORD = (ForeignRecordError, DamagedRecordError)
+
+
+def text(data: bytes) -> str:
+    """Bytes as they come in a header, an argument or a variable."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+A, X = root("root-a"), owned("anon-x")
+NOTE = commit_by(X, "k", {"text": "x"})
+BIRTH = introduction(X, A)
+DOCUMENT = encode_document(create(A, NOW))
+SESSION = to_json_bytes(A.session.to_json())
+BATCH = json.dumps([element("/data/a", [NOTE.to_json()])]).encode()
+KEY = json.dumps({"publicKey": X.session.public_key.to_jwk()}).encode()
+ANSWER = json.dumps({"session": X.session.to_json(), "roots": [A.session.to_json()]}).encode()
+REPLY = json.dumps([{"path": "/data/a", "res": element("/data/a", [NOTE.to_json()])["msg"]}]).encode()
+KUBECONFIG = b"""current-context: a
+contexts: [{name: a, context: {cluster: c}}]
+clusters: [{name: c, cluster: {server: 'https://h:1'}}]
+"""
+LOG = frame([NOTE.to_json(), BIRTH.to_json()])
+
+
+def _ledger() -> Ledger:
+    entry = entry_for(SecretBytes(b"x"), request="r", now_ms=NOW)
+    call = Call(operation="create", provider="file", secret_id="root", request="r")
+    return Ledger().created(call, entry, check_label("current"))
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    with contextlib.suppress(GoatherdError):
+        found = parse_json(data)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _commit(data: bytes) -> object:
+    return decode_commit(
+        parse_json(data),
+        Repository("/data/a", MemoryLog(), org=ORG, connection="c", own_session=lambda: X.id),
+        Limits(),
+        NOW,
+    )
+
+
+def _stable_text(data: bytes) -> object:
+    value = parse_json(data)
+    # Nothing that somebody else sends is signed as a bare text, of which GoatDB makes a member a character.
+    return stable_stringify(value) if isinstance(value, dict | list) else None
+
+
+def _signed_text(data: bytes) -> object:
+    commit = Commit.from_json(parse_json(data), org=ORG)
+    return commit.signed_text(commit.session)
+
+
+def _session_commit(data: bytes) -> object:
+    return session_from_commit(Commit.from_json(parse_json(data), org=ORG))
+
+
+def _door_commit(data: bytes) -> object:
+    with contextlib.suppress(rules.DroppedError):
+        return rules.read_commit(parse_json(data), "/data/a", org=ORG, limits=DoorLimits(), now_ms=NOW)
+    return None
+
+
+def _door_batch(data: bytes) -> object:
+    with contextlib.suppress(rules.RefusedError):
+        return rules.read_batch(data, DoorLimits())
+    return None
+
+
+def _door_session(data: bytes) -> object:
+    with contextlib.suppress(rules.RefusedError):
+        rules.check_session_request(data)
+    return None
+
+
+def _door_mail(data: bytes) -> object:
+    with contextlib.suppress(rules.RefusedError):
+        return rules.read_mail_request(data)
+    return None
+
+
+def _door_target(data: bytes) -> object:
+    with contextlib.suppress(rules.RefusedError):
+        return rules.check_target(data)
+    return None
+
+
+def _door_host(data: bytes) -> object:
+    with contextlib.suppress(rules.RefusedError):
+        return rules.check_headers([(b"host", data), (b"connection", data)])
+    return None
+
+
+def _filtered(data: bytes) -> object:
+    stream = redaction.KeyFilter()
+    for start in range(0, len(data), 65536):
+        stream.feed(data[start : start + 65536])
+    return stream.close()
+
+
+def _batch(data: bytes) -> object:
+    return [decode_request_element(one) for one in decode_request(data)]
+
+
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    def from_file(data: bytes) -> object:
+        with tempfile.TemporaryDirectory() as top:
+            path = Path(top) / name
+            path.write_bytes(data)
+            path.chmod(0o600)
+            return read(path)
+
+    return from_file
+
+
+def _options(path: Path) -> object:
+    return load_options({}, {}, directory=path.parent, file=path)
+
+
+def _kubeconfig(path: Path) -> object:
+    from goatherd.providers.kubernetes.kubeconfig import read_kubeconfig
+
+    return read_kubeconfig(str(path), None)
+
+
+def _directory(path: Path) -> object:
+    check_understood(path.parent)
+    return None
+
+
+def _cron(data: bytes) -> object:
+    check_cron(text(data))
+    return None
+
+
+def entries() -> Sequence[Entry]:
+    """Return all of them."""
+    trail = b'{"seq":1,"at":"2026-01-01T00:00:00Z","event":"x","data":{},"by":"root-a","prev":"","sig":""}\n'
+    vault_pointer = json.dumps(encode_pointer(StoredPointer(ledger=_ledger(), current=SecretBytes(b"x")))).encode()
+    vault_value = json.dumps(encode_value(SecretBytes(b"x"), "r")).encode()
+    return [
+        # what clients and peers send
+        Entry("session header", lambda data: parse_signature(text(data)), (signed_header(X).encode(),), 16384),
+        Entry("JSON", parse_json, (BATCH, DOCUMENT)),
+        Entry("stable text", _stable_text, (BATCH, DOCUMENT)),
+        Entry("batch", _batch, (BATCH,)),
+        Entry("commit", _commit, (json.dumps(NOTE.to_json()).encode(),)),
+        Entry("signed text of a commit", _signed_text, (json.dumps(NOTE.to_json()).encode(),)),
+        Entry("session's commit", _session_commit, (json.dumps(BIRTH.to_json()).encode(),)),
+        Entry("new session", decode_session_request, (KEY,), 16384),
+        # what comes to the door, and what the server behind it answers
+        Entry("door: batch", _door_batch, (BATCH,)),
+        Entry("door: commit", _door_commit, (json.dumps(NOTE.to_json()).encode(),)),
+        Entry("door: new session", _door_session, (KEY,), 16384),
+        Entry("door: login mail", _door_mail, (b'{"email":"a@example.org","signature":"x"}',), 16384),
+        Entry("door: path", _door_target, (b"/batch-sync",), 65536),
+        Entry("door: headers", _door_host, (b"example.org:80",), 65536),
+        Entry("door: key filter", _filtered, (SESSION, DOCUMENT, BATCH)),
+        Entry("door: session answer", lambda data: redaction.session_answer(data, lambda *_: True), (ANSWER,)),
+        Entry("door: introductions", redaction.root_introductions, (REPLY,)),
+        Entry(
+            "door: script",
+            lambda data: redaction.script_with_server_url(data, lambda url: url),
+            (b'{"serverURL":"x"}',),
+        ),
+        # what servers answer to the tools
+        Entry("sync reply", decode_reply, (REPLY,)),
+        Entry("session reply", decode_session_reply, (ANSWER,)),
+        Entry("frozen list", FrozenList.from_bytes, (bytes(32),)),
+        # what is stored
+        Entry("identity document", decode_document, (DOCUMENT,)),
+        Entry("settings.json", lambda data: from_settings(data, NOW), (DOCUMENT,)),
+        Entry("session", lambda data: Session.from_json(_object(data)), (SESSION,)),
+        Entry(
+            "public key",
+            lambda data: PublicKey.from_jwk(_object(data)),
+            (json.dumps(X.session.public_key.to_jwk()).encode(),),
+        ),
+        Entry("manifest of the file store", decode_manifest, (encode_manifest(_ledger()),), raises=RECORD),
+        Entry("Vault pointer", lambda data: decode_vault_pointer(_object(data)), (vault_pointer,), raises=RECORD),
+        Entry("Vault value", lambda data: decode_vault_value(_object(data)), (vault_value,), raises=RECORD),
+        Entry("Azure pointer", lambda data: decode_azure_pointer(text(data)), (), raises=RECORD),
+        Entry("Azure value", lambda data: decode_leftover(text(data), text=False), (b"QUFB",), raises=RECORD),
+        Entry("Kubernetes pointer", decode_kubernetes_pointer, (encode_kubernetes_pointer(_ledger()),), raises=RECORD),
+        Entry("log", lambda data: [each.record for each in read_lines(data)], (LOG,)),
+        Entry("log recovery", scan, (LOG,)),
+        Entry("log check", lambda data: list(decode_lines(data, ORG)), (LOG,)),
+        Entry("audit trail", lambda data: verify_trail(data.splitlines(keepends=True)), (trail,)),
+        Entry("data directory", _file("data.jsonl", _directory), (LOG,)),
+        # what the operator writes
+        Entry("goatherd.toml", _file("goatherd.toml", _options), (b'nodes = ["http://a:1"]\n',), 16384),
+        Entry("kubeconfig", _file("config", _kubeconfig), (KUBECONFIG,), 8192, is_measured=False),
+        Entry("server URL", lambda data: parse_server_url(text(data)), (b"https://a.example.org:8080",), ARGUMENT),
+        Entry("listen address", lambda data: parse_listen_address(text(data)), (b"127.0.0.1:80",), ARGUMENT),
+        Entry(
+            "store address",
+            lambda data: open_provider(text(data)),
+            (b"file:///srv/keys/root", b"aws://eu-west-1/x"),
+            ARGUMENT,
+        ),
+        Entry(
+            "duration",
+            lambda data: forms.parse_duration(text(data)),
+            (b"90d",),
+            ARGUMENT,
+            raises=(GoatherdError, ValueError),
+        ),
+        Entry("cron expression", _cron, (b"0 3 * * 1",), ARGUMENT, raises=(GoatherdError, ValueError)),
+    ]
+
+
+def outcome(entry: Entry, data: bytes) -> str | None:
+    """Read `data` and return None, or what came of it that must not: the name of an exception that is not expected."""
+    try:
+        entry.read(data)
+    except entry.raises:
+        return None
+    except Exception as error:  # noqa: BLE001 - what is looked for
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return None
