@@ -6,10 +6,13 @@ What it is: the synchronous steps of the file provider. What it is not: asyncio,
     manifest.json   labels, versions, the digest of each value, a digest of itself; replaced in one rename
     7.value         the bytes of version 7; never changed once the manifest names it
     lock            writers hold flock() on it
+    reserve.bin     bytes without a meaning, which a writer removes when the disk is full; see `SecretDirectory.reserve`
 
 Rules:
 - The rename of ``manifest.json`` is the only commit point. A value is on the medium before the manifest names it, and
   leaves the manifest before it leaves the medium.
+- A manifest counts as read when the directory is on the medium: its writer may have died before it came to that, and
+  after a power failure the manifest before it would be back. A reader could have acted on it.
 - Readers take no lock: they read the manifest, then the value, and begin anew if the manifest changed in between.
 - A value that the manifest does not name is what a killed writer left. `versions` lists it, `read` takes its number,
   and the next writer removes it under the lock.
@@ -20,6 +23,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -42,10 +46,15 @@ from goatherd.providers.versioned_record import DamagedRecordError, entry_for, f
 MANIFEST: Final = "manifest.json"
 LOCK: Final = "lock"
 NEW_MANIFEST: Final = "manifest.new"
+RESERVE: Final = "reserve.bin"
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 VALUE: Final = re.compile(r"([1-9][0-9]{0,17})\.value", re.ASCII)
 
 _MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 _ATTEMPTS = 100
+_RESERVED_BYTES = 128 * 1024
+"""A rotation writes six documents of at most 10 KB, and a new list of versions with each."""
+_CANNOT_SYNC = frozenset({errno.EROFS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -56,6 +65,9 @@ def _living_numbers(ledger: Ledger) -> set[int]:
 
 def _above(path: str) -> str:
     return str(PurePosixPath(path).parent)
+
+
+Durable = dict[str, tuple[int, ...]]
 
 
 class LockHeldError(Exception):
@@ -75,12 +87,19 @@ class SecretDirectory:
     """The directory of one secret, for one call.
 
     Every method may raise `OSError`, and `UnavailableError` for damage; those that write raise `LockHeldError`.
+
+    Args:
+        call: The call.
+        base: The directory above.
+        system: The operating system.
+        durable: By path, the last manifest that this process knows to be on the medium; shared by its calls.
     """
 
-    def __init__(self, call: Call, base: str, system: System) -> None:
+    def __init__(self, call: Call, base: str, system: System, durable: Durable | None = None) -> None:
         self._call = call
         self._base = base
         self._system = system
+        self._durable: Durable = {} if durable is None else durable
         self._path = f"{base.rstrip('/')}/{call.secret_id}"
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -191,6 +210,7 @@ class SecretDirectory:
             ledger.must_exist(self._call)
             self._replace(here, Ledger())
             self._clean(here, Ledger())
+            self._forget_reserve(here)
             self._system.unlink(MANIFEST, here.descriptor)
             # Whoever waits for this lock sees that its name is gone and begins anew.
             self._system.unlink(LOCK, here.descriptor)
@@ -198,6 +218,31 @@ class SecretDirectory:
                 # Not empty: a new secret is being made here already, or somebody else's files are.
                 self._system.remove_directory(here.name, here.parent)
             self._system.sync(here.parent)
+
+    def reserve(self) -> None:
+        """Make sure that there is a reserve, so that the writes of a rotation have room on a disk that runs full.
+
+        A write that finds the disk full removes it and tries once more.
+        """
+        with self._locked() as here:
+            _, ledger = self._load(here)
+            ledger.must_exist(self._call)
+            with contextlib.suppress(FileNotFoundError):
+                if self._system.status_of(RESERVE, here.descriptor).st_size >= _RESERVED_BYTES:
+                    return
+            self._forget_reserve(here)
+            # Bytes that no file system compresses or leaves out.
+            self._write_once(here, RESERVE, os.urandom(_RESERVED_BYTES))
+            self._system.sync(here.descriptor)
+
+    def _forget_reserve(self, here: _Opened) -> bool:
+        """Remove the reserve; return whether there was one."""
+        try:
+            self._system.unlink(RESERVE, here.descriptor)
+        except FileNotFoundError:
+            return False
+        self._system.sync(here.descriptor)
+        return True
 
     def _add(self, value: SecretBytes, now_ms: int, change: Callable[[Ledger, Entry], Ledger]) -> SecretVersion:
         with self._locked() as here:
@@ -232,6 +277,14 @@ class SecretDirectory:
         self._system.sync(here.descriptor)
 
     def _write_new(self, here: _Opened, name: str, data: bytes) -> None:
+        try:
+            self._write_once(here, name, data)
+        except OSError as error:
+            if error.errno not in FULL or not self._forget_reserve(here):
+                raise
+            self._write_once(here, name, data)
+
+    def _write_once(self, here: _Opened, name: str, data: bytes) -> None:
         descriptor = self._system.open_new(name, here.descriptor)
         try:
             try:
@@ -274,25 +327,44 @@ class SecretDirectory:
         """Return the manifest's bytes (None where there is none) and what they say."""
         for _ in range(_ATTEMPTS):
             try:
-                raw = self._content(here, MANIFEST, _MAX_MANIFEST_BYTES)
+                raw, seen = self._content_and_identity(here, MANIFEST, _MAX_MANIFEST_BYTES)
             except FileNotFoundError:
                 if not any(VALUE.fullmatch(name) for name in self._system.names(here.descriptor)):
                     return None, Ledger()
                 continue  # A creator may have come by between the two looks.
             try:
-                return raw, decode(raw)
+                ledger = decode(raw)
             except DamagedRecordError as error:
                 raise self._damaged(f"{MANIFEST} is damaged: {error}") from error
+            self._make_durable(here, seen)
+            return raw, ledger
         raise self._damaged(f"{MANIFEST} is missing although values are there")
 
+    def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
+        """See that the manifest that was read is the one after a power failure too."""
+        if self._durable.get(self._path) == seen:
+            return
+        try:
+            self._system.sync(here.descriptor)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise
+            # Where a directory cannot be synced, or only read, there is no writer; if there is, it is told so.
+        self._durable[self._path] = seen
+
     def _content(self, here: _Opened, name: str, limit: int) -> bytes:
+        return self._content_and_identity(here, name, limit)[0]
+
+    def _content_and_identity(self, here: _Opened, name: str, limit: int) -> tuple[bytes, tuple[int, ...]]:
+        """Return the bytes of a file, and what no other file that takes its name has in common with it."""
         descriptor = self._system.open_read(name, here.descriptor)
         try:
             status = self._system.status(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self._refused(f"{name} is not a file")
             self._check_private(status, f"{self._path}/{name}", "600")
-            return self._system.read(descriptor, limit)
+            identity = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
+            return self._system.read(descriptor, limit), identity
         finally:
             self._system.close(descriptor)
 

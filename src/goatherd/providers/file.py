@@ -41,15 +41,24 @@ from goatherd.providers.base import (
 )
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.diagnosable import Finding, Verdict, rights
-from goatherd.providers.directory import LOCK, MANIFEST, NEW_MANIFEST, VALUE, LockHeldError, SecretDirectory
+from goatherd.providers.directory import (
+    FULL,
+    LOCK,
+    MANIFEST,
+    NEW_MANIFEST,
+    RESERVE,
+    VALUE,
+    Durable,
+    LockHeldError,
+    SecretDirectory,
+)
 from goatherd.providers.posix import SUPPORTED, System
 
 Result = TypeVar("Result")
 
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
-_RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST})
+_RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
 _LONGEST_PAUSE: Final = 0.02
 _PATIENCE: Final = 1.0
 _LEAST_ROOM: Final = 16_000_000
@@ -66,7 +75,8 @@ class FileSecretProvider(SecretProvider):
     Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; what others could look into
         or replace is refused, and the error says what to chmod. A reader needs no right to write.
     Guarantees: compare-and-swap between all processes of the machine, strong reads, every version kept until
-        destroyed, durable once a call has returned. On a local file system: a network file system's locks and renames
+        destroyed, durable once a call has returned, a read included. A rotation reserves room for its writes before it
+        begins. On a local file system: a network file system's locks and renames
         are not promised.
     """
 
@@ -86,6 +96,7 @@ class FileSecretProvider(SecretProvider):
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.base = str(base)
         self._system = system or System()
+        self._durable: Durable = {}
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.STRONG,
@@ -147,6 +158,11 @@ class FileSecretProvider(SecretProvider):
         call = self._start("diagnose", secret_id)
         return await self._run(call, lambda now: self._do(now, lambda _: self._diagnosed(secret_id)))
 
+    async def reserve(self, secret_id: str) -> None:
+        """Reserve 128 KiB of the disk, which a write takes when the disk is full. See `reserving`."""
+        call = self._start("reserve", secret_id)
+        await self._run(call, lambda now: self._change(now, lambda secret: secret.reserve()))
+
     def _diagnosed(self, secret_id: str) -> list[Finding]:
         place = f"{self.base.rstrip('/')}/{secret_id}"
         may_write = self._system.may_write(place)
@@ -202,7 +218,7 @@ class FileSecretProvider(SecretProvider):
     async def _do(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         if not SUPPORTED:
             raise call.error(ProviderConfigurationError, "the file store needs POSIX locks: not on this system")
-        secret = SecretDirectory(call, self.base, self._system)
+        secret = SecretDirectory(call, self.base, self._system, self._durable)
         running = asyncio.get_running_loop().run_in_executor(None, work, secret)
         try:
             return await asyncio.shield(running)
@@ -232,7 +248,14 @@ class FileSecretProvider(SecretProvider):
             parent = self._existing_parent()
             where = self.base if parent == self.base else f"{parent}, where {self.base} would be made"
             return call.error(ProviderAccessDeniedError, f"{reason} in {where}", hint=hint)
-        if error.errno in _FULL:
+        if error.errno in FULL:
+            if call.operation == "reserve":
+                return call.error(
+                    UnavailableError,
+                    f"there is no room for what a rotation writes: {reason}",
+                    hint=f"Nothing was begun. Free some space under {self.base}.",
+                    final=True,
+                )
             return call.error(UnavailableError, reason, hint=f"Free some space under {self.base}.")
         if error.errno in _NOT_POSIX:
             return call.error(

@@ -39,6 +39,7 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
+from goatherd.providers.reserving import ReservingSecretProvider
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.events import (
     ConflictMet,
@@ -536,6 +537,7 @@ class Rotator:
             case LabelStable(version=version, expected=expected):
                 await self._provider.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
+                await self._reserve()
                 successor = OwnedSession.generate(
                     session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
@@ -549,6 +551,7 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
+                await self._reserve()
                 wanted = document.root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
@@ -590,6 +593,11 @@ class Rotator:
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
+
+    async def _reserve(self) -> None:
+        """Reserve room for the writes that follow, where the store can: a rotation must not stop for it half-way."""
+        if isinstance(self._provider, ReservingSecretProvider):
+            await self._provider.reserve(self._secret_id)
 
     async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         if step is Step.CANCEL:

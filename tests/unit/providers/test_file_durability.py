@@ -1,0 +1,213 @@
+"""The file store when the power fails, and when the disk is full in the middle of a rotation."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.clock import SystemClock
+from goatherd.errors import UnavailableError
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create
+from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
+from goatherd.providers.directory import RESERVE
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.posix import System
+from goatherd.rotation import Outcome, Phase, Policy, Rotator
+from goatherd.testing.herd import FakeClock
+
+ONCE = RetryPolicy(attempts=1)
+
+
+class Medium(System):
+    """Knows which rename is not on the medium yet, and can let the power fail.
+
+    Args:
+        dies_after_rename: The process that uses it does nothing after its first rename.
+        volatile: What another process knows too.
+    """
+
+    def __init__(
+        self, *, dies_after_rename: bool = False, volatile: dict[tuple[int, int], tuple[Path, bytes]] | None = None
+    ) -> None:
+        self.volatile: dict[tuple[int, int], tuple[Path, bytes]] = {} if volatile is None else volatile
+        self.dies_after_rename, self.is_dead = dies_after_rename, False
+        self.syncs = 0
+
+    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+        if self.is_dead and operation is not os.close:
+            raise OSError(errno.EIO, "the process is dead")
+        if operation is os.rename:
+            directory = options["dst_dir_fd"]
+            place = Path(f"/proc/self/fd/{directory}").resolve() / args[1]
+            status = os.fstat(directory)
+            if place.exists():
+                self.volatile.setdefault((status.st_dev, status.st_ino), (place, place.read_bytes()))
+        result = operation(*args, **options)
+        if operation is os.rename and self.dies_after_rename:
+            self.is_dead = True
+        if operation is os.fsync:
+            self.syncs += 1
+            status = os.fstat(args[0])
+            self.volatile.pop((status.st_dev, status.st_ino), None)
+        return result
+
+    def lose_power(self) -> None:
+        """Put back what the renames that are not on the medium have replaced."""
+        for place, before in self.volatile.values():
+            place.write_bytes(before)
+        self.volatile.clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+async def test_what_a_reader_has_seen_is_there_after_a_power_failure(tmp_path: Path):
+    medium = Medium()
+    keys = tmp_path / "keys"
+    reader = FileSecretProvider(keys, retry=ONCE, system=medium)
+    await reader.create("root", b"first")
+    dying = Medium(dies_after_rename=True, volatile=medium.volatile)
+    with pytest.raises(UnavailableError):
+        await FileSecretProvider(keys, retry=ONCE, system=dying).write("root", b"second", expected="1")
+    assert medium.volatile, "the writer died before it had synced the directory"
+    assert (await reader.read("root")).value.reveal() == b"second"
+    medium.lose_power()
+    assert (await reader.read("root")).value.reveal() == b"second"
+
+
+async def test_a_reader_syncs_the_directory_once_for_each_manifest(tmp_path: Path):
+    medium = Medium()
+    writer = FileSecretProvider(tmp_path / "keys")
+    await writer.create("root", b"first")
+    reader = FileSecretProvider(tmp_path / "keys", system=medium)
+    for _ in range(3):
+        await reader.read("root")
+    assert medium.syncs == 1
+    await writer.label("root", STABLE, "1", expected=None)
+    for _ in range(3):
+        await reader.read("root")
+    assert medium.syncs == 2
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EINVAL], ids=errno.errorcode.get)
+async def test_where_a_directory_cannot_be_synced_it_can_be_read(tmp_path: Path, code: int):
+    class NoSync(System):
+        def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+            if operation is os.fsync:
+                raise OSError(code, os.strerror(code))
+            return operation(*args, **options)
+
+    await FileSecretProvider(tmp_path / "keys").create("root", b"first")
+    reader = FileSecretProvider(tmp_path / "keys", system=NoSync())
+    assert (await reader.read("root")).value.reveal() == b"first"
+
+
+class Disk(System):
+    """A disk of a size that changes: writing takes room, removing a file gives it back."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+        if operation is os.write:
+            if len(args[1]) > self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.room -= len(args[1])
+        elif operation in (os.unlink, os.rename):
+            name = args[0] if operation is os.unlink else args[1]
+            folder = options["dir_fd" if operation is os.unlink else "dst_dir_fd"]
+            with contextlib.suppress(FileNotFoundError):
+                self.room += os.stat(name, dir_fd=folder).st_size
+        return operation(*args, **options)
+
+
+class Rotating:
+    """A store on such a disk, and what rotates in it without servers."""
+
+    def __init__(self, keys: Path, disk: Disk) -> None:
+        self.keys, self.disk, self.clock = keys, disk, FakeClock(SystemClock().now_ms())
+        self.provider = FileSecretProvider(keys, retry=ONCE, system=disk)
+
+    async def create(self) -> None:
+        lifetime = timedelta(days=400)
+        root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=self.clock.now_ms(), lifetime=lifetime)
+        await self.provider.create("root", encode_document(create(root, self.clock.now_ms())))
+        await self.provider.label("root", STABLE, "1", expected=None)
+
+    def rotator(self) -> Rotator:
+        policy = Policy(settle=timedelta(0), store_patience=timedelta(seconds=5))
+        return Rotator(self.provider, "root", [], policy=policy, clock=self.clock)
+
+    async def signs(self) -> str:
+        return decode_document((await self.provider.read("root", CURRENT)).value.reveal()).current.id
+
+    @property
+    def has_reserve(self) -> bool:
+        return (self.keys / "root" / RESERVE).exists()
+
+
+async def test_a_rotation_ends_though_the_disk_runs_full_after_it_was_prepared(tmp_path: Path):
+    disk = Disk(1_000_000)
+    it = Rotating(tmp_path / "keys", disk)
+    await it.create()
+    report = await it.rotator().rotate(to_phase=Phase.PREPARED)
+    assert report.outcome is Outcome.REACHED
+    assert it.has_reserve
+    disk.room = 0
+    assert (await it.rotator().resume()).outcome is Outcome.ROTATED
+    assert not it.has_reserve
+    assert await it.signs() == report.to_id
+
+
+async def test_without_room_for_its_writes_no_rotation_begins(tmp_path: Path):
+    disk = Disk(1_000_000)
+    it = Rotating(tmp_path / "keys", disk)
+    await it.create()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()}
+    disk.room = 60_000  # a document has room, the reserve has not
+    with pytest.raises(UnavailableError, match="no room for what a rotation writes") as caught:
+        await it.rotator().rotate()
+    assert "Nothing was begun. Free some space under" in str(caught.value.hint)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()} == before
+    disk.room = 1_000_000
+    assert (await it.rotator().rotate()).outcome is Outcome.ROTATED
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED])
+async def test_a_rotation_that_the_disk_stops_in_any_phase_says_so_and_can_be_resumed(tmp_path: Path, phase: Phase):
+    disk = Disk(1_000_000)
+    it = Rotating(tmp_path / "keys", disk)
+    await it.create()
+    report = await it.rotator().rotate(to_phase=phase)
+    (tmp_path / "keys/root" / RESERVE).unlink()
+    disk.room = 0
+    with pytest.raises(UnavailableError, match="No space left on device") as caught:
+        await it.rotator().resume()
+    assert f"in phase {phase.value}" in str(caught.value.hint)
+    assert "finish it with `goatherd rotate --resume`" in str(caught.value.hint)
+    assert "Free some space under" in str(caught.value.hint)
+    disk.room = 1_000_000
+    assert (await it.rotator().resume()).outcome is Outcome.ROTATED
+    assert await it.signs() == report.to_id
+
+
+async def test_the_reserve_goes_with_the_secret_and_is_made_once(tmp_path: Path):
+    provider = FileSecretProvider(tmp_path / "keys")
+    await provider.create("root", b"first")
+    await provider.reserve("root")
+    made = (tmp_path / "keys/root" / RESERVE).stat()
+    assert made.st_mode & 0o777 == 0o600
+    await provider.reserve("root")
+    assert (tmp_path / "keys/root" / RESERVE).stat().st_ino == made.st_ino
+    assert [version.id for version in await provider.versions("root")] == ["1"]
+    (tmp_path / "keys/root" / RESERVE).write_bytes(b"cut short")
+    await provider.reserve("root")
+    assert (tmp_path / "keys/root" / RESERVE).stat().st_size == made.st_size
+    await provider.delete("root")
+    assert not (tmp_path / "keys/root").exists()
