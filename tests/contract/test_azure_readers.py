@@ -25,11 +25,12 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from goatherd.providers.azure import AzureAddress, AzureSecretProvider, records
 from goatherd.providers.azure.rbac import DATA_ACTIONS
 from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, VersionId, VersionState
 from goatherd.providers.diagnosable import Verdict
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock, Trouble, _Version
+from tests.deadlines import HANG
 
 SPEED = 50.0
 ONCE = RetryPolicy(attempts=1)
@@ -401,6 +402,91 @@ async def test_a_writer_that_was_held_up_looks_at_the_pointer_once_more():
             await provider.write("goatdb-root", b"second", expected=first.id)
             assert len(vault.requests) == documented_requests()["write"] + 1
             assert vault.requests[-1] == "GET /secrets/goatdb-root-pointer/"
+
+
+async def test_a_copy_in_the_view_that_comes_after_the_destruction_is_listed_and_destroyed():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as slow, made(vault, clock=clock) as provider:
+            first = await slow.create("goatdb-root", b"first")
+            assert slow._vault is not None
+            put, is_held, go_on = slow._vault.put, asyncio.Event(), asyncio.Event()
+
+            async def held_up(call: Any, name: str, *rest: Any) -> Any:
+                if name == "goatdb-root" and not is_held.is_set():
+                    is_held.set()
+                    await go_on.wait()
+                return await put(call, name, *rest)
+
+            slow._vault.put = held_up  # type: ignore[method-assign]
+            writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))
+            await asyncio.wait_for(is_held.wait(), HANG)
+            second = (await provider.read("goatdb-root")).version.id
+            third = await provider.write("goatdb-root", b"third", expected=second)
+            await provider.destroy("goatdb-root", second)
+            go_on.set()
+            await writing
+
+            def in_the_view() -> set[str]:
+                return {one.value for one in vault._state.secrets["goatdb-root"].values() if one.enabled}
+
+            assert in_the_view() == {"first", "second", "third"}
+            listed = {one.id: (one.state.value, one.is_leftover) for one in await provider.versions("goatdb-root")}
+            assert listed[second] == ("enabled", True)
+            found = await provider.read("goatdb-root", second)
+            assert (found.value.reveal(), found.version.is_leftover) == (b"second", True)
+            await provider.destroy("goatdb-root", second)
+            assert in_the_view() == {"first", "third"}
+            states = {one.id: one.state.value for one in await provider.versions("goatdb-root")}
+            assert states == {third.id: "enabled", second: "disabled", first.id: "enabled"}
+
+
+async def test_a_copy_in_the_view_of_a_version_that_was_switched_off_by_hand_is_listed_once_it_has_no_label():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider:
+            first = await provider.create("goatdb-root", b"first")
+            second = await provider.write("goatdb-root", b"second", expected=first.id)
+            vault._state.secrets["goatdb-root-pointer"][first.id].enabled = False
+            listed = {one.id: (one.state.value, one.is_leftover) for one in await provider.versions("goatdb-root")}
+            assert listed == {second.id: ("enabled", False), first.id: ("enabled", True)}
+            assert (await provider.read("goatdb-root", first.id)).value.reveal() == b"first"
+            await provider.destroy("goatdb-root", first.id)
+            assert [one.value for one in vault._state.secrets["goatdb-root"].values() if one.enabled] == ["second"]
+            with pytest.raises(VersionDisabledError):
+                await provider.read("goatdb-root", first.id)
+            states = {one.id: one.state.value for one in await provider.versions("goatdb-root")}
+            assert states == {second.id: "enabled", first.id: "disabled"}
+
+
+async def test_values_that_the_pointer_has_forgotten_are_listed_and_all_of_them_can_be_destroyed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(records, "MAX_LISTED", 4)
+    monkeypatch.setattr(records, "HISTORY", 3)
+    monkeypatch.setattr(records, "MOST_LEFTOVERS", 2)
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        async with made(vault, clock=clock) as provider:
+            made_ids = [(await provider.create("goatdb-root", b"0")).id]
+            for number in range(1, 12):
+                written = await provider.write("goatdb-root", str(number).encode(), expected=made_ids[-1])
+                made_ids.append(written.id)
+            listed = await provider.versions("goatdb-root")
+            assert [one.id for one in listed] == made_ids[::-1]
+            assert [one.id for one in listed if one.is_leftover] == made_ids[:8][::-1]
+            for version in made_ids[:-1]:
+                await provider.destroy("goatdb-root", version)
+            enabled = [
+                one.value.rpartition("\n")[2]
+                for name in ("goatdb-root", "goatdb-root-pointer")
+                for one in vault._state.secrets[name].values()
+                if one.enabled and one.content_type != records.POINTER_TYPE
+            ]
+            assert enabled == ["11", "11"]
+            newest = list(vault.versions("goatdb-root-pointer").values())[-1]
+            assert len(records.decode_pointer(newest).versions) <= 4 + 2
+            assert (await provider.read("goatdb-root")).value.reveal() == b"11"
 
 
 # --- pointers that are switched off with the value that they brought ------------------------------------------------

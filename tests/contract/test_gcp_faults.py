@@ -378,6 +378,10 @@ async def test_what_a_dead_writer_left_is_disabled_and_what_stood_before_is_not(
         assert latest(fake, name) == b"alive"
         states = {v.id: v.state.value for v in await calm.versions(name)}
         assert states == {"1": "enabled", "2": "enabled", "3": "disabled", "4": "enabled"}
+        assert [v.id for v in await calm.versions(name) if v.is_leftover] == ["3"]
+        await calm.destroy(name, "3")
+        states = {v.id: (v.state.value, v.is_leftover) for v in await calm.versions(name)}
+        assert states["3"] == ("destroyed", False)
 
 
 async def test_a_cancelled_write_leaves_no_note_and_no_newer_version(fake: FakeSecretManager):

@@ -9,16 +9,24 @@ import re
 import secrets
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from goatherd.clock import SystemClock
 from goatherd.errors import ConflictError, ProviderConfigurationError, UnavailableError
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, SecretBytes, VersionId, VersionState
 from goatherd.providers.ledger import Ledger
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.policy import policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
+from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.holdings import find_holdings
+from goatherd.testing.herd import FakeClock
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
@@ -208,3 +216,34 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_destroyed(server
         ]
         third = await provider.write(name, b"third", expected=first.id)
         assert third.id == "3"
+
+
+async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_goatherds_own_is_destroyed(
+    server: BaoServer,
+):
+    """By hand, with `vault kv put`; damaged on the server; and deleted there, but not destroyed."""
+    name, clock = new_name(), FakeClock(SystemClock().now_ms())
+    root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms(), lifetime=timedelta(days=400))
+    document = create(root, clock.now_ms())
+    async with open_provider(server) as provider:
+        await provider.create(name, encode_document(document))
+        stored = server.ask("GET", f"secret/data/{name}?version=1")["data"]["data"]
+        for data in ({"password": "of another program"}, stored | {"sha256": "0" * 64}, stored):
+            server.ask("POST", f"secret/data/{name}", {"data": data})
+        server.ask("POST", f"secret/delete/{name}", {"versions": [4]})
+        held = await find_holdings(provider, name, document)
+        problems = {one.version.id: (one.problem, one.is_unknown_leftover) for one in held if one.version.is_leftover}
+        assert problems == {
+            "2": ("not written by Goatherd (provider.invalid_configuration)", False),
+            "3": ("damaged (provider.unavailable)", True),
+            "4": ("switched off; whoever may change the secret can switch it on again", True),
+        }
+        policy_of_test = Policy(settle=timedelta(0))
+        rotator = Rotator(provider, name, [], policy=policy_of_test, clock=clock)
+        await rotator.rotate()
+        clock.turn(policy_of_test.grace + timedelta(days=1))
+        report = await rotator.retire()
+        assert {"1", "3", "4"} <= set(report.destroyed)
+        assert server.ask("GET", f"secret/data/{name}?version=2")["data"]["data"] == {"password": "of another program"}
+        versions = server.ask("GET", f"secret/metadata/{name}")["data"]["versions"]
+        assert [number for number in ("1", "3", "4") if not versions[number]["destroyed"]] == []

@@ -62,8 +62,7 @@ class Whereabouts:
     def describe_due(self, now_ms: int) -> list[str]:
         """Return a line for each version that `goatherd retire` would destroy now: whose private keys it holds."""
         return [
-            f"version {one.version.id}, of {iso(one.version.created_ms)}: the private key of "
-            f"{', '.join(sorted(one.private_ids))}"
+            f"version {one.version.id}, of {iso(one.version.created_ms)}: {_describe_content(one)}"
             for one in self._old()
             if self._due_ms(one) <= now_ms
         ]
@@ -89,7 +88,11 @@ class Whereabouts:
 
     def _retired(self) -> list[Holding]:
         ours = {CURRENT, STABLE}
-        return [one for one in self.holdings if one.private_ids - self.signing and not ours & one.version.labels]
+        return [
+            one
+            for one in self.holdings
+            if (one.private_ids - self.signing or one.is_unknown_leftover) and not ours & one.version.labels
+        ]
 
     def _old(self) -> list[Holding]:
         return [one for one in self._retired() if not one.foreign_labels]
@@ -166,6 +169,11 @@ class Whereabouts:
         if self.is_complete:
             return f"the private key of {root} is in no version of this secret{record}"
         return f"the private key of {root} was not seen, but some versions could not be looked at{record}"
+
+
+def _describe_content(one: Holding) -> str:
+    keys = f"the private key of {', '.join(sorted(one.private_ids))}" if one.private_ids else str(one.problem)
+    return f"left over from an interrupted change; {keys}" if one.version.is_leftover else keys
 
 
 async def find_whereabouts(store: Store, document: IdentityDocument, grace: timedelta) -> Whereabouts:

@@ -98,7 +98,8 @@ class SecretVersion:
         created_ms: Milliseconds since 1970, by the store's clock.
         state: Whether its value can be read.
         is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
-            it, or one that says that it is destroyed. It can be read by its id and destroyed, and takes no label.
+            it, or one that says that it is destroyed. It can be read by its id, unless it was switched off, and
+            destroyed, and takes no label. It may be of a writer that is at work.
     """
 
     id: VersionId
@@ -500,6 +501,8 @@ class SecretProvider(ABC):
 
         A store that cannot, but removes in its own time what nothing points at, is left to do so; one that can only
         switch a version off does that. Look at `Guarantees.destroys` before telling anybody that the value is gone.
+        A leftover (`SecretVersion.is_leftover`) can be destroyed while its writer is about to put it on record: that
+        writer then writes its value again, or fails.
 
         Raises:
             ConflictError: A label points at it: move that first. Nothing was changed.

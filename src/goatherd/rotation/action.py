@@ -88,10 +88,12 @@ class Destroy:
 
     Attributes:
         is_best_effort: Whether the run goes on, and reports the version, where the store refuses.
+        is_leftover: Whether an interrupted change has left it, so that no record of the store names it.
     """
 
     version: str
     is_best_effort: bool = False
+    is_leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

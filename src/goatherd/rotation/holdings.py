@@ -2,6 +2,10 @@
 
 It reads every version's value, so it needs a rotator's rights. What it is not: it destroys nothing. Rules: a version
 that cannot be looked at is listed with the reason, never left away; results hold ids, no key.
+
+The store's list of versions holds what interrupted changes left too. A writer that is at work may be about to put such
+a value on record. It is safe to destroy it all the same, because each provider records the destruction before it
+destroys the value: the writer's own record then conflicts, and the writer writes its value again.
 """
 
 from __future__ import annotations
@@ -11,7 +15,14 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final
 
-from goatherd.errors import IdentityError, SecretNotFoundError, VersionDisabledError
+from goatherd.errors import (
+    IdentityError,
+    NewerKeyError,
+    ProviderConfigurationError,
+    SecretNotFoundError,
+    UnavailableError,
+    VersionDisabledError,
+)
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.silence import silent_since_ms
 from goatherd.identity.transitions import CANCELLED
@@ -41,6 +52,8 @@ class Holding:
         rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
         is_of_cancelled: Whether the document says that this rotation was cancelled.
         problem: Why its value could not be looked at.
+        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
+            destroy it. The grace period counts from when it was written, or from when signing moved last.
     """
 
     version: SecretVersion
@@ -49,6 +62,7 @@ class Holding:
     rotation_id: str | None = None
     is_of_cancelled: bool = False
     problem: str | None = None
+    is_unknown_leftover: bool = False
 
     @property
     def foreign_labels(self) -> tuple[str, ...]:
@@ -87,6 +101,8 @@ def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocu
     where one follows another within the grace period, its key would be kept without end. But the root had stopped
     signing when the first version was written that does not hold its key any more.
     """
+    if holding.is_unknown_leftover:
+        return holding
     times = [holding.version.created_ms]
     for key in holding.private_ids - {document.current.id}:
         silent_ms = silent_since_ms(document, key)
@@ -138,10 +154,17 @@ async def _look_into(
     provider: SecretProvider, secret_id: str, document: IdentityDocument, version: SecretVersion
 ) -> Holding | None:
     private: frozenset[str] = frozenset()
-    problem: str | None = None
     rotation_id: str | None = None
+    may_destroy = version.is_leftover and provider.guarantees.destroys
+    unknown = Holding(
+        version=version,
+        private_ids=private,
+        retired_ms=max(version.created_ms, document.rotated_at or 0) if may_destroy else version.created_ms,
+        problem=_SWITCHED_OFF,
+        is_unknown_leftover=may_destroy,
+    )
     if version.state is VersionState.DISABLED:
-        return Holding(version=version, private_ids=private, retired_ms=version.created_ms, problem=_SWITCHED_OFF)
+        return unknown
     try:
         found = await provider.read(secret_id, version.id)
         held = decode_document(found.value.reveal())
@@ -150,9 +173,20 @@ async def _look_into(
     except SecretNotFoundError:
         return None  # gone since it was listed
     except VersionDisabledError:
-        problem = _SWITCHED_OFF
+        return unknown
+    except NewerKeyError as error:
+        return replace(unknown, problem=f"not an identity of this version ({error.code})", is_unknown_leftover=False)
     except IdentityError as error:
-        problem = f"not an identity ({error.code})"
+        return replace(unknown, problem=f"not an identity ({error.code})")
+    except UnavailableError as error:
+        if error.retryable:
+            raise
+        return replace(unknown, problem=f"damaged ({error.code})")
+    except ProviderConfigurationError as error:
+        if not version.is_leftover:
+            raise
+        # What is not Goatherd's is not Goatherd's to destroy.
+        return replace(unknown, problem=f"not written by Goatherd ({error.code})", is_unknown_leftover=False)
     retired_ms = max([version.created_ms, *(silent_since_ms(document, key) for key in private - {document.current.id})])
     cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}
     return Holding(
@@ -161,7 +195,6 @@ async def _look_into(
         retired_ms=retired_ms,
         rotation_id=rotation_id,
         is_of_cancelled=rotation_id is not None and rotation_id in cancelled,
-        problem=problem,
     )
 
 

@@ -219,6 +219,8 @@ class VersionView:
         retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
         problem: Why its value could not be looked at; then nobody knows whose keys it holds.
         foreign_labels: Labels at it that are not Goatherd's own; while there is one, no store destroys the version.
+        is_leftover: Whether an interrupted change has left it, so that no record of the store names it.
+        is_unknown_leftover: Whether it is one whose keys cannot be known, and that the store can destroy.
     """
 
     version: str
@@ -228,6 +230,8 @@ class VersionView:
     rotation_id: str | None = None
     problem: str | None = None
     foreign_labels: tuple[str, ...] = ()
+    is_leftover: bool = False
+    is_unknown_leftover: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -691,17 +695,18 @@ def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
     kept: list[Kept] = []
     for version in observation.versions:
-        retired = version.private_ids - {store.current_id}
+        # Nothing needs what a killed writer left, and it may hold any key.
+        is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
         is_ours = version.version in (store.version, store.stable)
         is_unneeded = version.rotation_id in store.cancelled
-        if not retired or is_ours or (now_ms < version.retired_ms + _ms(policy.grace) and not is_unneeded):
+        if not is_retired or is_ours or (now_ms < version.retired_ms + _ms(policy.grace) and not is_unneeded):
             continue
         if version.foreign_labels:
             # The store would answer with a conflict each time; and the label is there for a reason that is not ours.
             kept.append(Kept(version=version.version, labels=version.foreign_labels))
             continue
         # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
-        return Destroy(version=version.version)
+        return Destroy(version=version.version, is_leftover=version.is_leftover)
     done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
     if any(version.problem is not None for version in observation.versions):
         # Whose keys are in there is not known, so nothing can be said to be gone.

@@ -613,7 +613,8 @@ class Revoker:
             await self._clock.sleep(self.policy.poll_max)
         if report.given_up or session_id in document.retired_ids:
             return document
-        if any(session_id in one.private_ids for one in await self._holdings(document)):
+        # Whose keys are in a version that could not be looked at is not known.
+        if any(session_id in one.private_ids or one.problem is not None for one in await self._holdings(document)):
             return document
 
         async def change(document: IdentityDocument) -> IdentityDocument | None:
@@ -632,7 +633,8 @@ class Revoker:
         report, kept, is_over = self._report, [], True
         for holding in await self._holdings(document):
             at = holding.version.id
-            if not holding.private_ids & document.revoked_ids or at in (current, *report.given_up, *report.destroyed):
+            may_hold_it = holding.private_ids & document.revoked_ids or holding.is_unknown_leftover
+            if not may_hold_it or at in (current, *report.given_up, *report.destroyed):
                 continue
             if holding.foreign_labels:
                 kept.append(Kept(version=at, labels=holding.foreign_labels))

@@ -686,6 +686,8 @@ class Rotator:
                 rotation_id=one.rotation_id,
                 problem=one.problem,
                 foreign_labels=one.foreign_labels,
+                is_leftover=one.version.is_leftover,
+                is_unknown_leftover=one.is_unknown_leftover,
             )
             for one in held
         ]

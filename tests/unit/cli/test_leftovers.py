@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -47,8 +49,51 @@ def test_it_is_not_copied(goatherd: Goatherd, secret: str, tmp_path: Path):
 
 def test_retire_destroys_it_when_its_key_is_due(goatherd: Goatherd, secret: str, tmp_path: Path):
     (tmp_path / "goatherd.toml").write_text('[rotation]\ngrace = "0s"\n')
-    retired = goatherd("retire", "--provider", secret, "--yes")
+    tried = goatherd("retire", "--provider", secret, "--dry-run")
+    assert re.search(
+        r"would destroy version 9, of [^:]+:\S+: left over from an interrupted change; the private key of", tried.out
+    )
+    retired = goatherd("retire", "--provider", secret, "--yes", "--audit-log", str(tmp_path / "audit"))
     assert retired.code == 0, retired.err
     assert not Path(secret.removeprefix("file://"), "9.value").exists()
     listed = goatherd("versions", "--provider", secret, "--json").json["versions"]
     assert not any(version["leftover"] for version in listed)
+    records = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    decided = [one["data"] for one in records if one.get("event") == "decided"]
+    assert [one["isLeftover"] for one in decided if one["action"] == "destroy" and one["version"] == "9"] == [True]
+
+
+def test_retire_destroys_one_that_is_no_identity_and_says_before_that_it_would(
+    goatherd: Goatherd, secret: str, tmp_path: Path
+):
+    (tmp_path / "goatherd.toml").write_text('[rotation]\ngrace = "0s"\n')
+    left = Path(secret.removeprefix("file://"), "9.value")
+    left.write_bytes(left.read_bytes()[:-40])
+    tried = goatherd("retire", "--provider", secret, "--dry-run")
+    assert "left over from an interrupted change; not an identity (identity.malformed)" in tried.out
+    retired = goatherd("retire", "--provider", secret, "--yes", "--json")
+    assert retired.code == 0, retired.err
+    assert "9" in retired.json["destroyed"]
+    assert not left.exists()
+    assert all(root["recordedDestroyed"] for root in retired.json["privateKeys"]["roots"] if not root["versions"])
+
+
+def test_revoke_destroys_it_without_waiting(goatherd: Goatherd, secret: str):
+    folder = Path(secret.removeprefix("file://"))
+    keys = goatherd("status", "--provider", secret, "--json").json["privateKeys"]["versions"]
+    (stolen,) = next(one for one in keys if one["id"] == "1")["privateKeysOf"]
+    revoked = goatherd(
+        "revoke",
+        stolen,
+        "--reason",
+        "x",
+        "--yes",
+        "--destroy",
+        "--unsafe-without-nodes",
+        "--provider",
+        secret,
+        "--json",
+    )
+    assert revoked.json["keysLeft"] == [], revoked.out
+    assert not (folder / "9.value").exists()
+    assert not (folder / "1.value").exists()

@@ -7,8 +7,26 @@ from datetime import timedelta
 
 import pytest
 
+from goatherd.errors import (
+    GoatherdError,
+    NewerKeyError,
+    ProviderConfigurationError,
+    ProviderError,
+    UnavailableError,
+    VersionDisabledError,
+)
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import CURRENT, Guarantees, Label, ReadConsistency, SecretBytes, VersionState
+from goatherd.providers.base import (
+    CURRENT,
+    Guarantees,
+    Label,
+    ReadConsistency,
+    SecretBytes,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase
 from goatherd.rotation.holdings import Holding, copies_left, find_holdings
@@ -100,6 +118,121 @@ async def test_a_version_that_is_no_identity_is_listed_and_left_alone(make_herd:
     assert report.destroyed
     odd = next(one for one in await holdings_of(herd) if one.version.id == "2")
     assert odd.problem == "not an identity (identity.malformed)"
+
+
+class WithALeftover(MemorySecretProvider):
+    """Lists a value that no record names, which gives out `left`, or fails with it."""
+
+    left: bytes | GoatherdError | None = None
+    state = VersionState.ENABLED
+    kept_as: Guarantees | None = None
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return self.kept_as or super().guarantees
+
+    def _leftover(self) -> SecretVersion:
+        return SecretVersion(id=VersionId("99"), created_ms=self.clock.now_ms(), state=self.state, is_leftover=True)
+
+    async def versions(self, secret_id: str) -> list[SecretVersion]:
+        found = await super().versions(secret_id)
+        return found if self.left is None else [replace(self._leftover(), created_ms=self.since_ms), *found]
+
+    async def read(self, secret_id, at=CURRENT, *, attempts=None):  # type: ignore[no-untyped-def]
+        if at != "99":
+            return await super().read(secret_id, at, attempts=attempts)
+        if isinstance(self.left, Exception):
+            raise self.left
+        assert self.left is not None
+        return SecretValue(version=self._leftover(), value=SecretBytes(self.left))
+
+    async def destroy(self, secret_id: str, version: str) -> None:
+        if version != "99":
+            await super().destroy(secret_id, version)
+        elif self.guarantees.destroys:
+            self.left = None
+
+    def leave(self, left: bytes | GoatherdError) -> None:
+        """Leave a value that holds this, now."""
+        self.left, self.since_ms = left, self.clock.now_ms()
+
+
+def failing(kind: type[ProviderError], *, retryable: bool = False) -> ProviderError:
+    error = kind("as the test wants it", provider="memory", secret_id="root", operation="read")
+    error.retryable = retryable
+    return error
+
+
+@pytest.mark.parametrize(
+    ("left", "state"),
+    [
+        (b'{"currentSession": {"id": "root-a", "privateKey": {"d": "MIGHT-BE-', VersionState.ENABLED),
+        (b"", VersionState.ENABLED),
+        (failing(UnavailableError), VersionState.ENABLED),
+        (failing(VersionDisabledError), VersionState.ENABLED),
+        (b"not read", VersionState.DISABLED),
+    ],
+    ids=["cut short", "empty", "damaged", "switched off since", "switched off"],
+)
+async def test_a_leftover_whose_keys_cannot_be_known_is_destroyed_after_the_grace_period(
+    make_herd: MakeHerd, left: bytes | ProviderError, state: VersionState
+) -> None:
+    """SECURITY: it may hold the retired key, and nobody would look at it again."""
+    clock = (await make_herd(clients=0)).clock
+    async with WithALeftover(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        await rotator_for(herd).rotate()
+        provider.state = state
+        provider.leave(left)
+        clock.turn(POLICY.grace - timedelta(minutes=1))
+        assert "99" not in (await rotator_for(herd).retire()).destroyed
+        assert (await document_of(herd)).retired_ids == frozenset()
+        clock.turn(timedelta(minutes=2))
+        assert "99" in (await rotator_for(herd).retire()).destroyed
+        assert (await document_of(herd)).retired_ids == {"root-a"}
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (failing(ProviderConfigurationError), "not written by Goatherd (provider.invalid_configuration)"),
+        (NewerKeyError("it holds an Ed25519 key"), "not an identity of this version (identity.newer_key)"),
+    ],
+    ids=["not ours", "a newer GoatDB's"],
+)
+async def test_a_leftover_of_another_program_is_listed_and_left_alone_and_no_key_is_recorded_as_gone(
+    make_herd: MakeHerd, left: GoatherdError, said: str
+) -> None:
+    clock = (await make_herd(clients=0)).clock
+    async with WithALeftover(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        await rotator_for(herd).rotate()
+        provider.leave(left)
+        clock.turn(POLICY.grace + timedelta(minutes=1))
+        assert "99" not in (await rotator_for(herd).retire()).destroyed
+        assert (await holdings_of(herd))[0].problem == said
+        assert (await document_of(herd)).retired_ids == frozenset()
+
+
+async def test_a_store_that_does_not_answer_is_not_taken_for_a_damaged_leftover(make_herd: MakeHerd) -> None:
+    clock = (await make_herd(clients=0)).clock
+    async with WithALeftover(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        provider.leave(failing(UnavailableError, retryable=True))
+        with pytest.raises(UnavailableError):
+            await holdings_of(herd)
+
+
+async def test_where_a_store_cannot_destroy_a_leftover_that_is_switched_off_stays_as_it_is(make_herd: MakeHerd) -> None:
+    clock = (await make_herd(clients=0)).clock
+    async with WithALeftover(clock=clock) as provider:
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        provider.kept_as = replace(provider.guarantees, destroys=False, disables=True)
+        provider.state = VersionState.DISABLED
+        provider.leave(b"not read")
+        clock.turn(POLICY.grace + timedelta(minutes=1))
+        report = await rotator_for(herd).retire()
+        assert "99" not in (*report.destroyed, *report.given_up)
 
 
 @pytest.mark.parametrize(

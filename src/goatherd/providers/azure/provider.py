@@ -12,6 +12,9 @@ with the label ``current``, for readers that know nothing of the pointer. Rules:
 - The view is written after the decision, and never shows what is not decided. Before a change, a writer makes sure
   that the view shows what counts; after it has written the view late, that nothing newer was decided meanwhile.
 - The newest pointer is read with one request. Only when it is one that was not seen yet are the proposals listed.
+- A copy in the view that a held-up writer makes after the value was destroyed can be read: `versions` lists that value
+  as enabled again, and `destroy` switches the copy off.
+- The pointer forgets old versions. The vault does not: `versions` shows what the vault alone lists as left over.
 - Each request costs time and counts against the vault's limits, so a change makes no request whose answer is known
   (docs/adr, "What a change in Azure costs").
 - Tags are for humans, with three exceptions. Where a pointer is switched off, together with a value that was destroyed,
@@ -270,26 +273,47 @@ class AzureSecretProvider(SecretProvider):
         if isinstance(at, VersionId) and (at not in pointer.versions or pointer.versions[at].disabled):
             return await self._read_leftover(call, vault, pointer, at)
         version = pointer.find(call, at)
-        return SecretValue(
-            version=pointer.describe(version), value=await self._read_back(call, vault, pointer, version, newest)
-        )
+        try:
+            value = await self._read_back(call, vault, pointer, version, newest)
+        except VersionDisabledError:
+            if version in pointer.labels.values():
+                raise
+            return await self._read_leftover(call, vault, pointer, version)  # off by hand, and its copy is not
+        return SecretValue(version=pointer.describe(version), value=value)
 
     async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
+        off: VersionDisabledError | None = None
+        found: Stored | None = None
         for name in names if is_version_id(version) else ():
-            found = await vault.get(call, name, version)
-            if found is None or not _holds_value(found.content_type) or _VERSION_TAG in found.tags:
-                continue
             try:
-                value = decode_leftover(_stored_value(found), text=_is_text(found.content_type))
-            except DamagedRecordError as error:
-                raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
-            return SecretValue(
-                version=SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True), value=value
-            )
-        pointer.find(call, version)
-        raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+                stored = await vault.get(call, name, version)
+            except VersionDisabledError as error:
+                off = error
+                continue
+            if stored is not None and _holds_value(stored.content_type) and _VERSION_TAG not in stored.tags:
+                found = stored
+                break
+        else:
+            if off is not None:
+                found = await self._read_copy(call, vault, version)
+        if found is None:
+            pointer.find(call, version)
+            raise off or call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+        try:
+            value = decode_leftover(_stored_value(found), text=_is_text(found.content_type))
+        except DamagedRecordError as error:
+            text = f"the value of version {version} is damaged: {error}"
+            raise call.error(UnavailableError, text, final=True) from None
+        described = SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True)
+        return SecretValue(version=described, value=value)
+
+    async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> Stored | None:
+        """Return a copy in the view of a version that is switched off; None where there is none."""
+        copies = (await vault.listing(call, call.secret_id)).items.values()
+        at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
+        return None if at is None else await vault.get(call, call.secret_id, at)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         vault = self._opened(call)
@@ -338,11 +362,17 @@ class AzureSecretProvider(SecretProvider):
                 known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000, is_leftover=True)
                 numbered.append((int(number) if number.isdecimal() and len(number) < 10 else 0, known))
         numbered.sort(key=lambda each: (each[0], each[1].created_ms), reverse=True)
-        # The vault's own word counts: a value whose destruction was interrupted can still be read.
+        # The vault's own word counts: a value whose destruction was interrupted can still be read. So can one that a
+        # writer copied into the view after it was destroyed.
+        copied = set[str]()
+        with contextlib.suppress(ProviderAccessDeniedError):  # of earlier builds, a server may not list the view
+            view = (await vault.listing(call, call.secret_id)).items.values()
+            copied = {item.tags.get(_VERSION_TAG, "") for item in view if item.enabled}
         seen = []
         for _, known in numbered:
-            if known.id in items and items[known.id].enabled:
-                is_leftover = known.is_leftover or known.state is VersionState.DISABLED
+            is_on = known.id in items and items[known.id].enabled
+            if is_on or (known.id in items and known.id in copied and not known.labels):
+                is_leftover = known.is_leftover or known.state is VersionState.DISABLED or not is_on
                 known = replace(known, state=VersionState.ENABLED, is_leftover=is_leftover)
             elif known.id in items:
                 known = replace(known, state=VersionState.DISABLED)

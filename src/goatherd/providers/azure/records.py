@@ -55,9 +55,15 @@ MAX_VALUE: Final = MAX_STORED // 4 * 3
 """What of it is left for bytes that are no text, in base64."""
 MAX_LISTED: Final = 64
 HISTORY: Final = 40
+MOST_LEFTOVERS: Final = 16
+"""So many values that no pointer had named stay in the pointer once they are switched off: longer than any writer that
+could still name one works, since each takes a change of three seconds."""
 
 ITSELF: Final = VersionId("itself")
 """In a pointer that brings a value with it: the version of that value."""
+
+_AFTER_LEFTOVERS: Final = 1 << 40
+"""Greater than any epoch."""
 
 NUMBER_TAG: Final = "goatherd-number"
 REQUEST_TAG: Final = "goatherd-request"
@@ -91,7 +97,8 @@ class Entry:
     """What the pointer knows of one version of the value.
 
     Attributes:
-        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give.
+        number: 1, 2, 3…: the order of the versions, which Key Vault's ids and whole seconds do not give. Negative for
+            a value that no pointer had named, in the order in which these were switched off.
         created: Seconds since 1970, by Key Vault's clock.
         request: The `goatherd.providers.base.Call.request` that wrote it.
         digest: SHA-256 of the value in hex.
@@ -236,10 +243,14 @@ class Pointer:
     def with_leftover(self, version: VersionId, *, created: int, text: bool, home: Home) -> Pointer:
         """Return it with a value that no pointer has named, so that it can be switched off and no writer can name it.
 
-        It gets the number 0, so that it counts as the oldest.
+        Of earlier ones that are switched off, only the last few stay, so that any number of them can be destroyed.
         """
-        entry = Entry(number=0, created=created, request="", digest="", text=text, home=home)
-        return replace(self, versions=MappingProxyType({**self.versions, version: entry}))
+        number = self.epoch - _AFTER_LEFTOVERS
+        entry = Entry(number=number, created=created, request="", digest="", text=text, home=home)
+        past = [one for one in self._in_order() if self.versions[one].number < 0 and self.versions[one].disabled]
+        dropped = {*past[MOST_LEFTOVERS - 1 :]} - set(self.labels.values())
+        kept = {one: known for one, known in self.versions.items() if one not in dropped}
+        return replace(self, versions=MappingProxyType({**kept, version: entry}))
 
     def named(self, version: VersionId, created: int) -> Pointer:
         """Return it with the version that brought it in place of `ITSELF`."""

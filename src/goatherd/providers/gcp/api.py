@@ -79,9 +79,20 @@ class Version:
     state: VersionState
     doomed: bool
 
-    def described(self, labels: frozenset[Label]) -> SecretVersion:
-        """Return what a caller is told."""
-        return SecretVersion(id=VersionId(self.number), labels=labels, created_ms=self.created_ms, state=self.state)
+    def described(self, labels: frozenset[Label], *, is_left: bool = False) -> SecretVersion:
+        """Return what a caller is told.
+
+        Args:
+            labels: The labels that point at it.
+            is_left: Whether it was noted as left by a writer that had died.
+        """
+        return SecretVersion(
+            id=VersionId(self.number),
+            labels=labels,
+            created_ms=self.created_ms,
+            state=self.state,
+            is_leftover=is_left and not labels and not self.doomed,
+        )
 
 
 class SecretManagerAPI:

@@ -1,4 +1,5 @@
-"""What Goatherd keeps in a secret's annotations: who is about to add or destroy a version, and which calls are done.
+"""What Goatherd keeps in a secret's annotations: who is about to add or destroy a version, which calls are done, and
+which versions were switched off because their writer had died.
 
 Annotations exist "to allow client tools to store their own state information" (type `Secret` of the API) and change
 under the same etag as the aliases, so that a label's move and the note of it are one step. Pure: maps in, maps out.
@@ -12,17 +13,20 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 ANNOUNCED: Final = "goatherd-announced"
 DONE: Final = "goatherd-done"
+LEFT: Final = "goatherd-left"
 REMEMBERED: Final = 8
+MOST_LEFT: Final = 64
 
 _ANNOUNCEMENT = re.compile(
     r"(?P<purpose>add|destroy) (?P<request>[0-9a-f]{16}) (?P<nonce>[0-9a-f]{16}) (?P<base>[0-9]{1,18})"
 )
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _ENTRY = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
 
 
@@ -89,3 +93,14 @@ def written_by(annotations: Mapping[str, str], request: str) -> int | None:
 def newest_known(annotations: Mapping[str, str], aliases: Mapping[str, int]) -> int:
     """Return the highest number of a version that a label points at or that Goatherd has written, or 0."""
     return max([0, *aliases.values(), *(int(number) for number, _ in _ENTRY.findall(annotations.get(DONE, "")))])
+
+
+def left(annotations: Mapping[str, str]) -> frozenset[int]:
+    """Return the versions that were switched off because their writer had died."""
+    return frozenset(int(number) for number in annotations.get(LEFT, "").split() if _NUMBER.fullmatch(number))
+
+
+def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
+    """Return the annotations with these versions among `left`; of more than `MOST_LEFT`, the newest."""
+    noted = sorted(left(annotations).union(numbers))[-MOST_LEFT:]
+    return {**annotations, LEFT: " ".join(map(str, noted))}

@@ -11,7 +11,8 @@ How a version is written:
 The alias decides every race by itself; the note is for those who read ``latest``, which is the newest version whatever
 its state, so that a loser's version would be what they get, or once it is destroyed an error. With the note, nobody
 adds a version while another does, so a loser has added none. A note that stands unchanged for `LEASE` belongs to
-somebody who is gone; what he added is disabled, not destroyed, by whoever comes next.
+somebody who is gone; what he added is disabled, not destroyed, by whoever comes next, and noted as left over, so that
+`retire` destroys it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Self, TypeVar
@@ -202,15 +203,18 @@ class GCPSecretProvider(SecretProvider):
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if isinstance(at, Label):
             number, value = await self._by_label(call, at)
-            labels = frozenset({at})
+            labels, is_left = frozenset({at}), False
         else:
             wanted = parse_number(at)
             if wanted is None:
                 raise not_there(call, at)
             number, value = await self._api.access(call, wanted)
-            labels = await self._labels(call, number)
+            labels, is_left = await self._labels(call, number)
         version = SecretVersion(
-            id=VersionId(number), labels=labels, created_ms=await self._created_ms(call, number, value)
+            id=VersionId(number),
+            labels=labels,
+            created_ms=await self._created_ms(call, number, value),
+            is_leftover=is_left and not labels,
         )
         return SecretValue(version=version, value=value)
 
@@ -220,7 +224,11 @@ class GCPSecretProvider(SecretProvider):
         for number in sorted(set(secret.aliases.values()) - set(listed)):  # the list lags
             with contextlib.suppress(SecretNotFoundError):
                 listed[number] = await self._api.get_version(call, number)
-        return [listed[number].described(secret.labels(number)) for number in sorted(listed, reverse=True)]
+        left = journal.left(secret.annotations)
+        return [
+            listed[number].described(secret.labels(number), is_left=number in left)
+            for number in sorted(listed, reverse=True)
+        ]
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
         aliases = (await self._api.get_secret(call)).aliases
@@ -239,11 +247,13 @@ class GCPSecretProvider(SecretProvider):
                 raise call.error(SecretNotFoundError, f"no version holds the label {label!r}") from missing
         return await self._api.access(call, number)
 
-    async def _labels(self, call: Call, number: int) -> frozenset[Label]:
+    async def _labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
+        """Return the labels at a version, and whether it was noted as left by a writer that had died."""
         try:
-            return (await self._api.get_secret(call)).labels(number)
+            secret = await self._api.get_secret(call)
         except ProviderAccessDeniedError:  # a server may read values and nothing else
-            return frozenset()
+            return frozenset(), False
+        return secret.labels(number), number in journal.left(secret.annotations)
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
         """Return when a version was made: asked for once, since metadata has a small quota; 0 where that is denied."""
@@ -391,6 +401,9 @@ class GCPSecretProvider(SecretProvider):
             if other is not None and other.request != journal.short(call.request):
                 # We were too slow, and are taken for gone. Whoever goes on disables our version; let him win.
                 raise call.error(ConflictError, "another writer took over, because this one took too long")
+            # After the secret: whoever switches the version off or destroys it as a leftover changes the etag first.
+            if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
+                raise call.error(UnavailableError, f"version {number} was taken for left over before its label moved")
 
     async def _find(self, call: Call, value: SecretBytes, base: int) -> int | None:
         """Return a version above `base` that holds `value`. By number, which alone is strongly consistent."""
@@ -511,15 +524,33 @@ class GCPSecretProvider(SecretProvider):
     async def _sweep(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
         """Destroy what an earlier attempt of ours has added too; disable what somebody who is gone has left."""
         base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
+        abandoned = []
         for version in await self._api.list_versions(call, after=base):
             if version.number == work.number or version.state is not VersionState.ENABLED:
                 continue
             if secret.labels(version.number):
                 continue
             if work.abandoned_base is not None and version.number < (work.number or 0):
-                await self._api.disable_version(call, version.number)
+                abandoned.append(version.number)
             elif work.resumed and (await self._api.access(call, version.number))[1] == value:
                 await self._api.destroy_version(call, version.number)
+        if abandoned:
+            await self._note_left(call, abandoned)
+        for number in abandoned:
+            await self._api.disable_version(call, number)
+
+    async def _note_left(self, call: Call, numbers: Collection[int]) -> None:
+        """Note versions as left, so that `versions` shows them as that when they are switched off."""
+        pause = _Pause()
+        while True:
+            secret = await self._api.get_secret(call)
+            noted = journal.with_left(secret.annotations, numbers)
+            try:
+                await self._api.update_secret(call, secret, annotations=noted)
+            except EtagMovedError:
+                await pause()
+            else:
+                return
 
     async def _briefly(self, clearing: Coroutine[object, object, object]) -> None:
         """Clear up for a second at most, even while being cancelled. What fails here is left to the next writer."""

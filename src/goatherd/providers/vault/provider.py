@@ -299,7 +299,14 @@ class VaultSecretProvider(SecretProvider):
         found = await client.read(call.secret_id, number)
         if isinstance(found, Found):
             version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
-            return SecretValue(version=version, value=_decoded(call, number, found).value)
+            try:
+                return SecretValue(version=version, value=decode_value(found.data).value)
+            except ForeignRecordError as error:
+                place = f"version {number} of {self.address.mount}/{call.secret_id}"
+                raise call.error(ProviderConfigurationError, f"{place} is not Goatherd's: {error}") from None
+            except DamagedRecordError as error:
+                text = f"the value of version {number} is damaged: {error}"
+                raise call.error(UnavailableError, text, final=True) from None
         if found is None and number not in ledger.entries:
             raise call.error(SecretNotFoundError, f"there is no version {number}")
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
