@@ -15,14 +15,19 @@ from pathlib import Path
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.errors import ConflictError, ProviderConfigurationError, UnavailableError
+from goatherd.errors import (
+    ConflictError,
+    ProviderConfigurationError,
+    SecretNotFoundError,
+    UnavailableError,
+)
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, SecretBytes, VersionId, VersionState
 from goatherd.providers.ledger import Ledger
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.providers.vault.policy import policy
+from goatherd.providers.vault.policy import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.holdings import find_holdings
@@ -247,3 +252,34 @@ async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_g
         assert server.ask("GET", f"secret/data/{name}?version=2")["data"]["data"] == {"password": "of another program"}
         versions = server.ask("GET", f"secret/metadata/{name}")["data"]["versions"]
         assert [number for number in ("1", "3", "4") if not versions[number]["destroyed"]] == []
+
+
+async def test_a_value_that_only_an_older_pointer_has_is_listed_read_and_destroyed(server: BaoServer):
+    """The mount keeps more versions of the pointer than Goatherd lets the server keep of the values."""
+    name = new_name()
+    async with open_provider(server) as provider:
+        holder = await provider.create(name, b"first")
+        server.ask("POST", f"secret/metadata/{name}-pointer", {"max_versions": 200})
+        for number in range(2, MAX_VERSIONS + 3):
+            holder = await provider.write(name, f"value {number}".encode(), expected=holder.id)
+        kept = server.ask("GET", f"secret/metadata/{name}")["data"]["versions"]
+        assert min(map(int, kept)) == 3, "the server has dropped the first two"
+
+        def held() -> set[str]:
+            known = server.ask("GET", f"secret/metadata/{name}-pointer")["data"]["versions"]
+            alive = [number for number, one in known.items() if not one["destroyed"]]
+            asked = [server.ask("GET", f"secret/data/{name}-pointer?version={number}") for number in alive]
+            return {str(one["data"]["data"]["identity"]) for one in asked}
+
+        assert "first" in held()
+        listed = await provider.versions(name)
+        assert [one.id for one in listed if one.is_leftover] == ["2", "1"]
+        assert [one.id for one in listed][-3:] == ["3", "2", "1"]
+        found = await provider.read(name, VersionId("1"))
+        assert (found.value.reveal(), found.version.is_leftover) == (b"first", True)
+        async with open_provider(server, server.token(policy("admin", f"secret/{name}"))) as admin:
+            await admin.destroy(name, "1")
+        assert held() == {f"value {MAX_VERSIONS + 2}"}
+        assert [one.id for one in await provider.versions(name) if one.is_leftover] == []
+        with pytest.raises(SecretNotFoundError):
+            await provider.read(name, VersionId("1"))

@@ -9,7 +9,8 @@ value; it is replaced as a whole with check-and-set. Rules:
   a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it from
   the server's own metadata, `destroy` removes it, and the next writes push it out.
 - Older versions of the pointer hold values that were current. So destroying a value destroys those first, and the value
-  itself last: as long as the server has it, `versions` lists it.
+  itself last: as long as the server has it, `versions` lists it. It lists one too that the server has dropped from the
+  entry of values, but not from the other, because it keeps more versions of that.
 - Values too are written with check-and-set, against the version that was looked at, so that "is there room, or would
   the server drop a version that a label needs?" is decided with the write and not before it.
 - Nothing is portable in custom metadata (Vault writes it without compare-and-swap), so none is used.
@@ -56,7 +57,7 @@ from goatherd.providers.diagnosable import Finding, Verdict, rights
 from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.problem import StoreProblem
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
-from goatherd.providers.vault.client import Found, Gone, VaultClient
+from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
 from goatherd.providers.vault.policy import MAX_VERSIONS, POINTER_SUFFIX
 from goatherd.providers.vault.records import (
     StoredPointer,
@@ -75,6 +76,9 @@ HISTORY: Final = 24
 """Of the versions that are kept at least, as many may be values of writers who lost a race, one a round of two."""
 
 _LOOK_BACK: Final = 8
+_OLD_POINTERS: Final = 16
+"""So many are read to find values that the server has dropped; more than ten are there only where a mount says so. The
+oldest are, and once one of these values is destroyed, all of them are."""
 _LONGEST_PAUSE: Final = 0.02
 _RANDOM = secrets.SystemRandom()
 
@@ -308,7 +312,11 @@ class VaultSecretProvider(SecretProvider):
                 text = f"the value of version {number} is damaged: {error}"
                 raise call.error(UnavailableError, text, final=True) from None
         if found is None and number not in ledger.entries:
-            raise call.error(SecretNotFoundError, f"there is no version {number}")
+            copies = await self._find_copies(client, call.secret_id)
+            if number not in copies:
+                raise call.error(SecretNotFoundError, f"there is no version {number}")
+            version, value = copies[number]
+            return SecretValue(version=version, value=value)
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
 
     async def _read_value(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretBytes:
@@ -402,13 +410,54 @@ class VaultSecretProvider(SecretProvider):
             for number, state in known.states.items()
             if number not in entries and state is not VersionState.DESTROYED
         ]
+        seen += [version for version, _ in (await self._find_copies(client, call.secret_id, known)).values()]
         return sorted(seen, key=lambda version: int(version.id), reverse=True)
+
+    async def _find_copies(
+        self, client: VaultClient, path: str, known: Metadata | None = None
+    ) -> dict[int, tuple[SecretVersion, SecretBytes]]:
+        """Return the values that the server has dropped, but still has in an older version of the pointer.
+
+        Args:
+            client: The client.
+            path: The secret.
+            known: The metadata of the entry of values, where the caller has it.
+        """
+        copies: dict[int, tuple[SecretVersion, SecretBytes]] = {}
+        try:
+            known = known or await client.metadata(path)
+            if min(known.states, default=1) == 1:
+                return {}  # the server has dropped none
+            pointers = await client.metadata(path + POINTER_SUFFIX)
+        except StoreProblem as problem:
+            if problem.kind is not ProviderAccessDeniedError:
+                raise
+            return {}  # who may not see that may not destroy it either
+        older = (n for n, state in pointers.states.items() if n < pointers.current and state is VersionState.ENABLED)
+        for version in sorted(older)[:_OLD_POINTERS]:
+            found = await client.read(path + POINTER_SUFFIX, version)
+            if not isinstance(found, Found):
+                continue
+            try:
+                stored = decode_pointer(found.data)
+            except (ForeignRecordError, DamagedRecordError):
+                continue
+            number = stored.ledger.labels.get(CURRENT)
+            if number is not None and stored.current is not None and number not in known.states:
+                created_ms = stored.ledger.entries[number].created_ms
+                left = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
+                copies[number] = (left, stored.current)
+        return copies
 
     async def _destroying(self, call: Call, client: VaultClient, version: VersionId) -> None:
         path, asked = call.secret_id, False
         while True:
             pointer = await self._existing(call, client)
-            gone = (await self._with_leftover(client, path, pointer.ledger, version)).destroyed(call, version)
+            ledger = await self._with_leftover(client, path, pointer.ledger, version)
+            is_copy = parse_number(version) not in ledger.entries and parse_number(version) in await self._find_copies(
+                client, path
+            )
+            gone = ledger if is_copy else ledger.destroyed(call, version)
             # The list first, so that no label can move there meanwhile; hence the right to do the other steps is
             # looked at before the first.
             if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
@@ -423,7 +472,8 @@ class VaultSecretProvider(SecretProvider):
                 newest = await self._replaced(call, client, pointer, gone)
             if newest is not None:
                 await self._destroy_older_versions(client, path + POINTER_SUFFIX, newest)
-                await client.destroy(path, int(version))
+                if not is_copy:
+                    await client.destroy(path, int(version))
                 return
             await _pause()
 
