@@ -24,10 +24,19 @@ from urllib.parse import quote
 import orjson
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import DecodeError, NodeRefusedError, NodeUnreachableError
+from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
+from goatherd.server_answers import (
+    HeldCommit,
+    ServerIdentity,
+    make_printable,
+    read_entries,
+    read_refresh,
+    read_sync_reply,
+    read_texts,
+)
 from goatherd.server_url import parse_server_url
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.encoding import parse_json, to_json_bytes
@@ -52,8 +61,6 @@ _PULL_ERROR_RATE: Final = 1e-6
 
 INSTANCE_HEADER: Final = "x-goatherd-instance"
 """By this header, answers to ``/batch-sync`` say which server process gave them."""
-_LONGEST_TEXT: Final = 200
-_LAST_TIME: Final = 253_402_300_799_999  # the end of the year 9999
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HINTS: Final = {
     403: "The server does not trust the session that signed, or its clock differs.",
@@ -80,35 +87,6 @@ class NewSession:
     owned: OwnedSession
     roots: tuple[Session, ...]
     leaked: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldCommit:
-    """What a server says of a commit that it holds; unverified.
-
-    Attributes:
-        digest: Its digest, hexadecimal.
-        path: The repository.
-        key: The item; in ``/sys/sessions`` the id of the session that it introduces.
-        ts: Its time by its author's word, in milliseconds since 1970; None where that is no time.
-    """
-
-    digest: str
-    path: str
-    key: str
-    ts: int | None
-
-    @classmethod
-    def from_json(cls, found: Any) -> HeldCommit | None:
-        """Return what was said in one entry of an answer, printable and short; None where it makes no sense."""
-        if not isinstance(found, dict):
-            return None
-        digest, path, key, ts = (found.get(name) for name in ("digest", "path", "key", "ts"))
-        if not (isinstance(digest, str) and isinstance(path, str) and isinstance(key, str)):
-            return None
-        if not isinstance(ts, int | float) or isinstance(ts, bool) or not 0 <= ts <= _LAST_TIME:
-            ts = None
-        return cls(digest, _printable(path), _printable(key), None if ts is None else int(ts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +185,11 @@ class NodeClient:
         try:
             if not isinstance(answer, dict):
                 raise DecodeError("not an object")
-            session = Session.from_json(answer["session"])
-            roots = tuple(Session.from_json(root) for root in answer["roots"])
-            leaked = tuple(root["id"] for root in answer["roots"] if "privateKey" in root)
-        except (DecodeError, KeyError, TypeError) as error:
+            session = Session.from_json(answer.get("session") or {})
+            raw = read_entries(answer, "roots")
+            roots = tuple(Session.from_json(root) for root in raw)
+            leaked = tuple(make_printable(root["id"]) for root in raw if "privateKey" in root)
+        except DecodeError as error:
             raise self._nonsense("POST", url, f"not a session: {error}") from None
         if session.public_key != draft.session.public_key:
             raise self._nonsense("POST", url, "a session for another key")
@@ -240,9 +219,12 @@ class NodeClient:
             raise self._nonsense("POST", "/batch-sync", "not as many replies as requests")
         replies: list[Message] = []
         for (path, _), reply in zip(requests, answer, strict=True):
-            if not isinstance(reply, dict) or reply.get("path") != path or not isinstance(reply.get("res"), dict):
+            if not isinstance(reply, dict) or reply.get("path") != path:
                 raise self._nonsense("POST", "/batch-sync", f"no reply for {path}")
-            replies.append(reply["res"])
+            try:
+                replies.append(read_sync_reply(reply.get("res")))
+            except DecodeError as error:
+                raise self._nonsense("POST", "/batch-sync", f"no reply for {path}: {error}") from None
         return replies
 
     async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
@@ -268,7 +250,7 @@ class NodeClient:
             NodeRefusedError: Neither 200 nor 403.
         """
         response = await self._send("POST", "/batch-sync", content=b"[]", headers={"x-goat-sig": signature})
-        if response.status_code == 403:
+        if response.status_code in (403, MISDIRECTED):
             return False
         self._check("POST", "/batch-sync", response)
         return True
@@ -320,10 +302,7 @@ class NodeClient:
             held = {*known, *commits}
             message = {"ver": VERSION, "f": _filter_of(held), "s": len(held), "c": [], "ad": []}
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
-            sent = reply.get("c", [])
-            if not isinstance(sent, list):
-                raise self._nonsense("POST", "/batch-sync", "commits are not a list")
-            fresh = {c["id"]: c for c in sent if isinstance(c, dict) and isinstance(c.get("id"), str)}
+            fresh = {c["id"]: c for c in reply.get("c") or () if isinstance(c.get("id"), str)}
             before = len(commits)
             # One whose id is known may be sent all the same: the filter's rate of error.
             commits.update({commit_id: commit for commit_id, commit in fresh.items() if commit_id not in known})
@@ -334,10 +313,8 @@ class NodeClient:
 
     # --- Goatherd's own ---------------------------------------------------------------------------------------------
 
-    async def identity(self) -> dict[str, Any] | None:
+    async def identity(self) -> ServerIdentity | None:
         """Return ``GET /goatherd/v1/identity``: ids only, unsigned. None where neither server nor agent has it.
-
-        With a member ``agent``, it is the answer of an agent for an unmodified server (`is_agent_answer`).
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
@@ -351,10 +328,13 @@ class NodeClient:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             return None  # COMPAT: GoatDB with static assets answers any GET with its index page
-        is_ours = isinstance(answer, dict) and (isinstance(answer.get("signer"), str) or is_agent_answer(answer))
-        if is_ours:
-            self._learn_instance(answer.get("instance"))
-        return answer if is_ours else None
+        try:
+            identity = ServerIdentity.from_json(answer)
+        except DecodeError as error:
+            raise self._nonsense("GET", path, f"an invalid {error}") from None
+        if identity is not None:
+            self._learn_instance(identity.instance)
+        return identity
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
         """Tell the server to look at its settings now (``POST /goatherd/v1/refresh``); `signer` must be a root there.
@@ -371,9 +351,10 @@ class NodeClient:
             return None
         self._check("POST", path, response)
         answer = self._parse("POST", path, response)
-        if not isinstance(answer, dict):
-            raise self._nonsense("POST", path, "not an object")
-        return answer
+        try:
+            return read_refresh(answer)
+        except DecodeError as error:
+            raise self._nonsense("POST", path, str(error)) from None
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
@@ -408,10 +389,10 @@ class NodeClient:
         response = await self._send_signed(url, body, signer, now_ms)
         self._check("POST", url, response)
         answer = self._parse("POST", url, response)
-        found = answer.get("commits") if isinstance(answer, dict) else None
-        if not isinstance(found, list):
-            raise self._nonsense("POST", url, "no list of commits")
-        by_digest = {commit.digest: commit for one in found if (commit := HeldCommit.from_json(one)) is not None}
+        try:
+            by_digest = {one.digest: one for one in map(HeldCommit.from_json, read_entries(answer, "commits"))}
+        except DecodeError as error:
+            raise self._nonsense("POST", url, str(error)) from None
         return [by_digest[digest] for digest in digests if digest in by_digest]
 
     async def lacking(
@@ -427,10 +408,10 @@ class NodeClient:
         response = await self._send_signed(url, body, signer, now_ms)
         self._check("POST", url, response)
         answer = self._parse("POST", url, response)
-        found = answer.get("lacking") if isinstance(answer, dict) else None
-        if not isinstance(found, list):
-            raise self._nonsense("POST", url, "not a list of what it lacks")
-        return [str(commit_id) for commit_id in found]
+        try:
+            return read_texts(answer, "lacking")
+        except DecodeError as error:
+            raise self._nonsense("POST", url, str(error)) from None
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
         """Hand over the list of what the cluster held of a revoked root; `signer` is a root there.
@@ -580,15 +561,10 @@ class NodeClient:
             hint = _HINTS.get(status)
             raise NodeRefusedError(f"{method} {self.base_url}{path}: status {status}", status=status, hint=hint)
 
-    def _nonsense(self, method: str, path: str, what: str) -> NodeRefusedError:
-        return NodeRefusedError(
+    def _nonsense(self, method: str, path: str, what: str) -> InvalidAnswerError:
+        return InvalidAnswerError(
             f"{method} {self.base_url}{path}: answered 200 with {what}", status=200, hint="Is this a GoatDB server?"
         )
-
-
-def is_agent_answer(identity: Mapping[str, Any]) -> bool:
-    """Return whether an answer of `NodeClient.identity` is an agent's, for the unmodified server that it runs."""
-    return isinstance(identity.get("agent"), dict)
 
 
 def _connection_problem(error: Exception) -> str:
@@ -611,7 +587,3 @@ def _filter_of(commits: Collection[str]) -> Any:
     for commit_id in commits:
         bloom.add(commit_id)
     return {"__t": "E", "__v": bloom.to_json()}
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST_TEXT])

@@ -390,6 +390,12 @@ class NodeRefusedError(NodeError):
         self.status = status
 
 
+class InvalidAnswerError(NodeRefusedError):
+    """The server answered with something that no GoatDB or Goatherd server answers. Nothing of it was used."""
+
+    code = "node.invalid_answer"
+
+
 class StorageError(GoatherdError):
     """A data directory or commit log cannot be used as it is."""
 

@@ -216,6 +216,21 @@ def event_text(event: Event, **fields: object) -> str:
     return " ".join(parts)
 
 
+# Controls (C0 without tab and line feed, DEL, C1) command a terminal; the others reorder what it shows.
+_COMMANDS_TERMINAL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
+
+def make_visible(text: str) -> str:
+    """Return `text` without what commands a terminal: each is written as an escape, such as ``\\u001b``.
+
+    The escapes are those of JSON, so JSON stays the same JSON.
+
+    SECURITY: the last line of defence for texts of servers and stores (tests/unit/cli/test_output.py,
+    tests/unit/rotation/test_audit.py).
+    """
+    return _COMMANDS_TERMINAL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 # A P-384 scalar is 64 characters of base64url, 96 of hex or up to 116 digits; a GoatDB signature is far longer.
 # Exactly 64 hexadecimal digits are a SHA-256, which is no secret.
 _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")

@@ -215,7 +215,7 @@ async def left(shell: Shell, herd: Herd, target: list[str], what: str, *, signs:
         async with NodeClient(url) as client:
             identity = await client.identity()
         assert identity is not None
-        assert identity["signer"] == signs, f"{what}, left by {step}"
+        assert identity.signer == signs, f"{what}, left by {step}"
 
 
 def target_of(store: Store, name: str, herd: Herd) -> list[str]:
@@ -259,8 +259,8 @@ async def ends_well(
         async with NodeClient(url) as client:
             identity = await client.identity()
         assert identity is not None
-        assert identity["signer"] == document.current.id
-        assert trusts in identity["roots"]
+        assert identity.signer == document.current.id
+        assert trusts in (identity.roots or ())
     code, said = await shell.run("retire", "--grace", "1ms", "--yes", "--provider", uri)
     assert code == 0, said
     for version in await herd.provider.versions(name):

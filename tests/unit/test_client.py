@@ -19,6 +19,7 @@ from goatherd.client import NodeClient
 from goatherd.crypto import PublicKey
 from goatherd.errors import ClockSkewError, ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, parse_signature, verify_request
+from goatherd.server_answers import ServerIdentity
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.messages import VERSION
 
@@ -234,7 +235,9 @@ async def test_a_pull_ends_although_a_server_promises_more_than_it_sends() -> No
 
 async def test_the_identity_of_a_server_that_is_not_ours_is_none() -> None:
     ours = {"org": "localhost", "signer": "r", "roots": ["r"]}
-    assert await client_of(lambda _: httpx2.Response(200, json=ours)).identity() == ours
+    assert await client_of(lambda _: httpx2.Response(200, json=ours)).identity() == ServerIdentity(
+        org="localhost", signer="r", roots=("r",)
+    )
     assert await client_of(lambda _: httpx2.Response(404)).identity() is None
     assert await client_of(lambda _: httpx2.Response(200, html="<html>index</html>")).identity() is None
     with pytest.raises(NodeRefusedError):

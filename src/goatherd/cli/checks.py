@@ -8,15 +8,15 @@ is not a check that passed; texts hold ids and times, never key material.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, Self
+from typing import Final
 
 from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
-from goatherd.client import NodeClient, is_agent_answer
+from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
@@ -26,9 +26,10 @@ from goatherd.identity.redaction import days_left, notes
 from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.rotation.observe import SESSIONS, activity_of, is_down, prove_signer
+from goatherd.rotation.observe import SESSIONS, prove_signer
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
 from goatherd.rotation.reintroduction import decode
+from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.settings.base import Origin
 from goatherd.wire.commit import Commit
 
@@ -63,115 +64,34 @@ SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 SHOWN: Final = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSeen:
-    """What a node says of its logs: whether it has read all of them, and how many records it cannot use."""
-
-    is_complete: bool
-    records: int
-    damaged: int
-    unverifiable: int
-
-    @classmethod
-    def from_json(cls, value: object) -> DataSeen | None:
-        """Read the member ``data`` of a node's answer; None where it is missing or something else."""
-        if not isinstance(value, Mapping):
-            return None
-        counts = [count for name in ("records", "damaged", "unverifiable") if type(count := value.get(name)) is int]
-        if len(counts) != 3:
-            return None
-        records, damaged, unverifiable = counts
-        complete = value.get("complete") is True
-        return cls(is_complete=complete, records=records, damaged=damaged, unverifiable=unverifiable)
-
-    @property
-    def unusable(self) -> str | None:
-        """How many records cannot be used, in words; None for none."""
-        parts = [
-            f"{count} {what}"
-            for count, what in ((self.damaged, "damaged"), (self.unverifiable, "unverifiable"))
-            if count
-        ]
-        return f"unusable records in its logs: {' and '.join(parts)}" if parts else None
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as data."""
-        return {
-            "complete": self.is_complete,
-            "records": self.records,
-            "damaged": self.damaged,
-            "unverifiable": self.unverifiable,
-        }
+def _data_to_json(data: DataReport) -> dict[str, object]:
+    return {
+        "complete": data.is_complete,
+        "records": data.records,
+        "damaged": data.damaged,
+        "unverifiable": data.unverifiable,
+    }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSeen:
-    """What an agent says of the unmodified server that it runs.
+def _agent_to_json(agent: AgentReport) -> dict[str, object]:
+    door = agent.door
+    return {
+        "state": agent.state,
+        "started": agent.started,
+        "restarts": agent.restarts,
+        "leakCheck": None if agent.checked_ms is None else iso(agent.checked_ms),
+        "pending": list(agent.pending),
+        "door": None
+        if door is None
+        else {"passedOn": door.passed_on, "exposed": door.is_exposed, "stopped": door.stopped},
+    }
 
-    Attributes:
-        state: ``starting``, ``serving``, ``restarting`` or ``stopped``.
-        activity: What the agent is doing with it, as a phrase; None while the server simply serves.
-        started: Id of the root that the server was started with.
-        restarts: How often the agent has started it again.
-        checked_ms: When the agent asked it the attacker's question, without getting a private key; None if it has not.
-        pending: Why the server is to be restarted.
-        door: What the door in front of it has done, as it says.
-    """
 
-    state: str
-    activity: str | None
-    started: str | None
-    restarts: int | None
-    checked_ms: int | None
-    pending: tuple[str, ...]
-    door: Mapping[str, Any] | None
-
-    @classmethod
-    def from_json(cls, answer: Mapping[str, Any]) -> Self | None:
-        """Return what an answer of ``GET /goatherd/v1/identity`` says; None where no agent gave it."""
-        agent = answer.get("agent")
-        if not isinstance(agent, Mapping):
-            return None
-        started, restarts, check = agent.get("started"), agent.get("restarts"), agent.get("leakCheck")
-        at_ms = check.get("atMs") if isinstance(check, Mapping) else None
-        pending, door = agent.get("pending"), agent.get("door")
-        return cls(
-            state=str(agent.get("state"))[:32],
-            activity=activity_of(answer),
-            started=started if isinstance(started, str) else None,
-            restarts=restarts if type(restarts) is int else None,
-            checked_ms=at_ms if type(at_ms) is int else None,
-            pending=tuple(one for one in pending if isinstance(one, str)) if isinstance(pending, list) else (),
-            door=door if isinstance(door, Mapping) else None,
-        )
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as data."""
-        door = self.door
-        stopped = door.get("stopped") if door is not None else None
-        passed_on = door.get("passedOn") if door is not None else None
-        return {
-            "state": self.state,
-            "started": self.started,
-            "restarts": self.restarts,
-            "leakCheck": None if self.checked_ms is None else iso(self.checked_ms),
-            "pending": list(self.pending),
-            "door": None
-            if door is None
-            else {
-                "passedOn": passed_on if type(passed_on) is int else None,
-                "exposed": door.get("exposed") is True,
-                "stopped": sum(one for one in stopped.values() if type(one) is int)
-                if isinstance(stopped, Mapping)
-                else None,
-            },
-        }
-
-    def describe(self) -> str:
-        """Return it as a phrase, for humans."""
-        if self.activity is not None:
-            return self.activity
-        return "under an agent" if not self.restarts else f"under an agent, restarts: {self.restarts}"
+def describe_agent(agent: AgentReport) -> str:
+    """Return what an agent says of its server as a phrase, for humans."""
+    if agent.activity is not None:
+        return agent.activity
+    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,8 +123,8 @@ class NodeState:
     view_interval: timedelta | None = None
     is_telling_interval: bool = False
     is_watching: bool = False
-    data: DataSeen | None = None
-    agent: AgentSeen | None = None
+    data: DataReport | None = None
+    agent: AgentReport | None = None
     problem: str | None = None
 
     def is_in_step(self, current_id: str) -> bool:
@@ -240,8 +160,8 @@ class NodeState:
             "roots": list(self.roots),
             "viewInterval": None if self.view_interval is None else format_duration(self.view_interval),
             "watching": self.is_watching,
-            "data": None if self.data is None else self.data.to_json(),
-            "agent": None if self.agent is None else self.agent.to_json(),
+            "data": None if self.data is None else _data_to_json(self.data),
+            "agent": None if self.agent is None else _agent_to_json(self.agent),
             "problem": self.problem,
         }
 
@@ -262,48 +182,43 @@ async def _look_at(client: NodeClient, document: IdentityDocument, org: str) -> 
         answer = await client.identity()
     except NodeError as error:
         return NodeState(url=url, problem=str(error))
-    is_agents = answer is not None and is_agent_answer(answer)
+    agent = None if answer is None else answer.agent
     signer = None
     try:
         trusts = await client.answers(document.current)
-        if answer is not None and is_agents:
+        if answer is not None and agent is not None:
             now_ms = SystemClock().now_ms()
             signer = await prove_signer(client, answer, [document.current], org=org, now_ms=now_ms)
     except NodeError as error:
-        if answer is None or not is_agents:
+        if answer is None or agent is None:
             return NodeState(url=url, problem=str(error))
         state = _state(url, None, answer)
         # While its agent restarts it, a server is not expected to answer.
-        return state if is_down(answer) else replace(state, problem=str(error))
+        return state if agent.is_down else replace(state, problem=str(error))
     if answer is None:
         return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
     state = _state(url, trusts, answer)
-    return replace(state, signs_with=signer) if is_agents else state
+    return replace(state, signs_with=signer) if agent is not None else state
 
 
-def _state(url: str, trusts: bool | None, answer: Mapping[str, Any]) -> NodeState:
-    generation, age = answer.get("generation"), answer.get("viewAgeMs")
-    phase, roots = answer.get("phase"), answer.get("roots")
-    refusal, source = answer.get("refusal"), answer.get("source")
-    interval = answer.get("viewIntervalMs")
-    code = str(refusal.get("code") or "") if isinstance(refusal, Mapping) else ""
-    agent = AgentSeen.from_json(answer)
+def _state(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
+    code = answer.refusal or ""
     return NodeState(
         url=url,
-        is_unmodified=agent is not None,
+        is_unmodified=answer.agent is not None,
         trusts_current=trusts,
-        signs_with=None if agent is not None else answer["signer"],
-        generation=generation if isinstance(generation, int) else None,
-        phase=phase if isinstance(phase, str) else None,
-        view_age=timedelta(milliseconds=int(age)) if isinstance(age, int | float) else None,
-        is_degraded=bool(answer.get("degraded")),
-        source=source if isinstance(source, str) else None,
-        roots=tuple(str(root) for root in roots) if isinstance(roots, list) else (),
-        view_interval=timedelta(milliseconds=interval) if type(interval) is int else None,
-        is_telling_interval="viewIntervalMs" in answer,
-        is_watching=answer.get("watching") is True,
-        data=DataSeen.from_json(answer.get("data")),
-        agent=agent,
+        signs_with=None if answer.agent is not None else answer.signer,
+        generation=answer.generation,
+        phase=answer.phase,
+        view_age=answer.view_age,
+        is_degraded=answer.is_degraded is True,
+        source=answer.source,
+        roots=answer.roots or (),
+        view_interval=answer.view_interval,
+        is_telling_interval=answer.says_interval,
+        is_watching=answer.is_watching,
+        data=answer.data,
+        agent=answer.agent,
         problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
     )
 
@@ -452,7 +367,7 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
     if document is not None:
         state = await _look_at(client, document, options.org)
         checks.append(_step_check(state, document, options))
-        if state.agent is not None and state.agent.door is not None and state.agent.door.get("exposed") is True:
+        if state.agent is not None and state.agent.door is not None and state.agent.door.is_exposed:
             text = f"the server behind {state.url} can be reached at other addresses of its machine, past its door"
             hint = "The door's log names them (door.server_exposed). Have a firewall close that port."
             checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
@@ -465,7 +380,7 @@ async def _leak_check(client: NodeClient) -> Check:
     """Ask what an attacker would ask (formats T1)."""
     url = client.base_url
     answer = await client.identity()
-    agent = None if answer is None else AgentSeen.from_json(answer)
+    agent = None if answer is None else answer.agent
     if agent is not None and agent.checked_ms is not None:
         # The agent asks its server itself, past the door, after each start; to ask again would leave another session.
         text = f"{url} keeps its private key to itself: its agent has asked after the start, at {iso(agent.checked_ms)}"
@@ -507,7 +422,7 @@ async def _clock_check(client: NodeClient) -> Check:
     return Check(name=name, level=OK, text=text)
 
 
-def _data_check(url: str, data: DataSeen) -> Check:
+def _data_check(url: str, data: DataReport) -> Check:
     if data.unusable is not None:
         hint = "Its log names the files. Stop it, then `goatherd data check DIR`, and `data repair DIR --peer URL`."
         return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)

@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited, who
-from goatherd.cli.checks import NodeState, examine, look, obstacle_checks
+from goatherd.cli.checks import NodeState, describe_agent, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
@@ -116,7 +116,7 @@ def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
     if node.agent is not None:
-        kind = f"{kind}: {node.agent.describe()}" if node.agent.activity else f"{kind} {node.agent.describe()}"
+        kind = f"{kind}{':' if node.agent.activity else ''} {describe_agent(node.agent)}"
     problem = node.problem or kind
     if node.is_of_another_identity(document):
         problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))

@@ -5,7 +5,8 @@ What it is: the only writer to the terminal. Five rules:
 2. With ``--json`` standard output holds exactly one JSON document, an error too; progress is JSON lines on standard
    error.
 3. Colour, and lines that are written over, only on a terminal; ``NO_COLOR`` is honoured.
-4. Nothing that looks like key material is ever written: errors pass through `scrub`.
+4. Nothing that looks like key material is ever written: errors pass through `scrub`. Nothing that commands a terminal
+   is: every line passes through `make_visible`.
 5. Whether somebody reads decides nothing: a reader that has gone, or a full disk under standard error, stops no
    rotation half-way and changes no exit code. Only a result that cannot be kept is an error.
 """
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from goatherd.errors import GoatherdError
-from goatherd.telemetry import scrub
+from goatherd.telemetry import make_visible, scrub
 
 
 class Output:
@@ -112,6 +113,7 @@ class Output:
         Raises:
             OSError: A result cannot be kept: the disk under standard output is full, for one.
         """
+        text = make_visible(text)
         if style and stream.isatty() and not os.environ.get("NO_COLOR"):
             text = f"\x1b[{style}m{text}\x1b[0m"
         try:

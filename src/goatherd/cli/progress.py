@@ -25,6 +25,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.machine import NodeView, Phase, Wait
+from goatherd.telemetry import make_visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -156,7 +157,7 @@ class Progress:
         if self._live is None:
             self._out.event(name, data, text)
         elif name == "phase":
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(make_visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def _view(self) -> RenderableType:
         from rich.console import Group
@@ -172,10 +173,10 @@ class Progress:
                 node.url,
                 _MARKS[node.holds_introduction],
                 _MARKS[node.trusts_next],
-                node.signs_with or "-",
+                make_visible(node.signs_with or "-"),
                 _MARKS[node.holds_cross_signature],
-                node.problem or node.rejects or node.activity or "",
+                make_visible(node.problem or node.rejects or node.activity or ""),
             )
         phase = self._phase.phase if self._phase else Phase.STEADY
         steps = Text(" > ").join([Text(step.value, style="bold" if step is phase else "dim") for step in _PATH])
-        return Group(steps, table, Text(self._wait or self._trouble, style="dim"))
+        return Group(steps, table, Text(make_visible(self._wait or self._trouble), style="dim"))

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Final
 
 from goatherd.rotation.events import Decided, Event, NodeTold, PhaseEntered, RunEnded, StoreTroubled
-from goatherd.telemetry import scrub
+from goatherd.telemetry import make_visible, scrub
 
 _REPEATED: Final = (Decided, NodeTold, StoreTroubled)
 _PACKAGE: Final = "goatherd.rotation."
@@ -51,7 +51,7 @@ def plain(value: object) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, str):
-        return scrub(value)
+        return make_visible(scrub(value))
     if isinstance(value, timedelta):
         return f"{value / timedelta(seconds=1):g}s"
     if isinstance(value, Mapping):

@@ -373,7 +373,10 @@ def find_obstacles_to_begin(
     else:
         behind = {node.url for node in observation.nodes if not node.reachable}
     silent = frozenset(behind - excused(observation, policy))
-    return find_obstacles(observation, policy, now_ms, silent=silent, is_restore=is_restore)
+    found = find_obstacles(observation, policy, now_ms, silent=silent, is_restore=is_restore)
+    if not is_outvoted(observation, policy):
+        return found
+    return tuple(one for one in found if one.kind is not ObstacleKind.REJECTS)
 
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
@@ -422,6 +425,17 @@ def excused(observation: Observation, policy: Policy) -> frozenset[str]:
     return away if total - len(away) >= policy.quorum.needed(total) else frozenset()
 
 
+def is_outvoted(observation: Observation, policy: Policy) -> bool:
+    """Return whether a declared quorum overrules the servers that say they reject the identity, by the others' number.
+
+    That a server rejects it is its unsigned word. What it shows is asked for all the same: one that answers, and does
+    not follow, is waited for to the deadline (`excused`).
+    """
+    total = len(observation.nodes)
+    others = sum(node.rejects is None and node.reachable for node in observation.nodes)
+    return others >= policy.quorum.needed(total)
+
+
 def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
     """Return from when on a root should be replaced: a fraction of its lifetime before the end, with a cap.
 
@@ -437,7 +451,7 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     if intent.goal is Goal.ABANDON:
         return _left(store, intent)
     for node in observation.nodes:
-        if node.rejects is not None:
+        if node.rejects is not None and not is_outvoted(observation, policy):
             return _abandon(store, f"{node.url} refuses the document: {node.rejects}")
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")

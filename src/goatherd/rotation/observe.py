@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from goatherd.client import is_agent_answer
 from goatherd.clock import Clock
 from goatherd.errors import (
     DecodeError,
     GenerationError,
     GoatherdError,
+    InvalidAnswerError,
     NodeError,
     NodeRefusedError,
     NodeUnreachableError,
@@ -44,6 +44,7 @@ from goatherd.ids import new_seeds
 from goatherd.rotation.machine import FlowProbe, NodeView
 from goatherd.rotation.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, signer_of
+from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Origin
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
@@ -66,8 +67,6 @@ _RECENT: Final = timedelta(days=1)
 _MANY_RECENT: Final = 16
 _PROBE_PAUSE: Final = timedelta(milliseconds=250)
 _LONGEST_ID: Final = 64
-_MANY_PEERS: Final = 256
-_MANY_ROOTS: Final = 1000
 
 
 class Node(Protocol):
@@ -84,7 +83,7 @@ class Node(Protocol):
         self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
     ) -> dict[str, Any] | None: ...
 
-    async def identity(self) -> dict[str, Any] | None: ...
+    async def identity(self) -> ServerIdentity | None: ...
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None: ...
 
@@ -187,6 +186,7 @@ class _Sight:
     activity: str | None = None
     is_down: bool = False
     is_away: bool = False
+    is_invalid: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -200,6 +200,7 @@ class Observer:
         timeout: Longest time for one look at one node, and for being told who the nodes are.
         bare: URLs of those that nobody restarts.
         org: The organization id, which is part of every signed commit.
+        on_failure: Called with the URL of a node that failed in `on_each`, and why; must not raise.
 
     Attributes:
         nodes: Those that there are, by URL.
@@ -214,8 +215,10 @@ class Observer:
         timeout: timedelta,
         bare: Iterable[str] = (),
         org: str = "localhost",
+        on_failure: Callable[[str, str], None] | None = None,
     ) -> None:
         self._org = org
+        self._on_failure = on_failure
         self._bare = frozenset(url.rstrip("/") for url in bare)
         self._source = nodes if callable(nodes) else None
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
@@ -278,6 +281,24 @@ class Observer:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._look(url, question)) for url in self.nodes]
         return tuple([task.result() for task in tasks])
+
+    async def on_each(self, urls: Iterable[str], call: Callable[[Node], Awaitable[object]]) -> None:
+        """Call nodes side by side, each within the time limit; one that has left is not called.
+
+        A node that fails is reported to `on_failure`. What it has not done is seen at the next look.
+        """
+
+        async def one(node: Node) -> None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await call(node)
+            except (NodeError, TimeoutError) as error:
+                if self._on_failure is not None:
+                    self._on_failure(node.base_url, str(error) or f"no answer within {self._timeout:g} s")
+
+        async with asyncio.TaskGroup() as group:
+            for node in [self.nodes[url] for url in urls if url in self.nodes]:
+                group.create_task(one(node))
 
     async def held(self, url: str, commit_ids: Sequence[str], signer: OwnedSession) -> dict[str, dict[str, Any]]:
         """Return those of the commits of ``/sys/sessions`` that the node holds, by id; as it sent them, unverified.
@@ -418,21 +439,20 @@ class Observer:
 
     async def highest_generation(self, root_id: str) -> int:
         """Return the highest generation that a node says it uses, of those that trust a root; 0 where none says."""
-        told = [answer for answer in (await self._identities()).values() if root_id in _texts(answer.get("roots"))]
-        numbers = [one for answer in told if type(one := answer.get("generation")) is int]
-        return max(numbers, default=0)
+        told = [answer for answer in (await self._identities()).values() if root_id in (answer.roots or ())]
+        return max((answer.generation for answer in told if answer.generation is not None), default=0)
 
-    async def _identities(self) -> dict[str, Mapping[str, Any]]:
+    async def _identities(self) -> dict[str, ServerIdentity]:
         """Return what the nodes of ours that answer say of themselves, by URL."""
 
-        async def ask(url: str) -> Mapping[str, Any] | None:
+        async def ask(url: str) -> ServerIdentity | None:
             try:
                 async with asyncio.timeout(self._timeout):
                     answer = await self.nodes[url].identity()
             except (NodeError, TimeoutError):
                 return None  # whether it takes part is for the rotation to see
             memory = self._memory.setdefault(url, _Memory())
-            memory.has_agent = answer is not None and is_agent_answer(answer)
+            memory.has_agent = answer is not None and answer.agent is not None
             memory.unmodified = answer is None or memory.has_agent
             return answer
 
@@ -464,7 +484,9 @@ class Observer:
         introduced = [sight.holds.get(one.commit_id) for one in question.introductions]
         return NodeView(
             url=url,
-            reachable=sight.reachable,
+            # SECURITY: an answer that cannot be one counts as none, so that one broken server can be left out. A server
+            # that was seen to reject the next root stays in (`excused`; tests/unit/rotation/test_quorum.py).
+            reachable=sight.reachable and (not sight.is_invalid or sight.trusts_next is False),
             is_unmodified=url in self._memory and self._memory[url].unmodified,
             answers=sight.answers,
             roots=None if told is None else told.roots,
@@ -494,20 +516,20 @@ class Observer:
                 answer = await self.nodes[url].identity()
                 after_ms = self._clock.now_ms()
                 sight.reachable = True
-                memory.has_agent = answer is not None and is_agent_answer(answer)
+                memory.has_agent = answer is not None and answer.agent is not None
                 memory.unmodified = answer is None or memory.has_agent
                 if answer is not None:
                     sight.rejects = _rejection(answer)
                     sight.without_store = _is_without_store(answer)
-                    self._note_process(url, answer.get("instance"))
+                    self._note_process(url, answer.instance)
                     if question.answers:
                         # Only before a rotation: what changes at each look would be told anew at each look.
                         sight.told = read_told(answer, before_ms=before_ms, after_ms=after_ms)
                     if not memory.has_agent:
-                        signer = answer.get("signer")
-                        sight.signs_with = signer if isinstance(signer, str) else None
+                        sight.signs_with = answer.signer
                         return
-                    sight.activity, sight.is_down = activity_of(answer), is_down(answer)
+                    if answer.agent is not None:
+                        sight.activity, sight.is_down = answer.agent.activity, answer.agent.is_down
                     if question.signer or question.answers:
                         sight.signs_with = await self._prove_signer(url, answer, question, memory)
                     return
@@ -680,7 +702,7 @@ class Observer:
         self._note_process(url, process)
 
     async def _prove_signer(
-        self, url: str, identity: Mapping[str, Any], question: Question, memory: _Memory
+        self, url: str, identity: ServerIdentity, question: Question, memory: _Memory
     ) -> str | None:
         """Return who signs at a server under an agent, by the commit that the agent names; None if it proves nothing.
 
@@ -697,7 +719,7 @@ class Observer:
 
 
 async def prove_signer(
-    node: Node, identity: Mapping[str, Any], roots: Sequence[OwnedSession], *, org: str, now_ms: int
+    node: Node, identity: ServerIdentity, roots: Sequence[OwnedSession], *, org: str, now_ms: int
 ) -> str | None:
     """Return the root that signs at a server under an agent, if the server shows what the agent claims; else None.
 
@@ -785,13 +807,12 @@ def _is_signed_by(session: Session, raw: Mapping[str, Any], org: str) -> bool:
     return True
 
 
-def _claim_of(identity: Mapping[str, Any]) -> tuple[str, str, str] | None:
+def _claim_of(identity: ServerIdentity) -> tuple[str, str, str] | None:
     """Return the process, the commit and the signer that an agent names; None where it has not asked its server."""
-    agent = identity.get("agent")
-    check = agent.get("leakCheck") if isinstance(agent, Mapping) else None
-    commit_id = check.get("commit") if isinstance(check, Mapping) else None
-    claim = (identity.get("instance"), commit_id, identity.get("signer"))
-    return claim if all(isinstance(one, str) for one in claim) else None  # type: ignore[return-value]
+    commit_id = None if identity.agent is None else identity.agent.check_commit
+    if identity.instance is None or commit_id is None or identity.signer is None:
+        return None
+    return identity.instance, commit_id, identity.signer
 
 
 def all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
@@ -816,101 +837,43 @@ def _sample(share: float) -> dict[str, Any]:
     return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
 
 
-def _rejection(identity: Mapping[str, Any]) -> str | None:
+def _rejection(identity: ServerIdentity) -> str | None:
     """Return why a node will not take what the store holds, if it says so now.
 
     Not a refusal: a store that it cannot reach, and a replica of it that lags. Both pass, or the deadline does.
     """
-    refusal = identity.get("refusal")
-    if identity.get("degraded") is not True or not isinstance(refusal, Mapping):
+    code = identity.refusal
+    if identity.is_degraded is not True or code is None:
         return None
-    code = refusal.get("code")
-    if not isinstance(code, str) or not code.startswith(_REFUSED) or code == GenerationError.code:
-        return None
-    return code
+    return code if code.startswith(_REFUSED) and code != GenerationError.code else None
 
 
-def _is_without_store(identity: Mapping[str, Any]) -> bool:
+def _is_without_store(identity: ServerIdentity) -> bool:
     """Return whether a node says that it cannot read the store now, whatever identity it serves meanwhile."""
-    if identity.get("source") == Origin.LAST_KNOWN_GOOD:
+    if identity.source == Origin.LAST_KNOWN_GOOD:
         return True
-    refusal = identity.get("refusal")
-    code = refusal.get("code") if identity.get("degraded") is True and isinstance(refusal, Mapping) else None
-    return isinstance(code, str) and code.startswith(_STORE_FAILED)
+    return identity.is_degraded is True and (identity.refusal or "").startswith(_STORE_FAILED)
 
 
-def read_told(identity: Mapping[str, Any], *, before_ms: int, after_ms: int) -> _Told:
-    """Return what a server says of itself, as far as it can be used: one server's word, bounded.
+def read_told(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _Told:
+    """Return what a server says of itself, as far as it matters before a rotation: one server's word.
 
     Args:
         identity: The answer to ``GET /goatherd/v1/identity``.
         before_ms, after_ms: Our time when the request was sent and when the answer was there.
     """
-    generation, now_ms = identity.get("generation"), identity.get("nowMs")
-    ahead_ms = None
-    if type(now_ms) is int:
+    now_ms, ahead_ms = identity.now_ms, None
+    if now_ms is not None:
         ahead_ms = now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
-    partners, is_unknown = _partners(identity.get("peers"))
+    peers = identity.peers
     return _Told(
-        roots=tuple(_texts(identity.get("roots"))[:_MANY_ROOTS]) if isinstance(identity.get("roots"), list) else None,
-        generation=generation if type(generation) is int else None,
+        roots=identity.roots,
+        generation=identity.generation,
         clock_ahead_ms=ahead_ms,
-        instance=_instance(identity),
-        partners=partners,
-        is_partner_unknown=is_unknown,
+        instance=identity.instance,
+        partners=None if peers is None else frozenset(one for peer in peers for one in peer.instances),
+        is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in peers or ()),
     )
-
-
-def _instance(identity: Mapping[str, Any]) -> str | None:
-    instance = identity.get("instance")
-    return instance if isinstance(instance, str) and 0 < len(instance) <= _LONGEST_ID else None
-
-
-def activity_of(identity: Mapping[str, Any]) -> str | None:
-    """Return what an agent is doing with its server, as a phrase for humans; None while the server simply serves."""
-    agent = identity.get("agent")
-    if not isinstance(agent, Mapping):
-        return None
-    state, pending = agent.get("state"), agent.get("pending")
-    if isinstance(state, str) and state in _ACTIVITIES:
-        return _ACTIVITIES[state]
-    return "waits for its turn to restart" if isinstance(pending, list) and pending else None
-
-
-def is_down(identity: Mapping[str, Any]) -> bool:
-    """Return whether an agent's server is not expected to answer now."""
-    agent = identity.get("agent")
-    return isinstance(agent, Mapping) and agent.get("state") in _ACTIVITIES
-
-
-_ACTIVITIES: Final = {
-    "starting": "is being started by its agent",
-    "restarting": "is being restarted by its agent",
-    "stopped": "has ended; its agent starts it again",
-}
-
-
-def _partners(peers: object) -> tuple[frozenset[str] | None, bool]:
-    """Return the processes that a server has synchronized with lately, and whether there is one that it cannot name."""
-    if not isinstance(peers, list):
-        return None, False
-    found, is_unknown = set[str](), False
-    for peer in peers[:_MANY_PEERS]:
-        if not isinstance(peer, Mapping):
-            continue
-        instances = peer.get("instances")
-        named = (
-            [one for one in instances if isinstance(one, str) and len(one) <= _LONGEST_ID]
-            if isinstance(instances, list)
-            else []
-        )
-        found.update(named[:_MANY_PEERS])
-        is_unknown = is_unknown or (not named and peer.get("online") is not False)
-    return frozenset(found), is_unknown
-
-
-def _texts(value: object) -> list[str]:
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
 
 
 def _message(sync_filter: Any) -> dict[str, Any]:
@@ -923,6 +886,7 @@ def _commits(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _note(sight: _Sight, error: NodeError) -> None:
+    sight.is_invalid |= isinstance(error, InvalidAnswerError)
     sight.reachable = sight.reachable or isinstance(error, NodeRefusedError)
     # A proxy answers 502 to 504 for a server that is away.
     sight.is_away |= isinstance(error, NodeUnreachableError) or getattr(error, "status", 0) in (502, 503, 504)

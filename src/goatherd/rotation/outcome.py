@@ -10,7 +10,7 @@ from goatherd.rotation.action import Kept
 from goatherd.rotation.observe import SESSIONS
 
 if TYPE_CHECKING:
-    from goatherd.client import HeldCommit
+    from goatherd.server_answers import HeldCommit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ same.
 What it is not: proof of a restart. A server that has answered a thousand other requests since has lost the mark, too.
 
 SECURITY: a mark is a request signature. When it is too old, only the process that remembers it accepts it. It is kept
-in memory only.
+in memory only. It names no server, so that no Goatherd server and no door accepts it
+(tests/unit/node/test_bound_requests.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from goatherd.identity.session import OwnedSession, sign_request
+from goatherd.identity.request_binding import RequestBinding, sign_bound_request
+from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
 
 # GoatDB accepts what is at most three minutes off its clock. The older the mark, the sooner it can be told from others;
@@ -67,7 +69,7 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
     """
     for age_ms in _AGES_MS:
         time_ms = now_ms - age_ms
-        signature = sign_request(signer, now_ms=time_ms, nonce=new_id())
+        signature = _sign(signer, time_ms)
         if await node.accepts_signature(signature):
             return ProcessMark(signer=signer, time_ms=time_ms, signature=signature)
     return None
@@ -79,6 +81,10 @@ async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
     Raises:
         NodeUnreachableError, NodeRefusedError: The server does not answer, or neither yes nor no.
     """
-    if await node.accepts_signature(sign_request(mark.signer, now_ms=mark.time_ms, nonce=new_id())):
+    if await node.accepts_signature(_sign(mark.signer, mark.time_ms)):
         return MarkState.TOO_EARLY
     return MarkState.FOUND if await node.accepts_signature(mark.signature) else MarkState.LOST
+
+
+def _sign(signer: OwnedSession, time_ms: int) -> str:
+    return sign_bound_request(signer, RequestBinding.of("POST", "/batch-sync", b"[]"), now_ms=time_ms, nonce=new_id())

@@ -20,14 +20,13 @@ this again resumes where the identity and the servers stand.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import ConflictError, IllegalStepError, NodeError
+from goatherd.errors import ConflictError, IllegalStepError
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -147,7 +146,13 @@ class Replacer:
         self._org = org
         self._clock: Clock = clock or SystemClock()
         self._on_event = on_event
-        self._observer = Observer(nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare)
+        self._observer = Observer(
+            nodes,
+            clock=self._clock,
+            timeout=self.policy.node_timeout,
+            bare=self.policy.bare,
+            on_failure=self._failed,
+        )
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
@@ -304,29 +309,16 @@ class Replacer:
                 node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=key is not None)
             ]
             behind = [node.url for node in nodes if node.trusts_next is False]
-            await self._on_each(lacking, push)
-            await self._on_each(behind, notify)
+            await self._observer.on_each(lacking, push)
+            await self._observer.on_each(behind, notify)
             poll = await self._pause(poll)
-
-    async def _on_each(self, urls: Sequence[str], call: Callable[[Node], Awaitable[object]]) -> None:
-        """Call all of them side by side; what a server does not do is seen at the next look."""
-
-        async def one(url: str) -> None:
-            try:
-                async with asyncio.timeout(self.policy.node_timeout.total_seconds()):
-                    await call(self._observer.nodes[url])
-            except KeyError:
-                pass  # it has left
-            except (NodeError, TimeoutError) as error:
-                self._emit(NodeTold(url=url, heard=False, problem=str(error) or "no answer in time"))
-
-        async with asyncio.TaskGroup() as group:
-            for url in urls:
-                group.create_task(one(url))
 
     async def _pause(self, poll: timedelta) -> timedelta:
         await self._clock.sleep(poll)
         return min(poll * 2, self.policy.poll_max)
+
+    def _failed(self, url: str, problem: str) -> None:
+        self._emit(NodeTold(url=url, heard=False, problem=problem))
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

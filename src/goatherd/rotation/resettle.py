@@ -3,6 +3,7 @@
 What it is: the pulling, the pushing and the looking whether it has arrived. What it is not: the choice of sessions and
 the making of commits (`reintroduction`), nor the writing of the identity (`revocation`). Rules: what is there already
 is not pushed again; one node is pushed to and the nodes carry it to each other; what does not arrive is pushed to each.
+A node that fails holds up no other.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, RotationError
+from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.freeze import FrozenList
 from goatherd.identity.revocation import Revocation
@@ -174,13 +175,28 @@ class Resettler:
                 return
 
     async def introduce_again(
-        self, document: IdentityDocument, entry: Revocation, found: Survey, known: Collection[str]
+        self,
+        document: IdentityDocument,
+        entry: Revocation,
+        found: Survey,
+        known: Collection[str],
+        *,
+        comes_back: bool = True,
     ) -> None:
         """Introduce again whatever is not there, and see it arrive at every node.
 
+        A node that fails is left for the others, and tried again once they have it; its outcome says why.
+
+        Args:
+            document: The identity.
+            entry: The revocation.
+            found: What there is to be introduced again.
+            known: Ids of the commits that some node holds.
+            comes_back: Whether to try failed nodes again, for `Policy.adoption` at most.
+
         Raises:
-            RotationError: A node did not keep what was pushed to it.
-            NodeError: The node that is pushed to does not answer any more.
+            RotationError: No node keeps what is pushed to it.
+            NodeError: No node answers any more.
         """
         ready = [one for one in self._outcomes.values() if one.problem is None and not one.is_distrusted]
         ready.sort(key=lambda one: one.is_unmodified)
@@ -188,16 +204,56 @@ class Resettler:
             return
         wanted = [one.commit_id for one in found.sessions]
         todo = [one for one in found.sessions if one.commit_id not in known]
-        first = ready[0]
+        failed: dict[str, GoatherdError] = {}
         for start in range(0, len(todo), BATCH):
             commits = await self._signed(todo[start : start + BATCH], document, entry)
-            await self._push(first, commits, document.current)
-            self._report.pushed += len(commits)
-            self._pushed(first.url, self._report.pushed)
+            for outcome in ready:
+                if outcome.url in failed:
+                    continue
+                push = partial(self._push_to, outcome, commits, document.current)
+                if (error := await self._attempt(outcome, push)) is None:
+                    self._report.pushed += len(commits)
+                    self._pushed(outcome.url, self._report.pushed)
+                    break
+                failed[outcome.url] = error
         by_id = {one.commit_id: one for one in found.sessions}
-        for outcome in ready:
-            arrived = partial(self._arrived, outcome, wanted, by_id, document, entry)
-            await self._on_each([outcome.url], arrived, is_long=True)
+        left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
+        while True:
+            for outcome in left:
+                outcome.problem = None
+                failed.pop(outcome.url, None)
+                arrived = partial(self._arrived, outcome, wanted, by_id, document, entry)
+                if (error := await self._attempt(outcome, arrived)) is not None:
+                    failed[outcome.url] = error
+            left = [one for one in ready if one.url in failed]
+            deadline = deadline or self._clock.monotonic() + self._policy.adoption.total_seconds()
+            if len(left) in (0, len(ready)) or not comes_back or self._clock.monotonic() >= deadline:
+                break
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self._policy.poll_max)
+        if len(left) == len(ready):
+            raise next(iter(failed.values()))
+
+    async def _attempt(
+        self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
+    ) -> GoatherdError | None:
+        """Call one node; return why it failed, which its outcome says too."""
+        errors: list[GoatherdError] = []
+
+        async def attempt(node: SessionNode) -> None:
+            try:
+                await call(node)
+            except GoatherdError as error:
+                errors.append(error)
+                raise
+
+        await self._on_each([outcome.url], attempt, is_long=True)
+        return errors[0] if errors else None
+
+    async def _push_to(
+        self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession, _: SessionNode
+    ) -> None:
+        await self._push(outcome, commits, signer)
 
     async def _signed(
         self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation

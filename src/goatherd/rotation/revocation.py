@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from goatherd.client import is_agent_answer
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     ConfigurationError,
@@ -56,7 +56,7 @@ from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.vouching import introduction_ids, session_commit
 
 if TYPE_CHECKING:
-    from goatherd.client import HeldCommit
+    from goatherd.server_answers import HeldCommit
 
 R = TypeVar("R")
 
@@ -279,7 +279,7 @@ class Revoker:
 
         async def ask(node: RevocableNode) -> None:
             answer = await node.identity()
-            if answer is None or is_agent_answer(answer):
+            if answer is None or answer.agent is not None:
                 found.append(node.base_url)
 
         await self._on_each(tuple(self._nodes), ask)
@@ -337,17 +337,18 @@ class Revoker:
         async def look(node: RevocableNode) -> None:
             outcome = self._outcomes[node.base_url]
             answer = await node.identity()
-            if answer is not None and is_agent_answer(answer):
+            if answer is not None and answer.agent is not None:
                 answer = None  # the agent follows the revocation; its server believes the root as before
             outcome.problem = None
             outcome.is_unmodified = answer is None
-            if isinstance(instance := (answer or {}).get("instance"), str):
-                self._instances[node.base_url] = instance
-            listed = (answer or {}).get("revoked")
-            outcome.refuses = isinstance(listed, list) and revoked <= set(listed) and bool(revoked)
-            refusal = (answer or {}).get("refusal")
-            if not outcome.refuses and answer is not None and isinstance(refusal, Mapping):
-                outcome.problem = f"refuses the identity: {refusal.get('code')}"
+            if answer is None:
+                outcome.refuses = False
+                return
+            if answer.instance is not None:
+                self._instances[node.base_url] = answer.instance
+            outcome.refuses = answer.revoked is not None and revoked <= set(answer.revoked) and bool(revoked)
+            if not outcome.refuses and answer.refusal is not None:
+                outcome.problem = f"refuses the identity: {answer.refusal}"
 
         await self._on_each(tuple(self._outcomes), look)
 
@@ -572,13 +573,9 @@ class Revoker:
                 self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
                 found = replace(found, sessions=reissued)
                 self._report.sessions = len(reissued)
-            try:
-                await resettler.introduce_again(document, entry, found, known)
-            except NodeError as error:
-                # The first that answered is the one that is pushed to.
-                failed = next(one for one in self._outcomes.values() if one.problem is None)
-                failed.problem = str(error)
-                self._emit(NodeTold(url=failed.url, heard=False, problem=str(error)))
+            # Nodes that fail have their problem noted, and are asked again below.
+            with suppress(NodeError):
+                await resettler.introduce_again(document, entry, found, known, comes_back=False)
             done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
             if done or self._clock.monotonic() >= deadline:
                 return
@@ -772,7 +769,7 @@ class Revoker:
             try:
                 async with asyncio.timeout(None if is_long else self.policy.node_timeout.total_seconds()):
                     await call(self._nodes[url])
-            except (NodeError, DecodeError, TimeoutError) as error:
+            except (NodeError, DecodeError, RotationError, TimeoutError) as error:
                 self._outcomes[url].problem = str(error) or "no answer in time"
                 self._emit(NodeTold(url=url, heard=False, problem=str(error)))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -24,7 +24,6 @@ from goatherd.errors import (
     ConflictError,
     GenerationError,
     IllegalStepError,
-    NodeError,
     NotAdoptedError,
     NotRestorableError,
     ProviderAccessDeniedError,
@@ -152,7 +151,12 @@ class Rotator:
         self._started_by = started_by
         self._on_event = on_event
         self._observer = Observer(
-            nodes, clock=self._clock, timeout=self.policy.node_timeout, bare=self.policy.bare, org=org
+            nodes,
+            clock=self._clock,
+            timeout=self.policy.node_timeout,
+            bare=self.policy.bare,
+            org=org,
+            on_failure=self._failed,
         )
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
@@ -568,10 +572,12 @@ class Rotator:
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
                 commits = [introduction(document, org=self._org), *repeated_introductions(document, org=self._org)]
-                await self._on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
+                await self._observer.on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
             case CrossSign(node=url):
                 commit = cross_signature(document, org=self._org)
-                await self._on_each((url,), lambda node: node.push(SESSIONS, [commit], document.current, now_ms))
+                await self._observer.on_each(
+                    (url,), lambda node: node.push(SESSIONS, [commit], document.current, now_ms)
+                )
             case Advance(step=step, expected=expected):
                 await self._write(_advanced(document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
@@ -587,7 +593,7 @@ class Rotator:
                 await self._write(transitions.retire(document, session_id, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [earlier_introduction(document, one, org=self._org) for one in ids]
-                await self._on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
+                await self._observer.on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
             case Prune(session_ids=ids, expected=expected):
                 await self._write(transitions.prune(document, ids, now_ms), expected)
                 self._pruned.update(ids)
@@ -721,24 +727,7 @@ class Rotator:
             answer = await node.refresh(document.current, self._clock.now_ms())
             self._emit(NodeTold(url=node.base_url, heard=answer is not None))
 
-        await self._on_each(urls, tell)
-
-    async def _on_each(self, urls: Sequence[str], call: Callable[[Node], Awaitable[object]]) -> None:
-        """Call all of them side by side; what a node does not do will be seen at the next look."""
-
-        async def one(url: str) -> None:
-            try:
-                async with asyncio.timeout(self.policy.node_timeout.total_seconds()):
-                    await call(self._observer.nodes[url])
-            except KeyError:
-                pass  # it has left
-            except (NodeError, TimeoutError) as error:
-                problem = str(error) or f"no answer within {self.policy.node_timeout.total_seconds():g} s"
-                self._emit(NodeTold(url=url, heard=False, problem=problem))
-
-        async with asyncio.TaskGroup() as group:
-            for url in urls:
-                group.create_task(one(url))
+        await self._observer.on_each(urls, tell)
 
     async def _refuse_unwell(self) -> None:
         problem = await self._health.ask()
@@ -837,6 +826,9 @@ class Rotator:
                 hint="`goatherd restore` makes the previous root sign again.",
             )
         return report
+
+    def _failed(self, url: str, problem: str) -> None:
+        self._emit(NodeTold(url=url, heard=False, problem=problem))
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:

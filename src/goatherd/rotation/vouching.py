@@ -19,6 +19,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.identity.silence import silent_since_ms
+from goatherd.server_answers import make_printable
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import new_commit
 
@@ -278,12 +279,12 @@ def session_commit(
 
 
 def signer_of(commit: Mapping[str, Any]) -> str | None:
-    """Return the id in a commit's signature envelope; nothing is verified."""
+    """Return the id in a commit's signature envelope, printable; nothing is verified."""
     signature = commit.get("sig")
     if not isinstance(signature, str):
         return None
     try:
-        return parse_signature(signature).session_id
+        return make_printable(parse_signature(signature).session_id)
     except InvalidSignatureError:
         return None
 

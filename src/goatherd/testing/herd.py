@@ -37,6 +37,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_s
 from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.rotation.vouching import session_commit
+from goatherd.server_answers import ServerIdentity
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -167,10 +168,12 @@ class HerdNode:
         (reply,) = await self.batch_sync([(path, message.to_json())], signer, now_ms)
         return reply
 
-    async def identity(self) -> dict[str, Any] | None:
+    async def identity(self) -> ServerIdentity | None:
         self._arrive("identity")
-        if self.unmodified:
-            return None
+        return None if self.unmodified else ServerIdentity.from_json(self.say_identity())
+
+    def say_identity(self) -> dict[str, Any]:
+        """Return what it says of itself, as it goes over the wire."""
         is_lost = self.faults.store_lost and self.faults.admits_loss
         refusal = UnavailableError.code if is_lost and self.refusal is None else self.refusal
         reached = [peer for peer in self.known_peers() if not peer.faults.cut_off]

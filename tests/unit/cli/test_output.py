@@ -140,3 +140,19 @@ def test_the_shell_completion_that_is_documented_is_written(tmp_path: Path) -> N
 
 def test_an_error_of_the_command_line_is_one_line(goatherd: Goatherd) -> None:
     assert goatherd("audit").err.splitlines()[0].endswith("Choose from: verify, show [usage]")
+
+
+def test_nothing_that_commands_a_terminal_is_written() -> None:
+    nasty = "a\x1b[2J\x9b31m\x07\u202eb\tc"
+    shown = "a\\u001b[2J\\u009b31m\\u0007\\u202eb\tc"
+    out, err = io.StringIO(), io.StringIO()
+    text = Output(as_json=False, stdout=out, stderr=err)
+    text.result({}, [nasty])
+    text.note(nasty)
+    text.failure("code", nasty, nasty)
+    assert out.getvalue() == f"{shown}\n"
+    assert err.getvalue() == f"{shown}\nerror: {shown} [code]\nhint: {shown}\n"
+    programs = io.StringIO()
+    Output(as_json=True, stdout=programs, stderr=err).result({"text": nasty}, [])
+    assert json.loads(programs.getvalue()) == {"text": nasty}
+    assert all(char.isprintable() or char == "\n" for char in programs.getvalue())

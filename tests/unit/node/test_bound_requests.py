@@ -36,6 +36,7 @@ from goatherd.ids import new_id
 from goatherd.node import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Policy, Rotator
+from goatherd.rotation.process_mark import leave_mark
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import HANG
 
@@ -121,6 +122,21 @@ async def test_a_request_that_names_no_server_is_told_whom_to_name(tmp_path: Pat
         assert (answer.status_code, answer.headers[INSTANCE_HEADER]) == (MISDIRECTED, identity["instance"])
         forged = header[:-8] + "aaaaaaaa"
         assert await send(honest, "/batch-sync", b"[]", forged) == 403
+
+
+async def test_what_marks_an_unmodified_servers_process_is_of_no_use_at_another_server(tmp_path: Path) -> None:
+    signer = root()
+    async with two_servers(tmp_path, signer) as (honest, _):
+        kept: list[str] = []
+
+        class Thief:
+            async def accepts_signature(self, signature: str) -> bool:
+                kept.append(signature)
+                return len(kept) == 3
+
+        assert await leave_mark(Thief(), signer, now_ms()) is not None
+        for signature in kept:
+            assert await send(honest, "/batch-sync", b"[]", signature) == MISDIRECTED
 
 
 # --- the client -----------------------------------------------------------------------------------------------------
@@ -299,4 +315,6 @@ async def test_a_cluster_that_is_half_upgraded_rotates(tmp_path: Path, order: st
         report = await asyncio.wait_for(rotator.rotate(), HANG)
         assert report.outcome is Outcome.ROTATED
         for client in clients:
-            assert (await client.identity() or {})["signer"] == report.current_id
+            identity = await client.identity()
+            assert identity is not None
+            assert identity.signer == report.current_id

@@ -92,7 +92,7 @@ async def test_answers_say_which_process_gave_them(tmp_path: Path) -> None:
 
         async def is_told() -> bool:
             identity = await client.identity()
-            return identity is not None and [peer["instances"] for peer in identity["peers"]] == [[other.instance]]
+            return identity is not None and [peer.instances for peer in identity.peers or ()] == [(other.instance,)]
 
         async with asyncio.timeout(60):
             while not await is_told():

@@ -414,7 +414,7 @@ async def test_a_new_identity_signs_from_the_next_commit_on_and_the_old_one_stay
 
         identity = await client.identity()
         assert identity is not None
-        assert (identity["signer"], identity["phase"], identity["generation"]) == (
+        assert (identity.signer, identity.phase, identity.generation) == (
             "the-next",
             "activated",
             document.generation,

@@ -11,12 +11,13 @@ import pytest
 
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.errors import NodeRefusedError, NodeUnreachableError
+from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.observe import SESSIONS, Observer, Question, all_but
 from goatherd.rotation.process_mark import MarkState, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, introduction_id, session_commit
+from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import FakeClock, Herd, HerdNode
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.bloom import BloomFilter
@@ -281,6 +282,14 @@ async def test_a_server_whose_clock_is_off_takes_a_mark_all_the_same(make_herd: 
     assert mark.signature not in repr(mark)
 
 
+def read(answer: Mapping[str, Any]) -> ServerIdentity | None:
+    """Read an answer as the client does."""
+    try:
+        return ServerIdentity.from_json(answer)
+    except DecodeError as error:
+        raise InvalidAnswerError(f"invalid: {error}", status=200) from None
+
+
 class UnderAgent:
     """A herd's unmodified node with an agent in front of it, which claims what a test wants it to."""
 
@@ -290,10 +299,10 @@ class UnderAgent:
         self.claim: dict[str, Any] = {}
         self.state = "serving"
 
-    async def identity(self) -> dict[str, Any]:
+    async def identity(self) -> ServerIdentity | None:
         check = {"atMs": 0, "commit": self._node.commits(SESSIONS)[0].id}
         agent = {"state": self.state, "pending": [], "leakCheck": check}
-        return {"signer": "root-a", "instance": "i1", "generation": 1, "agent": agent, **self.claim}
+        return read({"signer": "root-a", "instance": "i1", "generation": 1, "agent": agent, **self.claim})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
@@ -383,8 +392,8 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
     class Saying:
         base_url = "http://saying"
 
-        async def identity(self) -> dict[str, Any]:
-            return {"signer": "root-a", **answer}
+        async def identity(self) -> ServerIdentity | None:
+            return read({"signer": "root-a", **answer})
 
     (view,) = await observer_of(herd, Saying()).look(Question(asker=herd.nodes[0].document.current))
     assert view.rejects == rejects

@@ -7,7 +7,14 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import ConfigurationError, NotAdoptedError, ObstructedError
+from goatherd.errors import (
+    ConfigurationError,
+    InvalidAnswerError,
+    NodeRefusedError,
+    NotAdoptedError,
+    ObstructedError,
+    SuccessionError,
+)
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.testing.herd import DATA, Faults, Herd
@@ -155,3 +162,55 @@ async def test_the_plan_says_who_would_not_be_waited_for(make_herd: MakeHerd) ->
     plan = await rotator_for(herd, policy=TWO).plan()
     assert any("up to 1 of 3 nodes (quorum 2)" in who for who in plan.not_waited_for)
     assert not any("quorum" in who for who in (await rotator_for(herd).plan()).not_waited_for)
+
+
+async def test_one_servers_word_that_it_rejects_the_identity_is_outvoted(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    herd.nodes[2].refusal = SuccessionError.code
+    with pytest.raises(ObstructedError, match="rejects the identity"):
+        await rotator_for(herd).rotate()
+    report = await rotator_for(herd, policy=TWO).rotate()
+    assert (report.outcome, report.left_out) == (Outcome.ROTATED, ())
+
+
+async def test_two_servers_that_reject_the_identity_are_not_outvoted_by_one(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd, policy=TWO).rotate(to_phase=Phase.PREPARED)
+    for node in herd.nodes[1:]:
+        node.refusal = SuccessionError.code
+    with pytest.raises(NotAdoptedError, match="refuses the document"):
+        await rotator_for(herd, policy=TWO).resume()
+
+
+@pytest.mark.parametrize("methods", [("identity",), ("batch_sync",), ("identity", "batch_sync", "refresh")])
+async def test_a_server_whose_answers_are_invalid_is_left_out_like_one_without_answers(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...]
+) -> None:
+    herd = await make_herd()
+
+    async def invalid(*_: object, **__: object) -> None:
+        raise InvalidAnswerError("an answer that is none", status=200)
+
+    await rotator_for(herd, policy=TWO).rotate(to_phase=Phase.PREPARED)
+    for method in methods:
+        monkeypatch.setattr(herd.nodes[2], method, invalid)
+    report = await rotator_for(herd, policy=TWO).resume()
+    assert (report.outcome, report.left_out) == (Outcome.ROTATED, (herd.nodes[2].base_url,))
+
+
+async def test_a_server_that_rejects_the_next_root_is_never_left_out_whatever_else_it_answers(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd()
+
+    async def invalid(*_: object, **__: object) -> None:
+        raise InvalidAnswerError("an answer that is none", status=200)
+
+    async def rejects(*_: object, **__: object) -> None:
+        raise NodeRefusedError("status 403", status=403)
+
+    await rotator_for(herd, policy=TWO).rotate(to_phase=Phase.PREPARED)
+    monkeypatch.setattr(herd.nodes[2], "identity", invalid)
+    monkeypatch.setattr(herd.nodes[2], "batch_sync", rejects)
+    with pytest.raises(NotAdoptedError):
+        await rotator_for(herd, policy=TWO).resume()

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import HeldCommit, NodeClient
+from goatherd.client import NodeClient
 from goatherd.errors import ConfigurationError, IllegalStepError, NodeUnreachableError, RotationError, UnavailableError
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -27,6 +27,7 @@ from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.rotator import Rotator
+from goatherd.server_answers import HeldCommit
 from goatherd.settings import FileSettings
 from goatherd.wire.commit import Commit
 from tests.unit.node.nodes import (
@@ -519,6 +520,54 @@ async def test_a_node_that_drops_what_is_pushed_is_named(tmp_path: Path, monkeyp
             await cluster.revoker().revoke(a.id, reason="stolen")
 
 
+async def test_a_node_that_drops_what_is_pushed_holds_up_no_other_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        users = [(await cluster.nodes[0].create_session())[0] for _ in range(3)]
+        await spread(cluster, a)
+        first, pushes = cluster.nodes[0], 0
+        plain = first.push
+
+        async def breaks_off(path: str, commits: Any, signer: OwnedSession, now: int | None = None) -> Any:
+            nonlocal pushes
+            # The introduction of the successor is the first; then it takes nothing for a while.
+            pushes += path == SESSIONS
+            if 2 <= pushes <= 3:
+                raise NodeUnreachableError("http://node-0 broke off")
+            return await plain(path, commits, signer, now)
+
+        monkeypatch.setattr(first, "push", breaks_off)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert pushes >= 3
+        assert report.is_complete
+        assert [node.problem for node in report.nodes] == [None] * 3
+        for node in cluster.nodes:
+            assert all([await node.answers(user) for user in users])
+
+
+async def test_a_node_that_never_takes_what_is_pushed_is_named_and_the_others_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 3) as cluster:
+        user, _ = await cluster.nodes[0].create_session()
+        await spread(cluster, a)
+
+        async def lacks_all(path: str, ids: Sequence[str], *_: Any) -> list[str]:
+            return list(ids)
+
+        monkeypatch.setattr(cluster.nodes[0], "lacking", lacks_all)
+        report = await cluster.revoker(policy=replace(POLICY, adoption=SECOND)).revoke(a.id, reason="stolen")
+        assert not report.is_complete
+        assert [node.introduced for node in report.nodes][1:] == [1, 1]
+        assert "did not keep" in (report.nodes[0].problem or "")
+        assert [node.problem for node in report.nodes][1:] == [None, None]
+        for node in cluster.nodes[1:]:
+            assert await node.answers(user)
+
+
 FULL = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
@@ -781,14 +830,13 @@ async def test_whoever_is_to_be_judged_is_listed_and_judged_once(tmp_path: Path,
     ("said", "understood"),
     [
         ({"digest": "ab", "path": NOTES, "key": "k", "ts": 1.5}, HeldCommit("ab", NOTES, "k", 1)),
-        ({"digest": "ab", "path": NOTES, "key": "\x1b[2J" + "k" * 999, "ts": 1e300}, "?[2J" + "k" * 196),
+        ({"digest": "ab", "path": NOTES, "key": "\x1b[2J" + "k" * 999, "ts": 1e300}, "?[2J" + "k" * 195 + "…"),
         ({"digest": "ab", "path": NOTES, "key": "k", "ts": True}, HeldCommit("ab", NOTES, "k", None)),
         ({"digest": "ab", "path": NOTES, "key": "k", "ts": float("nan")}, HeldCommit("ab", NOTES, "k", None)),
         ({"digest": "ab", "path": NOTES, "key": "k"}, HeldCommit("ab", NOTES, "k", None)),
-        ({"digest": "ab", "path": 7, "key": "k", "ts": 1}, None),
-        ([], None),
+        ({"digest": "ab", "path": NOTES, "key": "k", "ts": "1"}, HeldCommit("ab", NOTES, "k", None)),
     ],
 )
 def test_what_a_server_says_of_its_commits_is_made_printable_and_short(said: Any, understood: Any) -> None:
     found = HeldCommit.from_json(said)
-    assert (found.key if isinstance(understood, str) and found is not None else found) == understood
+    assert (found.key if isinstance(understood, str) else found) == understood

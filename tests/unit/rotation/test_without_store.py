@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from goatherd.errors import DegradedError
 from goatherd.rotation import Outcome
+from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import Herd
 
 from .conftest import MakeHerd, document_of, rotator_for
@@ -19,9 +21,9 @@ def cut_off(herd: Herd, monkeypatch: pytest.MonkeyPatch, *, comes_back: bool) ->
     plain_identity, plain_refresh = node.identity, node.refresh
     source = "last known good"
 
-    async def identity() -> dict[str, Any] | None:
+    async def identity() -> ServerIdentity | None:
         answer = await plain_identity()
-        return None if answer is None else {**answer, "source": source}
+        return None if answer is None else replace(answer, source=source)
 
     async def refresh(*arguments: Any) -> dict[str, Any] | None:
         nonlocal source
