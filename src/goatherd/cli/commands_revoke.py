@@ -239,6 +239,7 @@ def _data(report: RevocationReport) -> dict[str, Any]:
         "givenUp": list(report.given_up),
         "kept": kept_data(report.kept),
         "keysLeft": list(report.keys_left),
+        "unknownLeft": list(report.unknown_left),
         "alsoStored": list(report.also_stored),
         "nodes": [_node_data(node) for node in report.nodes],
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
@@ -429,6 +430,12 @@ def _warnings(report: RevocationReport) -> list[str]:
         lines.append(
             f"the stored version(s) {versions} still hold its private key. It opens nothing any more but unmodified"
             " servers; --destroy destroys it now, without the grace period of `goatherd retire`"
+        )
+    if report.unknown_left:
+        versions = ", ".join(report.unknown_left)
+        lines.append(
+            f"the stored version(s) {versions} are left over from an interrupted change and cannot be looked into, so"
+            " they may hold its private key; --destroy destroys them too"
         )
     lines += [
         f"the store also holds the private key of root {root}: if the store itself was read, revoke it too"

@@ -408,6 +408,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "givenUp": Field("array of string", "Ids of versions that the store was told to destroy, but may keep longer."),
         "kept": Field("array of object", "Versions that a label keeps from being destroyed.", "kept version"),
         "keysLeft": Field("array of string", "Ids of versions that still hold the revoked root's private key."),
+        "unknownLeft": Field(
+            "array of string", "Ids of versions that an interrupted change has left and whose keys cannot be known."
+        ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),

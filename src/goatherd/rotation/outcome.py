@@ -85,6 +85,7 @@ class RevocationReport:
         destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
         kept: Versions with a revoked key that were to be destroyed, and stay because of a label that is not Goatherd's.
         keys_left: Versions that still hold the revoked root's private key.
+        unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
         also_stored: Other roots whose private keys the store holds: what was stolen from the store is stolen with them.
         seconds: How long each part took.
         node_calls, store_calls: How many requests were made.
@@ -108,6 +109,7 @@ class RevocationReport:
     given_up: tuple[str, ...] = ()
     kept: tuple[Kept, ...] = ()
     keys_left: tuple[str, ...] = ()
+    unknown_left: tuple[str, ...] = ()
     also_stored: tuple[str, ...] = ()
     nodes: tuple[NodeOutcome, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)

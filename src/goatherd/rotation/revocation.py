@@ -663,14 +663,16 @@ class Revoker:
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
         others: dict[str, None] = {}
-        left = []
+        left, unknown = [], []
         for holding in await self._holdings(document):
             if holding.version.id in report.given_up:
                 continue
             if session_id in holding.private_ids:
                 left.append(str(holding.version.id))
+            if holding.is_unknown_leftover:
+                unknown.append(str(holding.version.id))
             others.update(dict.fromkeys(sorted(holding.private_ids - {session_id, report.current_id})))
-        report.keys_left = tuple(left)
+        report.keys_left, report.unknown_left = tuple(left), tuple(unknown)
         report.also_stored = tuple(one for one in others if one not in document.revoked_ids)
 
     # --- the store and the nodes ------------------------------------------------------------------------------------

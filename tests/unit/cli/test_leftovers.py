@@ -97,3 +97,18 @@ def test_revoke_destroys_it_without_waiting(goatherd: Goatherd, secret: str):
     assert revoked.json["keysLeft"] == [], revoked.out
     assert not (folder / "9.value").exists()
     assert not (folder / "1.value").exists()
+
+
+def test_revoke_names_one_that_cannot_be_looked_into_and_destroys_it_too(goatherd: Goatherd, secret: str):
+    left = Path(secret.removeprefix("file://"), "9.value")
+    left.write_bytes(left.read_bytes()[:-40])
+    keys = goatherd("status", "--provider", secret, "--json").json["privateKeys"]["versions"]
+    (stolen,) = next(one for one in keys if one["id"] == "1")["privateKeysOf"]
+    common = ("revoke", stolen, "--unsafe-without-nodes", "--provider", secret)
+    plan = goatherd(*common, "--plan", "--json").json
+    assert (plan["unknownLeft"], "9" in plan["keysLeft"]) == (["9"], False)
+    assert "the stored version(s) 9 are left over from an interrupted change" in goatherd(*common, "--plan").out
+    assert left.exists()
+    revoked = goatherd(*common, "--reason", "x", "--yes", "--destroy", "--json").json
+    assert revoked["unknownLeft"] == []
+    assert not left.exists()
