@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -16,6 +18,7 @@ import pytest
 
 import goatherd.trust
 from goatherd.agent.door import Limits, Rule, door, proxy
+from goatherd.agent.door.delivery import smallest_portion
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import to_json_bytes
@@ -173,6 +176,49 @@ async def test_two_parts_are_on_their_way_together_unless_one_builds_on_the_othe
             assert len(w.pushes()) == (1 if is_chain else 2)
         assert (await pushing).status_code == 200
         assert w.stored(NOTES) == {each.id for each in commits}
+
+
+@pytest.mark.slow
+async def test_a_large_push_is_not_read_back_all_the_time() -> None:
+    """The server sends back every commit that it has just stored, and looks at all that it holds to find them."""
+    async with world(work=timedelta(milliseconds=1)) as w:
+        commits, began = notes(1000), time.monotonic()
+        assert (await w.push(True, NOTES, *commits)).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in commits}
+        readings = [json.loads(body) for _, target, body in w.child.reached if target == "/batch-sync"]
+        readings = [each for each in readings if each[0]["path"] == NOTES and not each[0]["msg"]["c"]]
+        assert len(w.pushes()) > 4
+        assert len(readings) <= 2 + (time.monotonic() - began) / 3
+
+
+@pytest.mark.parametrize(("held", "size"), [(0, 32), (1920, 32), (6000, 100), (30_000, 500), (1_000_000, 500)])
+def test_a_server_that_holds_much_gets_larger_parts(held: int, size: int) -> None:
+    """Each of its answers has a filter of all that it holds."""
+    assert smallest_portion(held) == size
+
+
+async def test_what_the_server_holds_is_neither_decoded_nor_delivered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    read = proxy.read_commit
+
+    def noted(raw: Any, *args: Any, **options: Any) -> Commit:
+        decoded.append(raw["id"])
+        return read(raw, *args, **options)
+
+    monkeypatch.setattr(proxy, "read_commit", noted)
+    async with world() as w:
+        commits, fresh = notes(50), commit_by(X, "fresh", {"text": "x"})
+        for each in commits:
+            w.child.create(NOTES, each)
+        assert (await w.push(True, NOTES, *commits, fresh)).status_code == 200
+        assert decoded == [fresh.id]
+        assert [[one["id"] for one in json.loads(body)[0]["msg"]["c"]] for body in w.pushes()] == [[fresh.id]]
+
+        lost = commits[:5]
+        await w.child.crash(NOTES, *[each.id for each in lost])
+        assert (await w.push(True, NOTES, *commits)).status_code == 200
+        assert w.stored(NOTES) == {each.id for each in (*commits, fresh)}
+        assert decoded == [fresh.id, *[each.id for each in lost]]
 
 
 async def test_a_push_in_parts_brings_parents_before_their_children_and_drops_what_is_bad() -> None:

@@ -6,7 +6,8 @@ verified.
 
 Rules: commits go in the order of the batch's elements, parents before their children. Portions carry the client's own
 headers, so that the server decides who may write. What another push is delivering is waited for and not delivered
-again, if it is the same commit to the last member. A delivery that the client no longer waits for goes on.
+again, if it is the same commit to the last member. Of a large push, what the server is known to hold is not even
+decoded. A delivery that the client no longer waits for goes on.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ AHEAD: Final = 1000
 """How many verified commits wait for the server at most: the server needs the processor, too."""
 PORTION: Final = 500
 """How many commits go to the server at once, at most: half a second of its work, which its next answer shows."""
-WINDOW: Final = 2
-"""How many portions are on their way at one time, so that the server need not wait for the next one."""
+HELD_PER_COMMIT: Final = 60
+"""A portion has one commit for so many that the server holds, at least, so that its answers cost less than its work."""
+WINDOW: Final = 4
+"""How many portions are on their way at one time: the server verifies one while it stores another."""
 
 _HAS_EVERYTHING: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 """A filter that holds every id, so that the server sends no commits back."""
@@ -105,22 +108,26 @@ class Delivery:
         return self.own_count <= FIRST and not self.others
 
     async def claim(self) -> None:
-        """Take what no other push is delivering.
+        """Take what no other push is delivering; of a large push, only what the server does not hold.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's repositories cannot be read.
         """
         brought = [element for element in self._elements if element.commits]
+        is_large = sum(len(element.commits) for element in brought) > FIRST
         for element in brought:
             if element.path != SESSIONS_PATH:
                 self._indexes[element.path] = await self._index_of(element.path)
+                if is_large:
+                    await self._indexes[element.path].read_after_restart()
         # Without a pause between them, so that no two deliveries wait for each other.
         for element in brought:
             index = self._indexes.get(element.path)
             if index is None:
                 self._own.append((element, element.commits))
                 continue
-            own, awaited = index.claim(element.commits, self)
+            commits = index.without_held(element.commits) if is_large else element.commits
+            own, awaited = index.claim(commits, self)
             self._own.append((element, own))
             if awaited:
                 self._awaited.append((element, awaited))
@@ -138,7 +145,8 @@ class Delivery:
         try:
             async with aclosing(_Ahead(self._own, self._judge)) as ahead:
                 while True:
-                    portion, is_last = await ahead.take(PORTION)
+                    held = max((index.held_count for index in self._indexes.values()), default=0)
+                    portion, is_last = await ahead.take(PORTION, least=smallest_portion(held))
                     on_their_way = [each for sent in sending.values() for each in sent]
                     await _wait_for_room(sending, 1 if is_last or _builds_on(portion, on_their_way) else WINDOW)
                     good = await self._admitted(portion)
@@ -205,6 +213,15 @@ class Delivery:
             index = self._indexes.get(element.path)
             if index is not None:
                 index.release([raw["id"] for raw in raws if _has_id(raw)], self)
+
+
+def smallest_portion(held: int) -> int:
+    """Return how many commits are worth a portion: each answer costs the server a filter of all that it holds.
+
+    Args:
+        held: How many commits the server holds.
+    """
+    return min(max(FIRST, held // HELD_PER_COMMIT), PORTION)
 
 
 def _builds_on(portion: Sequence[Verified], others: Sequence[Verified]) -> bool:
@@ -284,13 +301,13 @@ class _Ahead:
                 self._changed.set()
                 begin, size = end, STEP
 
-    async def take(self, limit: int) -> tuple[list[Verified], bool]:
-        """Wait for verified commits, `FIRST` of them where there are so many; return whether they are the last, too.
+    async def take(self, limit: int, *, least: int) -> tuple[list[Verified], bool]:
+        """Wait for verified commits, `least` of them where there are so many; return whether they are the last, too.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: As the judge does, once all before has been taken.
         """
-        while self._left and len(self._ready) < min(limit, FIRST):
+        while self._left and len(self._ready) < min(limit, least):
             if self._task.done():
                 self._task.result()
             self._changed.clear()

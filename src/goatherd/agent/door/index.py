@@ -44,7 +44,11 @@ STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
 _UNCONFIRMED: Final = 100
-"""So many commits are believed to be stored, at most, before the child is asked."""
+"""When more commits than these are believed to be stored, the child is asked, but not all the time: it sends back every
+one of them, and looks at all that it holds to find them."""
+_CONFIRM_SECONDS: Final = 3.0
+"""Between two such questions, at least, unless ever so many commits are believed to be stored."""
+_MANY_UNCONFIRMED: Final = 10_000
 _RENEWALS: Final = 3
 _CONTINUATIONS: Final = 4
 """How often, at most, one push is judged again after the first creations of its keys got a child."""
@@ -138,6 +142,11 @@ class RepositoryIndex:
         return bool(self._pending or self._claims)
 
     @property
+    def held_count(self) -> int:
+        """How many commits the child has, or is believed to have."""
+        return len(self._key_of) + len(self._unconfirmed)
+
+    @property
     def age(self) -> float:
         """Seconds since it was last read."""
         return math.inf if self._read_at is None else self._clock.monotonic() - self._read_at
@@ -213,6 +222,27 @@ class RepositoryIndex:
         if self._schemas.get(key) is None:
             self._schemas[key] = namespace
 
+    @property
+    def _is_other(self) -> bool:
+        """Whether the child may be another process than the one that was read."""
+        return self._read_in != self._era()
+
+    async def read_after_restart(self) -> None:
+        """Read what the child holds if it may have been started again, and so may have lost commits.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: The child cannot be asked.
+        """
+        if self._is_other:
+            await self.refresh()
+
+    def without_held(self, raws: Sequence[Any]) -> list[Any]:
+        """Return the commits, as sent, without those whose id the child has shown to hold: it will not look at them."""
+        held = self._key_of
+        return [
+            raw for raw in raws if not (isinstance(raw, dict) and isinstance(raw.get("id"), str) and raw["id"] in held)
+        ]
+
     # --- one push -----------------------------------------------------------------------------------------------------
 
     async def admit(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
@@ -221,8 +251,7 @@ class RepositoryIndex:
         Raises:
             NodeUnreachableError, NodeRefusedError: What is known is too old, and the child cannot be asked.
         """
-        is_other = self._read_in != self._era()
-        if is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
+        if self._is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
             await self.refresh()
         problems = self._judge(commits)
         if any(problems) and self.age > STALE_SECONDS:
@@ -368,7 +397,8 @@ class RepositoryIndex:
             self._unconfirmed.discard(commit.id)
             if not is_stored:
                 self._read_at = min(self._read_at or 0.0, self._clock.monotonic() - 2 * OLD_SECONDS)
-        if len(self._unconfirmed) > _UNCONFIRMED:
+        count = len(self._unconfirmed)
+        if count > _MANY_UNCONFIRMED or (count > _UNCONFIRMED and self.age > _CONFIRM_SECONDS):
             self._rounds.start()
 
     def _is_birth(self, commit: Commit) -> bool:
