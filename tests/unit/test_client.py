@@ -192,6 +192,23 @@ async def test_whether_a_server_trusts_a_session_is_read_from_its_answer_to_an_e
     assert bodies == [b"[]"] * 3
 
 
+async def test_whether_a_server_accepts_a_signature_is_read_from_its_answer_to_an_empty_batch() -> None:
+    asked: list[tuple[bytes, str]] = []
+
+    def handler(status: int) -> Handler:
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            asked.append((request.content, request.headers["x-goat-sig"]))
+            return httpx2.Response(status, content=b"[]" if status == 200 else b"")
+
+        return handle
+
+    assert await client_of(handler(200)).accepts_signature("old") is True
+    assert await client_of(handler(403)).accepts_signature("old") is False
+    with pytest.raises(NodeRefusedError):
+        await client_of(handler(500)).accepts_signature("old")
+    assert set(asked) == {(b"[]", "old")}
+
+
 async def test_a_push_goes_out_in_chunks_and_asks_for_nothing_back() -> None:
     seen: list[dict[str, Any]] = []
 
