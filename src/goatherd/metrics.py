@@ -58,6 +58,9 @@ class Where(StrEnum):
     """Who exports a metric."""
 
     NODE = "a node"
+    DOOR = "a door"
+    FRONT = "a node, a door"
+    AGENT = "an agent"
     ROTATOR = "what rotates"
     BOTH = "both"
 
@@ -135,6 +138,29 @@ FAMILIES: Final[dict[Metric, About]] = {
         "signer unknown).",
         ("kind",),
     ),
+    Metric.CONNECTIONS: About(Kind.GAUGE, Where.FRONT, "Open connections of callers."),
+    Metric.STOPPED: About(
+        Kind.COUNTER,
+        Where.FRONT,
+        "Requests that were refused, and in a door commits that were taken out, by the rule; a server has too-large, "
+        "too-slow and too-many.",
+        ("rule",),
+    ),
+    Metric.DOOR_REQUESTS: About(Kind.COUNTER, Where.DOOR, "Requests that the server behind the door has answered."),
+    Metric.DOOR_SESSIONS: About(Kind.GAUGE, Where.DOOR, "Sessions that the door knows."),
+    Metric.DOOR_BLIND: About(
+        Kind.GAUGE, Where.DOOR, "1 while the door cannot read the server's sessions: pushes of unknown ones wait."
+    ),
+    Metric.DOOR_EXPOSED: About(
+        Kind.GAUGE, Where.DOOR, "1 if the server was reached past the door, at another address of its machine."
+    ),
+    Metric.SERVER_STATE: About(
+        Kind.GAUGE,
+        Where.AGENT,
+        "1 for what the agent does with its server, 0 for the others: starting, serving, restarting, stopped.",
+        ("state",),
+    ),
+    Metric.SERVER_RESTARTS: About(Kind.COUNTER, Where.AGENT, "How often the agent has started its server again."),
     Metric.PROVIDER_CALLS: About(
         Kind.COUNTER,
         Where.BOTH,

@@ -174,6 +174,15 @@ class Metric(StrEnum):
 
     BUILD_INFO = "goatherd_build_info"
 
+    CONNECTIONS = "goatherd_connections"
+    STOPPED = "goatherd_stopped_total"
+    DOOR_REQUESTS = "goatherd_door_requests_total"
+    DOOR_SESSIONS = "goatherd_door_sessions"
+    DOOR_BLIND = "goatherd_door_blind"
+    DOOR_EXPOSED = "goatherd_door_exposed"
+    SERVER_STATE = "goatherd_server_state"
+    SERVER_RESTARTS = "goatherd_server_restarts_total"
+
     SETTINGS_AGE_SECONDS = "goatherd_settings_age_seconds"
     SETTINGS_DEGRADED = "goatherd_settings_degraded"
     SETTINGS_FAILURES = "goatherd_settings_failures"

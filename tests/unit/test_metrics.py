@@ -18,6 +18,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import goatherd
+from goatherd.agent.door import DoorStatus
+from goatherd.agent.door.report import agent_samples, door_samples
 from goatherd.clock import SystemClock
 from goatherd.errors import (
     ConflictError,
@@ -45,7 +47,7 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.data_check import DataStatus
-from goatherd.node.report import metrics
+from goatherd.node.report import gate_samples, metrics
 from goatherd.providers.base import Call, Label, RetryPolicy, SecretValue, VersionId
 from goatherd.providers.calls import BUCKETS, CallCounts, outcomes
 from goatherd.providers.memory import MemorySecretProvider
@@ -53,6 +55,7 @@ from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.machine import Phase as MachinePhase
 from goatherd.rotation.rotator import Rotator
+from goatherd.serving.limits import Excess
 from goatherd.settings import CloudSecretSettings
 from goatherd.telemetry import Metric
 from goatherd.testing.herd import FakeClock, Herd
@@ -403,10 +406,18 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
 
     seen = everything()
     seen.told(NodesSeen(nodes=()))
-    assert exported(node_text) == {m.value for m, about in FAMILIES.items() if about.where is not Where.ROTATOR}
-    assert exported(exposition(seen.samples())) == {
-        m.value for m, about in FAMILIES.items() if about.where is not Where.NODE
-    }
+
+    def table(*where: Where) -> set[str]:
+        return {metric.value for metric, about in FAMILIES.items() if about.where in where}
+
+    gate = gate_samples(1, {Excess.TOO_MANY: 1})
+    assert exported(node_text) | exported(exposition(gate)) == table(Where.NODE, Where.BOTH, Where.FRONT)
+    assert exported(exposition(seen.samples())) == table(Where.ROTATOR, Where.BOTH)
+    door = DoorStatus(
+        url="", handed_on=0, stopped={}, connections=0, requests=0, upstream_connections=0, sessions=0, is_blind=False
+    )
+    assert exported(exposition(door_samples(door))) == table(Where.DOOR, Where.FRONT)
+    assert exported(exposition(agent_samples({"restarts": 0, "state": "serving"}))) == table(Where.AGENT)
     assert set(FAMILIES) == set(Metric)
 
 

@@ -46,7 +46,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings
 from goatherd.settings.answer import describe_identity
-from goatherd.settings.base import DBSettings, DBSettingsProvider
+from goatherd.settings.base import DBSettings, DBSettingsProvider, SettingsStatus
 from goatherd.telemetry import Event, event_text
 
 WARN_EVERY: Final = timedelta(hours=12)
@@ -458,6 +458,11 @@ class Handover:
     async def refresh(self) -> bool:
         """Read the store now; return whether it holds another identity than before."""
         return await self._settings.refresh()
+
+    @property
+    def status(self) -> SettingsStatus:
+        """How fresh the identity is."""
+        return self._settings.status
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of the server, in the form of ``GET /goatherd/v1/identity``: ids and numbers only.

@@ -1,4 +1,4 @@
-"""What the agent answers for its server, at the endpoints that a Goatherd server has: who signs, and look at the store.
+"""What the agent answers for its server, at the endpoints that a Goatherd server has.
 
 What it is not: no listener. The door answers with it, or `goatherd.agent.own_address` where there is no door. Rules:
 ids, numbers and short words only, built one by one and never from a document; nothing of it reaches the server.
@@ -7,9 +7,10 @@ ids, numbers and short words only, built one by one and never from a document; n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
+from goatherd.agent.door.report import HEALTH_PATH, METRICS_PATH, health, metrics
 from goatherd.agent.handover import Handover
 from goatherd.clock import Clock
 from goatherd.errors import OtherServerError, VerificationError
@@ -18,11 +19,8 @@ from goatherd.identity.session import parse_signature
 from goatherd.trust import TrustPool
 from goatherd.wire.encoding import to_json_bytes
 
-
-class Figures(Protocol):
-    """What is in front of the server; a `goatherd.agent.door.DoorStatus` is one."""
-
-    def to_json(self) -> dict[str, Any]: ...
+if TYPE_CHECKING:
+    from goatherd.agent.door.door import DoorStatus
 
 
 class OwnAPI:
@@ -45,8 +43,12 @@ class OwnAPI:
         self._first = handovers[0]
         self._describe = describe
         self._clock = clock
-        self.figures: Callable[[], Figures] | None = None
+        self.figures: Callable[[], DoorStatus] | None = None
         self.guard = RequestGuard(lambda: str(describe().get("instance", "")))
+
+    @property
+    def _door(self) -> DoorStatus | None:
+        return None if self.figures is None else self.figures()
 
     @property
     def is_down(self) -> bool:
@@ -63,6 +65,10 @@ class OwnAPI:
             handover = found
         if method == "GET" and path == "/goatherd/v1/identity":
             return 200, to_json_bytes(self._identity(handover))
+        if method == "GET" and path == HEALTH_PATH:
+            return 200, to_json_bytes(health(handover.status, self._door, self._describe()["state"]))
+        if method == "GET" and path == METRICS_PATH:
+            return 200, await metrics(handover.document, handover.status, self._door, self._describe())
         if method == "POST" and path == "/goatherd/v1/refresh":
             return await self._refresh(handover, path, body, signature)
         return 404, b""
@@ -71,12 +77,12 @@ class OwnAPI:
         agent = dict(self._describe())
         instance = agent.pop("instance")
         told = handover.describe()
-        figures = None if self.figures is None else self.figures().to_json()
+        door = self._door
         return {
             **told,
             "instance": instance,
             "nowMs": self._clock.now_ms(),
-            "agent": {**agent, **told["agent"], "door": figures},
+            "agent": {**agent, **told["agent"], "door": None if door is None else door.to_json()},
         }
 
     async def _refresh(self, handover: Handover, path: str, body: bytes, signature: str) -> tuple[int, bytes]:

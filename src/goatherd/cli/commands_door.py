@@ -165,6 +165,7 @@ async def _serve(
 ) -> None:
     """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
     from goatherd.agent.door import Door, Limits, Trust
+    from goatherd.agent.door.report import DoorAPI
     from goatherd.settings import CloudSecretSettings
 
     provider, template = place(options)
@@ -176,6 +177,7 @@ async def _serve(
     try:
         async with store.for_org(options.org) as settings:
             trust = Trust(org=options.org, identity=(await settings.load()).document)
+            own = DoorAPI(settings)
             settings.subscribe(lambda changed: trust.swap(changed.document))
             async with Door(
                 upstream=upstream,
@@ -186,7 +188,9 @@ async def _serve(
                 private=private,
                 limits=Limits(**caller_limits(options)),
                 forwarded_by=options.limits_forwarded_by,
+                own=own.answer,
             ) as opened:
+                own.figures = lambda: opened.status
                 started(opened)
                 await stop.wait()
     finally:

@@ -12,10 +12,11 @@ from goatherd.metrics import Sample, build_samples, call_samples, exposition, id
 from goatherd.telemetry import Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from goatherd.identity.document import IdentityDocument
     from goatherd.node.data_check import DataStatus
+    from goatherd.serving.limits import Excess
     from goatherd.settings import SettingsStatus
 
 
@@ -42,18 +43,31 @@ def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     }
 
 
-def metrics(document: IdentityDocument, status: SettingsStatus, data: DataStatus | None = None) -> bytes:
+def gate_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sample]:
+    """Return what callers have taken too much of."""
+    yield Sample(Metric.CONNECTIONS, connections)
+    for excess, count in stopped.items():
+        yield Sample(Metric.STOPPED, count, (excess.value,))
+
+
+def metrics(
+    document: IdentityDocument,
+    status: SettingsStatus,
+    data: DataStatus | None = None,
+    gate: Iterable[Sample] = (),
+) -> bytes:
     """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
 
     Args:
         document: The identity in use.
         status: How fresh it is.
         data: What the check of the logs has found.
+        gate: What `gate_samples` returns.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.
     """
-    samples = [*build_samples(), *identity_samples(document), *settings_samples(status)]
+    samples = [*build_samples(), *identity_samples(document), *settings_samples(status), *gate]
     if data is not None:
         samples += data_samples(data)
     if status.calls is not None:

@@ -39,7 +39,7 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.report import health, metrics
+from goatherd.node.report import gate_samples, health, metrics
 from goatherd.node.rules import Rule
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
@@ -348,7 +348,8 @@ class Server:
             if path.startswith(FROZEN_PREFIX):
                 return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                text = await asyncio.to_thread(metrics, database.document, database.status, database.data)
+                gate = list(gate_samples(self.gate.connection_count, self.stopped))
+                text = await asyncio.to_thread(metrics, database.document, database.status, database.data, gate)
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)

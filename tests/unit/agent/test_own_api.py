@@ -8,12 +8,15 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from goatherd.agent.door import Door, Rule, Trust
+from goatherd.agent.door import Door, DoorStatus, Rule, Trust
+from goatherd.agent.door.report import DoorAPI
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.client import NodeClient
@@ -23,6 +26,7 @@ from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.serving.addresses import find_machine_addresses
+from goatherd.telemetry import Metric
 from goatherd.testing.upstream_child import UpstreamChild
 from tests.cluster.door_world import Standing
 from tests.deadlines import HANG
@@ -271,3 +275,78 @@ async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:
     with pytest.raises(NodeUnreachableError):
         await kit.client.answers(owned("a"))
     assert (await identity(api([kit], state="restarting")))["agent"]["state"] == "restarting"
+
+
+# --- health and metrics -----------------------------------------------------------------------------------------------
+
+
+def numbers(text: bytes) -> dict[str, float]:
+    """Return the metrics by name and labels."""
+    return {
+        ",".join((sample.name, *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def status_of_door(**changed: Any) -> DoorStatus:
+    given = {"handed_on": 7, "connections": 2, "requests": 1, "upstream_connections": 1, "sessions": 4}
+    return DoorStatus(url="http://d", stopped={Rule.TOO_MANY: 3}, **{**given, "is_blind": False, **changed})
+
+
+@pytest.mark.parametrize(
+    ("state", "door", "reason"),
+    [
+        ("serving", None, None),
+        ("serving", {}, None),
+        ("restarting", {}, "server.restarting"),
+        ("stopped", None, "server.stopped"),
+        ("serving", {"is_blind": True}, "door.blind"),
+        ("serving", {"is_exposed": True}, "door.server_exposed"),
+    ],
+)
+async def test_an_agent_tells_how_its_server_and_its_door_are(
+    tmp_path: Path, state: str, door: dict[str, Any] | None, reason: str | None
+) -> None:
+    kit = Kit(tmp_path, first())
+    own = api([kit], state=state, restarts=2)
+    if door is not None:
+        own.figures = lambda: status_of_door(**door)
+    status, body = await own.answer("GET", "/goatherd/v1/health", "", "")
+    told = json.loads(body)
+    assert (status, told["status"], told["reason"]) == (200, "ok" if reason is None else "degraded", reason)
+    assert (told["server"], told["door"] is None) == (state, door is None)
+    status, body = await own.answer("GET", "/goatherd/v1/metrics", "", "")
+    found = numbers(body)
+    assert status == 200
+    assert found[f"{Metric.SERVER_STATE},{state}"] == 1
+    assert found[Metric.SERVER_RESTARTS] == 2
+    assert found[Metric.IDENTITY_GENERATION] == kit.handover.document.generation
+    assert found[Metric.SETTINGS_DEGRADED] == 0
+    assert found.get(f"{Metric.STOPPED},too-many") == (None if door is None else 3)
+    assert found.get(Metric.DOOR_REQUESTS) == (None if door is None else 7)
+    assert not shows_key(body.decode(), kit.handover.document.current)
+
+
+async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:
+    own = DoorAPI(Kit(tmp_path, first()).settings)  # type: ignore[arg-type]
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock) as child:
+        door = Door(
+            upstream=child.url, trust=Trust(org=ORG, identity=create(A, clock.now_ms())), clock=clock, own=own.answer
+        )
+        own.figures = lambda: door.status
+        async with door, httpx2.AsyncClient(verify=False, base_url=door.url) as http:
+            assert (await http.request("TRACE", "/")).status_code == 405
+            answer = await http.get("/goatherd/v1/metrics")
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+            found = numbers(answer.content)
+            assert found[f"{Metric.STOPPED},method"] == 1
+            assert found[f"{Metric.STOPPED},author"] == 0, "a counter begins at 0"
+            assert found[Metric.CONNECTIONS] == 1
+            health = await http.get("/goatherd/v1/health")
+            assert health.headers["content-type"] == "application/json"
+            assert health.json()["server"] is None
+            assert set(health.json()["door"]) == {"blind", "exposed"}
+            assert (await http.get("/goatherd/v1/identity")).status_code == 404
+        assert not [one for one in child.reached if "goatherd" in one[1]]

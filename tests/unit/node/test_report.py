@@ -47,6 +47,11 @@ async def test_a_store_that_goes_away_shows_in_health_and_metrics_but_requests_a
             del health["expiry"], health["data"]
             assert health == {"status": "degraded", "source": "store", "reason": "provider.unavailable"}
             during = numbers((await http.get("/goatherd/v1/metrics")).text)
+            assert (await http.post("/auth/session", content=b" " * 20_000)).status_code == 413
+            text = (await http.get("/goatherd/v1/metrics")).text
+            assert 'goatherd_stopped_total{rule="too-large"} 1.0' in text
+            assert 'goatherd_stopped_total{rule="too-many"} 0.0' in text
+            assert during[Metric.CONNECTIONS] == 0, "not counted without a socket"
             assert during[Metric.SETTINGS_DEGRADED] == 1
             assert during[Metric.SETTINGS_FAILURES] == 1
             assert during[Metric.SETTINGS_BREAKER_OPEN] == 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from goatherd.agent.door.redaction import KeyFilter
+from goatherd.agent.door.report import content_type_of
 from goatherd.agent.door.rules import connection_tokens
 from goatherd.agent.door.upstream import Connection, LostError, Upstream
 from goatherd.serving.caller import Caller
@@ -269,9 +270,9 @@ class Exchange:
         await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
     async def give(self, status: int, body: bytes, more: Headers | None = None) -> None:
-        """Send an answer that is not the server's: JSON, or nothing."""
+        """Send an answer that is not the server's."""
         fields = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *(more or [])]
-        await self.start(status, [*fields, *([(b"content-type", b"application/json")] if body else [])])
+        await self.start(status, [*fields, *([(b"content-type", content_type_of(self.path))] if body else [])])
         await self.finish(body)
 
     async def finish(self, body: bytes) -> None:

@@ -1,0 +1,133 @@
+"""What monitoring asks of a door, and of the agent of an unmodified server: one word of health, numbers for Prometheus.
+
+Not the server's ``/healthy``, which passes. Rules: codes, ids and numbers only; what each metric is stands in
+`goatherd.metrics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from goatherd.agent.door.rules import Rule
+from goatherd.metrics import (
+    TEXT_TYPE,
+    Sample,
+    build_samples,
+    call_samples,
+    exposition,
+    identity_samples,
+    settings_samples,
+)
+from goatherd.telemetry import Event, Metric
+from goatherd.wire.encoding import to_json_bytes
+
+if TYPE_CHECKING:
+    from goatherd.agent.door.door import DoorStatus
+    from goatherd.identity.document import IdentityDocument
+    from goatherd.settings import DBSettingsProvider, SettingsStatus
+
+HEALTH_PATH: Final = "/goatherd/v1/health"
+METRICS_PATH: Final = "/goatherd/v1/metrics"
+JSON_TYPE: Final = b"application/json"
+STATES: Final = ("starting", "serving", "restarting", "stopped")
+"""What an agent does with its server."""
+
+
+def content_type_of(path: str) -> bytes:
+    """Return the type of what is answered below ``/goatherd/v1/``."""
+    return TEXT_TYPE.encode() if path == METRICS_PATH else JSON_TYPE
+
+
+def health(status: SettingsStatus, door: DoorStatus | None, state: str | None = None) -> dict[str, Any]:
+    """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the first reason for that.
+
+    Args:
+        status: How fresh the identity is.
+        door: What the door has done; None without a door.
+        state: What the agent does with its server; None without an agent.
+    """
+    reason: str | None = None
+    if status.is_degraded:
+        reason = "settings" if status.last_refusal is None else status.last_refusal.code
+    elif state is not None and state != "serving":
+        reason = f"server.{state}"
+    elif door is not None and door.is_blind:
+        reason = Event.DOOR_BLIND.value
+    elif door is not None and door.is_exposed:
+        reason = Event.DOOR_SERVER_EXPOSED.value
+    return {
+        "status": "ok" if reason is None else "degraded",
+        "source": str(status.origin),
+        "reason": reason,
+        "server": state,
+        "door": None if door is None else {"blind": door.is_blind, "exposed": door.is_exposed},
+    }
+
+
+def door_samples(door: DoorStatus) -> Iterator[Sample]:
+    """Return what a door has done so far."""
+    yield Sample(Metric.CONNECTIONS, door.connections)
+    for rule in Rule:
+        yield Sample(Metric.STOPPED, door.stopped.get(rule, 0), (rule.value,))
+    yield Sample(Metric.DOOR_REQUESTS, door.handed_on)
+    yield Sample(Metric.DOOR_SESSIONS, door.sessions)
+    yield Sample(Metric.DOOR_BLIND, door.is_blind)
+    yield Sample(Metric.DOOR_EXPOSED, door.is_exposed)
+
+
+def agent_samples(agent: Mapping[str, Any]) -> Iterator[Sample]:
+    """Return what an agent does with its server."""
+    yield Sample(Metric.SERVER_RESTARTS, agent["restarts"])
+    for state in STATES:
+        yield Sample(Metric.SERVER_STATE, agent["state"] == state, (state,))
+
+
+async def metrics(
+    document: IdentityDocument, status: SettingsStatus, door: DoorStatus | None, agent: Mapping[str, Any] | None = None
+) -> bytes:
+    """Return the answer to ``GET /goatherd/v1/metrics``.
+
+    Args:
+        document: The identity in use.
+        status: How fresh it is.
+        door: What the door has done; None without a door.
+        agent: What the agent does with its server; None without an agent.
+
+    Raises:
+        MissingExtraError: The library that writes metrics is not installed.
+    """
+    samples = [*build_samples(), *identity_samples(document), *settings_samples(status)]
+    if door is not None:
+        samples += door_samples(door)
+    if agent is not None:
+        samples += agent_samples(agent)
+    if status.calls is not None:
+        samples += call_samples(status.calls)
+    return await asyncio.to_thread(exposition, samples)
+
+
+class DoorAPI:
+    """Answers below ``/goatherd/v1/`` for a door without an agent.
+
+    Args:
+        settings: Where the door has its identity from.
+
+    Attributes:
+        figures: Returns what the door has done so far; None until it is made.
+    """
+
+    def __init__(self, settings: DBSettingsProvider) -> None:
+        self._settings = settings
+        self.figures: Callable[[], DoorStatus] | None = None
+
+    async def answer(self, method: str, path: str, query: str, signature: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Answer a request."""
+        del query, signature, body
+        door = None if self.figures is None else self.figures()
+        if method == "GET" and path == HEALTH_PATH:
+            return 200, to_json_bytes(health(self._settings.status, door))
+        if method == "GET" and path == METRICS_PATH:
+            return 200, await metrics(self._settings.settings.document, self._settings.status, door)
+        return 404, b""
