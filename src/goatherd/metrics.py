@@ -138,6 +138,7 @@ FAMILIES: Final[dict[Metric, About]] = {
         "signer unknown).",
         ("kind",),
     ),
+    Metric.DATA_UNWRITABLE: About(Kind.GAUGE, Where.NODE, "Repositories whose log cannot be written now."),
     Metric.CONNECTIONS: About(Kind.GAUGE, Where.FRONT, "Open connections of callers."),
     Metric.STOPPED: About(
         Kind.COUNTER,

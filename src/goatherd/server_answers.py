@@ -54,6 +54,12 @@ class DataReport:
     records: int
     damaged: int
     unverifiable: int
+    unwritable: int = 0
+
+    @property
+    def cannot_write(self) -> str | None:
+        """How many repositories cannot be written, in words; None for none."""
+        return f"storage: {self.unwritable} of its logs cannot be written" if self.unwritable else None
 
     @property
     def unusable(self) -> str | None:
@@ -402,7 +408,10 @@ def _data(value: object) -> DataReport:
     if records is None or damaged is None or unverifiable is None:
         raise DecodeError("a count is missing")
     is_complete = read.of("complete", _bool) is True
-    return DataReport(is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable)
+    unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not say
+    return DataReport(
+        is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
+    )
 
 
 def _peers(value: object) -> tuple[PeerReport, ...]:

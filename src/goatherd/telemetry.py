@@ -147,6 +147,10 @@ class Event(StrEnum):
     """A log holds records that cannot be used; they are withheld, and the log stays as it is."""
     DATA_CHECKED = "data.checked"
     """A started server has read all of its logs and verified every record."""
+    DATA_UNWRITABLE = "data.unwritable"
+    """Logs cannot be written: a full, read-only or broken disk. Reads go on, writes get 507. Said once a minute."""
+    DATA_WRITABLE = "data.writable"
+    """All logs can be written again."""
     DOOR_OPENED = "door.opened"
     """A door listens in front of a server."""
     DOOR_STOPPED = "door.stopped"
@@ -210,6 +214,7 @@ class Metric(StrEnum):
     DATA_CHECKED = "goatherd_data_checked"
     DATA_RECORDS = "goatherd_data_records"
     DATA_UNUSABLE = "goatherd_data_unusable_records"
+    DATA_UNWRITABLE = "goatherd_data_unwritable_repositories"
 
     PROVIDER_CALLS = "goatherd_provider_calls_total"
     PROVIDER_RETRIES = "goatherd_provider_retries_total"

@@ -469,6 +469,11 @@ class TrustPool:
                 self._waiting.add(session_id)
         return Verification((), (), list(chain.from_iterable(taken)))
 
+    def requeue(self, verification: Verification) -> None:
+        """Put what `prepare_pending` returned back, behind everything else, when it could not be run."""
+        again = {job.session_id: None for job in verification._jobs if job.session_id in self._pending}
+        self._queue = {**again, **self._queue}
+
     @property
     def queued_count(self) -> int:
         """How many session ids `prepare_pending` has work for; those that nobody vouches for wait for a root."""

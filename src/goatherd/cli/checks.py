@@ -70,6 +70,7 @@ def _data_to_json(data: DataReport) -> dict[str, object]:
         "records": data.records,
         "damaged": data.damaged,
         "unverifiable": data.unverifiable,
+        "unwritable": data.unwritable,
     }
 
 
@@ -423,6 +424,9 @@ async def _clock_check(client: NodeClient) -> Check:
 
 
 def _data_check(url: str, data: DataReport) -> Check:
+    if data.cannot_write is not None:
+        hint = "Its log names the error. Make room on its disk, or make it writable; it needs no restart."
+        return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
     if data.unusable is not None:
         hint = "Its log names the files. Stop it, then `goatherd data check DIR`, and `data repair DIR --peer URL`."
         return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)

@@ -126,6 +126,8 @@ def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
         problem = "degraded: cannot use what the store holds"
     if node.data is not None and node.data.unusable is not None:
         problem = "; ".join(filter(None, (problem, node.data.unusable)))
+    if node.data is not None and node.data.cannot_write is not None:
+        problem = "; ".join(filter(None, (problem, node.data.cannot_write)))
     return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
 
 

@@ -314,6 +314,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].data.records": Field("integer", "Number of commits that it has read."),
         "nodes[].data.damaged": Field("integer", "Number of damaged records."),
         "nodes[].data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
+        "nodes[].data.unwritable": Field("integer", "Number of repositories whose log cannot be written now."),
         "nodes[].agent": Field("object or null", "What its agent says, where an agent runs it."),
         "nodes[].agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
         "nodes[].agent.started": Field("string or null", "Id of the root that the agent started the server with."),

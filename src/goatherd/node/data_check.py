@@ -32,6 +32,7 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
+from goatherd.identity.session import parse_signature
 from goatherd.node.engine import Engine
 from goatherd.node.rules import SESSIONS_PATH, USERS_PATH
 from goatherd.node.storage import LogDirectory
@@ -46,6 +47,9 @@ T = TypeVar("T")
 BATCH: Final = 256
 REST: Final = 4
 """How many times as long as a batch took the check rests after it."""
+
+AGAIN: Final = timedelta(seconds=1)
+AGAIN_AT_MOST: Final = timedelta(minutes=10)
 
 _FIRST: Final = (SESSIONS_PATH, USERS_PATH)
 _ID: Final = re.compile(rb'"id":\s*"([A-Za-z0-9._~-]{1,63})"')
@@ -93,6 +97,14 @@ def order_repositories(paths: Sequence[str]) -> list[str]:
     return sorted(paths, key=lambda path: (path not in _FIRST, path))
 
 
+def _is_signed_by_its_session(commit: Commit) -> bool:
+    """Whether a signature names the session that the commit does; otherwise one of them has changed."""
+    try:
+        return parse_signature(commit.signature or "").session_id == commit.session
+    except VerificationError:
+        return False
+
+
 def _guess_id(raw: bytes) -> str | None:
     found = _ID.search(raw)
     return None if found is None else found[1].decode()
@@ -107,12 +119,14 @@ class DataStatus:
         records: Commits that were read.
         damaged: Lines that are no commits.
         unverifiable: Commits whose signature is wrong, or whose signer is unknown now.
+        unwritable: Repositories whose log cannot be written now.
     """
 
     is_complete: bool
     records: int
     damaged: int
     unverifiable: int
+    unwritable: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Return it as data: numbers only."""
@@ -121,6 +135,7 @@ class DataStatus:
             "records": self.records,
             "damaged": self.damaged,
             "unverifiable": self.unverifiable,
+            "unwritable": self.unwritable,
         }
 
 
@@ -168,16 +183,29 @@ class DataCheck:
         )
 
     async def run(self) -> None:
-        """Check every log; a log that cannot be read is a warning."""
-        for path in order_repositories(await asyncio.to_thread(self._logs.repositories)):
-            try:
-                await self._check(path)
-            except GoatherdError as error:
-                _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
+        """Check every log; a log that cannot be read is a warning. What fails otherwise is tried again later."""
+        left = order_repositories(await asyncio.to_thread(self._logs.repositories))
+        rest = AGAIN
+        while left := [path for path in left if not await self._is_checked(path)]:
+            await self._clock.sleep(rest)
+            rest = min(2 * rest, AGAIN_AT_MOST)
         self._is_complete = True
         found = self.status
         fields = {"records": found.records, "damaged": found.damaged, "unverifiable": found.unverifiable}
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
+
+    async def _is_checked(self, path: str) -> bool:
+        """Check a log, and return whether it need not be tried again."""
+        before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
+        try:
+            await self._check(path)
+        except GoatherdError as error:
+            _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
+        except Exception:  # noqa: BLE001 - one log must not leave the others unchecked
+            _log.exception("checking %s; again later", path)
+            self._records, self._damaged, self._unverifiable, self._unknown = before
+            return False
+        return True
 
     async def _check(self, path: str) -> None:
         log = self._logs.open(path)
@@ -206,10 +234,10 @@ class DataCheck:
                         good[commit.id] = commit
                     continue
                 first = start if first is None else first
-                if isinstance(verdict, UnknownSignerError):
+                if isinstance(verdict, UnknownSignerError) and _is_signed_by_its_session(commit):
                     unknown += 1
                     self._unknown[commit.session] += 1
-                elif isinstance(verdict, InvalidSignatureError | AuthorMismatchError):
+                elif isinstance(verdict, InvalidSignatureError | AuthorMismatchError | UnknownSignerError):
                     wrong.setdefault(commit.id, []).append(commit)
                     self._unverifiable += 1
                 else:

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -33,6 +33,7 @@ from goatherd.errors import (
     GoatherdError,
     RevokedSessionError,
     SettingsError,
+    StorageError,
     UnknownSignerError,
     UntrustedRootError,
     VerificationError,
@@ -44,7 +45,7 @@ from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
 from goatherd.node.deferred import RETRY_REST, Deferred, fingerprint_of
 from goatherd.node.disk import Disk, TrackedLog
-from goatherd.node.engine import Engine, Response, Step, Steps, drive
+from goatherd.node.engine import CANNOT_WRITE, Engine, Response, Step, Steps, drive
 from goatherd.node.expiry import ExpiryWatch
 from goatherd.node.freeze import FOLDER, Freezer
 from goatherd.node.management import refuse_unless_root
@@ -73,6 +74,11 @@ MAX_LACKING: Final = 50
 """How many repositories without a commit here are looked for at the peers because clients asked for them."""
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
+VERIFY_AGAIN: Final = timedelta(seconds=1)
+VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
+WRITE_AGAIN: Final = timedelta(seconds=2)
+"""How long a log that could not be written rests before it is tried again."""
+SAY_AGAIN: Final = timedelta(minutes=1)
 
 _JSON: Final = "application/json"
 # Reasons for a refusal that the arrival of a session can undo.
@@ -151,6 +157,7 @@ class DatabaseRepository:
             StorageError: It could not be written.
         """
         engine = await self._open()
+        engine.check_writable(self.path)
         engine.create(self.path, key, schema, _fields(data), self._database.now_ms())
         return await self._written(key)
 
@@ -163,6 +170,7 @@ class DatabaseRepository:
             StorageError: It could not be written.
         """
         engine = await self._open()
+        engine.check_writable(self.path)
         engine.set(self.path, key, _fields(data), self._database.now_ms())
         return await self._written(key)
 
@@ -174,6 +182,7 @@ class DatabaseRepository:
             StorageError: It could not be written.
         """
         engine = await self._open()
+        engine.check_writable(self.path)
         engine.delete(self.path, key, self._database.now_ms())
         await self._database.publish(self.path)
 
@@ -238,7 +247,8 @@ class Database:
         self._new_id = new_id
         self._connect = connect or self._connect_over_http
         self._engine: Engine | None = None
-        self._disk = Disk()
+        self._disk = Disk(self._on_disk_change)
+        self._cannot_write = asyncio.Event()
         self._deferred = Deferred()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
         self._lacking: OrderedDict[str, None] = OrderedDict()
@@ -291,7 +301,7 @@ class Database:
         engine = Engine(
             org=self.org,
             pool=pool,
-            open_log=lambda path: TrackedLog(self._directory.open(path), self._disk.touch),
+            open_log=self._open_log,
             new_id=self._new_id,
             new_seeds=new_seeds,
             registry=self._registry,
@@ -321,6 +331,7 @@ class Database:
             self._spawn(self._data_check.run(), "check the data")
         self._stack.callback(self._settings.subscribe(self._swap))
         self._spawn(self._freezer.run(), "fetch frozen lists")
+        self._spawn(self._retry_writes(), "write again")
         self._spawn(self._expiry.run(), "watch the root's expiration")
         self._trust_changed.set()
         self._spawn(self._follow_trust(), "follow the trusted sessions")
@@ -412,7 +423,7 @@ class Database:
         Raises:
             StorageError: It could not be written.
         """
-        await self._disk.durable()
+        await self._disk.durable([path])
         if path == SESSIONS_PATH:
             self._trust_changed.set()
         self._poke(path)
@@ -485,7 +496,9 @@ class Database:
     @property
     def data(self) -> DataStatus | None:
         """What the check of the logs has found so far; None where the data are not on a disk."""
-        return None if self._data_check is None else self._data_check.status
+        if self._data_check is None:
+            return None
+        return replace(self._data_check.status, unwritable=len(self._disk.failing))
 
     @property
     def expiry(self) -> ExpiryWatch:
@@ -522,7 +535,13 @@ class Database:
         for commit_id, error in response.refused:
             _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
         # Not only what this request wrote: its answer may show what another one has only just stored.
-        await self._disk.durable()
+        try:
+            is_whole = await self._disk.durable(response.flush)
+        except StorageError:
+            return CANNOT_WRITE
+        if not is_whole and response.again is not None:
+            anew = await self._drive(response.again())
+            return await self._settle(replace(anew, flush=response.flush, poke=response.poke, refused=response.refused))
         if SESSIONS_PATH in response.poke:
             self._trust_changed.set()
         for path in response.poke:
@@ -563,11 +582,53 @@ class Database:
 
     async def _verify_sessions(self) -> None:
         """Verify, in the background, the session commits that nobody has needed yet."""
-        while self.pool.queued_count:
-            verification = self.pool.prepare_pending(PENDING_BATCH)
-            await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
-            self.pool.conclude(verification)
-        self._verifying = False
+        rest, limit = VERIFY_AGAIN, PENDING_BATCH
+        try:
+            while self.pool.queued_count:
+                verification = self.pool.prepare_pending(limit)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._workers, verification.run)
+                    self.pool.conclude(verification)
+                except Exception:  # noqa: BLE001 - what one batch does must not leave the others unverified
+                    _log.exception("%s: verifying sessions; again in %s", self.org, rest)
+                    self.pool.requeue(verification)
+                    limit = 1
+                    await self._clock.sleep(rest)
+                    rest = min(2 * rest, VERIFY_AGAIN_AT_MOST)
+        finally:
+            self._verifying = False
+
+    # --- the disk ---------------------------------------------------------------------------------------------------
+
+    def _open_log(self, path: str) -> TrackedLog:
+        return TrackedLog(self._directory.open(path), lambda log: self._disk.touch(log, path))
+
+    def _on_disk_change(self, path: str, can_be_written: bool) -> None:
+        self.engine.note_writable(path, can_be_written)
+        if not can_be_written:
+            self._cannot_write.set()
+            return
+        if path == SESSIONS_PATH:
+            self._trust_changed.set()
+        self._poke(path)
+
+    async def _retry_writes(self) -> None:
+        """Try, until cancelled, to write the logs that could not be written."""
+        while True:
+            await self._cannot_write.wait()
+            said_at = -SAY_AGAIN.total_seconds()
+            while failing := self._disk.failing:
+                if self._clock.monotonic() - said_at >= SAY_AGAIN.total_seconds():
+                    said_at = self._clock.monotonic()
+                    fields = {"org": self.org, "repositories": len(failing), "error": next(iter(failing.values()))}
+                    _log.error("%s", event_text(Event.DATA_UNWRITABLE, **fields))
+                await self._clock.sleep(WRITE_AGAIN)
+                try:
+                    await self._disk.retry()
+                except Exception:  # noqa: BLE001 - a loop that ended would leave this server unwritable
+                    _log.exception("%s: writing again", self.org)
+            self._cannot_write.clear()
+            _log.info("%s", event_text(Event.DATA_WRITABLE, org=self.org))
 
     # --- peers ------------------------------------------------------------------------------------------------------
 
@@ -605,7 +666,7 @@ class Database:
             for fingerprint, raw in fresh.items():
                 if isinstance(raw, dict) and raw.get("id") in early:
                     self._deferred.add(fingerprint, path, raw)
-        await self._disk.durable()
+        await self._disk.durable([path])
         if done.accepted:
             if path == SESSIONS_PATH:
                 self._trust_changed.set()

@@ -3,12 +3,15 @@
 Not the writing itself (`goatherd.node.storage`). A log that is tracked says when something was appended to it, and
 `Disk.durable` waits for everything appended so far, by whomever. One flush runs at a time, in a thread of its own, and
 serves all who wait when it begins.
+
+A log that cannot be written does not stop the others. It is listed in `Disk.failing` and not flushed again until
+`Disk.retry`; who waits for it gets the error, and nobody else does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,23 +48,42 @@ class TrackedLog:
 
 
 class Disk:
-    """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins."""
+    """Group commit: one thread, one flush at a time, shared by everybody who waits when it begins.
 
-    def __init__(self) -> None:
-        self._dirty: dict[Log, None] = {}
-        self._flushing: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
+    Args:
+        on_change: Called with a repository's path, and whether its log can be written, whenever that has changed.
+    """
+
+    def __init__(self, on_change: Callable[[str, bool], None] = lambda _path, _can_be_written: None) -> None:
+        self._on_change = on_change
+        self._dirty: dict[Log, str] = {}
+        self._broken: dict[Log, str] = {}
+        self._errors: dict[str, GoatherdError] = {}
+        self._flushing: asyncio.Task[bool] | None = None
+        self._next: asyncio.Task[bool] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
 
-    def touch(self, log: Log) -> None:
-        """Note that a log has something to write. Called on the event loop's thread."""
-        self._dirty[log] = None
+    @property
+    def failing(self) -> Mapping[str, GoatherdError]:
+        """Why logs cannot be written, by the repository's path."""
+        return self._errors
 
-    async def durable(self) -> None:
-        """Wait until everything appended so far, by whomever, is on the disk.
+    def touch(self, log: Log, path: str) -> None:
+        """Note that the log of a repository has something to write. Called on the event loop's thread."""
+        if log not in self._broken:
+            self._dirty[log] = path
+
+    async def durable(self, paths: Collection[str] = ()) -> bool:
+        """Wait until everything appended so far, by whomever, is on the disk or has failed to get there.
+
+        Args:
+            paths: Repositories that must be on the disk.
+
+        Returns:
+            Whether everything that was waited for is on the disk.
 
         Raises:
-            StorageError: It could not be written; the next flush tries again.
+            StorageError: One of `paths` could not be written; `retry` tries again.
         """
         running = self._flushing is not None and not self._flushing.done()
         # A next flush that has not begun yet, although the one before it has ended, is the one to wait for as well:
@@ -73,30 +95,55 @@ class Disk:
                 self._flushing = asyncio.create_task(self._flush(None))
                 running = True
         task = self._next or (self._flushing if running else None)
-        if task is not None:
-            await asyncio.shield(task)
+        is_whole = task is None or await asyncio.shield(task)
+        for path in paths:
+            if path in self._errors:
+                raise self._errors[path].with_traceback(None)
+        return is_whole
 
-    async def _flush(self, before: asyncio.Task[None] | None) -> None:
+    async def _flush(self, before: asyncio.Task[bool] | None) -> bool:
         if before is not None:
             await asyncio.wait({before})
             self._flushing, self._next = self._next, None
-        logs, self._dirty = list(self._dirty), {}
+        logs, self._dirty = self._dirty, {}
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, _flush_all, logs)
+            failed = await self._run(logs)
         except BaseException:
-            self._dirty = {**dict.fromkeys(logs), **self._dirty}
+            self._dirty = {**logs, **self._dirty}
             raise
+        for log, error in failed.items():
+            self._dirty.pop(log, None)
+            self._broken[log] = logs[log]
+            self._errors[logs[log]] = error
+            self._on_change(logs[log], False)
+        return not failed
+
+    async def retry(self) -> None:
+        """Try to write the logs that could not be written."""
+        logs = dict(self._broken)
+        failed = await self._run(logs)
+        for log, path in logs.items():
+            if log in failed:
+                self._errors[path] = failed[log]
+                continue
+            del self._broken[log], self._errors[path]
+            if log.unflushed:  # appended meanwhile
+                self._dirty[log] = path
+            self._on_change(path, True)
+        await self.durable()
+
+    async def _run(self, logs: Iterable[Log]) -> dict[Log, GoatherdError]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _flush_all, list(logs))
 
     def close(self) -> None:
         self._thread.shutdown()
 
 
-def _flush_all(logs: Sequence[Log]) -> None:
-    failure: GoatherdError | None = None
+def _flush_all(logs: Sequence[Log]) -> dict[Log, GoatherdError]:
+    failed: dict[Log, GoatherdError] = {}
     for log in logs:
         try:
             log.flush()
         except GoatherdError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+            failed[log] = error
+    return failed

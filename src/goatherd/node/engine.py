@@ -57,7 +57,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from goatherd.errors import (
     AccessDeniedError,
@@ -65,6 +65,7 @@ from goatherd.errors import (
     GoatherdError,
     OtherServerError,
     PathError,
+    StorageError,
     UnknownSignerError,
     VerificationError,
 )
@@ -119,6 +120,7 @@ class Response:
         settle: Whether to wait for the replicas before this is sent.
         refused: Commits that were not accepted, and why; for logs and metrics only.
         lacking: Repositories that a client asked for and that hold no commit here.
+        again: Makes the answer anew, for a request that brought nothing, where what it shows may not be written.
     """
 
     status: int
@@ -130,11 +132,16 @@ class Response:
     settle: bool = False
     refused: tuple[tuple[str, GoatherdError], ...] = ()
     lacking: frozenset[str] = frozenset()
+    again: Callable[[], Steps[Response]] | None = None
 
 
 def refuse_request(error: VerificationError) -> Response:
     """Return the answer to a request whose signature does not count here."""
     return Response(status=MISDIRECTED if isinstance(error, OtherServerError) else 403, cors=False)
+
+
+CANNOT_WRITE: Final = Response(status=507, cors=False)
+"""The answer to what cannot be stored: the disk is full, read-only or broken. It may be sent again later."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,6 +166,9 @@ class _Element:
     path: str
     message: SyncMessage
     brought: list[Commit] = field(default_factory=list)
+
+    def without_commits(self) -> _Element:
+        return _Element(self.given_path, self.path, replace(self.message, commits=()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +225,7 @@ class Engine:
         self._repositories: dict[str, Repository] = {}
         self._in_use: dict[str, int] = {}
         self._pinned: set[str] = set()
+        self._unwritable: set[str] = set()
         self._wrong: dict[str, Mapping[str, Sequence[Commit]]] = {}
         self._users: OrderedDict[tuple[str, str, int], bool] = OrderedDict()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
@@ -301,6 +312,29 @@ class Engine:
         self._views.forget(path)
         return True
 
+    def note_writable(self, path: str, can_be_written: bool) -> None:
+        """Note whether a repository's log can be written.
+
+        While it cannot, requests that bring commits for it are answered with 507, and nobody sees what it lacks.
+        """
+        (self._unwritable.discard if can_be_written else self._unwritable.add)(path)
+        repository = self._repositories.get(path)
+        if repository is not None:
+            if can_be_written:
+                repository.show_written()
+            else:
+                repository.hold_back_unwritten()
+            self._views.forget(path)
+
+    def check_writable(self, path: str) -> None:
+        """Make sure that a repository's log could be written the last time.
+
+        Raises:
+            StorageError: It could not.
+        """
+        if path in self._unwritable:
+            raise StorageError(f"{path} cannot be written now; it can be read")
+
     def _register(self, path: str, read: Repository) -> Steps[Repository]:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
@@ -332,6 +366,8 @@ class Engine:
         root = self.pool.current
         if not root.session.is_root or root.session.is_expired(now_ms):
             return Response(status=503, cors=False)
+        if SESSIONS_PATH in self._unwritable:
+            return CANNOT_WRITE
         try:
             public_key = decode_session_request(body)
         except DecodeError as error:
@@ -400,6 +436,13 @@ class Engine:
             elements = self._elements(body) if is_small else (yield Step(lambda _: self._elements(body)))
         except (DecodeError, PathError):
             return Response(status=400)
+        if any(element.message.commits and element.path in self._unwritable for element in elements):
+            return CANNOT_WRITE
+        return (yield from self._answer_batch(elements, requester, now_ms, is_small=is_small))
+
+    def _answer_batch(
+        self, elements: Sequence[_Element], requester: Session, now_ms: int, *, is_small: bool
+    ) -> Steps[Response]:
         held: list[str] = []
         try:
             for path in dict.fromkeys(element.path for element in elements):
@@ -423,6 +466,9 @@ class Engine:
             poke=changed,
             refused=tuple(done.refused),
             lacking=frozenset(lacking),
+            again=lambda: self._answer_batch(
+                [each.without_commits() for each in elements], requester, now_ms, is_small=True
+            ),
         )
 
     def _authenticate_batch(self, header: str, body: bytes, now_ms: int) -> Steps[Session]:
@@ -478,8 +524,9 @@ class Engine:
 
         Raises:
             PathError: Not a repository path.
-            StorageError: The repository cannot be opened.
+            StorageError: The repository cannot be opened, or not be written.
         """
+        self.check_writable(path)
         repository = yield from self.opening(path)
         message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=commits)
         done = Ingested()

@@ -26,19 +26,23 @@ def data_samples(data: DataStatus) -> Iterator[Sample]:
     yield Sample(Metric.DATA_RECORDS, data.records)
     yield Sample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
     yield Sample(Metric.DATA_UNUSABLE, data.unverifiable, ("unverifiable",))
+    yield Sample(Metric.DATA_UNWRITABLE, data.unwritable)
 
 
 def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
 
     A degraded node serves and verifies with the identity that it has; no rotation begins with it. Damaged records do
-    not degrade a node: it withholds them.
+    not degrade a node: it withholds them. A node that cannot write some of its logs is degraded by `storage`: it
+    answers reads from what is written, and refuses writes with 507.
     """
     refusal = status.last_refusal
+    reason = refusal.code if status.is_degraded and refusal is not None else None
+    cannot_write = data is not None and data.unwritable > 0
     return {
-        "status": "degraded" if status.is_degraded else "ok",
+        "status": "degraded" if status.is_degraded or cannot_write else "ok",
         "source": str(status.origin),
-        "reason": refusal.code if status.is_degraded and refusal is not None else None,
+        "reason": "storage" if cannot_write else reason,
         "data": None if data is None else data.to_json(),
     }
 

@@ -31,6 +31,7 @@ MAX_CHAIN = 256
 """Deltas on deltas that a reader follows; GoatDB itself never writes more than one on a full commit."""
 
 MAX_WEIGHT = 64 * 1024
+_UNWRITTEN = object()
 
 Seeds = Callable[[int], Sequence[int]]
 """Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
@@ -262,6 +263,16 @@ class Repository:
         }
         self.__dict__.update(left.__dict__)
         return True
+
+    def hold_back_unwritten(self) -> None:
+        """Let nobody see what the log has not written yet, nor what comes after it, until `show_written`."""
+        self._held[_UNWRITTEN] = max(0, len(self.ids) - self.log.unflushed)
+        self.version += 1
+
+    def show_written(self) -> None:
+        """Undo `hold_back_unwritten`."""
+        if self._held.pop(_UNWRITTEN, None) is not None:
+            self.version += 1
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

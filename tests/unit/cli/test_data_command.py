@@ -154,7 +154,7 @@ def test_status_and_doctor_show_what_a_server_has_found_in_its_logs(
         (node,) = goatherd("status", *words, "--json").json["nodes"]
         if node["data"]["complete"]:
             break
-    assert node["data"] == {"complete": True, "records": 3, "damaged": 1, "unverifiable": 0}
+    assert node["data"] == {"complete": True, "records": 3, "damaged": 1, "unverifiable": 0, "unwritable": 0}
     assert "unusable records in its logs: 1 damaged" in goatherd("status", *words).out
     told = goatherd("doctor", *words).out
     assert f"{server.url} has unusable records in its logs: 1 damaged" in told

@@ -18,10 +18,12 @@ from goatherd.errors import StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
 from goatherd.node import Server
+from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.trust import Verification
 from tests.unit.node.nodes import (
     ORG,
     document_of,
@@ -54,6 +56,36 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
         await eventually(lambda: known(1 + len(disputed) + 1))
         assert await server.database().take(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
+
+
+async def test_sessions_are_verified_in_the_background_though_some_of_them_make_it_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer = root("signer")
+    one = OwnedSession.generate(session_id="one", owner=None, now_ms=now_ms()).session
+    sessions = [replace(one, id=f"session{number}") for number in range(PENDING_BATCH + 2)]
+    log = tmp_path / ORG / "sys" / "sessions.jsonl"
+    log.parent.mkdir(parents=True)
+    records = [session_commit(signer, session).to_json() for session in sessions]
+    log.write_bytes(b"".join(b"\n" + json.dumps(record).encode() + b"\n" for record in records))
+    run, left = Verification.run, [2]
+
+    def fails(verification: Verification, executor: Any = None) -> None:
+        if any(job.session_id == "session3" for job in verification._jobs) and left[0]:
+            left[0] -= 1
+            raise MemoryError
+        run(verification, executor)
+
+    monkeypatch.setattr(Verification, "run", fails)
+    monkeypatch.setattr(database_module, "VERIFY_AGAIN", timedelta(milliseconds=1))
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        pool = server.database().pool
+
+        async def all_known() -> bool:
+            return pool.known_count == 1 + len(sessions)
+
+        await eventually(all_known)
+    assert left[0] == 0
 
 
 class RestingClock(SystemClock):
@@ -150,14 +182,14 @@ async def test_nobody_is_told_that_something_is_on_the_disk_that_another_ones_fl
     third.gate.set()
 
     async def writes_twice() -> None:
-        disk.touch(first)
-        await disk.durable()
-        disk.touch(third)
-        await disk.durable()
+        disk.touch(first, "/a/b")
+        await disk.durable(["/a/b"])
+        disk.touch(third, "/e/f")
+        await disk.durable(["/e/f"])
 
     async def writes_meanwhile() -> None:
-        disk.touch(second)
-        await disk.durable()
+        disk.touch(second, "/c/d")
+        await disk.durable(["/c/d"])
 
     tasks = [asyncio.create_task(writes_twice())]
     while not first.is_flushing.is_set():
