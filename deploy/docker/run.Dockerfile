@@ -1,4 +1,5 @@
-# An unmodified GoatDB server under `goatherd run`: the image of your server, with Goatherd beside it.
+# An unmodified GoatDB server under `goatherd run`, with the door in front of it: the image of your server, with Goatherd
+# beside it. Callers come to the door's port, 8080; publish no other. The server reads its own from PORT.
 #
 #   docker build -f deploy/docker/run.Dockerfile --build-arg GOATHERD=registry.example/goatherd:1 -t my-goatdb .
 #
@@ -10,10 +11,10 @@ FROM ${GOATHERD} AS goatherd
 FROM python:3.13-slim
 COPY --from=goatherd /opt/goatherd /opt/goatherd
 RUN useradd --uid 10001 --create-home goatdb && install -d -o goatdb -g goatdb -m 0700 /srv/goatdb
-ENV PATH=/opt/goatherd/bin:$PATH
+ENV PATH=/opt/goatherd/bin:$PATH PORT=8081
 USER 10001:10001
 VOLUME /srv/goatdb
 EXPOSE 8080
 # /dev/shm is memory in every container, and where the key lies while the server runs.
-ENTRYPOINT ["goatherd", "run", "--data", "/srv/goatdb", "--"]
+ENTRYPOINT ["goatherd", "run", "--data", "/srv/goatdb", "--url", "http://127.0.0.1:8081", "--door", "8080", "--door-host", "0.0.0.0", "--"]
 CMD ["deno", "run", "-A", "server.ts"]

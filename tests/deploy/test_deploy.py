@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -121,6 +122,45 @@ def test_goatherd_takes_the_command_lines(line: list[str]) -> None:
     assert found is not None, f"there is no goatherd {line[0]}"
     with found.make_context(line[0], list(line[1:])) as context:
         assert context.command is found
+
+
+def test_callers_of_an_unmodified_server_come_to_its_door() -> None:
+    """SECURITY: such a server gives its key away and believes forged authors (docs/explanation/door.md)."""
+    (unit,) = [path for path in UNITS if path.name == "goatherd-run.service"]
+    (image,) = [path for path in DOCKERFILES if path.name == "run.Dockerfile"]
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", image.read_text(), re.MULTILINE)
+    (start,) = re.findall(r"^ExecStart=(.*)$", unit.read_text(), re.MULTILINE)
+    for line in (shlex.split(start), json.loads(entry)):
+        options = line[line.index("run") + 1 : line.index("--")]
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        assert (given["--door"], given["--door-host"], given["--url"]) == ("8080", "0.0.0.0", "http://127.0.0.1:8081")
+        with cli.get_command(click.Context(cli), "run").make_context("run", [*options, "--", "true"]):  # type: ignore[union-attr]
+            pass
+    assert "PORT=8081" in unit.read_text()
+    assert "PORT=8081" in image.read_text()
+    assert "EXPOSE 8080\n" in image.read_text()
+
+    sidecar = DEPLOY / "kubernetes/sidecar.yaml"
+    by_name = {each["name"]: each for each in containers(sidecar)}
+    assert by_name["door"]["args"][:2] == ["door", "--upstream=http://127.0.0.1:8081"]
+    assert by_name["door"]["restartPolicy"] == "Always"
+    assert "--url=http://127.0.0.1:8081" in by_name["watch"]["args"]
+    assert by_name["goatdb"]["env"] == [{"name": "PORT", "value": "8081"}]
+    assert [name for name, each in by_name.items() if "ports" in each] == ["door"]
+    kinds = {each["kind"]: each for each in documents(sidecar)}
+    assert kinds["NetworkPolicy"]["spec"]["ingress"] == [{"ports": [{"port": 8080}]}]
+    assert kinds["Service"]["spec"]["ports"][0]["port"] == 8080
+
+
+def test_the_unit_of_an_unmodified_server_is_as_confined_as_that_of_goatherds_own() -> None:
+    def confinement(name: str) -> set[str]:
+        text = (DEPLOY / "systemd" / name).read_text()
+        kinds = r"Private\w+|Protect\w+|Restrict[A-Z]\w+|NoNewPrivileges|LockPersonality|Capability\w+|LimitCORE"
+        return {line for line in text.splitlines() if re.match(rf"(?:{kinds})=", line)}
+
+    own = confinement("goatherd-server.service")
+    assert len(own) >= 12
+    assert own <= confinement("goatherd-run.service")
 
 
 def test_there_are_command_lines_to_look_at() -> None:
