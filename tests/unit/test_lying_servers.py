@@ -238,12 +238,12 @@ async def lied_to(top: Path, seeds: range) -> None:
 
 
 async def test_whatever_a_server_answers_is_its_own_failure_and_no_tools(tmp_path: Path) -> None:
-    await lied_to(tmp_path, range(25))
+    await lied_to(tmp_path, range(12))
 
 
 @pytest.mark.deep
 async def test_thousands_of_answers_are_their_servers_own_failure_and_no_tools(tmp_path: Path) -> None:
-    await lied_to(tmp_path, range(25, 1500))
+    await lied_to(tmp_path, range(12, 1500))
 
 
 async def revoked_beside_a_liar(top: Path, seed: int) -> None:
@@ -278,13 +278,12 @@ async def revoked_beside_a_liar(top: Path, seed: int) -> None:
 
 @pytest.mark.slow
 async def test_a_lying_server_ends_no_revocation(tmp_path: Path) -> None:
-    for seed in range(3):
-        await revoked_beside_a_liar(tmp_path / str(seed), seed)
+    await revoked_beside_a_liar(tmp_path, 0)
 
 
 @pytest.mark.deep
 async def test_a_lying_server_ends_no_revocation_whatever_it_says(tmp_path: Path) -> None:
-    for seed in range(3, 150):
+    for seed in range(1, 150):
         await revoked_beside_a_liar(tmp_path / str(seed), seed)
 
 

@@ -219,6 +219,7 @@ class Observer:
     ) -> None:
         self._org = org
         self._on_failure = on_failure
+        self._verified: dict[Sought, Mapping[str, Any]] = {}
         self._bare = frozenset(url.rstrip("/") for url in bare)
         self._source = nodes if callable(nodes) else None
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
@@ -617,7 +618,7 @@ class Observer:
         sight.reachable = True
         for one in sought:
             commit = held.get(one.commit_id)
-            sight.holds[one.commit_id] = commit is not None and one.matches(commit)
+            sight.holds[one.commit_id] = commit is not None and self._is_sought(one, commit)
 
     async def _see_earlier(self, url: str, question: Question, sight: _Sight) -> None:
         try:
@@ -629,8 +630,17 @@ class Observer:
         sight.holds_earlier = frozenset(
             one.session_id
             for one in question.earlier
-            if (commit := held.get(one.commit_id)) is not None and one.matches(commit)
+            if (commit := held.get(one.commit_id)) is not None and self._is_sought(one, commit)
         )
+
+    def _is_sought(self, sought: Sought, commit: Mapping[str, Any]) -> bool:
+        """Return whether this is the commit that is looked for; what was verified once is compared from then on."""
+        if self._verified.get(sought) == commit:
+            return True
+        is_it = sought.matches(commit, org=self._org)
+        if is_it:
+            self._verified[sought] = commit
+        return is_it
 
     async def _signer_of_a_new_session(self, url: str, asker: OwnedSession, memory: _Memory) -> str | None:
         """Return who signs at a server that says it nowhere, by a new session, as seldom as can be.

@@ -151,6 +151,7 @@ class Replacer:
             clock=self._clock,
             timeout=self.policy.node_timeout,
             bare=self.policy.bare,
+            org=org,
             on_failure=self._failed,
         )
         self._seen: tuple[NodeView, ...] = ()

@@ -10,18 +10,25 @@ commit that it holds has it as a parent. All introductions of one root say the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.errors import InvalidSignatureError
+from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields
-from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
+from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
+from goatherd.identity.session import (
+    OwnedSession,
+    Session,
+    exact_expiration_ms,
+    parse_signature,
+    sign_commit,
+    verify_commit,
+)
 from goatherd.identity.silence import silent_since_ms
 from goatherd.server_answers import make_printable
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
-from goatherd.wire.commit import new_commit
+from goatherd.wire.commit import Commit, new_commit
 
 COPIES: Final = 3
 """How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
@@ -32,19 +39,52 @@ _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sought:
-    """A commit of ``/sys/sessions`` to look for: its id, whose session it introduces, and who may have signed it."""
+    """A commit of ``/sys/sessions`` to look for.
+
+    Attributes:
+        commit_id: Its id.
+        session: The root that it introduces.
+        signers: The roots any of which must have signed it.
+    """
 
     commit_id: str
-    session_id: str
-    signer_ids: frozenset[str]
+    session: Session
+    signers: tuple[Session, ...]
 
-    def matches(self, commit: Mapping[str, Any]) -> bool:
-        """Whether this is that commit, not another one under the same id (formats T13)."""
-        return (
-            commit.get("id") == self.commit_id
-            and commit.get("k") == self.session_id
-            and signer_of(commit) in self.signer_ids
+    @property
+    def session_id(self) -> str:
+        """Id of the root that it introduces."""
+        return self.session.id
+
+    def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
+        """Return whether this is that commit, and not another one under the same id.
+
+        Its signature is verified, over what the server holds, which must introduce this root, with its key, for as long
+        as it lives. The bytes are not compared: another version of Goatherd may have made them a little differently.
+
+        SECURITY: the next root signs only where servers hold a commit by which everybody can follow it
+        (tests/unit/rotation/test_vouching.py, tests/unit/rotation/test_observe.py).
+
+        Args:
+            raw: The commit as a server has sent it.
+            org: The organization, which is part of what is signed.
+        """
+        signer = next((one for one in self.signers if one.id == signer_of(raw)), None)
+        if signer is None or raw.get("id") != self.commit_id:
+            return False
+        try:
+            commit = Commit.from_json(dict(raw), org=org)
+            found = session_from_commit(commit)
+            verify_commit(signer, commit)
+        except (DecodeError, VerificationError):
+            return False
+        is_same = (found.id, found.owner, found.public_key) == (
+            self.session.id,
+            self.session.owner,
+            self.session.public_key,
         )
+        lives_on = found.expiration_ms >= exact_expiration_ms(self.session.expiration_ms)
+        return is_same and lives_on and commit.session == signer.id
 
 
 def introduction_id(session_id: str) -> str:
@@ -87,19 +127,19 @@ def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
     if record is None:
         return ()
     if not record.is_restore:
-        return (_sought(introduction_id(record.to_id), record.to_id, {record.from_id}),)
+        return (_sought(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: what a revoked root has signed introduces nothing (tests/unit/rotation/test_vouching.py).
     believed = {root.id for root in document.roots} - document.revoked_ids
-    found = [_sought(introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
+    found = [_sought(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
     for entry in document.history:
         if entry.rotation_id is None:
             continue
         if entry.from_id == record.to_id and entry.to_id in believed:
             ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
-            found += [_sought(commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
+            found += [_sought(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
         elif entry.to_id == record.to_id and entry.from_id in believed:
-            found.append(_sought(restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
-    return (*found, _sought(restoration_id(record.id), record.to_id, {record.from_id}))
+            found.append(_sought(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
+    return (*found, _sought(document, restoration_id(record.id), record.to_id, {record.from_id}))
 
 
 def cross_signature_id(rotation_id: str) -> str:
@@ -117,8 +157,11 @@ def restoration_id(rotation_id: str) -> str:
     return derived_id("restoration", rotation_id)
 
 
-def _sought(commit_id: str, session_id: str, signer_ids: Iterable[str]) -> Sought:
-    return Sought(commit_id=commit_id, session_id=session_id, signer_ids=frozenset(signer_ids))
+def _sought(document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]) -> Sought:
+    known = [root.session for root in (document.next, document.current) if root is not None] + list(document.roots)
+    session = next(root for root in known if root.id == session_id)
+    signers = {root.id: root for root in known if root.id in signer_ids}
+    return Sought(commit_id=commit_id, session=session, signers=tuple(signers.values()))
 
 
 def sought_cross_signature(document: IdentityDocument) -> Sought | None:
@@ -126,7 +169,7 @@ def sought_cross_signature(document: IdentityDocument) -> Sought | None:
     record = document.rotation
     if record is None:
         return None
-    return _sought(cross_signature_id(record.id), record.from_id, {record.to_id})
+    return _sought(document, cross_signature_id(record.id), record.from_id, {record.to_id})
 
 
 def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
@@ -189,7 +232,7 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
 def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
     """Return what to look for to see that an earlier root is introduced by the current one."""
     current = document.current.id
-    return _sought(_earlier_id(session_id, current), session_id, {current})
+    return _sought(document, _earlier_id(session_id, current), session_id, {current})
 
 
 def _earlier_id(session_id: str, signer_id: str) -> str:
@@ -220,7 +263,7 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
 
 def sought_late_introduction(document: IdentityDocument, expired_id: str) -> Sought:
     """Return what to look for to see that the current root was introduced by the expired one before it."""
-    return _sought(introduction_id(document.current.id), document.current.id, {expired_id})
+    return _sought(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
 def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:

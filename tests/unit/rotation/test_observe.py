@@ -35,8 +35,8 @@ def new_root(herd: Herd) -> OwnedSession:
 
 
 def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
-    sought = Sought(commit_id=introduction_id(b.id), session_id=b.id, signer_ids=frozenset({"root-a"}))
     asker = herd.nodes[0].document.current
+    sought = Sought(commit_id=introduction_id(b.id), session=b.session, signers=(asker.session,))
     return replace(Question(asker=asker, next_root=b, introductions=(sought,)), **changes)
 
 
@@ -64,6 +64,51 @@ async def test_another_commit_under_the_same_id_is_not_the_introduction(make_her
     assert herd.nodes[0].holds(SESSIONS, introduction_id(b.id))
     (view,) = await observer_of(herd).look(question(herd, b))
     assert view.holds_introduction is False
+
+
+async def test_a_server_that_holds_something_else_under_the_id_and_the_names_does_not_hold_it(
+    make_herd: MakeHerd,
+) -> None:
+    """The id, the key and the claimed signer are right, and no client can follow by it."""
+    herd = await make_herd(nodes=1)
+    b, a = new_root(herd), herd.nodes[0].document.current
+    thief = OwnedSession.generate(session_id=a.id, owner="root", now_ms=herd.clock.now_ms())
+    impostor = OwnedSession.generate(session_id=b.id, owner="root", now_ms=herd.clock.now_ms())
+    options: dict[str, Any] = {"commit_id": introduction_id(b.id), "ts": herd.clock.now_ms(), "org": "localhost"}
+    genuine = session_commit(b.session, signer=a, **options)
+    others = {
+        "signed by another key": session_commit(b.session, signer=thief, **options),
+        "of another key": session_commit(impostor.session, signer=a, **options),
+        "of no root": session_commit(replace(b.session, owner=None), signer=a, **options),
+        "for a shorter time": session_commit(
+            replace(b.session, expiration_ms=herd.clock.now_ms()), signer=a, **options
+        ),
+        "changed since": {**genuine, "ts": genuine["ts"] + 1},
+        "no longer whole": {name: value for name, value in genuine.items() if name != "c"},
+        "of another organization": session_commit(b.session, signer=a, **{**options, "org": "other"}),
+    }
+
+    class Holding:
+        base_url = herd.nodes[0].base_url
+        commit: Any = genuine
+
+        async def batch_sync(self, requests: Any, *_: Any) -> list[dict[str, Any]]:
+            return [{"c": [self.commit], "s": 1} for _ in requests]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(herd.nodes[0], name)
+
+    node = Holding()
+    observer = observer_of(herd, node)
+    for round_trip in range(2):
+        for name, commit in others.items():
+            node.commit = commit
+            (view,) = await observer.look(question(herd, b))
+            assert view.holds_introduction is False, f"{name}, {round_trip}"
+        node.commit = genuine
+        for _ in range(2):
+            (view,) = await observer.look(question(herd, b))
+            assert view.holds_introduction is True
 
 
 @pytest.mark.parametrize(

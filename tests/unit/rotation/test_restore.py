@@ -146,7 +146,7 @@ async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeH
         stable_version="1",
     )
     for one in sought_introductions(restored):
-        assert document.current.id not in one.signer_ids
+        assert document.current.id not in {root.id for root in one.signers}
     assert [one.commit_id for one in sought_introductions(restored)] == [
         introduction_id("root-a"),
         restoration_id("again"),

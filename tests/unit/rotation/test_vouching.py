@@ -71,10 +71,10 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
     made += ((sought_cross_signature(activated), cross_signature(activated, org="acme")),)
     for sought, commit in made:
         assert sought is not None
-        assert sought.matches(commit)
-        assert not sought.matches({**commit, "k": "another"})
-        assert not sought.matches({**commit, "sig": "nonsense"})
-        assert not sought.matches({**commit, "sig": None})
+        assert sought.matches(commit, org="acme")
+        assert not sought.matches(commit, org="other")
+        for change in ({"k": "another"}, {"id": "another"}, {"sig": "nonsense"}, {"sig": None}, {"ts": 1}, {"c": {}}):
+            assert not sought.matches({**commit, **change}, org="acme")
     steady = transitions.cancel(published, NOW + 4000, reason="")
     assert sought_introductions(steady) == ()
     assert sought_cross_signature(steady) is None
