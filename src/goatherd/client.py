@@ -17,13 +17,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 import orjson
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import Clock, RemoteClock, SystemClock, read_http_date
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
@@ -137,6 +136,7 @@ class NodeClient:
         self._clock: Clock = clock or SystemClock()
         self._server_name = server_name
         self._org = org
+        self._server_clock = RemoteClock(self._clock)
         self.answered_by: str | None = None
         self._instances: dict[str, None] = {}
 
@@ -451,10 +451,18 @@ class NodeClient:
             NodeUnreachableError: See the module.
         """
         response = await self._send("GET", "/healthy")
-        try:
-            return round(parsedate_to_datetime(response.headers["date"]).timestamp() * 1000)
-        except (KeyError, TypeError, ValueError):
-            return None
+        return read_http_date(response.headers.get("date"))
+
+    def clock_ahead_ms(self, now_ms: int) -> int | None:
+        """Return how far the server's clock is ahead of `now_ms`, below 0 behind, by the date of its last answer.
+
+        Args:
+            now_ms: This machine's time, in milliseconds since 1970.
+
+        Returns:
+            None where no answer had a date.
+        """
+        return self._server_clock.ahead_ms(now_ms)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -518,6 +526,7 @@ class NodeClient:
             port = httpx2.URL(url).port
             name = self._server_name if port is None else f"{self._server_name}:{port}"
             headers = {**(headers or {}), "host": name}
+        began = self._clock.monotonic()
         try:
             async with (
                 asyncio.timeout(limit),
@@ -525,6 +534,7 @@ class NodeClient:
                     method, url, content=content, headers=headers, timeout=limit, extensions=extensions
                 ) as answer,
             ):
+                self._server_clock.note(answer.headers.get("date"), began=began)
                 # SECURITY: an answer without end, or one that unpacks to one, must not fill the memory
                 # (tests/unit/test_client.py).
                 parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The only reader of time.
+"""The only reader of time, and how far other machines' clocks are from this one's.
 
 Everything below takes the time as an argument; everything above asks a `Clock`, so that a test can turn the hands.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from email.utils import parsedate_to_datetime
+from typing import Final, Protocol
+
+_SECOND_MS: Final = 1000
 
 
 class Clock(Protocol):
@@ -43,3 +46,76 @@ class SystemClock:
 def iso(now_ms: int) -> str:
     """Return the time as JavaScript's ``toISOString`` writes it, such as ``2026-11-24T12:00:00.000Z``."""
     return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ms % 1000:03d}Z"
+
+
+class SteadyClock:
+    """The time of a clock when this was made, and what has passed since: setting the clock does not move it.
+
+    Args:
+        clock: The clock.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_ms = clock.now_ms()
+        self._began = clock.monotonic()
+
+    def now_ms(self) -> int:
+        return self._began_ms + round((self._clock.monotonic() - self._began) * 1000)
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    async def sleep(self, duration: timedelta) -> None:
+        await self._clock.sleep(duration)
+
+
+class RemoteClock:
+    """What another machine's clock was last seen to show, by the ``Date`` of its answers.
+
+    Args:
+        clock: This machine's.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: tuple[int, float, float] | None = None
+
+    def note(self, date: str | None, *, began: float) -> None:
+        """Note the header ``Date`` of an answer (RFC 9110, 6.6.1); one that is missing or unreadable changes nothing.
+
+        Args:
+            date: The header.
+            began: `Clock.monotonic` before the request was sent.
+        """
+        told_ms = read_http_date(date)
+        if told_ms is not None:
+            self._seen = told_ms, began, self._clock.monotonic()
+
+    def ahead_ms(self, now_ms: int) -> int | None:
+        """Return how far it is ahead of `now_ms`, beyond what the header's seconds and the time of the answer explain.
+
+        Args:
+            now_ms: This machine's time, in milliseconds since 1970.
+
+        Returns:
+            Milliseconds, below 0 where it is behind; None where no answer had a date.
+        """
+        if self._seen is None:
+            return None
+        told_ms, began, ended = self._seen
+        since_ms = round((self._clock.monotonic() - ended) * 1000)
+        earliest_ms = told_ms + since_ms
+        latest_ms = earliest_ms + _SECOND_MS + round((ended - began) * 1000)
+        return max(0, earliest_ms - now_ms) or min(0, latest_ms - now_ms)
+
+
+def read_http_date(header: str | None) -> int | None:
+    """Return an HTTP date in milliseconds since 1970; None where it is none."""
+    if not header or len(header) > 64:
+        return None
+    try:
+        told = parsedate_to_datetime(header)
+        return round(told.replace(tzinfo=told.tzinfo or UTC).timestamp() * 1000)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -276,6 +276,14 @@ class Options:
         "time",
         "How long to wait, after a cancel or a roll-back, for the nodes to sign with the restored root.",
     )
+    rotation_clock_tolerance: timedelta = _key(
+        "rotation.clock_tolerance",
+        forms.parse_positive_duration,
+        timedelta(minutes=5),
+        "time",
+        "By how much this machine's clock may differ from the store's, or from those of most servers, before a command "
+        "writes nothing; and how far in the future a recorded time is believed.",
+    )
     rotation_poll: timedelta = _key(
         "rotation.poll",
         forms.parse_positive_duration,

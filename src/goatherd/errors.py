@@ -479,6 +479,13 @@ class ObstructedError(RotationError):
         self.obstacles = obstacles
 
 
+class WrongClockError(ObstructedError):
+    """This machine's clock differs from the store's, or from those of most servers; nothing was written."""
+
+    code = "rotation.wrong_clock"
+    hint = "Set this machine's clock by NTP."
+
+
 class NotAdoptedError(RotationError):
     """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back.
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from goatherd.clock import SteadyClock
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument
 from goatherd.node import disk
-from goatherd.rotation import machine, rotator, table
+from goatherd.rotation import clocks, machine, rotator, table
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
 
@@ -85,7 +86,41 @@ def lawless() -> None:
     rotator.Rotator._write = overwrite
 
 
-TAKEN_AWAY = (ungated, unvouched, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless)
+def uncompared() -> None:
+    """Nobody's clock is compared with any other, so that `retire` destroys the way back."""
+    clocks.Clocks.is_ours_wrong = property(lambda self: False)
+
+
+def believing() -> None:
+    """A phase that was recorded in the future counts from then, so that a command waits for months."""
+    view, limit = rotator.store_view, rotator.limit_times
+
+    def as_recorded(document: IdentityDocument, *arguments: Any, **options: Any) -> Any:
+        found = view(document, *arguments, **options)
+        record = document.rotation
+        return found if record is None else replace(found, phase_since_ms=record.phase_at)
+
+    def without_the_phase(document: IdentityDocument, *arguments: Any, **options: Any) -> IdentityDocument:
+        return replace(limit(document, *arguments, **options), rotation=document.rotation)
+
+    rotator.store_view = as_recorded
+    rotator.limit_times = without_the_phase
+
+
+def uncorrected() -> None:
+    """What a wrong clock has recorded stays as it is, so that a grace period begins in months."""
+    rotator.limit_times = lambda document, *arguments, **options: document
+
+
+def resettable() -> None:
+    """A deadline moves with the clock of the machine when somebody sets that."""
+    SteadyClock.now_ms = lambda self: self._clock.now_ms()
+
+
+TAKEN_AWAY = (
+    *(ungated, unvouched, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless),
+    *(uncompared, believing, uncorrected, resettable),
+)
 MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
 
 

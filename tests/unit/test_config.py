@@ -248,6 +248,7 @@ def test_the_defaults_are_those_of_the_rotation_and_of_the_settings() -> None:
     assert options.rotation_lifetime == policy.lifetime
     assert forms.SHORTEST_LIFETIME == SHORTEST_LIFETIME
     assert options.rotation_grace == policy.grace
+    assert options.rotation_clock_tolerance == policy.clock_tolerance
     assert options.rotation_poll == policy.poll_max
     assert options.timeout == policy.node_timeout
     assert options.settings_refresh_interval == REFRESH_INTERVAL

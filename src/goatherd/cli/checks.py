@@ -22,9 +22,11 @@ from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
+from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, notes
 from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
+from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.observe import SESSIONS, prove_signer
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
@@ -109,6 +111,7 @@ class NodeState:
         is_telling_interval: Whether it says how often it looks at the store; None in `view_interval` then means never.
         is_watching: Whether the store notifies it of changes.
         data: What it has found in its own logs.
+        clock_ahead_ms: How far its clock is ahead of this machine's, below 0 behind, by the date of its last answer.
     """
 
     url: str
@@ -127,6 +130,7 @@ class NodeState:
     data: DataReport | None = None
     agent: AgentReport | None = None
     problem: str | None = None
+    clock_ahead_ms: int | None = None
 
     def is_in_step(self, current_id: str) -> bool:
         """Whether it trusts the current root and, as far as it tells, signs with it."""
@@ -163,6 +167,7 @@ class NodeState:
             "watching": self.is_watching,
             "data": None if self.data is None else _data_to_json(self.data),
             "agent": None if self.agent is None else _agent_to_json(self.agent),
+            "clockAheadMs": self.clock_ahead_ms,
             "problem": self.problem,
         }
 
@@ -177,7 +182,39 @@ async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
         return list(await asyncio.gather(*(_look_at(client, document, options.org) for client in clients)))
 
 
+def clock_notes(
+    document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeState], now_ms: int
+) -> list[str]:
+    """Return a line for each clock that differs from this machine's, and one for times that are in the future.
+
+    Args:
+        document: The identity.
+        store_ahead_ms: How far the store's clock is ahead; None where it tells none.
+        nodes: The servers, as they were seen.
+        now_ms: This machine's time, in milliseconds since 1970.
+    """
+    seen = [(THE_STORE, store_ahead_ms), *((node.url, node.clock_ahead_ms) for node in nodes)]
+    found = [
+        describe_difference(name, ahead_ms)
+        for name, ahead_ms in seen
+        if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > SKEW_WARNING
+    ]
+    recorded_ms = recorded_ahead_ms(document, now_ms)
+    if timedelta(milliseconds=recorded_ms) > SKEW_WARNING:
+        found.append(
+            f"the identity records times up to {describe_span(recorded_ms)} in the future: a machine with a wrong "
+            "clock wrote it, or this machine's clock is behind"
+        )
+    return found
+
+
 async def _look_at(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
+    """Ask one node what it does, and note its clock."""
+    state = await _ask(client, document, org)
+    return replace(state, clock_ahead_ms=client.clock_ahead_ms(SystemClock().now_ms()))
+
+
+async def _ask(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
     url = client.base_url
     try:
         answer = await client.identity()
@@ -268,6 +305,14 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
         if stage is Urgency.DUE and is_fresh_and_short(document):
             hint = _SHORT_FROM_THE_START
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
+    ahead_ms = recorded_ahead_ms(document, now_ms)
+    if timedelta(milliseconds=ahead_ms) > options.rotation_clock_tolerance:
+        text = f"the identity records times up to {describe_span(ahead_ms)} in the future"
+        hint = (
+            "Is this machine's clock right? If so, a machine with a wrong one wrote it: `goatherd retire` corrects the "
+            "times, as does every other change; until then they count as now."
+        )
+        checks.append(Check(name="recorded times", level=WARNING, text=text, hint=hint))
     record = document.rotation
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))

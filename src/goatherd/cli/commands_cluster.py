@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited, who
-from goatherd.cli.checks import NodeState, describe_agent, examine, look, obstacle_checks
+from goatherd.cli.checks import NodeState, clock_notes, describe_agent, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
@@ -74,9 +74,10 @@ async def _status(app: App) -> int:
         version, document = await store.read()
         labels = {label: one.id for one in await store.versions() for label in one.labels}
         keys = await find_whereabouts(store, document, app.options.rotation_grace)
+        store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
-    remarks = notes(document, now_ms)
+    remarks = [*notes(document, now_ms), *clock_notes(document, store_ahead_ms, nodes, now_ms)]
     survey = await survey_now(app.options) if nodes else Survey(obstacles=(), remarks=())
     obstacles, progress = survey.obstacles, survey.progress
     ending = last_ending(document)
@@ -90,6 +91,7 @@ async def _status(app: App) -> int:
         "privateKeys": keys.to_json(now_ms),
         "notes": remarks,
         "obstacles": [one.text for one in obstacles],
+        "storeClockAheadMs": store_ahead_ms,
         "nodes": [node.to_json() for node in nodes],
     }
     lines = describe(app.out, store, version.id, document)
@@ -340,6 +342,7 @@ def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
     return Policy(
         adoption=options.rotation_adoption,
         settle=options.rotation_settle,
+        clock_tolerance=options.rotation_clock_tolerance,
         node_timeout=options.timeout,
         poll_max=options.rotation_poll,
         poll_min=min(Policy().poll_min, options.rotation_poll),
@@ -471,7 +474,10 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
     return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)
 
 
-@command(example="goatherd retire --provider file:///srv/keys/root")
+@command(
+    example="goatherd retire --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
+    nodes=True,
+)
 @click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
@@ -481,6 +487,9 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
 
     Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
     roots stay trusted, with their public keys. Running it again is harmless.
+
+    Where the store does not tell the time, as a directory of files does not, the servers are asked for theirs: with a
+    wrong clock on this machine, nothing is destroyed.
 
     A version that a label points at, other than Goatherd's own, is kept and named; the command then ends with 11.
     """
@@ -520,12 +529,16 @@ async def _show_retirement(app: App, grace: str) -> int:
 
 
 async def _retire(app: App, grace: str) -> int:
-    async with open_store(app.options) as store:
+    addresses = tuple(dict.fromkeys((*app.options.nodes, *app.options.rotation_bare)))
+    async with (
+        open_store(app.options) as store,
+        NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
+    ):
         async with audited(app, store, "retire", {"grace": app.options.rotation_grace}) as journal:
             rotator = Rotator(
                 store.provider,
                 store.secret_id,
-                [],
+                directory if directory.is_discovered else await directory(),
                 org=store.org,
                 policy=policy_of(app.options),
                 started_by=who(),

@@ -321,8 +321,9 @@ def _end(app: App, store: Store, turn: Turn, now_ms: int) -> int:
 
 async def _explain(app: App, schedule: Schedule) -> int:
     async with open_store(app.options) as store:
-        _, document = await store.read()
-    facts, now_ms = facts_of(document), SystemClock().now_ms()
+        version, document = await store.read()
+    now_ms, tolerance = SystemClock().now_ms(), app.options.rotation_clock_tolerance
+    facts = facts_of(document, now_ms, written_ms=version.created_ms, tolerance=tolerance)
     verdict = next_due(facts, schedule, now_ms)
     has_nodes = app.options.nodes or app.options.rotation_bare
     obstacles = (await survey_now(app.options)).obstacles if has_nodes else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock, iso
 from goatherd.config import format_duration
-from goatherd.errors import IdentityExistsError, SecretExistsError
+from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.redaction import redacted
 from goatherd.identity.session import OwnedSession, Session
@@ -50,6 +51,9 @@ async def _init(app: App) -> None:
     warn_of_short_life(app.out, app.options.rotation_lifetime)
     now_ms = SystemClock().now_ms()
     async with open_store(app.options) as store:
+        with suppress(GoatherdError):
+            await store.read()  # its answer tells the time; what is there is seen when it is to be created
+        store.check_clock(app.options.rotation_clock_tolerance)
         root = OwnedSession.generate(
             session_id=new_id(), owner="root", now_ms=now_ms, lifetime=app.options.rotation_lifetime
         )

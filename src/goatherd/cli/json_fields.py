@@ -296,6 +296,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "privateKeys": _KEYS,
         "notes": Field("array of string", "What the operator should know about the identity."),
         "obstacles": _OBSTACLES,
+        "storeClockAheadMs": Field(
+            "integer or null",
+            "How many milliseconds the store's clock is ahead of this machine's; null where the store tells no time.",
+        ),
         "nodes": Field("array of object", "One for each server. A value that is not known is null."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field("boolean", "Whether it is an unmodified GoatDB server."),
@@ -303,6 +307,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].signsWith": Field("string or null", "Id of the root that it signs with."),
         "nodes[].generation": Field("integer or null", "Generation of the identity document that it has read."),
         "nodes[].phase": Field("string or null", "Phase in that document."),
+        "nodes[].clockAheadMs": Field(
+            "integer or null", "How many milliseconds its clock is ahead of this machine's; below 0 behind."
+        ),
         "nodes[].viewAge": Field("string or null", "How long ago it has read the store."),
         "nodes[].degraded": Field("boolean or null", "Whether it cannot use what the store holds."),
         "nodes[].source": Field("string or null", "Where its identity is from: `store`, `file` or `last known good`."),

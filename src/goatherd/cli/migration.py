@@ -203,6 +203,7 @@ async def migrate_all(
         SettingsError: Two servers have different identities for one organization, or another run has migrated a server
             that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
+        WrongClockError: This machine's clock differs from the store's.
         StorageError: A log is held open by a running server, or damaged.
         DiscoveryError: It cannot be found out who the running servers are.
     """
@@ -610,6 +611,8 @@ async def _migrate(
             _, present = await store.read()
         except SecretNotFoundError:
             present = None
+        if not dry_run:
+            store.check_clock(options.rotation_clock_tolerance)
         if present is not None:
             _same_identity(present, document, store.name)
         identity = present or document

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from goatherd._plugins import open_provider, provider_from_config
+from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
@@ -44,6 +46,17 @@ class Store:
                 error.hint = f"The organization is taken to be {self.org!r}: is --org right? {error.hint}"
             raise
         return found.version, decode_document(found.value.reveal())
+
+    def check_clock(self, tolerance: timedelta) -> None:
+        """Check this machine's clock before something is written, by the date of the store's last answer.
+
+        Raises:
+            WrongClockError: It differs from the store's by more than `tolerance`.
+        """
+        # Here, since most commands need nothing of the rotation.
+        from goatherd.rotation.clocks import check_own_clock
+
+        check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
 
     async def versions(self) -> list[SecretVersion]:
         """Return what the store lists, newest first."""

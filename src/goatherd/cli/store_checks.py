@@ -19,6 +19,7 @@ from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
 from goatherd.providers.base import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.providers.diagnosable import DiagnosableSecretProvider, Verdict
+from goatherd.rotation.clocks import THE_STORE, describe_difference
 
 OK: Final = "ok"
 WARNING: Final = "warn"
@@ -89,7 +90,7 @@ async def store_checks(
     checks.append(await _stable_check(store, labels.get(STABLE), document))
     checks += _other_label_checks(labels)
     now_ms = SystemClock().now_ms()
-    checks.append(_clock_check(versions, now_ms))
+    checks.append(_clock_check(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), options))
     grace_ms = int(options.rotation_grace.total_seconds() * 1000)
     old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
     overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
@@ -185,8 +186,17 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     ]
 
 
-def _clock_check(versions: Sequence[SecretVersion], now_ms: int) -> Check:
-    """Compare the clock that stamped the newest version; it can only be seen to be fast, not to be slow."""
+def _clock_check(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, options: Options) -> Check:
+    """Compare the store's clock, by the date of its last answer, and the clock that stamped the newest version.
+
+    Of the latter it can only be seen that it is fast, not that it is slow.
+    """
+    if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > STORE_SKEW:
+        text = describe_difference(THE_STORE, ahead_ms)
+        is_refused = timedelta(milliseconds=abs(ahead_ms)) > options.rotation_clock_tolerance
+        more = " No command writes anything while they differ by more than rotation.clock_tolerance." * is_refused
+        hint = f"Set this machine's clock by NTP, and the store's if the store is a server of your own.{more}"
+        return Check(name="store clock", level=FAILED if is_refused else WARNING, text=text, hint=hint)
     # With eventual reads, the list may be empty still, though a version was read.
     newest_ms = max((one.created_ms for one in versions), default=0)
     ahead = timedelta(milliseconds=max(0, newest_ms - now_ms))
@@ -194,4 +204,6 @@ def _clock_check(versions: Sequence[SecretVersion], now_ms: int) -> Check:
         text = f"the newest version was made {format_duration(ahead)} from now, by the store's clock or its writer's"
         hint = "Set this machine's clock by NTP; for stores on a server of your own, that one's too."
         return Check(name="store clock", level=WARNING, text=text, hint=hint)
+    if ahead_ms is not None:
+        return Check(name="store clock", level=OK, text="agrees with this machine's to the minute")
     return Check(name="store clock", level=OK, text="no version was made in the future")

@@ -293,6 +293,11 @@ def verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     return with_phase(document, Phase.VERIFIED, now_ms)
 
 
+def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
+    """Write a document anew whose times in the future were limited (`goatherd.identity.recorded_times`)."""
+    return _changed(document, now_ms)
+
+
 def finalize(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """End a verified rotation; who signed before, and until when, stays.
 

@@ -27,7 +27,7 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import ClassVar, Final, Self, TypeVar, final
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import Clock, RemoteClock, SystemClock
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
@@ -295,6 +295,8 @@ class SecretProvider(ABC):
         timeout: The deadline of one call, retries included.
         retry: How often and how fast to retry.
         call_counts: How many calls there were, and how they ended.
+        store_clock: What the store's clock was last seen to show. A plugin whose store tells the time with its answers
+            notes it there; that of a store without a clock of its own stays unknown.
     """
 
     scheme: ClassVar[str]
@@ -312,6 +314,7 @@ class SecretProvider(ABC):
         self.retry = retry or RetryPolicy()
         self.clock: Clock = clock or SystemClock()
         self.call_counts = CallCounts(self.scheme)
+        self.store_clock = RemoteClock(self.clock)
         self._entrance = Entrance()
 
     # --- made and opened ------------------------------------------------------------------------------------------

@@ -105,6 +105,13 @@ class RecordRetired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorrectTimes:
+    """Write the document with the times in it that are in the future replaced by the latest that they can be."""
+
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntroduceEarlier:
     """Push the introductions of these earlier roots, signed by the current one, to these nodes."""
 
@@ -159,6 +166,7 @@ class ObstacleKind(StrEnum):
     NO_FLOW = "no synchronization"
     NAMED_TWICE = "named twice"
     CLOCK = "clock"
+    OWN_CLOCK = "clock of this machine"
     QUORUM = "quorum"
     LIFETIME = "lifetime"
     EXPIRED = "expired"
@@ -184,7 +192,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """A new rotation cannot begin. Nothing is written; at least one obstacle says why."""
+    """A new rotation cannot begin, or this machine's clock is wrong. Nothing is written; obstacles say why."""
 
     obstacles: tuple[Obstacle, ...]
 
@@ -240,6 +248,7 @@ Action = (
     | Wait
     | Destroy
     | RecordRetired
+    | CorrectTimes
     | IntroduceEarlier
     | Prune
     | Busy

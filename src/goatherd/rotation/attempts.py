@@ -25,6 +25,7 @@ from goatherd.rotation.machine import (
     Abandon,
     Action,
     Advance,
+    CorrectTimes,
     Destroy,
     LabelStable,
     Observation,
@@ -103,7 +104,7 @@ def evidence_of(action: Action, observation: Observation) -> Hashable:
             return type(action), step, store
         case RecordRetired(session_id=session_id):
             return RecordRetired, session_id, store
-        case LabelStable() | Prepare() | Prune() | PrepareRestore():
+        case LabelStable() | Prepare() | Prune() | PrepareRestore() | CorrectTimes():
             return type(action), store
     return None
 
@@ -119,6 +120,8 @@ def name_of(action: Action) -> str:
             return f"record root {session_id} as retired"
         case LabelStable(version=version):
             return f"move label `stable` to version {version}"
+        case CorrectTimes():
+            return "correct the times that the identity records"
         case Prune():
             return "take earlier roots out of the identity document"
         case Prepare():

@@ -142,8 +142,14 @@ class Controller:
             ProviderError, IdentityError: The store does not answer, or what it holds is no identity.
         """
         found = await self._provider.read(self._secret_id, CURRENT)
-        document = decode_document(found.value.reveal())
-        return document, next_due(facts_of(document), self.schedule, self._clock.now_ms())
+        document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
+        facts = facts_of(
+            document,
+            now_ms,
+            written_ms=found.version.created_ms,
+            tolerance=self.schedule.policy.clock_tolerance,
+        )
+        return document, next_due(facts, self.schedule, now_ms)
 
     async def turn(self) -> Turn:
         """Look once, and do what is due."""

@@ -71,7 +71,12 @@ class Holding:
 
 
 async def find_holdings(
-    provider: SecretProvider, secret_id: str, document: IdentityDocument, *, without: Collection[str] = ()
+    provider: SecretProvider,
+    secret_id: str,
+    document: IdentityDocument,
+    *,
+    without: Collection[str] = (),
+    latest_ms: int | None = None,
 ) -> tuple[Holding, ...]:
     """Look into every version that is not destroyed, newest first.
 
@@ -80,6 +85,7 @@ async def find_holdings(
         secret_id: The secret in it.
         document: The current identity; its history says when a root was retired.
         without: Versions not to look into.
+        latest_ms: A version that was made later has the time of a wrong clock; None where no time is known to be wrong.
 
     Raises:
         ProviderError: The store did not take part.
@@ -91,10 +97,10 @@ async def find_holdings(
         holding = await _look_into(provider, secret_id, document, version)
         if holding is not None:
             found.append(holding)
-    return tuple(_dated(one, found, document) for one in found)
+    return tuple(_dated(one, found, document, latest_ms) for one in found)
 
 
-def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocument) -> Holding:
+def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocument, latest_ms: int | None) -> Holding:
     """Return a holding with the time of retirement that the versions themselves show, where the history is silent.
 
     The history forgets the eldest rotations. Of a root that it does not name only the last rotation would be known, and
@@ -103,7 +109,9 @@ def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocu
     """
     if holding.is_unknown_leftover:
         return holding
-    times = [holding.version.created_ms]
+    made_ms = holding.version.created_ms
+    # Its keys' own times say it then: the document's are limited (`goatherd.identity.recorded_times`).
+    times = [0 if holding.private_ids and latest_ms is not None and made_ms > latest_ms else made_ms]
     for key in holding.private_ids - {document.current.id}:
         silent_ms = silent_since_ms(document, key)
         newer = list(takewhile(lambda one, key=key: key not in one.private_ids, versions))  # type: ignore[misc]

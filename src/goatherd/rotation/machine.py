@@ -11,12 +11,14 @@ Rules of this file:
 4. No step is taken because time has passed: time only adds to evidence (`Policy.unlisted`, `Policy.health_soak`), or
    ends a wait. Every wait has an end: the deadline of its phase, after which the rotation is cancelled (B has signed
    nothing yet) or rolled back (A signs again, B stays trusted), or goes on with the quorum that the operator declared.
+5. Nothing is done while this machine's clock is wrong, as far as other clocks show (`goatherd.rotation.clocks`); and no
+   time that was recorded in the future makes a wait longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -26,6 +28,7 @@ from goatherd.rotation.action import (
     Action,
     Advance,
     Busy,
+    CorrectTimes,
     CrossSign,
     Destroy,
     Done,
@@ -45,7 +48,7 @@ from goatherd.rotation.action import (
     Refuse,
     Wait,
 )
-from goatherd.rotation.obstacles import find_obstacles
+from goatherd.rotation.obstacles import clocks_of, find_obstacles
 from goatherd.rotation.policy import Policy, Quorum
 from goatherd.rotation.table import BACKWARD, FORWARD, GATES, SETTLED, STEPS, Evidence, Phase, Step, after
 
@@ -59,6 +62,7 @@ __all__ = [
     "Action",
     "Advance",
     "Busy",
+    "CorrectTimes",
     "CrossSign",
     "Destroy",
     "Done",
@@ -107,7 +111,8 @@ class StoreView:
     Attributes:
         version: The version id that label ``current`` points at.
         stable: The version id that label ``stable`` points at, or None.
-        phase_since_ms: When the document was last written, that is when it entered its phase.
+        phase_since_ms: When the document was last written, that is when it entered its phase; never after this run has
+            seen it first.
         current_expires_ms: Expiration of the session that signs.
         rotation_id, from_id, to_id, started_by, started_at: Of the rotation in progress, else None.
         rollback_version: The version that holds A's private key, to roll back to; None when there is no rotation.
@@ -121,6 +126,8 @@ class StoreView:
         leaving: Earlier roots that are to leave the document, oldest first, once every node holds their introduction by
             the current root (`goatherd.identity.pruning`).
         is_full: The document is too large for another rotation.
+        clock_ahead_ms: How far the store's clock is ahead of ours, below 0 behind; None where it tells none.
+        recorded_ahead_ms: How far the latest time that the document records is in the future.
     """
 
     version: str
@@ -144,6 +151,8 @@ class StoreView:
     root_ids: frozenset[str] = frozenset()
     leaving: tuple[str, ...] = ()
     is_full: bool = False
+    clock_ahead_ms: int | None = field(default=None, compare=False)
+    recorded_ahead_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +183,7 @@ class NodeView:
     answers: bool | None = None
     roots: tuple[str, ...] | None = None
     generation: int | None = None
-    clock_ahead_ms: int | None = None
+    clock_ahead_ms: int | None = field(default=None, compare=False)
     instance: str | None = None
     partners: frozenset[str] | None = None
     is_partner_unknown: bool = False
@@ -308,6 +317,8 @@ class Intent:
         reason: Why to abandon; goes into the document's history.
         leave_by: With `Goal.ABANDON`, the only step by which to leave; None for whichever the phase allows.
         is_restore: Whether the rotation restores an earlier root. For the report; it decides nothing.
+        has_acted: Whether this run has done something already: its clock was compared then, and is not set meanwhile
+            (`goatherd.clock.SteadyClock`).
     """
 
     goal: Goal
@@ -319,6 +330,7 @@ class Intent:
     reason: str = "asked for by the operator"
     leave_by: Step | None = None
     is_restore: bool = False
+    has_acted: bool = False
 
 
 # --- the decision --------------------------------------------------------------------------------------------------
@@ -333,6 +345,16 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
         intent: What this run is for.
         now_ms: Milliseconds since 1970.
     """
+    action = _choose(observation, policy, intent, now_ms)
+    if isinstance(action, Busy | Illegal | Refuse | Done) or (intent.has_acted and intent.goal is not Goal.RETIRE):
+        return action
+    # SECURITY: with a clock of another month, `retire` would destroy the way back a second after a rotation, and a wait
+    # would last for months (tests/unit/rotation/test_clocks.py).
+    wrong = clocks_of(observation, policy).find_obstacle()
+    return action if wrong is None else Refuse(obstacles=(wrong,))
+
+
+def _choose(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store = observation.store
     if store.phase is Phase.STEADY:
         return _steady(observation, policy, intent, now_ms)
@@ -706,6 +728,10 @@ def _unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
 
 def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
     store = observation.store
+    is_ahead = timedelta(milliseconds=store.recorded_ahead_ms) > policy.clock_tolerance
+    if is_ahead and clocks_of(observation, policy).is_ours_confirmed:
+        # A grace period that begins in the future would last longer by that.
+        return CorrectTimes(expected=store.version)
     left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
     kept: list[Kept] = []
     for version in observation.versions:

@@ -91,6 +91,10 @@ class Node(Protocol):
 
     async def accepts_signature(self, signature: str) -> bool: ...
 
+    async def time_ms(self) -> int | None: ...
+
+    def clock_ahead_ms(self, now_ms: int) -> int | None: ...
+
 
 NodeSource = Callable[[], Awaitable[Sequence[Node]]]
 """Who the nodes are now, asked again at each look; whoever makes them closes them."""
@@ -492,7 +496,7 @@ class Observer:
             answers=sight.answers,
             roots=None if told is None else told.roots,
             generation=None if told is None else told.generation,
-            clock_ahead_ms=None if told is None else told.clock_ahead_ms,
+            clock_ahead_ms=self._clock_ahead_ms(url) if told is None else told.clock_ahead_ms,
             instance=None if told is None else told.instance,
             partners=None if told is None else told.partners,
             is_partner_unknown=told is not None and told.is_partner_unknown,
@@ -508,6 +512,26 @@ class Observer:
             # While its agent restarts it, a server is not expected to answer.
             problem=None if sight.is_down else "; ".join(dict.fromkeys(sight.problems)) or None,
         )
+
+    def _clock_ahead_ms(self, url: str) -> int | None:
+        """Return how far a node's clock is ahead of ours, by the date of its last answer."""
+        node = self.nodes.get(url)
+        return None if node is None else node.clock_ahead_ms(self._clock.now_ms())
+
+    async def look_at_clocks(self) -> tuple[NodeView, ...]:
+        """Ask each node for its time and nothing else; one that does not answer tells none."""
+        await self.call_the_roll()
+
+        async def ask(node: Node) -> None:
+            with contextlib.suppress(NodeError, TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await node.time_ms()
+
+        async with asyncio.TaskGroup() as group:
+            for node in self.nodes.values():
+                group.create_task(ask(node))
+        ahead_ms = {url: self._clock_ahead_ms(url) for url in self.nodes}
+        return tuple(NodeView(url=url, reachable=ms is not None, clock_ahead_ms=ms) for url, ms in ahead_ms.items())
 
     async def _see_identity(self, url: str, question: Question, sight: _Sight) -> None:
         memory = self._memory.setdefault(url, _Memory())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
+from goatherd.rotation.clocks import Clocks, describe_difference, describe_span
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
 from goatherd.rotation.table import Phase
 
@@ -112,6 +113,17 @@ def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(same) for same in urls.values() if len(same) > 1)
 
 
+def clocks_of(observation: Observation, policy: Policy) -> Clocks:
+    """Return what other clocks have shown, as far as they were seen."""
+    return Clocks(
+        store_ahead_ms=observation.store.clock_ahead_ms,
+        servers_ahead_ms={
+            node.url: node.clock_ahead_ms for node in observation.nodes if node.clock_ahead_ms is not None
+        },
+        tolerance=policy.clock_tolerance,
+    )
+
+
 def find_obstacles(
     observation: Observation, policy: Policy, now_ms: int, *, silent: frozenset[str], is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
@@ -125,8 +137,10 @@ def find_obstacles(
             that a declared quorum leaves out.
         is_restore: Whether the next root is an earlier one, which needs no introduction by the current one.
     """
+    own_clock = clocks_of(observation, policy).find_obstacle()
     return (
-        *_of_the_store(observation, now_ms, is_restore=is_restore),
+        *(() if own_clock is None else (own_clock,)),
+        *_of_the_store(observation, policy, now_ms, is_restore=is_restore),
         *_of_the_policy(observation, policy, is_restore=is_restore),
         *_of_the_list(observation),
         *(
@@ -135,22 +149,26 @@ def find_obstacles(
             for one in _of_a_node(node, observation.store, node.url in silent)
             # Every server rejects what an expired root signs; that is no fault of the server.
             if not (one.kind is ObstacleKind.UNTRUSTED and now_ms > observation.store.current_expires_ms)
+            and not (one.kind is ObstacleKind.CLOCK and own_clock is not None)
         ),
         *_of_the_flow(observation),
     )
 
 
-def _of_the_store(observation: Observation, now_ms: int, *, is_restore: bool) -> Iterator[Obstacle]:
+def _of_the_store(observation: Observation, policy: Policy, now_ms: int, *, is_restore: bool) -> Iterator[Obstacle]:
     store = observation.store
     if store.phase is Phase.STEADY and not is_restore and now_ms > store.current_expires_ms:
         text = f"root {store.current_id} has expired: servers and clients reject what it signs now"
         yield Obstacle(kind=ObstacleKind.EXPIRED, text=text, hint=EXPIRED_HINT)
-    ahead_ms = store.phase_since_ms - now_ms
-    if ahead_ms > CLOCK_TOLERANCE / timedelta(milliseconds=1):
+    clocks, ahead_ms = clocks_of(observation, policy), store.recorded_ahead_ms
+    is_unknown = not clocks.is_ours_wrong and not clocks.is_ours_confirmed
+    if is_unknown and timedelta(milliseconds=ahead_ms) > policy.clock_tolerance:
         yield Obstacle(
             kind=ObstacleKind.CLOCK,
-            text=f"the identity was last written {_span(ahead_ms)} after the time that this machine's clock shows",
-            hint="Set this machine's clock by NTP, or find out which machine wrote with a wrong one.",
+            text=f"the identity was last written {describe_span(ahead_ms)} after the time that this machine's clock "
+            "shows, and no server or store tells which clock is right",
+            hint="Set this machine's clock by NTP. If it is right, list the servers, or raise rotation.clock_tolerance "
+            "(GOATHERD_ROTATION_CLOCK_TOLERANCE) for this one run.",
         )
     if observation.health is not None and observation.health.failures:
         text = f"the health check fails: {observation.health.problem}"
@@ -216,8 +234,7 @@ def _of_a_node(node: NodeView, store: StoreView, is_silent: bool) -> Iterator[Ob
     if abs(ahead_ms) > CLOCK_TOLERANCE / timedelta(milliseconds=1):
         yield Obstacle(
             kind=ObstacleKind.CLOCK,
-            text=f"the clock of {url} is {_span(abs(ahead_ms))} {'ahead of' if ahead_ms > 0 else 'behind'} this "
-            "machine's",
+            text=describe_difference(url, ahead_ms),
             hint="Set both clocks by NTP.",
             nodes=urls,
         )
@@ -309,6 +326,7 @@ def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
 
 def find_remarks(
     observation: Observation,
+    policy: Policy,
     *,
     foreign_labels: Mapping[str, str] | None = None,
     damaged: Mapping[str, str] | None = None,
@@ -317,6 +335,7 @@ def find_remarks(
 
     Args:
         observation: What the store and the servers were seen to hold.
+        policy: By how much clocks may differ.
         foreign_labels: Labels that are none of Goatherd's, each with the version that it is on.
         damaged: Ids of stored versions that cannot be read, each with why.
     """
@@ -331,6 +350,12 @@ def find_remarks(
         for node in observation.nodes
         if store.phase is Phase.STEADY and node.signs_with not in (None, store.current_id) and not node.is_bare
     ]
+    ahead_ms = store.recorded_ahead_ms
+    if timedelta(milliseconds=ahead_ms) > policy.clock_tolerance and clocks_of(observation, policy).is_ours_confirmed:
+        found.append(
+            f"the identity records times up to {describe_span(ahead_ms)} in the future: it was written by a machine "
+            "with a wrong clock; they count as the time at which it was written, and the next change corrects them"
+        )
     if observation.are_nodes_discovered:
         found += [f"{_names(urls)} are one and the same server" for urls in find_named_twice(observation.nodes)]
     flow = find_flow(observation.nodes)
@@ -361,8 +386,3 @@ def _reason(node: NodeView) -> str:
 def _names(urls: Sequence[str]) -> str:
     listed = [*urls[:5], *([f"{len(urls) - 5} more"] if len(urls) > 5 else [])]
     return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
-
-
-def _span(milliseconds: float) -> str:
-    minutes, seconds = divmod(round(milliseconds / 1000), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

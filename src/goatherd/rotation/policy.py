@@ -73,6 +73,8 @@ class Policy:
         node_timeout: Longest time that one observation of one node may take.
         poll_min, poll_max: Bounds of the pause between two observations; it starts small and doubles.
         store_patience: How long a store that does not answer is asked again, beyond the provider's own retries.
+        clock_tolerance: By how much this machine's clock may differ from others before nothing is written, and how far
+            in the future a recorded time may be.
         flow_patience: How long a session made at one server may take to reach the others, before a rotation in which
             they do not say with whom they synchronize.
         lifetime: From the making of a new root to its expiration. `check_lifetime` says how short it may be.
@@ -97,6 +99,7 @@ class Policy:
     poll_min: timedelta = timedelta(milliseconds=25)
     poll_max: timedelta = timedelta(seconds=1)
     store_patience: timedelta = timedelta(seconds=60)
+    clock_tolerance: timedelta = timedelta(minutes=5)
     flow_patience: timedelta = timedelta(seconds=15)
     lifetime: timedelta = timedelta(days=180)
     grace: timedelta = timedelta(days=30)

@@ -14,6 +14,7 @@ from goatherd.errors import (
     UnhealthyError,
 )
 from goatherd.rotation.action import Busy, Illegal, Obstacle, ObstacleKind, Refuse
+from goatherd.rotation.clocks import wrong_clock
 
 
 def refusal(action: Busy | Illegal | Refuse) -> GoatherdError:
@@ -37,6 +38,8 @@ def _obstructed(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
     message = f"the rotation was not begun: {'; '.join(one.text for one in obstacles)}"
     hint = " ".join(dict.fromkeys(one.hint for one in obstacles if one.hint)) or None
     kinds = {one.kind for one in obstacles}
+    if ObstacleKind.OWN_CLOCK in kinds:
+        return wrong_clock(obstacles)
     if ObstacleKind.EXPIRED in kinds:
         return IllegalStepError(message, hint=hint)
     if kinds == {ObstacleKind.UNHEALTHY}:

@@ -53,6 +53,7 @@ from goatherd.rotation.vouching import (
 OBSTACLES: Final = frozenset(
     {
         ObstacleKind.CLOCK,
+        ObstacleKind.OWN_CLOCK,
         ObstacleKind.NAMED_TWICE,
         ObstacleKind.NODES_UNKNOWN,
         ObstacleKind.OTHER_IDENTITY,
@@ -229,19 +230,25 @@ class Replacer:
 
     async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
         nodes = await self._observer.look(Question(asker=document.current, answers=True))
+        now_ms = self._clock.now_ms()
         check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
         observation = Observation(
-            store=store_view(document, version, version.id, self.policy),
+            store=store_view(
+                document, version, version.id, self.policy, seen_ms=now_ms, clock_ahead_ms=self._store_ahead_ms(now_ms)
+            ),
             nodes=nodes,
             nodes_unknown=self._observer.unknown,
             are_nodes_discovered=self._observer.is_discovered,
         )
         roots = observation.store.root_ids
         strange = frozenset(node.url for node in nodes if is_of_another_identity(node.roots or (), roots))
-        found = find_obstacles(observation, self.policy, self._clock.now_ms(), silent=strange)
+        found = find_obstacles(observation, self.policy, now_ms, silent=strange)
         obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
         if obstacles:
             raise refusal(Refuse(obstacles=obstacles))
+
+    def _store_ahead_ms(self, now_ms: int) -> int | None:
+        return self._provider.store_clock.ahead_ms(now_ms)
 
     async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
         """Return the expired root with its private key, from the version that holds it; None where none does."""

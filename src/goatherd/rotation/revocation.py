@@ -46,6 +46,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
 from goatherd.rotation.attempts import Attempts
+from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
 from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
@@ -168,6 +169,7 @@ class Revoker:
 
         Raises:
             IllegalStepError: There is no such root, or no such successor.
+            WrongClockError: This machine's clock differs from the store's, or from those of most servers.
             ProviderError: The store did not take part. Run it again.
             StuckError: The store refuses a change although nothing in it changes.
             RotationError: A node did not keep what was pushed to it.
@@ -213,6 +215,7 @@ class Revoker:
             document = await self._with_root(document, session_id)
             if heir is None:
                 heir, self._stolen = await self._heir(document, session_id, successor)
+                self._check_clock()
                 if heir is not None:
                     await self._spread(document, heir.session)
             if not self._has_waited:
@@ -233,6 +236,15 @@ class Revoker:
         # To be heard by nodes that have missed the introduction of the successor.
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
+
+    def _check_clock(self) -> None:
+        """Check this machine's clock, by what the store and the servers have answered so far."""
+        now_ms = self._clock.now_ms()
+        check_own_clock(
+            self._provider.store_clock.ahead_ms(now_ms),
+            [(url, node.clock_ahead_ms(now_ms)) for url, node in self._nodes.items()],
+            self.policy.clock_tolerance,
+        )
 
     async def _with_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         """Return the document with a root in it that has left it: it comes back to be revoked.

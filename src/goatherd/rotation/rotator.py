@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import Clock, SteadyClock, SystemClock
 from goatherd.errors import (
     ConflictError,
     GenerationError,
@@ -35,11 +35,13 @@ from goatherd.errors import (
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import Phase as DocumentPhase
+from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
 from goatherd.providers.reserving import ReservingSecretProvider
 from goatherd.rotation.attempts import Attempts, evidence_of
+from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -60,6 +62,7 @@ from goatherd.rotation.machine import (
     Action,
     Advance,
     Busy,
+    CorrectTimes,
     CrossSign,
     Destroy,
     Done,
@@ -148,6 +151,11 @@ class Rotator:
         self._secret_id = secret_id
         self._org = org
         self._clock: Clock = clock or SystemClock()
+        # Waits and grace periods are measured by this; signatures and records bear the machine's own time.
+        self._steady = SteadyClock(self._clock)
+        self._seen_ms: dict[str, int] = {}
+        self._is_clock_confirmed = False
+        self._recorded_ahead_ms = 0
         self._started_by = started_by
         self._on_event = on_event
         self._observer = Observer(
@@ -273,11 +281,12 @@ class Rotator:
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
+        self._set_clock()
         document, version = await self._read()
         observation, document = await self._survey(document, version)
         names = tuple(one.name for one in self._health.signals)
         remarks = await self._find_remarks(observation, document)
-        return make_plan(observation, self.policy, self._clock.now_ms(), signals=names, remarks=remarks)
+        return make_plan(observation, self.policy, self._steady.now_ms(), signals=names, remarks=remarks)
 
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
         """Return what stands in the way of a rotation, as `rotate` would see it. Writes nothing to the store.
@@ -290,10 +299,11 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
         self._flow = self._health_before = None
+        self._set_clock()
         document, version = await self._read()
         observation, document = await self._survey(document, version, is_probing=is_probing)
         return Survey(
-            obstacles=find_obstacles_to_begin(observation, self.policy, self._clock.now_ms()),
+            obstacles=find_obstacles_to_begin(observation, self.policy, self._steady.now_ms()),
             remarks=await self._find_remarks(observation, document) if has_remarks else (),
             is_in_progress=document.rotation is not None,
             progress=describe_wait(observation, self.policy),
@@ -306,6 +316,7 @@ class Rotator:
             held = ()  # rights that read the current version only do not go so far
         return find_remarks(
             observation,
+            self.policy,
             foreign_labels={label: one.version.id for one in held for label in one.foreign_labels},
             damaged={one.version.id: one.problem for one in held if one.problem is not None},
         )
@@ -326,6 +337,7 @@ class Rotator:
         self._observer.forget_processes()
         self._flow = self._health_before = None
         self._health.forget()
+        self._set_clock()
         document, _ = await self._read()
         # A store whose reads lag may not show yet that a rotation began, or for `retire` that it ended.
         may_lag = goal is Goal.RETIRE if document.rotation is not None else goal in (Goal.RESUME, Goal.ABANDON)
@@ -333,7 +345,7 @@ class Rotator:
             document = await self._caught_up(document)
         intent = Intent(
             goal=goal,
-            began_ms=self._clock.now_ms(),
+            began_ms=self._steady.now_ms(),
             from_id=document.current.id,
             to_id=to_id,
             to_phase=to_phase,
@@ -361,6 +373,9 @@ class Rotator:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
             attempted: object = None
+            if self._was_clock_set() and (not intent.has_acted or intent.goal is Goal.RETIRE):
+                self._set_clock()
+                intent = replace(intent, began_ms=self._steady.now_ms())
             try:
                 observation, document = await self._observe(intent)
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
@@ -368,7 +383,7 @@ class Rotator:
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
                     if document.rotation is None:
                         continue  # somebody has ended it already: look at what a run looks at in the end
-                action = decide(observation, self.policy, intent, self._clock.now_ms())
+                action = decide(observation, self.policy, intent, self._steady.now_ms())
                 self._emit(Decided(action=action))
                 if isinstance(action, Done):
                     return self._end(action, document, intent, tuple(destroyed))
@@ -383,6 +398,7 @@ class Rotator:
                 if not attempts.may_try(attempted, action):
                     poll = await self._pause(poll, None)
                     continue
+                intent = replace(intent, has_acted=True)
                 await self._act(action, document, candidate, successor_id)
                 attempts.note(attempted)
                 if isinstance(action, Advance) and action.step is not Step.PUBLISH:  # after that they are waited for
@@ -426,7 +442,11 @@ class Rotator:
         )
 
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
-        document, version = await self._read()
+        nodes: tuple[NodeView, ...] = ()
+        if intent.goal is Goal.RETIRE and self._store_ahead_ms() is None:
+            # Nothing else is asked of the nodes, and what is destroyed does not come back.
+            nodes = await self._observer.look_at_clocks()
+        document, version = await self._read(nodes)
         is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
         if is_beginning and document.rotation is None:
             observation, document = await self._survey(document, version, is_probing=True, is_restore=intent.is_restore)
@@ -435,12 +455,14 @@ class Rotator:
         store = await self._store_view(document, version)
         versions: tuple[VersionView, ...] = ()
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
+            now_ms = self._steady.now_ms() if self._is_clock_confirmed else None
             versions = self._views(
-                await find_holdings(self._provider, self._secret_id, document, without=self._given_up)
+                await find_holdings(
+                    self._provider, self._secret_id, document, without=self._given_up, latest_ms=self._latest_ms(now_ms)
+                )
             )
         elif store.phase is Phase.STEADY and intent.rotation_id in store.cancelled:
             versions = await self._cancelled_views(document, intent.rotation_id or "")
-        nodes: tuple[NodeView, ...] = ()
         health: HealthView | None = None
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
         if signer or store.phase is not Phase.STEADY:
@@ -453,7 +475,7 @@ class Rotator:
         observation = Observation(
             store=store, nodes=nodes, versions=versions, health=health, nodes_unknown=self._observer.unknown
         )
-        return observation, document
+        return observation, self._limited(document, version, nodes)
 
     async def _survey(
         self,
@@ -476,6 +498,7 @@ class Rotator:
         leaving = store.leaving if store.is_full else ()
         question = replace(self._question(document, signer=False, leaving=leaving), process=False, answers=True)
         nodes = await self._observer.look(question)
+        document = self._limited(document, version, nodes)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
             await self._tell(document, cut_off)
@@ -503,7 +526,7 @@ class Rotator:
             not is_probing
             or self._flow is not None
             or flow.is_proven
-            or find_obstacles_to_begin(observation, self.policy, self._clock.now_ms(), is_restore=is_restore)
+            or find_obstacles_to_begin(observation, self.policy, self._steady.now_ms(), is_restore=is_restore)
         ):
             return observation, document
         at, *others = (*flow.silent, *(url for group in flow.groups for url in group))
@@ -536,7 +559,7 @@ class Rotator:
         return await self._health.look(anew=store.phase is not self._phase)
 
     async def _act(self, action: Action, document: IdentityDocument, candidate: str, successor_id: str) -> None:
-        now_ms = self._clock.now_ms()
+        now_ms = self._time_to_record()
         match action:
             case LabelStable(version=version, expected=expected):
                 await self._provider.label(self._secret_id, STABLE, version, expected=expected)
@@ -591,6 +614,8 @@ class Rotator:
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
                 await self._write(transitions.retire(document, session_id, now_ms), expected)
+            case CorrectTimes(expected=expected):
+                await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [earlier_introduction(document, one, org=self._org) for one in ids]
                 await self._observer.on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
@@ -606,18 +631,70 @@ class Rotator:
             await self._provider.reserve(self._secret_id)
 
     async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
+        now_ms = self._time_to_record()
         if step is Step.CANCEL:
-            return transitions.cancel(document, self._clock.now_ms(), reason=reason)
+            return transitions.cancel(document, now_ms, reason=reason)
         record = document.rotation
         assert record is not None
         assert record.stable_version is not None
         found = await self._provider.read(self._secret_id, VersionId(record.stable_version))
         stable = decode_document(found.value.reveal())
-        return transitions.roll_back(document, stable, self._clock.now_ms(), reason=reason)
+        return transitions.roll_back(document, stable, now_ms, reason=reason)
 
     # --- the store --------------------------------------------------------------------------------------------------
 
-    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+    def _set_clock(self) -> None:
+        """Measure time from now on by what this machine's clock shows now."""
+        self._steady, self._seen_ms, self._is_clock_confirmed = SteadyClock(self._clock), {}, False
+
+    def _was_clock_set(self) -> bool:
+        """Return whether this machine's clock was set to another time since `_set_clock`."""
+        return timedelta(milliseconds=abs(self._clock.now_ms() - self._steady.now_ms())) > self.policy.clock_tolerance
+
+    def _time_to_record(self) -> int:
+        """Return this machine's time, or, if its clock was set wrong since this run began, what has passed since then.
+
+        A machine that slept in between has only the former right.
+        """
+        times = (self._clock.now_ms(), self._steady.now_ms())
+        return next((now_ms for now_ms in times if not self._is_wrong(now_ms)), times[0])
+
+    def _is_wrong(self, now_ms: int) -> bool:
+        """Return whether a time is wrong by what the store and the nodes have answered last."""
+        seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
+        return Clocks(
+            store_ahead_ms=self._provider.store_clock.ahead_ms(now_ms),
+            servers_ahead_ms={url: ahead_ms for url, ahead_ms in seen.items() if ahead_ms is not None},
+            tolerance=self.policy.clock_tolerance,
+        ).is_ours_wrong
+
+    def _store_ahead_ms(self) -> int | None:
+        return self._provider.store_clock.ahead_ms(self._steady.now_ms())
+
+    def _latest_ms(self, now_ms: int | None) -> int | None:
+        return None if now_ms is None else now_ms + self.policy.clock_tolerance // timedelta(milliseconds=1)
+
+    def _limited(
+        self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()
+    ) -> IdentityDocument:
+        """Return the document without times in the future, if another clock shows that ours is right; else as it is."""
+        clocks = Clocks(
+            store_ahead_ms=self._store_ahead_ms(),
+            servers_ahead_ms={one.url: one.clock_ahead_ms for one in nodes if one.clock_ahead_ms is not None},
+            tolerance=self.policy.clock_tolerance,
+        )
+        self._is_clock_confirmed = clocks.is_ours_confirmed or (self._is_clock_confirmed and not clocks.is_ours_wrong)
+        if not self._is_clock_confirmed:
+            return document
+        seen_ms = self._seen_ms.get(version.id, self._steady.now_ms())
+        return limit_times(document, seen_ms, written_ms=version.created_ms, tolerance=self.policy.clock_tolerance)
+
+    async def _read(self, nodes: Sequence[NodeView] = ()) -> tuple[IdentityDocument, SecretVersion]:
+        """Return what label ``current`` leads to.
+
+        Args:
+            nodes: What is known of the nodes' clocks.
+        """
         found = await self._provider.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         if document.generation < self._highest:
@@ -627,7 +704,9 @@ class Rotator:
                 hint="Its replicas disagree, or somebody wrote an old value back.",
             )
         self._note_stored(document)
-        return document, found.version
+        seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
+        self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
+        return self._limited(document, found.version, nodes), found.version
 
     def _note_stored(self, document: IdentityDocument) -> None:
         self._highest = max(self._highest, document.generation)
@@ -664,7 +743,15 @@ class Rotator:
                     # (tests/model, mutant "two looks").
                     raise GenerationError(f"the store has shown version {version.id} as current, and lists another")
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
-        return store_view(document, version, stable, self.policy)
+        view = store_view(
+            document,
+            version,
+            stable,
+            self.policy,
+            seen_ms=self._seen_ms.get(version.id, self._steady.now_ms()),
+            clock_ahead_ms=self._store_ahead_ms(),
+        )
+        return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 
     async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
         """Look for what a cancelled rotation has left; what cannot be looked at is left to `retire`, and reported."""
@@ -735,7 +822,7 @@ class Rotator:
             raise UnhealthyError(f"not healthy before the rotation goes on, so nothing was begun: {problem}")
 
     async def _pause(self, poll: timedelta, until_ms: int | None) -> timedelta:
-        left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._clock.now_ms()))
+        left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._steady.now_ms()))
         await self._clock.sleep(min(poll, left))
         return min(poll * 2, self.policy.poll_max)
 
@@ -801,7 +888,7 @@ class Rotator:
             undestroyed=tuple(f"{version}: {code}" for version, code in self._undestroyed.items()),
             restarts=self._observer.count_restarts(),
             began_ms=intent.began_ms,
-            ended_ms=self._clock.now_ms(),
+            ended_ms=self._steady.now_ms(),
         )
         self._emit(RunEnded(report=report))
         if abandoned:

@@ -26,6 +26,7 @@ from cronsim import CronSim, CronSimError
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.expiry import REPLACE_EXPIRED
+from goatherd.identity.recorded_times import limit_times
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
@@ -75,6 +76,7 @@ class Facts:
     Attributes:
         unretired: Earlier roots of which it is not on record that no version holds their key, and since when they are
             silent.
+        is_ahead: The document records a time in the future: a machine with a wrong clock wrote it.
     """
 
     generation: int
@@ -84,12 +86,28 @@ class Facts:
     history: tuple[HistoryEntry, ...] = ()
     underway: Underway | None = None
     unretired: tuple[tuple[str, int], ...] = ()
+    is_ahead: bool = False
 
 
-def facts_of(document: IdentityDocument) -> Facts:
-    """Return what a schedule may know of a document."""
+def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
+    """Return what a schedule may know of a document.
+
+    Times in the future are limited (`goatherd.identity.recorded_times`). A rotation whose phase began in the future by
+    the store's clock as well counts as one that nobody drives: a controller that waited for that time would do nothing.
+
+    Args:
+        document: As it was read.
+        now_ms: Milliseconds since 1970.
+        written_ms: When the store says that it was written.
+        tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+    """
+    limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
+    is_ahead, document = limited is not document, limited
     record = document.rotation
+    if record is not None and is_ahead and written_ms > now_ms + _ms(tolerance):
+        record = replace(record, phase_at=0)
     return Facts(
+        is_ahead=is_ahead,
         generation=document.generation,
         current_id=document.current.id,
         expires_ms=document.current.session.expiration_ms,
@@ -209,7 +227,7 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
     if facts.underway is not None:
         return _resumption(facts.underway, schedule, now_ms)
     rotation = _rotation(facts, schedule, now_ms)
-    retirement = _retirement(facts, schedule)
+    retirement = _retirement(facts, schedule, now_ms)
     if retirement is None or rotation.is_due(now_ms):
         return rotation
     if rotation.at_ms is None:
@@ -246,7 +264,8 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
 
 def _resumption(underway: Underway, schedule: Schedule, now_ms: int) -> Verdict:
     who = underway.started_by or "somebody who gave no name"
-    told = f"rotation {underway.id} by {who} is {underway.phase} since {_text(underway.phase_ms, schedule)}"
+    since = _text(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
+    told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
         return Verdict(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
@@ -316,8 +335,13 @@ def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: in
     return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=next_ms, skipped_ms=skipped_ms)
 
 
-def _retirement(facts: Facts, schedule: Schedule) -> Verdict | None:
-    if not schedule.retires or not facts.unretired:
+def _retirement(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict | None:
+    if not schedule.retires:
+        return None
+    if facts.is_ahead:
+        why = "the identity records times in the future, which are corrected, so that grace periods end"
+        return Verdict(act=Act.RETIRE, at_ms=now_ms, why=why, slot_ms=None)
+    if not facts.unretired:
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
     at_ms = since_ms + _ms(schedule.policy.grace)

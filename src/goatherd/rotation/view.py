@@ -7,24 +7,35 @@ from dataclasses import replace
 from goatherd.clock import iso
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.pruning import is_full, leaving
+from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
 from goatherd.providers.base import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
 
 
-def store_view(document: IdentityDocument, version: SecretVersion, stable: str | None, policy: Policy) -> StoreView:
+def store_view(
+    document: IdentityDocument,
+    version: SecretVersion,
+    stable: str | None,
+    policy: Policy,
+    *,
+    seen_ms: int,
+    clock_ahead_ms: int | None,
+) -> StoreView:
     """Return what `document`, read as `version`, tells the machine.
 
     Args:
         stable: The version that label ``stable`` points at. Looked at in phase steady only, and None in all others.
+        seen_ms: When this version was seen first, in milliseconds since 1970: what it records is not later.
+        clock_ahead_ms: How far the store's clock is ahead of ours; None where it tells none.
     """
     view = StoreView(
         version=version.id,
         stable=stable,
         generation=document.generation,
         phase=Phase.STEADY,
-        phase_since_ms=document.last_updated or version.created_ms,
+        phase_since_ms=min(seen_ms, document.last_updated or version.created_ms),
         current_id=document.current.id,
         current_expires_ms=document.current.session.expiration_ms,
         restored=frozenset(one.rotation_id for one in document.history if one.event == RESTORED and one.rotation_id),
@@ -32,6 +43,8 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
         finished=frozenset(one.rotation_id for one in document.history if one.event in SUCCESSES and one.rotation_id),
         unretired=unretired(document),
         root_ids=frozenset(root.id for root in document.roots),
+        clock_ahead_ms=clock_ahead_ms,
+        recorded_ahead_ms=recorded_ahead_ms(document, seen_ms),
     )
     record, following = document.rotation, document.next
     if record is None:
@@ -44,7 +57,7 @@ def store_view(document: IdentityDocument, version: SecretVersion, stable: str |
     return replace(
         view,
         phase=Phase(record.phase),
-        phase_since_ms=record.phase_at,
+        phase_since_ms=min(seen_ms, record.phase_at),
         rotation_id=record.id,
         from_id=record.from_id,
         to_id=record.to_id,

@@ -88,6 +88,7 @@ class Faults:
         refuses_documents: It reads the document, will not take it, and says so.
         forgets_pushes: It answers 200 to pushed session commits of roots and keeps none.
         clock_ahead: How far its clock is ahead of the herd's.
+        tells_no_time: Its answers bear no time.
     """
 
     cut_off: bool = False
@@ -97,6 +98,7 @@ class Faults:
     refuses_documents: bool = False
     forgets_pushes: bool = False
     clock_ahead: timedelta = timedelta(0)
+    tells_no_time: bool = False
 
 
 @dataclass(slots=True)
@@ -192,8 +194,20 @@ class HerdNode:
                 }
                 for peer in self.known_peers()
             ],
-            "nowMs": self._herd.clock.now_ms() + self.faults.clock_ahead // timedelta(milliseconds=1),
+            "nowMs": None if self.faults.tells_no_time else self._now_ms(),
         }
+
+    async def time_ms(self) -> int | None:
+        self._arrive("time_ms")
+        return None if self.faults.tells_no_time else self._now_ms()
+
+    def clock_ahead_ms(self, now_ms: int) -> int | None:
+        """Return how far its clock is ahead of `now_ms`; None before it has answered."""
+        is_unknown = not self.asked.total() or self.faults.cut_off or self.faults.tells_no_time
+        return None if is_unknown else self._now_ms() - now_ms
+
+    def _now_ms(self) -> int:
+        return self._herd.clock.now_ms() + self.faults.clock_ahead // timedelta(milliseconds=1)
 
     def known_peers(self) -> list[HerdNode]:
         """Return the other nodes that it synchronizes with."""

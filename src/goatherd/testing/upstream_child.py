@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs
@@ -258,7 +259,8 @@ class UpstreamChild:
             return
         except FailedError as error:
             status, answer = error.status, b""
-        fields = [(b"content-length", str(len(answer)).encode()), (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")]
+        date = formatdate(self.clock.now_ms() / 1000, usegmt=True).encode()
+        fields = [(b"content-length", str(len(answer)).encode()), (b"date", date)]
         if answer:
             kind = b"application/json" if "/auth/session" in target else b"text/plain;charset=UTF-8"
             fields.append((b"content-type", kind))

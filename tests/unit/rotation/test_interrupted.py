@@ -180,6 +180,7 @@ async def test_a_store_that_stays_away_ends_the_run_and_changes_nothing(make_her
 
     class Away:
         guarantees = herd.provider.guarantees
+        store_clock = herd.provider.store_clock
 
         async def read(self, *args: Any, **options: Any) -> Any:
             if self.calls:
@@ -222,6 +223,9 @@ async def test_a_node_that_hangs_is_a_node_that_does_not_answer(make_herd: MakeH
 
     class Hanging:
         base_url = herd.nodes[2].base_url
+
+        def clock_ahead_ms(self, now_ms: int) -> int | None:
+            return None
 
         def __getattr__(self, name: str) -> Any:
             async def hang(*args: Any, **options: Any) -> Any:

@@ -122,6 +122,9 @@ async def test_no_answer_is_neither_yes_nor_no(make_herd: MakeHerd, error: Excep
     class Failing:
         base_url = "http://failing"
 
+        def clock_ahead_ms(self, now_ms: int) -> int | None:
+            return None
+
         def __getattr__(self, name: str) -> Any:
             async def fail(*args: Any, **options: Any) -> Any:
                 raise error
@@ -436,6 +439,9 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
 
     class Saying:
         base_url = "http://saying"
+
+        def clock_ahead_ms(self, now_ms: int) -> int | None:
+            return None
 
         async def identity(self) -> ServerIdentity | None:
             return read({"signer": "root-a", **answer})

@@ -187,6 +187,7 @@ async def test_an_identity_that_was_written_in_the_future_is_not_written_over(ma
     herd.clock.turn(timedelta(days=1))
     await rotator_for(herd).rotate()
     herd.clock._now_ms -= 3_600_000
+    herd.nodes[0].faults.tells_no_time = True
     error = await refused(herd)
     assert "the identity was last written 60 min 0 s after the time that this machine's clock shows" in str(error)
 

@@ -362,7 +362,11 @@ async def test_the_schedule_does_not_replace_a_restored_root_at_once(make_herd: 
     herd.clock.turn(DAY)
     report = await rotator_for(herd).restore()
     document = await document_of(herd)
-    verdict = next_due(facts_of(document), schedule, herd.clock.now_ms())
+    verdict = next_due(
+        facts_of(document, herd.clock.now_ms(), written_ms=herd.clock.now_ms(), tolerance=POLICY.clock_tolerance),
+        schedule,
+        herd.clock.now_ms(),
+    )
     assert verdict.at_ms is not None
     left = document.current.session.expiration_ms - document.history[-1].at
     assert verdict.at_ms == document.history[-1].at + left - left // 2, "half of what is left"

@@ -172,6 +172,9 @@ async def test_a_node_that_hangs_is_said_to_give_no_answer(make_herd: MakeHerd) 
     class Hanging:
         base_url = herd.nodes[1].base_url
 
+        def clock_ahead_ms(self, now_ms: int) -> int | None:
+            return None
+
         def __getattr__(self, name: str) -> Any:
             async def hang(*_: object) -> None:
                 await asyncio.Event().wait()

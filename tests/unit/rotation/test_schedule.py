@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from goatherd.errors import ConfigurationError
 from goatherd.identity import transitions
-from goatherd.identity.document import HistoryEntry, Phase
+from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.schedule import (
@@ -342,28 +342,32 @@ def test_a_rotation_that_is_due_comes_before_what_is_to_be_retired() -> None:
 
 def test_facts_are_read_from_a_document() -> None:
     now = ms("2026-11-24T12:00")
+
+    def seen(document: IdentityDocument) -> Facts:
+        return facts_of(document, now, written_ms=now, tolerance=timedelta(minutes=5))
+
     first, second = (
         OwnedSession.generate(session_id=name, owner="root", now_ms=now, lifetime=timedelta(days=180))
         for name in ("root-a", "root-b")
     )
     document = transitions.create(first, now)
-    assert facts_of(document) == Facts(
+    assert seen(document) == Facts(
         generation=1, current_id="root-a", expires_ms=now + LIFETIME, updated_ms=now, history=()
     )
     document = transitions.prepare(
         document, second, now_ms=now + 1, rotation_id="rotation-1", started_by="bob", stable_version="1"
     )
-    assert facts_of(document).underway == Underway(
+    assert seen(document).underway == Underway(
         id="rotation-1", phase=Phase.PREPARED, started_by="bob", phase_ms=now + 1
     )
     document = transitions.activate(transitions.with_phase(document, Phase.PUBLISHED, now + 2), now + 3)
     document = transitions.finalize(transitions.verified(document, now + 4), now + 5)
-    found = facts_of(document)
+    found = seen(document)
     assert (found.current_id, found.underway, found.unretired) == ("root-b", None, (("root-a", now + 5),))
     assert [entry.event for entry in found.history] == ["rotated"]
-    assert facts_of(transitions.retire(document, "root-a", now + 6)).unretired == ()
+    assert seen(transitions.retire(document, "root-a", now + 6)).unretired == ()
     forgotten = replace(document, history=(), last_updated=now + 9)
-    assert facts_of(forgotten).unretired == (("root-a", now + 3),)  # since signing moved, whatever was written since
+    assert seen(forgotten).unretired == (("root-a", now + 3),)  # since signing moved, whatever was written since
 
 
 # --- lives ------------------------------------------------------------------------------------------------------------

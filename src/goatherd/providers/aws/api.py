@@ -27,6 +27,7 @@ from botocore import exceptions as sdk
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
+from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
@@ -156,11 +157,15 @@ class SecretsManagerAPI:
     Args:
         address: Where and as whom.
         timeout: The deadline of a whole call; no single request takes longer than half of it.
+        clock: Tells how long an answer took.
+        store_clock: Told the date of each answer.
     """
 
-    def __init__(self, address: AWSAddress, timeout: timedelta) -> None:
+    def __init__(self, address: AWSAddress, timeout: timedelta, clock: Clock, store_clock: RemoteClock) -> None:
         self._address = address
         self._timeout = timeout
+        self._clock = clock
+        self._store_clock = store_clock
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._made: Client | None = None
@@ -216,12 +221,21 @@ class SecretsManagerAPI:
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | Refusal:
         """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
+        began = self._clock.monotonic()
         try:
             client = self._client()
             value = {} if carried is None else _fields_of(carried)
-            return cast("Answer", getattr(client, method)(**request, **value))
+            answer = cast("Answer", getattr(client, method)(**request, **value))
         except Exception as error:  # noqa: BLE001 - under faults, strangers escape the SDK (UnicodeDecodeError, for one)
+            if isinstance(error, sdk.ClientError):
+                self._note_date(error.response, began)
             return refusal_of(call, error)
+        self._note_date(answer, began)
+        return answer
+
+    def _note_date(self, answer: Mapping[str, object], began: float) -> None:
+        date = _mapping(_mapping(answer.get("ResponseMetadata")).get("HTTPHeaders")).get("date")
+        self._store_clock.note(date if isinstance(date, str) else None, began=began)
 
     def _client(self) -> Client:
         with self._lock:

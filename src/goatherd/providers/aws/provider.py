@@ -120,7 +120,7 @@ class AWSSecretProvider(SecretProvider):
     ) -> None:
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.address = address or AWSAddress()
-        self._api = SecretsManagerAPI(self.address, timeout)
+        self._api = SecretsManagerAPI(self.address, timeout, self.clock, self.store_clock)
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.EVENTUAL,

@@ -30,7 +30,7 @@ from azure.identity.aio import DefaultAzureCredential
 from azure.keyvault.secrets import SecretProperties
 from azure.keyvault.secrets.aio import SecretClient
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -114,14 +114,21 @@ class KeyVault:
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
         clock: For the time that passes between two answers.
         credential: Instead of Azure's default chain. It is not closed here.
+        store_clock: Told the date of each answer.
     """
 
     def __init__(
-        self, address: AzureAddress, timeout: timedelta, clock: Clock, credential: AsyncTokenCredential | None
+        self,
+        address: AzureAddress,
+        timeout: timedelta,
+        clock: Clock,
+        credential: AsyncTokenCredential | None,
+        store_clock: RemoteClock,
     ) -> None:
         self._address = address
         self._timeout = timeout
         self._clock = clock
+        self._store_clock = store_clock
         self._told: tuple[int, float] | None = None
         self._given = credential
         self._stack = AsyncExitStack()
@@ -231,7 +238,10 @@ class KeyVault:
         return _deleted(call, self._address.vault)
 
     def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
-        date = _date(response.http_response.headers.get("Date"))
+        header = response.http_response.headers.get("Date")
+        # The SDK does not say when it sent the request; it waits no longer than this.
+        self._store_clock.note(header, began=self._clock.monotonic() - self._timeout.total_seconds())
+        date = _date(header)
         self._told = (date, self._clock.monotonic()) if date else None
 
     def _sdk(self, call: Call) -> SecretClient:

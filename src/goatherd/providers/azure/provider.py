@@ -236,7 +236,7 @@ class AzureSecretProvider(SecretProvider):
         check_name(secret_id)
 
     async def _open(self) -> None:
-        vault = KeyVault(self.address, self.timeout, self.clock, self._credential)
+        vault = KeyVault(self.address, self.timeout, self.clock, self._credential, self.store_clock)
         await vault.open()
         self._vault = vault
 

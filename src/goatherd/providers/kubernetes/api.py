@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
@@ -93,11 +93,18 @@ class KubernetesClient:
     """One API server, as one user. Open it with `open`, close it with `close`."""
 
     def __init__(
-        self, access: Access, *, timeout: float, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None
+        self,
+        access: Access,
+        *,
+        timeout: float,
+        clock: Clock,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        store_clock: RemoteClock | None = None,
     ) -> None:
         self._access = access
         self._timeout = timeout
         self._clock = clock
+        self._store_clock = store_clock or RemoteClock(clock)
         self._transport = transport
         self._http: httpx2.AsyncClient | None = None
         self._certificate = 0
@@ -326,8 +333,10 @@ class KubernetesClient:
             extensions={} if name is None else {"sni_hostname": name},
         )
         problem: StoreProblem | None = None
+        began = self._clock.monotonic()
         try:
             response = await http.send(request, stream=True)
+            self._store_clock.note(response.headers.get("date"), began=began)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the values
         # (tests/contract/test_kubernetes_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:

@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx2
 
-from goatherd.clock import Clock
+from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -109,10 +109,12 @@ class VaultClient:
         clock: Clock,
         environment: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
+        store_clock: RemoteClock | None = None,
     ) -> None:
         self._address = address
         self._timeout = timeout
         self._clock = clock
+        self._store_clock = store_clock or RemoteClock(clock)
         self._transport = transport
         self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
         self._http: httpx2.AsyncClient | None = None
@@ -313,8 +315,10 @@ class VaultClient:
         params: Mapping[str, str],
     ) -> tuple[int, httpx2.Headers, bytes]:
         raw = bytearray()
+        began = self._clock.monotonic()
         try:
             async with http.stream(method, url, headers=headers, content=content, params=params or None) as response:
+                self._store_clock.note(response.headers.get("date"), began=began)
                 async for chunk in response.aiter_bytes():
                     raw += chunk
                     if len(raw) > _LONGEST_ANSWER:

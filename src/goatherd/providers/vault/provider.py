@@ -185,6 +185,7 @@ class VaultSecretProvider(SecretProvider):
             clock=self.clock,
             environment=self._environment,
             transport=self._transport,
+            store_clock=self.store_clock,
         )
         client.open()
         self._client = client

@@ -144,7 +144,12 @@ class Herd:
             if command.after is not None:
                 await ended[command.after].wait()
             await asyncio.sleep(command.at)
-            operator = Operator(self.world, f"ops-{number}", command.skew)
+            wrong = next((one for one in self.scenario.wrong_clocks if one.command == number), None)
+            skew = command.skew if wrong is None or wrong.step else wrong.skew
+            is_credulous = wrong is not None and wrong.is_credulous
+            operator = Operator(self.world, f"ops-{number}", skew, is_credulous=is_credulous)
+            if wrong is not None and wrong.step:
+                operator.set_clock_at(wrong.step, wrong.skew)
             self.operators.append(operator)
             if command.fate is Fate.KILLED:
                 operator.kill_at(command.step)

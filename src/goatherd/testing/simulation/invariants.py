@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.errors import GoatherdError, NodeError, VerificationError
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.providers.base import CURRENT, STABLE, SecretBytes, VersionState
 from goatherd.rotation.vouching import introduction_id
 from goatherd.testing.simulation.herd import Herd
@@ -43,6 +45,14 @@ def restorable_root(herd: Herd) -> str | None:
             if previous in {one.id for one in (held.current, held.next) if one is not None}:
                 return previous
     return None
+
+
+def no_time_in_the_future(herd: Herd) -> list[str]:
+    """Return what is wrong with the times that the identity records, once somebody with a right clock has retired."""
+    document = herd.world.promises.documents[-1][1]
+    ahead_ms = recorded_ahead_ms(document, herd.world.clock.now_ms())
+    is_tolerated = timedelta(milliseconds=ahead_ms) <= herd.world.policy.clock_tolerance
+    return [] if is_tolerated else [f"the identity still records a time {ahead_ms} ms in the future"]
 
 
 def after_retiring(herd: Herd) -> list[str]:

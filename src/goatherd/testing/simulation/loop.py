@@ -71,8 +71,7 @@ class Process:
         self._loop = loop
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._kept = 32
-        self._alarm = -1
-        self._on_alarm: Callable[[], None] | None = None
+        self._alarms: dict[int, list[Callable[[], None]]] = {}
         self._context = contextvars.copy_context()
         self._context.run(_PROCESS.set, self)
 
@@ -82,7 +81,7 @@ class Process:
 
     def at_step(self, number: int, action: Callable[[], None]) -> None:
         """Have `action` called, by the world, right after step `number` of this process (from 1)."""
-        self._alarm, self._on_alarm = number, action
+        self._alarms.setdefault(number, []).append(action)
 
     def mark_dead(self) -> None:
         """From now on it has no effect on anything outside."""
@@ -108,8 +107,8 @@ class Process:
     def stepped(self) -> None:
         """Count a step."""
         self.steps += 1
-        if self.steps == self._alarm and self._on_alarm is not None:
-            self._on_alarm()
+        for action in self._alarms.pop(self.steps, ()):
+            action()
 
     def owns(self, task: asyncio.Task[Any]) -> None:
         """Note a task of this process."""

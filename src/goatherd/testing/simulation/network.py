@@ -32,7 +32,7 @@ class Answer:
 
     status_code: int
     content: bytes = b""
-    headers: httpx2.Headers = field(default_factory=httpx2.Headers)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
         """Yield the body."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from email.utils import formatdate
 from typing import Any, Final, cast
 
 import httpx2
@@ -94,6 +96,11 @@ class SimulatedNode:
 
     async def answer(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> Answer:
         """Answer a request; a `goatherd.testing.simulation.network.Host`."""
+        answer = await self._answer(method, path, content, headers)
+        date = formatdate(self.clock.now_ms() / 1000, usegmt=True)
+        return replace(answer, headers={**answer.headers, "date": date})
+
+    async def _answer(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> Answer:
         database = self.database
         if database is None:
             return Answer(503)

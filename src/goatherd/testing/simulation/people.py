@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -30,12 +31,13 @@ from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import Process
 from goatherd.testing.simulation.machine import MachineClock
 from goatherd.testing.simulation.node import SimulatedNode
-from goatherd.testing.simulation.world import NOTES, ORG, POLICY, SECRET, World
+from goatherd.testing.simulation.world import NOTES, ORG, SECRET, World
 from goatherd.wire.commit import Commit, new_commit
 
 _PATIENCE: Final = timedelta(seconds=2)
 _WRITE_EVERY: Final = (0.5, 3.0)
 _FORBIDDEN: Final = 403
+_ANY: Final = timedelta(days=10_000)
 
 
 class SimulatedClient:
@@ -135,6 +137,7 @@ class Operator:
         world: Where.
         name: For the trace and for the document.
         skew: How wrong his machine's clock is.
+        is_credulous: He compares his clock with no other, as an earlier release did.
 
     Attributes:
         process: His command.
@@ -142,8 +145,9 @@ class Operator:
         ended: How it ended, for people; None while it runs.
     """
 
-    def __init__(self, world: World, name: str, skew: timedelta = timedelta(0)) -> None:
+    def __init__(self, world: World, name: str, skew: timedelta = timedelta(0), *, is_credulous: bool = False) -> None:
         self.name = name
+        self._is_credulous = is_credulous
         self.process = Process(world.loop, f"{name}/1")
         self.report: Report | None = None
         self.ended: str | None = None
@@ -161,6 +165,15 @@ class Operator:
         self._world.trace.tell(self.name, f"runs {goal} for {', '.join(one.removeprefix('http://') for one in nodes)}")
         self._task = self.process.spawn(self._run(goal, nodes), goal)
         return self._task
+
+    def set_clock_at(self, step: int, skew: timedelta) -> None:
+        """Set the clock of his machine at a step."""
+
+        def set_clock() -> None:
+            self._world.trace.tell(self.name, f"has a clock that is {skew.total_seconds() / 86_400:.1f} days wrong")
+            self._clock.skew = skew
+
+        self.process.at_step(step, set_clock)
 
     def cancel_at(self, step: int) -> None:
         """Interrupt the command at a step, as Ctrl-C does: it may still clean up."""
@@ -208,7 +221,7 @@ class Operator:
                 SECRET,
                 [self._world.client(url, self._clock) for url in nodes],
                 org=ORG,
-                policy=POLICY,
+                policy=replace(self._world.policy, clock_tolerance=_ANY) if self._is_credulous else self._world.policy,
                 clock=self._clock,
                 started_by=self.name,
                 on_event=self._on_event,

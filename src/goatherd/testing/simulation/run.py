@@ -18,7 +18,7 @@ from goatherd.testing.simulation.herd import Herd
 from goatherd.testing.simulation.loop import VirtualLoop
 from goatherd.testing.simulation.people import Goal
 from goatherd.testing.simulation.scenario import MOST_SKEW, Scenario, draw
-from goatherd.testing.simulation.world import POLICY, World
+from goatherd.testing.simulation.world import POLICY, WRONG_CLOCKS_POLICY, World
 
 _THREAD = (0.0, 0.004)
 """Seconds that work in a thread waits for its turn, and again for the loop to hear of its end."""
@@ -68,7 +68,8 @@ def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, rea
         start = loop.time()
         try:
             asyncio.set_event_loop(loop)
-            world = World(seed, loop, scenario.kind, steps=steps)
+            policy = WRONG_CLOCKS_POLICY if scenario.wrong_clocks else POLICY
+            world = World(seed, loop, scenario.kind, policy=policy, steps=steps)
             for line in scenario.lines():
                 world.trace.tell("scenario", line)
             herd = Herd(world, scenario, seed)
@@ -127,8 +128,24 @@ async def _whole(herd: Herd) -> None:
         if not await herd.converge():
             broken.append("the nodes did not come to hold the same after the next rotation")
         broken += invariants.at_rest(herd)
+    if herd.scenario.wrong_clocks:
+        await _corrected(herd, broken)
+        return
     # His clock is ahead: past the grace period, counted from what an operator with the fastest clock has recorded.
     operator = await herd.command("last", Goal.RETIRE, skew=POLICY.grace + timedelta(seconds=MOST_SKEW + 1))
+    if operator.report is None:
+        broken.append(f"retiring failed: {operator.ended}")
+    broken += invariants.after_retiring(herd)
+
+
+async def _corrected(herd: Herd, broken: list[str]) -> None:
+    """See that what a wrong clock has recorded is corrected, and that the grace period then ends."""
+    operator = await herd.command("corrector", Goal.RETIRE)
+    if operator.report is None:
+        broken.append(f"correcting failed: {operator.ended}")
+    broken += invariants.no_time_in_the_future(herd)
+    await asyncio.sleep((herd.world.policy.grace + timedelta(seconds=MOST_SKEW + 1)).total_seconds())
+    operator = await herd.command("last", Goal.RETIRE)
     if operator.report is None:
         broken.append(f"retiring failed: {operator.ended}")
     broken += invariants.after_retiring(herd)

@@ -6,7 +6,7 @@ what ought to come of it (`invariants`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
@@ -94,6 +94,23 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrongClock:
+    """A clock that is days wrong.
+
+    Attributes:
+        command: Whose: the number of a command.
+        skew: By how much.
+        step: At which of the operator's steps it is set so; 0 from the beginning.
+        is_credulous: The operator compares it with no other, as an earlier release did; then it is ahead.
+    """
+
+    command: int
+    skew: timedelta
+    step: int = 0
+    is_credulous: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One run.
 
@@ -107,6 +124,7 @@ class Scenario:
         skews: By how much each node's clock is wrong.
         faults: What goes wrong.
         commands: What operators do.
+        wrong_clocks: Which operators' clocks are days wrong; mended with everything else.
         is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
         is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
     """
@@ -120,6 +138,7 @@ class Scenario:
     skews: tuple[timedelta, ...] = ()
     faults: tuple[Fault, ...] = ()
     commands: tuple[Command, ...] = (Command(goal=Goal.ROTATE, at=0.5),)
+    wrong_clocks: tuple[WrongClock, ...] = ()
     is_restored: bool = False
     is_rotated_again: bool = True
 
@@ -133,6 +152,10 @@ class Scenario:
             after = "" if command.after is None else f" after ops-{command.after} has ended"
             fate = "" if command.fate is None else f", {command.fate} at step {command.step}"
             lines.append(f"ops-{number}: {command.goal} at {command.at:.1f} s{after}{fate}")
+        for wrong in self.wrong_clocks:
+            days = wrong.skew / timedelta(days=1)
+            more = ", compared with no other" if wrong.is_credulous else ""
+            lines.append(f"ops-{wrong.command}: clock off by {days:.1f} days from step {wrong.step} on{more}")
         for fault in self.faults:
             lines.append(f"{fault.ill} (node-{fault.machine}) at {fault.at:.1f} s for {fault.lasts:.1f} s")
         return lines
@@ -144,7 +167,7 @@ def draw(seed: int) -> Scenario:
     nodes = dice.choices([1, 2, 3, 4], [1, 7, 4, 1])[0]
     joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
     consistency = dice.choice(list(ReadConsistency))
-    return Scenario(
+    scenario = Scenario(
         nodes=nodes,
         joins_at=joins,
         joiner_listed=dice.chance(0.5),
@@ -156,6 +179,32 @@ def draw(seed: int) -> Scenario:
         commands=(*_commands(dice), *_restores(restoring)),
         is_restored=restoring.chance(0.25),
         is_rotated_again=dice.chance(0.25),
+    )
+    clocks = Dice(seed, "clocks")
+    return _with_wrong_clocks(scenario, clocks) if clocks.chance(0.2) else scenario
+
+
+def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
+    """Return the scenario with clocks that are days wrong, and with a server that is away for long."""
+    commands, faults = scenario.commands, scenario.faults
+    if dice.chance(0.5):  # soon after a rotation has come to its end
+        commands = (*commands, Command(goal=Goal.RETIRE, at=dice.uniform(0, 3), after=0))
+    wrong = []
+    for number, command in enumerate(commands):
+        if command.goal is Goal.RETIRE or dice.chance(0.5):
+            is_credulous = command.goal is not Goal.RETIRE and dice.chance(0.5)
+            days = dice.uniform(1, 90) * (1 if is_credulous or dice.chance(0.5) else -1)
+            step = 0 if dice.chance(0.4) else dice.randint(1, MOST_STEPS // 3)
+            wrong.append(WrongClock(command=number, skew=timedelta(days=days), step=step, is_credulous=is_credulous))
+    if dice.chance(0.5):  # longer than any command may wait
+        away = Fault(ill=Ill.CRASH, at=dice.uniform(1, 8), lasts=dice.uniform(130, 150), machine=0)
+        faults = (*faults, away)
+    return replace(
+        scenario,
+        commands=commands,
+        faults=faults,
+        wrong_clocks=tuple(wrong),
+        kind=replace(scenario.kind, is_timeless=dice.chance(0.5)),
     )
 
 

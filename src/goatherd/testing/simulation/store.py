@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from email.utils import formatdate
 from types import MappingProxyType
 from typing import Final, Self, TypeVar
 
@@ -54,14 +55,18 @@ class Kind:
         consistency: What a read may show.
         in_two: Whether a write is two calls.
         forgets: Whether it keeps no request ids, so that a repeated write meets its own first attempt.
+        is_timeless: Whether it has no clock, as a directory of files: its answers bear no date, and versions have the
+            time of whoever wrote them.
     """
 
     consistency: ReadConsistency = ReadConsistency.STRONG
     in_two: bool = False
     forgets: bool = False
+    is_timeless: bool = False
 
     def __str__(self) -> str:
         more = ["writes in two calls"] * self.in_two + ["keeps no request ids"] * self.forgets
+        more += ["has no clock"] * self.is_timeless
         return ", ".join([f"reads {self.consistency}", *more])
 
 
@@ -98,6 +103,7 @@ class Platform:
         trouble: What is wrong now.
         calls: How many calls came in, attempts counted one by one.
         on_current: Told, in order, each version that label ``current`` was moved to.
+        on_destroyed: Told each version that is destroyed, with what was in it.
     """
 
     loop: VirtualLoop
@@ -106,6 +112,7 @@ class Platform:
     trace: Trace
     kind: Kind
     on_current: Callable[[str, SecretBytes], None]
+    on_destroyed: Callable[[str, SecretBytes], None]
     trouble: Trouble = field(default_factory=Trouble)
     calls: int = 0
     values: dict[int, SecretBytes] = field(default_factory=dict)
@@ -199,7 +206,9 @@ class SimulatedStore(SecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         def work() -> None:
             self._platform.become(self._platform.ledger.destroyed(call, version))
-            self._platform.values.pop(int(version), None)
+            value = self._platform.values.pop(int(version), None)
+            if value is not None:
+                self._platform.on_destroyed(version, value)
 
         await self._call(call, version, work)
 
@@ -234,7 +243,8 @@ class SimulatedStore(SecretProvider):
         return ledger.describe(number)
 
     def _entry(self, call: Call, value: SecretBytes) -> Entry:
-        return Entry(created_ms=self._platform.clock.now_ms(), request=call.request, digest="", size=value.size)
+        clock = self.clock if self._platform.kind.is_timeless else self._platform.clock
+        return Entry(created_ms=clock.now_ms(), request=call.request, digest="", size=value.size)
 
     # --- the way there and back ---------------------------------------------------------------------------------------
 
@@ -245,6 +255,7 @@ class SimulatedStore(SecretProvider):
         process = current_process()
         name = "world" if process is None else process.name
         told = f"store {call.operation} {what}".rstrip()
+        began = self.clock.monotonic()
         await self._travel()
         if trouble.down or name.partition("/")[0] in trouble.cut:
             platform.trace.detail(name, f"{told}: unavailable")
@@ -261,7 +272,10 @@ class SimulatedStore(SecretProvider):
             platform.trace.detail(name, f"{told}: done, answer lost")
             raise call.error(UnavailableError, "the connection was lost")
         platform.trace.detail(name, f"{told}: done")
+        date = platform.clock.now_ms()
         await self._travel()
+        if not platform.kind.is_timeless:
+            self.store_clock.note(formatdate(date / 1000, usegmt=True), began=began)
         return result
 
     async def _until_back(self, call: Call) -> None:

@@ -5,7 +5,7 @@ What it is not: it decides nothing (`scenario`) and judges nothing (`invariants`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
@@ -36,6 +36,14 @@ POLICY: Final = Policy(
 )
 
 
+WRONG_CLOCKS_POLICY: Final = replace(
+    POLICY, grace=timedelta(seconds=240), clock_tolerance=timedelta(seconds=170), store_patience=timedelta(seconds=5)
+)
+"""Where clocks are days wrong: a grace period that is longer than what tolerated clocks differ by."""
+CLOCKS_DIFFER: Final = timedelta(seconds=160)
+"""By so much the clocks of whoever recorded a time and of whoever counts from it may differ."""
+
+
 @dataclass(slots=True)
 class Promises:
     """What must be true at the end, and what must not have happened.
@@ -44,12 +52,14 @@ class Promises:
         written: Ids of commits that a node has acknowledged, in order, each with the node.
         wanted: Ids of notes that a client has signed; it goes on offering them until they are acknowledged.
         documents: What label ``current`` was moved to, in order, each with its version.
+        signed_until: When each root was seen to be the current one last, in seconds of the true time.
         broken: What was seen to be wrong while the run went on.
     """
 
     written: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, None] = field(default_factory=dict)
     documents: list[tuple[str, IdentityDocument]] = field(default_factory=list)
+    signed_until: dict[str, float] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
 
@@ -60,10 +70,14 @@ class World:
         seed: Decides every chance.
         loop: The loop.
         kind: Of store.
+        policy: How patient rotations are.
         steps: Whether the trace tells single calls.
     """
 
-    def __init__(self, seed: int, loop: VirtualLoop, kind: Kind, *, steps: bool = False) -> None:
+    def __init__(
+        self, seed: int, loop: VirtualLoop, kind: Kind, *, policy: Policy = POLICY, steps: bool = False
+    ) -> None:
+        self.policy = policy
         self.loop = loop
         self.clock = MachineClock(loop)
         self.trace = Trace(loop, steps=steps)
@@ -77,6 +91,7 @@ class World:
             trace=self.trace,
             kind=kind,
             on_current=self._on_current,
+            on_destroyed=self._on_destroyed,
         )
         self.is_calm = False
         """Nobody writes anything new any more."""
@@ -97,9 +112,26 @@ class World:
             self.promises.broken.append(
                 f"generation went from {documents[-1][1].generation} to {document.generation} in the store"
             )
+        if documents:
+            self.promises.signed_until[documents[-1][1].current.id] = self.loop.time()
         documents.append((version, document))
         signer, phase = document.current.id, document.phase or "steady"
         self.trace.tell(
             "store",
             f"version {version}: generation {document.generation}, {phase}, {signer[:8]} signs",
         )
+
+    def _on_destroyed(self, version: str, value: SecretBytes) -> None:
+        """See that no key is destroyed that its root could need to sign again within the grace period."""
+        if self.policy.grace <= CLOCKS_DIFFER:
+            return
+        held = decode_document(value.reveal())
+        elsewhere = [decode_document(one.reveal()).current.id for one in self.platform.values.values()]
+        ended = self.promises.signed_until.get(held.current.id)
+        if ended is None or held.current.id in elsewhere:
+            return
+        since = timedelta(seconds=self.loop.time() - ended)
+        if since < self.policy.grace - CLOCKS_DIFFER:
+            self.promises.broken.append(
+                f"version {version} was destroyed {since.total_seconds():.0f} s after root {held.current.id} had signed"
+            )

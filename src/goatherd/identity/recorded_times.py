@@ -1,0 +1,58 @@
+"""Times in an identity document that are in the future: whoever wrote them had a wrong clock.
+
+Pure. What it is not: it does not find out whose clock is wrong (`goatherd.rotation.clocks` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+from goatherd.identity.document import IdentityDocument
+
+
+def recorded_ahead_ms(document: IdentityDocument, now_ms: int) -> int:
+    """Return how far the latest time that the document records is ahead of `now_ms`; 0 where none is."""
+    return max(0, max(_recorded(document), default=0) - now_ms)
+
+
+def limit_times(
+    document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta = timedelta(0)
+) -> IdentityDocument:
+    """Return the document with each recorded time that is in the future replaced by the latest that it can be.
+
+    That is when the document was written, by the store's own clock; or `now_ms`, where the store has no clock of its
+    own and stamped it with the wrong one as well. A time that is not in the future stays as it is.
+
+    Args:
+        document: As it was read.
+        now_ms: Milliseconds since 1970, by a clock that is right.
+        written_ms: When the store says that the document was written.
+        tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+    """
+    last_ms = now_ms + tolerance // timedelta(milliseconds=1)
+    if recorded_ahead_ms(document, last_ms) == 0:
+        return document
+    latest_ms = min(now_ms, written_ms)
+
+    def limited(at_ms: int) -> int:
+        return at_ms if at_ms <= last_ms else latest_ms
+
+    record = document.rotation
+    return replace(
+        document,
+        last_updated=None if document.last_updated is None else limited(document.last_updated),
+        rotated_at=None if document.rotated_at is None else limited(document.rotated_at),
+        rotation=None
+        if record is None
+        else replace(record, started_at=limited(record.started_at), phase_at=limited(record.phase_at)),
+        history=tuple(replace(entry, at=limited(entry.at)) for entry in document.history),
+    )
+
+
+def _recorded(document: IdentityDocument) -> Iterator[int]:
+    yield from (at_ms for at_ms in (document.last_updated, document.rotated_at) if at_ms is not None)
+    if document.rotation is not None:
+        yield from (document.rotation.started_at, document.rotation.phase_at)
+    yield from (entry.at for entry in document.history)
