@@ -146,6 +146,18 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     return found
 
 
+def check_batch(body: bytes) -> None:
+    """Make sure that a body may be parsed whole: that it holds no more values beside its commits than a batch has.
+
+    Raises:
+        DecodeError: It does, or is not JSON.
+    """
+    try:
+        _split(body)
+    except IndexError:
+        raise DecodeError("not JSON") from None
+
+
 def _array(value: Any, most: int) -> list[Any]:
     if not isinstance(value, list):
         raise DecodeError("a batch is a JSON array")

@@ -810,3 +810,15 @@ async def test_many_who_ask_at_once_share_one_round_and_never_one_that_began_bef
     await asyncio.wait([first, *others])
     assert began == [0, 1]
     await rounds.aclose()
+
+
+@pytest.mark.parametrize("junk", [b"[],", b"{},", b'{"a":0},'])
+def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, junk: bytes
+) -> None:
+    """SECURITY: guards `read_batch`: parsed, such a body takes hundreds of times its size in memory."""
+    body = to_json_bytes([element("/data/x", [])]).replace(b'"c":[]', b'"c":[' + (junk * 200_001)[:-1] + b"]")
+    monkeypatch.setattr("goatherd.agent.door.rules.parse_json", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(RefusedError) as refused:
+        read_batch(body, LIMITS)
+    assert (refused.value.rule, refused.value.status) == (Rule.BODY, 400)

@@ -37,6 +37,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.serving.limits import RefusedError
+from goatherd.wire.batch import SMALL_BODY, check_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json
@@ -243,6 +244,9 @@ def read_batch(body: bytes, limits: Limits) -> list[Element]:
         RefusedError: The child would answer 500 to it, hang, or die; or an element asks for more than is allowed.
     """
     try:
+        if len(body) > SMALL_BODY:
+            # SECURITY: 16 MiB of empty arrays would become two gigabytes (tests/unit/agent/test_door_rules.py).
+            check_batch(body)
         raw = parse_json(body)
     except DecodeError as error:
         raise RefusedError(Rule.BODY, 400, str(error)) from None
