@@ -174,6 +174,16 @@ CONFIGURATIONS = (
         is_slow=True,
     ),
     Configuration(
+        name="wrong clocks",
+        about="operators retire; at any look, a clock is days ahead or behind, or a phase was recorded in the future",
+        options=Options(nodes=1, operators=1, retires=True, clocks=True, goals=EVERYTHING),
+    ),
+    Configuration(
+        name="wrong clocks, nobody is there",
+        about="the same, and one node goes away for good: deadlines alone must lead to steady",
+        options=Options(nodes=2, operators=1, deaths=1, refusals=False, clocks=True, goals=UNATTENDED),
+    ),
+    Configuration(
         name="labels of others",
         about="operators retire, while somebody else puts a label on any version and takes it off again",
         options=Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING),

@@ -6,6 +6,7 @@ What it is: views for `goatherd.rotation.machine.decide`, and its answers. What 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ from .store import NAMES, NOBODY, Document, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
 NEVER = 10**15
+DAYS = 70 * 86_400_000
+"""By so much a clock is wrong: more than the grace period."""
 
 
 class Sight(NamedTuple):
@@ -70,6 +73,8 @@ class Decisions:
     def __init__(self, removed: Removed, options: Options) -> None:
         self._removed = removed
         self._prunes = options.prunes
+        self._skews = (0, DAYS, -DAYS) if options.clocks else (0,)
+        self._recorded = (0, NEVER) if options.clocks else (0,)
         self._hows = ("half", "refusal") if options.refusals else ("half",)
         self._policy = Policy(quorum=Quorum(count=options.quorum))
         self._known: dict[tuple[Any, ...], tuple[tuple[Action, tuple[str, ...]], ...]] = {}
@@ -130,12 +135,18 @@ class Decisions:
             to_id=NAMES[aim] if aim != NOBODY else None,
         )
         known: dict[Any, None] = {}
-        for shown, now_ms in product(_showings(sights, self._hows), (EARLY, LATE)):
+        clocks = tuple(product(self._skews, self._recorded))
+        for shown, now_ms, (skew_ms, recorded_ms) in product(_showings(sights, self._hows), (EARLY, LATE), clocks):
+            since_ms = recorded_ms if "recorded times" in self._removed.parts else min(0, recorded_ms)
+            view = replace(view, clock_ahead_ms=-skew_ms if len(clocks) > 1 else None, phase_since_ms=since_ms)
             nodes = tuple(
                 _node_view(at, sight, how, document.generation)
                 for at, (sight, how) in enumerate(zip(sights, shown, strict=True))
             )
-            asked = (Observation(store=view, nodes=nodes, versions=_version_views(versions, place)), intent, now_ms)
+            # What has not aged yet was retired just now.
+            recent_ms = now_ms if len(clocks) > 1 else NEVER
+            seen = _version_views(versions, place, recent_ms)
+            asked = (Observation(store=view, nodes=nodes, versions=seen), intent, now_ms + skew_ms)
             if self._removed.lie is not None:
                 asked = self._removed.lie(*asked)
             self.asked += 1
@@ -210,7 +221,7 @@ def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
 
 
 def _version_views(
-    versions: tuple[tuple[int, int, bool, bool, int], ...], place: tuple[int, ...]
+    versions: tuple[tuple[int, int, bool, bool, int], ...], place: tuple[int, ...], recent_ms: int
 ) -> tuple[VersionView, ...]:
     called = dict(zip(place, ("current", "stable"), strict=False))
     if place and place[0] == place[1]:
@@ -220,7 +231,7 @@ def _version_views(
             version=called.get(number, str(number)),
             created_ms=0,
             private_ids=frozenset(name for bit, name in enumerate(NAMES) if private >> bit & 1),
-            retired_ms=-NEVER if aged else NEVER,
+            retired_ms=-NEVER if aged else recent_ms,
             rotation_id=_rotation_id(rotation),
             foreign_labels=("audit",) if is_labelled else (),
         )

@@ -88,6 +88,11 @@ def one_is_enough(observation: Observation, intent: Intent, now_ms: int) -> Aske
     return replace(observation, nodes=observation.nodes[-1:]), intent, now_ms
 
 
+def no_clock_is_compared(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Whatever the operator's clock shows is believed."""
+    return replace(observation, store=replace(observation.store, clock_ahead_ms=None)), intent, now_ms
+
+
 def stable_is_never_moved(observation: Observation, intent: Intent, now_ms: int) -> Asked:
     """It looks as if ``stable`` stood where it must."""
     return replace(observation, store=replace(observation.store, stable=observation.store.version)), intent, now_ms
@@ -423,6 +428,18 @@ MUTANTS = (
         options=replace(LEFT_OUT, nodes=1, operators=2, rotations=3),
         removed=Removed(blind=frozenset({"prune"})),
         allowed=frozenset({"introduced"}),
+    ),
+    Mutant(
+        name="retiring with a clock that is days ahead of the store's",
+        breaks="last key",
+        options=replace(RETIRING, clocks=True),
+        removed=Removed(lie=no_clock_is_compared),
+    ),
+    Mutant(
+        name="believing that a phase began at a time in the future, as a wrong clock has recorded it",
+        breaks="ends",
+        options=replace(ONE, clocks=True),
+        removed=Removed(parts=frozenset({"recorded times"})),
     ),
 )
 """Each is caught, by the rule that it names."""

@@ -27,6 +27,8 @@ class Options:
         refusals: A node may refuse the document for a reason of its own, at any time.
         quorum: How many nodes are enough once the deadline has passed; None for all.
         retires: Time may pass the grace period, and operators may retire.
+        clocks: At any look, an operator's clock may be days wrong, which the store's shows, and a phase may have
+            been recorded in the future.
         labels: An operator or another tool may put a label of its own on any one version, and take it off again.
         prunes: Earlier roots leave the document as soon as their introduction is everywhere: the grace period is over.
         left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
@@ -49,6 +51,7 @@ class Options:
     refusals: bool = True
     quorum: int | None = None
     retires: bool = False
+    clocks: bool = False
     labels: bool = False
     prunes: bool = False
     left_out: bool = False
@@ -91,5 +94,6 @@ PARTS = {
     "memory": "a run does not go back behind the highest generation that it has seen",
     "recognition": "a run recognizes the rotation that it began, even if it is over already",
     "label guard": "the store destroys nothing that a label points at",
+    "recorded times": "a phase counts from when it is seen first, whatever was recorded",
     "published first": "published is written before the introduction is pushed",
 }
