@@ -224,6 +224,26 @@ class SuccessionError(IdentityError):
     hint = "If the change is yours, accept it once with --accept-identity; if not, find out who wrote the secret."
 
 
+class GenerationJumpError(GenerationError):
+    """The document's generation is further ahead of the one seen last than any number of rotations could have led."""
+
+    code = "identity.generation_jumped"
+    hint = (
+        "A tool other than Goatherd wrote the secret. `goatherd sign` shows what changed since the last signed version,"
+        " and writes that version again."
+    )
+
+
+class UnsignedIdentityError(SuccessionError):
+    """The document lacks a valid signature by its current root, and a signed one was seen before."""
+
+    code = "identity.unsigned"
+    hint = (
+        "Goatherd 0.1.0 wrote it, which does not sign, or somebody without the root's key altered it in the store."
+        " `goatherd sign` shows what changed since the last signed version; it signs the change or takes it back."
+    )
+
+
 class IdentityExistsError(IdentityError):
     """There is an identity already where one was to be created."""
 

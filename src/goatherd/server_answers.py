@@ -145,6 +145,7 @@ class ServerIdentity:
         roots: Ids of the roots that it trusts.
         revoked: Ids of the sessions that it refuses.
         generation: Of the identity that it uses.
+        has_seen_signed: Whether it refuses an identity document that is not signed.
         phase: Phase of the rotation that it knows of.
         view_age: How long ago the source of its identity gave a good answer.
         view_interval: Longest time between two reads of the store.
@@ -165,6 +166,7 @@ class ServerIdentity:
     roots: tuple[str, ...] | None = None
     revoked: tuple[str, ...] | None = None
     generation: int | None = None
+    has_seen_signed: bool = False
     phase: str | None = None
     view_age: timedelta | None = None
     view_interval: timedelta | None = None
@@ -198,6 +200,7 @@ class ServerIdentity:
             roots=read.of("roots", _ids),
             revoked=read.of("revoked", _ids),
             generation=read.of("generation", _count),
+            has_seen_signed=read.of("signed", _bool) is True,
             phase=read.of("phase", _id),
             view_age=read.of("viewAgeMs", _duration),
             view_interval=read.of("viewIntervalMs", _duration),

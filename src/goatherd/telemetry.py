@@ -29,6 +29,8 @@ class Event(StrEnum):
     """An identity without succession was taken over, because the operator said so."""
     SETTINGS_CHAINED = "settings.chained"
     """An identity was taken over by introductions of roots that have left it: this server was away for long."""
+    SETTINGS_UNSIGNED = "settings.unsigned"
+    """An identity that its current root has not signed was taken over: no signed one was seen, or it was accepted."""
     SETTINGS_NOT_REMEMBERED = "settings.not_remembered"
     """The file that keeps a node from going back over a restart cannot be written."""
     SETTINGS_LAST_KNOWN_GOOD = "settings.last_known_good"

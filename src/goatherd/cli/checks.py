@@ -19,11 +19,12 @@ from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock, iso
 from goatherd.config import Options, format_duration
-from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError
+from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, notes
+from goatherd.identity.succession import verify_signed
 from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
@@ -290,10 +291,21 @@ async def examine(options: Options) -> list[Check]:
     return checks
 
 
+def _signature_check(document: IdentityDocument) -> Check:
+    try:
+        verify_signed(document)
+    except UnsignedIdentityError as error:
+        if document.signature is not None:
+            return Check(name="signature", level=FAILED, text=str(error), hint=error.hint)
+        hint = "The next write by this version signs it. Let no Goatherd 0.1.0 write from then on."
+        return Check(name="signature", level=WARNING, text=str(error), hint=hint)
+    return Check(name="signature", level=OK, text="the current root has signed the document")
+
+
 def _identity_checks(document: IdentityDocument, options: Options) -> list[Check]:
     now_ms = SystemClock().now_ms()
     text = f"whole, generation {document.generation}, {len(document.roots)} roots"
-    checks = [Check(name="identity", level=OK, text=text)]
+    checks = [Check(name="identity", level=OK, text=text), _signature_check(document)]
     left = days_left(document, now_ms)
     for remark in notes(document, now_ms):
         level = FAILED if left < 0 else WARNING

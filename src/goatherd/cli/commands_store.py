@@ -262,6 +262,14 @@ async def _show(app: App, at: str | None) -> None:
     app.out.result(data, describe(app.out, store, version.id, document))
 
 
+def _signature_text(document: IdentityDocument) -> str:
+    if document.is_signed:
+        return "by the current root"
+    if document.signature is None:
+        return "none: the next write signs the document, unless a signed one was seen before"
+    return "does not hold: `goatherd sign` shows what changed since"
+
+
 def describe(out: Output, store: Store, version: str, document: IdentityDocument) -> list[str]:
     """Return what people are shown of an identity: ids, fingerprints and times."""
     shown = redacted(document)
@@ -269,6 +277,7 @@ def describe(out: Output, store: Store, version: str, document: IdentityDocument
         f"store       {store.name}, version {version}",
         f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
         f"phase       {shown['phase']}",
+        f"signature   {_signature_text(document)}",
     ]
     if document.rotation is not None:
         record = document.rotation

@@ -49,6 +49,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "version": Field("integer", "Version of the identity document's format."),
         "generation": Field("integer", "Number that grows with each write of the identity document."),
         "phase": Field("string", "Phase of the rotation in progress; `steady` when there is none."),
+        "signed": Field("boolean", "Whether the current root has signed the identity document as it is."),
         "current": Field("object", "The current root.", "session"),
         "next": Field("object or null", "The next root; null when no rotation is in progress.", "session"),
         "roots": Field("array of object", "The trusted roots."),
@@ -391,6 +392,19 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].problem": Field("string or null", "What could not be seen at the server."),
     },
     "restore": {"": _REPORT},
+    "sign": {
+        "store": _STORE,
+        "storeVersion": Field("string", "Id of the current version."),
+        "signature": Field(
+            "string",
+            "`valid`, `missing`, `outdated` (made for an earlier generation) or `invalid`, before the command.",
+        ),
+        "current": _CURRENT,
+        "generation": Field("integer", "Generation of the identity document, before the command."),
+        "signedVersion": Field("string or null", "Id of the last signed version; null when there is none."),
+        "changes": Field("array of string", "What differs between that version and the current one."),
+        "written": Field("integer or null", "Generation that the command has written; null when it has written none."),
+    },
     "revoke": {
         "plan": Field("boolean", "Whether the command was asked to change nothing."),
         "revoked": Field("string", "Id of the revoked root."),

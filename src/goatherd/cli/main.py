@@ -61,7 +61,7 @@ EXIT_MEANINGS = {
     10: "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
     12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `data` or `demo` found something wrong, `revoke` is not "
+    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `sign`, `data` or `demo` found something wrong, `revoke` is not "
     "finished, or `retire` has kept a version that a label points at",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
@@ -80,6 +80,7 @@ COMMANDS = {
     "doctor": ("commands_cluster", "Check the store, the identity and every node."),
     "rotate": ("commands_cluster", "Replace the root key while the cluster serves."),
     "restore": ("commands_restore", "Make an earlier root sign again after a finished rotation."),
+    "sign": ("commands_sign", "Sign an identity whose signature does not hold, or take back what changed."),
     "revoke": ("commands_revoke", "Stop believing a root whose private key was stolen."),
     "controller": (
         "commands_controller",

@@ -67,6 +67,7 @@ def redacted(document: IdentityDocument) -> dict[str, Any]:
         "version": document.version,
         "generation": document.generation,
         "phase": rotation.phase.value if rotation else "steady",
+        "signed": document.is_signed,
         "current": _redacted_session(document.current.session),
         "next": _redacted_session(document.next.session) if document.next else None,
         "roots": [{**_redacted_session(root), "revoked": root.id in document.revoked_ids} for root in document.roots],

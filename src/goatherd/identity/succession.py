@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import (
     DecodeError,
     GenerationError,
+    GenerationJumpError,
     MalformedIdentityError,
     SuccessionError,
+    UnsignedIdentityError,
     VerificationError,
 )
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, encode_document, read_id, read_session
@@ -26,10 +28,16 @@ from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.introduction import claims_root, session_from_commit, verify_commit_by
 from goatherd.identity.revocation import verify_proof
 from goatherd.identity.session import Session
-from goatherd.identity.text import parse, pretty
+from goatherd.identity.text import canonical, parse, pretty
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit
+
+
+MAX_JUMP: Final = 1_000_000
+"""So far a document's generation may be ahead of the one seen last. A rotation writes seven; a reader that was away for
+ten years of hourly rotations has missed 600 000. Without a bound, one write with the highest number that JSON carries
+would be followed, and nothing could be written after it."""
 
 
 def verify_succession(
@@ -158,17 +166,66 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> No
     Raises:
         GenerationError: Its generation is lower (a stale replica, a replayed value), or equal with other contents (two
             writers shared a generation, so at least one did not go through compare-and-swap).
+        GenerationJumpError: It is higher by more than `MAX_JUMP`.
     """
+    if new.generation > seen.generation + MAX_JUMP:
+        raise GenerationJumpError(
+            f"generation {new.generation} cannot come after {seen.generation}: it is too far ahead"
+        )
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
     if new.generation == seen.generation and _digest(new) != _seen(seen).digest:
         raise GenerationError(f"generation {new.generation} was seen with other contents")
 
 
+def check_first(document: IdentityDocument) -> None:
+    """Check what a reader that has seen no identity yet can check: an unsigned document's generation may be anybody's.
+
+    Raises:
+        GenerationJumpError: It is unsigned, and its generation is above `MAX_JUMP`.
+    """
+    if document.generation > MAX_JUMP and not document.is_signed:
+        raise GenerationJumpError(
+            f"generation {document.generation} cannot be that of an unsigned document: it is above {MAX_JUMP}"
+        )
+
+
+def check_signature(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+    """Check that `new` is signed by its current root, where a signed document was seen before.
+
+    Raises:
+        UnsignedIdentityError: It has no signature, or one that does not verify. What was seen itself passes: the
+            operator has accepted it.
+    """
+    before = _seen(seen)
+    if before.is_signed and _digest(new) != before.digest:
+        verify_signed(new)
+
+
+def verify_signed(document: IdentityDocument) -> None:
+    """Check that the current root has signed the document as it is.
+
+    Raises:
+        UnsignedIdentityError: It has no signature, or one that does not verify.
+    """
+    signature, generation = document.signature, document.generation
+    if document.is_signed:
+        return
+    if signature is None:
+        problem = "has no signature"
+    elif signature.generation != generation:
+        problem = f"was signed at generation {signature.generation} and changed since by a tool that does not sign"
+    else:
+        problem = f"is not what {signature.by} signed: it was altered in the store"
+    raise UnsignedIdentityError(f"generation {generation} of the identity {problem}")
+
+
 def verify_successor(
     new: IdentityDocument, seen: IdentityDocument | Seen, introductions: Iterable[Commit] = ()
 ) -> None:
-    """Check that a node which uses `seen` may go on to `new`: generation, succession, and no revocation forgotten.
+    """Check that a node which uses `seen` may go on to `new`.
+
+    That is its generation, its succession, that no revocation is forgotten, and its signature.
 
     Args:
         new: The new document, checked whole.
@@ -178,12 +235,16 @@ def verify_successor(
     Raises:
         GenerationError: As `check_generation`.
         SuccessionError: As `verify_succession`, or a revocation is gone.
+        UnsignedIdentityError: As `check_signature`.
     """
     check_generation(new, seen)
     forgotten = sorted(seen.revoked_ids - new.revoked_ids)
     if forgotten:
         raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
     verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], introductions)
+    # SECURITY: who can write the secret but holds no root's key can alter what no chain covers: expirations, history,
+    # which roots are listed and which are revoked (tests/unit/identity/test_document_signature.py).
+    check_signature(new, seen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +256,14 @@ class Seen:
         digest: SHA-256 of its text, hexadecimal.
         roots: Its roots.
         revoked_ids: What it lists as revoked.
+        is_signed: Whether its current root had signed it, or one that was seen before it.
     """
 
     generation: int
     digest: str
     roots: tuple[Session, ...]
     revoked_ids: frozenset[str]
+    is_signed: bool = False
 
     @classmethod
     def of(cls, document: IdentityDocument) -> Seen:
@@ -209,6 +272,7 @@ class Seen:
             digest=_digest(document),
             roots=document.roots,
             revoked_ids=document.revoked_ids,
+            is_signed=document.is_signed,
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
@@ -221,32 +285,41 @@ class Seen:
         """Read what `to_bytes` wrote.
 
         Raises:
-            MalformedIdentityError: It is something else.
+            MalformedIdentityError: It is something else, or was changed since. Goatherd 0.1.0 wrote no checksum.
         """
         tree = parse(raw, max_bytes=SIZE_LIMIT_BYTES)
+        if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checksum(tree):
+            raise MalformedIdentityError("its checksum does not match what it holds")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
             raise MalformedIdentityError("generation is not a non-negative integer")
         if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
             raise MalformedIdentityError("digest, roots or revoked is missing")
+        if not isinstance(tree.get("signed", False), bool):
+            raise MalformedIdentityError("signed is not true or false")
         return cls(
             generation=generation,
             digest=digest,
             roots=tuple(read_session(item, f"roots[{index}]") for index, item in enumerate(roots)),
             revoked_ids=frozenset(read_id(item, f"revoked[{index}]") for index, item in enumerate(revoked)),
+            is_signed=tree.get("signed", False),
         )
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON."""
-        return pretty(
-            {
-                "generation": self.generation,
-                "digest": self.digest,
-                "roots": [root.to_json() for root in self.roots],
-                "revoked": sorted(self.revoked_ids),
-            }
-        )
+        """Return it as JSON, with a checksum: one flipped bit in it could let a replayed identity pass."""
+        tree = {
+            "generation": self.generation,
+            "digest": self.digest,
+            "signed": self.is_signed,
+            "roots": [root.to_json() for root in self.roots],
+            "revoked": sorted(self.revoked_ids),
+        }
+        return pretty({**tree, "checksum": _checksum(tree)})
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(tree)).hexdigest()
 
 
 def _seen(seen: IdentityDocument | Seen) -> Seen:

@@ -475,6 +475,19 @@ def revoke(
     return _changed(document, now_ms, **changes)
 
 
+def sign_again(document: IdentityDocument, now_ms: int, *, after: int) -> IdentityDocument:
+    """Sign a document whose signature does not hold, or an earlier one that shall be used again.
+
+    The history does not tell of it: the schedule and a restore read it.
+
+    Args:
+        document: What shall be signed.
+        now_ms: Milliseconds since 1970.
+        after: The generation that it shall come after.
+    """
+    return _changed(document, now_ms, generation=after + 1)
+
+
 def close_freeze(
     document: IdentityDocument, session_id: str, now_ms: int, *, commits: int, digest: str
 ) -> IdentityDocument:
@@ -570,7 +583,8 @@ def _changed(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
     history = document.history if entry is None else (*document.history, entry)
-    changed = replace(document, generation=document.generation + 1, last_updated=now_ms, **changes)
+    changes.setdefault("generation", document.generation + 1)
+    changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return settled(sign_document(replace(changed, history=_trimmed(history, roots)), now_ms))
 

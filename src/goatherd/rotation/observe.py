@@ -433,7 +433,7 @@ class Observer:
 
     async def unmodified(self) -> tuple[str, ...]:
         """Return the URLs of the servers that were seen to run unmodified GoatDB, and of those that nobody restarts."""
-        await self._identities()
+        await self.identities()
         return self.known_unmodified
 
     @property
@@ -444,10 +444,10 @@ class Observer:
 
     async def highest_generation(self, root_id: str) -> int:
         """Return the highest generation that a node says it uses, of those that trust a root; 0 where none says."""
-        told = [answer for answer in (await self._identities()).values() if root_id in (answer.roots or ())]
+        told = [answer for answer in (await self.identities()).values() if root_id in (answer.roots or ())]
         return max((answer.generation for answer in told if answer.generation is not None), default=0)
 
-    async def _identities(self) -> dict[str, ServerIdentity]:
+    async def identities(self) -> dict[str, ServerIdentity]:
         """Return what the nodes of ours that answer say of themselves, by URL."""
 
         async def ask(url: str) -> ServerIdentity | None:

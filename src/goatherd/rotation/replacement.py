@@ -41,6 +41,7 @@ from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Ques
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.refusal import refusal
+from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     Sought,
@@ -155,6 +156,7 @@ class Replacer:
             org=org,
             on_failure=self._failed,
         )
+        self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
@@ -204,6 +206,7 @@ class Replacer:
                 return document, False
             evidence = (version.id, document.generation)
             if attempts.may_try(evidence, "write the identity with another root"):
+                await self._signatures.check(document)
                 await self._refuse_obstacles(document, version)
                 successor = transitions.find_successor(document, now_ms)
                 if successor is None:

@@ -54,6 +54,7 @@ from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
+from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import introduction_ids, session_commit
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Revoker:
         self._stolen: OwnedSession | None = None
         self._has_waited = False
         self._instances: dict[str, str] = {}
+        self._signatures = SignatureCheck(provider, secret_id, self._identities)
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -296,6 +298,17 @@ class Revoker:
 
         await self._on_each(tuple(self._nodes), ask)
         return tuple(found)
+
+    async def _identities(self) -> dict[str, ServerIdentity]:
+        answers: dict[str, ServerIdentity] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            answer = await node.identity()
+            if answer is not None:
+                answers[node.base_url] = answer
+
+        await self._on_each(tuple(self._nodes), ask)
+        return answers
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return an earlier root with its private key, from the version that holds it."""
@@ -711,6 +724,7 @@ class Revoker:
 
         Raises:
             StuckError: The store has refused the change twice, and is as it was before.
+            UnsignedIdentityError: What the store holds was changed since a root signed it.
         """
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         poll = self.policy.poll_min
@@ -718,6 +732,7 @@ class Revoker:
             document, version = await self._read()
             evidence = (version.id, document.generation)
             if attempts.may_try(evidence, name):
+                await self._signatures.check(document)
                 changed = await change(document)
                 if changed is None:
                     await self._move_stable(version)

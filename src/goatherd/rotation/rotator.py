@@ -98,6 +98,7 @@ from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
+from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
@@ -178,6 +179,7 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
+        self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
         self._phase: Phase | None = None
         self._stored_phase: Phase | None = None
 
@@ -201,6 +203,7 @@ class Rotator:
             UnhealthyError: The health signal is bad already. Nothing was written.
             LifetimeError: The new root would live too short (`goatherd.rotation.policy.check_lifetime`).
             ConfigurationError: The quorum is larger than the number of listed servers.
+            UnsignedIdentityError: What the store holds was changed since a root signed it.
             ProviderError: The store did not take part. Where the rotation stands is recorded in it: `resume`.
         """
         if to_phase is Phase.STEADY:
@@ -225,6 +228,7 @@ class Rotator:
             to_phase = None
         self._restoring = None
         document, _ = await self._read()
+        await self._signatures.check(document)
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.unmodified()
@@ -283,6 +287,7 @@ class Rotator:
         """
         self._set_clock()
         document, version = await self._read()
+        await self._signatures.check(document)
         observation, document = await self._survey(document, version)
         names = tuple(one.name for one in self._health.signals)
         remarks = await self._find_remarks(observation, document)
@@ -339,6 +344,7 @@ class Rotator:
         self._health.forget()
         self._set_clock()
         document, _ = await self._read()
+        await self._signatures.check(document)
         # A store whose reads lag may not show yet that a rotation began, or for `retire` that it ended.
         may_lag = goal is Goal.RETIRE if document.rotation is not None else goal in (Goal.RESUME, Goal.ABANDON)
         if may_lag:
@@ -378,6 +384,7 @@ class Rotator:
                 intent = replace(intent, began_ms=self._steady.now_ms())
             try:
                 observation, document = await self._observe(intent)
+                await self._signatures.check(document)
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)

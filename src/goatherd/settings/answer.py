@@ -20,6 +20,8 @@ def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dic
         "documentRoots": [root.id for root in document.roots],
         "revoked": sorted(document.revoked_ids),
         "generation": document.generation,
+        # Whether it refuses an unsigned document: a command that would sign one asks (rotation.signed_store).
+        "signed": status.has_seen_signed,
         "phase": str(document.phase or "steady"),
         "rotation": document.rotation.id if document.rotation is not None else None,
         "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),

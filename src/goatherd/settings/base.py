@@ -102,6 +102,7 @@ class SettingsStatus:
         view_interval: Longest time between two looks at a source that answers; None where there are no regular looks.
         refused: How many looks found an identity that is not to be used, by the error's code, since the start.
         calls: The calls of the store, where there is one; shared by all who use the same provider.
+        has_seen_signed: Whether a signed identity was ever taken over, so that an unsigned one is refused.
     """
 
     source: str
@@ -117,6 +118,7 @@ class SettingsStatus:
     view_interval: timedelta | None = None
     refused: Mapping[str, int] = field(default_factory=dict)
     calls: CallCounts | None = field(default=None, repr=False, compare=False)
+    has_seen_signed: bool = False
 
     @property
     def is_degraded(self) -> bool:
@@ -410,7 +412,9 @@ class Settings(ABC):
 
 def identity_codes() -> tuple[str, ...]:
     """Return the code of every reason for which an identity can be refused."""
-    kinds: list[type[GoatherdError]] = [IdentityError, *IdentityError.__subclasses__()]
+    kinds: list[type[GoatherdError]] = [IdentityError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
     return tuple(sorted({kind.code for kind in kinds}))
 
 

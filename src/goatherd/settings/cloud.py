@@ -29,10 +29,11 @@ from goatherd.errors import (
     SuccessionError,
     ThrottledError,
     UnavailableError,
+    UnsignedIdentityError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
-from goatherd.identity.succession import Seen, verify_successor
+from goatherd.identity.succession import Seen, check_first, verify_successor
 from goatherd.providers.base import CURRENT, ORG_FIELD, SecretProvider, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
 from goatherd.settings.breaker import Breaker
@@ -60,9 +61,9 @@ _log = logging.getLogger("goatherd.settings")
 class CloudSecretSettings(Settings):
     """Settings from a secret store, kept fresh while entered.
 
-    An identity is taken over when it is whole, its generation does not go back, and it follows from the one in use;
-    otherwise the one in use stays. The first one is taken on the store's word, unless `seen` is there to tell what was
-    in use before.
+    An identity is taken over when it is whole, its generation does not go back, it follows from the one in use, and its
+    current root has signed it; otherwise the one in use stays. The first one is taken on the store's word, unless
+    `seen` is there to tell what was in use before. An unsigned one is taken until a signed one was seen.
 
     Args:
         provider: The store; entered and left together with this.
@@ -110,6 +111,7 @@ class CloudSecretSettings(Settings):
         self._loop: asyncio.Task[None] | None = None
         self._remembering: asyncio.Task[None] | None = None
         self._remembered: IdentityDocument | None = None
+        self._has_seen_signed = False
 
     def _new_keeper(self) -> Keeper:
         breaker = self._breakers.get(self._secret_id)
@@ -157,6 +159,7 @@ class CloudSecretSettings(Settings):
             is_backing_off=self._keeper.is_open,
             is_watching=self._keeper.is_watching,
             view_interval=self._keeper.longest_pause,
+            has_seen_signed=self._has_seen_signed,
             calls=self._provider.call_counts,
         )
 
@@ -213,12 +216,16 @@ class CloudSecretSettings(Settings):
         if before is not None:
             await self._verify_first(document, before)
             self.recalled = before.roots
+        elif not self._is_next_accepted:
+            check_first(document)
         if self._settings is None:
             self._version = str(found.version.id)
         return self._settings_from(document)
 
     async def _recalled(self) -> Seen | None:
-        return None if self._seen is None else await asyncio.to_thread(_recall, self._seen)
+        before = None if self._seen is None else await asyncio.to_thread(_recall, self._seen)
+        self._has_seen_signed = self._has_seen_signed or (before is not None and before.is_signed)
+        return before
 
     async def _read_copy(self, failure: ProviderError) -> DBSettings:
         """Return what the last known good copy holds; where there is none, raise what the store failed with."""
@@ -287,12 +294,26 @@ class CloudSecretSettings(Settings):
 
     async def _examined(self, found: SecretValue) -> IdentityDocument:
         document = decode_document(found.value.reveal())
-        seen = self.settings.document
+        seen = self._seen_of(self.settings.document)
         try:
             self._verify(document, seen)
         except SuccessionError as error:
             await self._close_chain(document, seen, error)
         return document
+
+    def _seen_of(self, document: IdentityDocument) -> Seen:
+        # SECURITY: once a signed document was seen, an unsigned one is refused, though the operator may have accepted
+        # one in between (tests/unit/settings/test_signed_documents.py).
+        return replace(Seen.of(document), is_signed=self._has_seen_signed)
+
+    def _take(self, settings: DBSettings, event: Event) -> None:
+        is_signed = settings.document.is_signed
+        if not is_signed:
+            _log.warning(
+                event_text(Event.SETTINGS_UNSIGNED, source=self._source, generation=settings.document.generation)
+            )
+        self._has_seen_signed = self._has_seen_signed or is_signed
+        super()._take(settings, event)
 
     async def _close_chain(
         self, document: IdentityDocument, before: IdentityDocument | Seen, open_: SuccessionError
@@ -315,6 +336,8 @@ class CloudSecretSettings(Settings):
                 # SECURITY: as without them, but for where the links are from
                 # (tests/unit/settings/test_chain.py).
                 await asyncio.to_thread(verify_successor, document, before, tuple(commits))
+            except UnsignedIdentityError:
+                raise
             except SuccessionError as error:
                 open_ = error
             else:
@@ -344,6 +367,8 @@ class CloudSecretSettings(Settings):
                 if not before.shares_root_with(document):
                     raise self._another_identity(document, before, error) from None
                 is_open = isinstance(error, SuccessionError) and error.is_chain_open
+                if isinstance(error, UnsignedIdentityError):
+                    raise UnsignedIdentityError(f"{error}, and {self._seen} records a signed one") from None
                 hint = _CHAIN_HINT if is_open else "If that is wanted, start once with --accept-identity."
                 raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
             self._is_next_accepted = False
@@ -380,12 +405,12 @@ class CloudSecretSettings(Settings):
                 _log.error(event_text(Event.SETTINGS_NOT_SEALED, source=self._source, message=error))
         if self._seen is not None:
             try:
-                await asyncio.to_thread(replace_file, self._seen, Seen.of(document).to_bytes())
+                await asyncio.to_thread(replace_file, self._seen, self._seen_of(document).to_bytes())
             except SettingsError as error:
                 _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
                 self._remembered = None  # the next look at the store tries again
 
-    def _verify(self, document: IdentityDocument, seen: IdentityDocument) -> None:
+    def _verify(self, document: IdentityDocument, seen: Seen) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
         # (tests/unit/settings/test_cloud_settings.py).
         try:
@@ -434,7 +459,7 @@ class CloudSecretSettings(Settings):
             raise DegradedError(f"{self._source} cannot be reached: its last known good identity serves, unchanged")
         if document.generation != seen.generation + 1:
             raise GenerationError(f"generation {document.generation} does not come next after {seen.generation}")
-        self._verify(document, seen)
+        self._verify(document, self._seen_of(seen))
         failure: ConflictError | UnavailableError
         try:
             version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=self._version)

@@ -18,7 +18,7 @@ from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.settings_text import from_settings, to_settings, to_settings_keeping
-from goatherd.identity.succession import check_generation, verify_succession, verify_successor
+from goatherd.identity.succession import check_generation, check_signature, verify_succession, verify_successor
 from goatherd.providers.base import ORG_FIELD, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, cancelled
 from goatherd.settings.storage import create_file, read_file, replace_file
@@ -121,6 +121,7 @@ class FileSettings(Settings):
             if found.document.generation > 1 or seen.generation > 1:
                 check_generation(found.document, seen)
             verify_succession(found.document, [root for root in seen.roots if root.id not in seen.revoked_ids])
+            check_signature(found.document, seen)
             self._written = raw
             self._trusted |= {session.id: session for session in found.trusted}
             return replace(found, trusted=tuple(self._trusted.values()))

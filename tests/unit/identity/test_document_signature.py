@@ -14,6 +14,7 @@ from goatherd.errors import IdentityError
 from goatherd.identity import (
     IdentityDocument,
     Phase,
+    Seen,
     activate,
     cancel,
     close_freeze,
@@ -28,6 +29,7 @@ from goatherd.identity import (
     roll_back,
     settle,
     verified,
+    verify_successor,
     with_phase,
 )
 from goatherd.identity.document import document_tree, sign_document
@@ -133,6 +135,8 @@ def _another(text: str) -> str:
 @pytest.mark.parametrize("make", [pruned, revoked], ids=["pruned", "revoked"])
 def test_an_altered_member_is_refused_as_malformed_or_is_not_signed(make: Callable[[], IdentityDocument]) -> None:
     document = make()
+    before = replace(Seen.of(document), generation=document.generation - 1, digest="")
+    verify_successor(document, before)
     tree, seen, decoded = document_tree(document), set(), 0
     for mutant in mutations(tree, lambda new: new):
         seen.add(pretty(mutant))
@@ -144,6 +148,8 @@ def test_an_altered_member_is_refused_as_malformed_or_is_not_signed(make: Callab
             continue  # the signature's own text: one signature can be written in several ways
         decoded += 1
         assert not altered.is_signed, "an altered document passes for signed"
+        with pytest.raises(IdentityError):
+            verify_successor(altered, before)
     assert len(seen) > 150
     assert decoded > 60, "what the form's rules catch anyway shows nothing of the signature"
 

@@ -1,0 +1,93 @@
+"""The command that signs an identity whose signature does not hold, or takes back what changed: sign."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.store import Store, open_store
+from goatherd.clock import SystemClock
+from goatherd.identity.document import IdentityDocument
+from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
+
+_STATES = {
+    SignatureState.VALID: "the current root has signed it",
+    SignatureState.MISSING: "it has no signature",
+    SignatureState.OUTDATED: "a tool that does not sign has written since it was signed",
+    SignatureState.INVALID: "it is not what was signed: it was altered in the store",
+}
+
+
+@command(
+    example="goatherd sign --provider file:///srv/keys/root\ngoatherd sign --accept --provider file:///srv/keys/root"
+)
+@click.option("--accept", is_flag=True, help="Sign what the store holds, and write it.")
+@click.option("--take-back", is_flag=True, help="Write the last signed version again.")
+@audit_option()
+def sign(app: App, accept: bool, take_back: bool) -> int:
+    """Sign an identity whose signature does not hold, or take back what changed.
+
+    Every command that writes the identity signs it. Servers that have seen a signed identity refuse one that is not
+    signed, and so do the commands that write. The signature does not hold after Goatherd 0.1.0 has written, or after
+    the identity was altered in the store without the root's key.
+
+    Without an option, the command writes nothing: it shows what changed since the last signed version, and ends with 11
+    if the signature does not hold. Compare the changes with what your tools have done. --accept signs them. --take-back
+    writes the last signed version again, as the next generation.
+    """
+    if accept and take_back:
+        raise click.UsageError("--accept and --take-back cannot be combined")
+    return asyncio.run(_sign(app, "accept" if accept else "take-back" if take_back else None))
+
+
+async def _sign(app: App, way: str | None) -> int:
+    async with open_store(app.options) as store:
+        examined = await examine_signature(store.provider, store.secret_id)
+        written: IdentityDocument | None = None
+        if way is not None and examined.state is not SignatureState.VALID:
+            asked = {"what": way, "version": examined.version, "changes": list(examined.changes)}
+            async with audited(app, store, "sign", asked) as journal:
+                write = sign_current if way == "accept" else sign_earlier
+                written = await write(store.provider, store.secret_id, examined, SystemClock().now_ms())
+                journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
+    app.out.result(_data(store, examined, written), _lines(store, examined, written))
+    return 0 if written is not None or examined.state is SignatureState.VALID else EXIT_FINDINGS
+
+
+def _data(store: Store, examined: Examined, written: IdentityDocument | None) -> dict[str, Any]:
+    return {
+        "store": store.name,
+        "storeVersion": examined.version,
+        "signature": str(examined.state),
+        "current": examined.document.current.id,
+        "generation": examined.document.generation,
+        "signedVersion": examined.signed_version,
+        "changes": list(examined.changes),
+        "written": None if written is None else written.generation,
+    }
+
+
+def _lines(store: Store, examined: Examined, written: IdentityDocument | None) -> list[str]:
+    document = examined.document
+    lines = [f"version {examined.version} of {store.name}, generation {document.generation}: {_STATES[examined.state]}"]
+    if examined.state is SignatureState.VALID:
+        return lines
+    if examined.signed is None:
+        lines.append("no earlier version that can be read is signed")
+    else:
+        lines.append(f"changes since version {examined.signed_version}, generation {examined.signed.generation}:")
+        lines += [f"  {change}" for change in examined.changes or ("none that a server uses",)]
+    if written is not None:
+        lines.append(f"wrote generation {written.generation}, signed by root {written.current.id}")
+        return lines
+    lines.append(
+        "nothing was written. If your own tools have made these changes, run `goatherd sign --accept`, and replace"
+        " every Goatherd 0.1.0 that writes."
+    )
+    if examined.signed is not None:
+        lines.append("If not, run `goatherd sign --take-back`, and find out who can write to the store.")
+    return lines

@@ -1,0 +1,193 @@
+"""Sign an identity whose signature does not hold, or write its last signed version again.
+
+What it is: the way out of `identity.unsigned` and `identity.generation_jumped`. What it is not: it does not judge who
+is right; the operator does, by what changed. Rules: nothing is written that the servers would refuse, as far as the
+store shows; every write is a compare-and-swap on the version that was examined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from goatherd.errors import IllegalStepError, SuccessionError
+from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
+from goatherd.identity.document_signature import MEMBER
+from goatherd.identity.succession import MAX_JUMP, verify_succession
+from goatherd.identity.text import iso
+from goatherd.identity.transitions import sign_again
+from goatherd.providers.base import CURRENT, SecretProvider, VersionId
+from goatherd.rotation.signed_store import read_earlier
+
+__all__ = ["Examined", "SignatureState", "examine_signature", "sign_current", "sign_earlier"]
+
+
+class SignatureState(StrEnum):
+    """What a document's signature is worth."""
+
+    VALID = "valid"
+    MISSING = "missing"
+    OUTDATED = "outdated"
+    """It was made for an earlier generation: a tool that does not sign has written since."""
+    INVALID = "invalid"
+    """It was made for this generation, and for another content."""
+
+
+def signature_state(document: IdentityDocument) -> SignatureState:
+    """Return what a document's signature is worth."""
+    if document.is_signed:
+        return SignatureState.VALID
+    if document.signature is None:
+        return SignatureState.MISSING
+    is_outdated = document.signature.generation != document.generation
+    return SignatureState.OUTDATED if is_outdated else SignatureState.INVALID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What the store holds, and what it held when a root last signed it.
+
+    Attributes:
+        version: Id of the current version.
+        document: The identity in it.
+        signed_version: Id of the newest earlier version that is signed; None where there is none.
+        signed: The identity in that one.
+        changes: What differs, each in a sentence without key material.
+    """
+
+    version: VersionId
+    document: IdentityDocument
+    signed_version: VersionId | None = None
+    signed: IdentityDocument | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> SignatureState:
+        """What the current version's signature is worth."""
+        return signature_state(self.document)
+
+
+async def examine_signature(provider: SecretProvider, secret_id: str) -> Examined:
+    """Return what the store holds, and what changed since a root last signed it. Writes nothing.
+
+    Raises:
+        ProviderError: The store failed.
+        IdentityError: What is there is no identity document.
+    """
+    found = await provider.read(secret_id, CURRENT)
+    document = decode_document(found.value.reveal())
+    if document.is_signed:
+        return Examined(version=found.version.id, document=document)
+    async for version, earlier in read_earlier(provider, secret_id):
+        # An unsigned one is good enough only where the current one has a generation that nothing can have reached.
+        if earlier.is_signed or (document.signature is None and earlier.generation <= MAX_JUMP < document.generation):
+            return Examined(
+                version=found.version.id,
+                document=document,
+                signed_version=version.id,
+                signed=earlier,
+                changes=tuple(describe_changes(earlier, document)),
+            )
+    return Examined(version=found.version.id, document=document)
+
+
+async def sign_current(provider: SecretProvider, secret_id: str, examined: Examined, now_ms: int) -> IdentityDocument:
+    """Sign what the store holds, and write it as the next generation.
+
+    Raises:
+        IllegalStepError: It is signed already.
+        SuccessionError: It holds a root to which no endorsement leads from the last signed version: servers would
+            refuse it all the same.
+        ConflictError: Another writer was faster; examine again.
+        ProviderError: The store failed.
+    """
+    document, signed = examined.document, examined.signed
+    _refuse_valid(examined)
+    if signed is not None:
+        verify_succession(document, [root for root in signed.roots if root.id not in signed.revoked_ids])
+    changed = sign_again(document, now_ms, after=_last_generation(document, signed))
+    await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
+    return changed
+
+
+async def sign_earlier(provider: SecretProvider, secret_id: str, examined: Examined, now_ms: int) -> IdentityDocument:
+    """Write the last signed version again, as the next generation, and so take back what changed since.
+
+    Raises:
+        IllegalStepError: The current version is signed, or there is no earlier one that is; or a root has begun to sign
+            since that is missing in it.
+        ConflictError: Another writer was faster; examine again.
+        ProviderError: The store failed.
+    """
+    document, signed = examined.document, examined.signed
+    _refuse_valid(examined)
+    if signed is None:
+        raise IllegalStepError(
+            "no earlier version that can be read is signed, so there is nothing to take back to",
+            hint="`goatherd sign --accept` signs what the store holds.",
+        )
+    if document.current.id != signed.current.id and _follows(document, signed):
+        raise IllegalStepError(
+            f"root {document.current.id} signs since the last signed version, endorsed by a root of it, and may have"
+            " signed commits; they would no longer be trusted",
+            hint="`goatherd sign --accept` signs what the store holds; `goatherd restore` lets the earlier root sign.",
+        )
+    changed = sign_again(signed, now_ms, after=_last_generation(document, signed))
+    await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
+    return changed
+
+
+def _refuse_valid(examined: Examined) -> None:
+    if examined.state is SignatureState.VALID:
+        raise IllegalStepError("the identity is signed already; nothing was written")
+
+
+def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
+    try:
+        verify_succession(document, [root for root in signed.roots if root.id not in signed.revoked_ids])
+    except SuccessionError:
+        return False
+    return True
+
+
+def _last_generation(document: IdentityDocument, signed: IdentityDocument | None) -> int:
+    """Return the highest generation that a server can have followed.
+
+    Servers of Goatherd 0.1.0 may have followed a change that nobody signed. One that has jumped is no number to go on
+    from: the servers that know signatures refuse it, and what came after it.
+    """
+    base = 0 if signed is None else signed.generation
+    return document.generation if document.generation <= base + MAX_JUMP else base
+
+
+def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Iterator[str]:
+    """Say in words what differs between two documents: ids, times and names of members, no key material."""
+    if after.generation != before.generation + 1:
+        yield f"generation: {before.generation} before, {after.generation} now"
+    if after.current.id != before.current.id:
+        yield f"current root: {before.current.id} before, {after.current.id} now"
+    roots = {root.id: root for root in before.roots}
+    for root in after.roots:
+        known = roots.pop(root.id, None)
+        if known is None:
+            yield f"root {root.id} was added; it expires at {iso(root.expiration_ms)}"
+        elif known.public_key != root.public_key:
+            yield f"root {root.id} has another key"
+        elif known.expiration_ms != root.expiration_ms:
+            yield f"root {root.id} expired at {iso(known.expiration_ms)}, and expires at {iso(root.expiration_ms)} now"
+    for session_id in roots:
+        yield f"root {session_id} was removed"
+    for session_id in sorted(after.revoked_ids - before.revoked_ids):
+        yield f"root {session_id} was revoked"
+    for session_id in sorted(before.revoked_ids - after.revoked_ids):
+        yield f"the revocation of root {session_id} was removed"
+    old, new = document_tree(before), document_tree(after)
+    covered = {"generation", "currentSession", "roots", "lastUpdated", MEMBER}
+    for name in sorted((old.keys() | new.keys()) - covered):
+        if old.get(name) != new.get(name):
+            yield f"{name} was {_verb(name in old, name in new)}"
+
+
+def _verb(was: bool, is_: bool) -> str:
+    return "changed" if was and is_ else "added" if is_ else "removed"

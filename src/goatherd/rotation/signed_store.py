@@ -1,0 +1,96 @@
+"""Check, before a command writes, that the document it goes on from is what a root has signed.
+
+What it is: the check of every command that writes the identity: rotate, resume, cancel, roll back, restore, replace an
+expired root, retire, revoke, and so the controller. What it is not: it signs nothing (`goatherd.operations.signing`).
+
+Every write is signed. So a command that went on from an altered document would put the root's signature under what
+somebody wrote who does not hold the root. A document without a signature is one of Goatherd 0.1.0, and is gone on from
+unless a signed one was seen: by this command, in an earlier version of the secret, or by a listed server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+
+from goatherd.errors import IdentityError, ProviderError, SecretNotFoundError, VersionDisabledError
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.succession import check_first, verify_signed
+from goatherd.providers.base import CURRENT, SecretProvider, SecretVersion, VersionState
+from goatherd.server_answers import ServerIdentity
+
+MOST_VERSIONS: Final = 8
+"""So many earlier versions are read. A rotation writes five."""
+
+Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
+"""Returns what the listed servers that answer say of themselves, by URL."""
+
+
+class SignatureCheck:
+    """Remembers over one command whether a signed document was seen.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it.
+        ask: Asks the listed servers.
+    """
+
+    def __init__(self, provider: SecretProvider, secret_id: str, ask: Ask) -> None:
+        self._provider = provider
+        self._secret_id = secret_id
+        self._ask = ask
+        self._has_seen_signed = False
+        self._passed: IdentityDocument | None = None
+
+    async def check(self, document: IdentityDocument) -> None:
+        """Check a document that was read and that the command is about to change.
+
+        Raises:
+            UnsignedIdentityError: It was changed since its current root signed it, or it has no signature although an
+                earlier one had.
+            GenerationJumpError: It has no signature, and a generation that no writer can have reached.
+            ProviderError: The store failed.
+        """
+        if document.is_signed:
+            self._has_seen_signed = True
+            return
+        if document.signature is not None or self._has_seen_signed:
+            verify_signed(document)
+        if self._passed == document:
+            return
+        check_first(document)
+        # SECURITY: who takes the signature away together with what it covered must not have a command sign the rest
+        # (tests/unit/rotation/test_signed_store.py).
+        if await self._was_signed() or await self._is_refused_by_servers():
+            self._has_seen_signed = True
+            verify_signed(document)
+        self._passed = document
+
+    async def _was_signed(self) -> bool:
+        async for _, document in read_earlier(self._provider, self._secret_id):
+            if document.signature is not None:
+                return True
+        return False
+
+    async def _is_refused_by_servers(self) -> bool:
+        return any(answer.has_seen_signed for answer in (await self._ask()).values())
+
+
+async def read_earlier(
+    provider: SecretProvider, secret_id: str, *, most: int = MOST_VERSIONS
+) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
+    """Yield the documents of the versions before the current one, newest first; what cannot be read is left out.
+
+    Raises:
+        ProviderError: The store failed in a way that another attempt may not.
+    """
+    listed = [one for one in await provider.versions(secret_id) if CURRENT not in one.labels]
+    for version in [one for one in listed if one.state is VersionState.ENABLED][:most]:
+        try:
+            found = await provider.read(secret_id, version.id)
+            yield version, decode_document(found.value.reveal())
+        except (IdentityError, SecretNotFoundError, VersionDisabledError):
+            continue
+        except ProviderError as error:
+            if error.retryable:
+                raise

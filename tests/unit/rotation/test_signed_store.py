@@ -1,0 +1,226 @@
+"""No command puts a root's signature under what somebody wrote into the store who does not hold the root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import pytest
+
+from goatherd.errors import GenerationJumpError, GoatherdError, UnavailableError, UnsignedIdentityError
+from goatherd.identity import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import document_tree
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.succession import verify_successor
+from goatherd.identity.text import pretty
+from goatherd.operations.signing import SignatureState, examine_signature, sign_current, sign_earlier
+from goatherd.providers.base import CURRENT, STABLE
+from goatherd.rotation import Phase
+from goatherd.rotation.revocation import Revoker
+from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.server_answers import ServerIdentity
+from goatherd.testing.herd import Herd
+
+from .conftest import MakeHerd, check_steady, document_of, rotator_for
+
+HIGHEST = 2**53 - 1
+COMMANDS = ("rotate", "resume", "abandon", "retire", "restore", "plan")
+
+
+def changed(document: IdentityDocument, *, keeps_signature: bool, **members: object) -> IdentityDocument:
+    """Return what somebody writes who does not sign: by default the next generation."""
+    tree = {**document_tree(document), "generation": document.generation + 1, **members}
+    if not keeps_signature:
+        tree.pop("documentSignature", None)
+    return decode_document(pretty(tree))
+
+
+async def put(herd: Herd, document: IdentityDocument) -> None:
+    version = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
+    await herd.provider.write(herd.secret_id, encode_document(document), label=CURRENT, expected=version)
+
+
+async def never_signed(herd: Herd) -> None:
+    """Make the store what one of Goatherd 0.1.0 is: no version has a signature."""
+    first = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
+    await put(herd, changed(await document_of(herd), keeps_signature=False))
+    await herd.provider.destroy(herd.secret_id, first)
+
+
+async def code_of(herd: Herd, command: str) -> str | None:
+    try:
+        await getattr(rotator_for(herd), command)()
+    except GoatherdError as error:
+        return error.code
+    return None
+
+
+@pytest.mark.parametrize("keeps_signature", [True, False], ids=["stale signature", "no signature"])
+async def test_no_command_goes_on_from_a_document_that_was_changed_without_the_key(
+    make_herd: MakeHerd, keeps_signature: bool
+) -> None:
+    herd = await make_herd()
+    altered = changed(await document_of(herd), keeps_signature=keeps_signature, history=[])
+    await put(herd, altered)
+    assert {await code_of(herd, command) for command in COMMANDS} == {"identity.unsigned"}
+    revoker = Revoker(herd.provider, herd.secret_id, herd.nodes, clock=herd.clock)
+    with pytest.raises(UnsignedIdentityError, match="generation 2"):
+        await revoker.revoke("root-a", reason="stolen")
+    assert await document_of(herd) == altered, "nothing was written"
+
+
+async def test_a_document_of_goatherd_010_is_signed_by_the_first_command_that_writes(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await never_signed(herd)
+    assert not (await document_of(herd)).is_signed
+    await rotator_for(herd).rotate()
+    assert (await check_steady(herd)).is_signed
+
+
+async def test_a_change_in_the_middle_of_a_rotation_stops_it(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    document = await document_of(herd)
+    await put(herd, changed(document, keeps_signature=True))
+    assert await code_of(herd, "resume") == "identity.unsigned"
+    assert (await document_of(herd)).phase == "published"
+
+
+async def test_a_server_that_saw_a_signed_document_is_asked_where_the_store_shows_none(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await never_signed(herd)
+    asked = []
+
+    def answering(answer: ServerIdentity) -> SignatureCheck:
+        async def ask() -> Mapping[str, ServerIdentity]:
+            asked.append(answer)
+            return {"http://a:1": answer}
+
+        return SignatureCheck(herd.provider, herd.secret_id, ask)
+
+    document = await document_of(herd)
+    for harmless in (ServerIdentity(), ServerIdentity(generation=9)):
+        check = answering(harmless)
+        await check.check(document)
+        await check.check(document)
+    assert len(asked) == 2, "once for each document"
+    with pytest.raises(UnsignedIdentityError, match="has no signature"):
+        await answering(ServerIdentity(has_seen_signed=True)).check(document)
+
+
+async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_is_no_excuse(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd()
+    await put(herd, changed(await document_of(herd), keeps_signature=False))
+
+    async def fails(*_: object, **__: object) -> None:
+        raise UnavailableError("busy", provider="memory", secret_id=herd.secret_id, operation="read")
+
+    async def nobody() -> Mapping[str, ServerIdentity]:
+        return {}
+
+    document = await document_of(herd)
+    monkeypatch.setattr(herd.provider, "read", fails)
+    with pytest.raises(UnavailableError):
+        await SignatureCheck(herd.provider, herd.secret_id, nobody).check(document)
+
+
+async def test_signing_what_an_older_goatherd_wrote_lets_every_server_and_command_go_on(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    signed = await check_steady(herd)
+    await put(herd, changed(signed, keeps_signature=True, history=[]))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.state is SignatureState.OUTDATED
+    assert examined.changes == ("history was changed",)
+    written = await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    assert written == await document_of(herd)
+    assert written.history == ()
+    assert written.generation == signed.generation + 2
+    verify_successor(written, signed)
+    await rotator_for(herd).rotate()
+    await check_steady(herd)
+
+
+async def test_taking_back_writes_the_last_signed_version_as_the_next_generation(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    signed = await check_steady(herd)
+    kept = [one for one in document_tree(signed)["roots"] if one["id"] == signed.current.id]
+    await put(herd, changed(signed, keeps_signature=False, roots=kept, endorsements=[], history=[]))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.state is SignatureState.MISSING
+    assert "root root-a was removed" in examined.changes
+    written = await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    assert (written.roots, written.history) == (signed.roots, signed.history)
+    assert written.generation == signed.generation + 2
+    verify_successor(written, signed)
+    await rotator_for(herd).rotate()
+    await check_steady(herd)
+
+
+@pytest.mark.parametrize("was_signed", [True, False])
+async def test_the_highest_generation_blocks_no_later_write(make_herd: MakeHerd, was_signed: bool) -> None:
+    herd = await make_herd()
+    if not was_signed:
+        await never_signed(herd)
+    before = await document_of(herd)
+    await put(herd, changed(before, keeps_signature=False, generation=HIGHEST))
+    assert await code_of(herd, "rotate") in ("identity.unsigned", "identity.generation_jumped")
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    written = await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    assert written.generation == before.generation + 1
+    verify_successor(written, before)
+    await herd.settle(2)
+    await rotator_for(herd).rotate()
+    await check_steady(herd)
+
+
+async def test_a_first_reader_takes_no_generation_that_rotations_cannot_reach(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await never_signed(herd)
+    await put(herd, changed(await document_of(herd), keeps_signature=False, generation=HIGHEST))
+    with pytest.raises(GenerationJumpError):
+        await rotator_for(herd).rotate()
+
+
+async def test_taking_back_is_refused_once_a_root_signs_that_the_signed_version_does_not_list(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    rotated = await check_steady(herd)
+    # Goatherd 0.1.0 made this rotation: none of its versions is signed.
+    await put(herd, changed(rotated, keeps_signature=False))
+    listed = await herd.provider.versions(herd.secret_id)
+    stable = next(one for one in listed if STABLE in one.labels)
+    await herd.provider.label(herd.secret_id, STABLE, listed[-1].id, expected=stable.id)
+    for version in listed[1:-1]:
+        await herd.provider.destroy(herd.secret_id, version.id)
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.signed is not None
+    assert examined.signed.current.id == "root-a"
+    with pytest.raises(GoatherdError, match="may have signed commits") as caught:
+        await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    assert "--accept" in caught.value.hint
+    written = await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    assert written.current.id == rotated.current.id
+
+
+async def test_a_root_that_was_slipped_in_is_not_signed(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    document = await document_of(herd)
+    stranger = OwnedSession.generate(session_id="stranger", owner="root", now_ms=herd.clock.now_ms())
+    roots = [*document_tree(document)["roots"], stranger.session.to_json()]
+    await put(herd, changed(document, keeps_signature=True, roots=roots))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    with pytest.raises(GoatherdError, match="no chain of endorsements"):
+        await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+
+
+async def test_a_signed_identity_is_left_as_it_is(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.state is SignatureState.VALID
+    for way in (sign_current, sign_earlier):
+        with pytest.raises(GoatherdError, match="signed already"):
+            await way(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
