@@ -24,6 +24,7 @@ from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.providers.base import CURRENT
 from tests.cluster.herd import free_ports
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps
@@ -190,6 +191,29 @@ def test_the_page_about_the_audit_trail_works_as_it_is_written(world: World) -> 
     (configuration,) = found[:1]
     shell.follow([configuration, Typed("goatherd rotate")])
     shell.follow(found[1:])
+
+
+def test_the_page_about_an_unsigned_identity_works_as_it_is_written(world: World) -> None:
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init")[0] == 0, shell.story
+    asyncio.run(write_unsigned(world.provider))
+    (typed,) = page("docs/how-to/unsigned-identity.md")
+    assert isinstance(typed, Typed)
+    code, out = shell.run(typed.line)
+    assert (code, "newer was added" in out) == (EXIT_FINDINGS, True), shell.story
+    assert shell.run("goatherd retire --yes")[0] != 0, shell.story
+    assert shell.run("goatherd sign --take-back")[0] == 0, shell.story
+    assert shell.run("goatherd retire --yes")[0] == 0, shell.story
+
+
+async def write_unsigned(uri: str) -> None:
+    """Write the next generation as a tool does that does not sign."""
+    provider, secret_id = open_provider(uri)
+    async with provider:
+        found = await provider.read(secret_id, CURRENT)
+        tree = json.loads(found.value.reveal())
+        raw = json.dumps({**tree, "generation": tree["generation"] + 1, "newer": 1}).encode()
+        await provider.write(secret_id, raw, label=CURRENT, expected=found.version.id)
 
 
 def test_the_page_that_compares_the_stores_works_as_it_is_written(world: World) -> None:

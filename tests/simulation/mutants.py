@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from goatherd.clock import SteadyClock
-from goatherd.identity import transitions
+from goatherd.identity import succession, transitions
 from goatherd.identity.document import IdentityDocument
 from goatherd.node import disk
-from goatherd.rotation import clocks, machine, rotator, table
+from goatherd.rotation import clocks, machine, rotator, signed_store, table
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
 
@@ -58,6 +58,20 @@ def hasty() -> None:
 def credulous() -> None:
     """A server takes whatever generation the store shows."""
     cloud.verify_successor = lambda document, seen: None
+
+
+def unsuspecting() -> None:
+    """A server that has seen a signed document follows an altered one."""
+    succession.check_signature = lambda new, seen: None
+
+
+def obliging() -> None:
+    """A command signs what somebody without the key has altered."""
+
+    async def nothing(self: Any, document: IdentityDocument) -> None:
+        return None
+
+    signed_store.SignatureCheck.check = nothing
 
 
 def silent() -> None:
@@ -118,7 +132,7 @@ def resettable() -> None:
 
 
 TAKEN_AWAY = (
-    *(ungated, unvouched, amnesic, hasty, credulous, silent, unlabelled_orphans, lawless),
+    *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
     *(uncompared, believing, uncorrected, resettable),
 )
 MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}

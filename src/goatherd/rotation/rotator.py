@@ -180,6 +180,7 @@ class Rotator:
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
         self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
+        self._read_last: IdentityDocument | None = None
         self._phase: Phase | None = None
         self._stored_phase: Phase | None = None
 
@@ -228,7 +229,7 @@ class Rotator:
             to_phase = None
         self._restoring = None
         document, _ = await self._read()
-        await self._signatures.check(document)
+        await self._signatures.check(self._read_last)
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.unmodified()
@@ -287,7 +288,7 @@ class Rotator:
         """
         self._set_clock()
         document, version = await self._read()
-        await self._signatures.check(document)
+        await self._signatures.check(self._read_last)
         observation, document = await self._survey(document, version)
         names = tuple(one.name for one in self._health.signals)
         remarks = await self._find_remarks(observation, document)
@@ -344,7 +345,7 @@ class Rotator:
         self._health.forget()
         self._set_clock()
         document, _ = await self._read()
-        await self._signatures.check(document)
+        await self._signatures.check(self._read_last)
         # A store whose reads lag may not show yet that a rotation began, or for `retire` that it ended.
         may_lag = goal is Goal.RETIRE if document.rotation is not None else goal in (Goal.RESUME, Goal.ABANDON)
         if may_lag:
@@ -384,7 +385,7 @@ class Rotator:
                 intent = replace(intent, began_ms=self._steady.now_ms())
             try:
                 observation, document = await self._observe(intent)
-                await self._signatures.check(document)
+                await self._signatures.check(self._read_last)
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
@@ -711,6 +712,7 @@ class Rotator:
                 hint="Its replicas disagree, or somebody wrote an old value back.",
             )
         self._note_stored(document)
+        self._read_last = document
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
         return self._limited(document, found.version, nodes), found.version

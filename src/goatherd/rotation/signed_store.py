@@ -42,8 +42,8 @@ class SignatureCheck:
         self._has_seen_signed = False
         self._passed: IdentityDocument | None = None
 
-    async def check(self, document: IdentityDocument) -> None:
-        """Check a document that was read and that the command is about to change.
+    async def check(self, document: IdentityDocument | None) -> None:
+        """Check a document as it was read, which the command is about to change; None where nothing was read.
 
         Raises:
             UnsignedIdentityError: It was changed since its current root signed it, or it has no signature although an
@@ -51,6 +51,8 @@ class SignatureCheck:
             GenerationJumpError: It has no signature, and a generation that no writer can have reached.
             ProviderError: The store failed.
         """
+        if document is None:
+            return
         if document.is_signed:
             self._has_seen_signed = True
             return
@@ -81,10 +83,12 @@ async def read_earlier(
 ) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
     """Yield the documents of the versions before the current one, newest first; what cannot be read is left out.
 
+    What an interrupted change has left was never current, and is left out as well.
+
     Raises:
         ProviderError: The store failed in a way that another attempt may not.
     """
-    listed = [one for one in await provider.versions(secret_id) if CURRENT not in one.labels]
+    listed = [one for one in await provider.versions(secret_id) if CURRENT not in one.labels and not one.is_leftover]
     for version in [one for one in listed if one.state is VersionState.ENABLED][:most]:
         try:
             found = await provider.read(secret_id, version.id)

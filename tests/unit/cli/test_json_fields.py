@@ -73,6 +73,7 @@ def identity_of_a_new_store(stage: Stage) -> None:
     stage.run("init")
     stage.run("show")
     stage.run("doctor")
+    stage.run("sign")
     stage.run("export", str(stage.directory / "settings.json"))
     stage.run("fetch", "--data", str(stage.directory / "data"), "--create", "--plain-file")
     stage.run("lease", "--make")
@@ -209,7 +210,7 @@ Scenario = Callable[[Stage], None]
 
 FAST: dict[Scenario, list[str]] = {
     without_store: ["--version", "config", "policy", "error"],
-    identity_of_a_new_store: ["init", "show", "doctor", "export", "fetch", "lease", "session"],
+    identity_of_a_new_store: ["init", "show", "doctor", "sign", "export", "fetch", "lease", "session"],
     rotation_and_what_it_leaves: [
         *["rotate", "rotate --plan", "restore", "retire", "retire --dry-run", "key inventory"],
         *["kept version", "versions", "versions label", "audit verify", "audit show", "copy"],

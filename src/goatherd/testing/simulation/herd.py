@@ -8,9 +8,12 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
-from goatherd.identity.document import encode_document
+from goatherd.errors import ConflictError, ProviderError
+from goatherd.identity.document import decode_document, document_tree, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.text import pretty
 from goatherd.identity.transitions import create
+from goatherd.operations.signing import examine_signature, sign_earlier
 from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.testing.simulation.dice import Dice
@@ -18,7 +21,7 @@ from goatherd.testing.simulation.node import SimulatedNode
 from goatherd.testing.simulation.people import Goal, Operator, SimulatedClient
 from goatherd.testing.simulation.scenario import Command, Fate, Fault, Ill, Scenario
 from goatherd.testing.simulation.store import NOTICED
-from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SESSIONS, World
+from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
 
 COMMAND_LIMIT: Final = 120.0
 """Seconds within which every command ends by itself, whatever is wrong: its phases' deadlines, and some more."""
@@ -74,6 +77,8 @@ class Herd:
         async with asyncio.TaskGroup() as group:
             if self.scenario.joins_at is not None:
                 group.create_task(self._join(self.scenario.joins_at))
+            if self.scenario.altered_at is not None:
+                group.create_task(self._alter(self.scenario.altered_at))
             for fault in self.scenario.faults:
                 group.create_task(self._suffer(fault))
             for number, command in enumerate(self.scenario.commands):
@@ -96,6 +101,7 @@ class Herd:
         # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show
         # nothing to carry on.
         await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
+        await self._take_back()
 
     async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:
         """Run one command on the mended herd, to its end."""
@@ -138,6 +144,36 @@ class Herd:
         self.world.trace.tell(node.name, "joins")
         if node.process is None:
             node.start()
+
+    async def _alter(self, at: float) -> None:
+        """Be somebody who can write to the store, but holds no root's key, and rewrites history."""
+        await asyncio.sleep(at)
+        async with self.world.store(self.world.clock) as store:
+            for _ in range(20):
+                try:
+                    found = await store.read(SECRET, CURRENT)
+                    document = decode_document(found.value.reveal())
+                    tree = {**document_tree(document), "generation": document.generation + 1, "history": []}
+                    await store.write(SECRET, pretty(tree), label=CURRENT, expected=found.version.id)
+                except ProviderError:
+                    await asyncio.sleep(0.3)
+                else:
+                    self.world.trace.tell("intruder", "has altered the document")
+                    return
+
+    async def _take_back(self) -> None:
+        """Be the operator who is told that the document is not signed, and takes the last signed one back."""
+        self.world.is_mending = True
+        async with self.world.store(self.world.clock) as store:
+            while not self.world.promises.documents[-1][1].is_signed:
+                examined = await examine_signature(store, SECRET)
+                if not examined.document.is_signed:
+                    try:
+                        await sign_earlier(store, SECRET, examined, self.world.clock.now_ms())
+                    except ConflictError:
+                        self.world.trace.tell("mender", "meets a conflict")
+                await asyncio.sleep(0.5)
+        self.world.is_mending = False
 
     async def _obey(self, number: int, command: Command, ended: list[asyncio.Event]) -> None:
         try:

@@ -201,6 +201,9 @@ class _Watch:
         before, self._settings = self._settings, settings
         if settings.document.generation < before.document.generation:
             self._world.promises.broken.append(f"{self._name} went back in generation")
+        # SECURITY: who has seen a signed document takes no other (tests/simulation, mutant "unsuspecting").
+        if before.document.is_signed and not settings.document.is_signed:
+            self._world.promises.broken.append(f"{self._name} follows what somebody without the key wrote")
         self._tell("follows")
 
     def _tell(self, what: str) -> None:

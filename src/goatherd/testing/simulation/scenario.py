@@ -125,6 +125,8 @@ class Scenario:
         faults: What goes wrong.
         commands: What operators do.
         wrong_clocks: Which operators' clocks are days wrong; mended with everything else.
+        altered_at: When somebody who can write to the store, but holds no key, alters the document, in seconds; None
+            for never.
         is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
         is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
     """
@@ -139,6 +141,7 @@ class Scenario:
     faults: tuple[Fault, ...] = ()
     commands: tuple[Command, ...] = (Command(goal=Goal.ROTATE, at=0.5),)
     wrong_clocks: tuple[WrongClock, ...] = ()
+    altered_at: float | None = None
     is_restored: bool = False
     is_rotated_again: bool = True
 
@@ -147,6 +150,8 @@ class Scenario:
         lines = [f"{self.nodes} nodes, {self.clients} clients; the store {self.kind}, {self.lag:.1f} s behind"]
         if self.joins_at is not None:
             lines.append(f"one more joins at {self.joins_at:.1f} s, {'listed' if self.joiner_listed else 'unlisted'}")
+        if self.altered_at is not None:
+            lines.append(f"the document is altered without a key at {self.altered_at:.1f} s")
         lines += [f"node-{n}: clock off by {skew.total_seconds():.1f} s" for n, skew in enumerate(self.skews) if skew]
         for number, command in enumerate(self.commands):
             after = "" if command.after is None else f" after ops-{command.after} has ended"
@@ -163,7 +168,7 @@ class Scenario:
 
 def draw(seed: int) -> Scenario:
     """Return what a seed stands for."""
-    dice, restoring = Dice(seed, "scenario"), Dice(seed, "restores")
+    dice, restoring, altering = Dice(seed, "scenario"), Dice(seed, "restores"), Dice(seed, "alterations")
     nodes = dice.choices([1, 2, 3, 4], [1, 7, 4, 1])[0]
     joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
     consistency = dice.choice(list(ReadConsistency))
@@ -177,6 +182,7 @@ def draw(seed: int) -> Scenario:
         skews=tuple(_skew(dice) for _ in range(nodes + 1)) if dice.chance(0.4) else (),
         faults=tuple(_fault(dice, nodes) for _ in range(dice.choices([0, 1, 2, 3, 5], [2, 3, 3, 2, 1])[0])),
         commands=(*_commands(dice), *_restores(restoring)),
+        altered_at=altering.uniform(0.3, FAULTS_WITHIN + 3) if altering.chance(0.1) else None,
         is_restored=restoring.chance(0.25),
         is_rotated_again=dice.chance(0.25),
     )

@@ -95,6 +95,8 @@ class World:
         )
         self.is_calm = False
         """Nobody writes anything new any more."""
+        self.is_mending = False
+        """An operator has looked at what changed in the store, and may sign it or take it back."""
 
     def client(self, url: str, clock: MachineClock, *, timeout: timedelta = PEER_TIMEOUT) -> NodeClient:
         """Return a client of the node at `url`, for the process that calls it."""
@@ -114,6 +116,9 @@ class World:
             )
         if documents:
             self.promises.signed_until[documents[-1][1].current.id] = self.loop.time()
+        # SECURITY: no command signs what was altered without the key (tests/simulation, mutant "obliging").
+        if documents and document.is_signed and not documents[-1][1].is_signed and not self.is_mending:
+            self.promises.broken.append(f"generation {document.generation} goes on from an altered one, and is signed")
         documents.append((version, document))
         signer, phase = document.current.id, document.phase or "steady"
         self.trace.tell(
