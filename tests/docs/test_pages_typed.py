@@ -199,7 +199,7 @@ def test_the_page_about_an_unsigned_identity_works_as_it_is_written(world: World
     asyncio.run(write_unsigned(world.provider))
     (typed,) = page("docs/how-to/unsigned-identity.md")
     assert isinstance(typed, Typed)
-    code, out = shell.run(typed.line)
+    code, out = shell.run(typed.line.replace(STORE, world.provider))
     assert (code, "newer was added" in out) == (EXIT_FINDINGS, True), shell.story
     assert shell.run("goatherd retire --yes")[0] != 0, shell.story
     assert shell.run("goatherd sign --take-back")[0] == 0, shell.story
