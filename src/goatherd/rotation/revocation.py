@@ -58,7 +58,7 @@ from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import introduction_ids, session_commit
 
 if TYPE_CHECKING:
-    from goatherd.server_answers import HeldCommit
+    from goatherd.server_answers import HeldCommit, ServerIdentity
 
 R = TypeVar("R")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import pytest
 
 from goatherd.errors import GenerationJumpError, GoatherdError, UnavailableError, UnsignedIdentityError
