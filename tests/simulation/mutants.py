@@ -14,7 +14,7 @@ from typing import Any
 
 from goatherd.clock import SteadyClock
 from goatherd.identity import succession, transitions
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.node import disk
 from goatherd.rotation import clocks, machine, rotator, signed_store, table
 from goatherd.settings import cloud
@@ -41,7 +41,7 @@ def amnesic() -> None:
         back = roll_back(document, stable, *rest, **options)
         kept = tuple(root for root in back.roots if root.id != document.current.id)
         words = tuple(one for one in back.endorsements if document.current.id not in (one.by, one.of))
-        return replace(back, roots=kept, endorsements=words, source=None)
+        return sign_document(replace(back, roots=kept, endorsements=words, source=None), back.last_updated or 0)
 
     transitions.roll_back = without
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from goatherd.errors import ConflictError, StuckError
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import decode_document, encode_document, sign_document
 from goatherd.providers.base import CURRENT, STABLE, Call, Guarantees, ReadConsistency, VersionId
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
@@ -142,7 +142,7 @@ async def test_a_conflict_with_a_writer_that_changes_the_store_is_no_reason_to_e
         if rivals < 8:
             rivals += 1
             document = await document_of(herd)
-            rival = replace(document, generation=document.generation + 1)
+            rival = sign_document(replace(document, generation=document.generation + 1), herd.clock.now_ms())
             found = await provider.read(secret_id, CURRENT)
             await write(secret_id, encode_document(rival), label=CURRENT, expected=found.version.id)
         return await write(secret_id, value, **options)

@@ -13,7 +13,7 @@ import pytest
 
 from goatherd.errors import NotAdoptedError, VerificationError, VersionDisabledError
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.document import IdentityDocument, decode_document, sign_document
 from goatherd.providers.base import STABLE, VersionState
 from goatherd.rotation import Outcome, Phase, machine
 from goatherd.rotation.machine import GATES, Evidence, Step
@@ -70,7 +70,8 @@ def restore_the_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def naive(document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
         back = original(document, stable, now_ms, reason=reason)
-        return replace(back, roots=stable.roots, endorsements=stable.endorsements, rotated_from=None)
+        before = replace(back, roots=stable.roots, endorsements=stable.endorsements, rotated_from=None)
+        return sign_document(before, now_ms)
 
     original = transitions.roll_back
     monkeypatch.setattr(transitions, "roll_back", naive)
@@ -131,7 +132,9 @@ async def test_hazard_3_a_client_born_after_a_has_expired_verifies_the_oldest_co
 
 def record_no_phase_after_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     original = transitions.activate
-    monkeypatch.setattr(transitions, "activate", lambda d, now: replace(original(d, now), rotation=None))
+    monkeypatch.setattr(
+        transitions, "activate", lambda d, now: sign_document(replace(original(d, now), rotation=None), now)
+    )
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (record_no_phase_after_activation, True)])

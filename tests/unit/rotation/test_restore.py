@@ -9,7 +9,7 @@ import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableError, ObstructedError, RotationBusyError
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.base import CURRENT, VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
@@ -118,6 +118,7 @@ async def test_a_server_that_holds_no_introduction_of_the_restored_root_is_given
     history = tuple(replace(entry, rotation_id=None) for entry in document.history)
     current = await herd.provider.read(herd.secret_id, CURRENT)
     older = replace(document, history=history, generation=document.generation + 1)
+    older = sign_document(older, herd.clock.now_ms())
     await herd.provider.write(herd.secret_id, encode_document(older), label=CURRENT, expected=current.version.id)
     await herd.settle()
     report = await rotator_for(herd).restore()
