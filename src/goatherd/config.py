@@ -324,6 +324,14 @@ class Options:
         "Unmodified GoatDB servers that nobody restarts: they must trust the next root like all others, and sign with "
         "the earlier one until you start them anew.",
     )
+    rotation_distrust: tuple[str, ...] = _key(
+        "rotation.distrust",
+        forms.urls,
+        (),
+        "list of URLs",
+        "Servers whose word on the store's history does not count. Every command that writes is refused while a server "
+        "says that it has used a later identity than the store holds; one that lies is overruled here.",
+    )
     rotation_health_url: str | None = _key(
         "rotation.health_url",
         forms.http_url,

@@ -210,6 +210,7 @@ class GenerationError(IdentityError):
     """The document's generation is lower than one already seen: a stale replica or a replayed value."""
 
     code = "identity.generation_went_back"
+    hint = "A replica of the store lags, or the store was restored from a backup; `goatherd doctor` names the ways out."
 
 
 class SuccessionError(IdentityError):
@@ -217,9 +218,11 @@ class SuccessionError(IdentityError):
 
     Attributes:
         is_chain_open: Introductions that were not at hand could still close the chain.
+        is_root_lost: It is not the current root that is in question, but one that has left the document.
     """
 
     is_chain_open = False
+    is_root_lost = False
     code = "identity.broken_succession"
     hint = "If the change is yours, accept it once with --accept-identity; if not, find out who wrote the secret."
 
@@ -242,6 +245,13 @@ class UnsignedIdentityError(SuccessionError):
         "Goatherd 0.1.0 wrote it, which does not sign, or somebody without the root's key altered it in the store."
         " `goatherd sign` shows what changed since the last signed version; it signs the change or takes it back."
     )
+
+
+class ForkedIdentityError(SuccessionError):
+    """The document has not grown from the one in use: both have a common beginning and went different ways."""
+
+    code = "identity.forked"
+    hint = "The store was restored from a backup and written since. `goatherd doctor` names the ways out."
 
 
 class IdentityExistsError(IdentityError):
@@ -504,6 +514,13 @@ class WrongClockError(ObstructedError):
 
     code = "rotation.wrong_clock"
     hint = "Set this machine's clock by NTP."
+
+
+class StoreWentBackError(ObstructedError):
+    """A server has used a later state of the identity than the store holds, or another one; nothing was written."""
+
+    code = "rotation.store_went_back"
+    hint = "Put the later state back into the store, or accept the one that it holds on every server."
 
 
 class NotAdoptedError(RotationError):

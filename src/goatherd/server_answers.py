@@ -16,6 +16,7 @@ Pure.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -146,6 +147,7 @@ class ServerIdentity:
         revoked: Ids of the sessions that it refuses.
         generation: Of the identity that it uses.
         has_seen_signed: Whether it refuses an identity document that is not signed.
+        digest: SHA-256 of that identity's text, hexadecimal.
         phase: Phase of the rotation that it knows of.
         view_age: How long ago the source of its identity gave a good answer.
         view_interval: Longest time between two reads of the store.
@@ -167,6 +169,7 @@ class ServerIdentity:
     revoked: tuple[str, ...] | None = None
     generation: int | None = None
     has_seen_signed: bool = False
+    digest: str | None = None
     phase: str | None = None
     view_age: timedelta | None = None
     view_interval: timedelta | None = None
@@ -201,6 +204,7 @@ class ServerIdentity:
             revoked=read.of("revoked", _ids),
             generation=read.of("generation", _count),
             has_seen_signed=read.of("signed", _bool) is True,
+            digest=read.of("digest", _digest),
             phase=read.of("phase", _id),
             view_age=read.of("viewAgeMs", _duration),
             view_interval=read.of("viewIntervalMs", _duration),
@@ -307,6 +311,9 @@ def read_refresh(answer: object) -> dict[str, Any]:
 # --- members --------------------------------------------------------------------------------------------------------
 
 
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
 class _Members:
     """The members of an object in an answer."""
 
@@ -346,6 +353,12 @@ def _entries(value: object) -> list[Any]:
     if len(found) > MOST_ENTRIES:
         raise DecodeError(f"more than {MOST_ENTRIES} entries")
     return found
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise DecodeError("not a SHA-256")
+    return value
 
 
 def _text(value: object) -> str:

@@ -67,10 +67,14 @@ class Member:
     def directory(self) -> Path:
         return self.cluster.top / f"node-{self.number}"
 
-    async def start(self) -> None:
+    async def start(self, *, accept_identity: bool = False) -> None:
         self.cable = CutOff(self.cluster.top / "keys")
         settings = CloudSecretSettings(
-            self.cable, "root", refresh_interval=SECOND / 2, seen=self.directory / "localhost" / "seen.json"
+            self.cable,
+            "root",
+            refresh_interval=SECOND / 2,
+            seen=self.directory / "localhost" / "seen.json",
+            accept_identity=accept_identity,
         )
         peers = [member.url for member in self.cluster.members if member is not self]
         self.server = Server(self.directory, settings, peers=peers, debug=True)

@@ -154,6 +154,15 @@ def test_the_page_about_an_expired_root_works_as_it_is_written(world: World) -> 
     shell.follow(page("docs/how-to/expired-root.md"))
 
 
+def test_the_page_about_a_restored_store_works_as_it_is_written(world: World) -> None:
+    shell = world.cluster(2)
+    for number, port in enumerate(world.ports[:2], 1):
+        (world.home / f"srv/goatdb-{number}").symlink_to(world.home / f"data-{port}")
+    backup, later, keys = "/srv/keys.backup", "/srv/keys.later", "/srv/keys"
+    shell.follow([Typed(f"cp -a {keys} {backup}"), Typed("goatherd rotate"), Typed(f"mv {keys} {later}")])
+    shell.follow([Typed(f"cp -a {backup} {keys}"), *page("docs/how-to/restored-store.md")])
+
+
 def test_the_page_about_going_back_works_as_it_is_written(world: World) -> None:
     shell = world.cluster(2)
     shell.follow([Typed("goatherd rotate"), *page("docs/how-to/restore.md")])

@@ -14,6 +14,8 @@ from .settings import Options
 BACK = (Goal.ROTATE, Goal.RESTORE, Goal.RESUME, Goal.ABANDON)
 EVERYTHING = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE)
 UNATTENDED = (Goal.ROTATE, Goal.RESUME)
+RESTORED = frozenset({"kept", "known", "adopted", "cross-signed", "lost write", "way back"})
+"""What a restore itself breaks: what it takes away, labels too, and what is written over an id that is given again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +213,13 @@ CONFIGURATIONS = (
         name="an intruder",
         about="somebody without a root's key writes to the store; nodes must not follow",
         options=Options(nodes=2, operators=1, intruder=True, liveness=False),
+    ),
+    Configuration(
+        name="a restored store",
+        about="once, the store goes back to any earlier state, and gives the same version ids again",
+        options=Options(nodes=1, operators=1, rotations=2, restores=True, refusals=False, liveness=False),
+        allowed=RESTORED,
+        is_slow=True,
     ),
     Configuration(
         name="two writers win",

@@ -41,6 +41,7 @@ from .state import Run
 from .store import NAMES, NOBODY, Document, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
+DIGESTS = {False: "a" * 64, True: "b" * 64}
 NEVER = 10**15
 DAYS = 70 * 86_400_000
 """By so much a clock is wrong: more than the grace period."""
@@ -57,6 +58,8 @@ class Sight(NamedTuple):
     is_dead: bool
     is_behind: bool = False
     earlier: int = 0
+    is_ahead: bool = False
+    is_other: bool = False
 
 
 class Decisions:
@@ -176,6 +179,7 @@ def _store_view(document: Document, labelled: str | None, leaving: int) -> Store
         version="current",
         stable=labelled,
         generation=document.generation,
+        digest=DIGESTS[False],
         phase=document.phase,
         phase_since_ms=0,
         current_id=NAMES[document.current],
@@ -213,7 +217,8 @@ def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
         trusts_next=sight.trusts,
         holds_introduction=sight.holds,
         signs_with=NAMES[sight.signer],
-        generation=generation - sight.is_behind,
+        generation=generation - sight.is_behind + sight.is_ahead,
+        digest=DIGESTS[sight.is_other],
         holds_cross_signature=sight.crossed,
         holds_earlier=frozenset(NAMES[root] for root in bits(sight.earlier)),
         rejects="identity.succession" if sight.rejects or how == "refusal" else None,

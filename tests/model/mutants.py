@@ -15,7 +15,7 @@ from unittest.mock import patch
 from goatherd.rotation import machine
 from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
 
-from .configurations import BACK, EVERYTHING, UNATTENDED
+from .configurations import BACK, EVERYTHING, RESTORED, UNATTENDED
 from .decisions import NEVER
 from .explorer import Exploration, explore
 from .settings import Options, Removed
@@ -47,6 +47,9 @@ TWICE = Options(nodes=1, operators=2, rotations=2)
 STALE = Options(nodes=2, operators=1, stale_reads=True)
 FORGETFUL = replace(STALE, forgets=True)
 LABELLED = Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING)
+WENT_BACK = Options(
+    nodes=1, operators=1, rotations=2, restores=True, refusals=False, liveness=False, goals=(Goal.ROTATE,)
+)
 RESTORING = Options(nodes=1, operators=1, rotations=2, goals=BACK)
 LEFT_OUT = Options(
     nodes=2,
@@ -131,6 +134,12 @@ def labels_of_others_are_not_seen(observation: Observation, intent: Intent, now_
     """Retiring sees no label but ``current`` and ``stable``."""
     versions = tuple(replace(version, foreign_labels=()) for version in observation.versions)
     return replace(observation, versions=versions), intent, now_ms
+
+
+def no_server_has_a_history(observation: Observation, intent: Intent, now_ms: int) -> Asked:
+    """Servers do not say which generation they use, nor of which text."""
+    nodes = tuple(replace(node, generation=None, digest=None) for node in observation.nodes)
+    return replace(observation, nodes=nodes), intent, now_ms
 
 
 def pushing_without_end(observation: Observation, intent: Intent, now_ms: int) -> Asked:
@@ -382,6 +391,27 @@ MUTANTS = (
         breaks="ends",
         options=RETIRING,
         removed=Removed(lie=current_and_stable_are_nothing_special),
+    ),
+    Mutant(
+        name="following a document that has grown from another one, and in which a root is gone",
+        breaks="lost root",
+        options=WENT_BACK,
+        removed=Removed(parts=frozenset({"lineage", "lost roots", "history"}), lie=no_server_has_a_history),
+        allowed=RESTORED | {"went back", "grown"},
+    ),
+    Mutant(
+        name="following a document that has grown from another one",
+        breaks="grown",
+        options=WENT_BACK,
+        removed=Removed(parts=frozenset({"lineage", "history"}), lie=no_server_has_a_history),
+        allowed=RESTORED | {"went back"},
+    ),
+    Mutant(
+        name="beginning without a look at what the servers have used",
+        breaks="went back",
+        options=WENT_BACK,
+        removed=Removed(parts=frozenset({"history"}), lie=no_server_has_a_history),
+        allowed=RESTORED,
     ),
     Mutant(
         name="not seeing that a label of somebody else points at a version",

@@ -35,6 +35,7 @@ class Options:
             one lacks the introduction of B, which has signed.
         has_left: It begins after two rotations, when A has left the document: only its introductions are left of it.
         intruder: Somebody who may write the secret, but holds no root's key, writes once.
+        restores: Once, the store goes back to what it held at any earlier time, and gives version ids again.
         liveness: Whether from every state there must be a way to steady.
     """
 
@@ -57,6 +58,7 @@ class Options:
     left_out: bool = False
     has_left: bool = False
     intruder: bool = False
+    restores: bool = False
     liveness: bool = True
 
 
@@ -84,6 +86,9 @@ class Removed:
 PARTS = {
     "generation": "a node compares the generation with the one in use",
     "succession": "a node asks for a chain of endorsements",
+    "lineage": "a node refuses a document that has not grown from the one in use",
+    "lost roots": "a node refuses a document in which a root is gone that nothing explains",
+    "history": "no run begins while a node has used a later state than the store holds, or another one",
     "roots after roll-back": "a roll-back leaves the roots as they are",
     "roots after cancel": "cancelling a published rotation leaves the roots as they are",
     "roots after a cancelled restore": "cancelling a restore leaves the earlier root among the roots",

@@ -67,6 +67,7 @@ class Store(NamedTuple):
         is_settled: Whether a change has come after the last write, so that nobody can win against it any more.
         is_forked: Whether the store has once let two writers win.
         is_invaded: Whether somebody who holds no root's key has written to it.
+        is_restored: Whether it was once restored from a backup. From then on it gives version ids again.
     """
 
     docs: tuple[Document, ...]
@@ -79,6 +80,22 @@ class Store(NamedTuple):
     is_settled: bool = True
     is_forked: bool = False
     is_invaded: bool = False
+    is_restored: bool = False
+
+    def ancestors(self, version: int) -> tuple[int, ...]:
+        """Return the versions from which this one has grown, latest first, itself included."""
+        found = [version]
+        while self.docs[found[-1]].base != NOBODY:
+            found.append(self.docs[found[-1]].base)
+        return tuple(found)
+
+    def id_of(self, version: int) -> int:
+        """Return the id that the store has given to this version: a restored store counts on from its backup."""
+        return len(self.ancestors(version))
+
+    def is_grown(self, version: int, held: int) -> bool:
+        """Whether a version has grown from another one, or is that one."""
+        return held in self.ancestors(version)
 
     @property
     def head(self) -> Document:
@@ -229,6 +246,25 @@ def follows(new: Document, held: Document, links: tuple[tuple[int, int], ...] = 
         if more == believed:
             return not new.roots & ~believed and bool(believed >> new.current & 1)
         believed = more
+
+
+def lost_roots(new: Document, held: Document, outlived: tuple[tuple[int, int], ...] = ()) -> int:
+    """Return the roots of `held` that are gone from `new` for no known reason (`find_lost_roots`).
+
+    Args:
+        new: The document.
+        held: The one in use.
+        outlived: Pairs (root, signer): which introductions of earlier roots the node holds.
+    """
+    lost = held.roots & ~new.roots
+    if held.phase is Phase.PREPARED and held.target == held.rotation:
+        lost &= ~(1 << held.target)
+    known = new.roots
+    for _ in outlived:
+        for root, signer in outlived:
+            if known >> signer & 1:
+                known |= 1 << root
+    return lost & ~known
 
 
 def bits(mask: int) -> list[int]:

@@ -71,6 +71,8 @@ class _Teller:
                 if verb == "off"
                 else (f"Somebody else puts a label on version {at[0]}.")
             )
+        elif what[0] == "restored":
+            said = f"The store is restored from a backup: version {what[1]} ({_content(before, what[1])}) is current."
         else:
             said = f"An intruder writes version {what[1]}: X signs, endorsed by nobody."
         for at, run in enumerate(self.runs):

@@ -77,6 +77,7 @@ from .store import (
     bits,
     first_store,
     follows,
+    lost_roots,
     prepared,
     pruned,
     rolled_back_store,
@@ -95,6 +96,7 @@ class World:
     def __init__(self, options: Options, removed: Removed | None = None) -> None:
         self.options, self.removed = options, removed or Removed()
         self.is_past_kept = options.stale_reads or "one look" in self.removed.parts
+        self.is_past_noted = self.is_past_kept or options.restores
         self.stores, self.nodes, self.operators = Table(), Table(), Table()
         self._of_nodes: dict[int, tuple[Move, ...]] = {}
         self._of_operators: dict[tuple[int, int, int], tuple[Move, ...]] = {}
@@ -186,8 +188,11 @@ class World:
         held = store.docs[node.version]
         for version in self.readable(store):
             new = store.docs[version]
-            if version != node.version and self.takes(new, held, self.links(store, node)):
-                broken = "generation" if new.generation <= held.generation else None
+            is_grown = store.is_grown(version, node.version)
+            if version != node.version and self.takes(
+                new, held, self.links(store, node), outlived=tuple(pairs(node.earlier)), is_grown=is_grown
+            ):
+                broken = self._harm_of(store, new, node.version, is_grown=is_grown)
                 yield node._replace(version=version), broken, ("takes", version)
             if self.options.forgets and (version != node.version or node.unbelieved):
                 yield node._replace(version=version, unbelieved=0), None, ("restarts", version)
@@ -221,10 +226,35 @@ class World:
         back = [(store.target_of(one), store.origin_of(one)) for one in bits(node.crosses)]
         return (*there, *back, *((signer, root) for root, signer in pairs(node.earlier)))
 
-    def takes(self, new: Document, held: Document, links: tuple[tuple[int, int], ...] = ()) -> bool:
-        """Whether a node that uses `held` goes on to `new` (`verify_successor`)."""
+    def _harm_of(self, store: Store, new: Document, version: int, *, is_grown: bool) -> str | None:
+        """Name the rule that a node breaks when it goes on from a version to a document."""
+        held = store.docs[version]
+        if new.generation <= held.generation:
+            return "generation"
+        signed = sum({1 << store.docs[at].current for at in store.ancestors(version)})
+        if held.roots & signed & ~new.roots & ~new.pruned:
+            return "lost root"
+        return None if is_grown or self.options.forks or store.is_invaded else "grown"
+
+    def takes(
+        self,
+        new: Document,
+        held: Document,
+        links: tuple[tuple[int, int], ...] = (),
+        *,
+        outlived: tuple[tuple[int, int], ...] = (),
+        is_grown: bool = True,
+    ) -> bool:
+        """Whether a node that uses `held` goes on to `new` (`verify_successor`).
+
+        A store that lets two writers win now and then makes nodes that have read the loser's go on by the next one.
+        """
         removed = self.removed.parts
         if "generation" not in removed and new.generation <= held.generation:
+            return False
+        if "lineage" not in removed and not is_grown and not self.options.forks:
+            return False
+        if "lost roots" not in removed and lost_roots(new, held, outlived):
             return False
         return "succession" in removed or follows(new, held, links)
 
@@ -252,7 +282,8 @@ class World:
     def _operator_moves(self, store_number: int, nodes: int, operators: int) -> Iterator[Move]:
         runs: tuple[Run | None, ...] = self.operators.values[operators]
         for run in dict.fromkeys(runs):
-            key = (store_number, -1 if run is None or run.pending else nodes, run)
+            is_apart = run.pending is not None if run is not None else not self.options.restores
+            key = (store_number, -1 if is_apart else nodes, run)
             found = self._of_run.get(key)
             if found is None:
                 found = self._of_run[key] = tuple(dict.fromkeys(self._run_moves(store_number, nodes, run)))
@@ -282,7 +313,11 @@ class World:
         return run._replace(pending=None) if is_lost else run
 
     def _wins(self, store: Store, kind: str, expected: int) -> bool:
-        return expected in store.heads or self._forks(store, kind, expected)
+        return expected in store.heads or self._is_given_again(store, expected) or self._forks(store, kind, expected)
+
+    def _is_given_again(self, store: Store, expected: int) -> bool:
+        """Whether what is current has the id of what was decided on, although it is another version."""
+        return store.is_restored and any(store.id_of(head) == store.id_of(expected) for head in store.heads)
 
     def _forks(self, store: Store, kind: str, expected: int) -> bool:
         # The change after it settles it; so where that must be possible, a rotation is left for it.
@@ -300,7 +335,14 @@ class World:
         """Yield (store, run, what is sent, broken rule, what it is in the story)."""
         store: Store = self.stores.values[store_number]
         if run is None:
-            yield from ((store_number, begun, 0, None, ("begins",)) for begun in self._begins(store))
+            group: tuple[Node, ...] = self.nodes.values[nodes] if self.options.restores else ()
+            for begun, version in self._begins(store):
+                broken = None
+                if any(self._contradicts(store, version, node) for node in group):
+                    if "history" not in self.removed.parts:
+                        continue
+                    broken = "went back"
+                yield store_number, begun, 0, broken, ("begins",)
             return
         yield store_number, None, 0, None, ("crashes",)
         if run.pending is None:
@@ -315,21 +357,25 @@ class World:
             if self.options.stale_reads and end is not None:
                 yield number, end._replace(highest=run.highest), 0, broken, ("acts unknowingly", run.pending)
 
-    def _begins(self, store: Store) -> Iterator[Run]:
+    def _contradicts(self, store: Store, version: int, node: Node) -> bool:
+        """Whether a listed node has used a later state than a version of the store, or another one."""
+        return node.is_listed and not node.is_dead and not store.is_grown(version, node.version)
+
+    def _begins(self, store: Store) -> Iterator[tuple[Run, int]]:
         for version in self.readable(store):
             document = store.docs[version]
-            highest = document.generation if self.is_past_kept else 0
+            highest = document.generation if self.is_past_noted else 0
             for goal in self.options.goals:
                 if goal is Goal.ROTATE:
-                    yield Run(goal, document.current, highest=highest)
+                    yield Run(goal, document.current, highest=highest), version
                 elif goal is Goal.RESTORE:
                     others = document.roots | document.pruned if document.phase is Phase.STEADY else 0
                     others &= ~(1 << document.current)
                     for root in bits(others):
-                        yield Run(goal, document.current, highest=highest, aim=root)
+                        yield Run(goal, document.current, highest=highest, aim=root), version
                 else:
                     bound = 0 if goal is Goal.RETIRE else document.rotation
-                    yield Run(goal, NOBODY, bound, highest=highest)
+                    yield Run(goal, NOBODY, bound, highest=highest), version
 
     def _glances(self, store: Store) -> Iterator[tuple[int, int]]:
         """Yield each (current, stable) that one look at the store may find."""
@@ -359,7 +405,7 @@ class World:
                 # From here on a run that rotates and one that resumes are told apart by nothing
                 # (test_model_matches.py).
                 seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NOBODY, aim=NOBODY)
-            if self.is_past_kept:
+            if self.is_past_noted:
                 seen = seen._replace(highest=max(run.highest, document.generation))
             sights: tuple[Sight, ...] = ()
             if document.phase is not Phase.STEADY or seen.bound or seen.goal in (Goal.ROTATE, Goal.RESTORE):
@@ -544,12 +590,12 @@ class World:
             after = kept._replace(heads=(*store.heads, version), is_forked=True)
         else:
             after, broken = kept._replace(heads=(version,)), broken or "lost write"
-        if self.is_past_kept:
+        if self.is_past_noted:
             run = run._replace(highest=max(run.highest, document.generation))
         yield after, run, broken
 
     def _noted(self, store: Store) -> Store:
-        if not self.is_past_kept:
+        if not self.is_past_noted:
             return store
         now = (store.heads[-1], store.stable)
         return store if now in store.past else store._replace(past=(*store.past, now))
@@ -568,6 +614,10 @@ class World:
             for labelled in others:
                 after = store._replace(labelled=labelled)
                 yield Move(self.stores.number(after), 0, 0, 0, None, ("outsider", store.labelled, labelled))
+        if self.options.restores and not store.is_restored:
+            for version, stable in store.past:
+                after = store._replace(heads=(version,), stable=stable, gone=0, past=(), is_restored=True)
+                yield Move(self.stores.number(after), 0, 0, 0, None, ("restored", version))
         if self.options.intruder and not store.is_invaded:
             document = head._replace(
                 generation=head.generation + 1,
@@ -590,12 +640,21 @@ class World:
     def sight(self, store: Store, document: Document, node: Node) -> Sight:
         """Return what a node would truthfully show to whoever has just read `document`."""
         held, rotation = store.docs[node.version], document.rotation
+        at = next((version for version in store.heads if store.docs[version] == document), store.docs.index(document))
         return Sight(
             trusts=bool(rotation and self.trusted(store, node) >> document.target & 1),
             holds=bool(rotation and self._holds_introduction(store, document, node)),
             signer=held.current,
             crossed=bool(rotation and node.crosses >> rotation & 1),
-            rejects=document.generation > held.generation and not follows(document, held, self.links(store, node)),
+            rejects=document.generation > held.generation
+            and not (
+                follows(document, held, self.links(store, node))
+                and not lost_roots(document, held, tuple(pairs(node.earlier)))
+            ),
+            is_ahead=self.options.restores and document.generation < held.generation,
+            is_other=self.options.restores
+            and document.generation == held.generation
+            and not store.is_grown(at, node.version),
             is_dead=node.is_dead,
             is_behind=document.phase is Phase.ACTIVATED and held.generation < document.generation,
             earlier=sum(1 << root for root, signer in pairs(node.earlier) if signer == document.current),

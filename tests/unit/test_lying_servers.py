@@ -212,7 +212,7 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
         for view in await observer.look(question):
             for name in ("signs_with", "rejects", "activity", "roots", "instance", "partners", "generation"):
                 check_shown(getattr(view, name))
-    await observer.highest_generation(signer.id)
+    await observer.identities()
     await observer.probe_flow(client.base_url, [], asker=signer, patience=timedelta(0))
     async for commits in observer.gather(["a" * 24], signer):
         assert isinstance(commits, list)

@@ -32,6 +32,7 @@ from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.observe import SESSIONS, prove_signer
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
 from goatherd.rotation.reintroduction import decode
+from goatherd.rotation.store_history import KINDS
 from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.settings.base import Origin
 from goatherd.wire.commit import Commit
@@ -341,7 +342,7 @@ def obstacle_checks(survey: Survey) -> list[Check]:
     """Return one check for each obstacle to a rotation that no other check fails by, and one for each remark."""
     checks = [
         Check(
-            name="rotation",
+            name="store history" if one.kind in KINDS else "rotation",
             level=WARNING if one.kind is ObstacleKind.WITHOUT_STORE else FAILED,
             text=one.text,
             hint=one.hint,

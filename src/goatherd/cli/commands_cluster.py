@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -54,6 +54,7 @@ from goatherd.rotation.machine import Phase, Policy, Quorum, Step
 from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import check_lifetime, unlisted_for
 from goatherd.rotation.rotator import Rotator
+from goatherd.rotation.store_history import KINDS
 from goatherd.settings.base import Origin
 
 
@@ -104,7 +105,12 @@ async def _status(app: App) -> int:
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
         lines += ["", *app.out.table(heads, [_node_row(node, document) for node in nodes])]
-    lines += [f"obstacle to a rotation: {one.text}" for one in obstacles]
+    for one in obstacles:
+        if one.kind in KINDS:
+            lines.append(f"THE STORE WENT BACK: {one.text}")
+        else:
+            lines.append(f"obstacle to a rotation: {one.text}")
+    lines += dict.fromkeys(one.hint for one in obstacles if one.kind in KINDS)
     lines += [f"note: {remark}" for remark in remarks]
     app.out.result(data, lines)
     return 0 if all(node.is_in_step(document.current.id) for node in nodes) else EXIT_FINDINGS
@@ -210,6 +216,17 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
         )
 
 
+def distrust_option() -> Callable[[Any], Any]:
+    """Return the option of the commands that compare the store with what the servers have used."""
+    return click.option(
+        "--distrust",
+        "rotation_distrust",
+        multiple=True,
+        metavar="URL",
+        help="Server whose word on the store's history does not count. Can be given more than once.",
+    )
+
+
 @command(
     example="goatherd rotate --plan\n"
     "goatherd rotate --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080\n"
@@ -251,6 +268,7 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
 @click.option(
     "--bare", "rotation_bare", multiple=True, metavar="URL", help="A GoatDB server that nobody restarts; give each."
 )
+@distrust_option()
 @click.option("--health-url", "rotation_health_url", metavar="URL", help="Go back when this is not answered with 2xx.")
 @click.option(
     "--health-command", "rotation_health_command", metavar="CMD", help="Go back when this ends with anything but 0."
@@ -351,6 +369,7 @@ def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
         quorum=Quorum.from_text(options.rotation_quorum),
         unlisted=unlisted,
         bare=frozenset(options.rotation_bare),
+        distrust=frozenset(options.rotation_distrust),
         health_failures=options.rotation_health_failures,
         health_interval=options.rotation_health_interval,
         health_timeout=options.rotation_health_timeout,
@@ -409,7 +428,9 @@ async def drive_rotation(
         progress = stack.enter_context(Progress(app.out))
         listeners = [progress.told, seen.told]
         if what != "plan":
-            asked = {"what": what or "rotate", "reason": reason, "toPhase": to_phase}
+            asked: dict[str, Any] = {"what": what or "rotate", "reason": reason, "toPhase": to_phase}
+            if options.rotation_distrust:
+                asked["distrust"] = list(options.rotation_distrust)
             if what == "restore":
                 asked["root"] = root_id
             name = "restore" if what == "restore" else "rotate"
@@ -478,6 +499,7 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
     example="goatherd retire --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
+@distrust_option()
 @click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
@@ -492,6 +514,9 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     wrong clock on this machine, nothing is destroyed.
 
     A version that a label points at, other than Goatherd's own, is kept and named; the command then ends with 11.
+
+    Nothing is destroyed while a listed server has used a later identity than the store holds: a backup was restored
+    then, and the key may be needed.
     """
     grace = format_duration(app.options.rotation_grace)
     if dry_run:
@@ -540,7 +565,7 @@ async def _retire(app: App, grace: str) -> int:
                 store.secret_id,
                 directory if directory.is_discovered else await directory(),
                 org=store.org,
-                policy=policy_of(app.options),
+                policy=policy_of(app.options, is_discovered=directory.is_discovered),
                 started_by=who(),
                 on_event=journal.told,
             )

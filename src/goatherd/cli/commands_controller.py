@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from goatherd.cli.auditing import audit_option, who
-from goatherd.cli.commands_cluster import health_signals, policy_of, survey_now
+from goatherd.cli.commands_cluster import distrust_option, health_signals, policy_of, survey_now
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
@@ -98,6 +98,7 @@ _log = logging.getLogger("goatherd.rotation")
     help="With --once: file for metrics, for node_exporter's textfile collector.",
 )
 @audit_option()
+@distrust_option()
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
 @log_level_option("info")
 def controller(

@@ -20,6 +20,7 @@ _SHARED: Final = frozenset(
         "rotation_quorum",
         "rotation_unlisted",
         "rotation_bare",
+        "rotation_distrust",
         "rotation_health_url",
         "rotation_health_command",
         "metrics_file",

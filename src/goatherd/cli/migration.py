@@ -48,14 +48,14 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, encode_document, sign_document
-from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
+from goatherd.identity.introduction import better, derived_id, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.base import ORG_FIELD, SecretBytes
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.reintroduction import decode
-from goatherd.rotation.vouching import derived_id, session_commit
+from goatherd.rotation.vouching import session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.log import scan

@@ -8,6 +8,7 @@ positions (``roots[1]``), not contents; what nobody changed is written back byte
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document_signature import MEMBER, DocumentSignature, is_signed_by, sign_tree
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
+from goatherd.identity.lineage import Lineage
 from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.text import holds_private_key, iso, parse, pretty, strings
@@ -129,6 +131,7 @@ class IdentityDocument:
         revoked: Roots not to be believed any more.
         history: Oldest first, bounded; but for the records of retired roots, one for each of `roots` at most.
         pruned: How many earlier roots have left the document; they are kept in ``/sys/sessions``.
+        lineage: The digests of its latest predecessors; None where its text names none.
         signature: The current root's over all of it; None in a document that Goatherd 0.1.0 wrote. Not compared: two
             signatures over one document differ.
         extra: Top-level members that we do not know.
@@ -147,6 +150,7 @@ class IdentityDocument:
     revoked: tuple[Revocation, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
     pruned: int = 0
+    lineage: Lineage | None = None
     signature: DocumentSignature | None = field(default=None, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     source: _Source | None = field(default=None, repr=False, compare=False)
@@ -471,6 +475,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "revoked": ("revoked", _read_revoked),
     "history": ("history", _read_history),
     "prunedRoots": ("pruned", _read_generation),
+    "predecessors": ("lineage", Lineage.from_json),
     MEMBER: ("signature", _read_signature),
 }
 
@@ -573,6 +578,21 @@ def encode_document(document: IdentityDocument) -> bytes:
     return raw
 
 
+def document_digest(document: IdentityDocument) -> str:
+    """Return the SHA-256 of the document's text, hexadecimal: what tells it from every other one.
+
+    SECURITY: the text holds a private key of 384 random bits, so that nobody finds it by its digest.
+    """
+    return hashlib.sha256(encode_document(document)).hexdigest()
+
+
+def source_digest(document: IdentityDocument) -> str:
+    """Return the digest of the text that the document was decoded from, whatever was changed in it since."""
+    if document.source is None:
+        return document_digest(document)
+    return hashlib.sha256(pretty(document.source.tree)).hexdigest()
+
+
 def document_tree(document: IdentityDocument) -> dict[str, Any]:
     """Return the document as plain JSON values, private keys included."""
     tree: Mapping[str, Any] = document.source.tree if document.source else {}
@@ -631,6 +651,8 @@ def _encode_member(value: Any, sessions: _SessionTexts) -> Any:
         return revocation_json(value)
     if isinstance(value, HistoryEntry):
         return history_json(value)
+    if isinstance(value, Lineage):
+        return value.to_json()
     return value
 
 

@@ -5,6 +5,7 @@ Pure, and without memory: which sessions are trusted is for `goatherd.trust` to 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
 
 SESSIONS_NAMESPACE = "sessions"
 SESSIONS_SCHEMA = "sessions/1"
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def derived_id(kind: str, text: str) -> str:
+    """Return an id in GoatDB's form that depends on `kind` and `text` only."""
+    number = int.from_bytes(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
+    letters = []
+    for _ in range(24):
+        number, digit = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[digit])
+    return "".join(letters)
+
+
+def earlier_introduction_id(session_id: str, signer_id: str) -> str:
+    """Return the id of the commit by which a root introduces an earlier one, so that it may leave the document."""
+    return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
 
 def session_from_commit(commit: Commit) -> Session:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import (
     DecodeError,
+    ForkedIdentityError,
     GenerationError,
     GenerationJumpError,
     MalformedIdentityError,
@@ -23,14 +24,27 @@ from goatherd.errors import (
     UnsignedIdentityError,
     VerificationError,
 )
-from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, encode_document, read_id, read_session
+from goatherd.identity.document import (
+    SIZE_LIMIT_BYTES,
+    IdentityDocument,
+    Phase,
+    document_digest,
+    read_id,
+    read_session,
+)
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
-from goatherd.identity.introduction import claims_root, session_from_commit, verify_commit_by
+from goatherd.identity.introduction import (
+    claims_root,
+    earlier_introduction_id,
+    session_from_commit,
+    verify_commit_by,
+)
 from goatherd.identity.revocation import verify_proof
 from goatherd.identity.session import Session
 from goatherd.identity.text import canonical, parse, pretty
 
 if TYPE_CHECKING:
+    from goatherd.crypto import PublicKey
     from goatherd.wire.commit import Commit
 
 
@@ -174,7 +188,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | Seen) -> No
         )
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
-    if new.generation == seen.generation and _digest(new) != _seen(seen).digest:
+    if new.generation == seen.generation and document_digest(new) != _seen(seen).digest:
         raise GenerationError(f"generation {new.generation} was seen with other contents")
 
 
@@ -198,7 +212,7 @@ def check_signature(new: IdentityDocument, seen: IdentityDocument | Seen) -> Non
             operator has accepted it.
     """
     before = _seen(seen)
-    if before.is_signed and _digest(new) != before.digest:
+    if before.is_signed and document_digest(new) != before.digest:
         verify_signed(new)
 
 
@@ -220,31 +234,113 @@ def verify_signed(document: IdentityDocument) -> None:
     raise UnsignedIdentityError(f"generation {generation} of the identity {problem}")
 
 
+def check_lineage(new: IdentityDocument, seen: IdentityDocument | Seen) -> None:
+    """Check that `new` has grown from `seen`, as far as it names its predecessors.
+
+    Raises:
+        ForkedIdentityError: It names another document of that generation.
+    """
+    if new.lineage is not None and new.lineage.contradicts(seen.generation, _seen(seen).digest):
+        raise ForkedIdentityError(
+            f"generation {new.generation} has not grown from the generation {seen.generation} that is in use, but from"
+            " another one with that number"
+        )
+
+
 def verify_successor(
-    new: IdentityDocument, seen: IdentityDocument | Seen, introductions: Iterable[Commit] = ()
+    new: IdentityDocument,
+    seen: IdentityDocument | Seen,
+    introductions: Iterable[Commit] = (),
+    *,
+    may_fork: bool = False,
+    is_pruning_believed: bool = False,
 ) -> None:
     """Check that a node which uses `seen` may go on to `new`.
 
-    That is its generation, its succession, that no revocation is forgotten, and its signature.
+    That is its generation, its lineage, its succession, that nothing is forgotten, and its signature.
 
     Args:
         new: The new document, checked whole.
         seen: What the node uses, or has used last.
-        introductions: As for `verify_succession`.
+        introductions: As for `verify_succession`; those by which pruned roots go on being trusted too.
+        may_fork: Whether the store lets two writers win now and then, so that a server may have read what was lost.
+        is_pruning_believed: Whether there is nowhere to look for introductions, so that the document's count of pruned
+            roots has to do.
 
     Raises:
         GenerationError: As `check_generation`.
-        SuccessionError: As `verify_succession`, or a revocation is gone.
+        ForkedIdentityError: As `check_lineage`, unless `may_fork`.
+        SuccessionError: As `verify_succession`; or a revocation is gone, or a root, and nothing explains it
+            (`is_chain_open`).
         UnsignedIdentityError: As `check_signature`.
     """
     check_generation(new, seen)
+    if not may_fork:
+        check_lineage(new, seen)
     forgotten = sorted(seen.revoked_ids - new.revoked_ids)
     if forgotten:
         raise SuccessionError(f"the revocation of {forgotten[0]} is gone")
-    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], introductions)
+    commits = tuple(introductions)
+    verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], commits)
     # SECURITY: who can write the secret but holds no root's key can alter what no chain covers: expirations, history,
     # which roots are listed and which are revoked (tests/unit/identity/test_document_signature.py).
     check_signature(new, seen)
+    lost = find_lost_roots(new, seen, commits)
+    # SECURITY: somebody who goes on from a restored backup must not take the root with him that has signed since
+    # (tests/unit/identity/test_lost_roots.py).
+    if lost and not (is_pruning_believed and new.pruned - _seen(seen).pruned >= len(lost)):
+        error = SuccessionError(
+            f"root {lost[0].id}, which is trusted here, is gone from the identity: it is neither retired nor revoked,"
+            " and no later root has introduced it",
+            hint="The store was restored from a backup, or somebody took the root out; `goatherd doctor` names the"
+            " ways out.",
+        )
+        error.is_chain_open = error.is_root_lost = True
+        raise error
+
+
+def find_lost_roots(
+    new: IdentityDocument, seen: IdentityDocument | Seen, introductions: Iterable[Commit]
+) -> tuple[Session, ...]:
+    """Return the roots of `seen` that `new` does not list and whose absence nothing explains.
+
+    A root may leave a document if it was only prepared when it was seen (its rotation was cancelled), if it is revoked
+    or on record as retired, or if it was pruned: then a later root has introduced it as an earlier one, which a node
+    finds in ``/sys/sessions``. That an earlier root has introduced it explains nothing.
+
+    Args:
+        new: The new document, checked whole.
+        seen: What a node uses, or has used last.
+        introductions: Session commits, unverified and in any order.
+    """
+    known = _seen(seen)
+    explained = {root.id for root in new.roots} | new.revoked_ids | new.retired_ids | {known.prepared_id}
+    lost = tuple(root for root in known.roots if root.id not in explained)
+    if not lost:
+        return ()
+    outlived = _outlived(new, introductions)
+    return tuple(root for root in lost if outlived.get(root.id) != root.public_key)
+
+
+def _outlived(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
+    """Return the keys of the roots that a later root has introduced, back from those of the document.
+
+    A root that was revoked since is a witness still: this decides about no trust.
+    """
+    by_signer: dict[str, list[Commit]] = {}
+    for commit in introductions:
+        if claims_root(commit) and commit.id == earlier_introduction_id(commit.key, commit.session):
+            by_signer.setdefault(commit.session, []).append(commit)
+    found: dict[str, PublicKey] = {}
+    todo = list(document.roots)
+    while todo:
+        by = todo.pop()
+        for commit in by_signer.pop(by.id, ()):
+            session = _introduced(commit, by)
+            if session is not None and session.id not in found:
+                found[session.id] = session.public_key
+                todo.append(session)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +353,8 @@ class Seen:
         roots: Its roots.
         revoked_ids: What it lists as revoked.
         is_signed: Whether its current root had signed it, or one that was seen before it.
+        prepared_id: The next root of a rotation that was only prepared: nobody has been told of it.
+        pruned: How many earlier roots had left it.
     """
 
     generation: int
@@ -264,15 +362,21 @@ class Seen:
     roots: tuple[Session, ...]
     revoked_ids: frozenset[str]
     is_signed: bool = False
+    prepared_id: str | None = None
+    pruned: int = 0
 
     @classmethod
     def of(cls, document: IdentityDocument) -> Seen:
+        record = document.rotation
+        is_unknown = record is not None and record.phase is Phase.PREPARED and not record.is_restore
         return cls(
             generation=document.generation,
-            digest=_digest(document),
+            digest=document_digest(document),
             roots=document.roots,
             revoked_ids=document.revoked_ids,
             is_signed=document.is_signed,
+            prepared_id=record.to_id if record is not None and is_unknown else None,
+            pruned=document.pruned,
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
@@ -292,29 +396,37 @@ class Seen:
             raise MalformedIdentityError("its checksum does not match what it holds")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
+        prepared, pruned = tree.get("prepared"), tree.get("prunedRoots", 0)
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
             raise MalformedIdentityError("generation is not a non-negative integer")
         if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
             raise MalformedIdentityError("digest, roots or revoked is missing")
         if not isinstance(tree.get("signed", False), bool):
             raise MalformedIdentityError("signed is not true or false")
+        if isinstance(pruned, bool) or not isinstance(pruned, int):
+            raise MalformedIdentityError("prunedRoots is not an integer")
         return cls(
             generation=generation,
             digest=digest,
             roots=tuple(read_session(item, f"roots[{index}]") for index, item in enumerate(roots)),
             revoked_ids=frozenset(read_id(item, f"revoked[{index}]") for index, item in enumerate(revoked)),
             is_signed=tree.get("signed", False),
+            prepared_id=None if prepared is None else read_id(prepared, "prepared"),
+            pruned=pruned,
         )
 
     def to_bytes(self) -> bytes:
         """Return it as JSON, with a checksum: one flipped bit in it could let a replayed identity pass."""
-        tree = {
+        tree: dict[str, object] = {
             "generation": self.generation,
             "digest": self.digest,
             "signed": self.is_signed,
             "roots": [root.to_json() for root in self.roots],
             "revoked": sorted(self.revoked_ids),
+            "prunedRoots": self.pruned,
         }
+        if self.prepared_id is not None:
+            tree["prepared"] = self.prepared_id
         return pretty({**tree, "checksum": _checksum(tree)})
 
 
@@ -324,7 +436,3 @@ def _checksum(tree: Mapping[str, Any]) -> str:
 
 def _seen(seen: IdentityDocument | Seen) -> Seen:
     return seen if isinstance(seen, Seen) else Seen.of(seen)
-
-
-def _digest(document: IdentityDocument) -> str:
-    return hashlib.sha256(encode_document(document)).hexdigest()

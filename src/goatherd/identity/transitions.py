@@ -21,9 +21,11 @@ from goatherd.identity.document import (
     history_json,
     settled,
     sign_document,
+    source_digest,
 )
 from goatherd.identity.endorsement import Endorsement, endorse
 from goatherd.identity.expiry import EXPIRED_HINT, last_valid_ms
+from goatherd.identity.lineage import Lineage
 from goatherd.identity.pruning import may_leave
 from goatherd.identity.revocation import Freeze, Revocation, prove
 from goatherd.identity.session import OwnedSession, Session
@@ -584,7 +586,8 @@ def _changed(
 ) -> IdentityDocument:
     history = document.history if entry is None else (*document.history, entry)
     changes.setdefault("generation", document.generation + 1)
-    changed = replace(document, last_updated=now_ms, **changes)
+    lineage = (document.lineage or Lineage()).followed_by(document.generation, source_digest(document))
+    changed = replace(document, last_updated=now_ms, lineage=lineage, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return settled(sign_document(replace(changed, history=_trimmed(history, roots)), now_ms))
 

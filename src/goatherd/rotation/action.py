@@ -163,6 +163,7 @@ class ObstacleKind(StrEnum):
     REJECTS = "rejects the identity"
     WITHOUT_STORE = "cannot read the store"
     STORE_BEHIND = "store is behind"
+    FORKED = "another history"
     NO_FLOW = "no synchronization"
     NAMED_TWICE = "named twice"
     CLOCK = "clock"

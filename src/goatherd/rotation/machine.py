@@ -23,6 +23,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from goatherd.identity.lineage import Lineage
 from goatherd.rotation.action import (
     Abandon,
     Action,
@@ -128,6 +129,8 @@ class StoreView:
         is_full: The document is too large for another rotation.
         clock_ahead_ms: How far the store's clock is ahead of ours, below 0 behind; None where it tells none.
         recorded_ahead_ms: How far the latest time that the document records is in the future.
+        digest: SHA-256 of the document's text, hexadecimal: a version id is no proof of content.
+        lineage: The predecessors that the document names.
     """
 
     version: str
@@ -153,6 +156,8 @@ class StoreView:
     is_full: bool = False
     clock_ahead_ms: int | None = field(default=None, compare=False)
     recorded_ahead_ms: int = field(default=0, compare=False)
+    digest: str = ""
+    lineage: Lineage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +173,7 @@ class NodeView:
         answers: Whether it accepted a request signed by the current root.
         roots: Ids of the roots that it says it trusts.
         generation: Of the identity that it says it uses; None at an unmodified server.
+        digest: Of that identity's text; None where it does not say.
         clock_ahead_ms: How far its clock is ahead of ours, beyond what the time of the answer explains; below 0 behind.
         instance: The id of the server process that answered.
         partners: Ids of the server processes that it says it has synchronized with lately.
@@ -183,6 +189,7 @@ class NodeView:
     answers: bool | None = None
     roots: tuple[str, ...] | None = None
     generation: int | None = None
+    digest: str | None = field(default=None, repr=False)
     clock_ahead_ms: int | None = field(default=None, compare=False)
     instance: str | None = None
     partners: frozenset[str] | None = None

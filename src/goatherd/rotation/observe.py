@@ -168,6 +168,7 @@ class _Told:
 
     roots: tuple[str, ...] | None
     generation: int | None
+    digest: str | None
     clock_ahead_ms: int | None
     instance: str | None
     partners: frozenset[str] | None
@@ -442,11 +443,6 @@ class Observer:
         found = {url for url, one in self._memory.items() if one.unmodified}
         return tuple(url for url in self.nodes if url in found | self._bare)
 
-    async def highest_generation(self, root_id: str) -> int:
-        """Return the highest generation that a node says it uses, of those that trust a root; 0 where none says."""
-        told = [answer for answer in (await self.identities()).values() if root_id in (answer.roots or ())]
-        return max((answer.generation for answer in told if answer.generation is not None), default=0)
-
     async def identities(self) -> dict[str, ServerIdentity]:
         """Return what the nodes of ours that answer say of themselves, by URL."""
 
@@ -496,6 +492,7 @@ class Observer:
             answers=sight.answers,
             roots=None if told is None else told.roots,
             generation=None if told is None else told.generation,
+            digest=None if told is None else told.digest,
             clock_ahead_ms=self._clock_ahead_ms(url) if told is None else told.clock_ahead_ms,
             instance=None if told is None else told.instance,
             partners=None if told is None else told.partners,
@@ -903,6 +900,7 @@ def read_told(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _To
     return _Told(
         roots=identity.roots,
         generation=identity.generation,
+        digest=identity.digest,
         clock_ahead_ms=ahead_ms,
         instance=identity.instance,
         partners=None if peers is None else frozenset(one for peer in peers for one in peer.instances),

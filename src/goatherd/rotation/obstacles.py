@@ -20,6 +20,7 @@ from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
 from goatherd.rotation.clocks import Clocks, describe_difference, describe_span
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
+from goatherd.rotation.store_history import Held, find_contradiction
 from goatherd.rotation.table import Phase
 
 if TYPE_CHECKING:
@@ -146,7 +147,12 @@ def find_obstacles(
         *(
             one
             for node in observation.nodes
-            for one in _of_a_node(node, observation.store, node.url in silent)
+            for one in _of_a_node(
+                node,
+                observation.store,
+                is_silent=node.url in silent,
+                is_distrusted=node.url in policy.distrust,
+            )
             # Every server rejects what an expired root signs; that is no fault of the server.
             if not (one.kind is ObstacleKind.UNTRUSTED and now_ms > observation.store.current_expires_ms)
             and not (one.kind is ObstacleKind.CLOCK and own_clock is not None)
@@ -203,8 +209,13 @@ def _of_the_list(observation: Observation) -> Iterator[Obstacle]:
         )
 
 
-def _of_a_node(node: NodeView, store: StoreView, is_silent: bool) -> Iterator[Obstacle]:
+def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrusted: bool) -> Iterator[Obstacle]:
     url, urls = node.url, (node.url,)
+    contradiction = None if is_distrusted else _find_contradiction(node, store)
+    if contradiction is not None:
+        yield contradiction
+    if is_silent and contradiction is not None:
+        return  # that it rejects what the store's root has signed follows from it
     if is_silent:
         yield _why_silent(node, store)
         return
@@ -222,14 +233,6 @@ def _of_a_node(node: NodeView, store: StoreView, is_silent: bool) -> Iterator[Ob
             hint="Its log says why; `goatherd doctor` on that machine checks its access.",
             nodes=urls,
         )
-    if node.generation is not None and node.generation > store.generation:
-        yield Obstacle(
-            kind=ObstacleKind.STORE_BEHIND,
-            text=f"{url} has seen generation {node.generation} of the identity, and the store holds generation "
-            f"{store.generation}",
-            hint="The store went back: a restored backup, or a replica that lags. Find out which.",
-            nodes=urls,
-        )
     ahead_ms = node.clock_ahead_ms or 0
     if abs(ahead_ms) > CLOCK_TOLERANCE / timedelta(milliseconds=1):
         yield Obstacle(
@@ -238,6 +241,13 @@ def _of_a_node(node: NodeView, store: StoreView, is_silent: bool) -> Iterator[Ob
             hint="Set both clocks by NTP.",
             nodes=urls,
         )
+
+
+def _find_contradiction(node: NodeView, store: StoreView) -> Obstacle | None:
+    if node.roots is not None and is_of_another_identity(node.roots, store.root_ids):
+        return None
+    held = Held(generation=store.generation, digest=store.digest, lineage=store.lineage)
+    return find_contradiction(node.url, node.generation, node.digest if store.digest else None, held)
 
 
 def is_of_another_identity(roots: Sequence[str], store_roots: frozenset[str]) -> bool:

@@ -87,6 +87,8 @@ class Policy:
             that nobody has listed: their refresh interval with its jitter. 0 says that there are none.
         bare: URLs of unmodified servers that nobody restarts. They must trust B as all do, but are not waited for to
             sign with it: what they sign with A counts everywhere, until their operator starts them anew.
+        distrust: URLs of servers whose word on the store's history does not count: one that lies, or that is wrong,
+            must not be able to stop every command.
         health_failures: After so many bad answers in a row from the health signal the rotation is rolled back.
         health_interval: Shortest time between two questions to the health signal.
         health_timeout: Longest time for one answer of the health signal; none in time is a bad one.
@@ -108,6 +110,7 @@ class Policy:
     quorum: Quorum = ALL
     unlisted: timedelta = timedelta(0)
     bare: frozenset[str] = frozenset()
+    distrust: frozenset[str] = frozenset()
     health_failures: int = 3
     health_interval: timedelta = timedelta(seconds=2)
     health_timeout: timedelta = timedelta(seconds=5)

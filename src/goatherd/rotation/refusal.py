@@ -15,6 +15,7 @@ from goatherd.errors import (
 )
 from goatherd.rotation.action import Busy, Illegal, Obstacle, ObstacleKind, Refuse
 from goatherd.rotation.clocks import wrong_clock
+from goatherd.rotation.store_history import KINDS, went_back
 
 
 def refusal(action: Busy | Illegal | Refuse) -> GoatherdError:
@@ -35,6 +36,8 @@ def refusal(action: Busy | Illegal | Refuse) -> GoatherdError:
 
 
 def _obstructed(obstacles: tuple[Obstacle, ...]) -> GoatherdError:
+    if all(one.kind in KINDS for one in obstacles):
+        return went_back(obstacles)
     message = f"the rotation was not begun: {'; '.join(one.text for one in obstacles)}"
     hint = " ".join(dict.fromkeys(one.hint for one in obstacles if one.hint)) or None
     kinds = {one.kind for one in obstacles}

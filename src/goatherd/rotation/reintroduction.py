@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.freeze import FrozenList, commit_digest
-from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
+from goatherd.identity.introduction import better, derived_id, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.rotation.vouching import derived_id, session_commit
+from goatherd.rotation.vouching import session_commit
 from goatherd.wire.commit import Commit
 
 T = TypeVar("T")

@@ -28,13 +28,14 @@ from typing import Final
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConflictError, IllegalStepError
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold
+from goatherd.rotation.history_check import check_distrusted, check_store_history
 from goatherd.rotation.holdings import find_holdings
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
 from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
@@ -55,6 +56,7 @@ OBSTACLES: Final = frozenset(
     {
         ObstacleKind.CLOCK,
         ObstacleKind.OWN_CLOCK,
+        ObstacleKind.FORKED,
         ObstacleKind.NAMED_TWICE,
         ObstacleKind.NODES_UNKNOWN,
         ObstacleKind.OTHER_IDENTITY,
@@ -164,12 +166,23 @@ class Replacer:
 
         Raises:
             IllegalStepError: The current root has not expired, and has not replaced an expired one.
+            StoreWentBackError: A server has used a later identity than the store holds, or another one. Nothing was
+                written.
             ObstructedError: A server has seen a later identity, belongs to another one, has another time than this
                 machine, or is listed twice. Nothing was written.
             LifetimeError: The new root would live too short. Nothing was written.
             StuckError: The store refuses the change although nothing in it changes.
             ProviderError: The store failed. Run it again.
         """
+        check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
+        await check_store_history(
+            (await self._read())[0],
+            read=self._read_document,
+            ask=self._observer.identities,
+            policy=self.policy,
+            guarantees=self._provider.guarantees,
+            clock=self._clock,
+        )
         document, is_written = await self._written()
         expired = transitions.find_replaced(document)
         assert expired is not None
@@ -204,7 +217,7 @@ class Replacer:
                     )
                 await self._move_stable(version)
                 return document, False
-            evidence = (version.id, document.generation)
+            evidence = (version.id, document_digest(document))
             if attempts.may_try(evidence, "write the identity with another root"):
                 await self._signatures.check(document)
                 await self._refuse_obstacles(document, version)
@@ -267,6 +280,9 @@ class Replacer:
     async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
         found = await self._provider.read(self._secret_id, CURRENT)
         return decode_document(found.value.reveal()), found.version
+
+    async def _read_document(self) -> IdentityDocument:
+        return (await self._read())[0]
 
     async def _move_stable(self, version: SecretVersion) -> None:
         """Put label ``stable`` on the version as well: to go back would be to go back to an expired root."""

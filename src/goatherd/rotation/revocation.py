@@ -39,7 +39,7 @@ from goatherd.errors import (
     RotationError,
 )
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.freeze import MAX_SHOWN, FrozenList, counted
 from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -48,6 +48,7 @@ from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersi
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
+from goatherd.rotation.history_check import check_store_history
 from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.observe import SESSIONS
@@ -56,6 +57,7 @@ from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import introduction_ids, session_commit
+from goatherd.server_answers import ServerIdentity
 
 if TYPE_CHECKING:
     from goatherd.server_answers import HeldCommit, ServerIdentity
@@ -92,7 +94,8 @@ class Revoker:
         org: The organization id, which is part of every signed commit.
         policy: How patient to be (`adoption`; `flow_patience` with what is on its way), and how long the successor
             lives (`lifetime`).
-        distrust: URLs of nodes whose lists of held commits do not count. Nobody waits for them.
+        distrust: URLs of nodes whose lists of held commits do not count, nor their word on the store's history.
+            Nobody waits for them.
         trust_alone: URLs of nodes whose lists count although no other node confirms them.
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
@@ -133,10 +136,11 @@ class Revoker:
 
         Raises:
             IllegalStepError: There is no such root, or no such successor.
+            StoreWentBackError: As `revoke`.
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
         self._begin(session_id)
-        document, _ = await self._read()
+        document = await self._check_history()
         self._take(document, session_id)
         document = await self._with_root(document, session_id)
         if session_id not in document.revoked_ids:
@@ -172,6 +176,8 @@ class Revoker:
         Raises:
             IllegalStepError: There is no such root, or no such successor.
             WrongClockError: This machine's clock differs from the store's, or from those of most servers.
+            StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
+                restored. Nothing was written. `distrust` overrules a server.
             ProviderError: The store did not take part. Run it again.
             StuckError: The store refuses a change although nothing in it changes.
             RotationError: A node did not keep what was pushed to it.
@@ -180,6 +186,7 @@ class Revoker:
         if successor == NEW:
             check_lifetime(self.policy)
         self._begin(session_id)
+        await self._check_history()
         document = await self._timed("revoke", self._revoked(session_id, reason, successor))
         await self._timed("adoption", self._adopted(document))
         if self._has_only_unmodified():
@@ -710,6 +717,31 @@ class Revoker:
         found = await self._store(self._provider.read(self._secret_id, CURRENT))
         return decode_document(found.value.reveal()), found.version
 
+    async def _check_history(self) -> IdentityDocument:
+        async def read() -> IdentityDocument:
+            return (await self._read())[0]
+
+        async def ask() -> dict[str, ServerIdentity]:
+            answers: dict[str, ServerIdentity] = {}
+
+            async def one(node: RevocableNode) -> None:
+                answer = await node.identity()
+                if answer is not None:
+                    answers[node.base_url] = answer
+
+            await self._on_each(tuple(self._nodes), one)
+            return answers
+
+        return await check_store_history(
+            await read(),
+            read=read,
+            ask=ask,
+            policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
+            guarantees=self._provider.guarantees,
+            clock=self._clock,
+            is_voted=True,
+        )
+
     async def _rewrite(
         self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
     ) -> tuple[IdentityDocument, bool]:
@@ -730,7 +762,7 @@ class Revoker:
         poll = self.policy.poll_min
         while True:
             document, version = await self._read()
-            evidence = (version.id, document.generation)
+            evidence = (version.id, document_digest(document))
             if attempts.may_try(evidence, name):
                 await self._signatures.check(document)
                 changed = await change(document)

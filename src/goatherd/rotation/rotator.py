@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -30,10 +31,11 @@ from goatherd.errors import (
     ProviderConfigurationError,
     ProviderError,
     SecretNotFoundError,
+    StoreWentBackError,
     UnhealthyError,
 )
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document, source_digest
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -56,6 +58,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.health import HealthSignal, HealthWatch
+from goatherd.rotation.history_check import check_distrusted, check_store_history, find_later_versions
 from goatherd.rotation.holdings import Holding, find_cancelled_holdings, find_holdings
 from goatherd.rotation.machine import (
     Abandon,
@@ -99,6 +102,7 @@ from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.store_history import Held, find_contradiction
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
     cross_signature,
@@ -171,6 +175,7 @@ class Rotator:
         self._well: HealthView | None = None
         self._listed = 0 if callable(nodes) else len(nodes)
         self._highest = 0
+        self._last: tuple[VersionId, int, str] | None = None
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
@@ -197,6 +202,8 @@ class Rotator:
                 when and which phase.
             NotAdoptedError: Nodes did not take part in time, or refused; the rotation was cancelled or rolled back.
                 `report` tells more.
+            StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
+                restored. Nothing was written.
             ObstructedError: Something stands in the way (`goatherd.rotation.obstacles`): a server does not answer, or
                 belongs to another identity, or what one accepts does not reach the others. Nothing was written.
             IllegalStepError: The root that signs has expired. Nothing was written.
@@ -222,13 +229,13 @@ class Rotator:
             NotRestorableError: The root is unknown, signs already, was revoked, expires too soon, or its private key is
                 in no version that can be read; or it has left the document, and no listed server holds an introduction
                 that shows that it was a root of this identity. Nothing was written.
-            RotationBusyError, NotAdoptedError, ObstructedError, DegradedError, UnhealthyError, ProviderError: As
-                `rotate`.
+            RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
+                ProviderError: As `rotate`.
         """
         if to_phase is Phase.STEADY:
             to_phase = None
         self._restoring = None
-        document, _ = await self._read()
+        document = await self._check_history()
         await self._signatures.check(self._read_last)
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
@@ -267,6 +274,7 @@ class Rotator:
         Raises:
             IllegalStepError: `by` is not the step that leaves this phase; or A has expired or is revoked, so that only
                 going on is left.
+            StoreWentBackError: As `rotate`.
             ProviderError: The store did not take part, or no longer holds A's private key.
         """
         return await self._asked(Goal.ABANDON, reason=reason, leave_by=by)
@@ -276,6 +284,7 @@ class Rotator:
 
         Raises:
             IllegalStepError: A rotation is in progress.
+            StoreWentBackError: As `rotate`, of the servers that answer.
             ProviderError: The store did not take part, or cannot destroy a version.
         """
         return await self._asked(Goal.RETIRE)
@@ -286,6 +295,7 @@ class Rotator:
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
+        self._last = None
         self._set_clock()
         document, version = await self._read()
         await self._signatures.check(self._read_last)
@@ -304,7 +314,7 @@ class Rotator:
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
-        self._flow = self._health_before = None
+        self._flow = self._health_before = self._last = None
         self._set_clock()
         document, version = await self._read()
         observation, document = await self._survey(document, version, is_probing=is_probing)
@@ -320,7 +330,20 @@ class Rotator:
             held = await find_holdings(self._provider, self._secret_id, document)
         except ProviderError:
             held = ()  # rights that read the current version only do not go so far
-        return find_remarks(
+        later: tuple[str, ...] = ()
+        store = observation.store
+        now = Held(generation=store.generation, digest=store.digest, lineage=store.lineage)
+        used = {
+            node.url: (node.generation, node.digest)
+            for node in observation.nodes
+            if node.generation is not None
+            and node.digest is not None
+            and find_contradiction(node.url, node.generation, node.digest, now) is not None
+        }
+        if used:
+            with suppress(ProviderError):
+                later = await find_later_versions(self._provider, self._secret_id, used)
+        return later + find_remarks(
             observation,
             self.policy,
             foreign_labels={label: one.version.id for one in held for label in one.foreign_labels},
@@ -344,12 +367,8 @@ class Rotator:
         self._flow = self._health_before = None
         self._health.forget()
         self._set_clock()
-        document, _ = await self._read()
+        document = await self._check_history()
         await self._signatures.check(self._read_last)
-        # A store whose reads lag may not show yet that a rotation began, or for `retire` that it ended.
-        may_lag = goal is Goal.RETIRE if document.rotation is not None else goal in (Goal.RESUME, Goal.ABANDON)
-        if may_lag:
-            document = await self._caught_up(document)
         intent = Intent(
             goal=goal,
             began_ms=self._steady.now_ms(),
@@ -711,31 +730,66 @@ class Rotator:
                 f"the store shows generation {document.generation} after it has shown {self._highest}",
                 hint="Its replicas disagree, or somebody wrote an old value back.",
             )
+        self._refuse_another(document, found.version)
         self._note_stored(document)
         self._read_last = document
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
         return self._limited(document, found.version, nodes), found.version
 
+    async def _check_history(self) -> IdentityDocument:
+        """Return what the store holds, if no server has used a later state of it, or another one.
+
+        SECURITY: whoever writes on in a store that went back takes the root away that has signed since
+        (tests/cluster/test_restored_store.py). And a store whose reads lag may not show yet that a rotation began, or
+        for `retire` that it ended.
+        """
+        self._last = None
+        check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
+        return await check_store_history(
+            (await self._read())[0],
+            read=self._read_document,
+            ask=self._observer.identities,
+            policy=self.policy,
+            guarantees=self._provider.guarantees,
+            clock=self._clock,
+            troubled=lambda problem: self._emit(StoreTroubled(error=problem)),
+        )
+
+    async def _read_document(self) -> IdentityDocument:
+        return (await self._read())[0]
+
+    def _refuse_another(self, document: IdentityDocument, version: SecretVersion) -> None:
+        """Check that the store holds what this run has read, or what has grown from it: it may be restored meanwhile.
+
+        SECURITY: a store that was restored from a backup gives the same version ids again, so that a compare-and-swap
+        on an id would write over another document than the one that was decided on
+        (tests/unit/rotation/test_store_history.py).
+        """
+        digest = source_digest(document)
+        before, self._last = self._last, (version.id, document.generation, digest)
+        if before is None or before[2] == digest:
+            return
+        is_given_again = before[0] == version.id
+        guarantees = self._provider.guarantees
+        is_other = Held.of(document).is_other(before[1], before[2]) and (
+            guarantees.cas or not guarantees.best_effort_cas
+        )
+        if is_given_again or is_other:
+            raise StoreWentBackError(
+                f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
+                " this command read it before: a backup was restored meanwhile",
+                hint="Look at `goatherd doctor`, then run the command again.",
+            )
+
     def _note_stored(self, document: IdentityDocument) -> None:
         self._highest = max(self._highest, document.generation)
         self._stored_phase = None if document.rotation is None else Phase(document.phase or Phase.STEADY)
 
-    async def _caught_up(self, document: IdentityDocument) -> IdentityDocument:
-        """Read again while a node has seen more than the store shows: after a crash it may show what was before it."""
-        seen, poll = await self._observer.highest_generation(document.current.id), self.policy.poll_min
-        until = self._clock.monotonic() + self.policy.store_patience.total_seconds()
-        while document.generation < seen:
-            behind = f"the store shows generation {document.generation}, and a node has seen {seen}"
-            if self._clock.monotonic() >= until:
-                raise GenerationError(behind, hint="Its replicas disagree, or somebody wrote an old value back.")
-            self._emit(StoreTroubled(error=behind))
-            poll = await self._pause(poll, None)
-            document, _ = await self._read()
-        return document
-
     async def _write(self, document: IdentityDocument, expected: str) -> None:
-        await self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
+        raw = encode_document(document)
+        version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=expected)
+        self._last = (version.id, document.generation, source_digest(document))
         self._note_stored(document)
         await self._tell(document, tuple(self._observer.nodes))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from goatherd.clock import iso
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.pruning import is_full, leaving
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.silence import unretired
@@ -45,6 +45,8 @@ def store_view(
         root_ids=frozenset(root.id for root in document.roots),
         clock_ahead_ms=clock_ahead_ms,
         recorded_ahead_ms=recorded_ahead_ms(document, seen_ms),
+        digest=source_digest(document),
+        lineage=document.lineage,
     )
     record, following = document.rotation, document.next
     if record is None:

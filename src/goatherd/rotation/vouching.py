@@ -9,14 +9,19 @@ commit that it holds has it as a parent. All introductions of one root say the s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
+from goatherd.identity.introduction import (
+    SESSIONS_SCHEMA,
+    derived_id,
+    earlier_introduction_id,
+    session_fields,
+    session_from_commit,
+)
 from goatherd.identity.session import (
     OwnedSession,
     Session,
@@ -33,8 +38,6 @@ from goatherd.wire.commit import Commit, new_commit
 COPIES: Final = 3
 """How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
 an answer with a chance of 1 in 15, and all three with one of 1 in 3600."""
-
-_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,18 +228,14 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
     ]
     by = tuple(listed)
     for root in roots:
-        found += [introduction_id(root), *(_earlier_id(root, signer) for signer in by if signer != root)]
+        found += [introduction_id(root), *(earlier_introduction_id(root, signer) for signer in by if signer != root)]
     return tuple(found)
 
 
 def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
     """Return what to look for to see that an earlier root is introduced by the current one."""
     current = document.current.id
-    return _sought(document, _earlier_id(session_id, current), session_id, {current})
-
-
-def _earlier_id(session_id: str, signer_id: str) -> str:
-    return derived_id("earlier root/2", f"{session_id}/{signer_id}")
+    return _sought(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
 def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
@@ -330,13 +329,3 @@ def signer_of(commit: Mapping[str, Any]) -> str | None:
         return make_printable(parse_signature(signature).session_id)
     except InvalidSignatureError:
         return None
-
-
-def derived_id(kind: str, text: str) -> str:
-    """Return an id in GoatDB's form that depends on `kind` and `text` only."""
-    number = int.from_bytes(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
-    letters = []
-    for _ in range(24):
-        number, digit = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[digit])
-    return "".join(letters)

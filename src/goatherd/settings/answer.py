@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.settings.base import SettingsStatus
 
 
@@ -22,6 +22,7 @@ def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dic
         "generation": document.generation,
         # Whether it refuses an unsigned document: a command that would sign one asks (rotation.signed_store).
         "signed": status.has_seen_signed,
+        "digest": source_digest(document),
         "phase": str(document.phase or "steady"),
         "rotation": document.rotation.id if document.rotation is not None else None,
         "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),

@@ -1,7 +1,8 @@
 """Settings from a secret store, kept fresh.
 
 What it is not: it decides nothing about rotation, and keeps no user session in the store. Rules: one read of the store
-for each refresh, none for a request; a version that was looked at is not parsed again; no write unless the server
+for each refresh, none for a request; bytes that were looked at are not parsed again; a version's id says nothing of
+its content, since a store that was restored from a backup gives the same ids again; no write unless the server
 identity itself changed; no lock is held while the store is waited for; when the store is asked is the affair of
 `goatherd.settings.keeper` alone, and a last known good copy counts only where the store gave no answer.
 """
@@ -9,6 +10,7 @@ identity itself changed; no lock is held while the store is waited for; when the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -53,6 +55,11 @@ _CHAIN_HINT: Final = (
     "If this server was away for many rotations, give it a peer that it can reach (--peer): peers hold the way from the"
     " root that it knows. As a last resort, compare the root with `goatherd show`, and start once with"
     " --accept-identity."
+)
+
+_WENT_BACK_HINT: Final = (
+    "If the store was restored from a backup, put the later state back into it, or start every server once with"
+    " --accept-identity; `goatherd doctor` says more."
 )
 
 _log = logging.getLogger("goatherd.settings")
@@ -106,6 +113,8 @@ class CloudSecretSettings(Settings):
         # One for each secret, kept over the organizations' settings, which come and go while a secret cannot be read.
         self._breakers: dict[str, Breaker] = {}
         self._keeper = self._new_keeper()
+        self._digest: bytes | None = None
+        self._refused_digest: bytes | None = None
         self._refused_error: IdentityError | None = None
         self._refused_at = 0.0
         self._loop: asyncio.Task[None] | None = None
@@ -219,7 +228,7 @@ class CloudSecretSettings(Settings):
         elif not self._is_next_accepted:
             check_first(document)
         if self._settings is None:
-            self._version = str(found.version.id)
+            self._version, self._digest = str(found.version.id), _content_of(found)
         return self._settings_from(document)
 
     async def _recalled(self) -> Seen | None:
@@ -237,7 +246,7 @@ class CloudSecretSettings(Settings):
                 raise failure
             before = await self._recalled()
             if before is not None:
-                verify_successor(opened.document, before)
+                await self._verify_since(opened.document, before)
         except (LastKnownGoodError, GenerationError, SuccessionError) as error:
             message = str(error) if isinstance(error, LastKnownGoodError) else f"{self._copy.path}: {error}"
             problem = LastKnownGoodError(f"{failure}; and {message}", hint=error.hint)
@@ -266,21 +275,23 @@ class CloudSecretSettings(Settings):
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
             if self._version != before:
                 continue
-            version = str(found.version.id)
-            if version == self._version:
+            # SECURITY: the id alone is no proof that nothing has changed (tests/unit/settings/test_restored_store.py).
+            version, digest = str(found.version.id), _content_of(found)
+            if (version, digest) == (self._version, self._digest):
                 self._refused_version = None
                 return None
-            if version == self._refused_version and self._refused_error is not None and not self._may_retry():
+            is_refused = (version, digest) == (self._refused_version, self._refused_digest)
+            if is_refused and self._refused_error is not None and not self._may_retry():
                 raise self._refused_error.with_traceback(None)
             try:
                 document = await self._examined(found)
             except IdentityError as error:
-                self._refused_version, self._refused_error = version, error
+                self._refused_version, self._refused_digest, self._refused_error = version, digest, error
                 self._refused_at = self._clock.monotonic()
                 raise
             if self._version == before:
                 break
-        self._version, self._refused_version = version, None
+        self._version, self._digest, self._refused_version = version, digest, None
         if encode_document(document) == encode_document(self.settings.document):
             return None
         return self._settings_from(document)
@@ -327,6 +338,7 @@ class CloudSecretSettings(Settings):
             raise open_
         commits: list[Commit] = []
         asked: list[str] = []
+        is_root_lost = open_.is_root_lost
         async for found in self.introductions(document):
             asked.append(f"{found.place}: {found.problem or 'holds none that lead there'}")
             if not found.commits:
@@ -335,33 +347,52 @@ class CloudSecretSettings(Settings):
             try:
                 # SECURITY: as without them, but for where the links are from
                 # (tests/unit/settings/test_chain.py).
-                await asyncio.to_thread(verify_successor, document, before, tuple(commits))
+                await asyncio.to_thread(self._verify_successor, document, before, tuple(commits))
             except UnsignedIdentityError:
                 raise
             except SuccessionError as error:
                 open_ = error
             else:
-                _log.warning(
+                # That a root was pruned is everyday business.
+                _log.log(
+                    logging.INFO if is_root_lost else logging.WARNING,
                     event_text(
                         Event.SETTINGS_CHAINED, source=self._source, current=document.current.id, place=found.place
-                    )
+                    ),
                 )
                 return
         failure = SuccessionError(
             f"{open_}; introductions were looked for at {'; '.join(asked) or 'no place: no peer is known'}",
-            hint=_CHAIN_HINT,
+            hint=open_.hint if open_.is_root_lost else _CHAIN_HINT,
         )
-        failure.is_chain_open = True
+        failure.is_chain_open, failure.is_root_lost = True, open_.is_root_lost
         raise failure
+
+    def _verify_successor(
+        self, document: IdentityDocument, before: IdentityDocument | Seen, commits: tuple[Commit, ...] = ()
+    ) -> None:
+        guarantees = self._provider.guarantees
+        verify_successor(
+            document,
+            before,
+            commits,
+            # Where two writers win now and then, a server that has read the loser's document goes on by the next one.
+            may_fork=guarantees.best_effort_cas and not guarantees.cas,
+            is_pruning_believed=self.introductions is None,
+        )
+
+    async def _verify_since(self, document: IdentityDocument, before: Seen) -> None:
+        """Check an identity against what was used before the start; look for introductions if they could help."""
+        try:
+            self._verify_successor(document, before)
+        except SuccessionError as error:
+            if self._is_next_accepted:
+                raise
+            await self._close_chain(document, before, error)
 
     async def _verify_first(self, document: IdentityDocument, before: Seen) -> None:
         try:
-            try:
-                verify_successor(document, before)
-            except SuccessionError as error:
-                if self._is_next_accepted:
-                    raise
-                await self._close_chain(document, before, error)
+            await self._verify_since(document, before)
         except (GenerationError, SuccessionError) as error:
             if not self._is_next_accepted:
                 if not before.shares_root_with(document):
@@ -369,7 +400,7 @@ class CloudSecretSettings(Settings):
                 is_open = isinstance(error, SuccessionError) and error.is_chain_open
                 if isinstance(error, UnsignedIdentityError):
                     raise UnsignedIdentityError(f"{error}, and {self._seen} records a signed one") from None
-                hint = _CHAIN_HINT if is_open else "If that is wanted, start once with --accept-identity."
+                hint = _CHAIN_HINT if is_open else _WENT_BACK_HINT
                 raise type(error)(f"{error}, says {self._seen}", hint=hint) from None
             self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
@@ -414,7 +445,7 @@ class CloudSecretSettings(Settings):
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
         # (tests/unit/settings/test_cloud_settings.py).
         try:
-            verify_successor(document, seen)
+            self._verify_successor(document, seen)
         except SuccessionError:
             if not self._is_next_accepted:
                 raise
@@ -466,23 +497,27 @@ class CloudSecretSettings(Settings):
         except (ConflictError, UnavailableError) as error:
             failure = error
         else:
-            self._wrote(document, str(version.id))
+            self._wrote(document, str(version.id), raw)
             return True
         # An answer may have got lost after the write was done, and then another attempt finds a conflict.
         found = await self._provider.read(self._secret_id, CURRENT)
         if found.value.reveal() == raw:
-            self._wrote(document, str(found.version.id))
+            self._wrote(document, str(found.version.id), raw)
             return True
         if isinstance(failure, ConflictError):
             await self.refresh()
         raise failure
 
-    def _wrote(self, document: IdentityDocument, version: str) -> None:
+    def _wrote(self, document: IdentityDocument, version: str, raw: bytes) -> None:
         _log.info(event_text(Event.SETTINGS_WRITTEN, source=self._source, generation=document.generation))
         # A refresh may have seen this version, or one after it, before the answer to the write was here.
         if self.settings.document.generation < document.generation:
-            self._version, self._refused_version = version, None
+            self._version, self._digest, self._refused_version = version, hashlib.sha256(raw).digest(), None
             self._take(self._settings_from(document), Event.SETTINGS_CHANGED)
+
+
+def _content_of(found: SecretValue) -> bytes:
+    return hashlib.sha256(found.value.reveal()).digest()
 
 
 def _recall(path: Path) -> Seen | None:

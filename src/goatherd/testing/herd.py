@@ -31,7 +31,7 @@ from goatherd.errors import (
     UnavailableError,
     VerificationError,
 )
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
 from goatherd.identity.transitions import create
@@ -184,6 +184,7 @@ class HerdNode:
             "signer": self.pool.current.id,
             "roots": list(self.pool.root_ids),
             "generation": self.document.generation,
+            "digest": document_digest(self.document),
             "degraded": refusal is not None,
             "refusal": None if refusal is None else {"code": refusal},
             "instance": self.instance,

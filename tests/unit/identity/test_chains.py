@@ -19,6 +19,7 @@ from goatherd.identity import (
     verify_succession,
     verify_successor,
 )
+from goatherd.identity.introduction import earlier_introduction_id
 from goatherd.identity.pruning import may_leave
 from goatherd.rotation.vouching import introduction_id, session_commit
 from goatherd.wire.commit import Commit
@@ -35,6 +36,13 @@ def introduced(session: Session, signer: OwnedSession, ts: int = NOW) -> Commit:
     return Commit.from_json(raw, org=ORG)
 
 
+def outlived(name: str, later: str) -> Commit:
+    """Return the commit by which a later root introduces an earlier one, so that it may leave the document."""
+    session, signer = owned(name).session, owned(later)
+    commit_id = earlier_introduction_id(session.id, signer.id)
+    return Commit.from_json(session_commit(session, signer=signer, commit_id=commit_id, ts=NOW, org=ORG), org=ORG)
+
+
 def aged() -> IdentityDocument:
     """Return the document of a cluster that has rotated so often that only its two latest roots are left in it."""
     document = first()
@@ -47,6 +55,11 @@ def chain() -> list[Commit]:
     return [introduced(owned(new).session, owned(old)) for old, new in itertools.pairwise(NAMES)]
 
 
+def whole_chain() -> list[Commit]:
+    """Return what every listed server holds: how each root came, and that the last one introduces the first."""
+    return [*chain(), outlived("a", NAMES[-1])]
+
+
 def test_a_node_that_missed_every_rotation_but_the_first_follows_by_the_introductions_in_any_order() -> None:
     document, links = aged(), chain()
     random.Random(7).shuffle(links)
@@ -55,7 +68,10 @@ def test_a_node_that_missed_every_rotation_but_the_first_follows_by_the_introduc
         verify_succession(document, [owned("a").session])
     assert caught.value.is_chain_open
     verify_succession(document, [owned("a").session], links)
-    verify_successor(document, Seen.of(first()), links)
+    with pytest.raises(SuccessionError, match="is gone from the identity"):
+        verify_successor(document, Seen.of(first()), links)
+    verify_successor(document, Seen.of(first()), [*links, outlived("a", NAMES[-1])])
+    verify_successor(document, Seen.of(first()), whole_chain())
 
 
 @pytest.mark.parametrize("missing", [0, COUNT // 2, COUNT - 3])

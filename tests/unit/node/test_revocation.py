@@ -23,6 +23,8 @@ from .nodes import ORG, SECRET, document_of, now_ms, root, session_commit, setti
 
 NOTES = "/data/notes"
 A, B, X = root("root-a"), root("root-b"), root("root-x")
+FIRST = document_of(A)
+STOLEN = revoke(FIRST, A.id, now_ms(), reason="stolen", successor=B)
 
 
 def listed(*commits: Commit) -> FrozenList:
@@ -30,10 +32,9 @@ def listed(*commits: Commit) -> FrozenList:
 
 
 def stolen(frozen: FrozenList | None = None) -> IdentityDocument:
-    document = revoke(document_of(A), A.id, now_ms(), reason="stolen", successor=B)
     if frozen is None:
-        return document
-    return close_freeze(document, A.id, now_ms(), commits=len(frozen), digest=frozen.digest)
+        return STOLEN
+    return close_freeze(STOLEN, A.id, now_ms(), commits=len(frozen), digest=frozen.digest)
 
 
 async def put(provider: MemorySecretProvider, document: IdentityDocument) -> None:
@@ -52,7 +53,7 @@ async def ids(client: NodeClient, path: str, signer: OwnedSession) -> set[str]:
 
 
 async def test_a_server_tells_what_it_holds_open_or_closed_and_no_rogue_roots(tmp_path: Path) -> None:
-    provider = await store_of(document_of(A))
+    provider = await store_of(FIRST)
     note, rogue, user = signed_commit(A), session_commit(A, X.session), session_commit(A, root("u").session)
     async with Server(tmp_path, settings_of(provider), debug=True) as server:
         client = client_of(server)
@@ -84,7 +85,7 @@ async def test_only_a_root_may_ask_or_hand_over(tmp_path: Path, asker: OwnedSess
 
 
 async def test_a_server_tells_a_root_exactly_what_it_lacks(tmp_path: Path) -> None:
-    provider = await store_of(document_of(A))
+    provider = await store_of(FIRST)
     note = signed_commit(A)
     async with Server(tmp_path, settings_of(provider), debug=True) as server:
         client = client_of(server)
@@ -134,7 +135,7 @@ async def test_a_damaged_list_on_the_disk_counts_as_none(tmp_path: Path) -> None
 
 
 async def test_a_revocation_takes_effect_with_the_next_request_and_what_is_held_stays(tmp_path: Path) -> None:
-    provider = await store_of(document_of(A))
+    provider = await store_of(FIRST)
     note = signed_commit(A)
     settings = settings_of(provider)
     async with Server(tmp_path, settings, debug=True) as server:

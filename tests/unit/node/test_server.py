@@ -374,6 +374,7 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
     del answer["data"]["complete"]  # it reads its logs in the background
     assert abs(answer.pop("nowMs") - SystemClock().now_ms()) < 60_000
     assert re.fullmatch(r"[a-z0-9]{24}", answer.pop("instance"))
+    assert re.fullmatch(r"[0-9a-f]{64}", answer.pop("digest"))
     assert answer.pop("viewIntervalMs") > 0
     assert answer == {
         "peers": [],
@@ -399,15 +400,14 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
 async def test_a_new_identity_signs_from_the_next_commit_on_and_the_old_one_stays_trusted(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
-    provider = await store_of(document_of(signer))
+    first = document_of(signer)
+    provider = await store_of(first)
     successor = root("the-next")
     async with Server(tmp_path, settings_of(provider), debug=True) as server, client_of(server) as http:
         client = NodeClient("http://node", http=http)
         notes = server.database().repository("/data/notes")
         await notes.create("one", "note/1", {"title": "by the first"})
-        document = prepare(
-            document_of(signer), successor, now_ms=now_ms(), rotation_id="r", started_by="t", stable_version=None
-        )
+        document = prepare(first, successor, now_ms=now_ms(), rotation_id="r", started_by="t", stable_version=None)
         await provider.write(SECRET, encode_document(document), label="current", expected=(await head(provider)))
         assert await client.refresh(signer) == {"generation": document.generation, "changed": True}
         assert await client.answers(successor), "a document root is trusted before it signs"

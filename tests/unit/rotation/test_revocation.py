@@ -356,9 +356,11 @@ async def test_a_prepared_root_can_be_revoked_alone(tmp_path: Path) -> None:
         assert (document.current.id, document.next, document.rotation) == (a.id, None, None)
 
 
-def after_a_rotation(a: OwnedSession, b: OwnedSession, phase: Phase | None = None) -> IdentityDocument:
-    now = now_ms()
-    document = prepare(document_of(a), b, now_ms=now, rotation_id="r", started_by="", stable_version="1")
+def after_a_rotation(
+    a: OwnedSession, b: OwnedSession, phase: Phase | None = None, *, first: IdentityDocument | None = None
+) -> IdentityDocument:
+    now = now_ms() if first is None else first.last_updated or 0
+    document = prepare(first or document_of(a), b, now_ms=now, rotation_id="r", started_by="", stable_version="1")
     if phase is Phase.PREPARED:
         return document
     document = with_phase(document, Phase.PUBLISHED, now)
@@ -381,10 +383,11 @@ async def test_during_a_rotation_the_successor_is_chosen(tmp_path: Path, choice:
 
 async def test_an_earlier_root_is_revoked_and_the_current_one_goes_on(tmp_path: Path) -> None:
     a, b = root("root-a"), root("root-b")
-    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+    first = document_of(a)
+    async with cluster_of(tmp_path, first, 2) as cluster:
         user, _ = await cluster.nodes[0].create_session()
         await spread(cluster, a)
-        for document in (after_a_rotation(a, b, Phase.PREPARED), after_a_rotation(a, b)):
+        for document in (after_a_rotation(a, b, Phase.PREPARED, first=first), after_a_rotation(a, b, first=first)):
             await cluster.put(document)
         report = await cluster.revoker().revoke(a.id, reason="stolen")
         document = await cluster.document()
@@ -397,8 +400,9 @@ async def test_an_earlier_root_is_revoked_and_the_current_one_goes_on(tmp_path: 
 
 async def test_an_earlier_root_can_take_over_while_its_key_is_in_the_store(tmp_path: Path) -> None:
     a, b = root("root-a"), root("root-b")
-    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
-        await cluster.put(after_a_rotation(a, b))
+    first = document_of(a)
+    async with cluster_of(tmp_path, first, 1) as cluster:
+        await cluster.put(after_a_rotation(a, b, first=first))
         report = await cluster.revoker().revoke(b.id, reason="stolen", successor=a.id)
         assert (report.current_id, report.is_complete) == (a.id, True)
         with pytest.raises(IllegalStepError):

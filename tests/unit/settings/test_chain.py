@@ -15,7 +15,7 @@ from goatherd.settings.base import Introductions
 from goatherd.settings.cloud import CHAIN_RETRY
 from goatherd.wire.commit import Commit
 from tests.unit.identity.make import first, owned
-from tests.unit.identity.test_chains import aged, chain, introduced
+from tests.unit.identity.test_chains import aged, chain, introduced, whole_chain
 
 from .make import SECRET, CountingProvider, HandClock
 
@@ -63,7 +63,7 @@ async def provider() -> CountingProvider:
 async def test_a_server_last_seen_at_the_first_rotation_starts_by_the_log_of_a_peer(
     provider: CountingProvider, seen: Path
 ) -> None:
-    links = chain()
+    links = whole_chain()
     settings = settings_with(
         provider,
         seen,
@@ -115,7 +115,7 @@ async def test_a_server_that_runs_follows_too_and_asks_again_when_its_peers_did_
         assert settings.status.last_refusal.code == SuccessionError.code
         assert not await settings.refresh()
         assert len(places.asked) == 1, "not at every look"
-        places.places = [place("http://b:8101", *chain())]
+        places.places = [place("http://b:8101", *whole_chain())]
         await clock.turn(CHAIN_RETRY)
         await settings.refresh()
         assert settings.settings.current.id == aged().current.id
@@ -127,7 +127,7 @@ async def test_peers_are_not_asked_for_what_no_introduction_can_mend(tmp_path: P
     path = tmp_path / "seen.json"
     other = replace(first().roots[0], public_key=owned("thief").session.public_key)
     path.write_bytes(Seen.of(replace(first(), roots=(other,), generation=0)).to_bytes())
-    settings = settings_with(provider, path, HandClock(), place("http://b:8101", *chain()))
+    settings = settings_with(provider, path, HandClock(), place("http://b:8101", *whole_chain()))
     async with settings:
         with pytest.raises(SuccessionError, match="another key"):
             await settings.load()

@@ -25,7 +25,7 @@ from goatherd.identity import (
     verified,
     with_phase,
 )
-from goatherd.identity.document import document_tree, sign_document
+from goatherd.identity.document import document_tree, settled, sign_document
 from goatherd.identity.succession import MAX_JUMP
 from goatherd.identity.text import pretty
 from goatherd.settings import CloudSecretSettings, FileSettings
@@ -41,6 +41,8 @@ def owned(session_id: str) -> OwnedSession:
 A, B, C = owned("a" * 24), owned("b" * 24), owned("c" * 24)
 FIRST = create(A, NOW)
 PREPARED = prepare(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
+# FIRST is stored with a signature here and without one there: it names neither.
+PREPARED = settled(sign_document(replace(PREPARED, lineage=None), NOW))
 ROTATED = finalize(verified(activate(with_phase(PREPARED, Phase.PUBLISHED, NOW), NOW), NOW), NOW)
 HIGHEST = 2**53 - 1
 

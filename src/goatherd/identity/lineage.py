@@ -1,0 +1,66 @@
+"""The digests of the states that an identity document has grown from: a bounded list of its latest predecessors.
+
+Pure. A generation is a number that anybody who goes on from a restored backup can reach again; the digest tells which
+of two documents with one number was meant. Rules: an entry names its generation, so that a writer which does not know
+the list (it keeps the member as it is) leaves a gap and not a wrong entry; what is not in the list is not known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.errors import MalformedIdentityError
+
+KEPT: Final = 16
+"""How many predecessors a document names. A rotation writes five documents, and one or two more when keys are retired
+and roots leave."""
+DIGEST_CHARACTERS: Final = 32
+"""Of the SHA-256 in hexadecimal: 128 bits."""
+_MOST: Final = 64
+_GENERATION: Final = re.compile(r"0|[1-9][0-9]{0,15}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The latest predecessors of a document: pairs of generation and shortened digest, oldest first."""
+
+    entries: tuple[tuple[int, str], ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Lineage:
+        """Read what `to_json` wrote.
+
+        Raises:
+            MalformedIdentityError: It is something else.
+        """
+        if not isinstance(value, Mapping) or len(value) > _MOST:
+            raise MalformedIdentityError(f"{where} is not an object of at most {_MOST} digests")
+        entries = []
+        for generation, digest in value.items():
+            if not _GENERATION.fullmatch(generation):
+                raise MalformedIdentityError(f"{where} has a name that is not a generation")
+            if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+                raise MalformedIdentityError(f"{where} has a member that is not a digest")
+            entries.append((int(generation), digest))
+        return cls(tuple(sorted(entries)))
+
+    def to_json(self) -> dict[str, str]:
+        return {str(generation): digest for generation, digest in self.entries}
+
+    def followed_by(self, generation: int, digest: str) -> Lineage:
+        """Return the lineage of the document that comes after the one with this generation and digest."""
+        earlier = [one for one in self.entries if one[0] < generation]
+        return Lineage((*earlier, (generation, digest[:DIGEST_CHARACTERS]))[-KEPT:])
+
+    def digest_of(self, generation: int) -> str | None:
+        """Return the shortened digest of the predecessor with this generation; None where it is not known."""
+        return next((digest for at, digest in self.entries if at == generation), None)
+
+    def contradicts(self, generation: int, digest: str) -> bool:
+        """Whether the predecessor with this generation is known to be another document than the one with `digest`."""
+        known = self.digest_of(generation)
+        return known is not None and known != digest[:DIGEST_CHARACTERS]

@@ -1,0 +1,135 @@
+"""Check, before a command writes, that the store has not gone back behind what its servers have used.
+
+What it is: the one check that every command makes which writes the identity: rotate, resume, cancel, roll back,
+restore, replace an expired root, retire, revoke, and so the controller. What it is not: it changes nothing, and repairs
+no store.
+
+A store goes back when a backup is restored, or when a label is set back with the platform's own tools. Servers refuse
+what it holds then. Whoever writes on from there raises the generation beyond theirs, and the root that has signed since
+the backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
+
+Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, stops nothing.
+One that lies can be overruled by the operator, by name (`Policy.distrust`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+from goatherd.clock import Clock
+from goatherd.errors import (
+    ConfigurationError,
+    GenerationError,
+    IdentityError,
+    SecretNotFoundError,
+    VersionDisabledError,
+)
+from goatherd.identity.document import IdentityDocument, decode_document, source_digest
+from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, VersionState
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.store_history import Held, find_contradictions, went_back
+from goatherd.server_answers import ServerIdentity
+
+
+async def check_store_history(
+    document: IdentityDocument,
+    *,
+    read: Callable[[], Awaitable[IdentityDocument]],
+    ask: Callable[[], Awaitable[Mapping[str, ServerIdentity]]],
+    policy: Policy,
+    guarantees: Guarantees,
+    clock: Clock,
+    troubled: Callable[[str], None] | None = None,
+    is_voted: bool = False,
+) -> IdentityDocument:
+    """Check that no server has used a later identity than the store holds, or another one.
+
+    A store whose reads may lag gets `Policy.store_patience` to show what the servers have seen already.
+
+    Args:
+        document: What the store has shown.
+        read: Reads the store again.
+        ask: Asks the servers what they use, by URL; those that do not answer are left out.
+        policy: `distrust` names the servers whose word does not count.
+        guarantees: The store's.
+        clock: Tells the time and waits.
+        troubled: Told what was found before each pause.
+        is_voted: As for `find_contradictions`.
+
+    Returns:
+        What the store holds now: another document where it was changed meanwhile.
+
+    Raises:
+        StoreWentBackError: A server has used a later identity, or another one.
+    """
+    may_lag = guarantees.read_consistency is not ReadConsistency.STRONG
+    until = clock.monotonic() + policy.store_patience.total_seconds()
+    poll = policy.poll_min
+    while found := find_contradictions(await ask(), document, policy.distrust, is_voted=is_voted):
+        before = document
+        with contextlib.suppress(GenerationError):  # a replica that lags more than the one before
+            document = await read()
+        is_over = clock.monotonic() >= until
+        # It may have been changed while the servers were asked; then they are ahead of what was read before.
+        if source_digest(document) != source_digest(before) and not is_over:
+            continue
+        if is_over or not may_lag:
+            raise went_back(found)
+        if troubled is not None:
+            troubled(found[0].text)
+        await clock.sleep(poll)
+        poll = min(poll * 2, policy.poll_max)
+    return document
+
+
+async def find_later_versions(
+    provider: SecretProvider, secret_id: str, used: Mapping[str, tuple[int, str]]
+) -> tuple[str, ...]:
+    """Return which stored versions hold what servers use, as sentences: they could be made current again.
+
+    Args:
+        provider: The store.
+        secret_id: The secret.
+        used: Generation and digest of the identity that servers use, by URL.
+
+    Raises:
+        ProviderError: The store does not answer.
+    """
+    found = []
+    for version in await provider.versions(secret_id):
+        if version.state is not VersionState.ENABLED or not used:
+            continue
+        try:
+            document = decode_document((await provider.read(secret_id, version.id)).value.reveal())
+        except (IdentityError, SecretNotFoundError, VersionDisabledError):
+            continue
+        held = Held.of(document)
+        urls = [
+            url
+            for url, (generation, digest) in used.items()
+            if generation == held.generation and not held.is_other(generation, digest)
+        ]
+        if urls:
+            found.append(
+                f"version {version.id} of the store holds the generation {held.generation} that {', '.join(urls)} uses:"
+                " make it current again with the store's own tools"
+            )
+    return tuple(found)
+
+
+def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
+    """Check that only listed servers are distrusted: a mistyped URL would overrule nobody.
+
+    Args:
+        distrust: URLs.
+        listed: URLs of all servers; empty where they are discovered, or where none is listed.
+
+    Raises:
+        ConfigurationError: One is not listed.
+    """
+    if listed and (strangers := sorted(set(distrust) - set(listed))):
+        raise ConfigurationError(
+            f"--distrust takes listed servers only, not {', '.join(strangers)}",
+            hint=f"Listed servers: {', '.join(listed)}.",
+        )
