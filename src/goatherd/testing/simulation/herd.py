@@ -205,6 +205,8 @@ class Herd:
         if late:
             self.world.promises.broken.append(f"{operator.name} did not end within {COMMAND_LIMIT:g} s")
             await operator.process.kill()
+        if operator.is_left_half_way and self._has_only_blips():
+            self.world.promises.broken.append(f"{operator.name} gave up half-way because of blips: {operator.ended}")
         if operator.report is None:
             return
         for node, before in zip(self.nodes, lives, strict=True):
@@ -213,6 +215,10 @@ class Herd:
                 self.world.promises.broken.append(
                     f"{operator.name} reports {counted} restarts of {node.name}, which started {real} times"
                 )
+
+    def _has_only_blips(self) -> bool:
+        ills = {fault.ill for fault in self.scenario.faults if fault.ill.startswith("store")}
+        return ills == {Ill.STORE_BLIPS}
 
     async def _suffer(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
@@ -268,6 +274,10 @@ class Herd:
             case Ill.STORE_THROTTLES:
                 trouble.throttles = fault.degree
                 return self._mending(lambda: setattr(trouble, "throttles", 0.0))
+            case Ill.STORE_BLIPS:
+                # Longer than the longest pause of a command, so that its next call succeeds.
+                trouble.blips = 1.5 + 3 * fault.degree
+                return self._mending(lambda: setattr(trouble, "blips", 0.0))
             case Ill.STORE_LOSES_ANSWERS:
                 trouble.loses_answers = fault.degree
                 return self._mending(lambda: setattr(trouble, "loses_answers", 0.0))

@@ -12,7 +12,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
-from goatherd.errors import GoatherdError, NodeError, NodeRefusedError
+from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, UnavailableError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
 from goatherd.rotation import Rotator
@@ -143,6 +143,7 @@ class Operator:
         process: His command.
         report: What came of it, if it returned.
         ended: How it ended, for people; None while it runs.
+        is_left_half_way: Whether it ended because of the store, with a rotation in progress.
     """
 
     def __init__(self, world: World, name: str, skew: timedelta = timedelta(0), *, is_credulous: bool = False) -> None:
@@ -151,6 +152,7 @@ class Operator:
         self.process = Process(world.loop, f"{name}/1")
         self.report: Report | None = None
         self.ended: str | None = None
+        self.is_left_half_way = False
         self._world = world
         self._clock = MachineClock(world.loop, skew)
         self._task: asyncio.Task[None] | None = None
@@ -204,6 +206,7 @@ class Operator:
             self._end("interrupted")
             raise
         except GoatherdError as error:
+            self.is_left_half_way = error.code == UnavailableError.code and "--resume" in error.hint
             self._end(f"{error.code}: {error}")
         except BaseException as error:  # noqa: BLE001 - nothing else may come out of a rotator; here it is a finding
             self._world.promises.broken.append(f"{self.name}: {goal} ended with {error!r}")

@@ -42,6 +42,7 @@ class Ill(StrEnum):
     STORE_THROTTLES = "store throttles"
     STORE_LOSES_ANSWERS = "store loses answers"
     STORE_SLOW = "store slow"
+    STORE_BLIPS = "store blips"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +187,22 @@ def draw(seed: int) -> Scenario:
         is_restored=restoring.chance(0.25),
         is_rotated_again=dice.chance(0.25),
     )
+    blips = Dice(seed, "blips")
+    if blips.chance(0.15):
+        scenario = _with_blips(scenario, blips)
     clocks = Dice(seed, "clocks")
     return _with_wrong_clocks(scenario, clocks) if clocks.chance(0.2) else scenario
+
+
+def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
+    """Return the scenario with a store that fails a single call now and then, and is well otherwise.
+
+    A server is away as well, so that commands wait.
+    """
+    kept = tuple(fault for fault in scenario.faults if not fault.ill.startswith("store"))
+    blips = Fault(ill=Ill.STORE_BLIPS, at=0.1, lasts=60.0, degree=dice.random())
+    away = Fault(ill=Ill.CRASH, at=dice.uniform(0.6, 4), lasts=dice.uniform(5, 20), machine=scenario.nodes - 1)
+    return replace(scenario, faults=(*kept, blips, away))
 
 
 def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
@@ -221,7 +236,7 @@ def _skew(dice: Dice) -> timedelta:
 def _fault(dice: Dice, nodes: int) -> Fault:
     machine = dice.randrange(nodes)
     return Fault(
-        ill=dice.choice(list(Ill)),
+        ill=dice.choice([ill for ill in Ill if ill is not Ill.STORE_BLIPS]),
         at=dice.uniform(0.1, FAULTS_WITHIN),
         lasts=dice.uniform(0.1, LONGEST_FAULT),
         machine=machine,

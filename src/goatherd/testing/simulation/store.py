@@ -82,6 +82,9 @@ class Trouble:
         loses_answers: The chance that an answer is lost after the effect.
         slow: By which factor it is slower.
         lag: How old what a read shows may be, in seconds; where its guarantee allows it.
+        blips: How many seconds apart single calls fail, each with all of its attempts; 0 for never.
+        next_blip: When the next one does.
+        blip: Which one did last.
     """
 
     down: bool = False
@@ -91,6 +94,9 @@ class Trouble:
     loses_answers: float = 0.0
     slow: float = 1.0
     lag: float = 0.0
+    blips: float = 0.0
+    next_blip: float = 0.0
+    blip: str = ""
 
 
 @dataclass(slots=True)
@@ -260,6 +266,14 @@ class SimulatedStore(SecretProvider):
         if trouble.down or name.partition("/")[0] in trouble.cut:
             platform.trace.detail(name, f"{told}: unavailable")
             await self._until_back(call)
+        now = platform.loop.time()
+        if trouble.blips and now >= trouble.next_blip and call.request != trouble.blip:
+            # Not each one that comes late enough: a server that polls seldom would never be answered.
+            trouble.blip = call.request if platform.dice.chance(0.85) else ""
+            trouble.next_blip = now + trouble.blips
+        if trouble.blips and call.request == trouble.blip:
+            platform.trace.detail(name, f"{told}: fails this once")
+            raise call.error(UnavailableError, "this call failed, and no other")
         if platform.dice.chance(trouble.throttles):
             platform.trace.detail(name, f"{told}: throttled")
             raise call.error(ThrottledError, "too many requests")
