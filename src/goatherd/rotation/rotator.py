@@ -35,7 +35,13 @@ from goatherd.errors import (
     UnhealthyError,
 )
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document, source_digest
+from goatherd.identity.document import (
+    IdentityDocument,
+    decode_document,
+    document_digest,
+    encode_document,
+    source_digest,
+)
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -789,7 +795,7 @@ class Rotator:
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         raw = encode_document(document)
         version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=expected)
-        self._last = (version.id, document.generation, source_digest(document))
+        self._last = (version.id, document.generation, document_digest(document))
         self._note_stored(document)
         await self._tell(document, tuple(self._observer.nodes))
 
