@@ -88,7 +88,11 @@ class World:
     def others(self) -> list[tuple[str, str, bytes]]:
         """What came to the child beside the door's own questions."""
         own = b'{"path":"'
-        return [each for each in self.child.reached if not (each[1] == "/batch-sync" and own in each[2])]
+        return [
+            each
+            for each in self.child.reached
+            if not (each[1] == "/batch-sync" and own in each[2]) and each[:2] != ("OPTIONS", "/healthy")
+        ]
 
 
 def identity(

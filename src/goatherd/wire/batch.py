@@ -42,6 +42,12 @@ _COMMITS_DEPTH: Final = 4
 _SHAPE: Final = b"[{{["
 
 
+class TooManyValuesError(DecodeError):
+    """A commit of more values than are read."""
+
+    code = "wire.too_many_values"
+
+
 class RawCommits(Sequence[Any]):
     """The commits of one message: bytes, parsed one by one when they are asked for.
 
@@ -68,14 +74,19 @@ class RawCommits(Sequence[Any]):
         """Parse one commit, or some.
 
         Raises:
-            DecodeError: It is larger than a commit may be.
+            TooManyValuesError: It is larger than a commit may be.
+            DecodeError: It is not JSON.
         """
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = self._data[self._starts[index] : self._ends[index]]
         if not _is_bounded(text, MAX_COMMIT_VALUES):
-            raise DecodeError(f"a commit of {len(text)} bytes, with more values than are read")
+            raise TooManyValuesError(f"a commit of {len(text)} bytes, with more values than are read")
         return parse_json(text)
+
+    def size(self, index: int) -> int:
+        """Return the bytes of one commit."""
+        return self._ends[index] - self._starts[index]
 
     def check(self) -> None:
         """Make sure that every commit is JSON; those that are larger than a commit may be are not looked into.
@@ -132,30 +143,31 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     """
     if len(body) <= SMALL_BODY:
         return [decode_request_element(each) for each in _array(parse_json(body), most)]
-    try:
-        rest, lists = _split(body)
-    except IndexError:
-        raise DecodeError("not JSON") from None
+    elements, lists = split_batch(body, most)
     for commits in lists:
         commits.check()
     found = []
-    for each in _array(parse_json(rest), most):
+    for each in elements:
         path, message = decode_request_element(each)
         # Every array at the depth of `c` was taken out and holds the number of its list.
         found.append((path, replace(message, commits=lists[message.commits[0]] if message.commits else ())))
     return found
 
 
-def check_batch(body: bytes) -> None:
-    """Make sure that a body may be parsed whole: that it holds no more values beside its commits than a batch has.
+def split_batch(body: bytes, most: int) -> tuple[list[Any], list[RawCommits]]:
+    """Return the elements of a body as JSON, and the commits apart from it.
+
+    In the JSON, each array of a message (``c``, and ``ad``, which GoatDB never reads) holds nothing but the index of
+    its items among the second result; an empty one, too.
 
     Raises:
-        DecodeError: It does, or is not JSON.
+        DecodeError: Not JSON, no array, or more elements or values than `most` and the bounds of this module.
     """
     try:
-        _split(body)
+        rest, lists = _split(body)
     except IndexError:
         raise DecodeError("not JSON") from None
+    return _array(parse_json(rest), most), lists
 
 
 def _array(value: Any, most: int) -> list[Any]:

@@ -645,9 +645,9 @@ async def test_what_a_client_has_pushed_is_delivered_although_it_goes_before_the
     async with world() as w:
         verify = w.trust.verify
 
-        async def late(*given: Any) -> Any:
+        async def late(*given: Any, **more: Any) -> Any:
             await go_on.wait()
-            return await verify(*given)
+            return await verify(*given, **more)
 
         w.trust.verify = late  # type: ignore[method-assign]
         commit = commit_by(X, "k", {"text": "x"})
@@ -816,7 +816,7 @@ async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
     async with world() as w:
         began = asyncio.Event()
 
-        async def never(*_: Any) -> Any:
+        async def never(*_: Any, **__: Any) -> Any:
             began.set()
             await asyncio.Event().wait()
 

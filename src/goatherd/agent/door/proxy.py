@@ -314,7 +314,7 @@ class Proxy:
                 elements = await asyncio.to_thread(read_batch, body, self.limits)
             else:
                 elements = read_batch(body, self.limits)
-            has_commits = any(element.commits for element in elements)
+            has_commits = any(element.commits or element.left_out for element in elements)
             may_look_up = has_commits and not has_looked
             trust, session = await self._requester(exchange, envelope, share, may_look_up=may_look_up)
             if session is None and has_commits:
@@ -544,6 +544,9 @@ class Proxy:
         The last portion, or the only one, goes in the client's own request. A client that would wait too long is
         answered without it: the answer's filter says what the server has so far.
         """
+        for element in elements:
+            if element.left_out:
+                self._report(Rule.COMMIT, f"{element.path}: {element.left_out} items are no commits, or too large")
         verdicts = _Verdicts(self, trust)
         delivery = Delivery(
             elements,
@@ -568,7 +571,7 @@ class Proxy:
                     last = []
                     self._keep_delivering(delivery, running, share.move())
                     self._count_early_answer(delivery)
-            is_changed = len(last) < sum(len(element.commits) for element in elements)
+            is_changed = len(last) < sum(len(element.commits) + element.left_out for element in elements)
             if is_changed:
                 body = _with_commits(elements, last)
             # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
@@ -627,23 +630,33 @@ class Proxy:
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
-    def _read_commits(self, trust: Trust, path: str, raws: Sequence[Any]) -> list[tuple[Any, Commit]]:
+    def _read_commits(
+        self, trust: Trust, path: str, raws: Sequence[Any]
+    ) -> tuple[list[tuple[Any, Commit]], list[DroppedError]]:
+        """Return the well-formed commits, and what is wrong with the others. In any thread."""
         now_ms = self._clock.now_ms()
-        commits = []
+        commits, dropped = [], []
         for raw in raws:
             try:
                 commits.append((raw, read_commit(raw, path, org=trust.org, limits=self.limits, now_ms=now_ms)))
             except DroppedError as error:
-                self._report(error.rule, f"{path}: {error}")
-        return commits
+                dropped.append(error)
+        return commits, dropped
 
     async def _verified(
         self, trust: Trust, element: Element, raws: Sequence[Any], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
         """Return the good commits, and whether a signer stayed unknown."""
         path = element.path
-        commits = self._read_commits(trust, path, raws)
-        verdicts = await trust.verify(path, [commit for _, commit in commits], self._executor, may_look_up)
+        if element.is_large:
+            commits, dropped = await asyncio.to_thread(self._read_commits, trust, path, raws)
+        else:
+            commits, dropped = self._read_commits(trust, path, raws)
+        for error in dropped:
+            self._report(error.rule, f"{path}: {error}")
+        verdicts = await trust.verify(
+            path, [commit for _, commit in commits], self._executor, may_look_up, are_large=element.is_large
+        )
         good = []
         for (raw, commit), verdict in zip(commits, verdicts, strict=True):
             if verdict is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,7 +38,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.serving.limits import RefusedError
-from goatherd.wire.batch import SMALL_BODY, check_batch
+from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoding import parse_json
@@ -49,6 +50,8 @@ from goatherd.wire.schema import BUILTIN, Registry
 
 SESSIONS_PATH: Final = "/sys/sessions"
 NAME_LENGTH: Final = 100
+SESSION_BYTES: Final = 64 * 1024
+"""Bytes of a commit in `SESSIONS_PATH`; GoatDB's have one or two thousand."""
 
 
 class Rule(StrEnum):
@@ -227,14 +230,18 @@ class Element:
     """One element of a batch.
 
     Attributes:
-        raw: As sent.
+        raw: As sent; of a large body without its commits.
         path: The repository, in its one form.
         commits: Its commits, as sent.
+        left_out: How many items among them are no commits, or larger than a commit may be.
+        is_large: Whether it came in a large body, so that its commits are work for a thread.
     """
 
     raw: dict[str, Any]
     path: str
     commits: list[Any]
+    left_out: int = 0
+    is_large: bool = False
 
 
 def read_batch(body: bytes, limits: Limits) -> list[Element]:
@@ -243,18 +250,50 @@ def read_batch(body: bytes, limits: Limits) -> list[Element]:
     Raises:
         RefusedError: The child would answer 500 to it, hang, or die; or an element asks for more than is allowed.
     """
+    lists: list[RawCommits] | None = None
     try:
-        if len(body) > SMALL_BODY:
-            # SECURITY: 16 MiB of empty arrays would become two gigabytes (tests/unit/agent/test_door_rules.py).
-            check_batch(body)
-        raw = parse_json(body)
+        if len(body) <= SMALL_BODY:
+            raw = parse_json(body)
+        else:
+            raw, lists = split_batch(body, sys.maxsize)
     except DecodeError as error:
         raise RefusedError(Rule.BODY, 400, str(error)) from None
     if not isinstance(raw, list):
         raise RefusedError(Rule.BODY, 400, "a batch is a JSON array")
     if len(raw) > limits.elements:
         raise RefusedError(Rule.TOO_MANY, 400, f"a batch of {len(raw)} elements")
-    return [_read_element(each, limits) for each in raw]
+    if lists is None:
+        return [_read_element(each, limits) for each in raw]
+    return [_with_commits(_read_element(each, limits), lists) for each in raw]
+
+
+def _with_commits(element: Element, lists: Sequence[RawCommits]) -> Element:
+    """Return an element of a large body with its commits, which are parsed one by one.
+
+    Raises:
+        RefusedError: One is not JSON.
+    """
+    message = element.raw["msg"]
+    for name, value in message.items():
+        if isinstance(value, list) and name != "c":
+            message[name] = []  # nobody reads it
+    if not element.commits:
+        return element
+    raws = lists[element.commits[0]]
+    message["c"] = []
+    commits: list[Any] = []
+    left_out = raws.other
+    for index in range(len(raws)):
+        if element.path == SESSIONS_PATH and raws.size(index) > SESSION_BYTES:
+            left_out += 1
+            continue
+        try:
+            commits.append(raws[index])
+        except TooManyValuesError:
+            left_out += 1
+        except DecodeError as error:
+            raise RefusedError(Rule.BODY, 400, str(error)) from None
+    return Element(element.raw, element.path, commits, left_out, is_large=True)
 
 
 _MEMBERS: Final = frozenset({"ver", "f", "s", "c", "ad"})

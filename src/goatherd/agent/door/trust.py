@@ -249,34 +249,42 @@ class Trust:
         return True
 
     async def verify(
-        self, path: str, commits: Sequence[Commit], executor: Executor | None, may_look_up: bool = True
+        self,
+        path: str,
+        commits: Sequence[Commit],
+        executor: Executor | None,
+        may_look_up: bool = True,
+        *,
+        are_large: bool = False,
     ) -> list[VerificationError | None]:
         """Judge commits for one repository; None for a good one. An unknown signer is looked for once, or not at all.
 
-        Session commits are judged in their order, and each is believed for those after it.
+        Session commits are judged in their order, and each is believed for those after it. Other commits that may be
+        large are work for a thread, however few they are.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: A signer is not known, and the child cannot be asked.
         """
-        verdicts = await self._judge(path, commits, executor)
+        verdicts = await self._judge(path, commits, executor, are_large)
         early = [index for index, verdict in enumerate(verdicts) if isinstance(verdict, UnknownSignerError)]
         if early and may_look_up:
             await self.look_up()
-            again = await self._judge(path, [commits[index] for index in early], executor)
+            again = await self._judge(path, [commits[index] for index in early], executor, are_large)
             for index, verdict in zip(early, again, strict=True):
                 verdicts[index] = verdict
         return verdicts
 
     async def _judge(
-        self, path: str, commits: Sequence[Commit], executor: Executor | None
+        self, path: str, commits: Sequence[Commit], executor: Executor | None, are_large: bool
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
             return [self._judge_introduction(commit) for commit in commits]
-        keys = [self._verdict_key(commit) for commit in commits]
+        signers = [self._signer_of(commit) for commit in commits]
+        keys = await asyncio.to_thread(_keys, commits, signers) if are_large else _keys(commits, signers)
         unknown = [index for index, key in enumerate(keys) if key is None or key not in self._verdicts]
         verdicts: list[VerificationError | None] = [None] * len(commits)
         verification = self.pool.prepare([commits[index] for index in unknown])
-        if len(unknown) <= FEW or executor is None:
+        if not are_large and (len(unknown) <= FEW or executor is None):
             verification.run()
         else:
             # In a thread of its own, which spreads the work over the executor's.
@@ -290,26 +298,18 @@ class Trust:
             self._verdicts.popitem(last=False)
         return verdicts
 
-    def _verdict_key(self, commit: Commit) -> bytes | None:
-        """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
-
-        SECURITY: a session that is revoked, or has another key, has no remembered verdict
-        (tests/unit/agent/test_door_trust.py).
-        """
+    def _signer_of(self, commit: Commit) -> Session | None:
+        """Return who signed, by the commit's word; None where that session is unknown or revoked."""
         try:
-            session = self.find(commit.session)
+            return self.find(commit.session)
         except RevokedSessionError:
             return None
-        if session is None:
-            return None
-        signer = [session.id, session.public_key.to_jwk(), session.expiration_ms]
-        try:
-            return hashlib.sha256(to_json_bytes([commit.to_json(), signer])).digest()
-        except (GoatherdError, TypeError, ValueError):
-            return None  # JSON cannot carry it; its verification says why
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:
         """Judge a session commit: only a trusted root's word counts (7.4), for users' sessions and for roots."""
+        signer = self._signer_of(commit)
+        if signer is not None and not signer.is_root:
+            return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")
         try:
             self.pool.verify_commit(commit)
             self.pool.root(commit.session)
@@ -319,3 +319,22 @@ class Trust:
             return error
         self.pool.add_verified_session_commit_unsafe(commit)
         return None
+
+
+def _keys(commits: Sequence[Commit], signers: Sequence[Session | None]) -> list[bytes | None]:
+    return [_verdict_key(commit, signer) for commit, signer in zip(commits, signers, strict=True)]
+
+
+def _verdict_key(commit: Commit, signer: Session | None) -> bytes | None:
+    """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
+
+    SECURITY: a session that is revoked, or has another key, has no remembered verdict
+    (tests/unit/agent/test_door_trust.py).
+    """
+    if signer is None:
+        return None
+    known = [signer.id, signer.public_key.to_jwk(), signer.expiration_ms]
+    try:
+        return hashlib.sha256(to_json_bytes([commit.to_json(), known])).digest()
+    except (GoatherdError, TypeError, ValueError):
+        return None  # JSON cannot carry it; its verification says why

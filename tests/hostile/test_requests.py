@@ -1,0 +1,164 @@
+"""No request holds the event loop of a server or of the door for long, signed or not, whatever its body is.
+
+Measured is the processor time of each callback on the event loop, in the loop's own thread: the client, the threads
+that decode and verify, and the server behind the door do not count, and neither does a machine that is busy elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from goatherd.agent.door import Door, Limits, Rate, Trust
+from goatherd.testing.upstream_child import UpstreamChild
+from goatherd.wire.schema import Registry
+from tests.cluster.door_world import NOTE, A, X, identity
+from tests.deadlines import HANG
+from tests.hostile.shapes import SHAPES, inside
+from tests.unit.goats import ORG, commit_by, element, owned, root, signed_header
+from tests.unit.node.nodes import cluster, document_of, now_ms
+
+pytestmark = pytest.mark.deep
+
+LONGEST = 0.05
+"""Seconds of the processor that one callback may take."""
+SIZE = 512 * 1024
+FREE = Rate(per_second=1e6, burst=1e6)
+"""The door's limits on how often somebody asks, which are not what is tested here."""
+
+
+class Longest:
+    """The longest callback of the event loop of this thread since `begin`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.what = ""
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        run, thread = asyncio.events.Handle._run, threading.get_ident()
+
+        def timed(handle: asyncio.Handle) -> None:
+            if threading.get_ident() != thread:
+                run(handle)
+                return
+            begun = time.thread_time()
+            what = repr(handle)[:300] if self.seconds == 0.0 else ""
+            try:
+                run(handle)
+            finally:
+                spent = time.thread_time() - begun
+                if spent > self.seconds:
+                    self.seconds, self.what = spent, what or repr(handle)[:300]
+
+        asyncio.events.Handle._run = timed  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            asyncio.events.Handle._run = run  # type: ignore[method-assign]
+
+    def begin(self) -> None:
+        self.seconds, self.what = 0.0, ""
+
+
+def post(url: str, path: str, body: bytes, header: str | None) -> int:
+    """Send one request and return its status; 0 when the connection was closed on it."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=HANG)
+    try:
+        connection.request("POST", path, body, {"x-goat-sig": header} if header else {})
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    except (ConnectionError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()
+
+
+def bodies(author: object) -> Iterator[tuple[str, str, bytes]]:
+    """Yield what each body is, the path that it goes to, and the body."""
+    note = commit_by(author, "k", {"text": "x"}, ts=now_ms()).to_json()  # type: ignore[arg-type]
+    batch = json.dumps([element("/data/a", [note])]).encode()
+    key = json.dumps({"publicKey": owned("draft").session.public_key.to_jwk()}).encode()
+    for path, sample in (
+        ("/batch-sync", batch),
+        ("/auth/session", key),
+        ("/auth/send-login-email", b'{"email":"a@b"}'),
+    ):
+        for place, put in inside(sample):
+            for name, shape in SHAPES.items():
+                yield f"{name} {place}", path, put(shape(SIZE))
+    many = [note] * 1000
+    yield "one commit a thousand times", "/batch-sync", json.dumps([element("/data/a", many)]).encode()
+    yield (
+        "a thousand elements",
+        "/batch-sync",
+        json.dumps([element(f"/data/r{i}", [note]) for i in range(1000)]).encode(),
+    )
+
+
+async def dearest(url: str, author: object) -> list[str]:
+    """Send every body, signed and not, and return those that held the loop for too long."""
+    longest, wrong, sent = Longest(), [], 0
+    gc.collect()
+    gc.freeze()
+    with longest.watched():
+        for what, path, body in bodies(author):
+            for header in (signed_header(author, now_ms()), None):  # type: ignore[arg-type]
+                for _ in range(3):
+                    longest.begin()
+                    status = await asyncio.to_thread(post, url, path, body, header)
+                    if longest.seconds <= LONGEST:
+                        break
+                else:
+                    wrong.append(f"{1000 * longest.seconds:.0f} ms, {what} to {path}, {longest.what}")
+                assert status != 500, what
+                sent += 1
+    gc.unfreeze()
+    assert sent > 1000
+    return wrong
+
+
+async def test_no_request_holds_the_loop_of_a_server(tmp_path: Path) -> None:
+    signer = root("root-a", expiration_ms=now_ms() + 30 * 86_400_000)
+    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
+        user, _ = await node.client.create_session()
+        wrong = await dearest(node.url, user)
+    assert not wrong, "\n".join(wrong[:20])
+
+
+async def test_no_request_holds_the_loop_of_the_door() -> None:
+    stop, ready = threading.Event(), threading.Event()
+    started: list[UpstreamChild] = []
+
+    async def child() -> None:
+        async with UpstreamChild(A, registry=Registry([NOTE])) as server:
+            server.introduce(X.session)
+            started.append(server)
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(child()))
+    thread.start()
+    try:
+        await asyncio.to_thread(ready.wait, HANG)
+        limits = Limits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
+        trust = Trust(org=ORG, identity=identity())
+        async with Door(upstream=started[0].url, trust=trust, limits=limits) as door:
+            await trust.refresh()
+            wrong = await dearest(door.url, X)
+    finally:
+        stop.set()
+        thread.join(HANG)
+    assert not wrong, "\n".join(wrong[:20])
