@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
@@ -39,7 +40,7 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, parse_signature
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
@@ -54,6 +55,7 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import SESSIONS_PATH, Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.rotation.introductions import introduction_source
+from goatherd.serving.limits import Buckets, Rate
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
 from goatherd.settings.answer import describe_identity
 from goatherd.settings.base import Settings
@@ -74,6 +76,11 @@ MAX_LACKING: Final = 50
 """How many repositories without a commit here are looked for at the peers because clients asked for them."""
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
+WORK: Final = Rate(per_second=0.5, burst=20)
+"""Seconds of the processor that the requests of one session may take beyond `FREE_WORK` each; then they wait."""
+FREE_WORK: Final = 0.05
+LONGEST_PAUSE: Final = 3.0
+"""Seconds that a request of a session waits at most that has used more; GoatDB's clients give up after ten."""
 VERIFY_AGAIN: Final = timedelta(seconds=1)
 VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
 WRITE_AGAIN: Final = timedelta(seconds=2)
@@ -259,6 +266,7 @@ class Database:
         self._verifying = False
         self._freezer: Freezer | None = None
         self._data_check: DataCheck | None = None
+        self._work = Buckets(WORK)
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
         self.instance = random_id()
@@ -445,8 +453,35 @@ class Database:
         return await self._finish(self._answer_sync(body, header))
 
     async def _answer_sync(self, body: bytes, header: str | None) -> Response:
-        response = await self._drive(self.engine.batch_sync(header, body, self.now_ms()))
+        if len(self._work) and (pause := self._pause_for(header)):
+            await self._clock.sleep(timedelta(seconds=pause))
+        spent = 0.0
+
+        def run(step: Step) -> Any:
+            nonlocal spent
+            begun = time.thread_time()
+            try:
+                return step.run(self._verifiers)
+            finally:
+                spent += time.thread_time() - begun
+
+        async def run_aside(step: Step) -> Any:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
+
+        response = await drive(self.engine.batch_sync(header, body, self.now_ms()), run_aside)
+        if response.requester is not None and spent > FREE_WORK:
+            self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
         return await self._settle(response)
+
+    def _pause_for(self, header: str | None) -> float:
+        """Return how many seconds a request waits because its session has used more than its share before.
+
+        The session is the one that the request names: whoever names another's waits for nothing but himself.
+        """
+        with suppress(VerificationError):
+            session_id = parse_signature(header or "").session_id
+            return min(self._work.wait(session_id, self._clock.monotonic()), LONGEST_PAUSE)
+        return 0.0
 
     async def is_signed(self, header: str | None) -> bool:
         """Whether a request's signature is good, so that its body is worth reading."""

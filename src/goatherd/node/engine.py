@@ -120,6 +120,7 @@ class Response:
         settle: Whether to wait for the replicas before this is sent.
         refused: Commits that were not accepted, and why; for logs and metrics only.
         lacking: Repositories that a client asked for and that hold no commit here.
+        requester: The session that asked, where its work is counted; None for the root, by which servers ask.
         again: Makes the answer anew, for a request that brought nothing, where what it shows may not be written.
     """
 
@@ -132,6 +133,7 @@ class Response:
     settle: bool = False
     refused: tuple[tuple[str, GoatherdError], ...] = ()
     lacking: frozenset[str] = frozenset()
+    requester: str | None = None
     again: Callable[[], Steps[Response]] | None = None
 
 
@@ -465,6 +467,7 @@ class Engine:
             flush=changed,
             poke=changed,
             refused=tuple(done.refused),
+            requester=None if requester.is_root else requester.id,
             lacking=frozenset(lacking),
             again=lambda: self._answer_batch(
                 [each.without_commits() for each in elements], requester, now_ms, is_small=True

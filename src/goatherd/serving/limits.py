@@ -141,6 +141,13 @@ class Buckets:
                 self._levels.popitem(last=False)
         return wait
 
+    def charge(self, key: str, now: float, cost: float) -> None:
+        """Take `cost` after the fact, at most a burst more than there was: `wait` is above 0 until it has come back."""
+        self._levels[key] = (max(-self._rate.burst, self._level(key, now) - cost), now)
+        self._levels.move_to_end(key)
+        if len(self._levels) > self._capacity:
+            self._levels.popitem(last=False)
+
     def give_back(self, key: str, now: float, cost: float) -> None:
         """Undo a `take`."""
         if key in self._levels:

@@ -23,9 +23,11 @@ from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.serving.limits import Rate
 from goatherd.trust import Verification
 from tests.unit.node.nodes import (
     ORG,
+    cluster,
     document_of,
     eventually,
     now_ms,
@@ -221,3 +223,34 @@ async def test_an_organization_that_cannot_be_closed_cleanly_does_not_keep_the_o
 
 def _no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+async def test_a_session_whose_requests_take_long_waits_for_its_share_and_nobody_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "WORK", Rate(per_second=0.001, burst=1))
+    signer = root("signer")
+    pauses: list[float] = []
+
+    class Noting(SystemClock):
+        async def sleep(self, duration: timedelta) -> None:
+            if duration <= timedelta(seconds=database_module.LONGEST_PAUSE):
+                pauses.append(duration.total_seconds())
+            else:
+                await super().sleep(duration)
+
+    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
+        (heavy, _), (light, _) = await node.client.create_session(), await node.client.create_session()
+        database = node.server.database()
+        monkeypatch.setattr(database, "_clock", Noting())
+        database._work.charge(heavy.id, database._clock.monotonic(), 1.5)
+        pauses.clear()
+        assert await node.client.answers(light)
+        assert not pauses
+        assert await node.client.answers(heavy)
+        assert max(pauses) == database_module.LONGEST_PAUSE
+        # What a request uses is charged by the thread's own time.
+        monkeypatch.setattr(database_module, "FREE_WORK", 0.0)
+        before = database._work.wait(light.id, database._clock.monotonic(), 1)
+        await node.client.push("/data/a", [signed_commit(light, f"k{number}") for number in range(50)], light)
+        assert database._work.wait(light.id, database._clock.monotonic(), 1) > before
