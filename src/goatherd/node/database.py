@@ -468,10 +468,11 @@ class Database:
         async def run_aside(step: Step) -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
+        failures = self._disk.failure_count
         response = await drive(self.engine.batch_sync(header, body, self.now_ms()), run_aside)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
-        return await self._settle(response)
+        return await self._settle(response, failures)
 
     def _pause_for(self, header: str | None) -> float:
         """Return how many seconds a request waits because its session has used more than its share before.
@@ -496,7 +497,7 @@ class Database:
         return await self._finish(self._answer_session(body))
 
     async def _answer_session(self, body: bytes) -> Response:
-        return await self._settle(self.engine.create_session(body, self.now_ms()))
+        return await self._settle(self.engine.create_session(body, self.now_ms()), self._disk.failure_count)
 
     async def answer_refresh(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/refresh``: look at the settings now, if a root asks."""
@@ -565,8 +566,13 @@ class Database:
             "nowMs": self.now_ms(),
         }
 
-    async def _settle(self, response: Response) -> Response:
-        """Do what a response asks for before it is sent."""
+    async def _settle(self, response: Response, failures: int) -> Response:
+        """Do what a response asks for before it is sent.
+
+        Args:
+            response: The response.
+            failures: `Disk.failure_count` before it was made.
+        """
         for commit_id, error in response.refused:
             _log.debug("commit %s refused: %s: %s", commit_id, error.code, error)
         # Not only what this request wrote: its answer may show what another one has only just stored.
@@ -574,9 +580,11 @@ class Database:
             is_whole = await self._disk.durable(response.flush)
         except StorageError:
             return CANNOT_WRITE
-        if not is_whole and response.again is not None:
+        if response.again is not None and not (is_whole and self._disk.failure_count == failures):
+            failures = self._disk.failure_count
             anew = await self._drive(response.again())
-            return await self._settle(replace(anew, flush=response.flush, poke=response.poke, refused=response.refused))
+            anew = replace(anew, flush=response.flush, poke=response.poke, refused=response.refused)
+            return await self._settle(anew, failures)
         if SESSIONS_PATH in response.poke:
             self._trust_changed.set()
         for path in response.poke:

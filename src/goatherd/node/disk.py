@@ -62,6 +62,8 @@ class Disk:
         self._flushing: asyncio.Task[bool] | None = None
         self._next: asyncio.Task[bool] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
+        self.failure_count = 0
+        """How many flushes have failed: an answer that was made before the last one may show what is not on the disk."""
 
     @property
     def failing(self) -> Mapping[str, GoatherdError]:
@@ -111,6 +113,7 @@ class Disk:
         except BaseException:
             self._dirty = {**logs, **self._dirty}
             raise
+        self.failure_count += bool(failed)
         for log, error in failed.items():
             self._dirty.pop(log, None)
             self._broken[log] = logs[log]
