@@ -63,7 +63,7 @@ class Disk:
         self._next: asyncio.Task[bool] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="goatherd-disk")
         self.failure_count = 0
-        """How many flushes have failed: an answer that was made before the last one may show what is not on the disk."""
+        """How many flushes have failed. An answer made before the last one may show what is not on the disk."""
 
     @property
     def failing(self) -> Mapping[str, GoatherdError]:
