@@ -14,13 +14,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from goatherd import server_answers
 from goatherd.clock import SteadyClock
+from goatherd.errors import DecodeError
 from goatherd.identity import succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
+from goatherd.identity.freeze import FrozenList
 from goatherd.node import disk
-from goatherd.rotation import clocks, machine, rotator, signed_store, table
+from goatherd.rotation import clocks, machine, revocation, rotator, signed_store, table
+from goatherd.rotation.policy import Quorum
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
+from goatherd.trust import TrustPool
 
 NO_HASHES = "0"
 
@@ -143,9 +148,94 @@ def grudging() -> None:
     rotator.Rotator._run = names["_run"]
 
 
+def forgiving() -> None:
+    """A rotation begins with a document in which nobody is revoked."""
+    prepare = transitions.prepare
+
+    def without(*arguments: Any, now_ms: int, **options: Any) -> IdentityDocument:
+        return sign_document(replace(prepare(*arguments, now_ms=now_ms, **options), revoked=(), source=None), now_ms)
+
+    transitions.prepare = without
+
+
+def deaf() -> None:
+    """A server goes on believing a revoked root."""
+    TrustPool.swap = lambda self, document: self.replace(current=document.current, roots=document.roots)
+
+
+def unfrozen() -> None:
+    """A server takes what a revoked root signs, whatever is in the frozen list."""
+    TrustPool._is_frozen = lambda self, commit: commit.session in self._frozen
+
+
+def nearsighted() -> None:
+    """A revocation believes older reads than it has had."""
+
+    async def read(self: Any) -> Any:
+        self._highest = 0
+        return await guarded(self)
+
+    guarded = revocation.Revoker._read
+    revocation.Revoker._read = read
+
+
+def unrelated() -> None:
+    """A root that takes a stolen one's place introduces no earlier one."""
+
+    async def not_at_all(self: Any, *arguments: Any) -> None:
+        return None
+
+    revocation.Revoker._introduce_roots = not_at_all
+
+
+def discreet() -> None:
+    """A revocation looks at labelled versions only, and says that no other holds the stolen key."""
+    find = revocation.find_holdings
+
+    async def labelled(*arguments: Any, **options: Any) -> Any:
+        return tuple([one for one in await find(*arguments, **options) if one.version.labels])
+
+    revocation.find_holdings = labelled
+
+
+def gullible() -> None:
+    """What one server alone says that it holds of a stolen root counts."""
+    revocation.counted = lambda lists, **options: FrozenList.union(lists.values())
+
+
+def careless() -> None:
+    """Members of a server's answer that are invalid are used all the same."""
+    of = server_answers._Members.of
+
+    def as_it_is(self: Any, name: str, read: Any) -> Any:
+        try:
+            return of(self, name, read)
+        except DecodeError:
+            return self._values.get(name)
+
+    server_answers._Members.of = as_it_is
+
+
+def unanimous() -> None:
+    """A quorum that the operator has declared is not heeded: one server's failure stops everybody."""
+    Quorum.needed = lambda self, total: total
+
+
+def obedient() -> None:
+    """In an emergency, too, one server's word is enough to say that the store went back."""
+    check = revocation.check_store_history
+
+    async def unvoted(*arguments: Any, is_voted: bool = False, **options: Any) -> Any:
+        return await check(*arguments, is_voted=False, **options)
+
+    revocation.check_store_history = unvoted
+
+
 TAKEN_AWAY = (
     *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
     *(uncompared, believing, uncorrected, resettable, grudging),
+    *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
+    *(gullible, careless, unanimous, obedient),
 )
 MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
 

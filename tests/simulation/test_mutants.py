@@ -13,8 +13,24 @@ from tests.simulation.mutants import MUTANTS
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0
 SEEDS = "0-200"
-# Few runs have wrong clocks or blips; these are the first seeds that find each of these out.
-AT_SEED = {"uncompared": "175", "believing": "209", "uncorrected": None, "resettable": "186", "grudging": "37"}
+# Few runs have wrong clocks, blips, a theft or a liar; these are the first seeds that find each of these out.
+AT_SEED = {
+    "uncompared": "175",
+    "believing": "209",
+    "uncorrected": None,
+    "resettable": "186",
+    "grudging": "37",
+    "forgiving": "20",
+    "deaf": "20",
+    "unfrozen": "20",
+    "nearsighted": "106",
+    "unrelated": "35",
+    "discreet": "20",
+    "gullible": "397",
+    "careless": "106",
+    "obedient": "127",
+    "unanimous": "292",
+}
 
 
 @pytest.mark.deep

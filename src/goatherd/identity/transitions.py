@@ -419,7 +419,8 @@ def revoke(
     Revoking the current root puts `successor` in its place, without the endorsement of the stolen key. The key is used
     once more all the same, for the proof that whoever writes this had it (`goatherd.identity.revocation`): by it nodes
     follow. A rotation under way ends. A next session that has signed nothing yet is revoked with it, unless it is the
-    successor: it lay beside the stolen key.
+    successor: it lay beside the stolen key. An earlier root that was to sign again stays, for what it has signed; who
+    revokes it too has its sessions introduced again.
 
     Args:
         document: Any document.
@@ -454,7 +455,8 @@ def revoke(
             proof=None if prover is None else prove(prover, current.session, now_ms),
         )
     ]
-    if document.next is not None and document.next.id not in (session_id, current.id):
+    has_signed = document.rotation is not None and document.rotation.is_restore
+    if document.next is not None and document.next.id not in (session_id, current.id) and not has_signed:
         revoked.append(Revocation(id=document.next.id, at=now_ms, reason=f"lay beside {session_id}"))
     roots = document.roots if document.root(current.id) else (*document.roots, current.session)
     revoked_ids = document.revoked_ids | {one.id for one in revoked}

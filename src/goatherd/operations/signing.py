@@ -79,17 +79,38 @@ async def examine_signature(provider: SecretProvider, secret_id: str) -> Examine
     document = decode_document(found.value.reveal())
     if document.is_signed:
         return Examined(version=found.version.id, document=document)
+    last = await _last_signed(provider, secret_id, document)
+    if last is None:
+        return Examined(version=found.version.id, document=document)
+    signed_version, signed = last
+    return Examined(
+        version=found.version.id,
+        document=document,
+        signed_version=signed_version,
+        signed=signed,
+        changes=tuple(describe_changes(signed, document)),
+    )
+
+
+async def _last_signed(
+    provider: SecretProvider, secret_id: str, document: IdentityDocument
+) -> tuple[VersionId, IdentityDocument] | None:
+    """Return the version that a root signed last before a document.
+
+    A write that lost its race leaves a signed version, too, in a store that writes a value before it points at it. So
+    the version whose signature the document still bears goes before a newer one.
+    """
+    newest, mark = None, document.signature
     async for version, earlier in read_earlier(provider, secret_id):
         # An unsigned one is good enough only where the current one has a generation that nothing can have reached.
-        if earlier.is_signed or (document.signature is None and earlier.generation <= MAX_JUMP < document.generation):
-            return Examined(
-                version=found.version.id,
-                document=document,
-                signed_version=version.id,
-                signed=earlier,
-                changes=tuple(describe_changes(earlier, document)),
-            )
-    return Examined(version=found.version.id, document=document)
+        if not earlier.is_signed and (mark is not None or not earlier.generation <= MAX_JUMP < document.generation):
+            continue
+        newest = newest or (version.id, earlier)
+        if mark is None or earlier.generation < mark.generation:
+            break
+        if earlier.signature == mark:
+            return version.id, earlier
+    return newest
 
 
 async def sign_current(provider: SecretProvider, secret_id: str, examined: Examined, now_ms: int) -> IdentityDocument:

@@ -33,6 +33,7 @@ from goatherd.errors import (
     ConfigurationError,
     ConflictError,
     DecodeError,
+    GenerationError,
     IllegalStepError,
     NodeError,
     NodeRefusedError,
@@ -56,8 +57,7 @@ from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.rotation.vouching import introduction_ids, session_commit
-from goatherd.server_answers import ServerIdentity
+from goatherd.rotation.vouching import earlier_introduction, introduction_ids, session_commit
 
 if TYPE_CHECKING:
     from goatherd.server_answers import HeldCommit, ServerIdentity
@@ -128,6 +128,7 @@ class Revoker:
         self._has_waited = False
         self._instances: dict[str, str] = {}
         self._signatures = SignatureCheck(provider, secret_id, self._identities)
+        self._highest = 0
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -179,6 +180,7 @@ class Revoker:
             StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
                 restored. Nothing was written. `distrust` overrules a server.
             ProviderError: The store did not take part. Run it again.
+            GenerationError: The store shows an older identity than it has shown before.
             StuckError: The store refuses a change although nothing in it changes.
             RotationError: A node did not keep what was pushed to it.
             LifetimeError: The new root would live too short.
@@ -202,6 +204,7 @@ class Revoker:
         if frozen is not None:
             entry = _entry(document, session_id)
             await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
+            await self._timed("introduce roots", self._introduce_roots(document, known))
             document = await self._settled(document, session_id)
         return await self._finished(document, session_id, destroy=destroy)
 
@@ -401,7 +404,11 @@ class Revoker:
         if not complete:
             return document, None
         if entry.freeze is not None:
-            frozen = FrozenList.union([frozen, await self._known(entry.freeze.digest, frozen)])
+            before = await self._find_list(entry.freeze.digest, frozen)
+            if before is None and any(one.problem is not None for one in ours):
+                raise _list_lost()  # who has failed may have it
+            # A list that no server has any more binds nobody: it is given up for what they hold now.
+            frozen = frozen if before is None else FrozenList.union([frozen, before])
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(frozen.digests - found.digests)
         await self._describe(document, session_id, lists, frozen)
@@ -519,8 +526,11 @@ class Revoker:
         await self._on_each(list(asked), ask, is_long=True)
 
     async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
-        async def change(document: IdentityDocument) -> IdentityDocument:
-            now_ms = self._clock.now_ms()
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            now_ms, freeze = self._clock.now_ms(), _entry(document, session_id).freeze
+            # A store may apply a write and report a conflict, so this may be our own.
+            if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
+                return None
             return transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
 
         changed, _ = await self._rewrite("write the closed list of commits", change)
@@ -538,7 +548,17 @@ class Revoker:
         return known
 
     async def _known(self, digest: str, union: FrozenList) -> FrozenList:
-        """Return the list that the identity names, from whoever has it."""
+        """Return the list that the identity names, from whoever has it.
+
+        Raises:
+            RotationError: Nobody has it.
+        """
+        found = await self._find_list(digest, union)
+        if found is None:
+            raise _list_lost()
+        return found
+
+    async def _find_list(self, digest: str, union: FrozenList) -> FrozenList | None:
         if union.digest == digest:
             return union
         found: list[FrozenList] = []
@@ -549,12 +569,7 @@ class Revoker:
                 found.append(one)
 
         await self._on_each([one.url for one in self._outcomes.values() if not one.is_unmodified], ask, is_long=True)
-        if not found:
-            raise RotationError(
-                "no node has the list of what the cluster held, and what they hold now differs from it",
-                hint="Close it anew with what they hold now: --reopen.",
-            )
-        return found[0]
+        return found[0] if found else None
 
     async def _hand_over(self, document: IdentityDocument, frozen: FrozenList, urls: Iterable[str]) -> None:
         async def give(node: RevocableNode) -> None:
@@ -582,6 +597,26 @@ class Revoker:
             clock=self._clock,
         )
 
+    async def _introduce_roots(self, document: IdentityDocument, known: Collection[str]) -> None:
+        """Introduce the other good roots by the one that signs now: some were introduced by the revoked one alone.
+
+        Clients that are told of the current root only, since the others have expired, verify by it what those have
+        signed.
+        """
+        without = {document.current.id, *document.revoked_ids}
+        if document.next is not None:
+            without.add(document.next.id)  # somebody's rotation, which introduces it
+        good = [root.id for root in document.roots if root.id not in without]
+        commits = [earlier_introduction(document, one, org=self._org) for one in good]
+        todo = [one for one in commits if one["id"] not in known]
+        if not todo:
+            return
+
+        async def introduce(node: RevocableNode) -> None:
+            await node.push(SESSIONS, todo, document.current, self._clock.now_ms())
+
+        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
+
     def _has_only_unmodified(self) -> bool:
         return bool(self._outcomes) and all(one.is_unmodified for one in self._outcomes.values())
 
@@ -608,6 +643,7 @@ class Revoker:
             # Nodes that fail have their problem noted, and are asked again below.
             with suppress(NodeError):
                 await resettler.introduce_again(document, entry, found, known, comes_back=False)
+                await self._introduce_roots(document, known)
             done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
             if done or self._clock.monotonic() >= deadline:
                 return
@@ -624,8 +660,9 @@ class Revoker:
         if entry.settled_at is not None or entry.freeze is None or not done:
             return document
 
-        async def change(document: IdentityDocument) -> IdentityDocument:
-            return transitions.settle(document, session_id, self._clock.now_ms())
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            is_recorded = _entry(document, session_id).settled_at is not None
+            return None if is_recorded else transitions.settle(document, session_id, self._clock.now_ms())
 
         changed, _ = await self._rewrite("record the revocation as settled", change)
         self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
@@ -714,8 +751,25 @@ class Revoker:
         return await call
 
     async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
-        found = await self._store(self._provider.read(self._secret_id, CURRENT))
-        return decode_document(found.value.reveal()), found.version
+        """Read the identity; one that is older than what this run has read or written is read again.
+
+        Raises:
+            GenerationError: The store goes on showing the older one.
+        """
+        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
+        while True:
+            found = await self._store(self._provider.read(self._secret_id, CURRENT))
+            document = decode_document(found.value.reveal())
+            if document.generation >= self._highest:
+                self._highest = document.generation
+                return document, found.version
+            if self._clock.monotonic() >= until:
+                raise GenerationError(
+                    f"the store shows generation {document.generation} after it has shown {self._highest}",
+                    hint="Its replicas disagree, or somebody wrote an old value back.",
+                )
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
 
     async def _check_history(self) -> IdentityDocument:
         async def read() -> IdentityDocument:
@@ -767,7 +821,7 @@ class Revoker:
                 await self._signatures.check(document)
                 changed = await change(document)
                 if changed is None:
-                    await self._move_stable(version)
+                    await self._move_stable(document, version)
                     return document, False
                 try:
                     await self._write(changed, version.id)
@@ -781,23 +835,36 @@ class Revoker:
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""
-        await self._store(
+        version = await self._store(
             self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
-        _, version = await self._read()
-        await self._move_stable(version)
+        self._highest = max(self._highest, document.generation)
+        await self._move_stable(document, version)
         self._take(document, self._report.revoked_id)
         await self._tell(document, tuple(self._nodes))
 
-    async def _move_stable(self, version: SecretVersion) -> None:
-        if STABLE in version.labels:
+    async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
+        """Put ``stable`` on a version, unless somebody's rotation is under way in it, which may have to go back."""
+        if STABLE in version.labels or document.rotation is not None:
             return
-        listed = await self._store(self._provider.versions(self._secret_id))
-        at = next((one.id for one in listed if STABLE in one.labels), None)
-        try:
-            await self._store(self._provider.label(self._secret_id, STABLE, version.id, expected=at))
-        except ConflictError:
-            self._emit(ConflictMet())  # somebody else has moved it; whoever writes next looks again
+        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
+        while True:
+            listed = await self._store(self._provider.versions(self._secret_id))
+            at = next((one.id for one in listed if STABLE in one.labels), None)
+            if at == version.id:
+                return
+            try:
+                await self._store(self._provider.label(self._secret_id, STABLE, version.id, expected=at))
+            except ConflictError:
+                self._emit(ConflictMet())
+            else:
+                return
+            # Somebody else has moved it, or the list was an old one. Whoever has written since moves it on.
+            _, now = await self._read()
+            if now.id != version.id or self._clock.monotonic() >= until:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
 
     async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
         """Tell the nodes to look; one that does not know the successor yet still listens to the stolen root."""
@@ -844,7 +911,7 @@ class Revoker:
         self._report = RevocationReport(revoked_id=session_id)
         self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
         self._stolen, self._has_waited = None, False
-        self._instances = {}
+        self._instances, self._highest = {}, 0
         if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
             raise ConfigurationError(
                 f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",
@@ -892,3 +959,10 @@ class Revoker:
 
 def _entry(document: IdentityDocument, session_id: str) -> Revocation:
     return next(one for one in document.revoked if one.id == session_id)
+
+
+def _list_lost() -> RotationError:
+    return RotationError(
+        "no node has the list of what the cluster held, and what they hold now differs from it",
+        hint="Close it anew with what they hold now: --reopen.",
+    )

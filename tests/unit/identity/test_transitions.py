@@ -176,6 +176,14 @@ def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() 
     assert not shows_key(encode_document(document).decode(), A, B)
 
 
+def test_an_earlier_root_that_was_to_sign_again_is_not_revoked_with_the_current_one() -> None:
+    document = restore(rotated(), A, now_ms=LATER, rotation_id="r", started_by="", stable_version="7")
+    assert document.next == A
+    document = revoke(document, B.id, LATER, reason="stolen", successor=C)
+    assert (document.revoked_ids, document.next, document.rotation) == ({B.id}, None, None)
+    assert A.session in document.roots, "what it has signed counts"
+
+
 @pytest.mark.parametrize(
     ("session_id", "successor"),
     [

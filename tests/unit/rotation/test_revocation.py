@@ -13,7 +13,14 @@ import httpx2
 import pytest
 
 from goatherd.client import NodeClient
-from goatherd.errors import ConfigurationError, IllegalStepError, NodeUnreachableError, RotationError, UnavailableError
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    IllegalStepError,
+    NodeUnreachableError,
+    RotationError,
+    UnavailableError,
+)
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.freeze import FrozenList, commit_digest
@@ -27,6 +34,7 @@ from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.rotator import Rotator
+from goatherd.rotation.vouching import earlier_introduction
 from goatherd.server_answers import HeldCommit
 from goatherd.settings import FileSettings
 from goatherd.wire.commit import Commit
@@ -80,6 +88,45 @@ class Counting(MemorySecretProvider):
 
     async def destroy(self, *arguments: Any, **options: Any) -> Any:
         return await self._count("destroy", super().destroy(*arguments, **options))
+
+
+class Lagging(MemorySecretProvider):
+    """A store whose reads and lists show once, after each write, what was there before it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before: tuple[Any, Any] | None = None
+
+    async def read(self, *arguments: Any, **options: Any) -> Any:
+        before, self.before = self.before, None if self.before is None else (None, self.before[1])
+        now = await super().read(*arguments, **options)
+        return now if before is None or before[0] is None else before[0]
+
+    async def versions(self, secret_id: str) -> Any:
+        before, self.before = self.before, None if self.before is None else (self.before[0], None)
+        now = await super().versions(secret_id)
+        return now if before is None or before[1] is None else before[1]
+
+    async def write(self, secret_id: str, value: Any, **options: Any) -> Any:
+        before = (await super().read(secret_id, CURRENT), await super().versions(secret_id))
+        done = await super().write(secret_id, value, **options)
+        self.before = before
+        return done
+
+
+class Doubting(MemorySecretProvider):
+    """A store that applies a write and says that it met a conflict, as one whose lists lag does."""
+
+    async def write(self, secret_id: str, value: Any, **options: Any) -> Any:
+        await super().write(secret_id, value, **options)
+        raise ConflictError("not confirmed", provider="memory", secret_id=secret_id, operation="write")
+
+
+class Forgetful(NodeClient):
+    """A server that has lost the frozen lists."""
+
+    async def frozen(self, digest: str) -> bytes | None:
+        return None
 
 
 class Upstream(NodeClient):
@@ -292,6 +339,58 @@ async def test_what_a_node_took_in_too_late_stays_there_until_the_list_is_reopen
         assert all([await node.answers(user) for node in cluster.nodes])
         await first.push(NOTES, [thiefs], b)
         assert await ids(first, NOTES, b) == {thiefs.id}
+
+
+@pytest.mark.parametrize("kind", [Lagging, Doubting])
+async def test_a_store_that_shows_what_was_before_a_write_changes_nothing(
+    tmp_path: Path, kind: type[MemorySecretProvider]
+) -> None:
+    a = root("root-a")
+    document = document_of(a)
+    provider = kind()
+    async with provider:
+        await provider.create(SECRET, encode_document(document))
+    async with cluster_of(tmp_path, document, provider=provider) as cluster:
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert report.is_complete
+        assert (await cluster.document()).generation == document.generation + 3, "each step is written once"
+        (current,) = [one for one in await MemorySecretProvider.versions(provider, SECRET) if CURRENT in one.labels]
+        assert STABLE in current.labels, "there is no going back behind a revocation"
+
+
+async def test_the_root_that_takes_over_introduces_the_earlier_ones(tmp_path: Path) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, after_a_rotation(a, b)) as cluster:
+        assert (await cluster.revoker().revoke(b.id, reason="stolen")).is_complete
+        document = await cluster.document()
+        wanted = earlier_introduction(document, a.id, org="localhost")["id"]
+        for node in cluster.nodes:
+            assert wanted in await ids(node, SESSIONS, document.current)
+
+
+async def test_a_list_that_no_server_has_any_more_is_closed_anew(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        await cluster.nodes[0].push(NOTES, [signed_commit(a)], a)
+        alone = cluster.revoker(trust_alone=["http://node-0"])
+        before = await alone.revoke(a.id, reason="stolen")
+        nodes = [client_of(server, f"http://node-{n}", Forgetful) for n, server in enumerate(cluster.servers)]
+        with pytest.raises(RotationError, match="no node has the list") as caught:
+            await cluster.revoker(nodes).revoke(a.id, reason="stolen")
+        assert "--reopen" in caught.value.hint
+        report = await cluster.revoker(nodes).revoke(a.id, reason="stolen", reopen=True)
+        assert (report.is_complete, report.frozen) == (True, before.frozen - 1)
+
+
+async def test_stable_stays_where_somebody_elses_rotation_would_go_back_to(tmp_path: Path) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        steady = await cluster.document()
+        (stable,) = [one.id for one in await cluster.provider.versions(SECRET) if STABLE in one.labels]
+        await cluster.put(after_a_rotation(a, b, Phase.PUBLISHED, first=steady))
+        assert (await cluster.revoker().revoke(a.id, reason="stolen")).is_complete
+        assert [one.id for one in await cluster.provider.versions(SECRET) if STABLE in one.labels] == [stable]
 
 
 async def test_a_session_that_is_left_out_is_believed_no_more(tmp_path: Path) -> None:

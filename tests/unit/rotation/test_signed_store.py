@@ -12,6 +12,7 @@ from goatherd.identity.document import document_tree
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.text import pretty
+from goatherd.identity.transitions import sign_again
 from goatherd.operations.signing import SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.base import CURRENT, STABLE
 from goatherd.rotation import Phase
@@ -157,6 +158,21 @@ async def test_taking_back_writes_the_last_signed_version_as_the_next_generation
     verify_successor(written, signed)
     await rotator_for(herd).rotate()
     await check_steady(herd)
+
+
+async def test_taking_back_takes_no_version_that_was_never_current(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    signed = await check_steady(herd)
+    # A write that lost its race, in a store that writes a value before it points at it.
+    lost = sign_again(signed, herd.clock.now_ms(), after=signed.generation)
+    await herd.provider.write(herd.secret_id, encode_document(lost), label="parked", expected=None)
+    orphan = (await herd.provider.versions(herd.secret_id))[0].id
+    await herd.provider.unlabel(herd.secret_id, "parked", expected=orphan)
+    await put(herd, changed(signed, keeps_signature=True, history=[]))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.signed == signed
+    assert examined.signed_version != orphan
 
 
 @pytest.mark.parametrize("was_signed", [True, False])

@@ -4,7 +4,7 @@
 - `dice`, `keys`: where every random bit and every key comes from.
 - `machine`, `network`, `store`: clocks, disks, HTTP and a secret store, all of which fail.
 - `world`, `trace`: what everybody in a run shares, and its story.
-- `node`, `people`: servers, clients and operators.
+- `node`, `people`: servers, clients and operators; `revocations`: a stolen root; `liar`: a server that answers falsely.
 - `scenario`, `herd`: what goes wrong, and those whom it befalls.
 - `invariants`: what must be true in the end.
 - `run`: one run from seed to verdict; ``python -m goatherd.testing.simulation --seed 7`` tells it.

@@ -8,17 +8,21 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Final
 
-from goatherd.errors import ConflictError, ProviderError
+from goatherd.errors import ConflictError, ProviderError, RotationBusyError
 from goatherd.identity.document import decode_document, document_tree, encode_document
+from goatherd.identity.freeze import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import create
 from goatherd.operations.signing import examine_signature, sign_earlier
 from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.rotation import Outcome
 from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.liar import INVALID, Liar
 from goatherd.testing.simulation.node import SimulatedNode
 from goatherd.testing.simulation.people import Goal, Operator, SimulatedClient
+from goatherd.testing.simulation.revocations import Order, loot, thiefs_session, uncounted
 from goatherd.testing.simulation.scenario import Command, Fate, Fault, Ill, Scenario
 from goatherd.testing.simulation.store import NOTICED
 from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
@@ -26,6 +30,7 @@ from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSION
 COMMAND_LIMIT: Final = 120.0
 """Seconds within which every command ends by itself, whatever is wrong: its phases' deadlines, and some more."""
 CONVERGED_WITHIN: Final = 120.0
+_BUSY: Final = RotationBusyError.code
 _LIFETIME: Final = timedelta(days=90)
 
 
@@ -53,6 +58,12 @@ class Herd:
             for number in range(scenario.clients)
         ]
         self.operators: list[Operator] = []
+        self.liar: SimulatedNode | None = None
+        if scenario.lie is not None:
+            self.liar = self.nodes[scenario.nodes - 1]
+            self.liar.liar = Liar(
+                scenario.lie, Dice(seed, "liar"), another=self._another_instance, claimed=self._of_thieves
+            )
 
     def found(self) -> None:
         """Make the identity and put it in the store, before anybody is there to see it."""
@@ -95,6 +106,8 @@ class Herd:
             node.clock.skew = timedelta(0)
             if node.process is None:
                 node.start()
+        if self.liar is not None:
+            self.liar.liar = None
         world.is_calm = True
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
@@ -103,11 +116,13 @@ class Herd:
         await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
         await self._take_back()
 
-    async def command(self, name: str, goal: Goal, *, skew: timedelta = timedelta(0)) -> Operator:
+    async def command(
+        self, name: str, goal: Goal, *, skew: timedelta = timedelta(0), order: Order | None = None
+    ) -> Operator:
         """Run one command on the mended herd, to its end."""
         operator = Operator(self.world, name, skew)
         self.operators.append(operator)
-        await self._ended(operator, operator.begin(goal, [node.url for node in self.nodes]))
+        await self._ended(operator, operator.begin(goal, [node.url for node in self.nodes], order))
         return operator
 
     async def converge(self) -> bool:
@@ -129,11 +144,12 @@ class Herd:
             return False
         generation = self.world.promises.documents[-1][1].generation
         held: set[tuple[frozenset[str], ...]] = set()
+        without = uncounted(self.nodes, self.world.promises.documents[-1][1])
         for node in self.nodes:
             if node.database is None or node.generation != generation or node.database.status.is_degraded:
                 return False
             repositories = node.database.engine.repositories
-            held.add(tuple(frozenset(repositories[path].ids) for path in (SESSIONS, NOTES)))
+            held.add(tuple(frozenset(repositories[path].ids) - without for path in (SESSIONS, NOTES)))
         return len(held) == 1
 
     # --- what happens -------------------------------------------------------------------------------------------------
@@ -192,9 +208,28 @@ class Herd:
             elif command.fate is Fate.INTERRUPTED:
                 operator.cancel_at(command.step)
             known = self.nodes if self._knows_joiner() else self.nodes[: self.scenario.nodes]
-            await self._ended(operator, operator.begin(command.goal, [node.url for node in known]))
+            order = Order(quorum=self.scenario.quorum)
+            await self._ended(operator, operator.begin(command.goal, [node.url for node in known], order))
+            self._judge(operator, command)
         finally:
             ended[number].set()
+
+    def _judge(self, operator: Operator, command: Command) -> None:
+        """See that a lie ends no command but as that server's failure. Where there is other trouble nobody can tell."""
+        scenario, liar = self.scenario, self.liar
+        if liar is None or scenario.faults or any(one.fate is not None or one.skew for one in scenario.commands):
+            return
+        problem = how_it_failed(operator, command.goal, liar.url, scenario)
+        if problem is not None:
+            self.world.promises.broken.append(f"{operator.name}: {problem}")
+
+    def _another_instance(self) -> str | None:
+        return next((node.database.instance for node in self.nodes if node.database is not None), None)
+
+    def _of_thieves(self) -> frozenset[bytes]:
+        roots = [loot(self.world, root_id) for root_id in self.world.promises.stolen]
+        digests = [commit_digest(thiefs_session(root)) for root in roots if root is not None]
+        return frozenset(digest for digest in digests if digest is not None)
 
     def _knows_joiner(self) -> bool:
         return self.scenario.joiner_listed and self.nodes[-1].lives > 0
@@ -292,3 +327,23 @@ class Herd:
             self.world.network.mended()
 
         return mend
+
+
+def how_it_failed(operator: Operator, goal: Goal, liar: str, scenario: Scenario) -> str | None:
+    """Return why the end of a command in a herd with nothing but one liar is not as it must be; None if it is."""
+    said = operator.ended or "nothing"
+    if goal.is_revocation:
+        return None if operator.revocation is not None else f"a lie ended a revocation: {said}"
+    report = operator.report
+    is_outvoted = goal is Goal.ROTATE and scenario.quorum is not None and scenario.lie in INVALID
+    if is_outvoted and (report is None or report.outcome is not Outcome.ROTATED):
+        return f"a quorum did not outvote a server without a valid answer: {said}"
+    if report is None:
+        return None if liar in said or _BUSY in said else f"a lie ended {goal} with: {said}"
+    if goal is not Goal.ROTATE or report.outcome is Outcome.ROTATED:
+        return None
+    return (
+        None
+        if liar in (report.reason or "")
+        else f"a lie ended a rotation without the liar being named: {report.reason}"
+    )

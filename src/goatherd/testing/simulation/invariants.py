@@ -5,17 +5,29 @@ What is watched while a run goes on (generations, refusals, what escapes) stands
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
-from goatherd.errors import GoatherdError, NodeError, VerificationError
+from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, VerificationError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.recorded_times import recorded_ahead_ms
+from goatherd.identity.session import OwnedSession
 from goatherd.providers.base import CURRENT, STABLE, SecretBytes, VersionState
 from goatherd.rotation.vouching import introduction_id
 from goatherd.testing.simulation.herd import Herd
+from goatherd.testing.simulation.liar import invented
+from goatherd.testing.simulation.people import Operator
+from goatherd.testing.simulation.revocations import (
+    frozen_lists,
+    holders,
+    loot,
+    thiefs_session,
+    uncounted,
+)
 from goatherd.testing.simulation.world import FIRST_ROOT, NOTES, ORG, SESSIONS
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -37,6 +49,8 @@ def restorable_root(herd: Herd) -> str | None:
     platform, document = herd.world.platform, herd.world.promises.documents[-1][1]
     last = next((one for one in reversed(document.history) if one.event != "retired"), None)
     previous = document.rotated_from
+    if previous in document.revoked_ids:
+        return None
     if previous is None or (last is not None and last.event == "rolled-back" and last.to_id == previous):
         return None
     for number, value in platform.values.items():
@@ -79,13 +93,64 @@ async def new_client(herd: Herd) -> list[str]:
         notes = [Commit.from_json(raw, org=ORG) for raw in await client.pull(NOTES, owned)]
     except (NodeError, GoatherdError) as error:
         return [f"a new client fails: {error}"]
+    # GoatDB's clients know of no revocation: what a revoked root itself has signed is for servers.
+    revoked = herd.world.promises.documents[-1][1].revoked_ids
+    missing = herd.world.promises.written.keys() - {commit.id for commit in notes} - _uncounted(herd)
+    sessions = [commit for commit in sessions if commit.session not in revoked]
+    notes = [commit for commit in notes if commit.session not in revoked]
     wrong = [f"a new client cannot verify {what}" for what in _unverifiable(pool, [*sessions, *notes])]
     # Once the others have expired, the root that signs is the only one that anybody is told of (hazard 3).
     later = TrustPool(org=ORG, current=owned, roots=[root for root in roots if root.id == _signer(herd)])
     later.offer_session_commits(sessions)
     wrong += [f"a client of later cannot verify {what}" for what in _unverifiable(later, [*sessions, *notes])]
-    missing = herd.world.promises.written.keys() - {commit.id for commit in notes}
     return wrong + [f"a new client does not get note {commit_id}" for commit_id in sorted(missing)]
+
+
+async def after_revoking(herd: Herd) -> list[str]:
+    """Return what a stolen root can still do, once every revocation is complete."""
+    document, wrong = herd.world.promises.documents[-1][1], []
+    for root_id in herd.world.promises.stolen:
+        if root_id not in document.revoked_ids:
+            wrong.append(f"{root_id} was stolen, and is not revoked")
+            continue
+        stolen = loot(herd.world, root_id)
+        if stolen is not None:
+            wrong += await _try_to_steal(herd, stolen)
+    if any(frozen.digests & invented() for frozen in frozen_lists(herd.nodes, document)):
+        wrong.append("commits that one server alone has invented are in the frozen list")
+    return wrong
+
+
+async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
+    """Be the thief: ask as the stolen root, and bring what it has signed as anybody's."""
+    forged, wrong = thiefs_session(stolen), []
+    for node in herd.nodes:
+        client = herd.world.client(node.url, herd.world.clock)
+        with contextlib.suppress(NodeRefusedError):
+            await client.push(SESSIONS, [forged.to_json()], stolen)
+            wrong.append(f"{node.name} answers {stolen.id}, which is revoked")
+        with contextlib.suppress(NodeRefusedError):
+            anybody, _ = await client.create_session()
+            await client.push(SESSIONS, [forged.to_json()], anybody)
+        assert node.database is not None
+        if forged.id in node.database.engine.repository(SESSIONS):
+            wrong.append(f"{node.name} took a session of a thief, signed by {stolen.id} after its revocation")
+    return wrong
+
+
+def keys_left(herd: Herd, operator: Operator) -> list[str]:
+    """Return what an operator who has revoked a root was told wrongly about versions that hold its key."""
+    report = operator.revocation
+    if report is None:
+        return [f"{operator.name} could not revoke: {operator.ended}"]
+    truth = holders(herd.world, report.revoked_id)
+    wrong = []
+    labels = herd.world.platform.ledger.labels
+    if labels.get(CURRENT) != labels.get(STABLE):
+        wrong.append(f"{operator.name} left stable on version {labels.get(STABLE)}, current on {labels.get(CURRENT)}")
+    if sorted(report.keys_left) != sorted(truth):
+        wrong.append(f"{operator.name} was told that {report.keys_left} hold the revoked key; {truth} do")
+    return wrong
 
 
 def _signer(herd: Herd) -> str:
@@ -100,7 +165,9 @@ def _store(herd: Herd, document: IdentityDocument) -> Iterator[str]:
     if document.rotation is not None or document.next is not None:
         yield "the document is not steady"
     signers = {signer.current.id for _, signer in herd.world.promises.documents}
-    forgotten = signers - {root.id for root in document.roots}
+    # Roots that have left are trusted by their introductions.
+    trusted = [frozenset(node.database.pool.root_ids) for node in herd.nodes if node.database is not None]
+    forgotten = signers - {root.id for root in document.roots} - frozenset.intersection(*trusted)
     if forgotten:
         yield f"{sorted(forgotten)} could have signed, and the document no longer lists them"
     labels = platform.ledger.labels
@@ -133,9 +200,11 @@ def _nodes(herd: Herd, document: IdentityDocument) -> Iterator[str]:
         pool = node.database.pool
         if pool.current.id != document.current.id:
             yield f"{node.name} signs with {pool.current.id}, not with {document.current.id}"
-        strange = {root.id for root in document.roots} - set(pool.root_ids)
+        strange = {root.id for root in document.roots} - set(pool.root_ids) - document.revoked_ids
         if strange:
             yield f"{node.name} does not trust {sorted(strange)}"
+        if followed := document.revoked_ids & {pool.current.id, *pool.root_ids}:
+            yield f"{node.name} still follows {sorted(followed)}, which are revoked"
 
 
 def _commits(herd: Herd) -> Iterator[str]:
@@ -146,21 +215,41 @@ def _commits(herd: Herd) -> Iterator[str]:
         yield f"{len(unheard)} notes of clients were never acknowledged"
     up = [node for node in herd.nodes if node.database is not None]
     held: dict[str, Commit] = {}
+    without = _uncounted(herd)
     for node in up:
         assert node.database is not None
         for path in (SESSIONS, NOTES):
-            held.update({commit.id: commit for commit in node.database.engine.repository(path)})
+            commits = node.database.engine.repository(path)
+            held.update({commit.id: commit for commit in commits if commit.id not in without})
     for node in up:
         assert node.database is not None
         engine = node.database.engine
-        lost = [one for one in promises.written if one not in engine.repository(NOTES)]
+        lost = [one for one in promises.written if one not in engine.repository(NOTES) and one not in without]
         if lost:
             yield f"{node.name} lacks {len(lost)} acknowledged notes, {lost[0]} of {promises.written[lost[0]]} first"
-        unknown = [one for one in signers - {FIRST_ROOT} if introduction_id(one) not in engine.repository(SESSIONS)]
+        introduced = signers - {FIRST_ROOT} - _heirs(herd)
+        unknown = [one for one in introduced if introduction_id(one) not in engine.repository(SESSIONS)]
         if unknown:
             yield f"{node.name} lacks the introduction of {sorted(unknown)}"
         # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before (design §3).
         yield from (f"{node.name} cannot verify {what}" for what in _unverifiable(engine.pool, held.values()))
+
+
+def _heirs(herd: Herd) -> frozenset[str]:
+    """Return the roots that took a stolen one's place while servers may have been out of reach.
+
+    Only the stolen root can introduce them, and nobody listens to it afterwards: who was away then follows by the
+    proof in the identity, and the introduction, if one server alone got it, does not count.
+    """
+    scenario, documents = herd.scenario, [document for _, document in herd.world.promises.documents]
+    if not (scenario.faults or scenario.lie or scenario.skews or scenario.joins_at):
+        return frozenset()
+    pairs = itertools.pairwise(documents)
+    return frozenset(new.current.id for old, new in pairs if old.current.id in new.revoked_ids - old.revoked_ids)
+
+
+def _uncounted(herd: Herd) -> frozenset[str]:
+    return uncounted(herd.nodes, herd.world.promises.documents[-1][1])
 
 
 def _unverifiable(pool: TrustPool, commits: Any) -> list[str]:

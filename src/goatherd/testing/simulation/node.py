@@ -23,12 +23,14 @@ from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.node.database import Database
 from goatherd.settings import CloudSecretSettings, DBSettings
 from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.liar import Liar
 from goatherd.testing.simulation.loop import Process
 from goatherd.testing.simulation.machine import MachineClock, MachineDisk
 from goatherd.testing.simulation.network import Answer
 from goatherd.testing.simulation.world import NOTES, ORG, REFRESH, SECRET, World
 from goatherd.wire.encoding import to_json_bytes
 
+_FROZEN: Final = "/goatherd/v1/frozen/"
 _START_AGAIN: Final = timedelta(seconds=0.5)
 _WRITE_EVERY: Final = (1.0, 4.0)
 
@@ -46,6 +48,7 @@ class SimulatedNode:
         process: Which runs now; None while it is down.
         database: Of that process; None until it serves.
         lives: How often it was started.
+        liar: What it answers falsely; None for a server that was not broken into.
     """
 
     def __init__(self, world: World, name: str, peers: Sequence[str], dice: Dice) -> None:
@@ -55,6 +58,7 @@ class SimulatedNode:
         self.process: Process | None = None
         self.database: Database | None = None
         self.lives = 0
+        self.liar: Liar | None = None
         self._world = world
         self._disk = MachineDisk()
         self._peers = [url for url in peers if url != self.url]
@@ -105,7 +109,8 @@ class SimulatedNode:
         if database is None:
             return Answer(503)
         try:
-            return await self._dispatch(database, method, path, content, headers)
+            answer = await self._dispatch(database, method, path, content, headers)
+            return answer if self.liar is None else self.liar.twist(path, answer)
         except GoatherdError as error:
             self._world.trace.tell(self.name, f"{method} {path} failed: {error.code}: {error}")
             return Answer(500)
@@ -125,6 +130,14 @@ class SimulatedNode:
                 response = await database.answer_session(content)
             case "POST", "/goatherd/v1/refresh":
                 response = await database.answer_refresh(content, headers.get("x-goat-sig"))
+            case "POST", "/goatherd/v1/held":
+                response = await database.freezer.answer_held(content, headers.get("x-goat-sig"))
+            case "POST", "/goatherd/v1/lacking":
+                response = await database.freezer.answer_lacking(content, headers.get("x-goat-sig"))
+            case "POST", "/goatherd/v1/frozen":
+                response = await database.freezer.answer_put(content, headers.get("x-goat-sig"))
+            case "GET", _ if path.startswith(_FROZEN):
+                response = database.freezer.answer_get(path.removeprefix(_FROZEN))
             case "GET", "/goatherd/v1/identity":
                 return Answer(200, to_json_bytes(database.identity()))
             case _:

@@ -1,6 +1,8 @@
-"""Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon and retire.
+"""Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon, retire and
+revoke.
 
-What is real: `goatherd.client.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer.
+What is real: `goatherd.client.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer
+and `goatherd.rotation.revocation.Revoker`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Final
 from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, UnavailableError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
-from goatherd.rotation import Rotator
+from goatherd.rotation import Policy, Quorum, Rotator
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -24,13 +26,16 @@ from goatherd.rotation.events import (
     NodeTold,
     PhaseEntered,
     Report,
+    RevocationStepped,
     RunEnded,
     StoreTroubled,
 )
+from goatherd.rotation.outcome import RevocationReport
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import Process
 from goatherd.testing.simulation.machine import MachineClock
 from goatherd.testing.simulation.node import SimulatedNode
+from goatherd.testing.simulation.revocations import Order, revoke
 from goatherd.testing.simulation.world import NOTES, ORG, SECRET, World
 from goatherd.wire.commit import Commit, new_commit
 
@@ -87,7 +92,8 @@ class SimulatedClient:
             try:
                 await client.push(NOTES, list(self._pending.values()), owned)
             except NodeRefusedError as error:
-                if error.status == _FORBIDDEN:
+                # A session that a stolen root has introduced counts again once a good one has introduced it.
+                if error.status == _FORBIDDEN and not self._world.promises.stolen:
                     self._world.promises.broken.append(f"{self.name} was refused by {self._home.name}: {error}")
             except NodeError:
                 pass
@@ -128,6 +134,13 @@ class Goal(StrEnum):
     RESUME = "resume"
     ABANDON = "abandon"
     RETIRE = "retire"
+    REVOKE = "revoke"
+    REVOKE_EARLIER = "revoke an earlier root"
+
+    @property
+    def is_revocation(self) -> bool:
+        """Whether a root was stolen."""
+        return self in (Goal.REVOKE, Goal.REVOKE_EARLIER)
 
 
 class Operator:
@@ -142,6 +155,7 @@ class Operator:
     Attributes:
         process: His command.
         report: What came of it, if it returned.
+        revocation: What came of a revocation, if it returned.
         ended: How it ended, for people; None while it runs.
         is_left_half_way: Whether it ended because of the store, with a rotation in progress.
     """
@@ -151,6 +165,7 @@ class Operator:
         self._is_credulous = is_credulous
         self.process = Process(world.loop, f"{name}/1")
         self.report: Report | None = None
+        self.revocation: RevocationReport | None = None
         self.ended: str | None = None
         self.is_left_half_way = False
         self._world = world
@@ -162,10 +177,10 @@ class Operator:
         """Whether the command runs."""
         return self._task is not None and self.ended is None
 
-    def begin(self, goal: Goal, nodes: Sequence[str]) -> asyncio.Task[None]:
-        """Run a command against the nodes with these URLs."""
+    def begin(self, goal: Goal, nodes: Sequence[str], order: Order | None = None) -> asyncio.Task[None]:
+        """Run a command against the nodes with these URLs; `order` says how."""
         self._world.trace.tell(self.name, f"runs {goal} for {', '.join(one.removeprefix('http://') for one in nodes)}")
-        self._task = self.process.spawn(self._run(goal, nodes), goal)
+        self._task = self.process.spawn(self._run(goal, nodes, order or Order()), goal)
         return self._task
 
     def set_clock_at(self, step: int, skew: timedelta) -> None:
@@ -198,9 +213,13 @@ class Operator:
         self.ended = "killed"
         self._world.loop.create_task(self.process.kill())
 
-    async def _run(self, goal: Goal, nodes: Sequence[str]) -> None:
+    async def _run(self, goal: Goal, nodes: Sequence[str], order: Order) -> None:
         try:
-            self.report = await self._command(goal, nodes)
+            if goal.is_revocation:
+                self.revocation = await self._revocation(goal, nodes, order)
+                self._end("complete" if self.revocation.is_complete else "incomplete")
+                return
+            self.report = await self._command(goal, nodes, order)
             self._end(f"{self.report.outcome}")
         except asyncio.CancelledError:
             self._end("interrupted")
@@ -217,14 +236,14 @@ class Operator:
             self.ended = how
             self._world.trace.tell(self.name, f"ends: {how} (after {self.process.steps} steps)")
 
-    async def _command(self, goal: Goal, nodes: Sequence[str]) -> Report:
+    async def _command(self, goal: Goal, nodes: Sequence[str], order: Order) -> Report:
         async with self._world.store(self._clock) as store:
             rotator = Rotator(
                 store,
                 SECRET,
                 [self._world.client(url, self._clock) for url in nodes],
                 org=ORG,
-                policy=replace(self._world.policy, clock_tolerance=_ANY) if self._is_credulous else self._world.policy,
+                policy=self._policy(order),
                 clock=self._clock,
                 started_by=self.name,
                 on_event=self._on_event,
@@ -240,6 +259,27 @@ class Operator:
                     return await rotator.abandon()
                 case Goal.RETIRE:
                     return await rotator.retire()
+                case _:
+                    raise AssertionError(f"{goal} is no rotation")
+
+    def _policy(self, order: Order) -> Policy:
+        policy = self._world.policy
+        if self._is_credulous:
+            policy = replace(policy, clock_tolerance=_ANY)
+        return policy if order.quorum is None else replace(policy, quorum=Quorum(count=order.quorum))
+
+    async def _revocation(self, goal: Goal, nodes: Sequence[str], order: Order) -> RevocationReport:
+        async with self._world.store(self._clock) as store:
+            clients = [self._world.client(url, self._clock) for url in nodes]
+            return await revoke(
+                self._world,
+                store,
+                clients,
+                self._clock,
+                order,
+                earlier=goal is Goal.REVOKE_EARLIER,
+                heard=self._on_event,
+            )
 
     def _on_event(self, event: Event) -> None:
         if self.process.is_dead:
@@ -256,6 +296,8 @@ class Operator:
                 trace.tell(self.name, "meets a conflict")
             case StoreTroubled():
                 trace.tell(self.name, f"has trouble with the store: {event.error}")
+            case RevocationStepped():
+                trace.tell(self.name, f"revokes {event.revoked_id[:8]}: {event.step}, generation {event.generation}")
             case NodesSeen():
                 trace.detail(self.name, f"sees {'; '.join(str(node) for node in event.nodes)}")
             case RunEnded() | NodeTold():

@@ -17,6 +17,7 @@ from goatherd.testing.simulation.dice import Dice, loaded
 from goatherd.testing.simulation.herd import Herd
 from goatherd.testing.simulation.loop import VirtualLoop
 from goatherd.testing.simulation.people import Goal
+from goatherd.testing.simulation.revocations import Order
 from goatherd.testing.simulation.scenario import MOST_SKEW, Scenario, draw
 from goatherd.testing.simulation.world import POLICY, WRONG_CLOCKS_POLICY, World
 
@@ -114,11 +115,12 @@ async def _whole(herd: Herd) -> None:
     broken = herd.world.promises.broken
     await herd.live()
     await herd.heal()
-    await herd.command("mender", Goal.RESUME)
+    await _carried_on(herd)
     if not await herd.converge():
         broken.append("the nodes did not come to hold the same")
     broken += invariants.at_rest(herd)
     broken += await invariants.new_client(herd)
+    broken += await invariants.after_revoking(herd)
     if herd.scenario.is_restored:
         broken += await _restore(herd)
     if herd.scenario.is_rotated_again:
@@ -149,6 +151,37 @@ async def _corrected(herd: Herd, broken: list[str]) -> None:
     if operator.report is None:
         broken.append(f"retiring failed: {operator.ended}")
     broken += invariants.after_retiring(herd)
+
+
+async def _carried_on(herd: Herd) -> None:
+    """Carry on with whatever was begun."""
+    if herd.scenario.is_resumed_first or not herd.world.promises.stolen:
+        await herd.command("mender", Goal.RESUME)
+    for root_id in tuple(herd.world.promises.stolen):
+        await _revoke(herd, root_id)
+    if herd.world.promises.stolen and not herd.scenario.is_resumed_first:
+        await herd.command("mender", Goal.RESUME)
+
+
+async def _revoke(herd: Herd, root_id: str) -> None:
+    """Be the operator who runs a revocation again, takes every server's word of what it alone holds, and destroys."""
+    urls, pause = [node.url for node in herd.nodes], herd.world.platform.trouble.lag + 0.1
+    broken = herd.world.promises.broken
+    for number, order in enumerate(
+        (
+            Order(root_id=root_id),
+            Order(root_id=root_id, reopen=True, trust_alone=urls),
+            Order(root_id=root_id, destroy=True),
+        )
+    ):
+        operator = await herd.command(f"guard-{number}", Goal.REVOKE, order=order)
+        await asyncio.sleep(pause)
+        broken += invariants.keys_left(herd, operator)
+        if operator.revocation is not None and not operator.revocation.is_complete:
+            problems = {node.url: node.problem for node in operator.revocation.nodes}
+            broken.append(f"{operator.name}: the revocation of {root_id} is not complete: {problems}")
+    if operator.revocation is not None and operator.revocation.keys_left:
+        broken.append(f"versions {operator.revocation.keys_left} still hold the key of {root_id}, which was destroyed")
 
 
 async def _restore(herd: Herd) -> list[str]:

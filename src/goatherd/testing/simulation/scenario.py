@@ -13,6 +13,7 @@ from typing import Final
 
 from goatherd.providers.base import ReadConsistency
 from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.liar import Lie
 from goatherd.testing.simulation.people import Goal
 from goatherd.testing.simulation.store import Kind
 
@@ -128,6 +129,10 @@ class Scenario:
         wrong_clocks: Which operators' clocks are days wrong; mended with everything else.
         altered_at: When somebody who can write to the store, but holds no key, alters the document, in seconds; None
             for never.
+        lie: What one server answers falsely, from the beginning until all is mended; None where all are honest.
+        quorum: How many servers must follow the operators' rotations; None for all.
+        is_resumed_first: Whether, once all is mended, somebody carries on with a rotation before somebody else does
+            with a revocation.
         is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
         is_rotated_again: Whether, once all is mended, a second rotation must come to a good end.
     """
@@ -143,6 +148,9 @@ class Scenario:
     commands: tuple[Command, ...] = (Command(goal=Goal.ROTATE, at=0.5),)
     wrong_clocks: tuple[WrongClock, ...] = ()
     altered_at: float | None = None
+    lie: Lie | None = None
+    quorum: int | None = None
+    is_resumed_first: bool = False
     is_restored: bool = False
     is_rotated_again: bool = True
 
@@ -162,6 +170,8 @@ class Scenario:
             days = wrong.skew / timedelta(days=1)
             more = ", compared with no other" if wrong.is_credulous else ""
             lines.append(f"ops-{wrong.command}: clock off by {days:.1f} days from step {wrong.step} on{more}")
+        if self.lie is not None:
+            lines.append(f"node-{self.nodes - 1} answers falsely: {self.lie}; quorum: {self.quorum or 'all'}")
         for fault in self.faults:
             lines.append(f"{fault.ill} (node-{fault.machine}) at {fault.at:.1f} s for {fault.lasts:.1f} s")
         return lines
@@ -191,7 +201,9 @@ def draw(seed: int) -> Scenario:
     if blips.chance(0.15):
         scenario = _with_blips(scenario, blips)
     clocks = Dice(seed, "clocks")
-    return _with_wrong_clocks(scenario, clocks) if clocks.chance(0.2) else scenario
+    if clocks.chance(0.2):
+        return _with_wrong_clocks(scenario, clocks)
+    return _with_liar(seed, _with_theft(seed, scenario))
 
 
 def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
@@ -227,6 +239,42 @@ def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
         wrong_clocks=tuple(wrong),
         kind=replace(scenario.kind, is_timeless=dice.chance(0.5)),
     )
+
+
+def _with_theft(seed: int, scenario: Scenario) -> Scenario:
+    """Have a root be revoked in every eighth run, mostly while somebody else is at work."""
+    dice = Dice(seed, "thefts")
+    if not dice.chance(0.125):
+        return scenario
+    others, commands = len(scenario.commands), list(scenario.commands)
+    first = dice.choice([Goal.REVOKE, Goal.REVOKE, Goal.REVOKE_EARLIER])
+    if dice.chance(0.6):  # while others are at work
+        commands.append(_command(dice, first, at=dice.uniform(0.1, 7), dies=0.5))
+    else:
+        commands.append(_command(dice, first, at=dice.uniform(0, 2), after=0, dies=0.5))
+    if dice.chance(0.3):  # nobody else is
+        commands = [replace(commands[-1], after=None)]
+        others = 0
+    if dice.chance(0.3):  # another one, at the same time or when the first has ended
+        after = dice.choice([None, others])
+        commands.append(_command(dice, Goal.REVOKE, at=dice.uniform(0.1, 7), after=after, dies=0.5))
+    return replace(scenario, commands=tuple(commands), is_resumed_first=dice.chance(0.5))
+
+
+def _with_liar(seed: int, scenario: Scenario) -> Scenario:
+    """Have one of three servers lie in every tenth run. Half of these runs know no other trouble."""
+    dice = Dice(seed, "lies")
+    if not dice.chance(0.1):
+        return scenario
+    scenario = replace(
+        scenario, nodes=3, joins_at=None, lie=dice.choice(list(Lie)), quorum=2 if dice.chance(0.6) else None
+    )
+    if dice.chance(0.5):
+        calm = replace(scenario.commands[0], fate=None, skew=timedelta(0))
+        commands = (calm, Command(goal=Goal.REVOKE, at=1.0, after=0)) if dice.chance(0.4) else (calm,)
+        return replace(scenario, faults=(), skews=(), lag=0.0, commands=commands, altered_at=None)
+    faults = tuple(replace(one, machine=one.machine % 3, other=(one.machine + 1) % 3) for one in scenario.faults)
+    return replace(scenario, faults=faults, skews=())
 
 
 def _skew(dice: Dice) -> timedelta:

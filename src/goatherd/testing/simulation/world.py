@@ -14,6 +14,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretBytes
 from goatherd.rotation import Policy
 from goatherd.testing.simulation.dice import Dice
+from goatherd.testing.simulation.liar import MARK
 from goatherd.testing.simulation.loop import VirtualLoop
 from goatherd.testing.simulation.machine import MachineClock
 from goatherd.testing.simulation.network import Network
@@ -25,6 +26,7 @@ ORG: Final = "localhost"
 SESSIONS: Final = "/sys/sessions"
 NOTES: Final = "/data/notes"
 FIRST_ROOT: Final = "root-a"
+_BELIEVABLE: Final = 2**20
 REFRESH: Final = timedelta(seconds=3)
 PEER_TIMEOUT: Final = timedelta(seconds=8)
 POLICY: Final = Policy(
@@ -51,6 +53,7 @@ class Promises:
     Attributes:
         written: Ids of commits that a node has acknowledged, in order, each with the node.
         wanted: Ids of notes that a client has signed; it goes on offering them until they are acknowledged.
+        stolen: Roots that somebody has begun to revoke, in order.
         documents: What label ``current`` was moved to, in order, each with its version.
         signed_until: When each root was seen to be the current one last, in seconds of the true time.
         broken: What was seen to be wrong while the run went on.
@@ -58,6 +61,7 @@ class Promises:
 
     written: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, None] = field(default_factory=dict)
+    stolen: dict[str, None] = field(default_factory=dict)
     documents: list[tuple[str, IdentityDocument]] = field(default_factory=list)
     signed_until: dict[str, float] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
@@ -119,6 +123,16 @@ class World:
         # SECURITY: no command signs what was altered without the key (tests/simulation, mutant "obliging").
         if documents and document.is_signed and not documents[-1][1].is_signed and not self.is_mending:
             self.promises.broken.append(f"generation {document.generation} goes on from an altered one, and is signed")
+        # SECURITY: nobody's change makes a revoked root count again (tests/simulation, mutant "forgiving").
+        if document.current.id in document.revoked_ids:
+            self.promises.broken.append(f"generation {document.generation}: the root that signs is revoked")
+        if documents and (forgiven := documents[-1][1].revoked_ids - document.revoked_ids):
+            self.promises.broken.append(f"generation {document.generation} forgives {sorted(forgiven)}")
+        if document.generation >= _BELIEVABLE:
+            self.promises.broken.append(f"generation {document.generation} is one that a server has invented")
+        # SECURITY: what a server says gets into the identity only where it can be verified (tests/simulation).
+        if MARK.encode() in value.reveal():
+            self.promises.broken.append(f"generation {document.generation} holds what a server has invented")
         documents.append((version, document))
         signer, phase = document.current.id, document.phase or "steady"
         self.trace.tell(
