@@ -252,7 +252,9 @@ class World:
         removed = self.removed.parts
         if "generation" not in removed and new.generation <= held.generation:
             return False
-        if "lineage" not in removed and not is_grown and not self.options.forks:
+        # Of an earlier or equal generation it says nothing: that is for the generation to refuse.
+        is_told_apart = not is_grown and not self.options.forks and new.generation > held.generation
+        if "lineage" not in removed and is_told_apart:
             return False
         if "lost roots" not in removed and lost_roots(new, held, outlived):
             return False

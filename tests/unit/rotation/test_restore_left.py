@@ -136,7 +136,7 @@ async def test_a_root_that_was_revoked_after_it_had_left_is_not_restored(make_he
         for one in await herd.provider.versions(herd.secret_id)
     ]
     first = next(one.current.session for one in held if one.current.id == "root-a")
-    listed = replace(document, roots=(*document.roots, first), source=None)
+    listed = replace(document, roots=(*document.roots, first))
     revoked = transitions.revoke(listed, "root-a", herd.clock.now_ms(), reason="stolen")
     await herd.provider.write(herd.secret_id, encode_document(revoked), label=CURRENT, expected=current.version.id)
     with pytest.raises(NotRestorableError, match="was revoked"):
