@@ -183,18 +183,21 @@ class RecordingSystem(System):
         self.call(os.fsync, descriptor)
 
 
+READ = ["sync root"]
+"""What a manifest that was not read before takes: it counts once it is on the medium."""
 COMMIT = ["sync manifest.new", "rename manifest.new manifest.json", "sync root"]
 
 
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
-        ("write", ["sync 3.value", "sync root", *COMMIT]),
-        ("label", COMMIT),
-        ("destroy", [*COMMIT, "unlink 1.value", "sync root"]),
+        ("write", [*READ, "sync 3.value", "sync root", *COMMIT]),
+        ("label", [*READ, *COMMIT]),
+        ("destroy", [*READ, *COMMIT, "unlink 1.value", "sync root", *READ]),
         (
             "delete",
             [
+                *READ,
                 *COMMIT,
                 *("unlink 1.value", "unlink 2.value", "sync root"),
                 *("unlink manifest.json", "unlink lock", "rmdir root", "sync {base}"),

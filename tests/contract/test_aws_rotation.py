@@ -19,7 +19,7 @@ from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.machine import Kept
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.herd import FakeClock, Herd
-from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, check_steady, document_of, rotator_for
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def test_five_nodes_rotate_and_go_back_under_the_rotators_policy(fake: Fak
         await herd.add_clients(4)
         fake.policies[ACCESS_KEY] = policy("rotator", f"aws://{REGION}/{herd.secret_id}")
         before = await provider.read(herd.secret_id)
-        report = await rotator_for(herd).rotate()
+        report = await rotator_for(herd, policy=OWN_CLOCK).rotate()
         assert report.outcome is Outcome.ROTATED
         document = await check_steady(herd)
         assert document.current.id == report.to_id
@@ -46,14 +46,14 @@ async def test_five_nodes_rotate_and_go_back_under_the_rotators_policy(fake: Fak
         assert after.version.labels == {CURRENT, STABLE}
         assert (await provider.read(herd.secret_id, before.version.id)).value == before.value
 
-        reached = await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
+        reached = await rotator_for(herd, policy=OWN_CLOCK).rotate(to_phase=Phase.ACTIVATED)
         assert reached.to_id != report.to_id
-        await rotator_for(herd).abandon()
+        await rotator_for(herd, policy=OWN_CLOCK).abandon()
         assert (await document_of(herd)).current.id == report.to_id
         await check_steady(herd)
 
         clock.turn(POLICY.grace + timedelta(days=400))
-        retired = await rotator_for(herd).retire()
+        retired = await rotator_for(herd, policy=OWN_CLOCK).retire()
         assert retired.destroyed == ()
         assert before.version.id in retired.given_up
         assert [stages for stages in fake.stages(herd.secret_id).values() if stages] == [
@@ -110,11 +110,11 @@ async def test_a_stage_of_awss_own_rotation_on_a_version_of_a_cancelled_rotation
     clock = FakeClock()
     async with AWSSecretProvider(AWSAddress(region=REGION, endpoint=fake.url), clock=clock) as provider:
         herd = await Herd.start(provider, clock=clock, nodes=1)
-        await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+        await rotator_for(herd, policy=OWN_CLOCK).rotate(to_phase=Phase.PUBLISHED)
         prepared = (await provider.read(herd.secret_id)).version.id
         fake.set_stage(herd.secret_id, "AWSPENDING", prepared)
-        report = await rotator_for(herd).abandon("enough")
+        report = await rotator_for(herd, policy=OWN_CLOCK).abandon("enough")
         assert report.kept == (Kept(version=prepared, labels=("AWSPENDING",)),)
         assert "AWSPENDING" in fake.stages(herd.secret_id)[prepared]
-        again = await rotator_for(herd).rotate()
+        again = await rotator_for(herd, policy=OWN_CLOCK).rotate()
         assert again.outcome is Outcome.ROTATED

@@ -15,7 +15,7 @@ from goatherd.providers.base import CURRENT, Label
 from goatherd.rotation.machine import Kept
 from goatherd.testing.herd import FakeClock, Herd
 from tests.cluster.test_rotation_on_every_store import STORES, Place, vault
-from tests.unit.rotation.conftest import POLICY, rotator_for
+from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, rotator_for
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +38,12 @@ async def test_a_version_that_a_label_points_at_is_kept_and_named_on_every_store
         herd = await Herd.start(provider, clock=clock, nodes=1)
         first = (await provider.read(place.secret_id, CURRENT)).version.id
         await provider.label(place.secret_id, Label("audit"), first, expected=None)
-        await rotator_for(herd).rotate()
+        await rotator_for(herd, policy=OWN_CLOCK).rotate()
         clock.turn(POLICY.grace + timedelta(days=1))
-        report = await rotator_for(herd).retire()
+        report = await rotator_for(herd, policy=OWN_CLOCK).retire()
         assert report.kept == (Kept(version=first, labels=("audit",)),)
         assert first not in (*report.destroyed, *report.given_up)
         assert len(report.destroyed) + len(report.given_up) >= 1
         held = await provider.read(place.secret_id, Label("audit"))
         assert decode_document(held.value.reveal()).current.id == "root-a"
-        assert (await rotator_for(herd).retire()).kept == report.kept
+        assert (await rotator_for(herd, policy=OWN_CLOCK).retire()).kept == report.kept

@@ -25,7 +25,7 @@ from goatherd.testing.herd import FakeClock, Herd
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import provider_of
 from tests.deadlines import HANG
-from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, check_steady, document_of, rotator_for
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ async def test_five_nodes_rotate_go_back_and_retire_under_the_rotators_role(fake
         async with provider_of(fake, tmp_path, token=token) as provider:
             herd.provider = provider
             before = await provider.read(secret)
-            report = await rotator_for(herd).rotate()
+            report = await rotator_for(herd, policy=OWN_CLOCK).rotate()
             assert report.outcome is Outcome.ROTATED
             document = await check_steady(herd)
             assert document.current.id == report.to_id
@@ -53,14 +53,14 @@ async def test_five_nodes_rotate_go_back_and_retire_under_the_rotators_role(fake
             assert after.version.labels == {CURRENT, STABLE}
             assert (await provider.read(secret, before.version.id)).value == before.value
 
-            reached = await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
+            reached = await rotator_for(herd, policy=OWN_CLOCK).rotate(to_phase=Phase.ACTIVATED)
             assert reached.to_id != report.to_id
-            await rotator_for(herd).abandon()
+            await rotator_for(herd, policy=OWN_CLOCK).abandon()
             assert (await document_of(herd)).current.id == report.to_id
             await check_steady(herd)
 
             clock.turn(POLICY.grace + timedelta(days=400))
-            retired = await rotator_for(herd).retire()
+            retired = await rotator_for(herd, policy=OWN_CLOCK).retire()
             assert before.version.id in retired.destroyed
             states = {version.id: version.state for version in await provider.versions(secret)}
             assert states[before.version.id] is VersionState.DESTROYED

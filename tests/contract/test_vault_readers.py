@@ -243,7 +243,7 @@ async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_g
             "3": ("damaged (provider.unavailable)", True),
             "4": ("switched off; whoever may change the secret can switch it on again", True),
         }
-        policy_of_test = Policy(settle=timedelta(0))
+        policy_of_test = Policy(settle=timedelta(0), clock_tolerance=timedelta(days=1000))
         rotator = Rotator(provider, name, [], policy=policy_of_test, clock=clock)
         await rotator.rotate()
         clock.turn(policy_of_test.grace + timedelta(days=1))

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class Liar:
             request.method, request.url.raw_path.decode(), content=request.content, headers=request.headers
         )
         headers, body, status = (
-            {"date": "Thu, 26 Nov 2026 00:00:00 GMT", **told.headers},
+            {"date": formatdate(usegmt=True), **told.headers},
             told.content,
             told.status_code,
         )

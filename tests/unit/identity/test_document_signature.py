@@ -135,7 +135,9 @@ def _another(text: str) -> str:
 @pytest.mark.parametrize("make", [pruned, revoked], ids=["pruned", "revoked"])
 def test_an_altered_member_is_refused_as_malformed_or_is_not_signed(make: Callable[[], IdentityDocument]) -> None:
     document = make()
-    before = replace(Seen.of(document), generation=document.generation - 1, digest="")
+    generation = document.generation - 1
+    assert document.lineage is not None
+    before = replace(Seen.of(document), generation=generation, digest=document.lineage.digest_of(generation) or "")
     verify_successor(document, before)
     tree, seen, decoded = document_tree(document), set(), 0
     for mutant in mutations(tree, lambda new: new):

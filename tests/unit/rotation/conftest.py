@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,8 @@ from goatherd.rotation.events import Event
 from goatherd.testing.herd import FakeClock, Herd
 
 POLICY = Policy(adoption=timedelta(seconds=25), settle=timedelta(seconds=25), node_timeout=timedelta(seconds=2))
+OWN_CLOCK = replace(POLICY, clock_tolerance=timedelta(days=1000))
+"""For a world whose clock is turned, beside a store that tells the real time."""
 
 MakeHerd = Callable[..., Awaitable[Herd]]
 
