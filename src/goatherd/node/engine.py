@@ -341,7 +341,7 @@ class Engine:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
         if repository is read and path != SESSIONS_PATH:
-            with repository.hold_back(everything=True):
+            with repository.hold_back_everything():
                 yield from self._merge_births(repository, repository.item_keys(), check=True)
         return repository
 
@@ -591,9 +591,12 @@ class Engine:
         learnt = False
         fresh: dict[str, set[str]] = {}
         with ExitStack() as held:
-            for path in dict.fromkeys(element.path for element, _ in candidates):
+            touched: dict[str, set[str]] = {}
+            for element, commit in candidates:
+                touched.setdefault(element.path, set()).add(commit.key)
+            for path, changed in touched.items():
                 # Nobody is told of creations before they are merged, which is work for a thread.
-                held.enter_context(self._repositories[path].hold_back())
+                held.enter_context(self._repositories[path].hold_back(changed))
             for (element, commit), verdict in zip(candidates, verdicts, strict=True):
                 if isinstance(verdict, UnknownSignerError):
                     early.append((element, commit))

@@ -14,7 +14,8 @@ recursion, and one that comes back to itself is unreadable (T37).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -31,7 +32,6 @@ MAX_CHAIN = 256
 """Deltas on deltas that a reader follows; GoatDB itself never writes more than one on a full commit."""
 
 MAX_WEIGHT = 64 * 1024
-_UNWRITTEN = object()
 
 Seeds = Callable[[int], Sequence[int]]
 """Gives so many fresh Bloom filter seeds (`goatherd.ids.new_seeds`)."""
@@ -147,7 +147,11 @@ class Repository:
         self.undecodable = 0
         self.weight = 0
         self._own_session = own_session
-        self._held: dict[object, int] = {}
+        self._shown: list[str] | None = None  # what may be told of, in this order; None while that is `ids`
+        self._written: list[str] | None = None  # instead of it, while the log cannot be written
+        self._delayed: list[str] = []
+        self._held_keys: Counter[str] = Counter()
+        self._closed = 0
         self._commits: dict[str, Commit] = {}
         self._by_key: dict[str, list[Commit]] = {}
         self._tips: dict[str, dict[str, Commit]] = {}
@@ -192,6 +196,12 @@ class Repository:
 
     def _index(self, commit: Commit) -> None:
         self._commits[commit.id] = commit
+        if commit.key in self._held_keys:
+            if self._shown is None:
+                self._shown = list(self.ids)
+            self._delayed.append(commit.id)
+        elif self._shown is not None:
+            self._shown.append(commit.id)
         self.ids.append(commit.id)
         self._by_key.setdefault(commit.key, []).append(commit)
         self._link(commit)
@@ -257,21 +267,25 @@ class Repository:
                 left._index(kept)
         left.version += self.version + 1
         left.undecodable = self.undecodable
-        left._held = {
-            token: sum(commit_id in left._commits for commit_id in self.ids[:start])
-            for token, start in self._held.items()
-        }
+        left._held_keys, left._closed = self._held_keys, self._closed
+        left._delayed = [commit_id for commit_id in self._delayed if commit_id in left._commits]
+        if self._shown is not None:
+            left._shown = [commit_id for commit_id in self._shown if commit_id in left._commits]
+        if self._written is not None:
+            left._written = [commit_id for commit_id in self._written if commit_id in left._commits]
         self.__dict__.update(left.__dict__)
         return True
 
     def hold_back_unwritten(self) -> None:
         """Let nobody see what the log has not written yet, nor what comes after it, until `show_written`."""
-        self._held[_UNWRITTEN] = max(0, len(self.ids) - self.log.unflushed)
+        unwritten = set(self.ids[max(0, len(self.ids) - self.log.unflushed) :])
+        self._written = [commit_id for commit_id in self._showable() if commit_id not in unwritten]
         self.version += 1
 
     def show_written(self) -> None:
         """Undo `hold_back_unwritten`."""
-        if self._held.pop(_UNWRITTEN, None) is not None:
+        if self._written is not None:
+            self._written = None
             self.version += 1
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -293,25 +307,48 @@ class Repository:
     @property
     def shown_ids(self) -> Sequence[str]:
         """The ids of the commits that clients and peers may be told of; all but those held back."""
-        return self.ids if not self._held else self.ids[: min(self._held.values())]
+        if self._closed:
+            return ()
+        return self._showable() if self._written is None else self._written
+
+    def _showable(self) -> list[str]:
+        return self.ids if self._shown is None else self._shown
 
     def shown_since(self, count: int) -> list[Commit]:
         """Return the commits that came after the first `count` and that may be told of."""
         return [self._commits[commit_id] for commit_id in self.shown_ids[count:]]
 
     @contextmanager
-    def hold_back(self, *, everything: bool = False) -> Iterator[None]:
-        """Let nobody see what is added from now on, until this is left.
-
-        Args:
-            everything: Not even what is here already.
-        """
-        token = object()
-        self._held[token] = 0 if everything else len(self.ids)
+    def hold_back_everything(self) -> Iterator[None]:
+        """Let nobody see anything, until this is left."""
+        self._closed += 1
         try:
             yield
         finally:
-            if self._held.pop(token) < len(self.ids):
+            self._closed -= 1
+            self.version += 1
+
+    @contextmanager
+    def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
+        """Let nobody see what is added to these items from now on, until this is left.
+
+        Then all of it is shown, by whomever it was brought: who leaves this has merged what he found there. Commits of
+        other items are shown at once, so that a client sees in the answer to its push that they are here.
+        """
+        held = set(keys)
+        self._held_keys.update(held)
+        try:
+            yield
+        finally:
+            self._held_keys.subtract(held)
+            for key in held:
+                if self._held_keys[key] <= 0:
+                    del self._held_keys[key]
+            shown = [commit_id for commit_id in self._delayed if self._commits[commit_id].key in held]
+            if shown and self._shown is not None:
+                out = set(shown)
+                self._delayed = [commit_id for commit_id in self._delayed if commit_id not in out]
+                self._shown += shown
                 self.version += 1
 
     def item_keys(self) -> list[str]:

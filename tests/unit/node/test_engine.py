@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -684,3 +685,25 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
     assert item is not None
     assert item.data == fields
     assert node.pool.session("new").id == "new"
+
+
+def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_are_merged(node: Node) -> None:
+    births = [commit_by(X, "both", {"text": text}) for text in ("one", "two")]
+    body = json.dumps([element("/data/test", births)]).encode()
+    merging = node.engine.batch_sync(signed_header(X), body, NOW)
+    step = next(merging)
+    while not any(birth.id in node.repository("/data/test") for birth in births):
+        step = merging.send(step.run())
+    mine, again = commit_by(X, "mine", {"text": "x"}), commit_by(X, "both", {"text": "three"})
+    reply = node.sync(X, commits=[mine])
+    assert {commit["id"] for commit in reply["c"]} == {mine.id}, "what is not merged yet is shown to nobody"
+    assert mine.id in BloomFilter.from_json(reply["f"]["__v"])
+    # Who brings one more creation of the same item merges all of them, and is told of all.
+    reply = node.sync(X, commits=[again])
+    shown = {commit["id"] for commit in reply["c"]}
+    assert {mine.id, again.id, *(birth.id for birth in births)} < shown
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = merging.send(step.run())
+    assert set(node.repository("/data/test").shown_ids) == node.stored()
+    assert all(leaf.parents for leaf in node.repository("/data/test").leaves("both")), "no creation is left unmerged"
