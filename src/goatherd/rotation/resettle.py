@@ -285,7 +285,8 @@ class Resettler:
         """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:
-            return await node.lacking(SESSIONS, wanted, signer, self._clock.now_ms())
+            told = set(await node.lacking(SESSIONS, wanted, signer, self._clock.now_ms()))
+            return [one for one in wanted if one in told]
         held, doubt = list(wanted), 1.0
         seen: set[tuple[int, ...]] = set()
         message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}

@@ -399,6 +399,7 @@ class Rotator:
     async def _run(self, intent: Intent) -> Report:
         poll = self.policy.poll_min
         troubled_since: float | None = None
+        has_write_failed = False
         destroyed: list[str] = []
         candidate, successor_id = new_id(), new_id()
         pushed: type[Action] | None = None
@@ -411,6 +412,8 @@ class Rotator:
             try:
                 observation, document = await self._observe(intent)
                 await self._signatures.check(self._read_last)
+                if not has_write_failed:
+                    troubled_since = None  # single reads that fail, with others between them, are no trouble
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
                     # The write of `Prepare` is seen in the store, whether its answer was lost or not.
                     intent = replace(intent, rotation_id=candidate, to_id=intent.to_id or successor_id)
@@ -423,7 +426,7 @@ class Rotator:
                 if isinstance(action, Busy | Illegal | Refuse):
                     raise refusal(action)
                 if isinstance(action, Wait):
-                    troubled_since = None  # the store answers, and nothing has to be written
+                    troubled_since, has_write_failed = None, False  # the store answers, and nothing has to be written
                     await self._tell(document, action.nodes)
                     poll = await self._pause(poll, action.until_ms)
                     continue
@@ -446,7 +449,7 @@ class Rotator:
                 else:
                     poll = self.policy.poll_min
                 pushed = type(action)
-                troubled_since = None
+                troubled_since, has_write_failed = None, False
             except ConflictError as conflict:
                 attempts.note(attempted, conflict)
                 self._emit(ConflictMet())
@@ -457,6 +460,7 @@ class Rotator:
                     raise
                 now = self._clock.monotonic()
                 troubled_since = now if troubled_since is None else troubled_since
+                has_write_failed = has_write_failed or attempted is not None
                 if now - troubled_since >= self.policy.store_patience.total_seconds():
                     if self._is_half_way():
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()

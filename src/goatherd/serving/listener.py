@@ -18,6 +18,7 @@ from goatherd.serving.caller import Caller, check_hooks
 from goatherd.serving.gate import Gate
 
 BACKLOG: Final = 2048
+_ROUNDS: Final = 5
 
 
 class Listener:
@@ -136,6 +137,10 @@ class Listener:
             await self._cut(late)
         self._abort()
         await self._server.wait_closed()
+        for _ in range(_ROUNDS):
+            # A connection that was just being accepted is made in one of the next rounds of the loop.
+            await asyncio.sleep(0)
+            self._abort()
         self._server = None
         self._stop_clock()
 

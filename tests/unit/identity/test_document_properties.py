@@ -128,7 +128,8 @@ def check_consistent(document: IdentityDocument) -> None:
     }
     assert "privateKey" not in json.dumps(public)
     secret_holders = [document.current, *([document.next] if document.next else [])]
-    others = [session for session in SESSIONS if session.id not in {holder.id for holder in secret_holders}]
+    held = {secret_of(holder) for holder in secret_holders}
+    others = [session for session in SESSIONS if secret_of(session) not in held]
     assert not shows_key(raw.decode(), *others)
     assert not shows_key(repr(document) + json.dumps(redacted(document)), *SESSIONS)
     assert not shows_key(to_settings(document).decode(), *others, *secret_holders[1:])

@@ -408,8 +408,11 @@ class AzureSecretProvider(SecretProvider):
         pointer = await self._change(call, vault, change)
         name = _name(call, pointer.versions[version].home)
         await vault.update(call, name, version, enabled=False)
+        await self._confirm_disabled(call, vault, name, version, version)
+
+    async def _confirm_disabled(self, call: Call, vault: KeyVault, name: str, at: str, version: VersionId) -> None:
         with contextlib.suppress(VersionDisabledError):
-            if await vault.get(call, name, version) is not None:
+            if await vault.get(call, name, at) is not None:
                 raise call.error(
                     UnavailableError, f"the store answered success, but version {version} is still enabled"
                 )
@@ -440,6 +443,7 @@ class AzureSecretProvider(SecretProvider):
             known = pointer.versions.get(VersionId(owner))
             if item.enabled and (owner == version or (known is not None and known.disabled)):
                 await vault.update(call, call.secret_id, item.version, enabled=False)
+                await self._confirm_disabled(call, vault, call.secret_id, item.version, version)
                 done = True
         if pointer.after_earlier:
             name = call.secret_id + EARLIER_VIEW_SUFFIX

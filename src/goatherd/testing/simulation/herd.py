@@ -14,7 +14,7 @@ from goatherd.identity.freeze import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import create
-from goatherd.operations.signing import examine_signature, sign_earlier
+from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
 from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.rotation import Outcome
@@ -184,8 +184,9 @@ class Herd:
             while not self.world.promises.documents[-1][1].is_signed:
                 examined = await examine_signature(store, SECRET)
                 if not examined.document.is_signed:
+                    sign = sign_current if examined.signed is None else sign_earlier
                     try:
-                        await sign_earlier(store, SECRET, examined, self.world.clock.now_ms())
+                        await sign(store, SECRET, examined, self.world.clock.now_ms())
                     except ConflictError:
                         self.world.trace.tell("mender", "meets a conflict")
                 await asyncio.sleep(0.5)
