@@ -112,22 +112,6 @@ def uncompared() -> None:
     clocks.Clocks.is_ours_wrong = property(lambda self: False)
 
 
-def believing() -> None:
-    """A phase that was recorded in the future counts from then, so that a command waits for months."""
-    view, limit = rotator.store_view, rotator.limit_times
-
-    def as_recorded(document: IdentityDocument, *arguments: Any, **options: Any) -> Any:
-        found = view(document, *arguments, **options)
-        record = document.rotation
-        return found if record is None else replace(found, phase_since_ms=record.phase_at)
-
-    def without_the_phase(document: IdentityDocument, *arguments: Any, **options: Any) -> IdentityDocument:
-        return replace(limit(document, *arguments, **options), rotation=document.rotation)
-
-    rotator.store_view = as_recorded
-    rotator.limit_times = without_the_phase
-
-
 def uncorrected() -> None:
     """What a wrong clock has recorded stays as it is, so that a grace period begins in months."""
     rotator.limit_times = lambda document, *arguments, **options: document
@@ -141,8 +125,9 @@ def resettable() -> None:
 def grudging() -> None:
     """The failures of the store are counted from the first one on, however well it answers in between."""
     source = textwrap.dedent(inspect.getsource(rotator.Rotator._run))
-    assert source.count("troubled_since = None\n") + source.count("troubled_since = None  #") == 2
-    source = source.replace("troubled_since = None  #", "pass  #").replace("troubled_since = None\n", "pass\n")
+    single, both = "troubled_since = None  #", "troubled_since, has_write_failed = None, False"
+    assert (source.count(single), source.count(both)) == (1, 2)
+    source = source.replace(single, "pass  #").replace(both, "pass")
     names: dict[str, Any] = {}
     exec(compile(source, rotator.__file__, "exec"), vars(rotator), names)
     rotator.Rotator._run = names["_run"]
@@ -233,7 +218,7 @@ def obedient() -> None:
 
 TAKEN_AWAY = (
     *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
-    *(uncompared, believing, uncorrected, resettable, grudging),
+    *(uncompared, uncorrected, resettable, grudging),
     *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
     *(gullible, careless, unanimous, obedient),
 )
