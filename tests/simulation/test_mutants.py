@@ -18,7 +18,6 @@ AT_SEED = {
     "uncompared": "175",
     "uncorrected": None,
     "resettable": "186",
-    "grudging": "37",
     "forgiving": "20",
     "deaf": "20",
     "unfrozen": "20",
