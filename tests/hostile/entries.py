@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,3 +299,13 @@ def outcome(entry: Entry, data: bytes) -> str | None:
     except Exception as error:  # noqa: BLE001 - what is looked for
         return f"{type(error).__name__}: {str(error)[:200]}"
     return None
+
+
+def memory_of(entry: Entry, data: bytes) -> int:
+    """Return the most bytes of memory that reading `data` takes at one time."""
+    tracemalloc.start()
+    try:
+        outcome(entry, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -10,14 +10,13 @@ import gc
 import json
 import random
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.hostile.entries import Entry, entries, outcome
+from tests.hostile.entries import Entry, entries, memory_of, outcome
 from tests.hostile.shapes import SHAPES, leaves, member, replaced
 
 pytestmark = pytest.mark.deep
@@ -70,7 +69,7 @@ def test_wrong_bytes_are_refused_with_an_error_of_ours_and_cheaply(
         gc.enable()
     # The dearest once more: a pause of the machine is no property of the bytes.
     seconds = min(worst.seconds, *(_seconds(entry, worst.data) for _ in range(3)))
-    memory = _memory(entry, worst.data)
+    memory = memory_of(entry, worst.data)
     record_property(
         "cost",
         f"{entry.name}: {1000 * seconds:.2f} ms and {memory // 1000} kB for {len(worst.data)} bytes, "
@@ -149,12 +148,3 @@ def _seconds(entry: Entry, data: bytes) -> float:
         return time.process_time() - begun
     finally:
         gc.enable()
-
-
-def _memory(entry: Entry, data: bytes) -> int:
-    tracemalloc.start()
-    try:
-        outcome(entry, data)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
-from tests.hostile.entries import Entry, entries, outcome
+from tests.hostile.entries import Entry, entries, memory_of, outcome
 from tests.hostile.shapes import SHAPES, inside
 
 pytestmark = pytest.mark.deep
@@ -70,7 +69,7 @@ def _problem(entry: Entry, place: str, put: Callable[[bytes], bytes], shape: Cal
 
 
 def _memory_problem(entry: Entry, data: bytes) -> str | None:
-    used = _memory(entry, data)
+    used = memory_of(entry, data)
     return f"{len(data)} bytes took {used // 1000} kB" if used > MEMORY * len(data) + SMALL else None
 
 
@@ -85,12 +84,3 @@ def _seconds(entry: Entry, data: bytes, *, tries: int = TRIES) -> tuple[float, s
     finally:
         gc.enable()
     return best, alien
-
-
-def _memory(entry: Entry, data: bytes) -> int:
-    tracemalloc.start()
-    try:
-        outcome(entry, data)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()

@@ -477,7 +477,7 @@ class Database:
     def _pause_for(self, header: str | None) -> float:
         """Return how many seconds a request waits because its session has used more than its share before.
 
-        The session is the one that the request names: whoever names another's waits for nothing but himself.
+        The session is the one that the request names; a request that names another session delays itself only.
         """
         with suppress(VerificationError):
             session_id = parse_signature(header or "").session_id

@@ -276,7 +276,7 @@ def _with_commits(element: Element, lists: Sequence[RawCommits]) -> Element:
     message = element.raw["msg"]
     for name, value in message.items():
         if isinstance(value, list) and name != "c":
-            message[name] = []  # nobody reads it
+            message[name] = []  # GoatDB does not read it
     if not element.commits:
         return element
     raws = lists[element.commits[0]]
