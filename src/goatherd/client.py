@@ -38,7 +38,7 @@ from goatherd.server_answers import (
 )
 from goatherd.server_url import parse_server_url
 from goatherd.wire.bloom import BloomFilter, seed_count
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any, Final
 import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
-from goatherd.wire.encoding import parse_json
-from goatherd.wire.log import scan
+from goatherd.wire.commit_log import scan
+from goatherd.wire.json import parse_json
 
 LOG_SUFFIX: Final = ".jsonl"
 DAMAGED_SUFFIX: Final = ".damaged"

@@ -23,7 +23,7 @@ from pathlib import Path
 from goatherd.client import NodeClient
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
-from goatherd.wire.encoding import to_json
+from goatherd.wire.json import to_json
 
 from . import herd
 from .bench_node import bodies_of, commits_of

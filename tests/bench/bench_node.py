@@ -14,7 +14,7 @@ from goatherd.client import NodeClient
 from goatherd.identity.session import OwnedSession, parse_signature, sign_commit, sign_request, signed_text
 from goatherd.ids import new_id
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import to_json
+from goatherd.wire.json import to_json
 
 from . import herd
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from goatherd.identity.session import OwnedSession, parse_signature, sign_commit, verify_commit
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 
 NOW_MS = 1_735_689_600_000
 

@@ -17,8 +17,9 @@ from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id
 from goatherd.wire.commit import new_commit
-from goatherd.wire.encoding import seconds_from_ms, to_json
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
+from goatherd.wire.javascript_values import seconds_from_ms
+from goatherd.wire.json import to_json
 
 from . import herd
 

@@ -18,9 +18,9 @@ import pytest
 
 from goatherd.agent.door import Limits, Rate, Rule
 from goatherd.identity.session import OwnedSession, sign_commit, sign_data, verify_commit
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import base32_decode, base32_encode
 from tests.cluster.door_world import A, B, World, X, Y, identity, world
 from tests.unit.following import Client
 from tests.unit.goats import DAY, NOW, ORG, commit_by, element, introduction, key_of, new_id, owned, root, signed_header

@@ -21,7 +21,7 @@ from goatherd.agent.door import Limits, Rule, door, proxy
 from goatherd.agent.door.delivery import smallest_portion
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, World, X, world
 from tests.cluster.pushing import OFFERS, PushingClient
 from tests.deadlines import HANG

@@ -45,8 +45,8 @@ from goatherd.rotation.chain import verify as verify_trail
 from goatherd.rotation.schedule import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json, stable_stringify, to_json_bytes
-from goatherd.wire.log import frame, read_lines, scan
+from goatherd.wire.commit_log import frame, read_lines, scan
+from goatherd.wire.json import parse_json, stable_stringify, to_json_bytes
 from goatherd.wire.messages import decode_reply, decode_request, decode_request_element, decode_session_reply
 from tests.unit.goats import NOW, ORG, commit_by, element, introduction, owned, root, signed_header
 

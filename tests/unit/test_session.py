@@ -40,8 +40,10 @@ from goatherd.identity.session import (
     verify_data,
     verify_request,
 )
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import UNDEFINED, base32_decode, base32_encode, to_json
+from goatherd.wire.javascript_values import UNDEFINED
+from goatherd.wire.json import to_json
 
 NOW = 1_735_689_600_000
 OWNED = OwnedSession.generate(session_id="s" * 24, owner="root", now_ms=NOW)

@@ -28,9 +28,9 @@ from goatherd.node.births import PORTION, unmerged_births
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
 from goatherd.node.storage import LogDirectory, MemoryLog
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import base32_decode, base32_encode
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.schema import Field, Registry, Schema
 

@@ -17,7 +17,7 @@ from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import parse_signature
 from goatherd.trust import TrustPool
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 
 if TYPE_CHECKING:
     from goatherd.agent.door.door import DoorStatus

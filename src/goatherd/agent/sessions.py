@@ -22,7 +22,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import Scan, scan
+from goatherd.wire.commit_log import Scan, scan
 
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 _EVERYTHING: Final = 1 << 60

@@ -29,13 +29,14 @@ from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.rotation.observe import SESSIONS, prove_signer
+from goatherd.rotation.observe import prove_signer
 from goatherd.rotation.obstacles import Survey, is_of_another_identity
 from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.store_history import KINDS
 from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.settings.base import Origin
 from goatherd.wire.commit import Commit
+from goatherd.wire.paths import SESSIONS_PATH
 
 _CHECKED_ELSEWHERE: Final = frozenset(
     {
@@ -382,7 +383,7 @@ async def _session_checks(document: IdentityDocument, options: Options) -> list[
 
     async def read(client: NodeClient) -> None:
         try:
-            sent = await client.pull(SESSIONS, document.current)
+            sent = await client.pull(SESSIONS_PATH, document.current)
         except NodeError as error:
             # One that answers nothing, or does not trust this root, has failed another check.
             with suppress(NodeError):

@@ -20,11 +20,11 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.holdings import describe_kept
-from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.revocation import NEW, Revoker
 from goatherd.server_url import parse_server_url
+from goatherd.wire.paths import SESSIONS_PATH
 
 PATIENCE: Final = timedelta(seconds=120)
 """For one answer about 50 000 sessions; a look at a node has --timeout."""
@@ -399,7 +399,7 @@ def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
 
 
 def _claim_text(claim: Claim) -> str:
-    what = f"session {claim.key}" if claim.path == SESSIONS else f"{claim.path}, item {claim.key}"
+    what = f"session {claim.key}" if claim.path == SESSIONS_PATH else f"{claim.path}, item {claim.key}"
     if claim.first_ms is None or claim.last_ms is None:
         return f"{what}: {_commits(claim.commits)} without a time"
     first, last = iso(claim.first_ms), iso(claim.last_ms)

@@ -58,10 +58,10 @@ from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.vouching import session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import scan
+from goatherd.wire.commit_log import scan
+from goatherd.wire.paths import SESSIONS_PATH
 
 SETTINGS_NAME = "settings.json"
-SESSIONS = "/sys/sessions"
 SESSIONS_LOG = Path("sys/sessions.jsonl")
 _SHOWN: Final = 10
 _PATIENCE: Final = timedelta(seconds=60)
@@ -395,11 +395,11 @@ async def _pull_sessions(
     client: NodeClient, document: IdentityDocument, present: IdentityDocument | None
 ) -> list[dict[str, Any]]:
     try:
-        return await client.pull(SESSIONS, document.current)
+        return await client.pull(SESSIONS_PATH, document.current)
     except NodeError:
         if present is None or present.current.id == document.current.id:
             raise
-        return await client.pull(SESSIONS, present.current)
+        return await client.pull(SESSIONS_PATH, present.current)
 
 
 def _believed(
@@ -694,7 +694,7 @@ class _Sessions:
         if self.directory is None or not self.lacking:
             return
         now_ms = SystemClock().now_ms()
-        log = self.directory.open(SESSIONS)
+        log = self.directory.open(SESSIONS_PATH)
         log.records()  # cuts a torn last line off, so that nothing is appended to it
         for session in self.lacking:
             known = self.latest.get(session.id)
@@ -726,7 +726,7 @@ class _Sessions:
             of_root = [commit for commit in commits if commit.key == root.id]
             if any(_is_by(by.session, commit) for commit in of_root):
                 continue
-            log = self.directory.open(SESSIONS)
+            log = self.directory.open(SESSIONS_PATH)
             log.records()
             if not of_root:
                 of_root = list(held.get(root.id, ()))

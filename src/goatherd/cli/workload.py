@@ -24,9 +24,9 @@ from goatherd.ids import new_id
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.messages import VERSION
+from goatherd.wire.paths import SESSIONS_PATH
 
 PATH = "/data/load"
-SESSIONS = "/sys/sessions"
 _TICK = timedelta(milliseconds=10)
 
 
@@ -167,7 +167,7 @@ class Workload:
         by_signer: dict[str, int] = {}
         for node, commits in zip(self._nodes, held, strict=True):
             known = {root.id: root for root in roots}
-            introductions = [decode_commit(c) for c in await node.pull(SESSIONS, reader)]
+            introductions = [decode_commit(c) for c in await node.pull(SESSIONS_PATH, reader)]
             signers = learn_sessions(known, introductions)
             if node is self._nodes[0]:
                 by_signer = signers

@@ -17,7 +17,7 @@ from goatherd.errors import VerificationError
 from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
 from goatherd.identity.text import canonical
-from goatherd.wire.encoding import UNDEFINED
+from goatherd.wire.javascript_values import UNDEFINED
 
 DOMAIN: Final = "document/1"
 MEMBER: Final = "documentSignature"

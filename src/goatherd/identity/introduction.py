@@ -18,7 +18,8 @@ from goatherd.errors import (
     InvalidSignatureError,
 )
 from goatherd.identity.session import Session, parse_signature, verify_commit
-from goatherd.wire.encoding import seconds_from_ms, to_json
+from goatherd.wire.javascript_values import seconds_from_ms
+from goatherd.wire.json import to_json
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit

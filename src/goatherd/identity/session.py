@@ -23,20 +23,10 @@ from goatherd.errors import (
     KeyMismatchError,
     UnknownSignerError,
 )
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import (
-    JS_SPACE,
-    UNDEFINED,
-    base32_decode,
-    base32_encode,
-    is_truthy,
-    json_string,
-    ms_from_seconds,
-    parse_json,
-    seconds_from_ms,
-    stable_stringify,
-    to_json,
-)
+from goatherd.wire.javascript_values import JS_SPACE, UNDEFINED, is_truthy, ms_from_seconds, seconds_from_ms
+from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json
 
 ROOT_OWNER = "root"
 SESSION_LIFETIME = timedelta(days=30)

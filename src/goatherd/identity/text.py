@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import orjson
 
 from goatherd.errors import MalformedIdentityError
-from goatherd.wire.encoding import number_text, orjson_agrees
+from goatherd.wire.javascript_values import number_text
+from goatherd.wire.json import orjson_agrees
 
 MAX_DEPTH = 16
 

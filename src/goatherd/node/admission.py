@@ -18,11 +18,10 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.introduction import session_from_commit
 from goatherd.node.repository import Repository
-from goatherd.node.rules import SESSIONS_PATH
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json
-from goatherd.wire.item import record_data
-from goatherd.wire.nesting import levels
+from goatherd.wire.items import record_data
+from goatherd.wire.json import levels, parse_json
+from goatherd.wire.paths import SESSIONS_PATH
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY = re.compile(r"[a-z0-9_-]{1,200}")

@@ -21,7 +21,7 @@ from goatherd.identity.introduction import SESSIONS_SCHEMA
 from goatherd.node.repository import Repository
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import to_json
+from goatherd.wire.json import to_json
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ID_LENGTH = 24

@@ -34,11 +34,11 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import parse_signature
 from goatherd.node.engine import Engine
-from goatherd.node.rules import SESSIONS_PATH, USERS_PATH
 from goatherd.node.storage import LogDirectory
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import Line, read_lines
+from goatherd.wire.commit_log import Line, read_lines
+from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH
 
 _log = logging.getLogger("goatherd.node")
 

@@ -52,7 +52,7 @@ from goatherd.node.freeze import FOLDER, Freezer
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
-from goatherd.node.rules import SESSIONS_PATH, Rule
+from goatherd.node.rules import Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.rotation.introductions import introduction_source
 from goatherd.serving.limits import Buckets, Rate
@@ -61,8 +61,8 @@ from goatherd.settings.answer import describe_identity
 from goatherd.settings.base import Settings
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
-from goatherd.wire.encoding import to_json_bytes
-from goatherd.wire.paths import check_repository_path
+from goatherd.wire.json import to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
 __all__ = ["Database", "DatabaseRepository"]

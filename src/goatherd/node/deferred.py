@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from goatherd.node.peer import FIRST_PATHS
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 
 DEFERRED_COMMITS: Final = 10_000
 DEFERRED_BYTES: Final = 64 * 1024 * 1024

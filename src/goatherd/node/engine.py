@@ -83,16 +83,16 @@ from goatherd.identity.session import (
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.births import merge_births, portions_of, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
-from goatherd.node.rules import SESSIONS_PATH, USERS_PATH, Access, Rule, Rulebook
+from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
 from goatherd.node.views import BIG_VIEW, Room, Views
 from goatherd.trust import TrustPool
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, encode_reply
-from goatherd.wire.paths import check_repository_path
+from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
 __all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_inline"]

@@ -25,11 +25,11 @@ from goatherd.identity.freeze import MAX_SHOWN, FrozenList, commit_digest
 from goatherd.identity.introduction import claims_root
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.management import refuse_unless_root
-from goatherd.node.rules import SESSIONS_PATH
 from goatherd.settings.storage import read_file, replace_file
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:
     from goatherd.client import NodeClient

@@ -31,8 +31,9 @@ from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedEr
 from goatherd.ids import new_seeds
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
+from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH
 
 if TYPE_CHECKING:
     from goatherd.client import NodeClient
@@ -44,7 +45,7 @@ _log = logging.getLogger("goatherd.node.peer")
 
 T = TypeVar("T")
 
-FIRST_PATHS: Final = ("/sys/sessions", "/sys/users")
+FIRST_PATHS: Final = (SESSIONS_PATH, USERS_PATH)
 
 POLL_MIN: Final = timedelta(milliseconds=300)
 POLL_MAX: Final = timedelta(milliseconds=1500)

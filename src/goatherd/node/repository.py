@@ -23,8 +23,8 @@ from typing import Any, Protocol, TypedDict
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, apply_edit, new_commit
-from goatherd.wire.encoding import unit_key
-from goatherd.wire.item import decode_data, encode_data, normalize_data
+from goatherd.wire.items import decode_data, encode_data, normalize_data
+from goatherd.wire.javascript_values import unit_key
 from goatherd.wire.paths import check_item_path, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from goatherd.identity.session import Session
+from goatherd.wire.paths import SESSIONS_PATH
 
-SESSIONS_PATH = "/sys/sessions"
-USERS_PATH = "/sys/users"
 STATS_PATH = "/sys/stats"
 
 Operation = Literal["read", "write"]

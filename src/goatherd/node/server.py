@@ -44,7 +44,7 @@ from goatherd.node.rules import Rule
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
 from goatherd.telemetry import Event, event_text
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from weakref import WeakValueDictionary
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood
 from goatherd.errors import PathError, StorageError
 from goatherd.telemetry import Event, event_text
-from goatherd.wire.log import Line, frame, read_lines
+from goatherd.wire.commit_log import Line, frame, read_lines
 from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
@@ -72,7 +72,7 @@ class _Scan:
 
 
 def _scan(data: bytes) -> _Scan:
-    """Read a whole file; unlike `goatherd.wire.log.scan` it goes on behind a broken line."""
+    """Read a whole file; unlike `goatherd.wire.commit_log.scan` it goes on behind a broken line."""
     records: list[Mapping[str, Any]] = []
     damaged = 0
     for line in read_lines(data):
@@ -137,7 +137,7 @@ class FileLog:
         them, or in both; the same call again completes the move and repeats nothing.
 
         Args:
-            lines: From `goatherd.wire.log.read_lines` over `read`; nothing may have been written since.
+            lines: From `goatherd.wire.commit_log.read_lines` over `read`; nothing may have been written since.
 
         Raises:
             StorageError: It could not be done; no line is lost.

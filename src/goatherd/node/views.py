@@ -15,12 +15,13 @@ from goatherd.identity.introduction import SESSIONS_NAMESPACE
 from goatherd.identity.session import Session
 from goatherd.node.admission import Limits
 from goatherd.node.repository import Repository, Seeds
-from goatherd.node.rules import SESSIONS_PATH, Access, Rulebook, ask
+from goatherd.node.rules import Access, Rulebook, ask
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
+from goatherd.wire.paths import SESSIONS_PATH
 
 BIG_VIEW = 200
 """Commits from which on a view's answer is work for a thread."""

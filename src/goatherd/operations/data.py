@@ -45,12 +45,12 @@ from goatherd.identity.settings_text import from_settings
 from goatherd.identity.succession import Seen
 from goatherd.node.data_check import Kind, decode_lines, order_repositories
 from goatherd.node.repository import Repository
-from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
 from goatherd.operations.creations import Conflict, find_conflicts, join_creations
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import Line
+from goatherd.wire.commit_log import Line
+from goatherd.wire.paths import SESSIONS_PATH
 
 SEEN_NAME: Final = ".goatherd.seen.json"
 

@@ -20,10 +20,10 @@ from goatherd.clock import Clock
 from goatherd.errors import DecodeError, NodeError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.introduction import claims_root
-from goatherd.rotation.observe import SESSIONS
 from goatherd.settings.base import Introductions, IntroductionSource
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import scan
+from goatherd.wire.commit_log import scan
+from goatherd.wire.paths import SESSIONS_PATH
 
 OWN_LOG: Final = "this server's own log"
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
@@ -56,7 +56,7 @@ def introduction_source(
         for url in peers():
             client = connect(url)
             try:
-                pulled = await client.pull(SESSIONS, document.current, clock.now_ms())
+                pulled = await client.pull(SESSIONS_PATH, document.current, clock.now_ms())
                 yield Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
             except NodeError as error:
                 yield Introductions(place=url, problem=str(error))

@@ -50,8 +50,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.messages import VERSION
-
-SESSIONS: Final = "/sys/sessions"
+from goatherd.wire.paths import SESSIONS_PATH
 
 _REFUSED: Final = "identity."
 _FILTER_BYTES: Final = 1024
@@ -380,10 +379,10 @@ class Observer:
             node, now_ms = self.nodes[url], self._clock.now_ms()
             try:
                 async with asyncio.timeout(self._timeout):
-                    (counted,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, now_ms)
+                    (counted,) = await node.batch_sync([(SESSIONS_PATH, _message(all_but(())))], asker, now_ms)
                     size = counted.get("s")
                     share = _SMALL / size if isinstance(size, int) and size > _SMALL else 1
-                    (reply,) = await node.batch_sync([(SESSIONS, _message(_sample(share)))], asker, now_ms)
+                    (reply,) = await node.batch_sync([(SESSIONS_PATH, _message(_sample(share)))], asker, now_ms)
             except (NodeError, TimeoutError):
                 return []
             oldest_ms = now_ms - _RECENT // timedelta(milliseconds=1)
@@ -786,7 +785,7 @@ async def prove_signer(
 async def _read_held(
     node: Node, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int
 ) -> dict[str, dict[str, Any]]:
-    (reply,) = await node.batch_sync([(SESSIONS, _message(all_but(commit_ids)))], signer, now_ms)
+    (reply,) = await node.batch_sync([(SESSIONS_PATH, _message(all_but(commit_ids)))], signer, now_ms)
     return {commit["id"]: dict(commit) for commit in _commits(reply) if commit.get("id") in commit_ids}
 
 
@@ -796,7 +795,7 @@ async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
     """
-    (before,) = await node.batch_sync([(SESSIONS, _message(all_but(())))], asker, now_ms)
+    (before,) = await node.batch_sync([(SESSIONS_PATH, _message(all_but(())))], asker, now_ms)
     # Its own filter. At this size its error rate is small; below, everything may be sent.
     return before.get("f") if isinstance(before.get("s"), int) and before["s"] > _SMALL else _EMPTY
 
@@ -814,7 +813,7 @@ async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_m
         NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
     """
     for sync_filter in (_EMPTY,) if known in (None, _EMPTY) else (known, _EMPTY):
-        (reply,) = await node.batch_sync([(SESSIONS, _message(sync_filter))], owned, now_ms)
+        (reply,) = await node.batch_sync([(SESSIONS_PATH, _message(sync_filter))], owned, now_ms)
         for commit in _commits(reply):
             if commit.get("k") == owned.id:
                 return commit

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from goatherd.rotation.action import Kept
-from goatherd.rotation.observe import SESSIONS
+from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:
     from goatherd.server_answers import HeldCommit
@@ -145,4 +145,4 @@ def claims_of(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
         times = [one.ts for one in commits if one.ts is not None]
         first, last = min(times, default=None), max(times, default=None)
         claims.append(Claim(path=path, key=key, commits=len(commits), first_ms=first, last_ms=last))
-    return tuple(sorted(claims, key=lambda one: (one.path != SESSIONS, one.path, one.last_ms or 0, one.key)))
+    return tuple(sorted(claims, key=lambda one: (one.path != SESSIONS_PATH, one.path, one.last_ms or 0, one.key)))

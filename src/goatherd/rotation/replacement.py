@@ -38,7 +38,7 @@ from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, No
 from goatherd.rotation.history_check import check_distrusted, check_store_history
 from goatherd.rotation.holdings import find_holdings
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
-from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
+from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.refusal import refusal
@@ -51,6 +51,7 @@ from goatherd.rotation.vouching import (
     sought_earlier,
     sought_late_introduction,
 )
+from goatherd.wire.paths import SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
     {
@@ -314,7 +315,7 @@ class Replacer:
         )
 
         async def push(node: Node) -> None:
-            await node.push(SESSIONS, commits, current, self._clock.now_ms())
+            await node.push(SESSIONS_PATH, commits, current, self._clock.now_ms())
 
         async def notify(node: Node) -> None:
             await node.refresh(current, self._clock.now_ms())

@@ -22,13 +22,14 @@ from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import Policy
-from goatherd.rotation.observe import SESSIONS, Node
+from goatherd.rotation.observe import Node
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport
 from goatherd.rotation.reintroduction import Introduced, Survey, decode, introduce_again, survey
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import VERSION
+from goatherd.wire.paths import SESSIONS_PATH
 
 BATCH: Final = 500
 
@@ -166,7 +167,7 @@ class Resettler:
         for _ in range(_ROUNDS):
             shown = await asyncio.to_thread(_filter_of, tuple(raw))
             message = {"ver": VERSION, "f": shown, "s": len(raw), "c": [], "ad": []}
-            (reply,) = await node.batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
+            (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], signer, self._clock.now_ms())
             before = len(raw)
             for commit in reply.get("c") or ():
                 if isinstance(commit, Mapping) and isinstance(commit.get("id"), str):
@@ -268,7 +269,7 @@ class Resettler:
 
     async def _push(self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> None:
         self._report.node_calls += 2
-        await self._nodes[outcome.url].push(SESSIONS, commits, signer, self._clock.now_ms())
+        await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
         lacking = await self._lacks(outcome, [commit["id"] for commit in commits], signer)
         if lacking:
             raise RotationError(
@@ -285,13 +286,13 @@ class Resettler:
         """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:
-            told = set(await node.lacking(SESSIONS, wanted, signer, self._clock.now_ms()))
+            told = set(await node.lacking(SESSIONS_PATH, wanted, signer, self._clock.now_ms()))
             return [one for one in wanted if one in told]
         held, doubt = list(wanted), 1.0
         seen: set[tuple[int, ...]] = set()
         message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}
         for _ in range(_MOST_FILTERS):
-            (reply,) = await node.batch_sync([(SESSIONS, message)], signer, self._clock.now_ms())
+            (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], signer, self._clock.now_ms())
             shown = _filter_in(reply)
             if shown is None:
                 return list(wanted)

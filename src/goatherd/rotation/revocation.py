@@ -52,12 +52,12 @@ from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationSte
 from goatherd.rotation.history_check import check_store_history
 from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
-from goatherd.rotation.observe import SESSIONS
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import earlier_introduction, introduction_ids, session_commit
+from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:
     from goatherd.server_answers import HeldCommit, ServerIdentity
@@ -342,7 +342,7 @@ class Revoker:
         ]
 
         async def introduce(node: RevocableNode) -> None:
-            await node.push(SESSIONS, commits, stolen, now_ms)
+            await node.push(SESSIONS_PATH, commits, stolen, now_ms)
             self._stepped(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
 
         await self._on_each(tuple(self._nodes), introduce)
@@ -613,7 +613,7 @@ class Revoker:
             return
 
         async def introduce(node: RevocableNode) -> None:
-            await node.push(SESSIONS, todo, document.current, self._clock.now_ms())
+            await node.push(SESSIONS_PATH, todo, document.current, self._clock.now_ms())
 
         await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
 

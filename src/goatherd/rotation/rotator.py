@@ -101,7 +101,7 @@ from goatherd.rotation.machine import (
     describe_wait,
     find_obstacles_to_begin,
 )
-from goatherd.rotation.observe import SESSIONS, Node, NodeSource, Observer, Question
+from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
@@ -121,6 +121,7 @@ from goatherd.rotation.vouching import (
 )
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
+from goatherd.wire.paths import SESSIONS_PATH
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -632,11 +633,13 @@ class Rotator:
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
                 commits = [introduction(document, org=self._org), *repeated_introductions(document, org=self._org)]
-                await self._observer.on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
+                await self._observer.on_each(
+                    urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
+                )
             case CrossSign(node=url):
                 commit = cross_signature(document, org=self._org)
                 await self._observer.on_each(
-                    (url,), lambda node: node.push(SESSIONS, [commit], document.current, now_ms)
+                    (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
                 await self._write(_advanced(document, step, now_ms), expected)
@@ -655,7 +658,9 @@ class Rotator:
                 await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [earlier_introduction(document, one, org=self._org) for one in ids]
-                await self._observer.on_each(urls, lambda node: node.push(SESSIONS, commits, document.current, now_ms))
+                await self._observer.on_each(
+                    urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
+                )
             case Prune(session_ids=ids, expected=expected):
                 await self._write(transitions.prune(document, ids, now_ms), expected)
                 self._pruned.update(ids)

@@ -42,10 +42,11 @@ from goatherd.serving.caller import CONNECTION, Caller
 from goatherd.serving.gate import Gate
 from goatherd.serving.limits import CallerLimits
 from goatherd.serving.listener import Listener
+from goatherd.wire.base32 import base32_decode
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.encoding import base32_decode, parse_json, to_json_bytes
-from goatherd.wire.item import record_data
+from goatherd.wire.items import record_data
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage
 from goatherd.wire.paths import log_file, repository_id
 from goatherd.wire.schema import BUILTIN, Registry

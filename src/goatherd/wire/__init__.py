@@ -1,8 +1,9 @@
 """GoatDB's bytes, bug for bug. Pure: no clock, no dice, no I/O.
 
-- `encoding`: JavaScript's values, ``JSON.stringify`` and ``JSON.parse``, the stable form that is signed, base32, dates.
+- `javascript_values`: JavaScript's values, numbers and dates. `json`: ``JSON.stringify``, ``JSON.parse``, the stable
+  form that is signed. `base32`, `versions`: GoatDB's base32 and version numbers.
 - `encoders`: Dates, Sets, Maps and shared objects as marked JSON. `equality`: when GoatDB calls two values equal.
 - `hashing`: MurmurHash3 as GoatDB computes it, checksums. `bloom`: its Bloom filter. `paths`: its paths.
-- `schema`: schemas and the registry. `item`: items and edits. `diff`: what changed. `richtext`: its checksum.
-- `commit`: commits. `messages`: sync messages and request bodies. `log`: the ``.jsonl`` log.
+- `schema`: schemas and the registry. `items`: items and edits. `richtext`: its checksum.
+- `commit`: commits. `messages`: sync messages and request bodies. `commit_log`: the ``.jsonl`` log.
 """

@@ -4,7 +4,7 @@ A JSON parser holds Python's lock from the first byte to the last: 64 MiB of it 
 and ``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends,
 reads everything else, and leaves the commits as bytes until somebody asks for them (`RawCommits`).
 
-What it accepts is what `goatherd.wire.encoding.parse_json` accepts, up to the bounds below, which are far above what
+What it accepts is what `goatherd.wire.json.parse_json` accepts, up to the bounds below, which are far above what
 GoatDB writes. Not a judge of the commits: what is no commit is found when it is decoded.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final, overload
 
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import parse_json
+from goatherd.wire.json import parse_json
 from goatherd.wire.messages import SyncMessage, decode_request_element
 
 SMALL_BODY: Final = 16 * 1024

@@ -13,18 +13,18 @@ from typing import Any, Final
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoding import (
-    is_truthy,
+from goatherd.wire.items import apply_edit, canonical_edit, canonical_record, encoded_checksum
+from goatherd.wire.javascript_values import is_truthy
+from goatherd.wire.json import (
     json_number,
     json_string,
+    levels,
     parse_json,
     stable_member,
     stable_stringify,
     to_json_bytes,
 )
-from goatherd.wire.item import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.messages import VERSION
-from goatherd.wire.nesting import levels
 from goatherd.wire.schema import BUILTIN, Registry
 
 __all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]

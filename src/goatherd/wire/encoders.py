@@ -1,6 +1,6 @@
 """GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become marked JSON (formats 5).
 
-Pure. Values in and out are those of `goatherd.wire.encoding`. User data that looks like a marker is read as one (T21).
+Pure. Values in and out are those of `goatherd.wire.json`. User data that looks like a marker is read as one (T21).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
-from goatherd.wire.nesting import levels
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
+from goatherd.wire.json import levels
 
 ElementFilter = Callable[[Any], bool]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 
 EPSILON = 2.220446049250313e-16
 MAX_WORK = 200_000

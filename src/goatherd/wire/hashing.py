@@ -10,7 +10,7 @@ from typing import Any
 import mmh3
 
 from goatherd.errors import EncodeError
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, number_text, unit_key, units
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, number_text, unit_key, units
 
 DEFAULT_SEED = 3172939476544195
 _MASK = 0xFFFFFFFF

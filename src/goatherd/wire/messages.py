@@ -12,7 +12,7 @@ from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 
 VERSION = 50595584
 """3.4.7.0, what GoatDB 0.5.1 announces; a server withholds commits from anything lower."""

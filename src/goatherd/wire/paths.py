@@ -7,8 +7,14 @@ writes goes through `check_repository_path` and `check_item_path`, which are str
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from goatherd.errors import PathError
+
+SESSIONS_PATH: Final = "/sys/sessions"
+"""The repository of the sessions; the key of an item is the id of the session that it introduces."""
+USERS_PATH: Final = "/sys/users"
+"""The repository of the users."""
 
 _VALID = re.compile(r"/(?:[a-z0-9_-]*/){0,3}[a-z0-9_-]*")
 _REPOSITORY = re.compile(r"/([a-z0-9_-]+)/([a-z0-9_-]+)")

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from goatherd.errors import EncodeError
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSSet, join_surrogates, unit_key, units
 from goatherd.wire.hashing import text_hash, value_hash, value_text
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSSet, join_surrogates, unit_key, units
 
 Atom = dict[str, Any]
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from goatherd.wire.encoding import JSDate, JSMap, JSSet, parse_integer
+from goatherd.wire.javascript_values import JSDate, JSMap, JSSet, parse_integer
 
 FieldType = Literal["string", "number", "boolean", "date", "set", "map", "richtext"]
 FIELD_TYPES: Final[frozenset[str]] = frozenset({"string", "number", "boolean", "date", "set", "map", "richtext"})
 
 Data = dict[str, Any]
-"""The fields of an item as JavaScript values (`goatherd.wire.encoding`), in insertion order."""
+"""The fields of an item as JavaScript values (`goatherd.wire.json`), in insertion order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id
 from goatherd.settings.base import DBSettings, SettingsStatus
 from goatherd.wire.commit import new_commit
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
 from tests.unit.identity.make import NOW, first
 
 

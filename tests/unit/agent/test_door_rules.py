@@ -33,7 +33,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeUnreachableError
 from goatherd.serving.limits import Buckets, Rate, RefusedError, caller_of
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
 from goatherd.wire.schema import Field, Registry, Schema

@@ -16,7 +16,7 @@ from goatherd.agent.door import Door, Limits, Rule, Trust
 from goatherd.agent.door.redaction import script_with_server_url
 from goatherd.errors import ConfigurationError
 from goatherd.testing.upstream_child import APPLICATION
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
 from tests.unit.goats import ORG, commit_by, element, signed_header
 

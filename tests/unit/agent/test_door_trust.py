@@ -15,7 +15,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, X, identity
 from tests.unit.goats import NOW, ORG, commit_by, introduction
 

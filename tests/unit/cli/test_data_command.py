@@ -17,7 +17,7 @@ from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.providers.base import SecretBytes
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
 from tests.unit.goats import NOW, commit_by, introduction, owned, root
 
 from .conftest import Goatherd, Serving, secrets_in

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.wire.encoding import base32_encode
+from goatherd.wire.base32 import base32_encode
 
 from .conftest import Goatherd, secrets_in
 

@@ -37,7 +37,7 @@ from goatherd.identity.document_signature import MEMBER, DocumentSignature, tree
 from goatherd.identity.session import parse_signature, sign_data
 from goatherd.identity.text import canonical, pretty
 from goatherd.identity.transitions import replace_expired, restore
-from goatherd.wire.encoding import UNDEFINED
+from goatherd.wire.javascript_values import UNDEFINED
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated
 

@@ -19,7 +19,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.node import Listener, Server, data_check
 from goatherd.node.data_check import BATCH, REST
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
 from tests.unit.node.nodes import (
     ORG,
     cluster,

@@ -21,10 +21,10 @@ from goatherd.node import Server
 from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
-from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import FileLog, LogDirectory
 from goatherd.serving.limits import Rate
 from goatherd.trust import Verification
+from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (
     ORG,
     cluster,

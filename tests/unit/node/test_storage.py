@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from goatherd.errors import PathError, StorageError
 from goatherd.node.storage import LogDirectory, MemoryLog, _scan
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
 
 
 def ids(records: object) -> list[str]:

@@ -22,7 +22,7 @@ from goatherd.operations.data import Anchor, Repair, check_organization, lock_or
 from goatherd.operations.data import repair_organization as repair
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
 from tests.unit.goats import NOW, ORG, introduction, owned, pool_of, root
 
 A, B = root("root-a"), root("root-b")

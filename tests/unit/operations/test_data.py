@@ -33,8 +33,8 @@ from goatherd.operations.data import (
     repair_organization,
 )
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
+from goatherd.wire.json import to_json_bytes
 from tests.unit.goats import NOW, ORG, commit_by, introduction, owned, root
 
 EARLIER, CURRENT = root("earlier"), root("current")

@@ -14,13 +14,14 @@ from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import NodeView
-from goatherd.rotation.observe import SESSIONS, Observer, Question, all_but
+from goatherd.rotation.observe import Observer, Question, all_but
 from goatherd.rotation.process_mark import MarkState, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, introduction_id, session_commit
 from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import FakeClock, Herd, HerdNode
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.paths import SESSIONS_PATH
 from tests.deadlines import HANG
 
 from .conftest import MakeHerd
@@ -43,7 +44,7 @@ def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
 async def introduce(herd: Herd, b: OwnedSession, node: HerdNode, **changes: Any) -> None:
     a = herd.nodes[0].document.current
     options = {"signer": a, "commit_id": introduction_id(b.id), "ts": herd.clock.now_ms(), "org": "localhost"}
-    await node.push(SESSIONS, [session_commit(b.session, **{**options, **changes})], a)
+    await node.push(SESSIONS_PATH, [session_commit(b.session, **{**options, **changes})], a)
 
 
 async def test_a_node_trusts_b_when_it_answers_b_and_holds_what_it_sends_back(make_herd: MakeHerd) -> None:
@@ -61,7 +62,7 @@ async def test_another_commit_under_the_same_id_is_not_the_introduction(make_her
     herd = await make_herd(nodes=1)
     b, other = new_root(herd), OwnedSession.generate(session_id="other", owner=None, now_ms=herd.clock.now_ms())
     await introduce(herd, other, herd.nodes[0], commit_id=introduction_id(b.id))
-    assert herd.nodes[0].holds(SESSIONS, introduction_id(b.id))
+    assert herd.nodes[0].holds(SESSIONS_PATH, introduction_id(b.id))
     (view,) = await observer_of(herd).look(question(herd, b))
     assert view.holds_introduction is False
 
@@ -152,8 +153,8 @@ async def test_an_unmodified_server_shows_its_signer_by_the_session_that_it_make
     commit = None
     for _ in range(sessions):  # the log grows; what is in it does not matter here
         await node.create_session() if commit is None else None
-        commit = commit or node.commits(SESSIONS)[0]
-        node._logs[SESSIONS][herd.new_id()] = replace(commit, id=herd.new_id())
+        commit = commit or node.commits(SESSIONS_PATH)[0]
+        node._logs[SESSIONS_PATH][herd.new_id()] = replace(commit, id=herd.new_id())
     observer = observer_of(herd)
     seen = set()
     for _ in range(3):  # at this size the server's own filter may hide the commit once in a hundred times
@@ -348,7 +349,7 @@ class UnderAgent:
         self.state = "serving"
 
     async def identity(self) -> ServerIdentity | None:
-        check = {"atMs": 0, "commit": self._node.commits(SESSIONS)[0].id}
+        check = {"atMs": 0, "commit": self._node.commits(SESSIONS_PATH)[0].id}
         agent = {"state": self.state, "pending": [], "leakCheck": check}
         return read({"signer": "root-a", "instance": "i1", "generation": 1, "agent": agent, **self.claim})
 
@@ -358,7 +359,7 @@ class UnderAgent:
 
 async def under_agent(herd: Herd) -> UnderAgent:
     node = herd.nodes[0]
-    if not node.commits(SESSIONS):
+    if not node.commits(SESSIONS_PATH):
         await node.create_session()
     node.asked.clear()
     return UnderAgent(node)
@@ -404,8 +405,10 @@ async def test_a_commit_that_another_root_has_signed_in_the_name_of_the_signer_p
 ) -> None:
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node = await under_agent(herd)
-    commit = node.commits(SESSIONS)[0]
-    herd.nodes[0]._logs[SESSIONS][commit.id] = replace(commit, ts=commit.ts + 1)  # what was signed is something else
+    commit = node.commits(SESSIONS_PATH)[0]
+    herd.nodes[0]._logs[SESSIONS_PATH][commit.id] = replace(
+        commit, ts=commit.ts + 1
+    )  # what was signed is something else
     observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
     (view,) = await observer.look(Question(asker=node.document.current, signer=True))
     assert view.signs_with is None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from goatherd.errors import DecodeError
 from goatherd.ids import new_seeds
 from goatherd.wire.bloom import MAX_SEEDS, BloomFilter, filter_size, seed_count
-from goatherd.wire.encoding import stable_stringify
+from goatherd.wire.json import stable_stringify
 
 MEMBERS = st.lists(st.text(st.characters(exclude_categories=[]), max_size=30), max_size=30)
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, apply_edit, encoded_checksum, new_commit
-from goatherd.wire.encoding import parse_json, stable_stringify, to_json, to_json_bytes
-from goatherd.wire.item import canonical_edit, canonical_record, record_data
+from goatherd.wire.items import canonical_edit, canonical_record, record_data
+from goatherd.wire.json import parse_json, stable_stringify, to_json, to_json_bytes
 from goatherd.wire.schema import Field, Registry, Schema
 
 from .test_encoding import SIGNABLE, TEXT

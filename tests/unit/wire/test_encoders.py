@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError, EncodeError
+from goatherd.testing.vectors.diff import diff_data, wrap_changes
 from goatherd.wire import richtext
-from goatherd.wire.diff import diff_data, wrap_changes
 from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, rich_text_filter
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, to_json
 from goatherd.wire.equality import core_equal, loose_equal
 from goatherd.wire.hashing import value_text
-from goatherd.wire.item import data_checksum, encode_data, normalize_data, patch_data, upgrade_data
+from goatherd.wire.items import data_checksum, encode_data, normalize_data, patch_data, upgrade_data
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
+from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
 

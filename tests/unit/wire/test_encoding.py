@@ -15,33 +15,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.wire import encoding
-from goatherd.wire.encoding import (
+from goatherd.wire import javascript_values
+from goatherd.wire import json as wire_json
+from goatherd.wire.base32 import base32_decode, base32_encode
+from goatherd.wire.javascript_values import (
     UNDEFINED,
     JSDate,
     JSMap,
     JSSet,
-    base32_decode,
-    base32_encode,
     date_from_json,
     date_text,
-    json_string,
     ms_from_seconds,
     number_text,
     own_keys,
-    pack_version,
-    parse_json,
     seconds_from_ms,
-    stable_stringify,
-    to_json,
-    to_json_bytes,
-    to_pretty_json,
     unit_key,
-    unpack_version,
 )
+from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json, to_json_bytes, to_pretty_json
+from goatherd.wire.versions import pack_version, unpack_version
 
 # Text as JavaScript may hold it: lone surrogates are single units and never neighbours that would be a pair.
-TEXT = st.text(st.characters(exclude_categories=[]), max_size=12).map(encoding.join_surrogates)
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=12).map(javascript_values.join_surrogates)
 NUMBERS = st.one_of(
     st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), st.floats(-1e-4, 1e-4)
 )
@@ -158,7 +152,7 @@ class TestJSON:
 
     @given(JSON_VALUES)
     def test_the_fast_path_writes_the_bytes_of_the_slow_one(self, value: object) -> None:
-        slow = encoding._json_value(value, "", "")
+        slow = wire_json._json_value(value, "", "")
         assert to_json(value) == slow
         assert to_json_bytes(value) == slow.encode()
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError
 from goatherd.wire import equality
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.equality import core_equal, decoded_equal, loose_equal, set_add, set_remove
-from goatherd.wire.item import patch_data
+from goatherd.wire.items import patch_data
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 
 NEAR = [0, 1e-17, 3e-17, 1, 0.9999999999999999, 1.0000000000000002, 2, 2.0000000000000004, -1, math.nan, math.inf]
 SCALARS = st.sampled_from([*NEAR, "", "a", "0", True, False, None, UNDEFINED])
@@ -78,7 +78,7 @@ def test_what_would_take_for_ever_is_refused(alike: list[Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["set", "map"])
 def test_many_changes_of_one_field_are_refused_before_they_take_hours(kind: str) -> None:
-    """SECURITY: guards `goatherd.wire.item.patch_data`."""
+    """SECURITY: guards `goatherd.wire.items.patch_data`."""
     value: Any = {"__t": "S", "__v": [1]} if kind == "set" else {"k": 1}
     change = {"__t": "E", "__v": {"changeType": "fd", "operation": 1, "vType": kind, "value": value}}
     data = {"a": JSSet(range(50_000)) if kind == "set" else JSMap({str(n): n for n in range(50_000)})}

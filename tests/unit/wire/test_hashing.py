@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from goatherd.errors import EncodeError
 from goatherd.wire import hashing
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, units
 from goatherd.wire.hashing import (
     _murmur3_units,
     item_checksum,
@@ -21,6 +20,7 @@ from goatherd.wire.hashing import (
     value_hash,
     value_text,
 )
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, units
 
 SEEDS = st.integers(0, 2**53 - 1)
 

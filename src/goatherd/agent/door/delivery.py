@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from goatherd.agent.door.index import RepositoryIndex
-from goatherd.agent.door.rules import SESSIONS_PATH, Element, Rule
+from goatherd.agent.door.rules import Element, Rule
 from goatherd.serving.limits import RefusedError
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH
 
 FIRST: Final = 32
 """So many commits are verified before the server gets something to do; a push of so many is one portion."""

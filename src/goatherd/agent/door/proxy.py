@@ -33,7 +33,6 @@ from goatherd.agent.door.redaction import (
     with_introductions,
 )
 from goatherd.agent.door.rules import (
-    SESSIONS_PATH,
     DroppedError,
     Element,
     Rule,
@@ -75,7 +74,8 @@ from goatherd.serving.caller import CONNECTION
 from goatherd.serving.gate import Gate, GoneError, Receive, Scope, Send, Share, send_refusal
 from goatherd.serving.limits import Buckets, RefusedError
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH
 
 Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 """Answers a request below `OWN_PREFIX`: method, path, query, request signature; gives status and body."""

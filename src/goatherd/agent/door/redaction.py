@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from goatherd.agent.door.rules import SESSIONS_PATH
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH
 
 PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 HOLD_BYTES = 64 * 1024

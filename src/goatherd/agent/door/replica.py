@@ -20,7 +20,7 @@ from goatherd.errors import DecodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id, new_seeds
 from goatherd.wire.bloom import BloomFilter, seed_count
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
 
 ROUNDS: Final = 200

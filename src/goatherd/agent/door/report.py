@@ -21,7 +21,7 @@ from goatherd.metrics import (
     settings_samples,
 )
 from goatherd.telemetry import Event, Metric
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 
 if TYPE_CHECKING:
     from goatherd.agent.door.door import DoorStatus

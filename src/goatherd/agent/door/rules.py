@@ -41,14 +41,12 @@ from goatherd.serving.limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json
-from goatherd.wire.item import record_data
+from goatherd.wire.items import record_data
+from goatherd.wire.json import levels, parse_json
 from goatherd.wire.messages import decode_request_element
-from goatherd.wire.nesting import levels
-from goatherd.wire.paths import check_repository_path
+from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
 
-SESSIONS_PATH: Final = "/sys/sessions"
 NAME_LENGTH: Final = 100
 SESSION_BYTES: Final = 64 * 1024
 """Bytes of a commit in `SESSIONS_PATH`; GoatDB's have one or two thousand."""

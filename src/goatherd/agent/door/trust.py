@@ -20,7 +20,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.agent.door.replica import Ask, Replica, Rounds
-from goatherd.agent.door.rules import SESSIONS_PATH
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
 from goatherd.errors import (
@@ -38,7 +37,8 @@ from goatherd.identity.introduction import claims_root
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool, TrustSource
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
+from goatherd.wire.paths import SESSIONS_PATH
 
 FEW: Final = 2
 """So many signatures are checked at once, in place; more go to threads."""

@@ -28,7 +28,7 @@ from goatherd.testing.simulation.loop import Process
 from goatherd.testing.simulation.machine import MachineClock, MachineDisk
 from goatherd.testing.simulation.network import Answer
 from goatherd.testing.simulation.world import NOTES, ORG, REFRESH, SECRET, World
-from goatherd.wire.encoding import to_json_bytes
+from goatherd.wire.json import to_json_bytes
 
 _FROZEN: Final = "/goatherd/v1/frozen/"
 _START_AGAIN: Final = timedelta(seconds=0.5)

@@ -15,26 +15,15 @@ from goatherd.testing.vectors.notation import dense, value_of
 from goatherd.testing.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
 from goatherd.testing.vectors.upstream_log import UpstreamLog
 from goatherd.wire import bloom, paths
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit_log import scan
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refuse_encoded
-from goatherd.wire.encoding import (
-    UNDEFINED,
-    base32_decode,
-    base32_encode,
-    date_from_json,
-    json_number,
-    number_text,
-    pack_version,
-    parse_json,
-    seconds_from_ms,
-    stable_stringify,
-    to_json,
-    to_pretty_json,
-    unpack_version,
-)
 from goatherd.wire.hashing import murmur3
-from goatherd.wire.log import scan
+from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
+from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json, to_pretty_json
 from goatherd.wire.messages import VERSION, SyncMessage, cycles_for, filter_parameters
+from goatherd.wire.versions import pack_version, unpack_version
 
 Document = dict[str, Any]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from goatherd.testing.vectors.diff import changed_fields, diff_data, wrap_changes
 from goatherd.testing.vectors.notation import registry_of, value_of
 from goatherd.testing.vectors.sheet import Case, NotJudgedError, Sheet, equal, mismatch, refuses, yields
-from goatherd.wire.diff import changed_fields, diff_data, wrap_changes
-from goatherd.wire.encoding import parse_json, to_json, units
 from goatherd.wire.hashing import DEFAULT_SEED, value_hash
-from goatherd.wire.item import (
+from goatherd.wire.items import (
     canonical_edit,
     canonical_record,
     data_checksum,
@@ -19,6 +18,8 @@ from goatherd.wire.item import (
     record_data,
     upgrade_data,
 )
+from goatherd.wire.javascript_values import units
+from goatherd.wire.json import parse_json, to_json
 from goatherd.wire.schema import NULL_SCHEMA, Data, Registry, Schema
 
 Document = dict[str, Any]

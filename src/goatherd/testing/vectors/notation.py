@@ -8,7 +8,7 @@ from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.identity.session import Session
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, utf16_characters
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, utf16_characters
 from goatherd.wire.schema import Data, Field, Registry, Schema
 
 _CONSTANTS: dict[str, Any] = {

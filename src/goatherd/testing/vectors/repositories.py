@@ -11,9 +11,10 @@ from goatherd.testing.vectors.items import RICH_TEXT
 from goatherd.testing.vectors.notation import registry_of, session_of
 from goatherd.testing.vectors.sheet import Case, NotJudgedError, Sheet, accepts, equal, mismatch
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoding import parse_json, to_json_bytes, to_pretty_json, unit_key
-from goatherd.wire.item import apply_edit
-from goatherd.wire.log import frame, scan
+from goatherd.wire.commit_log import frame, scan
+from goatherd.wire.items import apply_edit
+from goatherd.wire.javascript_values import unit_key
+from goatherd.wire.json import parse_json, to_json_bytes, to_pretty_json
 from goatherd.wire.paths import log_file, repository_id
 from goatherd.wire.schema import Registry
 

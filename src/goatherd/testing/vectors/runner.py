@@ -15,7 +15,7 @@ from typing import Any, Final
 from goatherd.errors import DecodeError
 from goatherd.testing.vectors import formats, items, repositories, signed
 from goatherd.testing.vectors.sheet import Sheet, shown
-from goatherd.wire.encoding import parse_json
+from goatherd.wire.json import parse_json
 
 _USAGE = "usage: python -m goatherd.testing.vectors DIR [DIR or FILE ...]"
 _FORMAT = "goatdb-vectors/1"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from goatherd.errors import GoatherdError
 from goatherd.testing.vectors.notation import value_of
-from goatherd.wire.encoding import UNDEFINED, JSDate, JSMap, JSSet, join_surrogates
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, join_surrogates
 
 _SHOWN = 240
 _PRIVATE = re.compile(r"""(['"]d\\*['"]\s*:\s*\\*['"])[A-Za-z0-9_-]{20,}""")

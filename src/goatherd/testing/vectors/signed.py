@@ -32,18 +32,12 @@ from goatherd.testing.vectors.sheet import (
     same_text,
     yields,
 )
+from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoders import Decoder
-from goatherd.wire.encoding import (
-    base32_decode,
-    base32_encode,
-    date_from_json,
-    is_truthy,
-    parse_json,
-    to_json,
-    to_pretty_json,
-)
-from goatherd.wire.item import apply_edit, canonical_record, decode_data, encode_data, normalize_data
+from goatherd.wire.items import apply_edit, canonical_record, decode_data, encode_data, normalize_data
+from goatherd.wire.javascript_values import date_from_json, is_truthy
+from goatherd.wire.json import parse_json, to_json, to_pretty_json
 from goatherd.wire.schema import SESSIONS, Registry
 
 Document = dict[str, Any]

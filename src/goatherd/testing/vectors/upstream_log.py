@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import parse_json
-from goatherd.wire.log import frame
+from goatherd.wire.commit_log import frame
+from goatherd.wire.json import parse_json
 
 _BUFFER = 1 << 20
 _PAGE = 100

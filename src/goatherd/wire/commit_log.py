@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.encoding import parse_json, to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 
 
 def frame(records: Iterable[Any]) -> bytes:

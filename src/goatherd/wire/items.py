@@ -12,19 +12,10 @@ from typing import Any, Final
 
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, is_native, refuse_encoded, rich_text_filter
-from goatherd.wire.encoding import (
-    UNDEFINED,
-    JSDate,
-    JSMap,
-    JSSet,
-    date_from_json,
-    is_truthy,
-    parse_json,
-    to_json,
-    utf16_characters,
-)
 from goatherd.wire.equality import MAX_PATCH_WORK, Work, decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, is_truthy, utf16_characters
+from goatherd.wire.json import parse_json, to_json
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import BUILTIN, FIELD_TYPES, NULL_SCHEMA, Data, Registry, Schema
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.testing.vectors.upstream_log import UpstreamLog
-from goatherd.wire.log import frame, scan
+from goatherd.wire.commit_log import frame, scan
 
 RECORDS = st.lists(
     st.fixed_dictionaries(

@@ -9,9 +9,9 @@ from typing import Any
 
 from goatherd.errors import EncodeError
 from goatherd.wire.encoders import encode_plain
-from goatherd.wire.encoding import UNDEFINED, JSMap, JSSet
 from goatherd.wire.equality import core_equal, set_remove
-from goatherd.wire.item import DELETE, INSERT, as_json, encode_field
+from goatherd.wire.items import DELETE, INSERT, as_json, encode_field
+from goatherd.wire.javascript_values import UNDEFINED, JSMap, JSSet
 from goatherd.wire.schema import Data, Schema
 
 

@@ -1,0 +1,285 @@
+"""JavaScript's values as Python holds them: undefined, Date, Set, Map, strings, numbers and the order of keys.
+
+Pure. A JavaScript number is a Python ``int`` (within 2^53) or ``float``, a string is ``str`` (compared by UTF-16 unit),
+null is ``None``, undefined is `UNDEFINED`, an array is a list, a plain object a dict; a Date, a Set and a Map are the
+classes below. What is not here: their JSON (`goatherd.wire.json`), and what turns Dates and Sets into marked JSON
+(`goatherd.wire.encoders`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from goatherd.errors import DecodeError
+
+MAX_SAFE_INTEGER = 2**53
+
+
+_MAX_DATE_MS = 8.64e15
+
+
+class Undefined:
+    """JavaScript's undefined: distinct from null and from an absent member. Falsy."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "UNDEFINED"
+
+
+UNDEFINED: Final = Undefined()
+
+
+class JSDate:
+    """A JavaScript Date: integer milliseconds since 1970, or None when invalid. Compared by identity, like there."""
+
+    __slots__ = ("ms",)
+
+    def __init__(self, ms: int | None) -> None:
+        self.ms = ms
+
+    @property
+    def seconds(self) -> float:
+        """The serialized form: seconds; NaN when invalid."""
+        return math.nan if self.ms is None else self.ms / 1000
+
+    def __repr__(self) -> str:
+        return f"JSDate({self.ms})"
+
+
+class JSSet:
+    """A JavaScript Set, in insertion order: primitives by value (0 is -0, 1 is not "1"), objects by identity."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        self._items: dict[Any, Any] = {}
+        for item in items:
+            self.add(item)
+
+    @staticmethod
+    def _key(item: Any) -> Any:
+        kind = type(item)
+        if kind is str:
+            return item
+        if kind is int or kind is float:
+            return ("number", "NaN" if item != item else float(item))
+        if kind is bool or item is None or item is UNDEFINED:
+            return ("constant", str(item))
+        return ("object", id(item))
+
+    def add(self, item: Any) -> None:
+        self._items.setdefault(self._key(item), item)
+
+    def __contains__(self, item: object) -> bool:
+        return self._key(item) in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items.values())
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"JSSet({list(self)!r})"
+
+
+class JSMap(dict[str, Any]):
+    """A JavaScript Map with text keys, in insertion order. A dict that is not a plain object."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"JSMap({dict(self)!r})"
+
+
+def is_truthy(value: Any) -> bool:
+    """Whether JavaScript takes the value for true: empty arrays and objects are, NaN is not."""
+    if value is None or value is UNDEFINED:
+        return False
+    if isinstance(value, str | bool | int | float):
+        return bool(value) and value == value
+    return True
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def unit_key(text: str) -> bytes:
+    """Return a sort key that orders strings by UTF-16 code unit, as JavaScript compares them."""
+    return text.encode("utf-16-be", "surrogatepass")
+
+
+def units(text: str) -> list[int]:
+    """Return the UTF-16 code units of a text; lone surrogates are units of their own."""
+    raw = text.encode("utf-16-le", "surrogatepass")
+    return [raw[index] | raw[index + 1] << 8 for index in range(0, len(raw), 2)]
+
+
+def join_surrogates(text: str) -> str:
+    """Return the text with neighbouring lone surrogates joined into the character that they mean in JavaScript."""
+    if SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def is_array_index(key: str) -> bool:
+    """Whether JavaScript sorts this key before all others: a canonical integer below 2^32 - 1."""
+    if not key or key[0] not in "0123456789" or not key.isascii() or not key.isdigit():
+        return False
+    return (key[0] != "0" or len(key) == 1) and len(key) <= 10 and int(key) < 2**32 - 1
+
+
+def own_keys(value: dict[str, Any]) -> list[str]:
+    """Return an object's keys in JavaScript's own order: array indices ascending, then the rest as inserted."""
+    keys = list(value)
+    for key in keys:
+        if key[:1].isdigit() and is_array_index(key):
+            indices = sorted([key for key in keys if is_array_index(key)], key=int)
+            return indices + [key for key in keys if not is_array_index(key)]
+    return keys
+
+
+def number_text(value: float) -> str:
+    """Return ``String(x)`` (formats 1.4)."""
+    if isinstance(value, int):
+        if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
+            return str(int(value))
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
+    if value != value:
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    if value == 0:
+        return "0"
+    sign = "-" if value < 0 else ""
+    mantissa, _, exponent = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    if not exponent and fraction != "0" and whole != "0":
+        return sign + mantissa
+    digits = whole + ("" if fraction == "0" else fraction)
+    point = len(whole) + (int(exponent) if exponent else 0)
+    stripped = digits.lstrip("0")
+    point -= len(digits) - len(stripped)
+    digits = stripped.rstrip("0")
+    k, n = len(digits), point
+    if k <= n <= 21:
+        return sign + digits + "0" * (n - k)
+    if 0 < n <= 21:
+        return sign + digits[:n] + "." + digits[n:]
+    if -6 < n <= 0:
+        return sign + "0." + "0" * -n + digits
+    e = n - 1
+    return sign + digits[0] + ("." + digits[1:] if k > 1 else "") + "e" + ("+" if e >= 0 else "-") + str(abs(e))
+
+
+def utf16_characters(text: str) -> dict[str, str]:
+    """Return a string as JavaScript's ``Object.keys`` sees it: one member per UTF-16 unit."""
+    return {str(index): chr(unit) for index, unit in enumerate(units(text))}
+
+
+def text_order(count: int) -> Iterable[int]:
+    """Return the numbers below `count` in the order of their decimal texts, without one long call of a sort."""
+    return range(count) if count <= 10 else _text_order(count)
+
+
+def _text_order(count: int) -> Iterator[int]:
+    yield 0
+    number = 1
+    for _ in range(count - 1):
+        yield number
+        if number * 10 < count:
+            number *= 10
+        else:
+            if number + 1 >= count:
+                number //= 10
+            number += 1
+            while number % 10 == 0:
+                number //= 10
+
+
+def date_text(ms: int) -> str:
+    """Return JavaScript's ``toISOString`` of milliseconds since 1970, years beyond 9999 and before 0 included."""
+    days, rest = divmod(ms, 86_400_000)
+    cycles, day = divmod(days + 719_468, 146_097)  # 400-year cycles since 0000-03-01
+    moment = datetime(2000, 3, 1, tzinfo=UTC) + timedelta(days=day, milliseconds=rest)
+    year = moment.year - 2000 + 400 * cycles
+    shown = f"{year:04d}" if 0 <= year <= 9999 else f"{'-' if year < 0 else '+'}{abs(year):06d}"
+    return f"{shown}-{moment:%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+_FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
+
+
+_INTEGER_PREFIX = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|([0-9]+))")
+
+
+JS_SPACE = (
+    "\t\n\v\f\r \xa0\u1680"
+    "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+
+
+def seconds_from_ms(ms: float) -> float:
+    """Serialize a date: milliseconds to seconds (formats 1.3)."""
+    return ms / 1000
+
+
+def parse_float(text: str) -> float:
+    """Return JavaScript's ``parseFloat``: the longest numeric prefix, else NaN."""
+    match = _FLOAT_PREFIX.match(text.lstrip(JS_SPACE))
+    return math.nan if match is None else float(match[0])
+
+
+def parse_integer(text: str) -> float:
+    """Return JavaScript's ``parseInt``: the integer at the beginning, hexadecimal behind ``0x``, else NaN."""
+    match = _INTEGER_PREFIX.match(text.lstrip(JS_SPACE))
+    if match is None:
+        return math.nan
+    sign, hexadecimal, decimal = match.groups()
+    # By way of a double, as in JavaScript: Python refuses to make an integer of thousands of digits.
+    number = float.fromhex(hexadecimal) if hexadecimal else float(decimal)
+    return -number if sign == "-" else number
+
+
+def date_from_json(value: Any) -> JSDate:
+    """Deserialize a date; one that JavaScript calls invalid gives an invalid one (formats 1.3).
+
+    Raises:
+        DecodeError: Neither a number nor text nor a date.
+    """
+    if isinstance(value, JSDate):
+        return value
+    if isinstance(value, str):
+        value = parse_float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DecodeError("not a date")
+    try:
+        number = float(value)
+    except OverflowError:
+        return JSDate(None)
+    if number < 1e12:
+        number *= 1000
+    return JSDate(int(number) if abs(number) <= _MAX_DATE_MS else None)
+
+
+def ms_from_seconds(value: float | str) -> int:
+    """Deserialize a date: below 1e12 it is seconds, else milliseconds; truncated toward zero (formats 1.3).
+
+    Raises:
+        DecodeError: Not a date, or one beyond JavaScript's range.
+    """
+    ms = date_from_json(value).ms
+    if ms is None:
+        raise DecodeError("date out of range")
+    return ms

@@ -1,0 +1,301 @@
+"""JSON as JavaScript reads and writes it, and the stable form that GoatDB signs, bug for bug.
+
+Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's stable serialization of the values of
+`goatherd.wire.javascript_values`. orjson does the work wherever it is known to write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from goatherd.errors import DecodeError, EncodeError
+from goatherd.wire.javascript_values import (
+    MAX_SAFE_INTEGER,
+    SURROGATE,
+    UNDEFINED,
+    JSDate,
+    JSMap,
+    JSSet,
+    date_text,
+    join_surrogates,
+    number_text,
+    own_keys,
+    text_order,
+    unit_key,
+    utf16_characters,
+)
+
+MAX_DEPTH = 200
+"""Deepest nesting that `parse_json` takes. GoatDB has no bound; real items stay below ten."""
+
+
+_encode_string = json.encoder.encode_basestring
+
+
+def json_string(text: str) -> str:
+    """Return the JSON string that ``JSON.stringify`` writes: raw but for quotes, controls and lone surrogates."""
+    if text.isascii() or SURROGATE.search(text) is None:
+        return _encode_string(text)
+    return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", _encode_string(join_surrogates(text)))
+
+
+def json_number(value: float) -> str:
+    """Return the JSON text of a number: as `number_text`, ``null`` where not finite."""
+    text = number_text(value)
+    return "null" if text[-1] in "yN" else text
+
+
+def stable_stringify(value: Any) -> str:
+    """Return the text that GoatDB signs for `value` (formats 3). Not JSON in general.
+
+    Raises:
+        EncodeError: A null or a value unknown to JavaScript anywhere inside, or nesting without end.
+    """
+    try:
+        if isinstance(value, str):
+            return stable_stringify(utf16_characters(value))
+        return _stable_object(value)
+    except RecursionError:
+        raise EncodeError("nested too deeply to be signed") from None
+
+
+def _stable_object(value: Any) -> str:
+    if isinstance(value, dict):
+        if isinstance(value, JSMap) or not value:
+            return "{}"
+        keys = list(value)
+        if len(keys) > 1:
+            keys.sort(key=None if "".join(keys).isascii() else unit_key)
+        return "{" + ",".join([f"{json_string(key)}:{stable_member(value[key])}" for key in keys]) + "}"
+    if isinstance(value, list | tuple):
+        return "{" + ",".join([f'"{i}":{stable_member(value[i])}' for i in text_order(len(value))]) + "}"
+    if value is None:
+        raise EncodeError("null cannot be signed: GoatDB's stable serialization throws on it")
+    if isinstance(value, JSDate | JSSet | bool | int | float):
+        return "{}"
+    raise EncodeError(f"a {type(value).__name__} cannot be signed")
+
+
+def stable_member(value: Any) -> str:
+    """Return the text of one member's value; see `stable_stringify`."""
+    kind = type(value)
+    if kind is str:
+        return json_string(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is int or kind is float:
+        return json_number(value)
+    if value is UNDEFINED:
+        return "undefined"
+    if kind is dict and value and _is_flat(value):
+        try:
+            return orjson.dumps(value, option=_SORTED).decode()
+        except orjson.JSONEncodeError:  # a lone surrogate, an integer beyond 2^53
+            pass
+    return _stable_object(value)
+
+
+_SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
+
+
+def _safe_float(value: float) -> bool:
+    """Whether orjson writes the number in JavaScript's layout."""
+    return 1e-5 <= abs(value) < 1e15 and not value.is_integer()
+
+
+def _is_flat(value: dict[str, Any]) -> bool:
+    """Whether sorted JSON of a non-empty object is its stable form: ASCII names, scalars, no null, no odd float."""
+    for item in value.values():
+        kind = type(item)
+        if kind is not str and kind is not bool and kind is not int and (kind is not float or not _safe_float(item)):
+            return False
+    return "".join(value).isascii()
+
+
+def orjson_agrees(value: Any) -> bool:
+    """Whether orjson is known to write `value` byte for byte as JavaScript does. False is always a safe answer.
+
+    Args:
+        value: JSON values, of dicts, lists and scalars of exactly those types.
+    """
+    kind = type(value)
+    if kind is not dict and kind is not list:
+        return kind is str and value.isascii()
+    pending = [value]
+    for container in pending:
+        if type(container) is dict:
+            for key in container:
+                if not key.isascii() or key[:1] <= "9":
+                    return False
+            values: Iterable[Any] = container.values()
+        else:
+            values = container
+        for item in values:
+            kind = type(item)
+            if kind is str:
+                if not item.isascii() and SURROGATE.search(item) is not None:
+                    return False
+            elif kind is dict or kind is list:
+                pending.append(item)
+            elif kind is int:
+                if not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                    return False
+            elif kind is float:
+                if not _safe_float(item):
+                    return False
+            elif kind is not bool and item is not None:
+                return False
+        if len(pending) > 1000:
+            return False
+    return True
+
+
+def to_json_bytes(value: Any) -> bytes:
+    """Return compact ``JSON.stringify(value)`` as UTF-8; see `to_json`."""
+    if orjson_agrees(value):
+        try:
+            return orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            pass
+    return to_json(value).encode()
+
+
+def to_json(value: Any) -> str:
+    """Return compact ``JSON.stringify(value)``. A top-level undefined gives the word, as it prints.
+
+    Raises:
+        EncodeError: A value unknown to JavaScript, or nesting without end.
+    """
+    if orjson_agrees(value):
+        try:
+            return orjson.dumps(value).decode()
+        except orjson.JSONEncodeError:
+            pass
+    try:
+        return _json_value(value, "", "")
+    except RecursionError:
+        raise EncodeError("nested too deeply to be written") from None
+
+
+def to_pretty_json(value: Any) -> str:
+    """Return ``JSON.stringify(value, null, 2)``, the form of settings.json (formats 2.5)."""
+    try:
+        return _json_value(value, "  ", "\n")
+    except RecursionError:
+        raise EncodeError("nested too deeply to be written") from None
+
+
+def _json_value(value: Any, indent: str, margin: str) -> str:
+    kind = type(value)
+    if kind is str:
+        return json_string(value)
+    if value is None:
+        return "null"
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is int or kind is float:
+        return json_number(value)
+    if value is UNDEFINED:
+        return "undefined"
+    inner = margin + indent
+    if isinstance(value, JSMap | JSSet):
+        return "{}"
+    if isinstance(value, dict):
+        colon = ": " if indent else ":"
+        parts = [
+            f"{json_string(key)}{colon}{_json_value(value[key], indent, inner)}"
+            for key in own_keys(value)
+            if value[key] is not UNDEFINED
+        ]
+        return f"{{{inner}{f',{inner}'.join(parts)}{margin}}}" if parts else "{}"
+    if isinstance(value, list | tuple):
+        parts = ["null" if item is UNDEFINED else _json_value(item, indent, inner) for item in value]
+        return f"[{inner}{f',{inner}'.join(parts)}{margin}]" if parts else "[]"
+    if isinstance(value, JSDate):
+        return "null" if value.ms is None else f'"{date_text(value.ms)}"'
+    raise EncodeError(f"a {type(value).__name__} has no JSON")
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Read JSON as JavaScript does: the last of duplicate members wins, numbers are doubles, lone surrogates pass.
+
+    Args:
+        text: Bytes are read as UTF-8 like a request body: a byte order mark is dropped, bad bytes are replaced.
+
+    Raises:
+        DecodeError: Not JSON, or nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        value = _parse_slowly(text)
+    kind = type(value)
+    if kind is dict or kind is list:
+        return _as_doubles(value)
+    return float(value) if kind is int and not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER else value
+
+
+def _parse_slowly(text: bytes | str) -> Any:
+    """Read what orjson refuses and JavaScript may take: lone surrogates, infinite numbers, damaged UTF-8."""
+    if not isinstance(text, str):
+        text = bytes(text).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+    try:
+        return _PARSER.decode(text)
+    except RecursionError:
+        raise DecodeError("JSON is nested too deeply") from None
+    except ValueError as error:
+        position = f" at {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DecodeError(f"not JSON{position}") from None
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) <= 15 else float(digits)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+_PARSER = json.JSONDecoder(parse_int=_integer, parse_constant=_refuse_constant)
+
+
+def _as_doubles(value: Any) -> Any:
+    """Check the depth and turn integers beyond 2^53 into doubles, level by level, in place."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for container in level:
+            if type(container) is dict:
+                for key, item in container.items():
+                    kind = type(item)
+                    if kind is dict or kind is list:
+                        below.append(item)
+                    elif kind is int and not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                        container[key] = float(item)
+            else:
+                for index, item in enumerate(container):
+                    kind = type(item)
+                    if kind is dict or kind is list:
+                        below.append(item)
+                    elif kind is int and not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                        container[index] = float(item)
+        if not below:
+            return value
+        level = below
+    raise DecodeError(f"JSON is nested deeper than {MAX_DEPTH}")
+
+
+def levels(value: Any) -> Iterator[list[Any]]:
+    """Yield the objects and arrays at each depth of parsed JSON, the outermost first; nothing for anything else."""
+    level = [value] if type(value) is dict or type(value) is list else []
+    while level:
+        yield level
+        inner: list[Any] = []
+        for item in level:
+            members = item.values() if type(item) is dict else item
+            inner += [each for each in members if type(each) is dict or type(each) is list]
+        level = inner
