@@ -19,6 +19,25 @@ from goatherd.serving.gate import Gate
 
 BACKLOG: Final = 2048
 _ROUNDS: Final = 5
+"""Of the event loop, from accepting a connection until its protocol has it; asyncio takes two, uvloop one."""
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop listening, once every connection that was accepted has reached its protocol.
+
+    asyncio accepts a connection in one round of the event loop and makes its transport in the next. A server that is
+    closed in between leaves a half-made transport: neither the server nor the protocol can close it, and the client
+    waits until the garbage collector does. May be called twice.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        for each in server.sockets:
+            with suppress(NotImplementedError):  # an event loop without readers makes the transport as it accepts
+                loop.remove_reader(each)
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+    finally:
+        server.close()
 
 
 class Listener:
@@ -113,12 +132,13 @@ class Listener:
         self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
         self._clock_timer = asyncio.get_running_loop().call_later(1, self._set_date)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Take no more, and cut off everybody at once."""
         self._stop_clock()
-        if self._server is not None:
-            self._server.close()
         self._abort()
+        if self._server is not None:
+            await close_server(self._server)
+            self._abort()
 
     def hurry(self) -> None:
         """Do not wait for running requests any longer."""
@@ -128,7 +148,7 @@ class Listener:
         """Take no more, answer what is running for `grace`, then cut off."""
         if self._server is None:
             return
-        self._server.close()
+        await close_server(self._server)
         for connection in list(self._state.connections):
             connection.shutdown()
         await self._wait(set(self._state.tasks), grace)
@@ -137,10 +157,7 @@ class Listener:
             await self._cut(late)
         self._abort()
         await self._server.wait_closed()
-        for _ in range(_ROUNDS):
-            # A connection that was just being accepted is made in one of the next rounds of the loop.
-            await asyncio.sleep(0)
-            self._abort()
+        await asyncio.sleep(0)  # before Python 3.12 that does not wait until the transports report their ends
         self._server = None
         self._stop_clock()
 

@@ -18,6 +18,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self
 
+from goatherd.serving.listener import close_server
+
 _CHUNK: Final = 1 << 16
 _LAST_BYTES: Final = 0.5
 _LINGER_0: Final = struct.pack("ii", 1, 0)
@@ -117,7 +119,7 @@ class FaultProxy:
     async def stop(self) -> None:
         """Close everything. From now on a connection is refused."""
         if self._server is not None:
-            self._server.close()
+            await close_server(self._server)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

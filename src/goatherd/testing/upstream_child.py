@@ -189,7 +189,7 @@ class UpstreamChild:
     async def crash(self, path: str, *lost: str) -> None:
         """End without a word, before these commits were written down, and start again at the same address."""
         assert self._listener is not None
-        self._listener.close()
+        await self._listener.close()
         for commit_id in lost:
             del self.repositories[path][commit_id]
         self._decoded.clear()
@@ -288,7 +288,7 @@ class UpstreamChild:
     async def _die(self, why: str) -> None:
         self.died = why
         assert self._listener is not None
-        self._listener.close()
+        await self._listener.close()
 
     async def _dispatch(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         if self.hung:

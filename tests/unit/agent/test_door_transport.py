@@ -550,7 +550,7 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
         writer.write(b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n")
         assert (await answer_of(reader))[0] == 200
         assert w.child._listener is not None
-        w.child._listener.close()
+        await w.child._listener.close()
         writer.write(b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n")
         status, fields, _ = await answer_of(reader)
         assert (status, fields["retry-after"]) == (503, "1")

@@ -96,7 +96,7 @@ async def test_the_agents_own_address_passes_on_what_our_tools_ask_of_a_server_a
         for method, path in (("GET", "/app.js"), ("POST", "/auth/send-login-email"), ("GET", "/auth/temp-login?t=x")):
             assert (await http.request(method, own.url + path)).status_code == 404
         assert {path for _, path, _ in child.reached} <= {"/auth/session", "/batch-sync", "/healthy"}
-        child._listener.close()  # type: ignore[union-attr]
+        await child._listener.close()  # type: ignore[union-attr]
         with pytest.raises(NodeRefusedError, match="503"):
             await client.new_session()
 
@@ -111,7 +111,7 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
         trust = Trust(org=ORG, identity=first(), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, is_restarting=lambda: is_restarting)
         async with door, httpx2.AsyncClient() as http:
-            child._listener.close()  # type: ignore[union-attr]
+            await child._listener.close()  # type: ignore[union-attr]
             for _ in range(3):
                 assert (await http.get(door.url + "/healthy")).status_code == 503
             assert door.status.stopped == {Rule.CHILD: 3}

@@ -1,0 +1,75 @@
+"""A listener that stops: every connection that it accepted ends, whenever it was accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import pytest
+import uvloop
+
+from goatherd.clock import SystemClock
+from goatherd.serving.gate import Gate, Receive, Scope, Send
+from goatherd.serving.limits import CallerLimits
+from goatherd.serving.listener import Listener
+from goatherd.testing.faults import FaultProxy
+from tests.deadlines import HANG
+
+Ending = Callable[[], Awaitable[None]]
+
+
+async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def listening(how: str) -> AsyncIterator[tuple[int, Ending]]:
+    """Listen, and give the port and what ends it."""
+    if how == "proxy":
+        async with FaultProxy("127.0.0.1", 9) as proxy:
+            yield proxy.port, proxy.stop
+        return
+    listener = Listener(answer, "127.0.0.1", 0, gate=Gate(CallerLimits(), clock=SystemClock()))
+    await listener.start()
+    yield listener.port, listener.close if how == "close" else lambda: listener.stop(timedelta(0))
+    await listener.stop(timedelta(0))
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Let no garbage collection close what was forgotten."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("how", ["stop", "close", "proxy"])
+@pytest.mark.parametrize("rounds", range(6))
+@pytest.mark.usefixtures("without_collector")
+def test_a_client_that_is_just_being_accepted_is_cut_off(
+    rounds: int, how: str, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def connect_and_stop() -> None:
+        async with asyncio.timeout(HANG), listening(how) as (port, end):
+            with socket.socket() as client:
+                client.setblocking(False)
+                # On loopback the system connects at once; only accepting takes rounds of the loop.
+                assert client.connect_ex(("127.0.0.1", port)) in {0, errno.EINPROGRESS}
+                for _ in range(rounds):
+                    await asyncio.sleep(0)
+                await end()
+                with suppress(ConnectionError):
+                    assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(connect_and_stop())
