@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goatherd.crypto import PrivateKey, PublicKey, _raw_from_der, open_sealed, seal
+from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal
+from goatherd.crypto.signatures import raw_from_der
 from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 
 KEY = PrivateKey.generate()
@@ -60,7 +61,7 @@ class TestSignatures:
     @given(st.integers(1, ORDER - 1), st.integers(1, ORDER - 1), st.integers(0, 383), st.integers(0, 383))
     def test_come_out_of_der_padded(self, r: int, s: int, shift_r: int, shift_s: int) -> None:
         r, s = (r >> shift_r) or 1, (s >> shift_s) or 1
-        assert _raw_from_der(encode_dss_signature(r, s)) == r.to_bytes(48, "big") + s.to_bytes(48, "big")
+        assert raw_from_der(encode_dss_signature(r, s)) == r.to_bytes(48, "big") + s.to_bytes(48, "big")
 
 
 class TestJWK:

@@ -23,7 +23,7 @@ from goatherd.identity.document import (
     encode_document,
 )
 from goatherd.identity.endorsement import Endorsement, endorse, verify_endorsement
-from goatherd.identity.redaction import days_left, fingerprint, notes, redacted
+from goatherd.identity.redaction import days_left, notes, redacted
 from goatherd.identity.revocation import Freeze, Revocation
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings, to_settings
@@ -65,7 +65,6 @@ __all__ = [
     "encode_document",
     "endorse",
     "finalize",
-    "fingerprint",
     "from_settings",
     "notes",
     "prepare",

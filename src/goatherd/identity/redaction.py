@@ -5,11 +5,10 @@ Pure. Rules: ids, fingerprints, times and phases; never key material, never the 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Any
 
-from goatherd.crypto import PublicKey
+from goatherd.crypto import fingerprint
 from goatherd.identity.document import (
     SIZE_WARNING_BYTES,
     IdentityDocument,
@@ -21,14 +20,6 @@ from goatherd.identity.expiry import REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.revocation import Revocation, revocation_json
 from goatherd.identity.session import Session
 from goatherd.identity.text import iso
-
-# SubjectPublicKeyInfo of a P-384 key up to its coordinates, so that a fingerprint is what `openssl` computes too.
-_SPKI = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
-
-
-def fingerprint(key: PublicKey) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of the key's SubjectPublicKeyInfo."""
-    return hashlib.sha256(_SPKI + key.raw).hexdigest()[:16]
 
 
 def days_left(document: IdentityDocument, now_ms: int) -> float:

@@ -8,17 +8,9 @@ import re
 from goatherd.errors import DecodeError
 
 _B32_DIGITS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHIJKLMNOPQRSTUV")
-
-
 _B32_TEXT = re.compile("[A-Z2-7]*")
-
-
 _B32_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567" + bytes(224)
-
-
 _B32_PADDING = {1: 1, 2: 3, 3: 4, 4: 6}
-
-
 _B32_BAD_TAILS = frozenset({1, 3, 6})
 
 

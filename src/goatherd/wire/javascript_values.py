@@ -17,8 +17,6 @@ from typing import Any, Final
 from goatherd.errors import DecodeError
 
 MAX_SAFE_INTEGER = 2**53
-
-
 _MAX_DATE_MS = 8.64e15
 
 
@@ -219,11 +217,7 @@ def date_text(ms: int) -> str:
 
 
 _FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")
-
-
 _INTEGER_PREFIX = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|([0-9]+))")
-
-
 JS_SPACE = (
     "\t\n\v\f\r \xa0\u1680"
     "\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"

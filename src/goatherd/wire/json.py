@@ -31,8 +31,6 @@ from goatherd.wire.javascript_values import (
 
 MAX_DEPTH = 200
 """Deepest nesting that `parse_json` takes. GoatDB has no bound; real items stay below ten."""
-
-
 _encode_string = json.encoder.encode_basestring
 
 

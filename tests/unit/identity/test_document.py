@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.crypto import fingerprint
 from goatherd.errors import IdentityError, KeyMismatchError, MalformedIdentityError
 from goatherd.identity import (
     IdentityDocument,
@@ -18,7 +19,6 @@ from goatherd.identity import (
     days_left,
     decode_document,
     encode_document,
-    fingerprint,
     notes,
     redacted,
     revoke,

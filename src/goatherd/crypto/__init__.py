@@ -1,0 +1,20 @@
+"""Keys, signatures and sealed data. The one package that touches the library `cryptography`. Pure but for fresh keys.
+
+- `keys`: `PublicKey`, `PrivateKey`, `fingerprint`. `jwk`: the members of their JWK.
+- `signatures`: the raw form of signatures. `sealed`: data encrypted for the disk.
+"""
+
+from goatherd.crypto.keys import PrivateKey, PublicKey, fingerprint, library_versions
+from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal
+from goatherd.crypto.signatures import SIGNATURE_BYTES
+
+__all__ = [
+    "SEAL_KEY_BYTES",
+    "SIGNATURE_BYTES",
+    "PrivateKey",
+    "PublicKey",
+    "fingerprint",
+    "library_versions",
+    "open_sealed",
+    "seal",
+]

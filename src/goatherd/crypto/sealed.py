@@ -1,0 +1,51 @@
+"""Data sealed for the disk: AES-256-GCM under a key of the operator's."""
+
+from __future__ import annotations
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from goatherd.errors import InvalidSealError
+
+SEAL_KEY_BYTES = 32
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+
+
+def seal(data: bytes, *, key: bytes, associated: bytes) -> bytes:
+    """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
+
+    One key may seal some four thousand million times, far more than a file is ever written.
+
+    Args:
+        data: What nobody else may read.
+        key: 32 random bytes.
+        associated: What is not hidden, but must be the same at `open_sealed`.
+
+    Returns:
+        The nonce (12 bytes), then the ciphertext with its tag: 28 bytes more than `data`.
+    """
+    # `cryptography` has no name for "random bytes"; a key is what it calls them. A nonce is never the caller's affair.
+    nonce = AESGCM.generate_key(bit_length=128)[:_NONCE_BYTES]
+    return nonce + AESGCM(_checked(key)).encrypt(nonce, data, associated)
+
+
+def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
+    """Return what `seal` was given.
+
+    Raises:
+        InvalidSealError: Another key, other associated data, or not a byte-for-byte copy of what `seal` returned. Which
+            of them it is cannot be told.
+    """
+    if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+        raise InvalidSealError("too short to be sealed data")
+    try:
+        return AESGCM(_checked(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
+    except InvalidTag:
+        raise InvalidSealError("sealed with another key or for another purpose, or damaged") from None
+
+
+def _checked(key: bytes) -> bytes:
+    if len(key) != SEAL_KEY_BYTES:
+        raise ValueError(f"a key to seal with has {SEAL_KEY_BYTES} bytes")
+    return key
