@@ -17,10 +17,12 @@ from goatherd._plugins import provider_schemes
 from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
 from goatherd.config import keys, load_options
 from goatherd.telemetry import Event
-from tests.docs.reference import COMMON, DOCS, PAGES, error_classes, in_step
+from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step
 
 ROOT = DOCS.parent
 TEXTS = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
+ARCHITECTURE = DOCS / "explanation/architecture.md"
+TOP = r"(?:src|tests|docs|deploy|scripts|tools|requirements|examples)/"
 REFERENCE = {page.stem: page.read_text() for page in PAGES}
 
 
@@ -121,6 +123,33 @@ def test_every_test_that_the_code_names_exists() -> None:
             if not named.exists() or not all(name in text for name in names.split("::")):
                 missing.append(f"{file.name}: {path}{names}")
     assert missing == []
+
+
+def named_files(text: str) -> set[str]:
+    """Return the paths of the repository that a page names in backticks."""
+    return {path for path in re.findall(r"`([^`\s]+)`", text) if re.match(TOP, path) and not re.search(r"[*…{<]", path)}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    missing = {path for path in named_files(page.read_text()) if not (ROOT / path.split("::")[0]).exists()}
+    assert missing == set()
+
+
+def test_every_file_and_room_of_the_architecture_exists_in_the_text_and_in_the_picture() -> None:
+    text = ARCHITECTURE.read_text()
+    rooms = re.findall(r"^\| (.*?) \|", text.split("## Three walks")[0], re.MULTILINE)
+    named = {name for room in rooms for name in re.findall(r"`([\w/.]+)`", room)}
+    drawn = set(re.findall(r">([\w/]+\.py)<", (DOCS / "drawings/three-walks.svg").read_text()))
+    assert len(named) > 15
+    assert len(drawn) > 15
+    assert {name for name in named | drawn if not (SOURCE / name).exists()} == set()
+
+
+def test_every_room_of_the_source_is_in_the_architecture() -> None:
+    text = ARCHITECTURE.read_text()
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert {room for room in rooms - {"signers"} if f"`{room}/`" not in text} == set()
 
 
 def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -> None:
