@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
-from goatherd.wire.commit_log import scan
+from goatherd.wire.commit_log import read_lines, scan
 from goatherd.wire.json import parse_json
 
 LOG_SUFFIX: Final = ".jsonl"
@@ -36,6 +36,23 @@ _NEWER_HINT: Final = (
     "Nothing was changed. Run the newer GoatDB without Goatherd, or restore the backup of this directory from before "
     "the upgrade."
 )
+
+
+def read_records(log: Path) -> list[dict[str, Any]]:
+    """Return the records of a log as its file holds them now; none where there is no file.
+
+    Damaged lines are skipped, as a server skips them: what is behind them still counts.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    try:
+        raw = log.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"cannot read {log}: {error.strerror}") from error
+    return [line.record for line in read_lines(raw) if line.record is not None]
 
 
 def organization_directories(data: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -489,6 +490,7 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     from goatherd.agent.memory import make_private
     from goatherd.agent.settings_file import SettingsFile
     from goatherd.client import NodeClient
+    from goatherd.data_directory import SESSIONS_LOG, read_records
     from goatherd.rotation.introductions import introduction_source
     from goatherd.settings import CloudSecretSettings
 
@@ -513,7 +515,7 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
         )
         settings.introductions = introduction_source(
             org=org,
-            directory=directory,
+            read_own=partial(read_records, directory / SESSIONS_LOG),
             peers=lambda: tuple(dict.fromkeys((*options.nodes, *options.serve_peers))),
             connect=lambda url: NodeClient(url, timeout=options.timeout),
             clock=SystemClock(),

@@ -19,11 +19,12 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -100,6 +101,10 @@ class DataDirectory(Protocol):
     def close(self) -> None: ...
 
     def open(self, repository: str) -> Log: ...
+
+    def read(self, repository: str) -> Iterable[Any]:
+        """Return the records that are stored in a log, whether or not it is open."""
+        ...
 
     def repositories(self) -> list[str]: ...
 
@@ -290,7 +295,7 @@ class Database:
         if isinstance(self._settings, Settings):
             self._settings.introductions = introduction_source(
                 org=self.org,
-                directory=self._directory.path if isinstance(self._directory, LogDirectory) else None,
+                read_own=partial(self._directory.read, SESSIONS_PATH),
                 peers=lambda: self._peer_urls,
                 connect=self._connect,
                 clock=self._clock,

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
-from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood
+from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import PathError, StorageError
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit_log import Line, frame, read_lines
@@ -300,6 +300,16 @@ class LogDirectory:
             if log is None:
                 log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}")
             return log
+
+    def read(self, repository: str) -> list[Any]:
+        """Return the records of a log as its file holds them now; damaged lines are skipped. Changes nothing.
+
+        Raises:
+            PathError: Not a path that this server opens.
+            StorageError: The file cannot be read.
+        """
+        kind, name = check_repository_path(repository)
+        return read_records(self.path / kind / f"{name}{LOG_SUFFIX}")
 
     def repositories(self) -> list[str]:
         """Return the paths of the repositories that have a file, sorted."""

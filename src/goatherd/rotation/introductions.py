@@ -12,27 +12,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, NodeError, SettingsError
+from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.introduction import claims_root
 from goatherd.settings.base import Introductions, IntroductionSource
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import scan
 from goatherd.wire.paths import SESSIONS_PATH
 
 OWN_LOG: Final = "this server's own log"
-SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 
 
 def introduction_source(
     *,
     org: str,
-    directory: Path | None,
+    read_own: Callable[[], Iterable[Any]],
     peers: Callable[[], Sequence[str]],
     connect: Callable[[str], NodeClient],
     clock: Clock,
@@ -41,18 +38,20 @@ def introduction_source(
 
     Args:
         org: The organization; commits carry it in what is signed.
-        directory: Its data directory; None where there is none on this machine.
+        read_own: Returns the records of this server's own ``/sys/sessions``; called in a thread, may raise
+            `GoatherdError`.
         peers: The URLs of the other servers.
         connect: Makes a client for a URL; it is closed here.
         clock: The time.
     """
 
     async def give(document: IdentityDocument) -> AsyncIterator[Introductions]:
-        if directory is not None:
-            try:
-                yield Introductions(place=OWN_LOG, commits=await asyncio.to_thread(_read_log, directory, org))
-            except SettingsError as error:
-                yield Introductions(place=OWN_LOG, problem=str(error))
+        try:
+            commits = await asyncio.to_thread(lambda: _roots(read_own(), org))
+        except GoatherdError as error:
+            yield Introductions(place=OWN_LOG, problem=str(error))
+        else:
+            yield Introductions(place=OWN_LOG, commits=commits)
         for url in peers():
             client = connect(url)
             try:
@@ -64,17 +63,6 @@ def introduction_source(
                 await client.aclose()
 
     return give
-
-
-def _read_log(directory: Path, org: str) -> tuple[Commit, ...]:
-    path = directory / SESSIONS_LOG
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    return _roots(scan(raw).records, org)
 
 
 def _roots(records: Iterable[Any], org: str) -> tuple[Commit, ...]:

@@ -15,18 +15,24 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.errors import StorageError
+from goatherd.identity.document import encode_document
+from goatherd.identity.introduction import earlier_introduction_id
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import prune
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
 from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.providers.base import CURRENT, VersionId
+from goatherd.rotation.vouching import session_commit as session_of_root
 from goatherd.serving.limits import Rate
 from goatherd.trust import Verification
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (
     ORG,
+    SECRET,
     cluster,
     document_of,
     eventually,
@@ -58,6 +64,27 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
         await eventually(lambda: known(1 + len(disputed) + 1))
         assert await server.database().take(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
+
+
+async def test_a_server_without_peers_follows_by_an_introduction_behind_a_damaged_line_of_its_own_log(
+    tmp_path: Path,
+) -> None:
+    signer, earlier = root("signer"), root("earlier")
+    document = document_of(signer, earlier.session)
+    commit_id = earlier_introduction_id(earlier.id, signer.id)
+    introduction = session_of_root(earlier.session, signer=signer, commit_id=commit_id, ts=now_ms(), org=ORG)
+    line = json.dumps(introduction).encode()
+    log = tmp_path / ORG / "sys" / "sessions.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"\n" + line[:-9] + b"\n\n" + line + b"\n")
+    provider = await store_of(document)
+    settings = settings_of(provider)
+    async with Server(tmp_path, settings, debug=True) as server:
+        assert introduction["id"] in server.database().engine.repository(SESSIONS_PATH).ids
+        pruned = encode_document(prune(document, {earlier.id}, now_ms()))
+        await provider.write(SECRET, pruned, label=CURRENT, expected=VersionId("1"))
+        assert await settings.refresh(), settings.status.last_refusal
+        assert settings.settings.document.root(earlier.id) is None
 
 
 async def test_sessions_are_verified_in_the_background_though_some_of_them_make_it_fail(

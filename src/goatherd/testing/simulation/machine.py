@@ -56,6 +56,9 @@ class MachineDisk:
             self._logs[repository] = _Log(self._kept.setdefault(repository, []))
         return self._logs[repository]
 
+    def read(self, repository: str) -> Sequence[Mapping[str, Any]]:
+        return list(self._kept.get(repository, ()))
+
     def repositories(self) -> list[str]:
         return sorted(path for path, records in self._kept.items() if records)
 
