@@ -160,7 +160,7 @@ class UntrustedRootError(VerificationError):
 
 
 class AuthorMismatchError(VerificationError):
-    """A commit claims a session that did not sign it (formats T2)."""
+    """A commit claims a session that did not sign it."""
 
     code = "verification.author_mismatch"
 

@@ -1,7 +1,7 @@
 """Fresh identifiers; the only place that rolls dice for them.
 
-Pure modules take ids as arguments; their callers at the edge ask here. GoatDB draws its ids from ``Math.random``
-(formats 1.1); these come from the operating system's randomness and look the same.
+Pure modules take ids as arguments; their callers at the edge ask here. GoatDB draws its ids from ``Math.random``;
+these come from the operating system's randomness and look the same.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ def new_id() -> str:
 
 
 def new_seeds(count: int) -> tuple[int, ...]:
-    """Return `count` fresh Bloom filter seeds, integers in [0, 2^53-1) (formats 8)."""
+    """Return `count` fresh Bloom filter seeds, integers in [0, 2^53-1)."""
     return tuple([secrets.randbelow(2**_SEED_BITS - 1) for _ in range(count)])

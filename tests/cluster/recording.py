@@ -1,4 +1,4 @@
-"""Replays recorded exchanges of a GoatDB 0.5.1 server against a server of ours and compares (protocol 15).
+"""Replays recorded exchanges of a GoatDB 0.5.1 server against a server of ours and compares.
 
 Not the list of what differs on purpose: that is in `test_exchanges`. Rules: the clock stands at the recorded time, the
 ids that the recorded server drew are drawn again, and everything else is compared exactly, except what is random by
@@ -244,7 +244,7 @@ class Replay:
         expected = dict(exchange.response["headers"])
         actual = {name: value for name, value in response.headers.items() if name != "date"}
         is_sync = exchange.status == 200 and exchange.syncs
-        assert (actual.pop(INSTANCE_HEADER, None) is not None) is is_sync, "D33"
+        assert (actual.pop(INSTANCE_HEADER, None) is not None) is is_sync
         if exchange.status == 200 and exchange.response["body"] and exchange.response["body"][0] in "[{":
             # How many digits random seeds have is chance.
             expected.pop("content-length", None)

@@ -59,7 +59,7 @@ async def ask_for_a_session(w: World, through: bool) -> Any:
     return response
 
 
-async def test_t1_the_private_key_of_the_root_does_not_come_out() -> None:
+async def test_the_private_key_of_the_root_does_not_come_out() -> None:
     async with world() as w:
         secret = key_of("root-a").to_jwk()["d"]
         assert secret in (await ask_for_a_session(w, False)).text
@@ -72,14 +72,14 @@ async def test_t1_the_private_key_of_the_root_does_not_come_out() -> None:
         assert answer.headers["content-type"] == "application/json"
 
 
-async def test_t1_an_answer_without_a_key_passes_byte_for_byte() -> None:
+async def test_an_answer_without_a_key_passes_byte_for_byte() -> None:
     async with world(leaks=False) as w:
         answer = await ask_for_a_session(w, True)
         assert answer.content == w.child.answers[-1]
         assert w.door.status.leaks == 0
 
 
-async def test_t1_members_that_somebody_wrote_into_a_root_are_not_published() -> None:
+async def test_members_that_somebody_wrote_into_a_root_are_not_published() -> None:
     async with world(leaks=False) as w:
         w.child.roots["root-a"] = replace(A.session, extra={"note": "internal"})
         w.child.publishes_extra = True
@@ -87,7 +87,7 @@ async def test_t1_members_that_somebody_wrote_into_a_root_are_not_published() ->
         assert "internal" not in (await ask_for_a_session(w, True)).text
 
 
-async def test_t1_a_root_key_that_lies_in_a_repository_is_made_unreadable_and_the_rest_is_not_touched() -> None:
+async def test_a_root_key_that_lies_in_a_repository_is_made_unreadable_and_the_rest_is_not_touched() -> None:
     async with world() as w:
         own, secret = key_of("anon-y").to_jwk(), key_of("root-a").to_jwk()
         commit = commit_by(A, "k", {"text": json.dumps([secret, own])})
@@ -137,11 +137,11 @@ async def both_ways(
         assert w.stopped(rule) == 1
 
 
-async def test_t2_a_commit_that_claims_another_session_than_its_signer_is_taken_out() -> None:
+async def test_a_commit_that_claims_another_session_than_its_signer_is_taken_out() -> None:
     await both_ways(Rule.AUTHOR, lambda: note(X, claimed=A.id), "/sys/stats")
 
 
-async def test_t2_a_root_session_in_the_name_of_the_root_does_not_become_a_root_at_the_next_start() -> None:
+async def test_a_root_session_in_the_name_of_the_root_does_not_become_a_root_at_the_next_start() -> None:
     evil = root("evil")
     await both_ways(Rule.AUTHOR, lambda: introduction(evil, X, claimed=A.id), "/sys/sessions")
     for through in (False, True):
@@ -307,7 +307,7 @@ async def test_a_client_learns_of_a_trusted_root_from_the_sessions_at_once() -> 
         assert "root-b" in {each["k"] for each in answer[0]["res"]["c"]}
 
 
-async def test_t17_a_session_under_another_key_is_taken_out() -> None:
+async def test_a_session_under_another_key_is_taken_out() -> None:
     await both_ways(Rule.SESSION_ITEM, lambda: introduction(owned("z"), A, key="y"), "/sys/sessions", by=A)
 
 
@@ -365,7 +365,7 @@ def died(w: World) -> bool:
     return w.child.died is not None
 
 
-async def test_t7_two_creations_of_one_key_in_one_message_are_both_stored() -> None:
+async def test_two_creations_of_one_key_in_one_message_are_both_stored() -> None:
     for through in (False, True):
         async with world() as w:
             first, second = note(X, "k", ts=OLD), note(Y, "k", ts=OLD)
@@ -378,7 +378,7 @@ async def test_t7_two_creations_of_one_key_in_one_message_are_both_stored() -> N
 
 
 @pytest.mark.parametrize("age", [0, 3_000, 4_999, 5_001, 60_000, 3_600_000])
-async def test_t7_a_second_creation_of_a_key_arrives_whatever_its_age_and_the_server_lives(age: int) -> None:
+async def test_a_second_creation_of_a_key_arrives_whatever_its_age_and_the_server_lives(age: int) -> None:
     async with world() as w:
         first = note(X, "k", ts=OLD)
         w.child.create(NOTES, first)
@@ -394,7 +394,7 @@ async def test_t7_a_second_creation_of_a_key_arrives_whatever_its_age_and_the_se
         assert not w.stopped(Rule.BIRTH)
 
 
-async def test_t7_the_child_of_a_first_creation_says_the_same_and_is_the_root_s() -> None:
+async def test_the_child_of_a_first_creation_says_the_same_and_is_the_root_s() -> None:
     async with world() as w:
         first = note(X, "k", ts=OLD)
         w.child.create(NOTES, first)
@@ -419,7 +419,7 @@ async def test_two_clients_that_create_fifty_keys_at_once_lose_nothing() -> None
         assert not died(w)
 
 
-async def test_t7_leaves_whose_parents_nobody_knows_do_not_end_the_server() -> None:
+async def test_leaves_whose_parents_nobody_knows_do_not_end_the_server() -> None:
     await fatal(
         lambda: [note(X, "k", ts=OLD, parents=["nowhere"])],
         died,
@@ -428,7 +428,7 @@ async def test_t7_leaves_whose_parents_nobody_knows_do_not_end_the_server() -> N
     )
 
 
-async def test_t7_a_parent_of_another_key_is_no_ancestor() -> None:
+async def test_a_parent_of_another_key_is_no_ancestor() -> None:
     other = note(Y, "other", ts=OLD)
     await fatal(
         lambda: [note(X, "k", ts=OLD, parents=[other.id])],
@@ -438,7 +438,7 @@ async def test_t7_a_parent_of_another_key_is_no_ancestor() -> None:
     )
 
 
-async def test_t7_a_circle_of_commits_carries_nobody() -> None:
+async def test_a_circle_of_commits_carries_nobody() -> None:
     def circle() -> list[Commit | dict[str, Any]]:
         return [
             note(X, "k", ts=OLD, commit_id="c1", parents=["c2"]),
@@ -453,7 +453,7 @@ async def test_t7_a_circle_of_commits_carries_nobody() -> None:
         assert w.stopped(Rule.BIRTH) == 3
 
 
-async def test_t7_a_creation_that_another_request_has_just_brought_counts() -> None:
+async def test_a_creation_that_another_request_has_just_brought_counts() -> None:
     async with world() as w:
         first, second = note(X, "k", ts=OLD), note(Y, "k", ts=OLD)
         await w.push(True, NOTES, first)
@@ -466,7 +466,7 @@ async def test_t7_a_creation_that_another_request_has_just_brought_counts() -> N
         assert w.child.died is None
 
 
-async def test_t7_what_builds_on_a_commit_that_a_crash_has_lost_does_not_end_the_server() -> None:
+async def test_what_builds_on_a_commit_that_a_crash_has_lost_does_not_end_the_server() -> None:
     for through in (False, True):
         async with world() as w:
             birth = note(X, "k", ts=OLD)
@@ -496,7 +496,7 @@ async def test_a_chain_in_any_order_is_let_through() -> None:
         assert sum(w.door.status.stopped.values()) == 0
 
 
-async def test_t37_deltas_that_build_on_each_other_do_not_hang_the_server() -> None:
+async def test_deltas_that_build_on_each_other_do_not_hang_the_server() -> None:
     birth = note(X, "k")
 
     def hung(w: World) -> bool:
@@ -508,7 +508,7 @@ async def test_t37_deltas_that_build_on_each_other_do_not_hang_the_server() -> N
     await fatal(lambda: list(circle), hung, Rule.DELTA, before=lambda: [birth])
 
 
-async def test_t37_a_delta_on_a_delta_that_came_earlier_is_taken_out() -> None:
+async def test_a_delta_on_a_delta_that_came_earlier_is_taken_out() -> None:
     async with world() as w:
         birth = note(X, "k")
         good = delta(X, "k", birth.id, parents=[birth.id])
@@ -518,7 +518,7 @@ async def test_t37_a_delta_on_a_delta_that_came_earlier_is_taken_out() -> None:
         assert w.stored(NOTES) == {birth.id, good.id}
 
 
-async def test_t20_a_commit_that_is_another_one_when_it_is_read_again_is_taken_out() -> None:
+async def test_a_commit_that_is_another_one_when_it_is_read_again_is_taken_out() -> None:
     def attack() -> dict[str, Any]:
         raw = delta(X, "k", "base").to_json()
         late = {"changeType": "fd", "operation": 1, "vType": "date", "value": 2e15}
@@ -591,7 +591,7 @@ async def test_a_commit_of_an_impossible_form_is_taken_out(change: dict[str, Any
         assert not w.pushes()
 
 
-async def test_t29_a_member_that_stops_the_decoder_is_taken_out_and_the_server_answers_500_to_it() -> None:
+async def test_a_member_that_stops_the_decoder_is_taken_out_and_the_server_answers_500_to_it() -> None:
     async with world() as w:
         bad = note().to_json()
         bad["c"]["r"]["d"] = {"text": {"hasOwnProperty": 1}}
@@ -599,7 +599,7 @@ async def test_t29_a_member_that_stops_the_decoder_is_taken_out_and_the_server_a
         assert (await w.push(True, NOTES, bad)).status_code == 200
 
 
-async def test_t32_a_filter_that_claims_every_ancestor_is_taken_out() -> None:
+async def test_a_filter_that_claims_every_ancestor_is_taken_out() -> None:
     full = BloomFilter(b"\xff", (1, 2))
 
     def attack() -> Commit:
@@ -609,7 +609,7 @@ async def test_t32_a_filter_that_claims_every_ancestor_is_taken_out() -> None:
     await both_ways(Rule.ANCESTORS, attack)
 
 
-async def test_t39_a_forgery_with_the_id_of_a_genuine_commit_does_not_keep_it_out() -> None:
+async def test_a_forgery_with_the_id_of_a_genuine_commit_does_not_keep_it_out() -> None:
     for through in (False, True):
         async with world() as w:
             genuine = note(X, "k")
@@ -619,7 +619,7 @@ async def test_t39_a_forgery_with_the_id_of_a_genuine_commit_does_not_keep_it_ou
             assert (genuine.id in w.stored(NOTES)) is through
 
 
-async def test_t39_a_commit_under_the_id_of_one_elsewhere_does_not_bring_that_one() -> None:
+async def test_a_commit_under_the_id_of_one_elsewhere_does_not_bring_that_one() -> None:
     """To the server, what comes with a known id is the commit that it knows: here, a second birth of a key."""
     for through in (False, True):
         async with world() as w:
@@ -632,7 +632,7 @@ async def test_t39_a_commit_under_the_id_of_one_elsewhere_does_not_bring_that_on
             assert w.stopped(Rule.COMMIT) == through
 
 
-async def test_t39_a_commit_under_the_id_of_one_that_is_on_its_way_carries_nobody() -> None:
+async def test_a_commit_under_the_id_of_one_that_is_on_its_way_carries_nobody() -> None:
     for through in (False, True):
         mine = note(X, "mine", ts=OLD)
 
@@ -646,7 +646,7 @@ async def test_t39_a_commit_under_the_id_of_one_that_is_on_its_way_carries_nobod
             assert w.stopped(Rule.COMMIT) == through
 
 
-async def test_t39_no_commit_takes_the_id_of_a_session_s() -> None:
+async def test_no_commit_takes_the_id_of_a_session_s() -> None:
     async with world() as w:
         introduced = w.child.introduce(owned("anon-z").session)
         await w.trust.refresh()
@@ -655,11 +655,11 @@ async def test_t39_no_commit_takes_the_id_of_a_session_s() -> None:
         assert w.stopped(Rule.COMMIT) == 1
 
 
-async def test_t40_a_commit_from_the_far_future_is_taken_out() -> None:
+async def test_a_commit_from_the_far_future_is_taken_out() -> None:
     await both_ways(Rule.TIME, lambda: note(ts=NOW + DAY + 1, signed_at=NOW))
 
 
-async def test_t13_what_the_documentation_promises_is_closed_to_writers_on_request() -> None:
+async def test_what_the_documentation_promises_is_closed_to_writers_on_request() -> None:
     signed_in = owned("s-1", "u1")
     cases = [(X, "/sys/users", False), (X, "/user/u1", False), (signed_in, "/user/u1", True), (A, "/sys/users", True)]
     for private in (False, True):
@@ -750,7 +750,7 @@ async def test_a_filter_that_costs_the_server_seconds_is_refused(given: Any) -> 
     ["/../x", "/data/..", "/settings.json/x", "/data/x\0y", "/data/" + "n" * 300, "/Data/x", "//sys/sessions", "/a//b"],
     ids=lambda path: path[:20].replace("\0", "0"),
 )
-async def test_t49_a_path_that_is_none_opens_no_file(path: str) -> None:
+async def test_a_path_that_is_none_opens_no_file(path: str) -> None:
     async with world() as w:
         assert (await w.send(True, [element(path)])).status_code == 400
         assert w.child.files == {"sys/sessions.jsonl"}
@@ -801,7 +801,7 @@ async def test_a_request_that_nobody_has_signed_as_one(header: Callable[[], str]
             assert response.content == b"" or status == 200
 
 
-async def test_t10_a_signature_counts_for_three_minutes_and_no_longer() -> None:
+async def test_a_signature_counts_for_three_minutes_and_no_longer() -> None:
     async with world() as w:
         header = signed_header(X)
         for through in (False, True):
@@ -828,7 +828,7 @@ async def mail(w: World, through: bool, by: OwnedSession, *, signed: str = "a@go
     return response.status_code
 
 
-async def test_t12_no_login_mail_goes_out_on_a_forged_signature() -> None:
+async def test_no_login_mail_goes_out_on_a_forged_signature() -> None:
     async with world() as w:
         thief = replace(X, signer=Y.signer)
         assert await mail(w, False, thief) == 200

@@ -1,7 +1,7 @@
 """Every exchange recorded with GoatDB 0.5.1, sent to a server of ours: the same answer, or a difference listed here.
 
 The list below is complete: an exchange that is not in it is compared exactly, and one that is in it must differ exactly
-as it says. ``docs/reference/compatibility.md`` explains the rules (D1, D2, ...).
+as it says. ``docs/reference/compatibility.md`` explains them under the headings named here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Difference:
     """How our answer differs from the recorded one, on purpose.
 
     Attributes:
-        rule: The rule's number in ``docs/reference/compatibility.md``.
+        rule: The heading in ``docs/reference/compatibility.md`` that explains it.
         status: Our status.
         check: What else must hold.
         keeps: Which of the commits in the request we keep from here on, though the recorded server did not.
@@ -112,9 +112,9 @@ def by_root_d(commit: Json) -> bool:
     return bool(commit["s"] == "zrxlh0pdpmqg718dnaqsvih0")
 
 
-BAD_REQUEST = Difference("D1", 400, refuses)
-BAD_SIGNATURE = Difference("D2", 403, refuses)
-NO_LOGIN = Difference("D20", 404, refuses)
+BAD_REQUEST = Difference("Malformed batches", 400, refuses)
+BAD_SIGNATURE = Difference("Malformed signature headers", 403, refuses)
+NO_LOGIN = Difference("Login by mail", 404, refuses)
 
 LOGIN = (
     "real client #4",
@@ -163,44 +163,54 @@ DIFFERENCES: dict[str, dict[str, Difference]] = {
         "base32 of text": BAD_SIGNATURE,
         "no embedded data": BAD_SIGNATURE,
         "raw signature one byte long": BAD_SIGNATURE,
-        "login token instead of a request signature": Difference("D3", 403, refuses),
+        "login token instead of a request signature": Difference("Login tokens as request signatures", 403, refuses),
     },
     "batch-sync-empty": {"path with one component": BAD_REQUEST},
     "forged-author": {
-        "X writes to /sys/stats, s = root A, signed by X: accepted": Difference("D4", 200, stores_nothing),
-        "X pushes a root session, s = root A, signed by X: stored, not trusted": Difference(
-            "D4", 200, agrees, drops=every
+        "X writes to /sys/stats, s = root A, signed by X: accepted": Difference(
+            "Author and signer", 200, stores_nothing
         ),
-        "after a server restart the forged root is accepted and reads /sys/stats": Difference("D6", 403, refuses),
+        "X pushes a root session, s = root A, signed by X: stored, not trusted": Difference(
+            "Author and signer", 200, agrees, drops=every
+        ),
+        "after a server restart the forged root is accepted and reads /sys/stats": Difference(
+            "Session commits", 403, refuses
+        ),
     },
-    "login": dict.fromkeys(LOGIN, NO_LOGIN) | {"real client after login #6": Difference("D20", 200, is_truthful)},
-    "malformed": dict.fromkeys(MALFORMED, BAD_REQUEST) | {"s is a string": Difference("D21", 200, is_truthful)},
+    "login": dict.fromkeys(LOGIN, NO_LOGIN)
+    | {"real client after login #6": Difference("Login by mail", 200, is_truthful)},
+    "malformed": dict.fromkeys(MALFORMED, BAD_REQUEST)
+    | {"s is a string": Difference("Counts that are not numbers", 200, is_truthful)},
     "oversized": {
-        "s = 1 000 000: reply filter is sized by it": Difference("D9", 200, is_small),
-        "s = 100 000 000": Difference("D9", 200, is_small),
+        "s = 1 000 000: reply filter is sized by it": Difference("Limits", 200, is_small),
+        "s = 100 000 000": Difference("Limits", 200, is_small),
         "path of 306 bytes": BAD_REQUEST,
         "NUL in the path": BAD_REQUEST,
-        "delta commit whose base is itself": Difference("D11", 200, is_small),
+        "delta commit whose base is itself": Difference("Harmful commits", 200, is_small),
     },
     "rotated-restart": {
-        "request by A": Difference("D18", 200, is_truthful),
-        "data commit signed by A, pushed by B: dropped": Difference("D18", 200, agrees, keeps=every),
-        "session commit signed by A, pushed by B: dropped": Difference("D18", 200, agrees, keeps=every),
-        "new session": Difference("D22", 200, has_the_same_roots),
+        "request by A": Difference("Roots as signers", 200, is_truthful),
+        "data commit signed by A, pushed by B: dropped": Difference("Roots as signers", 200, agrees, keeps=every),
+        "session commit signed by A, pushed by B: dropped": Difference("Roots as signers", 200, agrees, keeps=every),
+        "new session": Difference("Order of the roots", 200, has_the_same_roots),
     },
     "session-create": {
-        "P-256 key": Difference("D16", 400, says_invalid_key),
-        "point not on the curve": Difference("D16", 400, says_invalid_key),
+        "P-256 key": Difference("Invalid keys", 400, says_invalid_key),
+        "point not on the curve": Difference("Invalid keys", 400, says_invalid_key),
     },
     "sys-sessions-root": {
-        "root D (by A) and session Z (by D) in one message: Z dropped": Difference("D7", 200, agrees, keeps=by_root_d),
-        "same message again: Z accepted": Difference("D7", 200, agrees, settles=by_root_d),
+        "root D (by A) and session Z (by D) in one message: Z dropped": Difference(
+            "Roots and their sessions in one message", 200, agrees, keeps=by_root_d
+        ),
+        "same message again: Z accepted": Difference(
+            "Roots and their sessions in one message", 200, agrees, settles=by_root_d
+        ),
     },
-    "two-births-crash": {"Y: second birth, 59 s old": Difference("D17", 200, merges_births)},
+    "two-births-crash": {"Y: second birth, 59 s old": Difference("Concurrent creations", 200, merges_births)},
 }
 
 NOT_REPLAYED = {
-    "session-create-first-start": "D19, test_a_server_without_an_identity_does_not_start",
+    "session-create-first-start": "test_a_server_without_an_identity_does_not_start",
     "oversized: 1 MB title": "cut in the recording, test_large_commits_are_kept",
     "oversized: 20 MB title": "cut in the recording, test_large_commits_are_kept",
 }
@@ -246,7 +256,7 @@ async def test_our_answers_are_the_recorded_ones_or_differ_as_listed(name: str, 
     finally:
         await replay.server.__aexit__(None, None, None)
     leaks = [part for part in {b"privateKey", *private_parts(recording)} if part in b"".join(replay.everything)]
-    assert not leaks, "SECURITY: T1"
+    assert not leaks, "SECURITY: an answer holds a private key"
 
 
 def compare(replay: Replay, exchange: Exchange, response: httpx2.Response, difference: Difference | None) -> None:
@@ -270,7 +280,7 @@ def pushed(exchange: Exchange) -> list[tuple[str, list[Json]]]:
 
 
 async def test_a_server_without_an_identity_does_not_start(tmp_path: Path) -> None:
-    """GoatDB invents a root here, and its private key is in the recorded answer (D19)."""
+    """GoatDB invents a root here, and its private key is in the recorded answer."""
     recording = Recording.load("session-create-first-start")
     assert "privateKey" in recording.exchanges[0].response["body"]
     replay = Replay.start(recording, tmp_path)
@@ -312,7 +322,7 @@ async def test_large_commits_are_kept(label: str, size: int, tmp_path: Path) -> 
 
 
 async def test_no_private_key_leaves_a_server_whose_settings_hold_them_among_the_roots(tmp_path: Path) -> None:
-    """As GoatDB itself writes the file after a first start or an extension (T1, T18)."""
+    """As GoatDB itself writes the file after a first start or an extension."""
     recording = Recording.load("session-create")
     settings = recording.files_before[f"{ORG}/settings.json"]
     own = settings["currentSession"]
@@ -348,8 +358,8 @@ def test_every_difference_is_in_the_documentation() -> None:
     text = COMPATIBILITY.read_text()
     for name, differences in DIFFERENCES.items():
         for label, difference in differences.items():
-            assert f"### {difference.rule} " in text, difference.rule
-            section = text.split(f"### {difference.rule} ")[1].split("\n### ")[0]
+            assert f"### {difference.rule}\n" in text, difference.rule
+            section = text.split(f"### {difference.rule}\n")[1].split("\n### ")[0]
             section = " ".join(section.split())
             assert f"`{name}`" in section, f"{difference.rule} does not name {name}"
             assert f"“{label}”" in section, f"{difference.rule} does not name “{label}”"

@@ -63,7 +63,7 @@ class PublicKey:
         self._openssl()
 
     def to_jwk(self) -> dict[str, Any]:
-        """Return the JWK with its members in the order in which Deno exports them (formats 2.2)."""
+        """Return the JWK with its members in the order in which Deno exports them."""
         x, y = self.raw[:COORDINATE_BYTES], self.raw[COORDINATE_BYTES:]
         return {
             "kty": "EC",

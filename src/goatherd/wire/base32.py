@@ -1,4 +1,7 @@
-"""Base32 as GoatDB writes and reads it: RFC 4648 in lower case, with one ``_`` in the padding. Pure."""
+"""Base32 as GoatDB writes and reads it: RFC 4648 in lower case, with one ``_`` in the padding. Pure.
+
+The rules are docs/reference/goatdb-formats.md#base32.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _B32_BAD_TAILS = frozenset({1, 3, 6})
 
 
 def base32_encode(raw: bytes) -> str:
-    """Return GoatDB's base32: lower case, only the first ``=`` of the padding replaced by ``_`` (formats 4.1)."""
+    """Return GoatDB's base32: lower case, only the first ``=`` of the padding replaced by ``_``."""
     padding = -len(raw) % 5
     if padding:
         raw += bytes(padding)
@@ -44,7 +47,7 @@ def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def base32_decode(text: str) -> bytes:
-    """Read GoatDB's base32 as strictly, and as loosely, as GoatDB does (formats 4.1). Spare bits are ignored.
+    """Read GoatDB's base32 as strictly, and as loosely, as GoatDB does. Spare bits are ignored.
 
     Raises:
         DecodeError: Bad length, padding or character.

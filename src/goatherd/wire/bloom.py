@@ -1,7 +1,7 @@
-"""GoatDB's Bloom filter (formats 8).
+"""GoatDB's Bloom filter (docs/reference/goatdb-formats.md#bloom-filter).
 
 Pure: the random seeds come in as an argument (`goatherd.ids.new_seeds`). A filter without seeds claims to hold
-everything (T32); what that is worth is for the caller to judge.
+everything; what that is worth is for the caller to judge.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class BloomFilter:
         return {"d": base64.b64encode(self.bits).decode("ascii"), "s": list(self.seeds)}
 
     def stable_text(self) -> str:
-        """Return `to_json` in the form that is signed (formats 3)."""
+        """Return `to_json` in the form that is signed: arrays as objects."""
         order = range(len(self.seeds)) if len(self.seeds) <= 10 else sorted(range(len(self.seeds)), key=str)
         seeds = ",".join([f'"{index}":{self.seeds[index]}' for index in order])
         return f'{{"d":"{binascii.b2a_base64(self.bits)[:-1].decode("ascii")}","s":{{{seeds}}}}}'

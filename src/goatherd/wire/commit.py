@@ -1,4 +1,4 @@
-"""Commits on the wire (formats 6).
+"""Commits on the wire (docs/reference/goatdb-formats.md#commits).
 
 Pure. A `Commit` holds the canonical re-encoding that GoatDB verifies, made once when it is read; what a peer added,
 left out or wrote in another order is gone by then. Contents of a schema that the registry does not know stay as sent.
@@ -47,10 +47,10 @@ class Commit:
     Attributes:
         id: The commit's id; any text. Not a content hash.
         key: The item's key.
-        session: The session that claims to have written it; the signer's id is in the signature (T2).
+        session: The session that claims to have written it; the signature names the signer, which may differ.
         ts: Claimed creation time in ms, an int or float; 0 when absent, and then no signature verifies.
         version: The writer's build version; None when absent, which is then part of what was signed.
-        org: The organisation of the reader, whatever was sent (T27).
+        org: The organisation of the reader, whatever was sent.
         connection: The writing process; empty when absent, and then no signature verifies.
         contents: The canonical ``c``: ``{"r": record}`` or ``{"b": base, "e": edit}``. Not to be changed.
         parents: Ids of the parent commits.
@@ -58,7 +58,7 @@ class Commit:
         ancestors_count: How many ancestors the filter was made of.
         merge_base: Id of the merge base, or None.
         merge_leader: Id of the session that led the merge, or None. An empty one is written nowhere but as `revert`.
-        revert: Whether the commit says that it reverts; GoatDB writes the leader's id there (T22).
+        revert: Whether the commit says that it reverts; GoatDB writes the merge leader's id there.
         signature: The signature string, or None.
     """
 
@@ -107,7 +107,7 @@ class Commit:
 
     @property
     def checksum(self) -> str | None:
-        """The stored checksum of a full commit, a delta's target checksum. Unchecked (T28)."""
+        """The stored checksum of a full commit, a delta's target checksum. Not compared with the data."""
         checksum = self.contents["e"].get("dc") if self.is_delta else self.contents["r"].get("cs")
         return checksum if isinstance(checksum, str) else None
 
@@ -134,7 +134,7 @@ class Commit:
     def check_lasting(self, registry: Registry = BUILTIN) -> None:
         """Make sure that whoever reads what is sent and stored of this commit finds the same contents.
 
-        SECURITY: contents that are others then (T11, T20) carry a signature that fits here and nowhere else
+        SECURITY: such contents (shared objects, dates that change) carry a signature that fits here and nowhere else
         (tests/unit/node/test_engine.py, tests/unit/agent/test_door_rules.py).
 
         Raises:
@@ -198,7 +198,7 @@ class Commit:
         return self._members(self.signature)
 
     def signed_object(self) -> dict[str, Any]:
-        """Encode what is signed: everything but the signature (formats 6.5)."""
+        """Encode what is signed: everything but the signature."""
         return self._members(None)
 
     def _members(self, signature: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Framing and scanning of GoatDB's ``.jsonl`` commit logs (formats 10). Pure: bytes in, bytes out.
+"""Framing and scanning of GoatDB's ``.jsonl`` commit logs. Pure: bytes in, bytes out.
 
-Writing follows GoatDB byte for byte. Reading follows it in what is a record; repair is ours: cut at the end of the
-last good line, so that a torn write never costs an earlier record (T5).
+The format is docs/reference/goatdb-formats.md#logs. Writing follows GoatDB byte for byte. Reading follows it in what is
+a record; repair is ours: cut at the end of the last good line, so that a torn write never costs an earlier record.
 """
 
 from __future__ import annotations

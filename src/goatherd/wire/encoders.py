@@ -1,6 +1,7 @@
-"""GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become marked JSON (formats 5).
+"""GoatDB's JSON encoders and decoders: how Dates, Sets, Maps and shared objects become marked JSON.
 
-Pure. Values in and out are those of `goatherd.wire.json`. User data that looks like a marker is read as one (T21).
+The markers are those of docs/reference/goatdb-formats.md#encoders. Pure. Values in and out are those of
+`goatherd.wire.json`. User data that looks like a marker is read as one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def is_plain_object(value: Any) -> bool:
 
 
 def rich_text_filter(element: Any) -> bool:
-    """The element filter of rich text: plain objects that are not local (formats 12.1)."""
+    """The element filter of rich text: plain objects that are not local."""
     return type(element) is dict and element.get("isLocal") is not True
 
 
@@ -47,7 +48,7 @@ def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
 
 
 def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Convert a value as the plain encoder does (formats 5.1). A Map's values stay unconverted."""
+    """Convert a value as the plain encoder does. A Map's values stay unconverted."""
     if is_native(value, keep):
         return value
     if isinstance(value, JSDate):
@@ -64,7 +65,7 @@ def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Convert the value of one member as the cyclical encoder does (formats 5.2)."""
+    """Convert the value of one member as the cyclical encoder does."""
     if type(value) is not dict:
         return encode_plain(value, keep)
     shared = _shared_objects(value)
@@ -133,7 +134,7 @@ MAX_REFERENCED = 20_000
 
 
 class Decoder:
-    """Reads members of one encoded object; the cyclical kind also follows references (formats 5.4)."""
+    """Reads members of one encoded object; the cyclical kind also follows references."""
 
     __slots__ = ("_cyclical", "_met_references", "_records", "_referenced_values", "_sizes")
 
@@ -171,7 +172,7 @@ class Decoder:
             if self._met_references and _is_reference(value):
                 return self._referenced(value["__rId"])
         if "hasOwnProperty" in value:
-            # COMPAT: T29; GoatDB throws.
+            # COMPAT: GoatDB throws.
             raise DecodeError("an object with a member hasOwnProperty cannot be decoded")
         if "__t" in value:
             marker, content = value["__t"], value.get("__v")
@@ -210,7 +211,7 @@ class Decoder:
 
 
 def refuse_encoded(value: Any) -> Any:
-    """Return the value unless an ``E`` marker of user data hides in it (T21).
+    """Return the value unless an ``E`` marker of user data hides in it.
 
     Raises:
         DecodeError: There is one; GoatDB makes an internal decoder object of it.

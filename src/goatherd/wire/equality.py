@@ -1,4 +1,4 @@
-"""When GoatDB calls two values equal (formats 11.1). Pure."""
+"""When GoatDB calls two values equal (docs/reference/goatdb-formats.md#equality). Pure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _identical(a: Any, b: Any) -> bool:
 def core_equal(a: Any, b: Any) -> bool:
     """GoatDB's core equality: what diffs and patches compare with.
 
-    COMPAT: numbers closer than `EPSILON` are equal (T34); Maps compare their values by identity (T33).
+    COMPAT: numbers closer than `EPSILON` are equal; Maps compare their values by identity.
     """
     if _identical(a, b):
         return True
@@ -85,7 +85,7 @@ def _falsy(value: Any) -> bool:
 
 
 def loose_equal(a: Any, b: Any) -> bool:
-    """GoatDB's loose equality, only used when adding to a set (T41)."""
+    """GoatDB's loose equality, only used when adding to a set."""
     if _identical(a, b) or (_falsy(a) and _falsy(b)):
         return True
     if _is_number(a) and _is_number(b):

@@ -1,6 +1,7 @@
-"""MurmurHash3 as GoatDB computes it, and the checksums that it makes of values (formats 7).
+"""MurmurHash3 as GoatDB computes it, and the checksums that it makes of values.
 
-Pure. Not an integrity protection: 32 bits, no separators, no types (T30). Signatures are.
+The rules are those of docs/reference/goatdb-formats.md#checksums. Pure. Not an integrity protection: 32 bits, no
+separators, no types. Signatures are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def murmur3(text: str, seed: int) -> int:
     """Return GoatDB's 32-bit hash of the text's UTF-16 units; only ``seed mod 2^32`` matters.
 
     COMPAT: units of 0x100 and above overlap their neighbours, and a tail whose third unit is 0x8000 or more is
-    ignored (T31), so only Latin-1 text can be handed to a standard MurmurHash3.
+    ignored, so only Latin-1 text can be handed to a standard MurmurHash3.
     """
     try:
         return mmh3.hash(text.encode("latin-1"), seed & _MASK, signed=False)
@@ -61,7 +62,7 @@ def text_hash(text: str, seed: int = DEFAULT_SEED) -> str:
 
 
 def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the checksum text of a JavaScript value (formats 7.2).
+    """Return the checksum text of a JavaScript value.
 
     Args:
         texts: Texts of objects so far, by identity: one that is met often is read once.
@@ -111,5 +112,5 @@ def value_hash(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
 
 
 def item_checksum(texts: dict[str, str]) -> str:
-    """Return an item's checksum from the checksum text of each present field, as decimal text (formats 7.3)."""
+    """Return an item's checksum from the checksum text of each present field, as decimal text."""
     return text_hash("".join([name + texts[name] for name in sorted(texts, key=unit_key)]))

@@ -1,4 +1,4 @@
-"""Items and edits: the contents of commits (formats 6.2 to 6.4, 7.3, 9.3, 11.2).
+"""Items and edits: the contents of commits (docs/reference/goatdb-formats.md#records and #edits).
 
 Pure. A *record* is an item's JSON (``s``, ``d``, ``n``, ``cs``); its data are JavaScript values once decoded. For a
 schema that the registry does not know, records are kept verbatim: dates and rich text cannot be told apart there, but
@@ -94,7 +94,7 @@ def _as_map(value: Any) -> JSMap:
 
 
 def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
-    """Encode an item's fields, in the order of the data (formats 5.3, 6.3).
+    """Encode an item's fields, in the order of the data.
 
     Raises:
         EncodeError: A field that the schema does not have, or a value that GoatDB cannot write.
@@ -114,7 +114,7 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
 
 
 def encode_field(value: Any, kind: str) -> Any:
-    """Return a field's value after one encoder level; a Map's values are not converted yet (formats 5.1).
+    """Return a field's value after one encoder level; a Map's values are not converted yet.
 
     Raises:
         EncodeError: A value that GoatDB cannot write in such a field.
@@ -145,7 +145,7 @@ def as_json(value: Any) -> Any:
 
 
 def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
-    """Return data and schema after GoatDB's upgrade (formats 9.4), normalized. A lower target changes no schema.
+    """Return data and schema after GoatDB's upgrade, normalized. A lower target changes no schema.
 
     Raises:
         EncodeError: A version on the way is not registered, or the result cannot be normalized.
@@ -164,7 +164,7 @@ def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry)
 
 
 def normalize_data(data: Data, schema: Schema) -> Data:
-    """Return normalized data: empty sets and maps dropped, defaults filled in (formats 9.3). Rich text stays as it is.
+    """Return normalized data: empty sets and maps dropped, defaults filled in. Rich text stays as it is.
 
     Raises:
         EncodeError: A null where a set, map or rich text belongs.
@@ -186,7 +186,7 @@ def normalize_data(data: Data, schema: Schema) -> Data:
 
 
 def data_checksum(data: Data, schema: Schema | None) -> str:
-    """Return the checksum of normalized data, as decimal text (formats 7.3).
+    """Return the checksum of normalized data, as decimal text.
 
     Args:
         schema: None for a schema that is not known; rich text is then recognized by its shape.
@@ -249,7 +249,7 @@ _VERBATIM_TYPES = frozenset({"string", "number", "boolean"})
 
 
 def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: bool = False) -> Record:
-    """Decode a record and encode it again, as GoatDB does before it verifies (formats 6.3, 6.7).
+    """Decode a record and encode it again, as GoatDB does before it verifies.
 
     Args:
         like_goatdb: Refuse an unknown schema, whose records are otherwise returned as they are, and take a set field
@@ -370,7 +370,7 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
 
 
 def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:
-    """Return the record that an edit makes of its base record, both checksums checked (formats 11.2, 11.3).
+    """Return the record that an edit makes of its base record, both checksums checked.
 
     Raises:
         DecodeError: The edit belongs to another base, is malformed, does not give its target, or changes rich text.
@@ -398,7 +398,7 @@ def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Re
 
 
 def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
-    """Apply an edit's changes to data and normalize (formats 11.2). Changes of unknown fields are ignored.
+    """Apply an edit's changes to data and normalize. Changes of unknown fields are ignored.
 
     Raises:
         DecodeError: A malformed change, one of rich text, or more work than `MAX_PATCH_WORK`.

@@ -1,9 +1,9 @@
 """JavaScript's values as Python holds them: undefined, Date, Set, Map, strings, numbers and the order of keys.
 
-Pure. A JavaScript number is a Python ``int`` (within 2^53) or ``float``, a string is ``str`` (compared by UTF-16 unit),
-null is ``None``, undefined is `UNDEFINED`, an array is a list, a plain object a dict; a Date, a Set and a Map are the
-classes below. What is not here: their JSON (`goatherd.wire.json`), and what turns Dates and Sets into marked JSON
-(`goatherd.wire.encoders`).
+Their rules are docs/reference/goatdb-formats.md#javascript-values. Pure. A JavaScript number is a Python ``int``
+(within 2^53) or ``float``, a string is ``str`` (compared by UTF-16 unit), null is ``None``, undefined is `UNDEFINED`,
+an array is a list, a plain object a dict; a Date, a Set and a Map are the classes below. What is not here: their JSON
+(`goatherd.wire.json`), and what turns Dates and Sets into marked JSON (`goatherd.wire.encoders`).
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def own_keys(value: dict[str, Any]) -> list[str]:
 
 
 def number_text(value: float) -> str:
-    """Return ``String(x)`` (formats 1.4)."""
+    """Return ``String(x)``."""
     if isinstance(value, int):
         if -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
             return str(int(value))
@@ -225,7 +225,7 @@ JS_SPACE = (
 
 
 def seconds_from_ms(ms: float) -> float:
-    """Serialize a date: milliseconds to seconds (formats 1.3)."""
+    """Serialize a date: milliseconds to seconds."""
     return ms / 1000
 
 
@@ -247,7 +247,7 @@ def parse_integer(text: str) -> float:
 
 
 def date_from_json(value: Any) -> JSDate:
-    """Deserialize a date; one that JavaScript calls invalid gives an invalid one (formats 1.3).
+    """Deserialize a date; one that JavaScript calls invalid gives an invalid one.
 
     Raises:
         DecodeError: Neither a number nor text nor a date.
@@ -268,7 +268,7 @@ def date_from_json(value: Any) -> JSDate:
 
 
 def ms_from_seconds(value: float | str) -> int:
-    """Deserialize a date: below 1e12 it is seconds, else milliseconds; truncated toward zero (formats 1.3).
+    """Deserialize a date: below 1e12 it is seconds, else milliseconds; truncated toward zero.
 
     Raises:
         DecodeError: Not a date, or one beyond JavaScript's range.

@@ -1,7 +1,8 @@
 """JSON as JavaScript reads and writes it, and the stable form that GoatDB signs, bug for bug.
 
-Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's stable serialization of the values of
-`goatherd.wire.javascript_values`. orjson does the work wherever it is known to write the same bytes.
+That form is docs/reference/goatdb-formats.md#stable-stringify. Pure. ``JSON.parse``, ``JSON.stringify`` and GoatDB's
+stable serialization of the values of `goatherd.wire.javascript_values`. orjson does the work wherever it is known to
+write the same bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def json_number(value: float) -> str:
 
 
 def stable_stringify(value: Any) -> str:
-    """Return the text that GoatDB signs for `value` (formats 3). Not JSON in general.
+    """Return the text that GoatDB signs for `value`. Not JSON in general.
 
     Raises:
         EncodeError: A null or a value unknown to JavaScript anywhere inside, or nesting without end.
@@ -180,7 +181,7 @@ def to_json(value: Any) -> str:
 
 
 def to_pretty_json(value: Any) -> str:
-    """Return ``JSON.stringify(value, null, 2)``, the form of settings.json (formats 2.5)."""
+    """Return ``JSON.stringify(value, null, 2)``, the form of settings.json."""
     try:
         return _json_value(value, "  ", "\n")
     except RecursionError:

@@ -1,6 +1,7 @@
-"""Sync messages and the bodies of ``/batch-sync`` and ``/auth/session`` (formats 13, protocol 2 and 4).
+"""Sync messages and the bodies of ``/batch-sync`` and ``/auth/session``.
 
-Pure. Commits inside a message stay raw JSON: one that cannot be decoded is skipped by the receiver, not the message.
+The members are those of docs/reference/goatdb-protocol.md#sync-messages. Pure. Commits inside a message stay raw JSON:
+one that cannot be decoded is skipped by the receiver, not the message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Repository and item paths (formats 1.6).
+"""Repository and item paths (docs/reference/goatdb-formats.md#paths).
 
 The functions named after GoatDB's own mirror it bug for bug, undefined parts included. What a server of ours opens or
 writes goes through `check_repository_path` and `check_item_path`, which are strict.
@@ -69,7 +69,7 @@ def repository_id(path: str) -> str:
 
 
 def log_file(repository: str) -> str:
-    """Return GoatDB's log file of a repository id, relative to the data directory, dots resolved (T49).
+    """Return GoatDB's log file of a repository id, relative to the data directory, dots resolved: it may lie elsewhere.
 
     Raises:
         PathError: Not exactly two components.
@@ -89,7 +89,7 @@ def join_path(prefix: str, suffix: str) -> str:
 def check_repository_path(path: str) -> tuple[str, str]:
     """Return ``(type, id)`` of a repository path that this server opens.
 
-    SECURITY: the only way from a peer's text to a file name (T49, tests/unit/wire/test_paths.py).
+    SECURITY: the only way from a peer's text to a file name (tests/unit/wire/test_paths.py).
 
     Raises:
         PathError: Anything but two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is forgiven).

@@ -1,6 +1,6 @@
-"""Rich text as far as checksums need it: the flat form, node level (formats 12.1, 12.2).
+"""Rich text as far as checksums need it: the flat form, node level (docs/reference/goatdb-formats.md#rich-text).
 
-Pure. Not here: diffing, patching and the normalization rules of formats 12.3 to 12.5.
+Pure. Not here: diffing, patching and normalizing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Atom = dict[str, Any]
 
 
 def rich_text_checksum(tree: Any) -> str:
-    """Return the checksum text of a rich text value: one hash over its atoms, local parts left out (formats 7.3).
+    """Return the checksum text of a rich text value: one hash over its atoms, local parts left out.
 
     Raises:
         EncodeError: Not a rich text tree.

@@ -1,4 +1,4 @@
-"""Schemas, their markers and the registry (formats 9).
+"""Schemas, their markers and the registry (docs/reference/goatdb-formats.md#schemas).
 
 Pure. Schemas are never transmitted: a commit names one, and a reader that does not know it cannot tell dates from
 numbers. Goatherd stores such commits as they came; GoatDB drops them.
@@ -69,7 +69,7 @@ class Schema:
         return "null" if self.ns is None else f"{self.ns}/{self.version}"
 
     def problem(self, data: Data) -> str | None:
-        """Return what GoatDB's validation says against `data`, None when it is valid (formats 9.2)."""
+        """Return what GoatDB's validation says against `data`, None when it is valid."""
         for each in self.by_name.values():
             if each.required and each.name not in data:
                 return f'Missing required field "{each.name}"'
@@ -147,9 +147,9 @@ class Registry:
         return versions[max(versions)] if version == 0 else versions.get(version)
 
     def from_marker(self, marker: Any) -> Schema | None:
-        """Return the schema of a marker, None when it is unknown (formats 9.1).
+        """Return the schema of a marker, None when it is unknown.
 
-        COMPAT: a version that is missing, not a number or 0 selects the latest (T43); further parts are ignored.
+        COMPAT: a version that is missing, not a number or 0 selects the latest; further parts are ignored.
         """
         if marker == "null":
             return NULL_SCHEMA

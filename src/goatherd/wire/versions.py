@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def pack_version(parts: Iterable[int]) -> int:
-    """Pack a.b.c.d, each masked to a byte, into a signed 32-bit integer (formats 1.5)."""
+    """Pack a.b.c.d, each masked to a byte, into a signed 32-bit integer."""
     a, b, c, d = parts
     packed = (a & 255) << 24 | (b & 255) << 16 | (c & 255) << 8 | d & 255
     return packed - 2**32 if packed & 2**31 else packed

@@ -1,4 +1,4 @@
-"""The pages about the door name every rule, every limit and every trap."""
+"""The pages about the door name every rule, every limit and every defect of GoatDB."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def test_every_limit_is_documented() -> None:
     assert {field.name for field in fields(Limits)} <= set(re.findall(r"`([a-z_]+)`", table))
 
 
-def test_every_trap_has_its_line() -> None:
-    named = set(re.findall(r"\bT\d+\b", EXPLANATION.partition("one by one")[2].partition("## What it costs")[0]))
-    assert named == {f"T{number}" for number in range(1, 51)}
+def rows(text: str) -> list[str]:
+    """Return the first cell of each row of the tables in `text`, their heads left out."""
+    tables = re.findall(r"^\|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n?)+)", text, re.MULTILINE)
+    return [row.split("|")[1].strip() for table in tables for row in table.splitlines()]
+
+
+def test_every_defect_of_goatdb_has_its_line() -> None:
+    defects = [
+        name
+        for page in ("goatdb-protocol", "goatdb-formats")
+        for name in rows((DOCS / f"reference/{page}.md").read_text().partition("\n## Defects\n")[2])
+    ]
+    lines = rows(EXPLANATION.partition("one by one")[2].partition("Callers can do")[0])
+    assert len(set(defects)) == len(defects) > 30
+    assert sorted(lines) == sorted(defects)

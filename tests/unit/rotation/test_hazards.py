@@ -36,7 +36,7 @@ def sign_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (sign_at_once, True)])
-async def test_hazard_1_a_node_whose_view_lags_costs_no_client_a_write(
+async def test_a_node_whose_view_lags_costs_no_client_a_write(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool
 ) -> None:
     remove(monkeypatch)
@@ -78,7 +78,7 @@ def restore_the_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (restore_the_old_value, True)])
-async def test_hazard_2_what_b_has_signed_verifies_after_a_roll_back(
+async def test_what_b_has_signed_verifies_after_a_roll_back(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool
 ) -> None:
     remove(monkeypatch)
@@ -107,7 +107,7 @@ def forget_the_cross_signature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (forget_the_cross_signature, True)])
-async def test_hazard_3_a_client_born_after_a_has_expired_verifies_the_oldest_commit(
+async def test_a_client_born_after_a_has_expired_verifies_the_oldest_commit(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool
 ) -> None:
     remove(monkeypatch)
@@ -138,7 +138,7 @@ def record_no_phase_after_activation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (record_no_phase_after_activation, True)])
-async def test_hazard_4_another_process_finishes_what_one_that_died_has_begun(
+async def test_another_process_finishes_what_one_that_died_has_begun(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool
 ) -> None:
     remove(monkeypatch)
@@ -187,7 +187,7 @@ async def versions_with_private_key_of(herd: Herd, session_id: str) -> list[str]
 
 
 @pytest.mark.parametrize(("remove", "loses"), [(nothing, False), (destroy_nothing, True)])
-async def test_hazard_5_no_version_holds_the_old_private_key_after_the_grace_period(
+async def test_no_version_holds_the_old_private_key_after_the_grace_period(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch, remove: Remove, loses: bool
 ) -> None:
     remove(monkeypatch)
@@ -213,7 +213,7 @@ async def test_hazard_5_no_version_holds_the_old_private_key_after_the_grace_per
         assert again.generation == document.generation
 
 
-async def test_hazard_5_the_private_key_of_a_root_that_was_rolled_back_is_destroyed_too(make_herd: MakeHerd) -> None:
+async def test_the_private_key_of_a_root_that_was_rolled_back_is_destroyed_too(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
     report = await rotator_for(herd).abandon()

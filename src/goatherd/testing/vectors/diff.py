@@ -1,4 +1,6 @@
-"""What changed between two versions of an item, as an edit's changes (formats 6.4, 11.1, 11.2). Pure.
+"""What changed between two versions of an item, as an edit's changes. Pure.
+
+The changes are those of docs/reference/goatdb-formats.md#edits, found by its #equality.
 
 Rich text is not diffed yet. Goatherd's server writes full commits; readers of GoatDB accept both.
 """
@@ -48,7 +50,7 @@ def wrap_changes(changes: dict[str, list[dict[str, Any]]], *, alone: bool = Fals
     """Return the changes as they stand in an edit.
 
     Args:
-        alone: Leave what one encoder level does not convert, as GoatDB does where it measures the length (11.3).
+        alone: Leave what one encoder level does not convert, as GoatDB does where it measures the length.
     """
     wrapped: dict[str, Any] = {}
     for name, parts in changes.items():
