@@ -15,7 +15,7 @@ from tests.docs.reference import DOCS
 HOW_TO = DOCS / "how-to"
 CHOOSE = (HOW_TO / "choose-a-store.md").read_text()
 STORES = sorted(path for path in HOW_TO.glob("store-*.md"))
-SKELETON = ["Address", "Permissions", "Credentials", "Guarantees", "Costs and limits", "Trouble"]
+SKELETON = ["Address", "Permissions", "Credentials", "Guarantees", "In the store", "Costs and limits", "Trouble"]
 
 
 def rows(beginning: str) -> list[list[str]]:
@@ -26,11 +26,18 @@ def rows(beginning: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("page", STORES, ids=lambda path: path.stem)
 def test_every_store_s_page_has_the_same_skeleton(page: Path) -> None:
-    titles = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
-    assert set(SKELETON) <= set(titles)
-    assert titles[0] == "Address"
-    assert titles[-1] == "Trouble"
-    assert titles.index("Guarantees") < titles.index("Costs and limits")
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SKELETON
+    assert "### Read it without Goatherd\n" in text.split("## In the store\n")[1].split("## Costs and limits")[0]
+    promised = re.findall(r"^\| ([a-z -]+) \|", text.split("## Guarantees\n")[1].split("\n## ")[0], re.MULTILINE)
+    assert {"compare-and-swap", "reads", "crash", "history", "destroying", "size"} <= set(promised)
+
+
+def test_the_four_calls_have_a_row_for_every_store() -> None:
+    heads, _, *body = rows("call | `getSecret")
+    assert len(heads) == 5
+    assert [row[0] for row in body] == ["Python", *PLACES]
+    assert all(all(row) for row in body)
 
 
 def test_every_store_is_compared_and_every_scheme_is_named() -> None:
