@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
 
@@ -41,11 +41,6 @@ class SystemClock:
 
     async def sleep(self, duration: timedelta) -> None:
         await asyncio.sleep(duration.total_seconds())
-
-
-def iso(now_ms: int) -> str:
-    """Return the time as JavaScript's ``toISOString`` writes it, such as ``2026-11-24T12:00:00.000Z``."""
-    return datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{now_ms % 1000:03d}Z"
 
 
 class SteadyClock:

@@ -1,15 +1,16 @@
 """Fresh identifiers; the only place that rolls dice for them.
 
 Pure modules take ids as arguments; their callers at the edge ask here. GoatDB draws its ids from ``Math.random``;
-these come from the operating system's randomness and look the same.
+these come from the operating system's randomness and look the same. `goatherd.derived_ids` makes those that depend on a
+text.
 """
 
 from __future__ import annotations
 
 import secrets
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-LENGTH = 24
+from goatherd.derived_ids import ALPHABET, LENGTH
+
 _SEED_BITS = 53
 # Bytes from here on are thrown away, so that each character comes from as many of the others: 252 is 7 times 36.
 _FAIR = 256 // len(ALPHABET) * len(ALPHABET)

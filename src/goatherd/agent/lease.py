@@ -33,6 +33,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.telemetry import Event, event_text
+from goatherd.times import milliseconds
 
 TERM: Final = timedelta(seconds=60)
 SKEW: Final = timedelta(seconds=30)
@@ -191,12 +192,12 @@ class Lease:
         now = self._clock.monotonic()
         if self._watched is None or self._watched[0] != version:
             self._watched = (version, now)
-        skew_ms = self._skew // timedelta(milliseconds=1)
+        skew_ms = milliseconds(self._skew)
         watched_ms = (now - self._watched[1]) * 1000
         return self._clock.now_ms() > ticket.until_ms + skew_ms or watched_ms > ticket.term_ms + skew_ms
 
     def _mine(self) -> Ticket:
-        term_ms = self._term // timedelta(milliseconds=1)
+        term_ms = milliseconds(self._term)
         until_ms = self._clock.now_ms() + term_ms
         return Ticket(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
 

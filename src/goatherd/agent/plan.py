@@ -18,6 +18,7 @@ from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.redaction import days_left
+from goatherd.times import milliseconds
 
 START_MARGIN: Final = timedelta(hours=1)
 """A server may take a while from being started to reading its file; it must still find more than 15 days then."""
@@ -109,7 +110,7 @@ def require_life(document: IdentityDocument, now_ms: int) -> None:
     Raises:
         IdentityError: 15 days or less are left; the hint says what to do.
     """
-    left = days_left(document, now_ms + START_MARGIN // timedelta(milliseconds=1))
+    left = days_left(document, now_ms + milliseconds(START_MARGIN))
     if document.current.session.is_expired(now_ms):
         raise IdentityError(
             f"the current root {document.current.id} has expired; a GoatDB server that starts with it gives its private"

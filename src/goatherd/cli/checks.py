@@ -17,7 +17,7 @@ from typing import Final
 from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.client import NodeClient
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
@@ -35,6 +35,7 @@ from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.store_history import KINDS
 from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.settings.base import Origin
+from goatherd.times import iso
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
 

@@ -25,7 +25,7 @@ from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node
 from goatherd.cli.main import PORT, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.store import place
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import (
     check_data_directory,
@@ -37,6 +37,7 @@ from goatherd.data_directory import (
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
+from goatherd.times import iso
 
 if TYPE_CHECKING:
     from goatherd.agent import Handover, Lease, Supervisor

@@ -10,10 +10,10 @@ import click
 
 from goatherd.cli.main import App, PathType, command
 from goatherd.cli.store import open_store
-from goatherd.clock import iso
 from goatherd.errors import AuditBrokenError, ConfigurationError, DecodeError
 from goatherd.rotation.audit import is_trail, read_lines
 from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify
+from goatherd.times import iso
 
 WIDTH = 100
 

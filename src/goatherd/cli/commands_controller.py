@@ -20,7 +20,7 @@ from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.rotation_text import report_data, warn_of_short_life
 from goatherd.cli.store import Store, name_of_store, open_store
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError, ProviderError
 from goatherd.identity.document import IdentityDocument
@@ -48,6 +48,7 @@ from goatherd.server_url import parse_listen_address
 from goatherd.serving.addresses import cannot_listen
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
+from goatherd.times import iso
 
 if TYPE_CHECKING:
     from goatherd.rotation.controller import Worker

@@ -15,7 +15,6 @@ from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
 from goatherd.cli.rotation_text import kept_data, warn_of_short_life
 from goatherd.cli.store import open_store
-from goatherd.clock import iso
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
@@ -24,6 +23,7 @@ from goatherd.rotation.outcome import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.revocation import NEW, Revoker
 from goatherd.server_url import parse_server_url
+from goatherd.times import iso
 from goatherd.wire.paths import SESSIONS_PATH
 
 PATIENCE: Final = timedelta(seconds=120)

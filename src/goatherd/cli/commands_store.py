@@ -14,7 +14,7 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
 from goatherd.cli.store import Store, open_store
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import format_duration
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -25,6 +25,7 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, SecretBytes, shown_label, shown_labels
 from goatherd.settings.storage import create_file, read_file, replace_file
+from goatherd.times import iso
 
 if TYPE_CHECKING:
     from goatherd.operations.labels import LabelChange

@@ -34,6 +34,7 @@ from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import check_understood, refuse_running
+from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -48,7 +49,7 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, encode_document, sign_document
-from goatherd.identity.introduction import better, derived_id, session_from_commit, verify_commit_by
+from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
@@ -56,6 +57,7 @@ from goatherd.providers.base import ORG_FIELD, SecretBytes
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.vouching import session_commit
+from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import scan
@@ -774,7 +776,7 @@ def introduction_of_migrated(
         now_ms: Milliseconds since 1970; the commit is not of a later time.
     """
     # When GoatDB made the session, since that is the same everywhere, and signatures are deterministic (RFC 6979).
-    ts = session.expiration_ms - int(SESSION_LIFETIME.total_seconds() * 1000)
+    ts = session.expiration_ms - milliseconds(SESSION_LIFETIME)
     if not 0 < ts <= min(now_ms, signer.session.expiration_ms):
         ts = _LONG_AGO_MS
     text = f"{signer.id}/{org}/{session.id}/{session.owner or ''}/{session.expiration_ms}/{ts}/{parent or ''}"

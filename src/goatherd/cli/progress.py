@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from goatherd.cli.output import Output
-from goatherd.clock import iso
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -26,6 +25,7 @@ from goatherd.rotation.events import (
 )
 from goatherd.rotation.machine import NodeView, Phase, Wait
 from goatherd.telemetry import make_visible
+from goatherd.times import iso
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,13 +9,13 @@ from typing import Any
 from goatherd.cli.auditing import audited
 from goatherd.cli.main import EXIT_FINDINGS, App
 from goatherd.cli.store import open_store
-from goatherd.clock import iso
 from goatherd.errors import ConfigurationError
 from goatherd.identity.expiry import REPLACE_EXPIRED
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, ExpiredRootReplaced
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import NodeStanding, ReplacementReport, Replacer
+from goatherd.times import iso
 
 
 async def replace_expired(app: App, policy: Policy, *, unsafe_without_nodes: bool) -> int:

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 from goatherd.cli.output import Output
-from goatherd.clock import iso
 from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.expiry import SHORT_LIFE
@@ -18,6 +17,7 @@ from goatherd.rotation.events import Report
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
+from goatherd.times import iso, milliseconds
 
 _TIMES = {1: "once", 2: "twice"}
 _ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
@@ -81,7 +81,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         lines += _cancelled_key_lines(report, copies)
     elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
         retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
-        due = iso(report.ended_ms + grace // timedelta(milliseconds=1))
+        due = iso(report.ended_ms + milliseconds(grace))
         lines.append(
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
             f"`goatherd retire` destroys it from {due} on"
@@ -186,9 +186,9 @@ def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
 
     It is no error: a Goatherd server can serve with a key of an hour.
     """
-    life_ms = lifetime // timedelta(milliseconds=1)
+    life_ms = milliseconds(lifetime)
     left_ms = life_ms - rotation_due_ms(issued_ms=0, expires_ms=life_ms, policy=Policy())
-    if left_ms > SHORT_LIFE // timedelta(milliseconds=1):
+    if left_ms > milliseconds(SHORT_LIFE):
         return
     text = (
         f"warning: of {format_duration(lifetime)}, 15 days or less are left when a root is due to be replaced: an "

@@ -20,6 +20,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.providers.base import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.providers.diagnosable import DiagnosableSecretProvider, Verdict
 from goatherd.rotation.clocks import THE_STORE, describe_difference
+from goatherd.times import milliseconds
 
 OK: Final = "ok"
 WARNING: Final = "warn"
@@ -91,7 +92,7 @@ async def store_checks(
     checks += _other_label_checks(labels)
     now_ms = SystemClock().now_ms()
     checks.append(_clock_check(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), options))
-    grace_ms = int(options.rotation_grace.total_seconds() * 1000)
+    grace_ms = milliseconds(options.rotation_grace)
     old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
     overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
     if overdue and document.rotation is None:

@@ -18,7 +18,7 @@ import orjson
 
 from goatherd.cli.store import Store
 from goatherd.client import NodeClient
-from goatherd.clock import SystemClock, iso
+from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import REMAINS
 from goatherd.errors import NodeError, SettingsError
@@ -28,6 +28,7 @@ from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.settings.storage import remove_file, replace_file
+from goatherd.times import iso
 
 _LARGEST_COPY: Final = 1 << 24
 

@@ -13,13 +13,13 @@ from datetime import timedelta
 from goatherd.cli.output import Output
 from goatherd.cli.rotation_text import kept_data
 from goatherd.cli.store import Store
-from goatherd.clock import iso
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
 from goatherd.providers.base import CURRENT, STABLE, shown_labels
 from goatherd.rotation.holdings import Holding, copies_left, describe_kept, find_holdings
 from goatherd.rotation.machine import Kept
+from goatherd.times import iso, milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Whereabouts:
         """Return the roots of which `goatherd retire` would put on record now that no version holds their keys."""
         if not self.is_complete:
             return ()
-        grace_ms = self.grace // timedelta(milliseconds=1)
+        grace_ms = milliseconds(self.grace)
         return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
     def _retired(self) -> list[Holding]:
@@ -99,7 +99,7 @@ class Whereabouts:
 
     def _due_ms(self, one: Holding) -> int:
         # What a cancelled rotation has left needs no time to go back: its next root has signed nothing.
-        return one.retired_ms + (0 if one.is_of_cancelled else self.grace // timedelta(milliseconds=1))
+        return one.retired_ms + (0 if one.is_of_cancelled else milliseconds(self.grace))
 
     def to_json(self, now_ms: int) -> dict[str, object]:
         """Return it as data."""

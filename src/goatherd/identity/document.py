@@ -8,11 +8,11 @@ positions (``roots[1]``), not contents; what nobody changed is written back byte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.text import holds_private_key, iso, parse, pretty, strings
+from goatherd.identity.text import holds_private_key, parse, pretty, strings
+from goatherd.times import iso, read_iso
 
 VERSION: Final = 2
 SIZE_WARNING_BYTES: Final = 10 * 1024
@@ -330,15 +331,10 @@ def _read_generation(value: Any, where: str) -> int:
 
 
 def _read_time(value: Any, where: str) -> int:
-    moment = None
     if isinstance(value, str) and _ISO.fullmatch(value):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            moment = None
-    if moment is None:
-        raise MalformedIdentityError(f"{where} is not a time as JavaScript writes it")
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+        with contextlib.suppress(ValueError):
+            return read_iso(value)
+    raise MalformedIdentityError(f"{where} is not a timestamp as JavaScript writes it")
 
 
 def _read_list(value: Any, where: str) -> list[tuple[Any, str]]:

@@ -5,12 +5,12 @@ Pure, and without memory: which sessions are trusted is for `goatherd.trust` to 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     AuthorMismatchError,
     DecodeError,
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
 
 SESSIONS_NAMESPACE = "sessions"
 SESSIONS_SCHEMA = "sessions/1"
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def derived_id(kind: str, text: str) -> str:
-    """Return an id in GoatDB's form that depends on `kind` and `text` only."""
-    number = int.from_bytes(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
-    letters = []
-    for _ in range(24):
-        number, digit = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[digit])
-    return "".join(letters)
 
 
 def earlier_introduction_id(session_id: str, signer_id: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from goatherd.identity.document import IdentityDocument
+from goatherd.times import milliseconds
 
 
 def recorded_ahead_ms(document: IdentityDocument, now_ms: int) -> int:
@@ -31,7 +32,7 @@ def limit_times(
         written_ms: When the store says that the document was written.
         tolerance: A time is in the future if it is more than this ahead of `now_ms`.
     """
-    last_ms = now_ms + tolerance // timedelta(milliseconds=1)
+    last_ms = now_ms + milliseconds(tolerance)
     if recorded_ahead_ms(document, last_ms) == 0:
         return document
     latest_ms = min(now_ms, written_ms)

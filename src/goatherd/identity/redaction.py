@@ -19,7 +19,7 @@ from goatherd.identity.document import (
 from goatherd.identity.expiry import REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.revocation import Revocation, revocation_json
 from goatherd.identity.session import Session
-from goatherd.identity.text import iso
+from goatherd.times import iso
 
 
 def days_left(document: IdentityDocument, now_ms: int) -> float:

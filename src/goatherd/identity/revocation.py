@@ -15,7 +15,7 @@ from typing import Any
 
 from goatherd.errors import SuccessionError, VerificationError
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
-from goatherd.identity.text import iso
+from goatherd.times import iso
 from goatherd.wire.javascript_values import UNDEFINED
 
 DOMAIN = "revocation/1"

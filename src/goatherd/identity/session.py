@@ -23,6 +23,7 @@ from goatherd.errors import (
     KeyMismatchError,
     UnknownSignerError,
 )
+from goatherd.times import milliseconds
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit
 from goatherd.wire.javascript_values import JS_SPACE, UNDEFINED, is_truthy, ms_from_seconds, seconds_from_ms
@@ -129,7 +130,7 @@ class OwnedSession:
     ) -> OwnedSession:
         """Make a session with a fresh key pair that expires `lifetime` after `now_ms`."""
         key = PrivateKey.generate()
-        expiration_ms = exact_expiration_ms(now_ms + int(lifetime.total_seconds() * 1000))
+        expiration_ms = exact_expiration_ms(now_ms + milliseconds(lifetime))
         session = Session(id=session_id, public_key=key.public_key, owner=owner, expiration_ms=expiration_ms)
         return cls(session=session, signer=key)
 

@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import orjson
@@ -193,9 +192,3 @@ def holds_private_key(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(holds_private_key(member) for member in value)
     return False
-
-
-def iso(ms: int) -> str:
-    """Return the time as JavaScript's ``toISOString`` writes it."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from goatherd.derived_ids import id_of_digest
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.introduction import SESSIONS_SCHEMA
 from goatherd.node.repository import Repository
@@ -23,8 +24,6 @@ from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.json import to_json
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-_ID_LENGTH = 24
 PORTION = 500
 """How many births one merge takes; peers refuse a commit of more than 1 000 parents."""
 
@@ -78,7 +77,7 @@ def merge_births(
                     fields[name] = _Union(value)
     names = "\n".join([session_id, *[commit.id for commit in births]])
     digest = hashlib.sha512(names.encode(errors="surrogatepass")).digest()
-    commit_id = _identifier(digest[:24])
+    commit_id = id_of_digest(digest[:24])
     count = seed_count(1, DEFAULT_FPR)
     seeds = tuple([int.from_bytes(digest[24 + 6 * i : 30 + 6 * i], "big") for i in range(count)])
     try:
@@ -138,12 +137,3 @@ def _members(value: Any) -> dict[str, Any] | None:
 def _is_rich_text(value: Mapping[str, Any]) -> bool:
     root = value.get("root")
     return isinstance(root, Mapping) and isinstance(root.get("children"), list)
-
-
-def _identifier(digest: bytes) -> str:
-    number = int.from_bytes(digest, "big")
-    letters = []
-    for _ in range(_ID_LENGTH):
-        number, index = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[index])
-    return "".join(letters)

@@ -86,6 +86,7 @@ from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
 from goatherd.node.views import BIG_VIEW, Room, Views
+from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
 from goatherd.wire.bloom import BloomFilter
@@ -378,7 +379,7 @@ class Engine:
             id=self._new_id(),
             public_key=public_key,
             owner=None,
-            expiration_ms=exact_expiration_ms(now_ms + int(SESSION_LIFETIME.total_seconds() * 1000)),
+            expiration_ms=exact_expiration_ms(now_ms + milliseconds(SESSION_LIFETIME)),
         )
         self.introduce(session, now_ms)
         encoded = session.to_json()

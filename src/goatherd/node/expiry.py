@@ -11,10 +11,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
-from goatherd.clock import Clock, iso
+from goatherd.clock import Clock
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import REPLACE_EXPIRED, Urgency, time_left, urgency
 from goatherd.telemetry import Event, event_text
+from goatherd.times import iso
 
 _log = logging.getLogger("goatherd.node.expiry")
 

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError
-from goatherd.identity.introduction import derived_id, session_from_commit
+from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.rotation.vouching import session_commit
 from goatherd.wire.commit import Commit

@@ -15,10 +15,10 @@ from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
 from goatherd.identity.document_signature import MEMBER
 from goatherd.identity.succession import MAX_JUMP, verify_succession
-from goatherd.identity.text import iso
 from goatherd.identity.transitions import sign_again
 from goatherd.providers.base import CURRENT, SecretProvider, VersionId
 from goatherd.rotation.signed_store import read_earlier
+from goatherd.times import iso
 
 __all__ = ["Examined", "SignatureState", "examine_signature", "sign_current", "sign_earlier"]
 

@@ -22,14 +22,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from goatherd.errors import AuditBrokenError, DecodeError, SuccessionError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.text import iso
+from goatherd.times import iso, read_iso
 
 GENESIS: Final = "0" * 64
 """What stands for the hash of the line before the first."""
@@ -172,7 +171,7 @@ def read_record(line: bytes) -> Record:
             raise DecodeError("has no time")
         record = Record(
             seq=_integer(members["seq"]),
-            at_ms=(datetime.fromisoformat(at) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1),
+            at_ms=read_iso(at),
             actor=_text(members["actor"]),
             event=_text(members["event"]),
             data=_object(members["data"]),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from goatherd.clock import Clock, SystemClock, iso
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     GoatherdError,
     IllegalStepError,
@@ -38,6 +38,7 @@ from goatherd.rotation.machine import Kept, Wait
 from goatherd.rotation.schedule import Act, Schedule, Verdict, facts_of, next_due, share
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
+from goatherd.times import iso, milliseconds
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -179,7 +180,7 @@ class Controller:
         not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
         if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
             return False
-        rested_ms = 0 if self._retired_ms is None else self._retired_ms + _ms(RETIRE_PAUSE)
+        rested_ms = 0 if self._retired_ms is None else self._retired_ms + milliseconds(RETIRE_PAUSE)
         return verdict.act is not Act.RETIRE or now_ms >= rested_ms
 
     async def _act(self, verdict: Verdict, root_id: str) -> Turn:
@@ -196,7 +197,7 @@ class Controller:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._not_before_ms[kind] = self._clock.now_ms() + _ms(self._pause())
+                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._pause())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._fail(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
@@ -323,7 +324,7 @@ class Controller:
         """Rest after a failure that is in no document, and tell somebody."""
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
-        pause = min(_ms(schedule.backoff) << min(failures - 1, 30), _ms(schedule.backoff_max))
+        pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
         pause = int(pause * (1 + 0.25 * share(schedule, f"rest {self._turns}")))
         self._not_before_ms[kind] = self._clock.now_ms() + pause
         reason, code = str(error), error.code
@@ -374,7 +375,3 @@ async def _first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
 
 def _failure_of(act: Act) -> AlertKind:
     return AlertKind.RETIREMENT_FAILED if act is Act.RETIRE else AlertKind.ROTATION_FAILED
-
-
-def _ms(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)

@@ -52,6 +52,7 @@ from goatherd.rotation.action import (
 from goatherd.rotation.obstacles import clocks_of, find_obstacles
 from goatherd.rotation.policy import Policy, Quorum
 from goatherd.rotation.table import BACKWARD, FORWARD, GATES, SETTLED, STEPS, Evidence, Phase, Step, after
+from goatherd.times import milliseconds
 
 __all__ = [
     "BACKWARD",
@@ -412,10 +413,10 @@ def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
     """Return when the current phase's patience ends, in milliseconds since 1970."""
     since_ms = max(store.phase_since_ms, intent.began_ms)
     if store.phase is Phase.PUBLISHED:
-        return since_ms + max(_ms(policy.adoption), _ms(policy.unlisted))
+        return since_ms + max(milliseconds(policy.adoption), milliseconds(policy.unlisted))
     if store.phase is Phase.VERIFIED:
-        return since_ms + _ms(policy.adoption) + _ms(policy.health_soak)
-    return since_ms + _ms(policy.adoption)
+        return since_ms + milliseconds(policy.adoption) + milliseconds(policy.health_soak)
+    return since_ms + milliseconds(policy.adoption)
 
 
 def describe_wait(observation: Observation, policy: Policy) -> Progress | None:
@@ -471,7 +472,7 @@ def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
     A fraction suits keys of an hour and keys of a year alike; the cap keeps a long-lived key from being replaced
     absurdly early.
     """
-    reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), _ms(policy.renewal_cap))
+    reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), milliseconds(policy.renewal_cap))
     return expires_ms - reserve
 
 
@@ -545,9 +546,9 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
     since_ms = max(store.phase_since_ms, intent.began_ms)
     ready_ms, reason = 0, ""
     if advance.step is Step.ACTIVATE:
-        ready_ms, reason = since_ms + _ms(policy.unlisted), "servers that nobody has listed look at the store"
+        ready_ms, reason = since_ms + milliseconds(policy.unlisted), "servers that nobody has listed look at the store"
     elif advance.step is Step.FINALIZE and observation.health is not None:
-        ready_ms, reason = since_ms + _ms(policy.health_soak), "stays healthy"
+        ready_ms, reason = since_ms + milliseconds(policy.health_soak), "stays healthy"
     return Wait(nodes=(), reason=reason, until_ms=ready_ms) if now_ms < ready_ms else advance
 
 
@@ -656,7 +657,7 @@ def _ended(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     waiting = tuple(
         node.url for node in observation.nodes if node.signs_with in late and (node.reachable or not is_cancelled)
     )
-    until_ms = max(store.phase_since_ms, intent.began_ms) + _ms(policy.settle)
+    until_ms = max(store.phase_since_ms, intent.began_ms) + milliseconds(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
     return _prune(observation, policy.node_timeout, intent, now_ms) or Done(outcome=outcome, behind=behind, kept=kept)
@@ -673,7 +674,7 @@ def _prune(observation: Observation, patience: timedelta, intent: Intent, now_ms
     seen = tuple(one for one in store.leaving if all(_shows_earlier(node, one) for node in nodes))
     if seen:
         return Prune(session_ids=seen, expected=store.version)
-    if not all(node.reachable for node in nodes) or now_ms >= _since_ms(store, intent) + _ms(patience):
+    if not all(node.reachable for node in nodes) or now_ms >= _since_ms(store, intent) + milliseconds(patience):
         return None
     lacking = tuple(node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving))
     return IntroduceEarlier(session_ids=store.leaving, nodes=lacking)
@@ -746,7 +747,7 @@ def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
         is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
         is_ours = version.version in (store.version, store.stable)
         is_unneeded = version.rotation_id in store.cancelled
-        if not is_retired or is_ours or (now_ms < version.retired_ms + _ms(policy.grace) and not is_unneeded):
+        if not is_retired or is_ours or (now_ms < version.retired_ms + milliseconds(policy.grace) and not is_unneeded):
             continue
         if version.foreign_labels:
             # The store would answer with a conflict each time; and the label is there for a reason that is not ours.
@@ -760,7 +761,7 @@ def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
         return done
     # By what is seen, and not by what this run has destroyed: one that died after its last `Destroy` records nothing.
     for session_id, since_ms in store.unretired:
-        if session_id not in left and now_ms >= since_ms + _ms(policy.grace):
+        if session_id not in left and now_ms >= since_ms + milliseconds(policy.grace):
             return RecordRetired(session_id=session_id, expected=store.version)
     return done
 
@@ -789,7 +790,3 @@ def _names(urls: Sequence[str], away: Collection[str]) -> str:
 
 
 _ORDER: Final = tuple(Phase)
-
-
-def _ms(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)

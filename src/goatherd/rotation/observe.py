@@ -46,6 +46,7 @@ from goatherd.rotation.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark
 from goatherd.rotation.vouching import Sought, signer_of
 from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Origin
+from goatherd.times import milliseconds
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
@@ -385,7 +386,7 @@ class Observer:
                     (reply,) = await node.batch_sync([(SESSIONS_PATH, _message(_sample(share)))], asker, now_ms)
             except (NodeError, TimeoutError):
                 return []
-            oldest_ms = now_ms - _RECENT // timedelta(milliseconds=1)
+            oldest_ms = now_ms - milliseconds(_RECENT)
             found = [
                 (commit["ts"], commit["id"])
                 for commit in _commits(reply)

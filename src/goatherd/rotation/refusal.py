@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from goatherd.clock import iso
 from goatherd.errors import (
     ConfigurationError,
     DegradedError,
@@ -16,6 +15,7 @@ from goatherd.errors import (
 from goatherd.rotation.action import Busy, Illegal, Obstacle, ObstacleKind, Refuse
 from goatherd.rotation.clocks import wrong_clock
 from goatherd.rotation.store_history import KINDS, went_back
+from goatherd.times import iso
 
 
 def refusal(action: Busy | Illegal | Refuse) -> GoatherdError:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.freeze import FrozenList, commit_digest
-from goatherd.identity.introduction import better, derived_id, session_from_commit, verify_commit_by
+from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.rotation.vouching import session_commit
 from goatherd.wire.commit import Commit

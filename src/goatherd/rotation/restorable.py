@@ -11,7 +11,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.clock import iso
 from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.expiry import SHORT_LIFE
@@ -21,6 +20,7 @@ from goatherd.providers.base import SecretProvider, VersionState
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
 from goatherd.rotation.vouching import find_introduction_ids
+from goatherd.times import iso
 
 START_MARGIN: Final = timedelta(hours=1)
 """An unmodified server that starts within this time after the restore must still find more than 15 days."""

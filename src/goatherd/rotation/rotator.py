@@ -121,6 +121,7 @@ from goatherd.rotation.vouching import (
 )
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
+from goatherd.times import milliseconds
 from goatherd.wire.paths import SESSIONS_PATH
 
 _log = logging.getLogger("goatherd.rotation")
@@ -714,7 +715,7 @@ class Rotator:
         return self._provider.store_clock.ahead_ms(self._steady.now_ms())
 
     def _latest_ms(self, now_ms: int | None) -> int | None:
-        return None if now_ms is None else now_ms + self.policy.clock_tolerance // timedelta(milliseconds=1)
+        return None if now_ms is None else now_ms + milliseconds(self.policy.clock_tolerance)
 
     def _limited(
         self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()

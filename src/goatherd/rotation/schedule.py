@@ -32,6 +32,7 @@ from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.windows import Window, first_span
+from goatherd.times import milliseconds
 
 SHORTEST: Final = timedelta(hours=1)
 """No schedule rotates more often: each rotation leaves a public key in the document for good."""
@@ -104,7 +105,7 @@ def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolera
     limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
     is_ahead, document = limited is not document, limited
     record = document.rotation
-    if record is not None and is_ahead and written_ms > now_ms + _ms(tolerance):
+    if record is not None and is_ahead and written_ms > now_ms + milliseconds(tolerance):
         record = replace(record, phase_at=0)
     return Facts(
         is_ahead=is_ahead,
@@ -243,7 +244,7 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
         return begins
     verdict = _rotation(facts, schedule, now_ms)
     at_ms = verdict.at_ms
-    lifetime = _ms(schedule.policy.lifetime)
+    lifetime = milliseconds(schedule.policy.lifetime)
     while at_ms is not None and len(begins) < count:
         begin = max(at_ms, now_ms)
         begins.append(begin)
@@ -269,8 +270,8 @@ def _resumption(underway: Underway, schedule: Schedule, now_ms: int) -> Verdict:
     if schedule.started_by and underway.started_by == schedule.started_by:
         return Verdict(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
     # Windows do not count here: half a rotation is no state to wait for Sunday in.
-    stale_ms = underway.phase_ms + _ms(schedule.stale)
-    at_ms = stale_ms + int(share(schedule, underway.id) * _ms(min(schedule.jitter, schedule.stale)))
+    stale_ms = underway.phase_ms + milliseconds(schedule.stale)
+    at_ms = stale_ms + int(share(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
     left = "nobody drives it, it is carried on" if at_ms <= now_ms else "left to its driver until it counts as stale"
     return Verdict(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
 
@@ -291,7 +292,7 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
         planned = _by_age(facts, schedule, issued_ms, not_before_ms)
     else:
         planned = _by_cron(facts, schedule, issued_ms, not_before_ms, now_ms)
-    reserve = min(int((facts.expires_ms - issued_ms) * URGENT_FRACTION), _ms(URGENT_CAP))
+    reserve = min(int((facts.expires_ms - issued_ms) * URGENT_FRACTION), milliseconds(URGENT_CAP))
     urgent_ms = max(facts.expires_ms - reserve, rested_ms)
     if planned.at_ms is None or urgent_ms < planned.at_ms:
         end = _text(facts.expires_ms, schedule)
@@ -309,7 +310,7 @@ def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
 def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> Verdict:
     due_ms = rotation_due_ms(issued_ms=issued_ms, expires_ms=facts.expires_ms, policy=schedule.policy)
     if schedule.max_age is not None:
-        due_ms = min(due_ms, issued_ms + _ms(schedule.max_age))
+        due_ms = min(due_ms, issued_ms + milliseconds(schedule.max_age))
     why = f"root {facts.current_id}, of {_text(issued_ms, schedule)}, is to be replaced from {_text(due_ms, schedule)}"
     return Verdict(act=Act.ROTATE, at_ms=_possible(schedule, due_ms, not_before_ms), why=why, slot_ms=due_ms)
 
@@ -319,7 +320,7 @@ def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: in
     skipped_ms = None
     if latest_ms is not None and latest_ms > _served_ms(facts, issued_ms):
         at_ms, begin_ms = _possible(schedule, latest_ms, not_before_ms), _begin(schedule, latest_ms)
-        is_late = at_ms is None or begin_ms is None or at_ms > begin_ms + _ms(schedule.tolerance)
+        is_late = at_ms is None or begin_ms is None or at_ms > begin_ms + milliseconds(schedule.tolerance)
         if not is_late or schedule.missed is Missed.CATCH_UP:
             why = _slot_text(schedule, latest_ms) + (", missed, is caught up" if is_late else "")
             return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=latest_ms)
@@ -344,8 +345,8 @@ def _retirement(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict | None
     if not facts.unretired:
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
-    at_ms = since_ms + _ms(schedule.policy.grace)
-    at_ms += int(share(schedule, root_id) * _ms(schedule.jitter))
+    at_ms = since_ms + milliseconds(schedule.policy.grace)
+    at_ms += int(share(schedule, root_id) * milliseconds(schedule.jitter))
     why = f"root {root_id} has not signed since {_text(since_ms, schedule)}: its private key is destroyed in the store"
     return Verdict(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
 
@@ -357,13 +358,13 @@ def _begin(schedule: Schedule, slot_ms: int) -> int | None:
     """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
     place = share(schedule, str(slot_ms))
     if not schedule.windows:
-        return slot_ms + int(place * _ms(schedule.jitter))
+        return slot_ms + int(place * milliseconds(schedule.jitter))
     span = first_span(schedule.windows, schedule.zone, slot_ms)
     if span is None:
         return None
     # The jitter may use up what is left of the window, and no more.
     from_ms = max(slot_ms, span.open_ms)
-    return from_ms + int(place * min(_ms(schedule.jitter), span.close_ms - from_ms))
+    return from_ms + int(place * min(milliseconds(schedule.jitter), span.close_ms - from_ms))
 
 
 def _possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
@@ -390,7 +391,7 @@ def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
             failures.append(entry)
     if not failures:
         return 0, ""
-    doubled = min(_ms(schedule.backoff) << (len(failures) - 1), _ms(schedule.backoff_max))
+    doubled = min(milliseconds(schedule.backoff) << (len(failures) - 1), milliseconds(schedule.backoff_max))
     pause = int(doubled * (1 + 0.25 * share(schedule, str(failures[0].at))))
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
     until_ms = failures[0].at + pause
@@ -412,7 +413,7 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
     if restored:
         return max(restored)
     came = [entry.at for entry in facts.history if _is_success(entry) and entry.to_id == facts.current_id]
-    reckoned = facts.expires_ms - _ms(policy.lifetime)
+    reckoned = facts.expires_ms - milliseconds(policy.lifetime)
     if came:
         return min(came)
     return reckoned if facts.history else max(reckoned, facts.updated_ms)
@@ -426,7 +427,7 @@ def _served_ms(facts: Facts, issued_ms: int) -> int:
 def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
     for back in _LOOK_BACK:
         latest = None
-        for slot_ms in _slots(schedule, now_ms - _ms(back)):
+        for slot_ms in _slots(schedule, now_ms - milliseconds(back)):
             if slot_ms > now_ms:
                 break
             latest = slot_ms
@@ -479,7 +480,7 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
             break
     if not slots:
         raise ConfigurationError(f"{schedule.cron!r} has no time to come", hint=_CRON_HINT)
-    if any(later - earlier < _ms(SHORTEST) for earlier, later in itertools.pairwise(slots)):
+    if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
             f"{schedule.cron!r} rotates more often than every hour",
             hint="Each rotation leaves a public key in the identity for good.",
@@ -498,7 +499,3 @@ def _slot_text(schedule: Schedule, slot_ms: int) -> str:
 
 def _text(moment_ms: int, schedule: Schedule) -> str:
     return datetime.fromtimestamp(moment_ms / 1000, schedule.zone).strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _ms(duration: timedelta) -> int:
-    return duration // timedelta(milliseconds=1)

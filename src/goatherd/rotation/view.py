@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from goatherd.clock import iso
 from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.pruning import is_full, leaving
 from goatherd.identity.recorded_times import recorded_ahead_ms
@@ -12,6 +11,7 @@ from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
 from goatherd.providers.base import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
+from goatherd.times import iso
 
 
 def store_view(

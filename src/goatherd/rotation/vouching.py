@@ -13,15 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import (
-    SESSIONS_SCHEMA,
-    derived_id,
-    earlier_introduction_id,
-    session_fields,
-    session_from_commit,
-)
+from goatherd.identity.introduction import SESSIONS_SCHEMA, earlier_introduction_id, session_fields, session_from_commit
 from goatherd.identity.session import (
     OwnedSession,
     Session,

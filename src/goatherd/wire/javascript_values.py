@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from goatherd.errors import DecodeError
@@ -204,16 +203,6 @@ def _text_order(count: int) -> Iterator[int]:
             number += 1
             while number % 10 == 0:
                 number //= 10
-
-
-def date_text(ms: int) -> str:
-    """Return JavaScript's ``toISOString`` of milliseconds since 1970, years beyond 9999 and before 0 included."""
-    days, rest = divmod(ms, 86_400_000)
-    cycles, day = divmod(days + 719_468, 146_097)  # 400-year cycles since 0000-03-01
-    moment = datetime(2000, 3, 1, tzinfo=UTC) + timedelta(days=day, milliseconds=rest)
-    year = moment.year - 2000 + 400 * cycles
-    shown = f"{year:04d}" if 0 <= year <= 9999 else f"{'-' if year < 0 else '+'}{abs(year):06d}"
-    return f"{shown}-{moment:%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
 _FLOAT_PREFIX = re.compile(r"[+-]?(?:Infinity|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)")

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from goatherd.errors import DecodeError, EncodeError
+from goatherd.times import iso
 from goatherd.wire.javascript_values import (
     MAX_SAFE_INTEGER,
     SURROGATE,
@@ -21,7 +22,6 @@ from goatherd.wire.javascript_values import (
     JSDate,
     JSMap,
     JSSet,
-    date_text,
     join_surrogates,
     number_text,
     own_keys,
@@ -215,7 +215,7 @@ def _json_value(value: Any, indent: str, margin: str) -> str:
         parts = ["null" if item is UNDEFINED else _json_value(item, indent, inner) for item in value]
         return f"[{inner}{f',{inner}'.join(parts)}{margin}]" if parts else "[]"
     if isinstance(value, JSDate):
-        return "null" if value.ms is None else f'"{date_text(value.ms)}"'
+        return "null" if value.ms is None else f'"{iso(value.ms)}"'
     raise EncodeError(f"a {type(value).__name__} has no JSON")
 
 

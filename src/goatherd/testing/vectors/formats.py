@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from goatherd import ids
+from goatherd.derived_ids import ALPHABET, LENGTH
 from goatherd.errors import DecodeError
 from goatherd.testing.vectors.notation import dense, value_of
 from goatherd.testing.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
@@ -113,14 +114,14 @@ def path(document: Document, sheet: Sheet) -> None:
 
 
 def misc(document: Document, sheet: Sheet) -> None:
-    alphabet = document.get("unique_id_alphabet", ids.ALPHABET)
-    length = document.get("unique_id_length", ids.LENGTH)
+    alphabet = document.get("unique_id_alphabet", ALPHABET)
+    length = document.get("unique_id_length", LENGTH)
 
     def unique_id(text: str) -> None:
-        equal("alphabet", alphabet, ids.ALPHABET)
-        equal("length", length, ids.LENGTH)
+        equal("alphabet", alphabet, ALPHABET)
+        equal("length", length, LENGTH)
         equal("length of the id", length, len(text))
-        equal("characters outside of the alphabet", [], [unit for unit in text if unit not in ids.ALPHABET])
+        equal("characters outside of the alphabet", [], [unit for unit in text if unit not in ALPHABET])
         equal("length of one of ours", length, len(ids.new_id()))
 
     def version(item: tuple[str, Any]) -> None:

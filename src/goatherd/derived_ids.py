@@ -1,0 +1,27 @@
+"""Identifiers that everybody derives alike from the same text: what is written twice gets the same id.
+
+Pure. They look like GoatDB's random ones, which `goatherd.ids` draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+LENGTH: Final = 24
+
+
+def derived_id(kind: str, text: str) -> str:
+    """Return an id in GoatDB's form that depends on `kind` and `text` only."""
+    return id_of_digest(hashlib.sha256(f"goatherd/{kind}/{text}".encode()).digest())
+
+
+def id_of_digest(digest: bytes) -> str:
+    """Return the identifier of a digest: its remainders by 36, the lowest first."""
+    number = int.from_bytes(digest, "big")
+    letters = []
+    for _ in range(LENGTH):
+        number, index = divmod(number, len(ALPHABET))
+        letters.append(ALPHABET[index])
+    return "".join(letters)

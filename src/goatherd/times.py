@@ -1,0 +1,40 @@
+"""Timestamps and durations in milliseconds, and as text. Pure: `goatherd.clock` reads the time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def milliseconds(duration: timedelta) -> int:
+    """Return a duration in whole milliseconds."""
+    return duration // _MILLISECOND
+
+
+def iso(ms: int) -> str:
+    """Return a timestamp as JavaScript's ``toISOString`` writes it, such as ``2026-11-24T12:00:00.000Z``.
+
+    Args:
+        ms: Milliseconds since 1970. Years beyond 9999 and before 0 get a sign and six digits.
+    """
+    days, rest = divmod(ms, 86_400_000)
+    cycles, day = divmod(days + 719_468, 146_097)  # 400-year cycles since 0000-03-01
+    moment = datetime(2000, 3, 1, tzinfo=UTC) + timedelta(days=day, milliseconds=rest)
+    year = moment.year - 2000 + 400 * cycles
+    shown = f"{year:04d}" if 0 <= year <= 9999 else f"{'-' if year < 0 else '+'}{abs(year):06d}"
+    return f"{shown}-{moment:%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def read_iso(text: str) -> int:
+    """Return a timestamp with a time zone, such as `iso` writes it, in milliseconds since 1970.
+
+    Raises:
+        ValueError: It is none.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("the timestamp has no time zone")
+    return milliseconds(moment - _EPOCH)
