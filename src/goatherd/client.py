@@ -80,7 +80,7 @@ class NewSession:
     Attributes:
         owned: The new session with the key made for it.
         roots: The roots that the server publishes; as it says, unverified.
-        leaked: Ids of the roots that the server published with a private key: those keys are burnt (T1).
+        leaked: Ids of the roots that the server published with a private key: those keys are exposed.
     """
 
     owned: OwnedSession

@@ -1,4 +1,4 @@
-"""Which sessions may sign what (protocol 7, formats 2.6).
+"""Which sessions may sign what, as GoatDB decides it (docs/reference/goatdb-protocol.md#trust) and more strictly.
 
 One pool per organization. It takes sessions from three places and believes them in this order:
 
@@ -7,21 +7,22 @@ One pool per organization. It takes sessions from three places and believes them
    what they say about an id wins over everything learnt.
 2. `trusted` sessions of a GoatDB ``settings.json``, taken unchecked as GoatDB takes them: the operator's file.
 3. ``/sys/sessions``: session commits, each believed only once a root's signature over it has been verified, at start
-   too (T3). The session is read from that commit itself, and its key must be the session's id (T17).
+   too. The session is read from that commit itself, and its key must be the session's id.
 
 Rules for a commit, in this order; the first that is broken is raised:
 
-* it is signed, and the signature string is well formed (T15): `InvalidSignatureError`;
-* the session that it claims is the one that signed it (T2): `AuthorMismatchError`;
+* it is signed, and the signature string is well formed: `InvalidSignatureError`;
+* the session that it claims is the one that signed it: `AuthorMismatchError`;
 * that session is not revoked: `RevokedSessionError`;
 * that session is known: `UnknownSignerError`;
 * the signature has a numeric time, and neither that time nor the commit's own is later than the session's expiration:
   `InvalidSignatureError`, `ExpiredSessionError`. The clock does not count: what was signed in time stays valid for
-  ever. Honest limit (T9): the time in the envelope is not covered by the signature and the commit's own is chosen by
+  ever. Honest limit: the time in the envelope is not covered by the signature and the commit's own is chosen by
   its author, so the owner of an expired key can still back-date. Only revocation ends that;
 * the signature fits: `InvalidSignatureError`.
 
-Verdicts are remembered for session commits only, with the key they were made with, never by signature text (T10, T14).
+Verdicts are remembered for session commits only, with the key they were made with, never by signature text: a signature
+has many spellings, and a verdict on a request depends on the time.
 
 Revocation. A revoked root signs nothing new. What it signed counts where it is *held*: the commits in our own log, and
 those in the list of what the cluster held of it (`freeze`), which a node that was away, or is new, may still take in.
@@ -267,7 +268,7 @@ class TrustPool:
     def public_roots(self, now_ms: int) -> list[Session]:
         """Return the roots to tell a new client about: trusted, not expired, the current one first, public halves only.
 
-        SECURITY: a `Session` has no private key to give away (T1, tests/unit/test_upstream_traps.py).
+        SECURITY: a `Session` has no private key to give away (tests/unit/test_upstream_traps.py).
         """
         alive = [root for root in self.roots if not root.is_expired(now_ms)]
         return sorted(alive, key=lambda root: root.id != self._current.id)
@@ -327,7 +328,7 @@ class TrustPool:
         self._settle_roots()
 
     def add_session_commit(self, commit: Commit) -> bool:
-        """Learn a session from a commit that has just arrived, if a trusted root signed it (7.4, 7.5).
+        """Learn a session from a commit that has just arrived, if a trusted root signed it.
 
         Returns:
             Whether the commit is a root's word. False changes nothing.
@@ -440,7 +441,7 @@ class TrustPool:
         return verification.verdicts
 
     def verify_request(self, header: str | SignatureEnvelope, now_ms: int) -> Session:
-        """Check an ``x-goat-sig`` header against the clock, each time anew (T10), and return who asks.
+        """Check an ``x-goat-sig`` header against the clock, each time anew, and return who asks.
 
         Raises:
             InvalidSignatureError: Malformed, not a request signature (a login token, say), or forged.

@@ -1,5 +1,5 @@
-"""A client that believes as GoatDB's does (protocol 7): each session commit once, by the roots that it knows when the
-commit comes, and only where it holds no child of that commit.
+"""A client that believes as GoatDB's does (docs/reference/goatdb-protocol.md#trust): each session commit once, by the
+roots that it knows when the commit comes, and only where it holds no child of that commit.
 
 It verifies, which GoatDB's client does not: what it finds is what a careful client could find by the same means.
 """
@@ -32,8 +32,8 @@ class GoatClient:
         url: The server that it talks to.
         clock: Its time.
         owned: Its own session, from birth.
-        roots: The roots that it believes, by id (7.2, 7.4).
-        sessions: The sessions that it knows, by id (7.5).
+        roots: The roots that it believes, by id.
+        sessions: The sessions that it knows, by id.
         held: Everything that it has pulled, by repository and id.
     """
 
@@ -46,7 +46,7 @@ class GoatClient:
 
     @classmethod
     async def born(cls, url: str, clock: Clock) -> GoatClient:
-        """Ask for a session and take over the roots that come with it (6.1)."""
+        """Ask for a session and take over the roots that come with it."""
         async with NodeClient(url, clock=clock) as node:
             owned, roots = await node.create_session()
         client = cls(url, clock, owned)
@@ -101,14 +101,14 @@ class GoatClient:
         return commit
 
     def restart(self) -> None:
-        """Start again: everything in ``/sys/sessions`` is believed then, by whomever it is signed (8.3)."""
+        """Start again: everything in ``/sys/sessions`` is believed then, by whomever it is signed."""
         for commit in self.held.get(SESSIONS, {}).values():
             session = _session_of(commit)
             if session is not None:
                 self._add(session)
 
     def verifies(self, commit: Commit) -> bool:
-        """Whether this client can verify a commit by what it believes (7.3)."""
+        """Whether this client can verify a commit by what it believes."""
         session = self.sessions.get(commit.session)
         if session is None:
             return False

@@ -1,7 +1,8 @@
 """A server process that treats its settings.json as GoatDB 0.5.1 does, and says nothing of Goatherd.
 
 It is Goatherd's own server in file-settings mode behind a thin wall: what GoatDB does not have is 404, and the file is
-read, invented, extended and rewritten as protocol 8.2 says, with the leak of formats T1 where GoatDB has it.
+read, invented, extended and rewritten as docs/reference/goatdb-formats.md#settingsjson says, and the private key is
+published where GoatDB does it.
 
     python -m tests.cluster.goatlike --path DIR --port N [--org ID …] [--peer URL …] [faults]
 
@@ -62,7 +63,7 @@ class UpstreamFile:
             current = tree["currentSession"]
             assert current["privateKey"]
         except (OSError, ValueError, KeyError, TypeError, AssertionError):
-            # T8: a new root, silently, and nothing is written yet.
+            # A new root, silently, and nothing is written yet.
             minted = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=int(now_s * 1000))
             self.leaks = True
             return {"currentSession": minted.to_secret_json(), "roots": []}

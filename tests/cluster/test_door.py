@@ -48,7 +48,7 @@ def note(author: OwnedSession = X, key: str | None = None, **more: Any) -> Commi
     return commit_by(author, key or new_id(), {"text": new_id()}, **more)
 
 
-# --- T1 ---------------------------------------------------------------------------------------------------------------
+# --- the private key --------------------------------------------------------------------------------------------------
 
 
 async def ask_for_a_session(w: World, through: bool) -> Any:
@@ -101,7 +101,7 @@ async def test_a_root_key_that_lies_in_a_repository_is_made_unreadable_and_the_r
         assert w.door.status.leaks == 1
 
 
-# --- T2, T3: who writes -----------------------------------------------------------------------------------------------
+# --- who writes -------------------------------------------------------------------------------------------------------
 
 
 async def both_ways(
@@ -148,7 +148,7 @@ async def test_a_root_session_in_the_name_of_the_root_does_not_become_a_root_at_
         async with world() as w:
             await w.push(through, "/sys/sessions", introduction(evil, X, claimed=A.id))
             w.child.restart()
-            assert ("evil" in w.child.roots) is not through, "T3"
+            assert ("evil" in w.child.roots) is not through, "the server trusts its whole log at start"
             response = await w.send(False, [], by=evil)
             assert response.status_code == (403 if through else 200)
 
@@ -175,7 +175,7 @@ async def test_an_unknown_signer_is_looked_for_once_and_then_taken_out() -> None
 
 
 async def test_a_session_that_only_a_forged_root_has_introduced_is_unknown() -> None:
-    """What the server trusts since its last start (T3) is not believed for that."""
+    """What the server trusts since its last start is not believed for that."""
     evil, mate = root("evil"), owned("mate")
     for through in (False, True):
         async with world() as w:
@@ -210,7 +210,7 @@ async def test_a_revocation_counts_at_once() -> None:
 
 
 async def test_a_commit_written_after_its_session_expired_is_taken_out() -> None:
-    """T9: the time in a signature is not signed, so the server believes a back-dated one."""
+    """The time in a signature is not signed, so the server believes a back-dated one."""
     short = owned("short", expiration_ms=NOW - DAY)
     await both_ways(Rule.EXPIRED, lambda: note(short, ts=NOW, signed_at=NOW - 2 * DAY), by=Y, sessions=(X, Y, short))
 
@@ -925,7 +925,7 @@ async def test_there_is_always_room_for_one_more_repository_and_no_id_is_forgott
         # A push whose commits the server has not shown yet keeps its index.
         assert {"/data/4", "/data/5"} <= set(w.door._indexes[ORG]._indexes)
         await w.push(True, "/data/1", note(Y, "k", commit_id=first.id))
-        assert first.id not in w.stored("/data/1"), "T39"
+        assert first.id not in w.stored("/data/1"), "an id counts in all repositories"
         assert first.id in w.stored("/data/0")
 
 

@@ -91,7 +91,7 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
             await Rotator(store, secret_id, [node], started_by="test").rotate()
         second = server.database().pool.current.session
         assert second.id != A["id"]
-        # Somebody who comes now and is told of B alone must be able to verify what was signed under A (hazard 3).
+        # Somebody who comes now and is told of B alone must be able to verify what was signed under A.
         await check_old_commits(listener.url, [second])
 
     settings = tmp_path / "settings.json"

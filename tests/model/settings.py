@@ -22,7 +22,7 @@ class Options:
         stale_reads: A read may show anything that was ever there (`ReadConsistency.EVENTUAL`); else the last write.
         forks: Once, two writers with the same `expected` both win (a store with `best_effort_cas` that is not well).
         forgets: A node that restarts does not remember what it has seen (no ``seen`` file).
-        unmodified: A node may store an introduction without believing it until it restarts, as GoatDB can (7.4).
+        unmodified: A node may store an introduction without believing it until it restarts, as GoatDB can.
         deaths: How many nodes may go away for good.
         refusals: A node may refuse the document for a reason of its own, at any time.
         quorum: How many nodes are enough once the deadline has passed; None for all.

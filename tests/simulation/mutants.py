@@ -29,17 +29,17 @@ NO_HASHES = "0"
 
 
 def ungated() -> None:
-    """B signs before the others know B (hazard 1)."""
+    """B signs before the others know B."""
     table.GATES[table.Step.ACTIVATE] = ()
 
 
 def unvouched() -> None:
-    """Nobody waits until B has introduced A, so that later nobody can verify what A signed (hazard 3)."""
+    """Nobody waits until B has introduced A, so that later nobody can verify what A signed."""
     table.GATES[table.Step.VERIFY] = (table.Evidence.SIGNS_WITH_NEXT,)
 
 
 def amnesic() -> None:
-    """A roll-back takes the new root out of the roots (hazard 2)."""
+    """A roll-back takes the new root out of the roots."""
     roll_back = transitions.roll_back
 
     def without(document: IdentityDocument, stable: IdentityDocument, *rest: Any, **options: Any) -> IdentityDocument:
@@ -52,7 +52,7 @@ def amnesic() -> None:
 
 
 def hasty() -> None:
-    """A server answers before what it took in is on the disk (T50)."""
+    """A server answers before what it took in is on the disk."""
 
     async def not_at_all(self: Any) -> None:
         return None

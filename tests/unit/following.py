@@ -11,7 +11,7 @@ from goatherd.wire.commit import Commit
 
 @dataclass
 class Client:
-    """Takes session commits as GoatDB's client does: it never looks twice, and only at new leaves (protocol 7.4)."""
+    """Takes session commits as GoatDB's client does: it never looks twice, and only at new leaves."""
 
     roots: set[str]
     held: dict[str, Commit] = field(default_factory=dict)

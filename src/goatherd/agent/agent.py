@@ -525,7 +525,7 @@ class Agent:
                     await self._is_up()
                     return _Up.YES
                 if told < RENOTIFY and any([await handover.is_regressed() for handover in self._handovers]):
-                    # COMPAT: a server that runs writes over its file with every new session (protocol 8.2).
+                    # COMPAT: a server that runs writes over its file with every new session.
                     told += 1
                     for handover in self._handovers:
                         await handover.write()

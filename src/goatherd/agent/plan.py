@@ -43,7 +43,7 @@ class FileView:
         current_id: Who signs by it; None where there is no current session.
         expiration: Of the current session, in seconds since 1970.
         roots: Ids.
-        exposed: Roots that it would publish with their private key (formats T1).
+        exposed: Roots that it would publish with their private key.
         trusted: Ids of the sessions in ``trustedSessions``.
     """
 
@@ -73,7 +73,7 @@ def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> t
     """Return why a server that was started with `running` has to be started again for `wanted`; nothing if it need not.
 
     COMPAT: a running GoatDB server learns a new root from ``/sys/sessions`` and never reads its file again, so another
-    list of roots alone is no reason (protocol 12 a).
+    list of roots alone is no reason.
     """
     reasons = []
     old, new = running.current.session, wanted.current.session
@@ -104,8 +104,7 @@ def stepped_back(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDo
 def require_life(document: IdentityDocument, now_ms: int) -> None:
     """Check that a server may be started with the document's current root.
 
-    COMPAT: with 15 days or less left, GoatDB extends its root at its start and then gives the private key to anybody
-    who asks (design §5).
+    COMPAT: with 15 days or less left, GoatDB extends its root at its start and then publishes the private key.
 
     Raises:
         IdentityError: 15 days or less are left; the hint says what to do.

@@ -53,7 +53,7 @@ class LeakCheck:
 
 
 async def ask_as_an_attacker(client: NodeClient, document: IdentityDocument, clock: Clock) -> LeakCheck | None:
-    """Ask what anybody can ask, POST /auth/session, and look for a private key in the answer (formats T1).
+    """Ask what anybody can ask, POST /auth/session, and look for a private key in the answer.
 
     Costs one anonymous session, which GoatDB keeps permanently; so the same session also shows who signs.
 

@@ -4,8 +4,8 @@ What it is not: it writes nothing, and mends no log. Rules: a session is told on
 has signed it; what was read and verified once is neither read nor verified again, so that a restart costs only what is
 new; the verifying happens in threads.
 
-COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time (design §5). It trusts
-whatever its log holds, verified or not (T3): `Findings.unvouched` tells what that would be.
+COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time. It trusts
+whatever its log holds, verified or not: `Findings.unvouched` tells what that would be.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Findings:
 
     Attributes:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
-        unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same (T3).
+        unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same.
         unvouched_roots: Those of them that claim to be roots.
-        revoked_roots: Revoked roots in the log. The server trusts these too after a start (T3), which is known.
+        revoked_roots: Revoked roots in the log. The server trusts these too after a start, which is known.
         damage: What is wrong with the log's text, if anything: the server cuts it off there.
     """
 

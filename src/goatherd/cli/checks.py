@@ -63,7 +63,7 @@ _SHORT_FROM_THE_START: Final = (
 
 SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
-"""COMPAT: a request signed further away than this is refused (protocol 3)."""
+"""COMPAT: a request signed further away than this is refused."""
 
 SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 """For one answer about 50 000 sessions; every other question has --timeout."""
@@ -438,7 +438,7 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
 
 
 async def _leak_check(client: NodeClient) -> Check:
-    """Ask what an attacker would ask (formats T1)."""
+    """Ask for a session, as an attacker would, and look for a private key in the answer."""
     url = client.base_url
     answer = await client.identity()
     agent = None if answer is None else answer.agent

@@ -410,7 +410,8 @@ async def drive_rotation(
         root_id: With ``restore``, the earlier root; None for the previous one.
     """
     options = app.options
-    # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_cluster_commands.py).
+    # SECURITY: with no node listed, the next root would sign before servers trust it
+    # (tests/unit/cli/test_cluster_commands.py).
     addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
     if not addresses and not unsafe_without_nodes and what in ("", "resume", "restore"):
         raise ConfigurationError(

@@ -123,7 +123,8 @@ def controller(
     schedule = schedule_of(options)
     if explain:
         return asyncio.run(_explain(app, schedule))
-    # SECURITY: a rotation that waits for nobody breaks hazard 1 (tests/unit/cli/test_controller_command.py).
+    # SECURITY: with no node listed, the next root would sign before servers trust it
+    # (tests/unit/cli/test_controller_command.py).
     if not (options.nodes or options.rotation_bare) and not unsafe_without_nodes:
         raise ConfigurationError(
             "no server is listed, so a rotation could not wait until each has adopted the new root",

@@ -208,7 +208,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     }
     replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
     remove_file(settings)
-    # COMPAT: GoatDB takes a missing settings.json for a first start (formats, trap T8).
+    # COMPAT: GoatDB takes a missing settings.json for a first start and generates a root.
     said = [
         f"{settings} is removed; {remains} says where the key went",
         "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",

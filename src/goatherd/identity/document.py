@@ -1,4 +1,4 @@
-"""The identity document: who this cluster is, as a secret store holds it (design §1).
+"""The identity document: who this cluster is, as a secret store holds it.
 
 What it is: the value, its text and its checks. What it is not: it does not rotate (`transitions`), does not judge who
 may follow whom (`succession`), and is no ``settings.json`` with its user sessions (`settings_text`). Rules: pure; a
@@ -493,7 +493,7 @@ def _check(document: IdentityDocument) -> None:
         if owned.signer.public_key != owned.session.public_key:
             raise KeyMismatchError(f"{name}: the private key does not belong to the public key")
         # SECURITY: a GoatDB server publishes the private key when its root is not among the roots with the very same
-        # expiration (T1; tests/unit/identity/test_document.py).
+        # expiration (tests/unit/identity/test_document.py).
         if document.root(owned.id) != owned.session:
             raise MalformedIdentityError(f"{name} is not among the roots with the same key, owner and expiration")
     if document.current.id in document.revoked_ids:

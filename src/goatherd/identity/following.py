@@ -4,7 +4,7 @@ Pure; for `goatherd serve` and for the door. Not a rule of trust: a server that 
 
 COMPAT: a GoatDB client looks at a commit of ``/sys/sessions`` once, when it arrives, and only if no commit that it
 holds then has it as a parent. If a root that the client trusts has signed it, the client trusts the session in it;
-otherwise it does so at its next start (protocol 7.4). It tells the server what it holds by a Bloom filter, which by
+otherwise it does so at its next start. It tells the server what it holds by a Bloom filter, which by
 chance also contains commits that it does not hold. Hence four rules:
 
 1. Introductions come first, each after that of its signer, from the root on under which the client was created.

@@ -1,8 +1,8 @@
 """What a cluster held of a revoked root's commits: a list of digests, fixed by its own digest in the identity document.
 
 Pure. What it is not: it does not verify commits; being in the list stands beside a good signature, not in its place.
-Rules: a digest is over the text that the root signed (formats 6.5), not over an id, which anybody can give to another
-commit, and not over the signature, of which one key can make many for one text (T14).
+Rules: a digest is over the text that the root signed, not over an id, which anybody can give to another
+commit, and not over the signature, of which one key can make many for one text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Session commits, and what makes a signature on any commit count (formats 2.4, protocol 7.3).
+"""Session commits, and what makes a signature on any commit count.
 
-Pure, and without memory: which sessions are trusted is for `goatherd.trust` to know.
+GoatDB's rules: docs/reference/goatdb-formats.md#session-items and docs/reference/goatdb-protocol.md#trust. Pure, and
+without memory: which sessions are trusted is for `goatherd.trust` to know.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def earlier_introduction_id(session_id: str, signer_id: str) -> str:
 
 
 def session_from_commit(commit: Commit) -> Session:
-    """Read the session that a commit of ``/sys/sessions`` introduces, from that commit and nothing else (T17).
+    """Read the session that a commit of ``/sys/sessions`` introduces, from that commit and nothing else.
 
     Raises:
         DecodeError: Not a full commit of ``sessions/1``, malformed, deleted, holding a private key, or stored under a
@@ -61,7 +62,7 @@ def session_from_commit(commit: Commit) -> Session:
 
 
 def session_fields(session: Session) -> dict[str, Any]:
-    """Return the encoded fields of the item that introduces `session` in ``/sys/sessions`` (formats 2.4)."""
+    """Return the encoded fields of the item that introduces `session` in ``/sys/sessions``."""
     fields: dict[str, Any] = {"id": session.id}
     if session.owner is not None:
         fields["owner"] = session.owner
@@ -80,13 +81,13 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
         raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
     envelope = parse_signature(commit.signature)
     if envelope.session_id != commit.session:
-        # SECURITY: T2, tests/unit/test_upstream_traps.py.
+        # SECURITY: rights are the author's, so the author must be the signer (tests/unit/test_upstream_traps.py).
         raise AuthorMismatchError(
             f"commit {commit.id!r} claims session {commit.session!r} but {envelope.session_id!r} signed it"
         )
     ts = envelope.ts
     if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-        # SECURITY: T9, without a time the expiration would never be looked at (tests/unit/test_upstream_traps.py).
+        # SECURITY: without a time the expiration would never be looked at (tests/unit/test_upstream_traps.py).
         raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no time")
     if not commit.ts <= session.expiration_ms:  # NaN included
         raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")
@@ -97,7 +98,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
 
 
 def better(known: Session | None, new: Session) -> Session:
-    """Apply GoatDB's rule for a second word about one session (7.5 step 1).
+    """Choose between two versions of one session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
 
     Ours on top: a root stays a root, so that a later copy without an owner cannot demote it.
     """

@@ -66,7 +66,7 @@ class Revocation:
 
 def prove(revoked: OwnedSession, successor: Session, at: int) -> str:
     """Sign, with the revoked root's key, that it was revoked at `at` (milliseconds since 1970) for `successor`."""
-    # The time in an envelope is not signed (T9). A root that has expired must still be replaceable.
+    # The time in an envelope is not signed. A root that has expired must still be replaceable.
     ts = min(at, revoked.session.expiration_ms)
     return sign_data(revoked, now_ms=ts, external=_statement(revoked.id, successor, at))
 

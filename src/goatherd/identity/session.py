@@ -1,7 +1,7 @@
-"""Sessions and what they sign: data, requests, commits (formats 2 and 4).
+"""Sessions and what they sign: data, requests, commits (docs/reference/goatdb-formats.md#signatures).
 
-Pure. Verification raises and returns nothing. Nothing here is cached by signature text: a signature is malleable (T14)
-and a verdict depends on the time (T10).
+Pure. Verification raises and returns nothing. Nothing here is cached by signature text: a signature is malleable
+and a verdict depends on the time.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class SignatureEnvelope:
     Attributes:
         session_id: Who signed, by their own word.
         signature: The raw signature.
-        ts: When, in ms, of any JSON kind. Not signed (T9).
+        ts: When, in ms, of any JSON kind. Not signed.
         data: The embedded data, `UNDEFINED` when there are none.
     """
 
@@ -195,7 +195,7 @@ class SignatureEnvelope:
 
 
 def parse_signature(text: str) -> SignatureEnvelope:
-    """Decode a signature string (formats 4.2).
+    """Decode a signature string.
 
     Raises:
         InvalidSignatureError: Not base32, not JSON, or a member is missing or of the wrong kind.
@@ -214,7 +214,7 @@ def parse_signature(text: str) -> SignatureEnvelope:
 
 
 def signed_text(session_id: str, external: Any, embedded: Any) -> str:
-    """Return the exact text that is signed (formats 4.2 steps 1 and 2).
+    """Return the exact text that is signed.
 
     Raises:
         EncodeError: A null inside the data.
@@ -271,7 +271,7 @@ _MAX_NUMBER_TEXT: Final = 40
 
 
 def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
-    """Sign external and embedded data and return the signature string (formats 4.2).
+    """Sign external and embedded data and return the signature string.
 
     Raises:
         EncodeError: A null inside the data.
@@ -287,7 +287,7 @@ def _sign(owned: OwnedSession, text: str, now_ms: int, data: str = "") -> str:
 
 
 def verify_data(session: Session, signature: str | SignatureEnvelope, *, external: Any = None) -> None:
-    """Check that `session` signed `external` and the data embedded in the signature (formats 4.3).
+    """Check that `session` signed `external` and the data embedded in the signature.
 
     Raises:
         InvalidSignatureError: Malformed, over something else, or over data that cannot be signed (a null inside).
@@ -309,13 +309,13 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
     ts = envelope.ts
     if _is_long_text(ts):
         raise InvalidSignatureError("the signature's time is written in more than 40 characters")
-    # COMPAT: JavaScript's comparison; a missing ts never counts as late (T9).
+    # COMPAT: JavaScript's comparison; a missing ts never counts as late.
     if ts is not UNDEFINED and _number(ts) > session.expiration_ms:
         raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
 
 
 def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
-    """Return the commit with `owned`'s signature over its canonical form (formats 6.5).
+    """Return the commit with `owned`'s signature over its canonical form.
 
     Args:
         now_ms: The time that goes into the signature's envelope.
@@ -355,7 +355,7 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         except EncodeError as error:
             raise InvalidSignatureError(f"the commit holds what cannot be signed: {error}") from error
     if ":null" in text and not commit.is_finite:
-        # COMPAT: GoatDB signs an infinite number as null, and every reader of what is sent then gets a null (T19).
+        # COMPAT: GoatDB signs an infinite number as null, and every reader of what is sent then gets a null.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot carry")
     session.public_key.verify(envelope.signature, text.encode())
 
@@ -368,12 +368,12 @@ def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:
 
 
 def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
-    """Return the value of an ``x-goat-sig`` header; `nonce` is a fresh id (formats 4.4)."""
+    """Return the value of an ``x-goat-sig`` header; `nonce` is a fresh id."""
     return sign_data(owned, now_ms=now_ms, embedded={"id": nonce, "ts": now_ms})
 
 
 def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_ms: int) -> None:
-    """Check a request signature against the clock, each time anew (T10).
+    """Check a request signature against the clock, each time anew.
 
     Raises:
         ClockSkewError: Its embedded time is more than three minutes from `now_ms`, or missing.

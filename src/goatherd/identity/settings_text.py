@@ -1,6 +1,8 @@
-"""GoatDB's ``settings.json``: read into an identity document and user sessions, and written from them (formats 2.5).
+"""GoatDB's ``settings.json``: read into an identity document and user sessions, and written from them.
 
-What it is not: GoatDB's own loader, which keeps half of what it can read and invents the rest (T8). Rules: pure;
+GoatDB's side of it: docs/reference/goatdb-formats.md#settingsjson.
+
+What it is not: GoatDB's own loader, which keeps half of what it can read and invents the rest. Rules: pure;
 refused whole or read whole; private keys leave by one door only, ``currentSession``; whatever is changed on the way is
 noted.
 """
@@ -82,7 +84,7 @@ def _convert(
             if session.id not in roots:
                 notes.append(f"root {session.id} was in trustedSessions only; it is among the roots now")
             _unite(roots, session, notes)
-    # COMPAT: a later copy of its own session extends a GoatDB server's current session too (formats 2.6).
+    # COMPAT: a later copy of its own session extends a GoatDB server's current session too.
     current = OwnedSession(session=roots[current.id], signer=current.signer)
     extra = {}
     for name, value in tree.items():
@@ -179,7 +181,7 @@ def to_settings(
 
     Raises:
         IdentityError: The current root lives too short: the server would extend it by itself and then hand out its
-            private key (design §5).
+            private key.
     """
     if now_ms is not None and (left := days_left(document, now_ms)) <= SHORT_LIFE.days:
         raise IdentityError(

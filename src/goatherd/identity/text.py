@@ -106,7 +106,7 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
 
 
 def pretty(value: Any) -> bytes:
-    """Return ``JSON.stringify(value, null, 2)`` as UTF-8, without a trailing newline (formats 2.5)."""
+    """Return ``JSON.stringify(value, null, 2)`` as UTF-8, without a trailing newline."""
     if orjson_agrees(value):
         return orjson.dumps(value, option=orjson.OPT_INDENT_2)
     return _pretty(value, "\n").encode()

@@ -353,8 +353,8 @@ def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int,
         raise IllegalStepError(f"the stable version does not hold the earlier root {record.from_id}")
     if earlier.session.is_expired(now_ms) or earlier.id in document.revoked_ids:
         raise IllegalStepError(f"the earlier root {earlier.id} has expired or is revoked")
-    # SECURITY: roots are left as they are: without the new root's public key its commits would be lost (design §3,
-    # hazard 2; tests/unit/identity/test_transitions.py).
+    # SECURITY: roots are left as they are: without the new root's public key its commits could not be
+    # verified any more (tests/unit/identity/test_transitions.py).
     return _ended(
         document,
         now_ms,

@@ -1,4 +1,4 @@
-"""What a request, and a commit before its signature is looked at, must look like (protocol 13 and 14). Pure.
+"""What a request, and a commit before its signature is looked at, must look like. Pure.
 
 GoatDB stores anything that it can decode and is killed, or kills its clients, by some of it. The rules here refuse
 nothing that GoatDB's own clients and servers write. Refusal is silent on the wire, as GoatDB's is; `NotAdmittedError`
@@ -44,7 +44,7 @@ class Limits:
         parents: Parents of one commit.
         ancestor_bytes: Bytes of one ancestors filter.
         depth: Nesting of a commit's contents.
-        ahead: How far in the future a commit's time may lie (T40).
+        ahead: How far in the future a commit's time may lie.
     """
 
     elements: int = 1000
@@ -81,7 +81,7 @@ def decode_commit(raw: Any, repository: Repository, limits: Limits, now_ms: int)
     if not math.isfinite(commit.ts) or commit.ts <= 0:
         raise NotAdmittedError(f"commit {commit.id!r} has no time")
     if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
-        # SECURITY: T40, a commit from the far future would win every later conflict (test_upstream_traps.py).
+        # SECURITY: a commit from the far future would win every later conflict (test_upstream_traps.py).
         raise NotAdmittedError(f"commit {commit.id!r} is from the future")
     if len(commit.parents) > limits.parents or commit.id in commit.parents:
         raise NotAdmittedError(f"commit {commit.id!r} has impossible parents")
@@ -157,7 +157,7 @@ def check_against(commit: Commit, repository: Repository) -> None:
         NotAdmittedError: It does not go with them.
     """
     if commit.is_delta:
-        # SECURITY: deltas on deltas send a GoatDB reader into endless loops (T37); it never writes one itself.
+        # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself.
         base = repository.get(commit.base or "")
         if commit.base == commit.id or repository.is_base(commit.id):
             raise NotAdmittedError(f"commit {commit.id!r} is a delta that a delta builds on")

@@ -1,10 +1,10 @@
 """The one merge that a first cut cannot do without: several births of one key. Pure.
 
 Two clients that create the same key offline make two commits without parents. A real GoatDB server, or client, that has
-to merge them ends its process (T7); one that is handed both together with a commit that has both as parents lives
-(protocol 6.7). So a server of ours makes that commit as soon as it holds such leaves, before it answers anybody.
+to merge them ends its process; one that is handed both together with a commit that has both as parents lives.
+So a server of ours makes that commit as soon as it holds such leaves, before it answers anybody.
 
-The value is what GoatDB's own rule for births gives (11.8): the fields of all, where the later one wins; sets and maps
+The value is what GoatDB's own rule for births gives: the fields of all, where the later one wins; sets and maps
 are united. The commit is made from its parents alone, time, ids and seeds included, so that all servers that sign with
 the same root make the same one. Other leaves have a common ancestor, real peers merge them well, and reading picks the
 head; they are left to the full server.
@@ -31,7 +31,7 @@ PORTION = 500
 def unmerged_births(repository: Repository, key: str) -> list[Commit]:
     """Return the leaves of a key that would kill a real GoatDB that merges them, oldest first; none if they would not.
 
-    That is the case when there are several and not one commit of the key is known to be a parent (11.7 step 3).
+    That is the case when there are several and not one commit of the key is known to be a parent.
     """
     if repository.is_linked(key):
         return []

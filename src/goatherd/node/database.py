@@ -7,7 +7,7 @@ Rules:
 
 * The event loop's thread owns engine and pool. Threads get only a step to run, a log to flush.
 * Nothing is told to anybody before it is on the disk: not only is a push answered after its commits were flushed, no
-  answer that could show them to somebody else leaves before that either (GoatDB does not wait at all, T50). Flushes
+  answer that could show them to somebody else leaves before that either (GoatDB does not wait at all). Flushes
   are shared by all who wait (group commit).
 * A request that has begun is finished, whether its client is still there or not.
 * A new identity is in force from the next signature on; nothing is restarted.

@@ -26,28 +26,29 @@ Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/
 ``/sys/sessions`` whatever was refused for an unknown signer is tried again after something was learnt, until nothing
 changes. So a batch in any order works (GoatDB drops what comes too early). Replies keep the order of the request.
 
-Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibility.md
-    D1  a malformed batch, element or path is 400 and nothing of it takes effect (there: 500, or the process dies)
-    D2  a malformed signature header is 403 (there: 500)
-    D3  a login token is no request signature (there: it is)
-    D4  a commit's claimed session must be its signer (T2), and its own time must not be later than that session's
-        expiration; a signature without a time counts for nothing (T9)
-    D5  a signature counts for its three minutes and no longer, whoever used it before (T10)
-    D6  session commits: only from a root, only the session in the commit itself under its own id (T17); everything
-        else in /sys/sessions is refused, not stored
-    D7  a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
-    D8  /sys/* and /user/<id> are closed to others unless the application's rules open them (T13)
-    D9  limits (`goatherd.node.admission.Limits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
-    D10 commits from more than a day ahead are refused (T40)
-    D11 commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
-        they kill the servers and clients that merge or read them (T37)
-    D12 commits of schemas that are not registered are stored and passed on (there: skipped)
-    D13 an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all, found by
-        about `Limits.reply_lookups` looks; the rest follows in later rounds
-    D14 the answer waits for the disk (there: a crash may lose acknowledged commits)
-    D15 repositories are opened only for well-formed paths, and a file appears with the first commit (T49)
-    D16 invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
-    D17 births of one key are merged before anybody is answered (`goatherd.node.births`); other leaves are not merged
+Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibility.md:
+
+* a malformed batch, element or path is 400 and nothing of it takes effect (there: 500, or the process dies)
+* a malformed signature header is 403 (there: 500)
+* a login token is no request signature (there: it is)
+* a commit's claimed session must be its signer, and its own time must not be later than that session's
+  expiration; a signature without a time counts for nothing
+* a signature counts for its three minutes and no longer, whoever used it before
+* session commits: only from a root, only the session in the commit itself under its own id; everything
+  else in /sys/sessions is refused, not stored
+* a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
+* /sys/* and /user/<id> are closed to others unless the application's rules open them
+* limits (`goatherd.node.admission.Limits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
+* commits from more than a day ahead are refused
+* commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
+  they kill the servers and clients that merge or read them
+* commits of schemas that are not registered are stored and passed on (there: skipped)
+* an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all, found by
+  about `Limits.reply_lookups` looks; the rest follows in later rounds
+* the answer waits for the disk (there: a crash may lose acknowledged commits)
+* repositories are opened only for well-formed paths, and a file appears with the first commit
+* invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
+* births of one key are merged before anybody is answered (`goatherd.node.births`); other leaves are not merged
 """
 
 from __future__ import annotations
@@ -383,7 +384,7 @@ class Engine:
         )
         self.introduce(session, now_ms)
         encoded = session.to_json()
-        # SECURITY: public halves only, T1 (tests/unit/test_upstream_traps.py).
+        # SECURITY: public halves only (tests/unit/test_upstream_traps.py).
         roots = [each.to_json() for each in self.pool.public_roots(now_ms)]
         answer = {
             "session": {name: encoded[name] for name in ("publicKey", "id", "expiration")},
@@ -617,7 +618,7 @@ class Engine:
     def _decode(
         self, portions: Sequence[_Portion], now_ms: int, _: object
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
-        """Decode commits one by one; of two with one id both go on, the first may be a forgery (T39)."""
+        """Decode commits one by one; of two with one id both go on, the first may be a forgery."""
         decoded: list[tuple[_Element, Commit]] = []
         refused: list[DecodeError] = []
         for portion in portions:
@@ -695,7 +696,7 @@ class Engine:
     def _vouched(self, path: str, commits: Sequence[Commit]) -> Steps[bool]:
         """Return whether all commits verify now; in ``/sys/sessions``, by a root.
 
-        SECURITY: what a GoatDB server let into its log must not get our root's signature (T3, test_upstream_traps.py).
+        SECURITY: what a GoatDB server let into its log must not get our root's signature (test_upstream_traps.py).
         """
         if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
             return False

@@ -1,4 +1,6 @@
-"""Keeps one database in step with one other server, at GoatDB's own protocol (protocol 6.2 to 6.5).
+"""Keeps one database in step with one other server, by GoatDB's own protocol.
+
+GoatDB's side of it: docs/reference/goatdb-protocol.md#clients-and-peers.
 
 Not trust: what a peer sends is verified by the database exactly like what a client pushes. Not a copy of GoatDB's
 scheduler either; what differs, and why:
@@ -6,7 +8,7 @@ scheduler either; what differs, and why:
 * A commit is offered until the peer's filters show that it holds it, however often that takes: no ten submissions.
   What a peer refuses (it does not know the signer yet, say) is offered again less and less often, behind everything
   new, so that it neither gets lost nor stands in the way.
-* New commits go out at once. A message that only pushes claims to have everything (a filter without seeds, T32), so it
+* New commits go out at once. A message that only pushes claims to have everything (a filter without seeds), so it
   costs no filter and brings nothing back; the polls, every 0.3 to 1.5 s, carry a truthful filter and pull.
 * "The peer has it" is believed when the chance of being wrong, multiplied over its freshly seeded filters, is below
   `CERTAIN`; a peer that suddenly holds less (restored, replaced) is asked about everything again.
@@ -452,7 +454,7 @@ class Peer:
             wake.cancel()
 
     def _interval(self, state: _Repository, now: float) -> float:
-        """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later (protocol 6.3).
+        """GoatDB's ramp: 0.3 s after a change, 1.5 s three seconds later.
 
         Of very many repositories, quiet ones are asked about less often, so that what is asked in all stays bounded.
         """

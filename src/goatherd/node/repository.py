@@ -1,15 +1,17 @@
-"""The commits of one repository: graph, leaves, heads, items (formats 11). Pure over a `Log`.
+"""The commits of one repository: graph, leaves, heads, items. Pure over a `Log`.
+
+GoatDB's rules for them: docs/reference/goatdb-formats.md#commit-graph.
 
 It believes what it is given: verification and authorization come before (`goatherd.node.engine`), and the log holds
 only what passed them. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the
-first stays (GoatDB's rule, here per repository and only for verified ones, T39).
+first stays (GoatDB's rule, here per repository and only for verified ones).
 
-Reading picks the head by GoatDB's order (11.4). Leaves are not merged here, except births: see
+Reading picks the head by GoatDB's order. Leaves are not merged here, except births: see
 `goatherd.node.births`. A real peer or client merges the rest, and its merge commit is a commit like any other.
 
 COMPAT: a delta that does not fit its base, or one of rich text, which cannot be read yet, is *corrupted*: its key reads
 as its newest commit that is not, and `Item.fallback` says so. Chains of deltas are followed by loops, never by
-recursion, and one that comes back to itself is unreadable (T37).
+recursion, and one that comes back to itself is unreadable.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Log(Protocol):
         ...
 
     def records(self) -> Sequence[Mapping[str, Any]]:
-        """Read every good record, in order. Duplicates are possible (T47).
+        """Read every good record, in order. Duplicates are possible.
 
         Raises:
             StorageError: The log cannot be read.
@@ -115,14 +117,14 @@ class Repository:
         path: ``/type/id``.
         log: Where it rests.
         org: The organization's id.
-        connection: This process's connection id; its own leaves come first (11.4).
+        connection: This process's connection id; its own leaves come first.
         own_session: Tells the id of the session that signs here now.
         registry: The schemas that are known.
 
     Attributes:
         ids: The ids of all commits in order of arrival. Only ever grows.
         version: Rises with every commit added; a cache made at one version is stale at the next.
-        undecodable: Records of the log that are no commits. They stay in the log (T48).
+        undecodable: Records of the log that are no commits. They stay in the log.
         weight: About how many bytes the commits have, up to `MAX_WEIGHT` for each.
     """
 
@@ -227,7 +229,7 @@ class Repository:
             self._with_child.add(parent_id)
 
     def closes_a_cycle(self, commit: Commit) -> bool:
-        """Whether following the bases from `commit` comes back to it, or takes more than `MAX_CHAIN` steps (T37)."""
+        """Whether following the bases from `commit` comes back to it, or takes more than `MAX_CHAIN` steps."""
         base = commit.base
         for _ in range(MAX_CHAIN):
             if base is None:
@@ -356,7 +358,7 @@ class Repository:
         return list(self._by_key)
 
     def commits_of(self, key: str) -> list[Commit]:
-        """Return the commits of a key in descending order: later first, then larger id first (11.4)."""
+        """Return the commits of a key in descending order: later first, then larger id first."""
         return sorted(self._by_key.get(key, ()), key=_order, reverse=True)
 
     def count_of(self, key: str) -> int:
@@ -384,7 +386,7 @@ class Repository:
         return sorted(filter(self.readable, self._tips.get(key, {}).values()), key=_order, reverse=True)
 
     def head(self, key: str) -> Commit | None:
-        """Return the commit that stands for a key (11.4), or None when nothing readable is there."""
+        """Return the commit that stands for a key, or None when nothing readable is there."""
         leaves = self.leaves(key)
         if len(leaves) == 1:
             return leaves[0]
@@ -417,7 +419,7 @@ class Repository:
         return None
 
     def record(self, commit: Commit) -> Mapping[str, Any] | None:
-        """Return the record that a commit stands for; None when it is corrupted or unreadable (11.3)."""
+        """Return the record that a commit stands for; None when it is corrupted or unreadable."""
         chain = self._chain(commit)
         if chain is None:
             return None
@@ -514,7 +516,7 @@ class Repository:
         )
 
     def ancestors(self, key: str, seeds: Seeds) -> tuple[BloomFilter, int]:
-        """Return the ancestors filter of the key's next commit, and how many it holds (11.5)."""
+        """Return the ancestors filter of the key's next commit, and how many it holds."""
         ancestors = [commit.id for commit in self._by_key.get(key, ()) if commit.id in self._with_child]
         size = max(1, len(ancestors))
         ancestors_filter = BloomFilter.for_size(size, DEFAULT_FPR, seeds(seed_count(size, DEFAULT_FPR)))

@@ -1,11 +1,11 @@
-"""Who may read and write what (protocol 9). Pure.
+"""Who may read and write what (docs/reference/goatdb-protocol.md#authorization). Pure.
 
 For a repository, the first of these that speaks about it decides, and none means everything is allowed:
 
 1. enforced: ``/sys/sessions`` may only be read; ``/sys/stats`` is closed;
 2. the application's rules, in order: a text is the repository's path, a pattern is searched in it;
 3. defaults: ``/sys/*`` is for roots only, ``/user/<id>`` for its owner only. (COMPAT: GoatDB has these two as well but
-   never applies them, T13. An application that wants signed-in users to read ``/sys/users`` says so by a rule.)
+   never applies them. An application that wants signed-in users to read ``/sys/users`` says so by a rule.)
 
 Roots, and the session that signs here, may do everything. A commit is judged by the session that signed it, a read by
 the session that asks.
@@ -80,7 +80,7 @@ class Rulebook:
         for rule in self._rules:
             if rule.matches(path):
                 return rule.allow
-        # SECURITY: T13, tests/unit/test_upstream_traps.py.
+        # SECURITY: what the documentation of GoatDB promises is private (tests/unit/test_upstream_traps.py).
         if path.startswith("/sys/"):
             return _nothing
         if path.startswith("/user/"):

@@ -1,7 +1,8 @@
 """The HTTP face of a node: GoatDB's endpoints and Goatherd's two, as an ASGI application and as a process.
 
 Not the logic: what a request means is decided by `goatherd.node.database` and `goatherd.node.engine`. This module
-finds the organization, dispatches (protocol 2.1), maps errors to statuses, and starts and stops.
+finds the organization, dispatches as docs/reference/goatdb-protocol.md#endpoints says, maps errors to statuses, and
+starts and stops.
 
 Rules:
 
@@ -70,7 +71,7 @@ SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
 FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
 
-# SECURITY: an organization's id becomes a directory (T49, tests/unit/node/test_server.py).
+# SECURITY: an organization's id becomes a directory (tests/unit/node/test_server.py).
 _ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 _NO_STORE: Final = (b"cache-control", b"no-store")

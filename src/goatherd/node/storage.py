@@ -3,14 +3,15 @@
 A log (`goatherd.node.repository.Log`) hands out what it holds and takes records to append. It knows JSON, not commits.
 Appending is
 cheap and touches no disk; `flush` writes everything appended so far in one write and one fsync, so one flush serves
-every request that waits for it (group commit). The bytes are GoatDB's (formats 10).
+every request that waits for it (group commit). The bytes are GoatDB's
+(docs/reference/goatdb-formats.md#logs).
 
 Repair. A last line without its newline is a torn write that nobody was told had succeeded: it is cut off, at the end of
-the last good line (T5: GoatDB cuts into the good ones). A broken line with others behind it is no torn write: nothing
+the last good line (GoatDB cuts into the good ones). A broken line with others behind it is no torn write: nothing
 is cut, the line is skipped and counted as damaged, and the next append begins with a newline, as every append does.
 
 Rules: directories 0700, files 0600; no descriptor stays open but the lock's; a repository that nothing was written to
-has no file; every path comes through `check_repository_path` (T49). Calls block; the server makes them in threads. One
+has no file; every path comes through `check_repository_path`. Calls block; the server makes them in threads. One
 `LogDirectory` and its logs may be used from several threads.
 """
 
@@ -289,7 +290,7 @@ class LogDirectory:
             PathError: Not a path that this server opens.
             StorageError: The directory is not locked.
         """
-        # SECURITY: T49, tests/unit/test_upstream_traps.py.
+        # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
         kind, name = check_repository_path(repository)
         if len(kind) > 100 or len(name) > 100:
             raise PathError(f"a repository's names have at most 100 characters: {repository!r:.120}")

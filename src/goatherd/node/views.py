@@ -1,4 +1,6 @@
-"""What one session may see of a repository, and the answer to its sync message (protocol 4, 5 step 6, 9). Pure.
+"""What one session may see of a repository, and the answer to its sync message. Pure.
+
+The message: docs/reference/goatdb-protocol.md#sync-messages.
 
 A view is made once per owner and change of the repository. `Views.of` and `Views.forget` belong to the event loop's
 thread; `Views.reply` changes nothing but the view that it is given, and may run in another.

@@ -216,7 +216,7 @@ class NodeView:
         if evidence is Evidence.HOLDS_INTRODUCTION:
             return self.holds_introduction is True
         if evidence is Evidence.SIGNS_WITH_NEXT:
-            # SECURITY: hazard 1 is the other way round: all trust A, so that what A goes on signing is kept everywhere
+            # SECURITY: a server that still signs with A loses nothing: all trust A, so what A signs is kept everywhere
             # (tests/unit/rotation/test_bare.py).
             # One that missed the end of an earlier rotation may sign with a restored root already, by an older document
             # (tests/model, "taking an older document for the new one").
@@ -486,8 +486,8 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
     if store.next_due_ms is not None and store.next_due_ms <= now_ms <= store.current_expires_ms:
-        # SECURITY: an unmodified server that starts with a key of less than 15 days hands it to everybody (design §5;
-        # tests/unit/rotation/test_machine.py). A fresh root costs nothing while the current one can endorse it.
+        # SECURITY: an unmodified server that starts with a key of less than 15 days publishes it
+        # (tests/unit/rotation/test_machine.py). A fresh root costs nothing while the current one can endorse it.
         return _abandon(store, "the next root has lain unused for so long that it is due for rotation itself")
     if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
         return Illegal(
@@ -509,7 +509,7 @@ def _rotating(observation: Observation, policy: Policy, intent: Intent, now_ms: 
             observation, policy, intent, now_ms, Advance(step=step, expected=store.version, left_out=left_out)
         )
     if now_ms >= until_ms:
-        # SECURITY: hazard 1 and the promise of the operator's evening: no rotation hangs
+        # SECURITY: B never signs before it is trusted, and no rotation hangs
         # (tests/unit/rotation/test_machine.py).
         return _abandon(
             store,
@@ -753,7 +753,7 @@ def _retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
             # The store would answer with a conflict each time; and the label is there for a reason that is not ours.
             kept.append(Kept(version=version.version, labels=version.foreign_labels))
             continue
-        # SECURITY: hazard 5 (tests/unit/rotation/test_hazards.py).
+        # SECURITY: the replaced private key must not stay in the store (tests/unit/rotation/test_hazards.py).
         return Destroy(version=version.version, is_leftover=version.is_leftover)
     done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
     if any(version.problem is not None for version in observation.versions):

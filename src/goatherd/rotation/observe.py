@@ -694,8 +694,8 @@ class Observer:
     async def _ask_signer(self, url: str, asker: OwnedSession, memory: _Memory, state: MarkState | None) -> None:
         """Note who signs, and which process does.
 
-        COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller (protocol 2.3). The
-        commit's connection id is that of the process, and a new one after each start (formats 6).
+        COMPAT: GoatDB says nowhere who signs, but it signs the session commit of every caller. The
+        commit's connection id is that of the process, and a new one after each start.
 
         Args:
             url: The server.

@@ -39,7 +39,7 @@ SHORTEST: Final = timedelta(hours=1)
 URGENT_FRACTION: Final = 0.25
 URGENT_CAP: Final = timedelta(days=20)
 """With less than this fraction of its lifetime left, and at most this time, a root is replaced whatever the calendar
-says. COMPAT: a GoatDB server rewrites the expiration of a root with less than 15 days left, and then leaks it (T1)."""
+says. COMPAT: a GoatDB server rewrites the expiration of a root with less than 15 days left, then exposes it."""
 _LOOK_BACK: Final = tuple(timedelta(days=days) for days in (0.1, 3, 70, 400, 3000))
 _GAPS: Final = 50
 

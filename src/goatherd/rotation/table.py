@@ -64,10 +64,10 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     # "published" is written first and pushed after, so that B is unknown to every node while it can still be forgotten.
     # From then on it stays trusted for good; so nobody is told of it who would have it cancelled anyhow.
     Step.PUBLISH: (Evidence.ANSWERS,),
-    # SECURITY: hazard 1. A node that signs with B before the others know B loses commits
+    # SECURITY: signing before being trusted. A node that signs with B before the others know B loses commits
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
-    # Hazard 3. Without the cross-signature nobody who comes after A's expiry can verify A's commits.
+    # Without the cross-signature nobody who comes after A's expiry can verify A's commits.
     Step.VERIFY: (Evidence.SIGNS_WITH_NEXT, Evidence.HOLDS_CROSS_SIGNATURE),
     Step.FINALIZE: (),
     Step.CANCEL: (),

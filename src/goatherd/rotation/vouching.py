@@ -288,7 +288,7 @@ def session_commit(
     parents: Sequence[str] = (),
     connection: str | None = None,
 ) -> dict[str, Any]:
-    """Return a signed commit of ``/sys/sessions`` that says who a session is (formats 2.4 and 6).
+    """Return a signed commit of ``/sys/sessions`` that says who a session is.
 
     Args:
         session: The session to introduce; only its public half is written.

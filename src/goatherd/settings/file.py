@@ -1,6 +1,6 @@
 """Settings from GoatDB's own ``settings.json``, user sessions included.
 
-What it is not: GoatDB's loader: "unreadable" is never "absent", and neither becomes a new identity (T8). Rules: the
+What it is not: GoatDB's loader: "unreadable" is never "absent", and neither becomes a new identity. Rules: the
 file is replaced in one step or left as it is; `FileSettings.create` alone makes one.
 """
 

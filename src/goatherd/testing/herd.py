@@ -47,7 +47,7 @@ SESSIONS: Final = "/sys/sessions"
 DATA: Final = "/data/notes"
 ORG: Final = "localhost"
 MAX_SUBMISSIONS: Final = 10
-"""COMPAT: the most times that one process offers a commit (protocol 6)."""
+"""COMPAT: the most times that one process offers a commit."""
 
 
 class FakeClock:

@@ -88,7 +88,7 @@ class UpstreamChild:
 
     Args:
         root: Its current session; published with the private key, as from a ``settings.json`` that it wrote itself.
-            None: there is no ``settings.json``, so it makes a root of its own (T8).
+            None: there is no ``settings.json``, so it makes a root of its own.
         org: The organization.
         registry: The application's schemas.
         clock: The time.
@@ -172,7 +172,7 @@ class UpstreamChild:
             await self._listener.stop(timedelta(0))
 
     def restart(self) -> None:
-        """Start again on the same data: everything in ``/sys/sessions`` is trusted (T3)."""
+        """Start again on the same data: everything in ``/sys/sessions`` is trusted."""
         self.died = None
         self._connection = new_id()
         self._spoilt.clear()
@@ -337,7 +337,7 @@ class UpstreamChild:
         self.introduce(session)
         await self.clock.sleep(self._settle)
         encoded = session.to_json()
-        # T1: a root that the server owns is encoded with its private key.
+        # A root that the server owns is encoded with its private key.
         roots = [
             self.root.to_secret_json() if self._leaks and each.id == self.root.id else each.to_json()
             for each in self.roots.values()
@@ -366,7 +366,7 @@ class UpstreamChild:
         session = self.sessions.get(envelope.session_id)
         if session is None or session.owner is not None or session.is_expired(self.clock.now_ms()):
             return 403, b'{"error":"AccessDenied"}'
-        self.mails.append(email)  # T12: the signature's check is not awaited
+        self.mails.append(email)  # the signature's check is not awaited
         return 200, b"OK"
 
     def _login(self, token: str) -> None:
@@ -410,7 +410,7 @@ class UpstreamChild:
         return to_json_bytes(replies)
 
     def _authenticate(self, header: str) -> Session:
-        if header in self._verdicts:  # T10: for ever, whatever the time
+        if header in self._verdicts:  # for ever, whatever the time
             if not self._verdicts[header]:
                 raise FailedError(403)
             return self.sessions[parse_signature(header).session_id]
@@ -419,7 +419,7 @@ class UpstreamChild:
                 raise FailedError(403)  # names nobody
             envelope = parse_signature(header)
         except (VerificationError, DecodeError):
-            raise FailedError from None  # T15
+            raise FailedError from None  # a malformed signature throws
         session = self.sessions.get(envelope.session_id)
         if session is None or session.is_expired(self.clock.now_ms()):
             raise FailedError(403)
@@ -446,7 +446,7 @@ class UpstreamChild:
             raise DiedError("an error in the file worker")
         if path in self._spoilt:
             raise FailedError
-        self.files.add(name)  # T49: whatever the name
+        self.files.add(name)  # whatever the name
         self.repositories.setdefault(path, {})
 
     async def _verify(self, path: str, raws: Any) -> None:
@@ -489,7 +489,7 @@ class UpstreamChild:
         if not isinstance(raw.get("id"), str):
             self._spoilt.add(path)
             raise FailedError
-        if raw["id"] in self._decoded:  # T39: by id, whoever sent it first
+        if raw["id"] in self._decoded:  # by id, whatever was decoded first
             return self._decoded[raw["id"]]
         contents = raw["c"]
         if "e" in contents and "r" not in contents and "b" not in contents:
@@ -497,7 +497,7 @@ class UpstreamChild:
         if raw.get("age") == 0:
             raise FailedError
         if "hasOwnProperty" in json.dumps(contents):
-            raise FailedError  # T29
+            raise FailedError  # the decoder throws
         try:
             commit = Commit.from_json(raw, org=self.org, registry=self._registry)
         except (DecodeError, RecursionError):
@@ -506,7 +506,7 @@ class UpstreamChild:
         return commit
 
     def _follow_deltas(self, path: str, commit_id: str) -> None:
-        """T37: a delta that leads back to itself is followed for ever, as soon as somebody reads its key."""
+        """A delta that leads back to itself is followed for ever, as soon as somebody reads its key."""
         seen: set[str] = set()
         base: str | None = commit_id
         while base is not None:
@@ -516,7 +516,7 @@ class UpstreamChild:
             base = self.repositories[path].get(base, {}).get("c", {}).get("b")
 
     def _may_store(self, path: str, commit: Commit) -> bool:
-        """7.3 and 9: the signature by whoever the envelope names, the right by whoever the commit claims (T2)."""
+        """Verify the signature by the session in the envelope, and the right by the session that the commit claims."""
         try:
             envelope = parse_signature(commit.signature or "")
             signer = self.sessions[envelope.session_id]
@@ -529,7 +529,7 @@ class UpstreamChild:
         return author is not None and author.is_root
 
     def _offer(self, commit: Commit) -> None:
-        """7.4: whose signature counts, of the session that is the head of the key (T17)."""
+        """Trust the session at the head of the key if a root signed this commit."""
         signer = self.roots.get(parse_signature(commit.signature or "").session_id)
         if signer is None:
             return
@@ -539,7 +539,7 @@ class UpstreamChild:
             return
 
     def _trust(self, session: Session) -> None:
-        """7.5: nothing can be revoked or shortened."""
+        """Trust a session; nothing can be revoked or shortened."""
         known = self.sessions.get(session.id)
         if (
             known is None
@@ -551,7 +551,7 @@ class UpstreamChild:
             self.roots.setdefault(session.id, session)
 
     def _merge_if_needed(self, path: str, commit: Commit) -> None:
-        """Merge the leaves of a key where this server leads; some of that ends its process (T7).
+        """Merge the leaves of a key where this server leads; some of that ends its process.
 
         A server leads when no leaf is younger than five seconds, or when its own session wrote one that is. It ends
         when it merges leaves of a key of which no commit has a child, unless all say the same: then there is nothing to

@@ -48,7 +48,7 @@ async def test_sessions_of_a_trusted_root_are_told_and_others_are_not(tmp_path: 
 
 
 async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
-    """T2 and T3: an anonymous session claims to be the root, and the next start would believe it."""
+    """An anonymous session claims to be the root, and the next start would believe it."""
     forger = owned("forger", owner=None)
     write_log(tmp_path, [introduction(forger.session, A), introduction(STRANGER.session, forger, claimed=A.id)])
     found = await book(tmp_path).read(first())

@@ -243,7 +243,7 @@ def test_status_shows_labels_and_ends_with_11_where_a_node_is_not_in_step(goathe
 
 
 class Leaky(BaseHTTPRequestHandler):
-    """Answers as an unmodified GoatDB server that learnt its root from its own current session (formats T1)."""
+    """Answers as an unmodified GoatDB server that learnt its root from its own current session."""
 
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
     leaks = True

@@ -161,7 +161,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("roots missing", without("roots"), "roots is missing"),
     ("current not among the roots", lambda tree: tree["roots"].pop(0), "currentSession is not among the roots"),
     ("next not among the roots", lambda tree: tree["roots"].pop(1), "nextSession is not among the roots"),
-    ("another expiration in roots (T1)", at("roots", 0, "expiration", value=1798118896), "same key, owner and expir"),
+    ("another expiration in roots", at("roots", 0, "expiration", value=1798118896), "same key, owner and expir"),
     ("another key in roots", at("roots", 0, "publicKey", value=C_PUBLIC["publicKey"]), "same key, owner and expir"),
     ("a root twice", lambda tree: tree["roots"].append(tree["roots"][0]), "same id"),
     ("a key twice", lambda tree: tree["roots"].append({**tree["roots"][0], "id": "z"}), "same public key"),

@@ -168,7 +168,7 @@ async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(
 
 @pytest.mark.slow
 async def test_nothing_is_lost_between_servers_with_different_roots_until_they_trust_each_other(tmp_path: Path) -> None:
-    """Far more than ten refused offers; then each root introduces the other, and everything flows (protocol 12h)."""
+    """Far more than ten refused offers; then each root introduces the other, and everything flows."""
     one, two = root("one"), root("two")
     documents = [document_of(one), document_of(two)]
     async with cluster(tmp_path, 2, documents, links=everybody_else(2)) as (first, second):
@@ -200,7 +200,7 @@ async def test_nothing_is_lost_between_servers_with_different_roots_until_they_t
 async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_waits_for_its_session(
     tmp_path: Path,
 ) -> None:
-    """What GoatDB's peers never check: signature, author and rules of what a server sends (protocol 6.5)."""
+    """What GoatDB's peers never check: signature, author and rules of what a server sends."""
     signer, author, stranger = root("shared"), user("author"), user("stranger")
     async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
         database = node.server.database()
@@ -529,7 +529,7 @@ async def test_a_peer_that_lost_its_data_gets_it_again() -> None:
 
 
 async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
-    """A filter without seeds says yes to every id (T32)."""
+    """A filter without seeds says yes to every id."""
     link = Link(PATH)
     (commit,) = fake_commits(1)
     link.here.shelves[PATH].put(commit)

@@ -449,7 +449,7 @@ async def test_only_a_root_may_have_the_settings_looked_at(http: httpx2.AsyncCli
 async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_start(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
-    """GoatDB trusts whatever is there (T3); here each is verified, in the background or when first needed."""
+    """GoatDB trusts whatever is there; here each is verified, in the background or when first needed."""
     good, bad = (OwnedSession.generate(session_id=name, owner=None, now_ms=now_ms()) for name in ("good", "bad"))
     log = tmp_path / ORG / "sys" / "sessions.jsonl"
     log.parent.mkdir(parents=True)

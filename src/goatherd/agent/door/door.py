@@ -100,7 +100,7 @@ class Door:
         port: The port; 0 takes a free one.
         limits: How much one caller may ask for.
         private: Whether to refuse writes to ``/sys/*`` by others than roots and to ``/user/<id>`` by others than its
-            owner, as GoatDB's documentation promises and GoatDB does not do (T13). Off: an application's own rules,
+            owner, as GoatDB's documentation promises and GoatDB does not do. Off: an application's own rules,
             which the door does not know, may allow them.
         public_url: How callers reach the door. Where the child names its own address, in CORS headers and redirects
             (COMPAT: ``http://localhost:<port>`` unless the application says otherwise), this takes its place.

@@ -1,4 +1,6 @@
-"""What the child's repositories hold, as far as a new commit's fate depends on it (T7, T37, T39).
+"""What the child's repositories hold, as far as a new commit's fate depends on it.
+
+That is: concurrent creations, circular deltas and ids that exist elsewhere (docs/reference/goatdb-protocol.md#defects).
 
 The child ends its process when it merges leaves of a key of which no commit has a child ("empty ancestors filter"); it
 never comes back from deltas that build on each other. Whether a commit does that depends on what is there already, so
@@ -446,7 +448,7 @@ class RepositoryIndex:
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
         if self._homes.is_elsewhere(commit.id, self.path):
-            # SECURITY: the child would take it for the other one (T39, tests/cluster/test_door.py).
+            # SECURITY: the child would take it for the other one (tests/cluster/test_door.py).
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
         if commit.is_delta:
             base = commit.base or ""

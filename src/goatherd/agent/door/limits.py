@@ -29,8 +29,8 @@ class Limits(CallerLimits):
         parents: Of one commit.
         ancestor_bytes: Bytes of one ancestors filter.
         depth: Nesting of one element.
-        ahead: How far in the future a commit's time may lie (T40).
-        index_commits: Ids held to judge what depends on the child's commits (T7, T37).
+        ahead: How far in the future a commit's time may lie.
+        index_commits: Ids held to judge what depends on the child's commits (concurrent creations, circular deltas).
         login_age: How old a login token may be.
     """
 

@@ -417,7 +417,7 @@ class Proxy:
     def _check_request(self, header: str) -> SignatureEnvelope:
         """Check what needs no key: form, purpose, time. The child checks the signature itself.
 
-        SECURITY: the child remembers verdicts and takes a signature again after its three minutes (T10), takes a login
+        SECURITY: the child remembers verdicts and takes a signature again after its three minutes, takes a login
         token for a request signature, and answers 500 to a malformed one (tests/cluster/test_door.py).
         """
         try:
@@ -719,7 +719,7 @@ class Proxy:
         self.handed_on += 1
 
     async def _clean(self, exchange: Exchange, answer: bytes) -> bytes:
-        """SECURITY: T1, tests/cluster/test_door.py."""
+        """SECURITY: the child publishes its private key (tests/cluster/test_door.py)."""
         cleaned, leaked, untrusted = session_answer(answer, self._is_root)
         if untrusted:
             # A root that was introduced a moment ago, past the door, may be good.
@@ -740,7 +740,7 @@ class Proxy:
         return any(trust.is_root(session_id, public_key) for trust in self._trusts)
 
     async def _login_mail(self, exchange: Exchange) -> None:
-        """SECURITY: the child does not look at the result of its own check (T12, tests/cluster/test_door.py)."""
+        """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door.py)."""
         check_encoding(exchange.found)
         share = self._gate.share(exchange.address)
         try:

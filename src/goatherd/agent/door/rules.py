@@ -374,7 +374,7 @@ def _check_marks(element: Mapping[str, Any]) -> None:
     """Refuse what the child could unpack into another element, message or filter than the one that is judged here.
 
     SECURITY: GoatDB reads an object with ``__r`` and ``__d`` as what is in ``__d``, and one with ``__t`` and ``__v`` as
-    what is in ``__v`` (formats 5.4); only the filter ever comes so (tests/unit/agent/test_door_rules.py).
+    what is in ``__v``; only the filter ever comes so (tests/unit/agent/test_door_rules.py).
     """
     held = element["msg"]["f"]
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
@@ -391,7 +391,7 @@ _POISON: Final = ("hasOwnProperty", "__proto__")
 
 
 def _is_harmless(value: Any, depth: int) -> bool:
-    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty`` (T29)."""
+    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty``."""
     for index, level in enumerate(levels(value)):
         if index == depth or any(name in item for item in level if type(item) is dict for name in _POISON):
             return False
@@ -446,7 +446,7 @@ def _check_ancestors(commit: Commit, limits: Limits) -> None:
         if len(held.bits) > limits.ancestor_bytes or not 0 < len(held.seeds) <= limits.seeds:
             raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible ancestors filter")
         if _is_full(held):
-            # SECURITY: a filter that holds everything vetoes merges (T32) and makes them throw (T38).
+            # SECURITY: a filter that holds everything vetoes merges, or makes them throw.
             raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} claims every commit as its ancestor")
     capacity = 0 if held is None else 8 * len(held.bits)
     if not 0 <= commit.ancestors_count <= capacity:
@@ -462,7 +462,7 @@ def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
     if path == SESSIONS_PATH:
         try:
             # SECURITY: any other value in there keeps the child from ever starting again (tests/cluster/test_door.py);
-            # its key must be the session's id (T17).
+            # its key must be the session's id.
             session_from_commit(commit)
         except DecodeError as error:
             raise DroppedError(Rule.SESSION_ITEM, str(error)) from None
@@ -487,7 +487,7 @@ def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
 
 
 def may_write_privately(path: str, owner: str | None) -> bool:
-    """Whether GoatDB's documentation lets a session with `owner`, no root, write a repository (T13)."""
+    """Whether GoatDB's documentation lets a session with `owner`, no root, write a repository."""
     kind, _, name = path.removeprefix("/").partition("/")
     return kind != "sys" and (kind != "user" or (owner is not None and owner == name))
 

@@ -3,7 +3,7 @@
 Not a pool of its own kind: `goatherd.trust.TrustPool` judges. This module feeds it from ``/sys/sessions`` of the child,
 read as a peer that signs with the root, and asks there again when somebody unknown turns up.
 
-Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it (T3). A question that
+Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it. A question that
 cannot be answered, because the child cannot be asked, is an error and not a "no": a commit that is taken out is offered
 ten times and then never again.
 """
@@ -306,7 +306,7 @@ class Trust:
             return None
 
     def _judge_introduction(self, commit: Commit) -> VerificationError | None:
-        """Judge a session commit: only a trusted root's word counts (7.4), for users' sessions and for roots."""
+        """Judge a session commit: only a trusted root's word counts, for users' sessions and for roots."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
             return UntrustedRootError(f"session {commit.session!r} is no root and introduces nobody")

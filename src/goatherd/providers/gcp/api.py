@@ -239,7 +239,7 @@ class SecretManagerAPI:
             answer = await method(client)(request=request, retry=None, timeout=timeout or self._timeout)
             if answer is not None or silent:
                 return answer
-            # grpc.aio (1.85) returns None for bytes that are not the message.
+            # grpc.aio 1.85 returns None for bytes that are not the message.
             problem: Exception = call.error(UnavailableError, f"the answer to {doing} is damaged")
         except sdk.GoogleAPICallError as error:
             moved = compares and status_of(error) in _MOVED

@@ -1,4 +1,4 @@
-"""What must be true of a herd that was healed (design §3); each broken rule as a line for people.
+"""What must be true of a herd that was healed; each broken rule as a line for people.
 
 What is watched while a run goes on (generations, refusals, what escapes) stands in `Promises.broken`; this is the rest.
 """
@@ -99,7 +99,7 @@ async def new_client(herd: Herd) -> list[str]:
     sessions = [commit for commit in sessions if commit.session not in revoked]
     notes = [commit for commit in notes if commit.session not in revoked]
     wrong = [f"a new client cannot verify {what}" for what in _unverifiable(pool, [*sessions, *notes])]
-    # Once the others have expired, the root that signs is the only one that anybody is told of (hazard 3).
+    # Once the others have expired, the root that signs is the only one that new clients learn.
     later = TrustPool(org=ORG, current=owned, roots=[root for root in roots if root.id == _signer(herd)])
     later.offer_session_commits(sessions)
     wrong += [f"a client of later cannot verify {what}" for what in _unverifiable(later, [*sessions, *notes])]
@@ -231,7 +231,7 @@ def _commits(herd: Herd) -> Iterator[str]:
         unknown = [one for one in introduced if introduction_id(one) not in engine.repository(SESSIONS)]
         if unknown:
             yield f"{node.name} lacks the introduction of {sorted(unknown)}"
-        # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before (design §3).
+        # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before.
         yield from (f"{node.name} cannot verify {what}" for what in _unverifiable(engine.pool, held.values()))
 
 

@@ -111,7 +111,7 @@ class World:
         return SimulatedStore(self.platform, clock)
 
     def _on_current(self, version: str, value: SecretBytes) -> None:
-        """SECURITY: what design §3 demands of the store, at every write (tests/simulation)."""
+        """SECURITY: what must be true of the store after every write (tests/simulation)."""
         document = decode_document(value.reveal())
         documents = self.promises.documents
         if documents and document.generation <= documents[-1][1].generation:

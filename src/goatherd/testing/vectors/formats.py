@@ -206,7 +206,7 @@ def encoders(document: Document, sheet: Sheet) -> None:
 
 
 def _decoded(encoded: Any) -> Any:
-    """Read a value; what GoatDB's reader leaves as a decoder of its own is no value (formats 5.4)."""
+    """Read a value; what GoatDB's reader leaves as a decoder of its own is no value."""
     return refuse_encoded(Decoder().decode(encoded))
 
 

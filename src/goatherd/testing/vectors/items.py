@@ -167,7 +167,7 @@ def edits(document: Document, sheet: Sheet) -> None:
 
 
 def _same_item(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> bool:
-    """GoatDB's item equality (formats 11.1): namespace, version, checksums where both are known, every field."""
+    """GoatDB's item equality: namespace, version, checksums where both are known, every field."""
     sums = [each.get("cs") for each in (a, b)]
     return a["s"] == b["s"] and (None in sums or sums[0] == sums[1]) and not differing
 

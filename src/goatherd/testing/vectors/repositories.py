@@ -154,7 +154,7 @@ class _Reader:
         return apply_edit(self._record(base), edit, self._registry)
 
     def _value(self, head: Commit, own: list[Commit]) -> dict[str, Any]:
-        """Return the head's record, or the newest that is intact (formats 11.3)."""
+        """Return the head's record, or the newest that is intact."""
         for commit in (head, *own):
             if accepts(lambda commit=commit: self._record(commit)):  # type: ignore[misc]
                 return self._record(commit)

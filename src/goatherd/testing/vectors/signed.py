@@ -121,7 +121,7 @@ def sessions(document: Document, sheet: Sheet) -> None:
 
 
 def _reencoded(encoded: dict[str, Any], *, public: bool = False) -> dict[str, Any]:
-    """Decode a session and encode it again, in the member order it came in, unknown members kept (formats 2.2)."""
+    """Decode a session and encode it again, in the member order it came in, unknown members kept."""
     ours = _public_or_owned(encoded, public=public)
     return {name: ours.get(name, value) for name, value in encoded.items() if not (public and name == "privateKey")}
 
@@ -184,7 +184,7 @@ def _settings(c: Case) -> None:
 
 
 def _load(c: Case) -> None:
-    """GoatDB's own loading (formats 2.5), errors swallowed and all; Goatherd's settings refuse such files instead."""
+    """GoatDB's own loading, errors swallowed and all; Goatherd's settings refuse such files instead."""
     now_ms = c["now_ms"]
     sessions: dict[str, list[dict[str, Any]]] = {"currentSession": [], "roots": [], "trustedSessions": []}
     with contextlib.suppress(GoatherdError):
@@ -314,7 +314,7 @@ def _delta(c: Case, commit: Commit, registry: Registry) -> None:
 
 
 def _pool_accepts(commit: Commit, pool: list[Session]) -> bool:
-    """GoatDB's ``TrustPool.verify`` with these sessions (protocol 7.3)."""
+    """GoatDB's ``TrustPool.verify`` with these sessions."""
 
     def check() -> None:
         envelope = parse_signature(commit.signature or "")
@@ -327,7 +327,7 @@ def _pool_accepts(commit: Commit, pool: list[Session]) -> bool:
 
 
 def _add_session(c: Case, commit: Commit, root: Session) -> None:
-    """GoatDB's ``TrustPool.addSession`` with one root (protocol 7.4, 7.5)."""
+    """GoatDB's ``TrustPool.addSession`` with one root."""
     added = accepts(lambda: verify_commit(root, commit))
     equal("add_session", c["add_session"], added)
     data = commit.data or {}

@@ -1,4 +1,4 @@
-"""GoatDB's own log handle with its repair (formats 10): what the vectors record and Goatherd does not do (T5)."""
+"""GoatDB's own log handle with its repair: what the vectors record and Goatherd does not do."""
 
 from __future__ import annotations
 
