@@ -5,9 +5,11 @@ A test of the test: the simulation must find each of these out. It prints what t
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,7 +21,7 @@ from goatherd.identity import succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.identity.freeze import FrozenList
 from goatherd.node import disk
-from goatherd.rotation import clocks, machine, revocation, rotator, signed_store, table
+from goatherd.rotation import clocks, machine, repeating_store, revocation, rotator, signed_store, table
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
@@ -120,6 +122,23 @@ def resettable() -> None:
     SteadyClock.now_ms = lambda self: self._clock.now_ms()
 
 
+def fussy() -> None:
+    """A call of the store that fails ends the look that made it, though the store would answer the next one."""
+    repeating_store.TRIES = 1
+
+
+def grudging() -> None:
+    """The failures of the store are counted from the first one on, however well it answers in between."""
+    fussy()
+    source = textwrap.dedent(inspect.getsource(rotator.Rotator._run))
+    single, both = "troubled_since = None  #", "troubled_since, has_write_failed = None, False"
+    assert (source.count(single), source.count(both)) == (1, 2)
+    source = source.replace(single, "pass  #").replace(both, "pass")
+    names: dict[str, Any] = {}
+    exec(compile(source, rotator.__file__, "exec"), vars(rotator), names)
+    rotator.Rotator._run = names["_run"]
+
+
 def forgiving() -> None:
     """A rotation begins with a document in which nobody is revoked."""
     prepare = transitions.prepare
@@ -205,7 +224,7 @@ def obedient() -> None:
 
 TAKEN_AWAY = (
     *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
-    *(uncompared, uncorrected, resettable),
+    *(uncompared, uncorrected, resettable, fussy, grudging),
     *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
     *(gullible, careless, unanimous, obedient),
 )

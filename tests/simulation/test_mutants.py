@@ -18,6 +18,8 @@ AT_SEED = {
     "uncompared": "175",
     "uncorrected": None,
     "resettable": "186",
+    "fussy": "718",
+    "grudging": "37",
     "forgiving": "20",
     "deaf": "20",
     "unfrozen": "20",

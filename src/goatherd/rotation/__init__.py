@@ -10,6 +10,7 @@
 - `events`: what a run tells while it runs.
 - `view`: what the machine is shown of the document. Pure.
 - `refusal`: the error for a run that may not do what was asked. Pure.
+- `repeating_store`: makes a call of the store that fails again at once.
 - `rotator`: does what the machine decides.
 - `replacement`: replaces a root that has expired.
 - `windows`, `schedule`: when a rotation is due. Pure.

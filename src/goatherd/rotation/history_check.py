@@ -26,8 +26,9 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, source_digest
-from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, VersionState
+from goatherd.providers.base import Guarantees, ReadConsistency, VersionState
 from goatherd.rotation.policy import Policy
+from goatherd.rotation.repeating_store import StoreReader
 from goatherd.rotation.store_history import Held, find_contradictions, went_back
 from goatherd.server_answers import ServerIdentity
 
@@ -84,7 +85,7 @@ async def check_store_history(
 
 
 async def find_later_versions(
-    provider: SecretProvider, secret_id: str, used: Mapping[str, tuple[int, str]]
+    provider: StoreReader, secret_id: str, used: Mapping[str, tuple[int, str]]
 ) -> tuple[str, ...]:
     """Return which stored versions hold what servers use, as sentences: they could be made current again.
 

@@ -30,12 +30,12 @@ from goatherd.providers.base import (
     CURRENT,
     STABLE,
     Guarantees,
-    SecretProvider,
     SecretVersion,
     VersionState,
     shown_label,
 )
 from goatherd.rotation.action import Kept
+from goatherd.rotation.repeating_store import StoreReader
 
 _RECENT: Final = 12
 """How many versions back a cancelled rotation may be; each rotation writes at most six."""
@@ -71,7 +71,7 @@ class Holding:
 
 
 async def find_holdings(
-    provider: SecretProvider,
+    provider: StoreReader,
     secret_id: str,
     document: IdentityDocument,
     *,
@@ -123,7 +123,7 @@ def _dated(holding: Holding, versions: Sequence[Holding], document: IdentityDocu
 
 
 async def find_cancelled_holdings(
-    provider: SecretProvider,
+    provider: StoreReader,
     secret_id: str,
     document: IdentityDocument,
     rotation_id: str,
@@ -159,7 +159,7 @@ async def find_cancelled_holdings(
 
 
 async def _look_into(
-    provider: SecretProvider, secret_id: str, document: IdentityDocument, version: SecretVersion
+    provider: StoreReader, secret_id: str, document: IdentityDocument, version: SecretVersion
 ) -> Holding | None:
     private: frozenset[str] = frozenset()
     rotation_id: str | None = None

@@ -16,9 +16,10 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
-from goatherd.providers.base import SecretProvider, VersionState
+from goatherd.providers.base import VersionState
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
+from goatherd.rotation.repeating_store import StoreReader
 from goatherd.rotation.vouching import find_introduction_ids
 from goatherd.times import iso
 
@@ -93,7 +94,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
 
 
 async def find_left_root(
-    provider: SecretProvider,
+    provider: StoreReader,
     secret_id: str,
     document: IdentityDocument,
     root_id: str,
@@ -158,16 +159,15 @@ async def find_left_root(
     )
 
 
-async def _read_versions(
-    provider: SecretProvider, secret_id: str, unread: list[str]
-) -> AsyncIterator[IdentityDocument]:
+async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
     """Yield the documents of all stored versions, newest first; add to `unread` what cannot be read, and why."""
     for version in await provider.versions(secret_id):
         if version.state is VersionState.DESTROYED:
             continue
+        if version.state is VersionState.DISABLED:
+            unread.append(f"{version.id} (disabled in the store)")
+            continue
         try:
-            if version.state is VersionState.DISABLED:
-                raise VersionDisabledError("disabled", provider=provider.scheme, secret_id=secret_id, operation="read")
             held = decode_document((await provider.read(secret_id, version.id)).value.reveal())
         except SecretNotFoundError:
             continue  # it was destroyed after it was listed
@@ -179,7 +179,7 @@ async def _read_versions(
             yield held
 
 
-async def read_earlier_root(provider: SecretProvider, secret_id: str, wanted: Session) -> OwnedSession:
+async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Session) -> OwnedSession:
     """Return an earlier root with its private key, read from the newest stored version that holds it.
 
     Args:

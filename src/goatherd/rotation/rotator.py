@@ -7,6 +7,7 @@ Rules:
 - Every write of the document is a compare-and-swap on the version that was looked at. A conflict is never repeated
   blindly: look and decide again. An action that has had no effect twice is not tried a third time (`attempts`).
 - Every action can be repeated without harm, and can be cut off before, in the middle and after.
+- A call of the store that fails is made again at once (`repeating_store`); a look or an action fails only with several.
 - After each write the nodes are told at once; one that can't be told looks by itself at its next refresh.
 """
 
@@ -106,6 +107,7 @@ from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
 from goatherd.rotation.refusal import refusal
+from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Held, find_contradiction
@@ -192,7 +194,13 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
-        self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
+        self._store = RepeatingStore(
+            provider,
+            policy=self.policy,
+            clock=self._clock,
+            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+        )
+        self._signatures = SignatureCheck(self._store, secret_id, self._observer.identities)
         self._read_last: IdentityDocument | None = None
         self._phase: Phase | None = None
         self._stored_phase: Phase | None = None
@@ -252,7 +260,7 @@ class Rotator:
             if root is None:
                 now_ms = self._clock.now_ms()
                 root = await find_left_root(
-                    self._provider, self._secret_id, document, root_id, observer=self._observer, now_ms=now_ms
+                    self._store, self._secret_id, document, root_id, observer=self._observer, now_ms=now_ms
                 )
             check_remaining_life(root, self._clock.now_ms(), self.policy, unmodified=unmodified)
             self._restoring = root
@@ -335,7 +343,7 @@ class Rotator:
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
         try:
-            held = await find_holdings(self._provider, self._secret_id, document)
+            held = await find_holdings(self._store, self._secret_id, document)
         except ProviderError:
             held = ()  # rights that read the current version only do not go so far
         later: tuple[str, ...] = ()
@@ -350,7 +358,7 @@ class Rotator:
         }
         if used:
             with suppress(ProviderError):
-                later = await find_later_versions(self._provider, self._secret_id, used)
+                later = await find_later_versions(self._store, self._secret_id, used)
         return later + find_remarks(
             observation,
             self.policy,
@@ -396,7 +404,8 @@ class Rotator:
                 to_id=record.to_id,
                 is_restore=record.is_restore,
             )
-        return await self._run(intent)
+        with self._store.repeating():
+            return await self._run(intent)
 
     async def _run(self, intent: Intent) -> Report:
         poll = self.policy.poll_min
@@ -460,8 +469,9 @@ class Rotator:
                 is_waited_for = error.retryable or isinstance(error, GenerationError)
                 if not is_waited_for and not (self._is_half_way() and isinstance(error, _unreadable(attempted))):
                     raise
-                now = self._clock.monotonic()
-                troubled_since = now if troubled_since is None else troubled_since
+                now, failing_since = self._clock.monotonic(), self._store.failing_since
+                if troubled_since is None:
+                    troubled_since = now if failing_since is None else failing_since
                 has_write_failed = has_write_failed or attempted is not None
                 if now - troubled_since >= self.policy.store_patience.total_seconds():
                     if self._is_half_way():
@@ -497,7 +507,7 @@ class Rotator:
             now_ms = self._steady.now_ms() if self._is_clock_confirmed else None
             versions = self._views(
                 await find_holdings(
-                    self._provider, self._secret_id, document, without=self._given_up, latest_ms=self._latest_ms(now_ms)
+                    self._store, self._secret_id, document, without=self._given_up, latest_ms=self._latest_ms(now_ms)
                 )
             )
         elif store.phase is Phase.STEADY and intent.rotation_id in store.cancelled:
@@ -601,7 +611,7 @@ class Rotator:
         now_ms = self._time_to_record()
         match action:
             case LabelStable(version=version, expected=expected):
-                await self._provider.label(self._secret_id, STABLE, version, expected=expected)
+                await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
                 await self._reserve()
                 successor = OwnedSession.generate(
@@ -621,7 +631,7 @@ class Rotator:
                 wanted = document.root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
-                earlier = await read_earlier_root(self._provider, self._secret_id, wanted)
+                earlier = await read_earlier_root(self._store, self._secret_id, wanted)
                 prepared = transitions.restore(
                     document,
                     earlier,
@@ -648,7 +658,7 @@ class Rotator:
                 await self._write(await self._abandoned(document, step, reason), expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
                 try:
-                    await self._provider.destroy(self._secret_id, version)
+                    await self._store.destroy(self._secret_id, version)
                 except ProviderError as error:
                     if error.retryable or not is_best_effort:
                         raise
@@ -680,7 +690,7 @@ class Rotator:
         record = document.rotation
         assert record is not None
         assert record.stable_version is not None
-        found = await self._provider.read(self._secret_id, VersionId(record.stable_version))
+        found = await self._store.read(self._secret_id, VersionId(record.stable_version))
         stable = decode_document(found.value.reveal())
         return transitions.roll_back(document, stable, now_ms, reason=reason)
 
@@ -738,7 +748,7 @@ class Rotator:
         Args:
             nodes: What is known of the nodes' clocks.
         """
-        found = await self._provider.read(self._secret_id, CURRENT)
+        found = await self._store.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         if document.generation < self._highest:
             # A replica that lags. To decide on it would be to decide on the past.
@@ -804,7 +814,7 @@ class Rotator:
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         raw = encode_document(document)
-        version = await self._provider.write(self._secret_id, raw, label=CURRENT, expected=expected)
+        version = await self._store.write(self._secret_id, raw, label=CURRENT, expected=expected)
         self._last = (version.id, document.generation, document_digest(document))
         self._note_stored(document)
         await self._tell(document, tuple(self._observer.nodes))
@@ -816,7 +826,7 @@ class Rotator:
             if STABLE in version.labels:
                 stable = version.id
             else:
-                listed = await self._provider.versions(self._secret_id)
+                listed = await self._store.versions(self._secret_id)
                 if not any(one.id == version.id and CURRENT in one.labels for one in listed):
                     # Labels of two moments: by them, stable could be put back behind what a rotation goes back to
                     # (tests/model, mutant "two looks").
@@ -838,9 +848,7 @@ class Rotator:
         if _UNREAD in without:
             return ()
         try:
-            held = await find_cancelled_holdings(
-                self._provider, self._secret_id, document, rotation_id, without=without
-            )
+            held = await find_cancelled_holdings(self._store, self._secret_id, document, rotation_id, without=without)
         except ProviderError as error:
             if error.retryable:
                 raise

@@ -16,7 +16,8 @@ from typing import Final
 from goatherd.errors import IdentityError, ProviderError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.succession import check_first, verify_signed
-from goatherd.providers.base import CURRENT, SecretProvider, SecretVersion, VersionState
+from goatherd.providers.base import CURRENT, SecretVersion, VersionState
+from goatherd.rotation.repeating_store import StoreReader
 from goatherd.server_answers import ServerIdentity
 
 MOST_VERSIONS: Final = 8
@@ -35,7 +36,7 @@ class SignatureCheck:
         ask: Asks the listed servers.
     """
 
-    def __init__(self, provider: SecretProvider, secret_id: str, ask: Ask) -> None:
+    def __init__(self, provider: StoreReader, secret_id: str, ask: Ask) -> None:
         self._provider = provider
         self._secret_id = secret_id
         self._ask = ask
@@ -79,7 +80,7 @@ class SignatureCheck:
 
 
 async def read_earlier(
-    provider: SecretProvider, secret_id: str, *, most: int = MOST_VERSIONS
+    provider: StoreReader, secret_id: str, *, most: int = MOST_VERSIONS
 ) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
     """Yield the documents of the versions before the current one, newest first; what cannot be read is left out.
 

@@ -332,3 +332,39 @@ async def test_a_store_that_fails_now_and_then_while_a_server_is_waited_for_ends
     assert report.outcome is Outcome.ROTATED
     assert store.failures >= 10
     await check_steady(herd)
+
+
+class Stuttering:
+    """A provider of which every call fails once, and succeeds if it is made again before any other."""
+
+    def __init__(self, herd: Herd) -> None:
+        self._herd = herd
+        self._failed = ""
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._herd.provider, name)
+        if name not in ("read", "versions", "write", "label", "destroy"):
+            return found
+
+        async def call(*args: Any, **options: Any) -> Any:
+            if self._failed == name:
+                self._failed = ""
+                return await found(*args, **options)
+            self._failed, self.failures = name, self.failures + 1
+            raise UnavailableError("stutter", provider="memory", secret_id=self._herd.secret_id, operation=name)
+
+        return call
+
+
+async def test_a_store_that_fails_every_call_once_ends_no_rotation_that_was_begun(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
+    store = Stuttering(herd)
+    rotator = rotator_for(herd, provider=store)
+    with pytest.raises(UnavailableError):
+        await rotator.resume()  # the command begins with one read that is not repeated
+    report = await rotator.resume()
+    assert report.outcome is Outcome.ROTATED
+    assert store.failures >= 10
+    await check_steady(herd)
