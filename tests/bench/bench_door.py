@@ -24,6 +24,7 @@ from goatherd.client import NodeClient
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.wire.json import to_json
+from tests.ports import free_ports
 
 from . import herd
 from .bench_node import bodies_of, commits_of
@@ -160,7 +161,7 @@ async def measure() -> dict[str, float]:
             sys.executable, "-m", "goatherd", "init", "--provider", store, stdout=asyncio.subprocess.DEVNULL
         )
         assert await init.wait() == 0
-        ports = herd.free_ports(2)
+        ports = free_ports(2)
         async with herd.serve(top / "a", port=ports[0], settings=["--provider", store]) as (_, url):
             async with NodeClient(url) as client:
                 callers = [one for one, _ in await asyncio.gather(*[client.create_session() for _ in range(CALLERS)])]

@@ -15,6 +15,7 @@ from goatherd.identity.session import OwnedSession, parse_signature, sign_commit
 from goatherd.ids import new_id
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.json import to_json
+from tests.ports import free_ports
 
 from . import herd
 
@@ -104,7 +105,7 @@ async def measure(rounds: int = 5, count: int = 2000) -> dict[str, float]:
         await _goatherd("init", "--provider", store)
         settings = top / "b" / "localhost" / "settings.json"
         await _goatherd("export", "--provider", store, str(settings))
-        ports = herd.free_ports(2)
+        ports = free_ports(2)
         async with (
             herd.serve(top / "a", port=ports[0], settings=["--provider", store]) as (_, from_store),
             herd.serve(top / "b", port=ports[1], settings=["--settings", str(settings)]) as (_, from_file),

@@ -18,6 +18,7 @@ from goatherd.identity.document import decode_document
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.outcome import RevocationReport
 from goatherd.rotation.revocation import Revoker
+from tests.ports import free_ports
 
 from . import herd
 from .bench_startup import session_log
@@ -34,7 +35,7 @@ async def revoke(top: Path, store: str, size: int) -> RevocationReport:
         await stack.enter_async_context(provider)
         root = decode_document((await provider.read(secret_id)).value.reveal()).current
         log, last = session_log(root, size)
-        ports = herd.free_ports(SERVERS)
+        ports = free_ports(SERVERS)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         nodes = []
         for number, port in enumerate(ports):

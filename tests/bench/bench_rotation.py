@@ -36,6 +36,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.testing.herd import FakeClock, Herd
+from tests.ports import free_ports
 
 from . import herd
 
@@ -213,7 +214,7 @@ async def measure(*, nodes: int = NODES, rounds: int = ROUNDS, clients: int = 6)
         store = f"file://{top}/keys/root"
         command = [sys.executable, "-m", "goatherd", "init", "--provider", store]
         await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
-        ports = herd.free_ports(nodes)
+        ports = free_ports(nodes)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         async with AsyncExitStack() as stack:
             for port, url in zip(ports, urls, strict=True):

@@ -20,6 +20,7 @@ from goatherd.wire.commit import new_commit
 from goatherd.wire.commit_log import frame
 from goatherd.wire.javascript_values import seconds_from_ms
 from goatherd.wire.json import to_json
+from tests.ports import free_ports
 
 from . import herd
 
@@ -65,7 +66,7 @@ def session_log(root: OwnedSession, count: int) -> tuple[bytes, OwnedSession | N
 
 async def start(data: Path, store: str, last: OwnedSession | None) -> tuple[float, float, float]:
     """Return seconds until the server listens, until it has answered a known user session, and MiB then."""
-    (port,) = herd.free_ports(1)
+    (port,) = free_ports(1)
     started = time.perf_counter()
     async with herd.serve(data, port=port, settings=["--provider", store]) as (process, url):
         listening = time.perf_counter() - started

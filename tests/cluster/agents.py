@@ -22,8 +22,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, SecretProvider
-
-from .herd import free_ports
+from tests.ports import free_ports
 
 REPO = Path(__file__).parents[2]
 PATIENCE = 120

@@ -7,7 +7,6 @@ of.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +23,7 @@ from goatherd.node.server import Listener, Server
 from goatherd.providers.base import CURRENT, Label, SecretProvider, SecretValue, VersionId
 from goatherd.providers.file import FileSecretProvider
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 
 
 class CutOff(FileSecretProvider):
@@ -54,17 +54,6 @@ class Herd:
 
     async def document(self) -> IdentityDocument:
         return decode_document((await self.provider.read(self.secret_id, CURRENT)).value.reveal())
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
 
 
 @contextlib.asynccontextmanager

@@ -14,9 +14,9 @@ import pytest
 from goatherd.client import NodeClient
 from goatherd.rotation.machine import Outcome, Policy
 from goatherd.rotation.rotator import Rotator
+from tests.ports import free_ports
 
 from .agents import REPO, Cluster, cluster
-from .herd import free_ports
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,10 +21,10 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit
 
 from .goatclient import NOTES, SESSIONS, GoatClient
-from .herd import free_ports
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)

@@ -17,9 +17,9 @@ from goatherd.ids import new_id
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.wire.commit import Commit, new_commit
+from tests.ports import free_ports
 
 from .agents import cluster
-from .herd import free_ports
 
 pytestmark = [
     pytest.mark.slow,

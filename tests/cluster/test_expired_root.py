@@ -17,10 +17,10 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 
 from .agents import REPO, Agented, Cluster, cluster
 from .goatclient import NOTES, GoatClient
-from .herd import free_ports
 from .test_clients_through_rotation import LIFE, SECOND, Herd, Shifted, herd_of
 
 pytestmark = pytest.mark.slow

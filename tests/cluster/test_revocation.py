@@ -25,9 +25,10 @@ from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit, signed_commit
 
-from .herd import CutOff, free_ports
+from .herd import CutOff
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)

@@ -29,8 +29,9 @@ from goatherd.rotation.events import PhaseEntered
 from goatherd.rotation.health import HTTPProbe
 from goatherd.rotation.observe import Node
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 
-from .herd import CutOff, free_ports
+from .herd import CutOff
 
 pytestmark = pytest.mark.slow
 SECRET = "root"

@@ -17,8 +17,9 @@ from goatherd.node.server import Listener, Server
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
+from tests.ports import free_ports
 
-from .herd import CutOff, Herd, free_ports, herd
+from .herd import CutOff, Herd, herd
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)

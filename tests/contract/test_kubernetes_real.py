@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -48,6 +47,7 @@ from goatherd.testing.contract import ProviderContract
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import kubeconfig
 from tests.deadlines import HANG
+from tests.ports import free_ports
 
 APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")
 ETCD = os.environ.get("GOATHERD_ETCD") or shutil.which("etcd")
@@ -238,14 +238,6 @@ class RealKubernetes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(5)
         self._processes.clear()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def die_with_parent() -> None:

@@ -25,9 +25,9 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT
-from tests.cluster.herd import free_ports
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 

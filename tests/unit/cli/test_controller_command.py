@@ -20,6 +20,7 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.clock import SystemClock
 from goatherd.rotation.schedule import Missed
+from tests.ports import free_ports
 
 from .conftest import Goatherd, Result, Serving
 
@@ -358,12 +359,8 @@ def test_killed_outright_it_leaves_what_the_next_one_carries_on_and_a_trail_that
 
 @pytest.mark.slow
 def test_its_metrics_are_answered_while_it_runs(goatherd: Goatherd, store: str, start: Start, tmp_path: Path) -> None:
-    import socket
-
     goatherd("init", "--provider", store)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     options = ("--provider", store, "--unsafe-without-nodes", "--metrics", f"127.0.0.1:{port}")
     process = start(*options)
 

@@ -31,8 +31,8 @@ from goatherd.identity.settings_text import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from tests.cluster.herd import free_ports
 from tests.deadlines import HANG
+from tests.ports import free_ports
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving

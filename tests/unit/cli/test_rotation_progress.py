@@ -17,8 +17,8 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.rotation_text import restart_lines
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
-from tests.cluster.herd import free_ports
 from tests.deadlines import HANG
+from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
 

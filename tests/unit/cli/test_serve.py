@@ -22,6 +22,7 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.serving.addresses import bind
+from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
 
@@ -89,9 +90,7 @@ def test_by_default_the_log_has_one_line_for_a_new_root_a_lost_and_a_found_peer(
     goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
 ) -> None:
     made = goatherd("init", "--provider", store, "--json").json
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+    (port,) = free_ports(1)
     peer = f"http://127.0.0.1:{port}"
     args = ("--provider", store, "--refresh-interval", "200ms")
     server = serve(*args, "--data", str(tmp_path / "one"), "--peer", peer)
