@@ -16,12 +16,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from goatherd._plugins import open_provider
     from goatherd.client import NodeClient
     from goatherd.errors import GoatherdError
     from goatherd.identity.document import IdentityDocument, decode_document, encode_document
     from goatherd.identity.session import OwnedSession, Session
     from goatherd.node.server import Server
+    from goatherd.plugins import open_provider
     from goatherd.providers.base import Label, SecretBytes, SecretProvider, SecretValue, SecretVersion, VersionId
     from goatherd.rotation.machine import Policy
     from goatherd.rotation.rotator import Rotator
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_plugins": ("open_provider",),
+    "plugins": ("open_provider",),
     "client": ("NodeClient",),
     "errors": ("GoatherdError",),
     "identity.document": ("IdentityDocument", "decode_document", "encode_document"),

@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from goatherd._plugins import open_provider
 from goatherd.client import NodeClient
 from goatherd.identity.document import decode_document
+from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.outcome import RevocationReport
 from goatherd.rotation.revocation import Revoker

@@ -27,11 +27,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from goatherd._plugins import open_provider
 from goatherd.cli.process import LAST
 from goatherd.cli.workload import Sample, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.plugins import open_provider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.events import Event, PhaseEntered

@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from goatherd._plugins import open_provider
 from goatherd.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.wire.commit import new_commit
 from goatherd.wire.commit_log import frame
 from goatherd.wire.javascript_values import seconds_from_ms

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import SecretNotFoundError
+from goatherd.files import System
 from goatherd.providers.base import STABLE, Label, VersionId
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.posix import System
 
 DIED, FINISHED = 66, 0
 Operation = Callable[[FileSecretProvider], Awaitable[object]]

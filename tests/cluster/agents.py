@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from goatherd._plugins import open_provider
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
@@ -21,6 +20,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, encode
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT, SecretProvider
 from tests.ports import free_ports
 

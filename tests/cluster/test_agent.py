@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.main import run as run_here
 from goatherd.cli.workload import Audit, Workload
@@ -25,6 +24,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.server import Listener, Server
+from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings

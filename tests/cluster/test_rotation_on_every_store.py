@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import provider_schemes
 from goatherd.cli.workload import Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.plugins import provider_schemes
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore

@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
-from goatherd._plugins import open_provider
 from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
@@ -26,6 +25,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
+from goatherd.plugins import open_provider
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, VersionState
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from goatherd.errors import ProviderError, SecretNotFoundError
+from goatherd.files import System
 from goatherd.providers.base import STABLE, SecretProvider
 from goatherd.providers.diagnosable import DiagnosableSecretProvider, Finding, Verdict, rights
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.providers.posix import System
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 READS = "may read and not write: right for a server, too little to rotate"

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.cloud.secretmanager_v1 import types as wire
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import GoatherdError, ProviderAccessDeniedError
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, VersionId
 from goatherd.providers.gcp.policy import permissions
 from goatherd.testing.gcp_fake import FakeSecretManager

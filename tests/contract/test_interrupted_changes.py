@@ -25,12 +25,12 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.errors import ConflictError, GoatherdError, SecretNotFoundError, UnavailableError
+from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create, prepare
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, SecretProvider, VersionId, VersionState
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.posix import System
 from goatherd.rotation import Policy, Rotator
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.herd import FakeClock

@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
@@ -27,6 +26,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, SecretProvider, VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, POINTER

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
@@ -24,6 +23,7 @@ from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps

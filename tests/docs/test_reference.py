@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 import pytest
 
-from goatherd._plugins import provider_schemes
 from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
 from goatherd.config import keys, load_options
+from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
 from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step
 

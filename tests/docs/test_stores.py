@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import _provider_class, provider_schemes
+from goatherd.plugins import _provider_class, provider_schemes
 from goatherd.providers.base import Guarantees, ReadConsistency
 from tests.docs.reference import DOCS
 

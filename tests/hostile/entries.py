@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from goatherd import forms
-from goatherd._plugins import open_provider
 from goatherd.agent.door import Limits as DoorLimits
 from goatherd.agent.door import redaction, rules
 from goatherd.config import load_options
@@ -29,6 +28,7 @@ from goatherd.node.admission import Limits, decode_commit, decode_session_reques
 from goatherd.node.data_check import decode_lines
 from goatherd.node.repository import Repository
 from goatherd.node.storage import MemoryLog
+from goatherd.plugins import open_provider
 from goatherd.providers.azure.records import decode_leftover
 from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
 from goatherd.providers.base import Call, SecretBytes, check_label

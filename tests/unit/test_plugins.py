@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from goatherd import _plugins
-from goatherd._plugins import check_providers, open_provider, policy_text, provider_from_config, provider_schemes
+from goatherd import plugins
 from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError
+from goatherd.plugins import check_providers, open_provider, policy_text, provider_from_config, provider_schemes
 from goatherd.providers.memory import MemorySecretProvider
 
 
@@ -35,7 +35,7 @@ def point(name: str, value: str, distribution: str = "stranger") -> EntryPoint:
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     """The entry points that are installed, for the test to change."""
     points: list[EntryPoint] = []
-    monkeypatch.setattr(_plugins, "entry_points", lambda group: points)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     return points
 
 
@@ -154,13 +154,13 @@ def test_every_extra_that_an_install_command_may_name_exists_and_all_brings_each
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     schemes = set(provider_schemes()) - {"file", "memory"}
-    assert {_plugins._EXTRAS.get(scheme, scheme) for scheme in schemes} <= set(extras)
+    assert {plugins._EXTRAS.get(scheme, scheme) for scheme in schemes} <= set(extras)
     named = set(re.findall(r"[a-z]+", extras["all"][0].partition("[")[2]))
     assert named == set(extras) - {"all"}
 
 
 def test_whoever_has_a_provider_prints_policies_too():
-    assert {point.name for point in _plugins._points(_plugins.POLICIES)} == set(provider_schemes())
+    assert {point.name for point in plugins._points(plugins.POLICIES)} == set(provider_schemes())
 
 
 def test_a_name_that_a_package_hands_out_later_is_the_provider_and_no_other_is_made_up():
@@ -254,7 +254,7 @@ def test_goatdb_s_name_for_kubernetes_is_its_scheme(installed: list[EntryPoint])
 
 def test_opening_one_scheme_imports_no_other_provider():
     program = (
-        "import sys; from goatherd._plugins import open_provider, provider_schemes; provider_schemes();"
+        "import sys; from goatherd.plugins import open_provider, provider_schemes; provider_schemes();"
         "assert not [m for m in sys.modules if m.startswith('goatherd.providers')];"
         "open_provider('memory:///n/s');"
         "assert 'goatherd.providers.memory' in sys.modules;"

@@ -8,7 +8,6 @@ and removed last; it holds no key material; blocking, so call it in a thread.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -19,7 +18,7 @@ from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError
-from goatherd.settings.storage import replace_file
+from goatherd.files import lock_file, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
 RECORD_NAME: Final = ".goatherd-agent.json"
@@ -131,14 +130,10 @@ class Claim:
                 check_understood(directory)
         try:
             self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._lock = os.open(self._lock_path, flags, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(self._lock_path)
         except BlockingIOError as error:
-            self._unlock()
             raise AgentBusyError(f"another agent looks after {self._data}") from error
         except OSError as error:
-            self._unlock()
             raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
         try:
             self.before = self._record = Record.from_bytes(self._path.read_bytes())

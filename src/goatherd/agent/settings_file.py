@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from goatherd.errors import SettingsError
-from goatherd.settings.storage import replace_file
+from goatherd.files import replace_file
 
 
 class Place(StrEnum):

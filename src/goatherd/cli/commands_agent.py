@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from goatherd._plugins import credential_variables, open_provider
 from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
 from goatherd.cli.main import PORT, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr
@@ -36,6 +35,7 @@ from goatherd.data_directory import (
 )
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
+from goatherd.plugins import credential_variables, open_provider
 from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
 from goatherd.times import iso
 

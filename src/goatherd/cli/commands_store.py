@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from goatherd._plugins import policy_text
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
@@ -17,14 +16,15 @@ from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock
 from goatherd.config import format_duration
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
+from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.redaction import redacted
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import policy_text
 from goatherd.providers.base import CURRENT, SecretBytes, shown_label, shown_labels
-from goatherd.settings.storage import create_file, read_file, replace_file
 from goatherd.times import iso
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from goatherd._plugins import open_provider
 from goatherd.cli.output import Output
 from goatherd.cli.workload import Audit, Window, Workload
 from goatherd.client import NodeClient
@@ -30,6 +29,7 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT, SecretProvider
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import Phase, Policy

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import CURRENT, ORG_FIELD, Label, SecretProvider, SecretVersion, VersionId, secret_id_for
 
 DEFAULT_ORG: Final = "localhost"

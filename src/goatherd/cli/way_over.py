@@ -22,12 +22,12 @@ from goatherd.clock import SystemClock
 from goatherd.config import Options
 from goatherd.data_directory import REMAINS
 from goatherd.errors import NodeError, SettingsError
+from goatherd.files import remove_file, replace_file
 from goatherd.identity.document import IdentityDocument, settled
 from goatherd.identity.endorsement import endorse
 from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.settings.storage import remove_file, replace_file
 from goatherd.times import iso
 
 _LARGEST_COPY: Final = 1 << 24

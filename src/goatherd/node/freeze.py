@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, NodeError, PathError, SettingsError
+from goatherd.files import read_file, replace_file
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.freeze import MAX_SHOWN, FrozenList, commit_digest
 from goatherd.identity.introduction import claims_root
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.management import refuse_unless_root
-from goatherd.settings.storage import read_file, replace_file
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json, to_json_bytes

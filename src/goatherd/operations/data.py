@@ -12,7 +12,6 @@ next one; a commit is taken only after its signature was verified.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -39,6 +38,7 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
+from goatherd.files import lock_file
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
@@ -296,8 +296,7 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
     descriptor: int | None = None
     try:
         try:
-            descriptor = os.open(directory.parent / AGENT_LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock_file(directory.parent / AGENT_LOCK_NAME, create=False)
         except FileNotFoundError:
             pass
         except BlockingIOError:

@@ -2,7 +2,7 @@
 
 - `base`: the algebra, `SecretProvider`, and the types that go in and out.
 - `ledger`: versions and labels as immutable data, for the stores that we keep ourselves.
-- `memory`, `file`: the embedded defaults, reached by ``goatherd._plugins.open_provider`` like any other.
+- `memory`, `file`: the embedded defaults, reached by ``goatherd.plugins.open_provider`` like any other.
 """
 
 from goatherd.providers.base import (

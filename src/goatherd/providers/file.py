@@ -25,6 +25,7 @@ from goatherd.errors import (
     ProviderError,
     UnavailableError,
 )
+from goatherd.files import SUPPORTED, System
 from goatherd.providers.base import (
     MAX_VALUE_BYTES,
     ORG_FIELD,
@@ -52,7 +53,6 @@ from goatherd.providers.directory import (
     LockHeldError,
     SecretDirectory,
 )
-from goatherd.providers.posix import SUPPORTED, System
 
 Result = TypeVar("Result")
 

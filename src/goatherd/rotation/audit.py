@@ -27,9 +27,9 @@ from typing import Any, Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AuditError, DecodeError
+from goatherd.files import SUPPORTED, System
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
-from goatherd.providers.posix import SUPPORTED, System
 from goatherd.rotation.chain import (
     MAX_LINE,
     MAX_TORN,

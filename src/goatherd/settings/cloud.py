@@ -33,6 +33,7 @@ from goatherd.errors import (
     UnavailableError,
     UnsignedIdentityError,
 )
+from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.succession import Seen, check_first, verify_successor
@@ -41,7 +42,6 @@ from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus,
 from goatherd.settings.breaker import Breaker
 from goatherd.settings.keeper import Keeper, new_breaker
 from goatherd.settings.sealed import LastKnownGood
-from goatherd.settings.storage import read_if_there, replace_file
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:

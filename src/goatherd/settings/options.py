@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from goatherd._plugins import provider_from_config
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
+from goatherd.plugins import provider_from_config
 from goatherd.settings.cloud import REFRESH_INTERVAL, CloudSecretSettings
 from goatherd.settings.file import FileSettings
 from goatherd.settings.sealed import LastKnownGood
@@ -36,7 +36,7 @@ def settings_from_options(
 
     Raises:
         ConfigurationError: The options are of neither shape.
-        PluginNotFoundError, MissingExtraError: As `goatherd._plugins.provider_from_config`.
+        PluginNotFoundError, MissingExtraError: As `goatherd.plugins.provider_from_config`.
     """
     kind = options.get("type")
     allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(kind if isinstance(kind, str) else "")

@@ -22,7 +22,6 @@ from typing import Final
 
 import click
 
-from goatherd._plugins import open_provider
 from goatherd.errors import (
     GoatherdError,
     ProviderAccessDeniedError,
@@ -31,6 +30,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing.answer_checks import ANSWER_CHECKS
 from goatherd.testing.contract import CHECKS, Outcome, Report, Result, check_name, check_provider

@@ -421,7 +421,7 @@ def test_a_second_agent_on_the_same_data_is_refused_and_the_first_one_goes_on(
 def test_an_identity_that_is_damaged_in_the_store_starts_no_server(store: str, data: Path, tmp_path: Path) -> None:
     import asyncio
 
-    from goatherd._plugins import open_provider
+    from goatherd.plugins import open_provider
 
     async def damage() -> None:
         provider, secret_id = open_provider(store)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_CODES, run
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.plugins import open_provider
 from goatherd.rotation.audit import AuditTrail
 
 from .conftest import Goatherd, Serving, secrets_in

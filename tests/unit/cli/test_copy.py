@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.copying import copy_secret
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.store import Store
@@ -20,6 +19,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT, Call, Guarantees, Label, SecretValue, SecretVersion, VersionId
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.storage import LogDirectory
+from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretBytes
 from goatherd.wire.commit_log import frame
 from tests.unit.goats import NOW, commit_by, introduction, owned, root

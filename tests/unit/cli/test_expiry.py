@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 
 from .conftest import Goatherd
 

@@ -22,7 +22,6 @@ from unittest.mock import patch
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
@@ -30,6 +29,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.settings_text import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.plugins import open_provider
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.deadlines import HANG
 from tests.ports import free_ports

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
-from goatherd._plugins import open_provider
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_tree
 from goatherd.identity.text import pretty
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT
 
 from .conftest import Goatherd

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import ConfigurationError
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.aws.address import parse_uri
 from goatherd.providers.aws.provider import version_id_for
@@ -125,7 +125,7 @@ def test_the_id_of_a_version_is_that_of_its_request_and_value():
 @pytest.mark.slow
 def test_no_sdk_is_imported_before_a_store_of_aws_is_opened():
     code = (
-        "import sys, goatherd._plugins as p, goatherd.cli.main; p.open_provider('memory:///a/b'); "
+        "import sys, goatherd.plugins as p, goatherd.cli.main; p.open_provider('memory:///a/b'); "
         "assert 'botocore' not in sys.modules; p.open_provider('aws://eu-west-1/x'); assert 'botocore' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

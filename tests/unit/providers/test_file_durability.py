@@ -13,13 +13,13 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
+from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
 from goatherd.providers.directory import RESERVE
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.posix import System
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
 from goatherd.testing.herd import FakeClock
 

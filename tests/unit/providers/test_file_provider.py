@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
@@ -25,9 +24,10 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
+from goatherd.files import System
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import CURRENT, RetryPolicy, VersionId
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.posix import System
 from tests.deadlines import HANG
 
 IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))

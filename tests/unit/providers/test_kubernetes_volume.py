@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from goatherd._plugins import open_provider
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -22,6 +21,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
+from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT, STABLE, Call, Label, RetryPolicy, SecretBytes, VersionId
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
 from goatherd.providers.kubernetes.record import POINTER, Record, changed, key_of, new_object

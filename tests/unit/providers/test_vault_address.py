@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from goatherd._plugins import open_provider, provider_from_config
 from goatherd.errors import ConfigurationError
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, OpenBaoSecretProvider, TokenAuth, VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress, address_from_uri

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
-from goatherd.providers.posix import System
+from goatherd.files import System
 from goatherd.rotation.audit import AuditTrail, Journal, read_lines
 from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify
 from goatherd.rotation.events import ConflictMet, Decided, NodesSeen, NodeTold, PhaseEntered, RunEnded

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from goatherd import files
 from goatherd.errors import (
     ConfigurationError,
     GenerationError,
@@ -22,7 +23,7 @@ from goatherd.errors import (
     SuccessionError,
 )
 from goatherd.identity import OwnedSession, create, encode_document, from_settings, prepare
-from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options, storage
+from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options
 from tests.deadlines import HANG
 
 from .make import NOW, HandClock, settle
@@ -99,7 +100,7 @@ async def test_a_directory_in_place_of_the_file_is_an_error(tmp_path: Path) -> N
 @pytest.mark.slow
 async def test_ten_thousand_sessions_are_written_together(path: Path, clock: HandClock) -> None:
     writes: list[int] = []
-    real = storage.replace_file
+    real = files.replace_file
     before = path.read_bytes()
 
     async with FileSettings(path, clock=clock) as settings:
@@ -225,7 +226,7 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(call, fail)
     with pytest.raises(SettingsError, match="No space left on device"):
-        storage.replace_file(path, b"new")
+        files.replace_file(path, b"new")
     monkeypatch.undo()
     assert path.read_text() == GOATDB
     assert list(path.parent.iterdir()) == [path]
@@ -238,9 +239,9 @@ def test_what_a_killed_writer_left_does_not_stay_on_the_disk(path: Path) -> None
         each.write_text("a private key")
     for each in (old, others):
         os.utime(each, (1, 1))
-    storage.replace_file(path, b"new")
+    files.replace_file(path, b"new")
     assert sorted(path.parent.iterdir()) == sorted([path, fresh, others]), "the fresh one may be a writer's at work"
-    storage.remove_file(path)
+    files.remove_file(path)
     assert list(path.parent.iterdir()) == [others]
 
 
@@ -255,7 +256,7 @@ def test_a_new_file_is_private_from_its_first_moment(path: Path, monkeypatch: py
         return real(name, flags, mode, **kwargs)
 
     monkeypatch.setattr(os, "open", watched)
-    storage.replace_file(path, b"new")
+    files.replace_file(path, b"new")
     assert modes == [0o600]
     assert path.read_bytes() == b"new"
 

@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd._plugins import later
+from goatherd.plugins import lazy_attributes
 from goatherd.providers.aws.address import AWSAddress
 from goatherd.providers.aws.iam import policy
 
@@ -18,4 +18,4 @@ if TYPE_CHECKING:
 __all__ = ["AWSAddress", "AWSSecretProvider", "policy"]
 
 # The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
-__getattr__ = later(__name__, AWSSecretProvider="provider")
+__getattr__ = lazy_attributes(__name__, AWSSecretProvider="provider")

@@ -9,7 +9,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd._plugins import later
+from goatherd.plugins import lazy_attributes
 from goatherd.providers.azure.address import AzureAddress
 from goatherd.providers.azure.rbac import policy
 
@@ -19,4 +19,4 @@ if TYPE_CHECKING:
 __all__ = ["AzureAddress", "AzureSecretProvider", "policy"]
 
 # The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
-__getattr__ = later(__name__, AzureSecretProvider="provider")
+__getattr__ = lazy_attributes(__name__, AzureSecretProvider="provider")

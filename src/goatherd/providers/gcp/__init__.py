@@ -10,7 +10,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd._plugins import later
+from goatherd.plugins import lazy_attributes
 from goatherd.providers.gcp.address import GCPAddress
 from goatherd.providers.gcp.policy import policy
 
@@ -20,4 +20,4 @@ if TYPE_CHECKING:
 __all__ = ["GCPAddress", "GCPSecretProvider", "policy"]
 
 # The provider needs the SDK; the policies and addresses do not (tests/unit/test_bare_install.py).
-__getattr__ = later(__name__, GCPSecretProvider="provider")
+__getattr__ = lazy_attributes(__name__, GCPSecretProvider="provider")

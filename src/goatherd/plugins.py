@@ -171,7 +171,7 @@ def policy_text(name: str, role: str, secret: str) -> str:
         return policy(role, secret)
 
 
-def later(package: str, **homes: str) -> Callable[[str], object]:
+def lazy_attributes(package: str, **homes: str) -> Callable[[str], object]:
     """Return a module's ``__getattr__`` that imports a name when it is first asked for.
 
     For a plugin's package whose provider needs an SDK and whose policies do not.
