@@ -34,11 +34,13 @@ class Place:
         factory: Makes one more client of it.
         secret_id: A secret that does not exist.
         adoption: The patience with the nodes; as long as the store makes everybody wait, and more.
+        clock_tolerance: By how much its clock may differ from this machine's.
     """
 
     factory: Callable[[], SecretProvider]
     secret_id: str = "goatdb/root"
     adoption: timedelta = 30 * SECOND
+    clock_tolerance: timedelta = Policy().clock_tolerance
 
 
 Opened = contextlib.AbstractContextManager[Place]
@@ -113,6 +115,7 @@ def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         yield Place(
             factory=lambda: AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(50.0)),
             secret_id="goatdb-root",
+            clock_tolerance=timedelta(days=1000),  # in seven seconds it is minutes ahead
         )
 
 
@@ -162,7 +165,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 async def rotator_of(urls: list[str], provider: SecretProvider, place: Place) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
-        policy = Policy(adoption=place.adoption, settle=20 * SECOND)
+        policy = Policy(adoption=place.adoption, settle=20 * SECOND, clock_tolerance=place.clock_tolerance)
         yield Rotator(provider, place.secret_id, nodes, policy=policy, started_by="test")
 
 
