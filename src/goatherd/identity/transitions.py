@@ -370,10 +370,12 @@ def roll_back(document: IdentityDocument, stable: IdentityDocument, now_ms: int,
 def retire(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
     """Record that no version in the store holds this root's private key any more; its public half stays.
 
+    A rotation in progress may roll back to an earlier root, but never to a revoked one, so that can be retired then.
+
     Raises:
         IllegalStepError: It is no root of the document, may still sign, or is retired already.
     """
-    if document.rotation is not None:
+    if document.rotation is not None and session_id not in document.revoked_ids:
         raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may go back")
     if document.root(session_id) is None or session_id == document.current.id:
         raise IllegalStepError(f"{session_id} is no earlier root")

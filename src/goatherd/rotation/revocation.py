@@ -672,6 +672,10 @@ class Revoker:
 
     async def _destroy(self, session_id: str) -> IdentityDocument:
         document, version = await self._read()
+        # Whatever can refuse the record of what is destroyed refuses now: a destroyed key does not come back.
+        await self._signatures.check(document)
+        if session_id not in document.retired_ids:
+            transitions.retire(document, session_id, self._clock.now_ms())
         report = self._report
         report.destroyed = report.given_up = ()
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)

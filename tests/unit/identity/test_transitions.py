@@ -167,6 +167,26 @@ def test_a_root_is_retired_once_and_stays_as_a_public_key() -> None:
             retire(document, session_id, LATER)
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+def test_during_a_rotation_a_revoked_root_is_retired_and_no_other(phase: Phase) -> None:
+    steady = revoke(rotated(), B.id, LATER, reason="stolen", successor=C)
+    document = prepare(steady, owned("d"), now_ms=LATER, rotation_id="r2", started_by="bob", stable_version="7")
+    if phase is not Phase.PREPARED:
+        document = with_phase(document, Phase.PUBLISHED, LATER)
+    if phase in (Phase.ACTIVATED, Phase.VERIFIED):
+        document = activate(document, LATER)
+    if phase is Phase.VERIFIED:
+        document = verified(document, LATER)
+    retired = retire(document, B.id, LATER)
+    assert (retired.retired_ids, retired.rotation) == ({B.id}, document.rotation)
+    is_early = retired.next is not None
+    back = cancel(retired, LATER, reason="x") if is_early else roll_back(retired, steady, LATER, reason="x")
+    assert (back.current.id, back.retired_ids) == (C.id, {B.id})
+    for session_id in (A.id, B.id, C.id):
+        with pytest.raises(IllegalStepError):
+            retire(retired, session_id, LATER)
+
+
 def test_revoking_the_current_root_puts_another_in_its_place_without_its_word() -> None:
     document = revoke(published(), A.id, LATER, reason="stolen", successor=C)
     assert document.current == C

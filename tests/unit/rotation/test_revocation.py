@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from goatherd.errors import (
     NodeUnreachableError,
     RotationError,
     UnavailableError,
+    UnsignedIdentityError,
 )
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -28,7 +29,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, finalize, prepare, verified, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.base import CURRENT, STABLE, VersionState
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.machine import Policy
@@ -127,6 +128,16 @@ class Forgetful(NodeClient):
 
     async def frozen(self, digest: str) -> bytes | None:
         return None
+
+
+class Meddling(NodeClient):
+    """A server that gives somebody time to change the store, while it is asked what it holds of the root."""
+
+    meddle: Callable[[], Awaitable[None]]
+
+    async def held(self, *arguments: Any, **options: Any) -> bytes:
+        await self.meddle()
+        return await super().held(*arguments, **options)
 
 
 class Upstream(NodeClient):
@@ -393,6 +404,40 @@ async def test_stable_stays_where_somebody_elses_rotation_would_go_back_to(tmp_p
         assert [one.id for one in await cluster.provider.versions(SECRET) if STABLE in one.labels] == [stable]
 
 
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED])
+async def test_keys_of_a_revoked_root_are_destroyed_during_somebody_elses_rotation(
+    tmp_path: Path, phase: Phase
+) -> None:
+    a, b = root("root-a"), root("root-b")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        steady = await cluster.document()
+        (stable,) = [one.id for one in await cluster.provider.versions(SECRET) if STABLE in one.labels]
+        await cluster.put(after_a_rotation(steady.current, b, phase, first=steady))
+        report = await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
+        assert (report.destroyed, report.keys_left) == (("1",), ())
+        document = await cluster.document()
+        assert document.retired_ids == {a.id}
+        assert document.rotation is not None
+        assert document.rotation.phase is phase
+        assert [one.id for one in await cluster.provider.versions(SECRET) if STABLE in one.labels] == [stable]
+        again = await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
+        assert (again.destroyed, again.generation) == ((), document.generation)
+
+
+async def test_nothing_is_destroyed_where_the_record_of_it_would_be_refused(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        document = await cluster.document()
+        node = client_of(cluster.servers[0], "http://node-0", Meddling)
+        assert isinstance(node, Meddling)
+        node.meddle = lambda: cluster.put(replace(document, last_updated=now_ms() + 1))
+        with pytest.raises(UnsignedIdentityError):
+            await cluster.revoker([node]).revoke(a.id, reason="stolen", destroy=True)
+        assert {one.state for one in await cluster.provider.versions(SECRET)} == {VersionState.ENABLED}
+
+
 async def test_a_session_that_is_left_out_is_believed_no_more(tmp_path: Path) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:
@@ -466,6 +511,8 @@ def after_a_rotation(
     if phase is Phase.PUBLISHED:
         return document
     document = activate(document, now)
+    if phase is Phase.ACTIVATED:
+        return document
     return finalize(verified(document, now), now)
 
 
