@@ -8,11 +8,15 @@ from typing import Any
 import click
 
 from goatherd.cli.auditing import audit_option, audited
+from goatherd.cli.commands_cluster import distrust_option, policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
+from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.history_check import check_distrusted
+from goatherd.rotation.observe import Observer
 
 _STATES = {
     SignatureState.VALID: "the current root has signed it",
@@ -23,10 +27,13 @@ _STATES = {
 
 
 @command(
-    example="goatherd sign --provider file:///srv/keys/root\ngoatherd sign --accept --provider file:///srv/keys/root"
+    example="goatherd sign --provider file:///srv/keys/root\n"
+    "goatherd sign --accept --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
+    nodes=True,
 )
 @click.option("--accept", is_flag=True, help="Sign what the store holds, and write it.")
 @click.option("--take-back", is_flag=True, help="Write the last signed version again.")
+@distrust_option()
 @audit_option()
 def sign(app: App, accept: bool, take_back: bool) -> int:
     """Sign an identity whose signature does not hold, or take back what changed.
@@ -38,6 +45,9 @@ def sign(app: App, accept: bool, take_back: bool) -> int:
     Without an option, the command writes nothing: it shows what changed since the last signed version, and ends with 11
     if the signature does not hold. Compare the changes with what your tools have done. --accept signs them. --take-back
     writes the last signed version again, as the next generation.
+
+    Nothing is written while a listed server has used a later identity than the store holds, or another one: a backup
+    was restored then. Without a listed server, this is not checked.
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")
@@ -49,10 +59,22 @@ async def _sign(app: App, way: str | None) -> int:
         examined = await examine_signature(store.provider, store.secret_id)
         written: IdentityDocument | None = None
         if way is not None and examined.state is not SignatureState.VALID:
-            asked = {"what": way, "version": examined.version, "changes": list(examined.changes)}
-            async with audited(app, store, "sign", asked) as journal:
+            asked: dict[str, Any] = {"what": way, "version": examined.version, "changes": list(examined.changes)}
+            if app.options.rotation_distrust:
+                asked["distrust"] = list(app.options.rotation_distrust)
+            addresses = tuple(dict.fromkeys((*app.options.nodes, *app.options.rotation_bare)))
+            async with (
+                audited(app, store, "sign", asked) as journal,
+                NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
+            ):
+                policy, clock = policy_of(app.options, is_discovered=directory.is_discovered), SystemClock()
+                nodes = directory if directory.is_discovered else await directory()
+                observer = Observer.from_policy(nodes, policy, clock=clock, org=store.org)
+                check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
                 write = sign_current if way == "accept" else sign_earlier
-                written = await write(store.provider, store.secret_id, examined, SystemClock().now_ms())
+                written = await write(
+                    store.provider, store.secret_id, examined, ask=observer.identities, policy=policy, clock=clock
+                )
                 journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
     app.out.result(_data(store, examined, written), _lines(store, examined, written))
     return 0 if written is not None or examined.state is SignatureState.VALID else EXIT_FINDINGS

@@ -481,7 +481,9 @@ def revoke(
     return _changed(document, now_ms, **changes)
 
 
-def sign_again(document: IdentityDocument, now_ms: int, *, after: int) -> IdentityDocument:
+def sign_again(
+    document: IdentityDocument, now_ms: int, *, after: int, signed: IdentityDocument | None = None
+) -> IdentityDocument:
     """Sign a document whose signature does not hold, or an earlier one that shall be used again.
 
     The history does not tell of it: the schedule and a restore read it.
@@ -490,8 +492,15 @@ def sign_again(document: IdentityDocument, now_ms: int, *, after: int) -> Identi
         document: What shall be signed.
         now_ms: Milliseconds since 1970.
         after: The generation that it shall come after.
+        signed: The last signed document before it, which servers use. What `document` itself names as its predecessors
+            is as unsigned as the rest of it, and it may have the same generation as this one.
     """
-    return _changed(document, now_ms, generation=after + 1)
+    if signed is None:
+        return _changed(document, now_ms, generation=after + 1)
+    lineage = (signed.lineage or Lineage()).followed_by(signed.generation, source_digest(signed))
+    if signed.generation < document.generation <= after:
+        lineage = lineage.followed_by(document.generation, source_digest(document))
+    return _changed(document, now_ms, generation=after + 1, lineage=lineage)
 
 
 def close_freeze(
@@ -591,7 +600,8 @@ def _changed(
     history = document.history if entry is None else (*document.history, entry)
     changes.setdefault("generation", document.generation + 1)
     lineage = (document.lineage or Lineage()).followed_by(document.generation, source_digest(document))
-    changed = replace(document, last_updated=now_ms, lineage=lineage, **changes)
+    changes.setdefault("lineage", lineage)
+    changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return settled(sign_document(replace(changed, history=_trimmed(history, roots)), now_ms))
 

@@ -2,22 +2,25 @@
 
 What it is: the way out of `identity.unsigned` and `identity.generation_jumped`. What it is not: it does not judge who
 is right; the operator does, by what changed. Rules: nothing is written that the servers would refuse, as far as the
-store shows; every write is a compare-and-swap on the version that was examined.
+store and the servers that answer show; every write is a compare-and-swap on the version that was examined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from goatherd.clock import Clock
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
 from goatherd.identity.document_signature import MEMBER
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
 from goatherd.providers.base import CURRENT, SecretProvider, VersionId
-from goatherd.rotation.signed_store import read_earlier
+from goatherd.rotation.history_check import check_store_history
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.times import iso
 
 __all__ = ["Examined", "SignatureState", "examine_signature", "sign_current", "sign_earlier"]
@@ -113,11 +116,22 @@ async def _last_signed(
     return newest
 
 
-async def sign_current(provider: SecretProvider, secret_id: str, examined: Examined, now_ms: int) -> IdentityDocument:
+async def sign_current(
+    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+) -> IdentityDocument:
     """Sign what the store holds, and write it as the next generation.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it.
+        examined: What `examine_signature` has returned.
+        ask: Asks the listed servers what they use.
+        policy: As for `check_store_history`.
+        clock: Tells the time and waits.
 
     Raises:
         IllegalStepError: It is signed already.
+        StoreWentBackError: A server has used a later identity than the store holds, or another one.
         SuccessionError: It holds a root to which no endorsement leads from the last signed version: servers would
             refuse it all the same.
         ConflictError: Another writer was faster; examine again.
@@ -127,15 +141,22 @@ async def sign_current(provider: SecretProvider, secret_id: str, examined: Exami
     _refuse_valid(examined)
     if signed is not None:
         verify_succession(document, [root for root in signed.roots if root.id not in signed.revoked_ids])
-    changed = sign_again(document, now_ms, after=_last_generation(document, signed))
+    await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
+    changed = sign_again(document, clock.now_ms(), after=_last_generation(document, signed), signed=signed)
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 
 
-async def sign_earlier(provider: SecretProvider, secret_id: str, examined: Examined, now_ms: int) -> IdentityDocument:
+async def sign_earlier(
+    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+) -> IdentityDocument:
     """Write the last signed version again, as the next generation, and so take back what changed since.
 
+    Args:
+        provider, secret_id, examined, ask, policy, clock: As for `sign_current`.
+
     Raises:
+        StoreWentBackError: As `sign_current`.
         IllegalStepError: The current version is signed, or there is no earlier one that is; or a root has begun to sign
             since that is missing in it.
         ConflictError: Another writer was faster; examine again.
@@ -154,9 +175,39 @@ async def sign_earlier(provider: SecretProvider, secret_id: str, examined: Exami
             " signed commits; they would no longer be trusted",
             hint="`goatherd sign --accept` signs what the store holds; `goatherd restore` lets the earlier root sign.",
         )
-    changed = sign_again(signed, now_ms, after=_last_generation(document, signed))
+    await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
+    changed = sign_again(signed, clock.now_ms(), after=_last_generation(document, signed))
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
+
+
+async def _check_history(
+    provider: SecretProvider, secret_id: str, examined: Examined, *, ask: Ask, policy: Policy, clock: Clock
+) -> None:
+    """Check that no server has used a later identity than what is signed, or another one.
+
+    SECURITY: the store may have been restored from a backup, and altered or written by an older version since. To sign
+    that is to leave out the root that has signed meanwhile (tests/unit/rotation/test_signed_store.py).
+    """
+    signed = examined.signed
+
+    def comparable(document: IdentityDocument) -> IdentityDocument:
+        base = _last_generation(document, signed)
+        # No server can have followed a generation that has jumped.
+        return document if base == document.generation else signed or replace(document, generation=base)
+
+    async def read() -> IdentityDocument:
+        return comparable(decode_document((await provider.read(secret_id, CURRENT)).value.reveal()))
+
+    await check_store_history(
+        comparable(examined.document),
+        read=read,
+        ask=ask,
+        policy=policy,
+        guarantees=provider.guarantees,
+        clock=clock,
+        signed=signed,
+    )
 
 
 def _refuse_valid(examined: Examined) -> None:

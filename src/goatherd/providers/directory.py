@@ -220,7 +220,7 @@ class SecretDirectory:
             self._system.sync(here.parent)
 
     def reserve(self) -> None:
-        """Make sure that there is a reserve, so that the writes of a rotation have room on a disk that runs full.
+        """Make sure that there is a reserve, so that the writes of a command have room on a disk that runs full.
 
         A write that finds the disk full removes it and tries once more.
         """

@@ -252,7 +252,7 @@ class FileSecretProvider(SecretProvider):
             if call.operation == "reserve":
                 return call.error(
                     UnavailableError,
-                    f"there is no room for what a rotation writes: {reason}",
+                    f"there is no room for what the command writes: {reason}",
                     hint=f"Nothing was begun. Free some space under {self.base}.",
                     final=True,
                 )

@@ -1,8 +1,8 @@
 """Check, before a command writes, that the store has not gone back behind what its servers have used.
 
 What it is: the one check that every command makes which writes the identity: rotate, resume, cancel, roll back,
-restore, replace an expired root, retire, revoke, and so the controller. What it is not: it changes nothing, and repairs
-no store.
+restore, replace an expired root, retire, revoke, sign, and so the controller. What it is not: it changes nothing, and
+repairs no store.
 
 A store goes back when a backup is restored, or when a label is set back with the platform's own tools. Servers refuse
 what it holds then. Whoever writes on from there raises the generation beyond theirs, and the root that has signed since
@@ -42,6 +42,7 @@ async def check_store_history(
     guarantees: Guarantees,
     clock: Clock,
     troubled: Callable[[str], None] | None = None,
+    signed: IdentityDocument | None = None,
     is_voted: bool = False,
 ) -> IdentityDocument:
     """Check that no server has used a later identity than the store holds, or another one.
@@ -56,7 +57,7 @@ async def check_store_history(
         guarantees: The store's.
         clock: Tells the time and waits.
         troubled: Told what was found before each pause.
-        is_voted: As for `find_contradictions`.
+        signed, is_voted: As for `find_contradictions`.
 
     Returns:
         What the store holds now: another document where it was changed meanwhile.
@@ -67,7 +68,7 @@ async def check_store_history(
     may_lag = guarantees.read_consistency is not ReadConsistency.STRONG
     until = clock.monotonic() + policy.store_patience.total_seconds()
     poll = policy.poll_min
-    while found := find_contradictions(await ask(), document, policy.distrust, is_voted=is_voted):
+    while found := find_contradictions(await ask(), document, policy.distrust, signed=signed, is_voted=is_voted):
         before = document
         with contextlib.suppress(GenerationError):  # a replica that lags more than the one before
             document = await read()

@@ -41,7 +41,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession, Session, verify_commit
 from goatherd.ids import new_seeds
-from goatherd.rotation.machine import FlowProbe, NodeView
+from goatherd.rotation.machine import FlowProbe, NodeView, Policy
 from goatherd.rotation.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
 from goatherd.rotation.vouching import Sought, signer_of
 from goatherd.server_answers import ServerIdentity
@@ -234,6 +234,19 @@ class Observer:
         self._memory: dict[str, _Memory] = {}
         self._processes: dict[str, dict[str, None]] = {}
         self._asked_for_process: Counter[str] = Counter()
+
+    @classmethod
+    def from_policy(
+        cls,
+        nodes: Sequence[Node] | NodeSource,
+        policy: Policy,
+        *,
+        clock: Clock,
+        org: str,
+        on_failure: Callable[[str, str], None] | None = None,
+    ) -> Observer:
+        """Return an observer that is as patient as a policy says; the other arguments are those of the class."""
+        return cls(nodes, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=org, on_failure=on_failure)
 
     @property
     def hint(self) -> str | None:

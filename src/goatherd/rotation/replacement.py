@@ -32,6 +32,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, docume
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
+from goatherd.providers.reserving import reserve_room
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold
@@ -151,14 +152,7 @@ class Replacer:
         self._org = org
         self._clock: Clock = clock or SystemClock()
         self._on_event = on_event
-        self._observer = Observer(
-            nodes,
-            clock=self._clock,
-            timeout=self.policy.node_timeout,
-            bare=self.policy.bare,
-            org=org,
-            on_failure=self._failed,
-        )
+        self._observer = Observer.from_policy(nodes, self.policy, clock=self._clock, org=org, on_failure=self._failed)
         self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
         self._seen: tuple[NodeView, ...] = ()
 
@@ -222,6 +216,7 @@ class Replacer:
             if attempts.may_try(evidence, "write the identity with another root"):
                 await self._signatures.check(document)
                 await self._refuse_obstacles(document, version)
+                await reserve_room(self._provider, self._secret_id)
                 successor = transitions.find_successor(document, now_ms)
                 if successor is None:
                     fresh = fresh or OwnedSession.generate(

@@ -46,6 +46,7 @@ from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
+from goatherd.providers.reserving import reserve_room
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
@@ -228,6 +229,7 @@ class Revoker:
             if heir is None:
                 heir, self._stolen = await self._heir(document, session_id, successor)
                 self._check_clock()
+                await self._store(reserve_room(self._provider, self._secret_id))
                 if heir is not None:
                     await self._spread(document, heir.session)
             if not self._has_waited:

@@ -48,7 +48,7 @@ from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
-from goatherd.providers.reserving import ReservingSecretProvider
+from goatherd.providers.reserving import reserve_room
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.events import (
@@ -173,14 +173,7 @@ class Rotator:
         self._recorded_ahead_ms = 0
         self._started_by = started_by
         self._on_event = on_event
-        self._observer = Observer(
-            nodes,
-            clock=self._clock,
-            timeout=self.policy.node_timeout,
-            bare=self.policy.bare,
-            org=org,
-            on_failure=self._failed,
-        )
+        self._observer = Observer.from_policy(nodes, self.policy, clock=self._clock, org=org, on_failure=self._failed)
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
         self._listed = 0 if callable(nodes) else len(nodes)
@@ -613,7 +606,7 @@ class Rotator:
             case LabelStable(version=version, expected=expected):
                 await self._store.label(self._secret_id, STABLE, version, expected=expected)
             case Prepare(expected=expected):
-                await self._reserve()
+                await reserve_room(self._provider, self._secret_id)
                 successor = OwnedSession.generate(
                     session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
                 )
@@ -627,7 +620,7 @@ class Rotator:
                 )
                 await self._write(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
-                await self._reserve()
+                await reserve_room(self._provider, self._secret_id)
                 wanted = document.root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
@@ -677,11 +670,6 @@ class Rotator:
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"not an action to do: {action}")
-
-    async def _reserve(self) -> None:
-        """Reserve room for the writes that follow, where the store can: a rotation must not stop for it half-way."""
-        if isinstance(self._provider, ReservingSecretProvider):
-            await self._provider.reserve(self._secret_id)
 
     async def _abandoned(self, document: IdentityDocument, step: Step, reason: str) -> IdentityDocument:
         now_ms = self._time_to_record()

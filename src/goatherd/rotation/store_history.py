@@ -86,6 +86,7 @@ def find_contradictions(
     document: IdentityDocument,
     distrust: Collection[str] = (),
     *,
+    signed: IdentityDocument | None = None,
     is_voted: bool = False,
 ) -> tuple[Obstacle, ...]:
     """Return why the store cannot be where the servers' identity comes from, one obstacle for each such server.
@@ -94,15 +95,21 @@ def find_contradictions(
         answers: What servers say of themselves (``GET /goatherd/v1/identity``), by URL.
         document: What the store holds.
         distrust: URLs of servers whose word does not count.
+        signed: Where `document` is not signed, the last signed one before it. Servers that ask for signatures can use
+            nothing later, and the others may still use it.
         is_voted: Whether the servers that agree with the store overrule the others if they are more: in an emergency
             one server that lies must not cost time. After a restore, none that runs agrees.
     """
     held, listed = Held.of(document), {root.id for root in document.roots}
+    last_signed = None if signed is None else Held.of(signed)
     found, agreeing = [], 0
     for url, answer in answers.items():
         if url in distrust or listed.isdisjoint(answer.roots or ()):
             continue
-        one = find_contradiction(url, answer.generation, answer.digest, held)
+        is_refusing = last_signed is not None and answer.has_seen_signed
+        states = [one for one in (None if is_refusing else held, last_signed) if one is not None]
+        contradictions = [find_contradiction(url, answer.generation, answer.digest, one) for one in states]
+        one = None if None in contradictions else contradictions[0]
         if one is not None:
             found.append(one)
         elif answer.generation is not None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
+from goatherd.client import NodeClient
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_tree
 from goatherd.identity.text import pretty
 from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT
+from goatherd.server_answers import ServerIdentity
 
 from .conftest import Goatherd
 
@@ -94,6 +98,34 @@ def test_take_back_writes_the_last_signed_version_again(goatherd: Goatherd, stor
     assert result.json["written"] == 2
     document = stored(store)
     assert (document.generation, document.extra, document.is_signed) == (2, {}, True)
+
+
+@pytest.mark.parametrize("way", ["--accept", "--take-back"])
+def test_nothing_is_signed_while_a_listed_server_has_used_a_later_identity(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    goatherd("init", "--provider", store)
+    document = stored(store)
+    write(store, newer={"a": 1})
+
+    async def identity(node: NodeClient) -> ServerIdentity:
+        return ServerIdentity(
+            signer="later", roots=(document.current.id,), generation=7, digest="0" * 64, has_seen_signed=True
+        )
+
+    monkeypatch.setattr(NodeClient, "identity", identity)
+    listed = (way, "--provider", store, "--node", "http://10.0.0.1:8080")
+    refused = goatherd("sign", *listed)
+    assert (refused.code, stored(store).generation) == (10, 2)
+    assert "http://10.0.0.1:8080 has seen generation 7 of the identity" in refused.err
+    assert "--distrust http://10.0.0.1:8080" in refused.err
+    wrong = goatherd("sign", *listed, "--distrust", "http://10.0.0.2:8080")
+    assert (wrong.code, stored(store).generation) == (2, 2)
+    done = goatherd("sign", *listed, "--distrust", "http://10.0.0.1:8080", "--audit-log", "trail.jsonl")
+    assert (done.code, stored(store).is_signed) == (0, True)
+    records = goatherd("audit", "show", "trail.jsonl", "--json").json["records"]
+    (began,) = [one for one in records if one["event"] == "run-began"]
+    assert began["data"]["distrust"] == ["http://10.0.0.1:8080"]
 
 
 def test_both_ways_at_once_are_a_mistake(goatherd: Goatherd, store: str) -> None:

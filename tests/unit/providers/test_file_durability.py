@@ -1,4 +1,4 @@
-"""The file store when the power fails, and when the disk is full in the middle of a rotation."""
+"""The file store when the power fails, and when the disk is full in the middle of a command."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
 from goatherd.providers.directory import RESERVE
 from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
+from goatherd.rotation.replacement import Replacer
+from goatherd.rotation.revocation import Revoker
 from goatherd.testing.herd import FakeClock
 
 ONCE = RetryPolicy(attempts=1)
+PATIENT = Policy(settle=timedelta(0), store_patience=timedelta(seconds=5))
 
 
 class Medium(System):
@@ -141,8 +144,17 @@ class Rotating:
         await self.provider.label("root", STABLE, "1", expected=None)
 
     def rotator(self) -> Rotator:
-        policy = Policy(settle=timedelta(0), store_patience=timedelta(seconds=5))
-        return Rotator(self.provider, "root", [], policy=policy, clock=self.clock)
+        return Rotator(self.provider, "root", [], policy=PATIENT, clock=self.clock)
+
+    async def run(self, command: str) -> None:
+        match command:
+            case "rotate":
+                await self.rotator().rotate()
+            case "replace":
+                self.clock.turn(timedelta(days=401))
+                await Replacer(self.provider, "root", [], policy=PATIENT, clock=self.clock).replace()
+            case "revoke":
+                await Revoker(self.provider, "root", [], policy=PATIENT, clock=self.clock).revoke("root-a", reason="x")
 
     async def signs(self) -> str:
         return decode_document((await self.provider.read("root", CURRENT)).value.reveal()).current.id
@@ -165,18 +177,41 @@ async def test_a_rotation_ends_though_the_disk_runs_full_after_it_was_prepared(t
     assert await it.signs() == report.to_id
 
 
-async def test_without_room_for_its_writes_no_rotation_begins(tmp_path: Path):
+@pytest.mark.parametrize("command", ["rotate", "replace", "revoke"])
+async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, command: str):
     disk = Disk(1_000_000)
     it = Rotating(tmp_path / "keys", disk)
     await it.create()
     before = {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()}
     disk.room = 60_000  # a document has room, the reserve has not
-    with pytest.raises(UnavailableError, match="no room for what a rotation writes") as caught:
-        await it.rotator().rotate()
+    with pytest.raises(UnavailableError, match="no room for what the command writes") as caught:
+        await it.run(command)
     assert "Nothing was begun. Free some space under" in str(caught.value.hint)
     assert {path.name: path.read_bytes() for path in (tmp_path / "keys/root").iterdir()} == before
     disk.room = 1_000_000
-    assert (await it.rotator().rotate()).outcome is Outcome.ROTATED
+    await it.run(command)
+    assert await it.signs() != "root-a"
+
+
+class FullAfterwards(Disk):
+    """A disk that somebody else fills as soon as room was reserved."""
+
+    def call(self, operation: Any, *args: Any, **options: Any) -> Any:
+        done = super().call(operation, *args, **options)
+        if operation is os.write and len(args[1]) > 100_000:
+            self.room = 0
+        return done
+
+
+@pytest.mark.parametrize("command", ["rotate", "replace", "revoke"])
+async def test_a_command_ends_though_the_disk_runs_full_once_it_has_begun(tmp_path: Path, command: str):
+    it = Rotating(tmp_path / "keys", FullAfterwards(1_000_000))
+    await it.create()
+    await it.run(command)
+    assert it.disk.room < 200_000
+    assert await it.signs() != "root-a"
+    current, stable = [(await it.provider.read("root", label)).version.id for label in (CURRENT, STABLE)]
+    assert current == stable
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED])

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
-from goatherd.errors import GenerationJumpError, GoatherdError, UnavailableError, UnsignedIdentityError
+from goatherd.errors import (
+    GenerationJumpError,
+    GoatherdError,
+    StoreWentBackError,
+    UnavailableError,
+    UnsignedIdentityError,
+)
 from goatherd.identity import IdentityDocument, decode_document, encode_document
-from goatherd.identity.document import document_tree
+from goatherd.identity.document import document_digest, document_tree
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import sign_again
-from goatherd.operations.signing import SignatureState, examine_signature, sign_current, sign_earlier
+from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.base import CURRENT, STABLE
-from goatherd.rotation import Phase
+from goatherd.rotation import Phase, Policy
+from goatherd.rotation.observe import Observer
 from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import Herd
 
-from .conftest import MakeHerd, check_steady, document_of, rotator_for
+from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 HIGHEST = 2**53 - 1
+Way = Callable[..., Awaitable[IdentityDocument]]
 COMMANDS = ("rotate", "resume", "abandon", "retire", "restore", "plan")
 
 
@@ -45,6 +54,29 @@ async def never_signed(herd: Herd) -> None:
     first = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
     await put(herd, changed(await document_of(herd), keeps_signature=False))
     await herd.provider.destroy(herd.secret_id, first)
+
+
+async def sign(
+    herd: Herd, way: Way, examined: Examined, policy: Policy = POLICY, **answers: ServerIdentity
+) -> IdentityDocument:
+    """Sign, while servers say what `answers` maps their names to; without any, the servers of the herd are asked."""
+
+    async def say() -> Mapping[str, ServerIdentity]:
+        return {f"http://{name}": answer for name, answer in answers.items()}
+
+    observer = Observer.from_policy(herd.nodes, policy, clock=herd.clock, org="localhost")
+    ask = say if answers else observer.identities
+    return await way(herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock)
+
+
+def uses(document: IdentityDocument, *, has_seen_signed: bool = True) -> ServerIdentity:
+    return ServerIdentity(
+        signer=document.current.id,
+        roots=tuple(root.id for root in document.roots),
+        generation=document.generation,
+        digest=document_digest(document),
+        has_seen_signed=has_seen_signed,
+    )
 
 
 async def code_of(herd: Herd, command: str) -> str | None:
@@ -134,7 +166,7 @@ async def test_signing_what_an_older_goatherd_wrote_lets_every_server_and_comman
     examined = await examine_signature(herd.provider, herd.secret_id)
     assert examined.state is SignatureState.OUTDATED
     assert examined.changes == ("history was changed",)
-    written = await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    written = await sign(herd, sign_current, examined)
     assert written == await document_of(herd)
     assert written.history == ()
     assert written.generation == signed.generation + 2
@@ -152,7 +184,7 @@ async def test_taking_back_writes_the_last_signed_version_as_the_next_generation
     examined = await examine_signature(herd.provider, herd.secret_id)
     assert examined.state is SignatureState.MISSING
     assert "root root-a was removed" in examined.changes
-    written = await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    written = await sign(herd, sign_earlier, examined)
     assert (written.roots, written.history) == (signed.roots, signed.history)
     assert written.generation == signed.generation + 2
     verify_successor(written, signed)
@@ -184,7 +216,7 @@ async def test_the_highest_generation_blocks_no_later_write(make_herd: MakeHerd,
     await put(herd, changed(before, keeps_signature=False, generation=HIGHEST))
     assert await code_of(herd, "rotate") in ("identity.unsigned", "identity.generation_jumped")
     examined = await examine_signature(herd.provider, herd.secret_id)
-    written = await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    written = await sign(herd, sign_earlier, examined)
     assert written.generation == before.generation + 1
     verify_successor(written, before)
     await herd.settle(2)
@@ -217,9 +249,9 @@ async def test_taking_back_is_refused_once_a_root_signs_that_the_signed_version_
     assert examined.signed is not None
     assert examined.signed.current.id == "root-a"
     with pytest.raises(GoatherdError, match="may have signed commits") as caught:
-        await sign_earlier(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+        await sign(herd, sign_earlier, examined)
     assert "--accept" in caught.value.hint
-    written = await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+    written = await sign(herd, sign_current, examined)
     assert written.current.id == rotated.current.id
 
 
@@ -231,7 +263,7 @@ async def test_a_root_that_was_slipped_in_is_not_signed(make_herd: MakeHerd) -> 
     await put(herd, changed(document, keeps_signature=True, roots=roots))
     examined = await examine_signature(herd.provider, herd.secret_id)
     with pytest.raises(GoatherdError, match="no chain of endorsements"):
-        await sign_current(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+        await sign(herd, sign_current, examined)
 
 
 async def test_a_signed_identity_is_left_as_it_is(make_herd: MakeHerd) -> None:
@@ -240,4 +272,68 @@ async def test_a_signed_identity_is_left_as_it_is(make_herd: MakeHerd) -> None:
     assert examined.state is SignatureState.VALID
     for way in (sign_current, sign_earlier):
         with pytest.raises(GoatherdError, match="signed already"):
-            await way(herd.provider, herd.secret_id, examined, herd.clock.now_ms())
+            await sign(herd, way, examined)
+
+
+WAYS = pytest.mark.parametrize("way", [sign_current, sign_earlier], ids=["accept", "take back"])
+
+
+@WAYS
+async def test_nothing_is_signed_in_a_store_that_was_restored_and_then_altered(make_herd: MakeHerd, way: Way) -> None:
+    herd = await make_herd()
+    backup = await document_of(herd)
+    await rotator_for(herd).rotate()
+    used = await check_steady(herd)
+    await herd.provider.delete(herd.secret_id)
+    await herd.provider.create(herd.secret_id, encode_document(backup))
+    # A generation that no server has used: by the number alone, nothing is wrong.
+    await put(herd, changed(backup, keeps_signature=True, generation=used.generation + 1, history=[]))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.signed == backup
+    with pytest.raises(StoreWentBackError, match="nothing was written"):
+        await sign(herd, way, examined, node=uses(used))
+    assert (await document_of(herd)).is_signed is False
+    overruling = replace(POLICY, distrust=frozenset({"http://node"}))
+    await sign(herd, way, examined, overruling, node=uses(used))
+    assert (await document_of(herd)).is_signed
+
+
+@WAYS
+async def test_servers_that_use_the_signed_version_or_the_unsigned_one_are_no_reason_against_it(
+    make_herd: MakeHerd, way: Way
+) -> None:
+    herd = await make_herd()
+    signed = await document_of(herd)
+    unsigned = changed(signed, keeps_signature=True, history=[])
+    await put(herd, unsigned)
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    with pytest.raises(StoreWentBackError):
+        await sign(herd, way, examined, liar=uses(unsigned))
+    written = await sign(herd, way, examined, old=uses(unsigned, has_seen_signed=False), new=uses(signed))
+    assert written.generation == signed.generation + 2
+
+
+@WAYS
+@pytest.mark.parametrize("generation", [2, HIGHEST])
+async def test_a_later_generation_than_what_is_signed_is_never_overtaken(
+    make_herd: MakeHerd, way: Way, generation: int
+) -> None:
+    herd = await make_herd()
+    signed = await document_of(herd)
+    await put(herd, changed(signed, keeps_signature=False, generation=generation))
+    later = uses(changed(signed, keeps_signature=True, generation=9), has_seen_signed=False)
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    with pytest.raises(StoreWentBackError, match="has seen generation 9"):
+        await sign(herd, way, examined, node=later)
+
+
+async def test_what_was_altered_in_place_is_followed_by_servers_once_it_is_signed(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    signed = await check_steady(herd)
+    await put(herd, changed(signed, keeps_signature=True, generation=signed.generation, predecessors={}))
+    examined = await examine_signature(herd.provider, herd.secret_id)
+    assert examined.state is SignatureState.INVALID
+    verify_successor(await sign(herd, sign_current, examined), signed)
+    await rotator_for(herd).rotate()
+    await check_steady(herd)

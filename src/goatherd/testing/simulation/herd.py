@@ -18,6 +18,7 @@ from goatherd.operations.signing import examine_signature, sign_current, sign_ea
 from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.rotation import Outcome
+from goatherd.server_answers import ServerIdentity
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import INVALID, Liar
 from goatherd.testing.simulation.node import SimulatedNode
@@ -186,7 +187,9 @@ class Herd:
                 if not examined.document.is_signed:
                     sign = sign_current if examined.signed is None else sign_earlier
                     try:
-                        await sign(store, SECRET, examined, self.world.clock.now_ms())
+                        await sign(
+                            store, SECRET, examined, ask=_nobody, policy=self.world.policy, clock=self.world.clock
+                        )
                     except ConflictError:
                         self.world.trace.tell("mender", "meets a conflict")
                 await asyncio.sleep(0.5)
@@ -329,6 +332,10 @@ class Herd:
             self.world.network.mended()
 
         return mend
+
+
+async def _nobody() -> dict[str, ServerIdentity]:
+    return {}
 
 
 def how_it_failed(operator: Operator, goal: Goal, liar: str, scenario: Scenario) -> str | None:
