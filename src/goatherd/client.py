@@ -319,7 +319,7 @@ class NodeClient:
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
-        path = "/goatherd/v1/identity" + ("" if self._org is None else f"?org={quote(self._org, safe='')}")
+        path = f"/goatherd/v1/identity{self._query}"
         response = await self._send("GET", path)
         if response.status_code == 404:
             return None
@@ -346,7 +346,7 @@ class NodeClient:
             NodeUnreachableError, NodeRefusedError: See the module.
         """
         path = "/goatherd/v1/refresh"
-        response = await self._send_signed(path, b"", signer, now_ms)
+        response = await self._send_signed(path, b"", signer, now_ms, query=self._query)
         if response.status_code == 404:
             return None
         self._check("POST", path, response)
@@ -466,10 +466,18 @@ class NodeClient:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    async def _send_signed(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> _Answer:
+    @property
+    def _query(self) -> str:
+        """What an agent with several organizations needs to know which one is meant."""
+        return "" if self._org is None else f"?org={quote(self._org, safe='')}"
+
+    async def _send_signed(
+        self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None, *, query: str = ""
+    ) -> _Answer:
         """Send a signed ``POST`` that no other server, and no other request, can use the signature of.
 
-        A process that the request does not name answers 421 and its id. Behind one URL there may be several.
+        The query is no part of what is signed. A process that the request does not name answers 421 and its id. Behind
+        one URL there may be several.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout.total_seconds()
@@ -478,7 +486,8 @@ class NodeClient:
             time_ms = self._clock.now_ms() if now_ms is None else now_ms
             signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
             left = max(0.0, until - loop.time())
-            response = await self._send("POST", path, content=body, headers={"x-goat-sig": signature}, limit=left)
+            headers = {"x-goat-sig": signature}
+            response = await self._send("POST", path + query, content=body, headers=headers, limit=left)
             if response.status_code != MISDIRECTED:
                 return response
             instance = self._learn_instance(response.headers.get(INSTANCE_HEADER))

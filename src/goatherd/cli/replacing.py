@@ -38,7 +38,7 @@ async def replace_expired(app: App, policy: Policy, *, unsafe_without_nodes: boo
         )
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(options))
-        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout))
+        directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
         journal = await stack.enter_async_context(audited(app, store, "rotate", {"what": "replace-expired"}))
 
         def told(event: Event) -> None:

@@ -19,7 +19,7 @@ from goatherd.agent.door import Door, DoorStatus, Rule, Trust
 from goatherd.agent.door.report import DoorAPI
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
-from goatherd.client import NodeClient
+from goatherd.client import INSTANCE_HEADER, NodeClient
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_request
@@ -31,7 +31,7 @@ from goatherd.testing.upstream_child import UpstreamChild
 from tests.cluster.door_world import Standing
 from tests.deadlines import HANG
 from tests.unit.goats import ORG, root
-from tests.unit.identity.make import activated, first, owned, shows_key
+from tests.unit.identity.make import NOW, activated, first, owned, shows_key
 from tests.unit.settings.make import HandClock
 
 from .test_handover import Kit
@@ -238,6 +238,35 @@ async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
     assert (await identity(own))["org"] == (await identity(own, "org=localhost"))["org"] == "localhost"
     assert (await identity(own, "org=other"))["org"] == "other"
     assert await own.answer("GET", "/goatherd/v1/identity", "org=nobody", "") == (404, b"")
+
+
+async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> None:
+    documents = [first(), create(owned("b"), NOW)]
+    kits = [Kit(tmp_path / name, document) for name, document in zip(("one", "two"), documents, strict=True)]
+    kits[1].handover.org = "other"
+    own = api(kits)
+    looks: list[str] = []
+    for kit in kits:
+        kit.settings.refresh = lambda kit=kit: looked(looks, kit.handover.org)  # type: ignore[method-assign,misc]
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        query, signature = request.url.query.decode(), request.headers["x-goat-sig"]
+        status, body = await own.answer(request.method, request.url.path, query, signature, request.content)
+        return httpx2.Response(status, content=body, headers={INSTANCE_HEADER: "i"})
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        for kit, document in zip(kits, documents, strict=True):
+            client = NodeClient("http://agent", http=http, clock=kit.clock, org=kit.handover.org)
+            told = await client.refresh(document.current)
+            assert told == {"generation": 1, "changed": False}
+            with pytest.raises(NodeRefusedError):
+                await client.refresh(owned("c"))
+    assert looks == ["localhost", "other"]
+
+
+async def looked(looks: list[str], org: str) -> bool:
+    looks.append(org)
+    return False
 
 
 async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
