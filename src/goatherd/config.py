@@ -182,6 +182,14 @@ class Options:
         "number",
         "How many new sessions one address may ask for at once; the allowance is renewed within 25 minutes.",
     )
+    limits_session_requests_per_second: int = _key(
+        "limits.session_requests_per_second",
+        forms.limit,
+        30,
+        "number",
+        "How many requests one session may send a second on average; five times as many at once. GoatDB's clients send "
+        "up to five a second. `goatherd serve` delays what is beyond, then refuses it; the door refuses it.",
+    )
 
     agent_data: Path | None = _key(
         "agent.data", forms.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."

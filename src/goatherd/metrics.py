@@ -147,6 +147,13 @@ FAMILIES: Final[dict[Metric, About]] = {
         "too-slow and too-many.",
         ("rule",),
     ),
+    Metric.PAUSED: About(
+        Kind.COUNTER,
+        Where.NODE,
+        "Requests that had to wait because their session had sent too many (requests), or had used too much of the "
+        "processor (work).",
+        ("cause",),
+    ),
     Metric.DOOR_REQUESTS: About(Kind.COUNTER, Where.DOOR, "Requests that the server behind the door has answered."),
     Metric.DOOR_SESSIONS: About(Kind.GAUGE, Where.DOOR, "Sessions that the door knows."),
     Metric.DOOR_BLIND: About(

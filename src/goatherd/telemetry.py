@@ -182,6 +182,7 @@ class Metric(StrEnum):
 
     CONNECTIONS = "goatherd_connections"
     STOPPED = "goatherd_stopped_total"
+    PAUSED = "goatherd_paused_total"
     DOOR_REQUESTS = "goatherd_door_requests_total"
     DOOR_SESSIONS = "goatherd_door_sessions"
     DOOR_BLIND = "goatherd_door_blind"

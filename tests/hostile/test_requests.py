@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from goatherd.agent.door import Door, Limits, Rate, Trust
+from goatherd.serving.limits import CallerLimits
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, X, identity
@@ -132,7 +133,8 @@ async def dearest(url: str, author: object) -> list[str]:
 
 async def test_no_request_holds_the_loop_of_a_server(tmp_path: Path) -> None:
     signer = root("root-a", expiration_ms=now_ms() + 30 * 86_400_000)
-    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
+    limits = CallerLimits(session_requests=FREE)
+    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: [], limits=limits) as (node,):
         user, _ = await node.client.create_session()
         wrong = await dearest(node.url, user)
     assert not wrong, "\n".join(wrong[:20])

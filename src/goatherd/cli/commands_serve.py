@@ -145,11 +145,13 @@ def make_server(options: Options, *, accept_identity: bool = False) -> Server:
 def caller_limits(options: Options) -> dict[str, Any]:
     """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
     rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
+    of_a_session = options.limits_session_requests_per_second
     return {
         "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
         "connections_per_address": options.limits_connections_per_address,
         "requests": Rate(per_second=rate, burst=5 * rate),
         "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
+        "session_requests": Rate(per_second=of_a_session, burst=5 * of_a_session),
     }
 
 

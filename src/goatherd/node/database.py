@@ -56,6 +56,7 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import Rule
 from goatherd.node.storage import LogDirectory
 from goatherd.rotation.introductions import introduction_source
+from goatherd.serving.gate import LONGEST_PAUSE
 from goatherd.serving.limits import Buckets, Rate
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
 from goatherd.settings.answer import describe_identity
@@ -80,8 +81,6 @@ PENDING_BATCH: Final = 64
 WORK: Final = Rate(per_second=0.5, burst=20)
 """Seconds of the processor that the requests of one session may take beyond `FREE_WORK` each; then they wait."""
 FREE_WORK: Final = 0.05
-LONGEST_PAUSE: Final = 3.0
-"""Seconds that a request of a session waits at most that has used more; GoatDB's clients give up after ten."""
 VERIFY_AGAIN: Final = timedelta(seconds=1)
 VERIFY_AGAIN_AT_MOST: Final = timedelta(minutes=1)
 WRITE_AGAIN: Final = timedelta(seconds=2)
@@ -228,6 +227,7 @@ class Database:
 
     Attributes:
         instance: A random id of this process's database: it tells one server that has two names from two servers.
+        paused_count: How many requests had to wait because of the work that their session's had been.
     """
 
     def __init__(
@@ -272,6 +272,7 @@ class Database:
         self._freezer: Freezer | None = None
         self._data_check: DataCheck | None = None
         self._work = Buckets(WORK)
+        self.paused_count = 0
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
         self.instance = random_id()
@@ -453,12 +454,21 @@ class Database:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    async def answer_sync(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /batch-sync``."""
-        return await self._finish(self._answer_sync(body, header))
+    async def answer_sync(
+        self, body: bytes, header: str | None, *, admit: Callable[[str], None] = lambda _: None
+    ) -> Response:
+        """Answer ``POST /batch-sync``.
 
-    async def _answer_sync(self, body: bytes, header: str | None) -> Response:
+        Args:
+            body: The request's body.
+            header: The value of ``x-goat-sig``.
+            admit: Called with the id of the session that has signed, unless it is a root; may raise.
+        """
+        return await self._finish(self._answer_sync(body, header, admit))
+
+    async def _answer_sync(self, body: bytes, header: str | None, admit: Callable[[str], None]) -> Response:
         if len(self._work) and (pause := self._pause_for(header)):
+            self.paused_count += 1
             await self._clock.sleep(timedelta(seconds=pause))
         spent = 0.0
 
@@ -474,7 +484,7 @@ class Database:
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
         failures = self._disk.failure_count
-        response = await drive(self.engine.batch_sync(header, body, self.now_ms()), run_aside)
+        response = await drive(self.engine.batch_sync(header, body, self.now_ms(), admit), run_aside)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
         return await self._settle(response, failures)

@@ -420,13 +420,16 @@ class Engine:
 
     # --- POST /batch-sync --------------------------------------------------------------------------------------------
 
-    def batch_sync(self, header: str | None, body: bytes, now_ms: int) -> Steps[Response]:
+    def batch_sync(
+        self, header: str | None, body: bytes, now_ms: int, admit: Callable[[str], None] = lambda _: None
+    ) -> Steps[Response]:
         """Answer ``POST /batch-sync``.
 
         Args:
             header: The value of ``x-goat-sig``.
             body: The request's body.
             now_ms: The server's clock.
+            admit: Called with the id of the session that has signed, unless it is a root. What it raises ends this.
         """
         if not header:
             return Response(status=400)
@@ -435,6 +438,8 @@ class Engine:
             requester = yield from self._authenticate_batch(header, body, now_ms)
         except VerificationError as error:
             return refuse_request(error)
+        if not requester.is_root:
+            admit(requester.id)
         is_small = len(body) <= SMALL_BODY
         try:
             elements = self._elements(body) if is_small else (yield Step(lambda _: self._elements(body)))

@@ -54,6 +54,12 @@ def gate_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sa
         yield Sample(Metric.STOPPED, count, (excess.value,))
 
 
+def paused_samples(paused: Mapping[str, int]) -> Iterator[Sample]:
+    """Return how many requests had to wait, by the cause."""
+    for cause, count in paused.items():
+        yield Sample(Metric.PAUSED, count, (cause,))
+
+
 def metrics(
     document: IdentityDocument,
     status: SettingsStatus,
@@ -66,7 +72,7 @@ def metrics(
         document: The identity in use.
         status: How fresh it is.
         data: What the check of the logs has found.
-        gate: What `gate_samples` returns.
+        gate: What `gate_samples` and `paused_samples` return.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.

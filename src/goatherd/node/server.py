@@ -23,10 +23,11 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
@@ -34,13 +35,14 @@ from urllib.parse import quote
 import goatherd
 from goatherd.client import INSTANCE_HEADER
 from goatherd.clock import Clock, SystemClock
-from goatherd.errors import GoatherdError
+from goatherd.errors import GoatherdError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED
+from goatherd.identity.session import parse_signature
 from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.report import gate_samples, health, metrics
+from goatherd.node.report import gate_samples, health, metrics, paused_samples
 from goatherd.node.rules import Rule
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
@@ -325,14 +327,16 @@ class Server:
                 async with body.read() as content:
                     self.gate.take_session(body.address)
                     return await database.answer_session(content)
-            answer = {
-                "/batch-sync": database.answer_sync,
+            if path == "/batch-sync":
+                await self._pause(signature)
+            answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
+                "/batch-sync": partial(database.answer_sync, admit=self.gate.take_request_of),
                 "/goatherd/v1/refresh": database.answer_refresh,
                 "/goatherd/v1/held": database.freezer.answer_held,
                 "/goatherd/v1/lacking": database.freezer.answer_lacking,
                 "/goatherd/v1/frozen": database.freezer.answer_put,
-            }.get(path)
-            if answer is not None:
+            }
+            if (answer := answers.get(path)) is not None:
                 if not body.is_small and not await database.is_signed(signature):
                     why = "a large body without a good signature"
                     raise RefusedError(Excess.TOO_LARGE, 403, why, is_unread=True)
@@ -349,14 +353,20 @@ class Server:
             if path.startswith(FROZEN_PREFIX):
                 return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                gate = list(gate_samples(self.gate.connection_count, self.stopped))
-                text = await asyncio.to_thread(metrics, database.document, database.status, database.data, gate)
+                paused = {"requests": self.gate.paused_count, "work": database.paused_count}
+                samples = [*gate_samples(self.gate.connection_count, self.stopped), *paused_samples(paused)]
+                text = await asyncio.to_thread(metrics, database.document, database.status, database.data, samples)
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
         elif method == "OPTIONS":
             return Response(status=200)
         return Response(status=404)
+
+    async def _pause(self, signature: str | None) -> None:
+        with suppress(VerificationError):
+            session_id = parse_signature(signature or "").session_id
+            await self.gate.pause_request(session_id)
 
     def _report_stopped(self, excess: Excess, why: str) -> None:
         self.stopped[excess] += 1

@@ -12,6 +12,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.clock import Clock
@@ -25,6 +26,8 @@ Headers = list[tuple[bytes, bytes]]
 
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
+LONGEST_PAUSE: Final = 3.0
+"""Seconds that a session's request waits at most; GoatDB's clients give up after ten."""
 
 
 class GoneError(Exception):
@@ -59,6 +62,9 @@ class Gate:
         self._report = report
         self._requests = Buckets(limits.requests)
         self._sessions = Buckets(limits.new_sessions)
+        self._session_requests = Buckets(limits.session_requests)
+        self.paused_count = 0
+        """How many requests had to wait because their session had sent too many."""
         self._open: Counter[str] = Counter()
 
     # --- connections --------------------------------------------------------------------------------------------------
@@ -125,6 +131,38 @@ class Gate:
             RefusedError: The address has made too many.
         """
         self.take(self._sessions, address, "new sessions")
+
+    async def pause_request(self, session_id: str) -> None:
+        """Let a request wait while the session that it names has sent too many. Takes nothing: nothing is verified yet.
+
+        COMPAT: after any answer but 200 a client calls itself offline until the next good one, so it is slowed down
+        before it is refused.
+
+        Raises:
+            RefusedError: It would have to wait too long.
+        """
+        if not (wait := self._wait_for(session_id, is_unread=True)):
+            return
+        self.paused_count += 1
+        await self._clock.sleep(timedelta(seconds=wait))
+
+    def take_request_of(self, session_id: str) -> None:
+        """Count a request that a session has really signed; it may owe as much as comes back within the longest pause.
+
+        SECURITY: only here, so that nobody uses up another's share (tests/unit/serving/test_gate.py).
+
+        Raises:
+            RefusedError: It has sent too many at one time.
+        """
+        self._wait_for(session_id, is_unread=False)
+        self._session_requests.charge(session_id, self._clock.monotonic(), 1)
+
+    def _wait_for(self, session_id: str, *, is_unread: bool) -> float:
+        wait = self._session_requests.wait(session_id, self._clock.monotonic())
+        if wait > LONGEST_PAUSE:
+            why = f"too many requests of session {session_id!r:.100}"
+            raise RefusedError(Excess.TOO_MANY, 429, why, retry_after=wait, is_unread=is_unread)
+        return wait
 
     def take(self, buckets: Buckets, key: str, what: str, remark: str = "") -> None:
         """Take one out of a bucket.

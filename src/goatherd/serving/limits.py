@@ -83,6 +83,8 @@ class CallerLimits:
         connections_per_address: Of one address.
         requests: Of one address.
         new_sessions: ``POST /auth/session`` of one address.
+        session_requests: ``POST /batch-sync`` of one session; a real client sends 5 a second at most. Roots are not
+            counted: the servers of a cluster share one.
     """
 
     body_bytes: int = 64 * _MIB
@@ -98,6 +100,7 @@ class CallerLimits:
     connections_per_address: int = 1000
     requests: Rate = field(default=Rate(per_second=500, burst=2500))
     new_sessions: Rate = field(default=Rate(per_second=0.2, burst=300))
+    session_requests: Rate = field(default=Rate(per_second=30, burst=150))
 
     def body_limit(self, path: str) -> int:
         """Return how many bytes the body of a request for `path`, in lower case, may have."""

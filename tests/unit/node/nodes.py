@@ -19,6 +19,7 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id, new_seeds
 from goatherd.node import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.serving.limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -98,7 +99,12 @@ class Node:
 
 @asynccontextmanager
 async def cluster(
-    directory: Path, count: int, documents: Sequence[IdentityDocument], *, links: Callable[[int], Sequence[int]]
+    directory: Path,
+    count: int,
+    documents: Sequence[IdentityDocument],
+    *,
+    links: Callable[[int], Sequence[int]],
+    limits: CallerLimits | None = None,
 ) -> AsyncIterator[list[Node]]:
     """Start `count` servers; `links(i)` are the peers that server i is given. One document each, or one for all."""
     async with AsyncExitStack() as stack:
@@ -106,7 +112,7 @@ async def cluster(
         nodes: list[Node] = []
         for index in range(count):
             settings = settings_of(stores[index % len(stores)])
-            server = Server(directory / str(index), settings, debug=True)
+            server = Server(directory / str(index), settings, debug=True, limits=limits)
             listener = Listener(server)
             client = await stack.enter_async_context(NodeClient(listener.bind()))
             nodes.append(Node(server, listener, client, directory / str(index), settings))

@@ -12,12 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.node import Listener, Server
-from goatherd.serving.gate import Budget, Gate, Share
+from goatherd.serving.gate import LONGEST_PAUSE, Budget, Gate, Share
 from goatherd.serving.limits import CallerLimits, Excess, Rate, RefusedError
 from tests.deadlines import HANG
 from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
@@ -28,11 +29,14 @@ KEY = {"publicKey": OwnedSession.generate(session_id="new", owner=None, now_ms=n
 
 @asynccontextmanager
 async def serving(
-    directory: Path, limits: CallerLimits | None = None, forwarded_by: tuple[str, ...] = ()
+    directory: Path,
+    limits: CallerLimits | None = None,
+    forwarded_by: tuple[str, ...] = (),
+    clock: SystemClock | None = None,
 ) -> AsyncIterator[tuple[Server, OwnedSession, httpx2.AsyncClient]]:
     signer = root("the-root")
     settings = settings_of(await store_of(document_of(signer)))
-    server = Server(directory, settings, debug=True, limits=limits, forwarded_by=forwarded_by)
+    server = Server(directory, settings, debug=True, limits=limits, forwarded_by=forwarded_by, clock=clock)
     async with (
         server,
         Listener(server) as listener,
@@ -157,6 +161,61 @@ async def test_an_office_behind_one_address_meets_no_limit() -> None:
             if number % 60 <= second:
                 for _ in range(3 if number % 2 else 0):
                     gate.take_request(scope)
+
+
+async def test_a_session_that_asks_too_often_is_slowed_down_then_refused_and_nobody_else_is(tmp_path: Path) -> None:
+    pauses: list[float] = []
+
+    class Noting(SystemClock):
+        async def sleep(self, duration: timedelta) -> None:
+            if duration.total_seconds() > LONGEST_PAUSE:
+                await super().sleep(duration)
+            else:
+                pauses.append(duration.total_seconds())
+
+    limits = CallerLimits(session_requests=Rate(per_second=1, burst=5))
+    async with serving(tmp_path, limits, clock=Noting()) as (server, signer, http):
+
+        async def ask(who: OwnedSession) -> int:
+            return (await http.post("/batch-sync", json=[], headers={"x-goat-sig": named(who)})).status_code
+
+        greedy, modest = [await NodeClient(str(http.base_url), http=http).create_session() for _ in range(2)]
+        forger = OwnedSession.generate(session_id=modest[0].id, owner=None, now_ms=now_ms())
+        assert [await ask(forger) for _ in range(20)] == [403] * 20
+        before = len(pauses)
+        assert [await ask(signer) for _ in range(20)] == [200] * 20, "the servers of a cluster share a root"
+        assert [await ask(modest[0]) for _ in range(5)] == [200] * 5, "nobody else has used up what it may send"
+        assert [await ask(greedy[0]) for _ in range(5)] == [200] * 5
+        assert len(pauses) == before
+        codes = [await ask(greedy[0]) for _ in range(6)]
+        assert codes[:3] == [200, 200, 200]
+        assert codes[-1] == 429
+        assert sorted(pauses[before:]) == pauses[before:]
+        assert max(pauses) <= LONGEST_PAUSE
+        refused = await http.post("/batch-sync", content=b"[" * 100, headers={"x-goat-sig": named(greedy[0])})
+        assert (refused.status_code, int(refused.headers["retry-after"]) >= 3) == (429, True), "its body is not read"
+        assert server.stopped[Excess.TOO_MANY] == codes.count(429) + 1
+        text = (await http.get("/goatherd/v1/metrics")).text
+        assert f'goatherd_paused_total{{cause="requests"}} {server.gate.paused_count}.0' in text
+        assert server.gate.paused_count >= 3
+        # All at once, before the first is counted: no more than what would come back within the longest pause.
+        burst = await asyncio.gather(*[ask(modest[0]) for _ in range(30)])
+        assert burst.count(200) <= 4
+
+
+def named(session: OwnedSession) -> str:
+    return sign_request(session, now_ms=now_ms(), nonce=new_id())
+
+
+async def test_a_client_at_full_speed_is_never_slowed_down() -> None:
+    """GoatDB sends one request at a time, at most one every 0.2 s; here from five windows of a browser at once."""
+    gate = Gate(CallerLimits(), clock=(clock := Turned()))
+    for tick in range(5 * 600):
+        clock.at = tick / 5
+        for _ in range(5):
+            await gate.pause_request("session")
+            gate.take_request_of("session")
+    assert gate.paused_count == 0
 
 
 class Turned(SystemClock):

@@ -16,8 +16,7 @@ class Limits(CallerLimits):
 
     Attributes:
         answer_timeout: Also how long the child may take to answer, or pause in an answer (504).
-        session_requests: Of one session, counted when the child has accepted its signature; real clients send 5 a
-            second at most.
+        session_requests: Of one session, counted when the child has accepted its signature.
         mails: ``POST /auth/send-login-email`` of one address.
         new_repositories: Repositories of one address that nobody has asked for since the door opened; the child makes
             a file for each and never closes it.
@@ -34,7 +33,6 @@ class Limits(CallerLimits):
         login_age: How old a login token may be.
     """
 
-    session_requests: Rate = field(default=Rate(per_second=30, burst=150))
     mails: Rate = field(default=Rate(per_second=0.1, burst=10))
     new_repositories: Rate = field(default=Rate(per_second=2, burst=200))
     repositories: int = 50_000
