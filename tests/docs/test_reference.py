@@ -152,6 +152,15 @@ def test_every_room_of_the_source_is_in_the_architecture() -> None:
     assert {room for room in rooms - {"signers"} if f"`{room}/`" not in text} == set()
 
 
+def test_the_changelog_of_a_release_is_short_and_what_is_new_stands_above_it() -> None:
+    sections = re.findall(r"^## \[([^\]]+)\].*\n((?:(?!## ).*\n)*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert sections[0][0] == "Unreleased"
+    assert len(sections) > 1
+    for name, text in sections[1:]:
+        lines = len(text.strip().splitlines())
+        assert lines <= 40, f"{name} is a summary: new entries stand under Unreleased (a merge may bring old ones back)"
+
+
 def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
