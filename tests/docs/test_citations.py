@@ -71,7 +71,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def dead_links(text: str) -> list[str]:
-    """Return the pages and anchors under ``docs/`` that a text names and that do not exist."""
+    """Return the pages, anchors and decisions under ``docs/`` that a text names and that do not exist."""
     dead = []
     for name, named in re.findall(r"(?<![\w/.-])docs/([\w/.-]+\.md)((?:(?:,| and|, and)?\s?#[\w-]+)*)", text):
         page = DOCS / name
@@ -80,7 +80,9 @@ def dead_links(text: str) -> list[str]:
             dead.append(f"docs/{name}")
         else:
             dead += [f"docs/{name}#{anchor}" for anchor in wanted if anchor not in anchors(page)]
-    return dead
+    dead += re.findall(r"(?<![\w/.-])docs/adr/\d{4}(?!-)", text)
+    known = {int(record.name[:4]) for record in (DOCS / "adr").glob("[0-9]*.md")}
+    return dead + [f"ADR {number}" for number in re.findall(r"\bADR (\d+)\b", text) if int(number) not in known]
 
 
 def test_nothing_is_cited_by_a_number_that_leads_nowhere() -> None:
@@ -147,6 +149,7 @@ def test_a_number_that_is_no_citation_is_left_alone(text: str) -> None:
         ("docs/reference/goatdb-formats.md#signatures", []),
         ("docs/reference/goatdb-formats.md#no-such-head", ["docs/reference/goatdb-formats.md#no-such-head"]),
         ("docs/reference/goatdb-formats.md#signatures, #base32 and #none", ["docs/reference/goatdb-formats.md#none"]),
+        ("ADR 1 and ADR 999", ["ADR 999"]),
         ("docs/no-such-page.md#signatures", ["docs/no-such-page.md"]),
     ],
 )
