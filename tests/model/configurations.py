@@ -164,7 +164,7 @@ CONFIGURATIONS = (
         is_slow=True,
     ),
     Configuration(
-        name="a node dies, nobody is there",
+        name="a node dies, no operator is there",
         about="one node goes away for good, and no operator gives up by hand: deadlines alone must lead to steady",
         options=Options(nodes=3, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
         is_slow=True,
@@ -181,13 +181,13 @@ CONFIGURATIONS = (
         options=Options(nodes=1, operators=1, retires=True, clocks=True, goals=EVERYTHING),
     ),
     Configuration(
-        name="wrong clocks, nobody is there",
+        name="wrong clocks, no operator is there",
         about="the same, and one node goes away for good: deadlines alone must lead to steady",
         options=Options(nodes=2, operators=1, deaths=1, refusals=False, clocks=True, goals=UNATTENDED),
     ),
     Configuration(
         name="labels of others",
-        about="operators retire, while somebody else puts a label on any version and takes it off again",
+        about="operators retire, while another tool labels any version and removes the label",
         options=Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING),
     ),
     Configuration(
@@ -211,7 +211,7 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="an intruder",
-        about="somebody without a root's key writes to the store; nodes must not follow",
+        about="an attacker without a root's key writes to the store; nodes must not follow",
         options=Options(nodes=2, operators=1, intruder=True, liveness=False),
     ),
     Configuration(

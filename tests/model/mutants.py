@@ -414,7 +414,7 @@ MUTANTS = (
         allowed=RESTORED,
     ),
     Mutant(
-        name="not seeing that a label of somebody else points at a version",
+        name="not seeing that another tool's label points at a version",
         breaks="ends",
         options=LABELLED,
         removed=Removed(lie=labels_of_others_are_not_seen),
@@ -488,7 +488,7 @@ REDUNDANT = (
         removed=Removed(parts=frozenset({"label guard"})),
     ),
     Mutant(
-        name="activating without having seen trust, where whoever holds an introduction acts on it",
+        name="activating without having seen trust, where each node acts on an introduction that it holds",
         breaks=None,
         options=TWO,
         removed=_gate(Step.ACTIVATE, Evidence.HOLDS_INTRODUCTION),
@@ -517,7 +517,7 @@ PRICES = (
         removed=Removed(),
     ),
     Mutant(
-        name="two writers that both win: what the loser wrote is gone, and he reports what is not",
+        name="two writers that both win: what the loser wrote is gone, and its report is wrong",
         breaks="report",
         options=Options(nodes=1, operators=2, forks=True, rotations=2, liveness=False),
         removed=Removed(),
