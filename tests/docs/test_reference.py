@@ -152,6 +152,17 @@ def test_every_room_of_the_source_is_in_the_architecture() -> None:
     assert {room for room in rooms - {"signers"} if f"`{room}/`" not in text} == set()
 
 
+RIDDLES = r"\b(somebody|nobody|anybody|whoever|newcomers?|for ever|for good|under way|patience|unless told)\b"
+
+
+@pytest.mark.parametrize("page", [page for page in TEXTS if "adr" not in page.parts], ids=lambda page: page.stem)
+def test_what_people_write_for_readers_names_its_subjects_and_uses_the_field_s_words(page: Path) -> None:
+    text = re.sub(
+        r"<!-- generated: .*?<!-- end -->|^```.*?^```|`[^`]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    assert re.findall(RIDDLES, text, re.IGNORECASE) == []
+
+
 def test_the_changelog_of_a_release_is_short_and_what_is_new_stands_above_it() -> None:
     sections = re.findall(r"^## \[([^\]]+)\].*\n((?:(?!## ).*\n)*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert sections[0][0] == "Unreleased"

@@ -56,7 +56,7 @@ def test_every_extra_has_a_row_of_measured_figures() -> None:
 def test_the_month_s_costs_are_those_that_the_stores_pages_work_out() -> None:
     heads, _, *body = rows("| [files]")
     pages = [re.sub(r".*\((.*)\)", r"\1", head) for head in heads[1:]]
-    costs = next(row[1:] for row in body if row[0] == "ten nodes, every 30 s, a month")
+    costs = next(row[1:] for row in body if row[0] == "ten servers, every 30 s, a month")
     table = dict(zip(pages, costs, strict=True))
     assert len(table) == len(STORES)
     for page, cost in table.items():
@@ -90,7 +90,7 @@ def test_what_is_compared_is_what_the_provider_declares(name: str) -> None:
     assert cell["two writers at once"].startswith("exactly one wins") is it.cas
     strong = it.read_consistency is ReadConsistency.STRONG
     assert cell["a read after a write"].startswith("sees it") is strong
-    assert (cell["tells nodes of a change"] != "no") is it.push
+    assert (cell["notifies servers of a change"] != "no") is it.push
     at_once = "at once" in cell["old private keys"]
     assert at_once is it.destroys
     assert ("can be restored" in cell["a deleted secret"]) is it.recoverable
