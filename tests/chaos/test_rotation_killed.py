@@ -30,6 +30,7 @@ from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.cluster.herd import Herd, herd_around
+from tests.deadlines import ANSWER
 
 BAO = find_bao()
 ROOT = Path(__file__).parents[2]
@@ -212,7 +213,7 @@ async def left(shell: Shell, herd: Herd, target: list[str], what: str, *, signs:
     assert code == 0, f"{what}, left by {step}: {said}"
     assert (await herd.document()).rotation is None
     for url in herd.urls:
-        async with NodeClient(url) as client:
+        async with NodeClient(url, timeout=ANSWER) as client:
             identity = await client.identity()
         assert identity is not None
         assert identity.signer == signs, f"{what}, left by {step}"
@@ -256,7 +257,7 @@ async def ends_well(
     await herd.servers[-1].database().repository(NOTES).create("note-1", "note/1", {"title": "after"})
     for server, url in zip(herd.servers, herd.urls, strict=True):
         await holds_both(server)
-        async with NodeClient(url) as client:
+        async with NodeClient(url, timeout=ANSWER) as client:
             identity = await client.identity()
         assert identity is not None
         assert identity.signer == document.current.id

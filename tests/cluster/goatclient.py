@@ -19,6 +19,7 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.messages import VERSION, SyncMessage
+from tests.deadlines import ANSWER
 
 SESSIONS = "/sys/sessions"
 NOTES = "/data/notes"
@@ -47,7 +48,7 @@ class GoatClient:
     @classmethod
     async def born(cls, url: str, clock: Clock) -> GoatClient:
         """Ask for a session and take over the roots that come with it."""
-        async with NodeClient(url, clock=clock) as node:
+        async with NodeClient(url, clock=clock, timeout=ANSWER) as node:
             owned, roots = await node.create_session()
         client = cls(url, clock, owned)
         for root in roots:
@@ -57,7 +58,7 @@ class GoatClient:
 
     async def sync(self) -> None:
         """Pull both repositories; sessions are looked at as they come, never twice."""
-        async with NodeClient(self.url, clock=self.clock) as node:
+        async with NodeClient(self.url, clock=self.clock, timeout=ANSWER) as node:
             for path in (SESSIONS, NOTES):
                 known = self.held.setdefault(path, {})
                 while await self._pull(node, path, known):
@@ -95,7 +96,7 @@ class GoatClient:
             connection=new_id(),
         )
         commit = sign_commit(self.owned, draft, now_ms=now_ms)
-        async with NodeClient(self.url, clock=self.clock) as node:
+        async with NodeClient(self.url, clock=self.clock, timeout=ANSWER) as node:
             await node.push(NOTES, [commit], self.owned)
             assert commit.id in {raw["id"] for raw in await node.pull(NOTES, self.owned)}
         return commit

@@ -28,6 +28,7 @@ from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ANSWER
 
 from .agents import Agented, Cluster, cluster, keys_on_disk, until
 
@@ -44,8 +45,8 @@ async def rotator_of(
     made: Cluster, adoption: timedelta = timedelta(minutes=3), bare: Sequence[str] = ()
 ) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in made.urls]
-        policy = Policy(adoption=adoption, settle=60 * SECOND, bare=frozenset(bare))
+        nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in made.urls]
+        policy = Policy(adoption=adoption, settle=60 * SECOND, bare=frozenset(bare), node_timeout=ANSWER)
         yield Rotator(made.provider, made.secret_id, nodes, policy=policy, started_by="test")
 
 
@@ -81,7 +82,7 @@ async def test_a_server_is_run_rotated_and_stopped_and_its_key_is_never_on_the_d
         settings = json.loads(node.settings.read_bytes())
         assert settings["currentSession"]["id"] == document.current.id
         assert {root["id"] for root in settings["roots"]} == {made.first.id, document.current.id}
-        async with NodeClient(node.url) as client:
+        async with NodeClient(node.url, timeout=ANSWER) as client:
             assert await client.answers(made.first), "A's signatures count after the switch"
         writes = await made.versions()
         assert await node.stop() == 0
@@ -105,7 +106,7 @@ async def test_what_goatdb_does_with_14_days_left_is_never_let_happen(tmp_path: 
         bare.settings.write_text(json.dumps(text))
         await bare.start()
         await bare.up(made.first)
-        async with NodeClient(bare.url) as client:
+        async with NodeClient(bare.url, timeout=ANSWER) as client:
             assert (await client.new_session()).leaked == (made.first.id,)
         await agented.start()
         assert agented.process is not None
@@ -129,7 +130,7 @@ async def test_a_server_that_gives_its_key_away_is_stopped_at_once_and_the_agent
             assert await node.process.wait() == EXIT_CODES["agent"]
         assert f"GIVES THE PRIVATE KEY OF ROOT {made.first.id} TO ANYBODY WHO ASKS" in node.log
         assert made.first.to_secret_json()["privateKey"]["d"] not in node.log
-        async with NodeClient(node.url) as client:
+        async with NodeClient(node.url, timeout=ANSWER) as client:
             with pytest.raises(NodeError):
                 await client.new_session()
         assert not os.path.lexists(node.settings)
@@ -161,7 +162,7 @@ async def test_a_node_that_does_not_come_up_with_the_new_root_serves_with_the_on
         assert b.id in {root.id for root in document.roots}
         for node in made.nodes:
             await until(lambda node=node: made.first.id in node.settings.read_text(), lambda node=node: node.log)
-            async with NodeClient(node.url) as client:
+            async with NodeClient(node.url, timeout=ANSWER) as client:
                 assert await client.answers(b), "B stays trusted"
 
 
@@ -292,7 +293,7 @@ async def test_a_restore_restarts_each_server_once_one_at_a_time_and_every_write
             assert [json.loads(line)["signer"] for line in node.out.splitlines()] == [a.id, b.id, a.id]
             settings = json.loads(node.settings.read_bytes())
             assert settings["currentSession"]["id"] == a.id
-            async with NodeClient(node.url) as client:
+            async with NodeClient(node.url, timeout=ANSWER) as client:
                 assert await client.answers(b), "what B signed stays valid"
             assert {path.name for path in keys_on_disk(node.path)} <= {".goatlike.json"}
 
@@ -403,7 +404,7 @@ async def test_a_rotation_drives_our_own_server_an_agent_and_a_bare_server_that_
         await bare.start()
         await bare.up(b)
         assert json.loads(bare.out.splitlines()[-1])["signer"] == b.id
-        async with NodeClient(bare.url) as client:
+        async with NodeClient(bare.url, timeout=ANSWER) as client:
             assert await client.answers(made.first), "A's signatures count there too"
             assert not (await client.new_session()).leaked
 

@@ -14,6 +14,7 @@ import pytest
 from goatherd.client import NodeClient
 from goatherd.rotation.machine import Outcome, Policy
 from goatherd.rotation.rotator import Rotator
+from tests.deadlines import ANSWER
 from tests.ports import free_ports
 
 from .agents import REPO, Cluster, cluster
@@ -36,7 +37,7 @@ async def rotate(made: Cluster, urls: list[str]) -> None:
 
 async def sessions(made: Cluster, url: str) -> set[str]:
     """The ids of the anonymous sessions that a server holds."""
-    async with NodeClient(url) as client:
+    async with NodeClient(url, timeout=ANSWER) as client:
         commits = await client.pull(SESSIONS, (await made.document()).current)
     return {commit["k"] for commit in commits if not commit["c"]["r"]["d"].get("owner")}
 
@@ -80,7 +81,7 @@ async def test_a_rotation_leaves_one_session_for_each_start_of_a_server_under_an
 async def test_status_and_doctor_show_what_an_agent_knows_of_its_server(tmp_path: Path) -> None:
     async with cluster(tmp_path, 2) as made:
         urls = await start(made)
-        async with NodeClient(urls[0]) as client:
+        async with NodeClient(urls[0], timeout=ANSWER) as client:
             first = await client.identity()
         await rotate(made, urls)
         root = (await made.document()).current.id
@@ -96,7 +97,7 @@ async def test_status_and_doctor_show_what_an_agent_knows_of_its_server(tmp_path
         assert code == 0, told
         assert sum("its agent has asked" in one["text"] for one in told["checks"]) == 2  # type: ignore[attr-defined]
         assert await sessions(made, urls[0]) == before, "neither of them leaves a session"
-        async with NodeClient(urls[0]) as client:
+        async with NodeClient(urls[0], timeout=ANSWER) as client:
             second = await client.identity()
         assert first is not None
         assert second is not None
@@ -108,7 +109,7 @@ async def test_status_and_doctor_show_what_an_agent_knows_of_its_server(tmp_path
 async def test_an_agent_reads_the_store_at_once_when_a_root_asks(tmp_path: Path) -> None:
     async with cluster(tmp_path, 2) as made:
         urls = await start(made)
-        async with NodeClient(urls[0]) as client:
+        async with NodeClient(urls[0], timeout=ANSWER) as client:
             stranger = (await client.new_session()).owned
             answer = await client.refresh(made.first)
             assert answer == {"generation": 1, "changed": False}

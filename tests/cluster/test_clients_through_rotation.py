@@ -21,6 +21,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit
 
@@ -58,11 +59,13 @@ class Herd:
     @contextlib.asynccontextmanager
     async def nodes(self) -> AsyncIterator[list[NodeClient]]:
         async with contextlib.AsyncExitStack() as stack:
-            yield [await stack.enter_async_context(NodeClient(url, clock=self.clock)) for url in self.urls]
+            yield [
+                await stack.enter_async_context(NodeClient(url, clock=self.clock, timeout=ANSWER)) for url in self.urls
+            ]
 
     async def rotate(self, lifetime: timedelta = LIFE) -> str:
         """Rotate, and return who signs then."""
-        policy = Policy(adoption=60 * SECOND, settle=60 * SECOND, lifetime=lifetime)
+        policy = Policy(adoption=ADOPTION, settle=ADOPTION, lifetime=lifetime, node_timeout=ANSWER)
         async with self.nodes() as nodes:
             report = await Rotator(self.provider, "root", nodes, policy=policy, clock=self.clock).rotate()
         return report.current_id
@@ -194,7 +197,7 @@ async def test_clients_old_and_new_after_a_revocation(tmp_path: Path) -> None:
         async with herd.nodes() as nodes:
             await nodes[0].push(SESSIONS, [session_commit(a, rogue.session)], a)
             await herd.in_step()
-            policy = Policy(adoption=60 * SECOND, settle=60 * SECOND)
+            policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
             report = await Revoker(herd.provider, "root", nodes, policy=policy, clock=herd.clock).revoke(
                 a.id, reason="stolen"
             )

@@ -17,6 +17,7 @@ from goatherd.ids import new_id
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.wire.commit import Commit, new_commit
+from tests.deadlines import ANSWER
 from tests.ports import free_ports
 
 from .agents import cluster
@@ -68,7 +69,10 @@ async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_ar
         await node.start()
         await made.up()
         await node.logged("door.opened")
-        async with NodeClient(f"http://127.0.0.1:{port}") as client, NodeClient(node.url) as direct:
+        async with (
+            NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client,
+            NodeClient(node.url, timeout=ANSWER) as direct,
+        ):
             early = await client.new_session()
             assert early.leaked == ()
             written = [note(early.owned)]
@@ -80,7 +84,7 @@ async def test_writes_through_the_door_survive_a_rotation_and_forgeries_never_ar
                 made.provider,
                 made.secret_id,
                 [direct],
-                policy=Policy(adoption=timedelta(minutes=3), settle=timedelta(minutes=1)),
+                policy=Policy(adoption=timedelta(minutes=3), settle=timedelta(minutes=1), node_timeout=ANSWER),
                 started_by="test",
             )
             await rotator.rotate()

@@ -17,6 +17,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 
 from .agents import REPO, Agented, Cluster, cluster
@@ -54,8 +55,8 @@ async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_
 
             servers = [*herd.servers, late]
             urls = [*herd.urls, f"http://127.0.0.1:{port}"]
-            nodes = [NodeClient(url, clock=herd.clock) for url in urls]
-            policy = Policy(adoption=60 * SECOND, settle=20 * SECOND)
+            nodes = [NodeClient(url, clock=herd.clock, timeout=ANSWER) for url in urls]
+            policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
             replacer = Replacer(herd.provider, "root", nodes, policy=policy, clock=herd.clock)
             report = await replacer.replace()
             again = await replacer.replace()
@@ -88,9 +89,9 @@ async def test_after_the_expired_root_is_replaced_every_server_serves_and_every_
 
 
 async def replaced(made: Cluster, clock: Shifted, *, patience: timedelta = 120 * SECOND) -> ReplacementReport:
-    nodes = [NodeClient(url, clock=clock) for url in made.urls]
+    nodes = [NodeClient(url, clock=clock, timeout=ANSWER) for url in made.urls]
     try:
-        policy = Policy(adoption=patience, lifetime=timedelta(days=180))
+        policy = Policy(adoption=patience, lifetime=timedelta(days=180), node_timeout=ANSWER)
         return await Replacer(made.provider, made.secret_id, nodes, policy=policy, clock=clock).replace()
     finally:
         for node in nodes:

@@ -23,13 +23,14 @@ from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.replacement import Replacer
 from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Refusal
+from tests.deadlines import ADOPTION, ANSWER
 from tests.unit.node.nodes import signed_commit
 
 from .test_revocation import NOTES, Cluster, Member, cluster_of, until
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=30 * SECOND, settle=30 * SECOND, node_timeout=5 * SECOND, grace=timedelta(0))
+POLICY = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER, grace=timedelta(0))
 
 
 class Store:

@@ -19,6 +19,7 @@ from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
+from tests.deadlines import ADOPTION, ANSWER
 
 from .herd import herd_around
 
@@ -39,7 +40,7 @@ class Place:
 
     factory: Callable[[], SecretProvider]
     secret_id: str = "goatdb/root"
-    adoption: timedelta = 30 * SECOND
+    adoption: timedelta = ADOPTION
     clock_tolerance: timedelta = Policy().clock_tolerance
 
 
@@ -164,8 +165,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @contextlib.asynccontextmanager
 async def rotator_of(urls: list[str], provider: SecretProvider, place: Place) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
-        policy = Policy(adoption=place.adoption, settle=20 * SECOND, clock_tolerance=place.clock_tolerance)
+        nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in urls]
+        policy = Policy(
+            adoption=place.adoption, settle=ADOPTION, clock_tolerance=place.clock_tolerance, node_timeout=ANSWER
+        )
         yield Rotator(provider, place.secret_id, nodes, policy=policy, started_by="test")
 
 
@@ -184,7 +187,7 @@ async def test_five_nodes_rotate_under_load_and_nothing_is_refused_or_lost(place
             await rotator.rotate()
             await clock.sleep(SECOND / 2)
             await load.stop()
-            audit = await load.audit([cluster.first.session])
+            audit = await load.audit([cluster.first.session], patience=ADOPTION)
         document = await cluster.document()
         window = load.window(began)
         signers = [server.database().pool.current.id for server in cluster.servers]

@@ -29,6 +29,7 @@ from goatherd.rotation.events import PhaseEntered
 from goatherd.rotation.health import HTTPProbe
 from goatherd.rotation.observe import Node
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ANSWER
 from tests.ports import free_ports
 
 from .herd import CutOff
@@ -79,7 +80,7 @@ class Cluster:
         member = Member(url, self.top / f"node-{number}", self._ports[number], cable, peers)
         await member.start()
         self.members.append(member)
-        self.clients[url] = NodeClient(url)
+        self.clients[url] = NodeClient(url, timeout=ANSWER)
         return member
 
     async def nodes(self) -> Sequence[Node]:

@@ -17,6 +17,7 @@ from goatherd.node.server import Listener, Server
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 
 from .herd import CutOff, Herd, herd
@@ -26,24 +27,24 @@ SECOND = timedelta(seconds=1)
 
 
 @contextlib.asynccontextmanager
-async def rotator_of(cluster: Herd, adoption: timedelta) -> AsyncIterator[Rotator]:
+async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in cluster.urls]
-        policy = Policy(adoption=adoption, settle=20 * SECOND)
+        nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in cluster.urls]
+        policy = Policy(adoption=adoption, settle=ADOPTION, node_timeout=ANSWER)
         yield Rotator(cluster.provider, cluster.secret_id, nodes, policy=policy, started_by="test")
 
 
 async def audit_of(cluster: Herd, load: Workload) -> Audit:
     """Only the very first root is given: everything else must be vouched for, step by step, in /sys/sessions."""
     await load.stop()
-    return await load.audit([cluster.first.session])
+    return await load.audit([cluster.first.session], patience=ADOPTION)
 
 
 async def test_a_full_rotation_refuses_nothing_and_loses_nothing(tmp_path: Path) -> None:
     clock = SystemClock()
     async with herd(tmp_path) as cluster:
         load = Workload(cluster.urls, clients=10, pause=timedelta(milliseconds=60))
-        async with load, rotator_of(cluster, adoption=30 * SECOND) as rotator:
+        async with load, rotator_of(cluster) as rotator:
             began = load.now()
             await clock.sleep(SECOND)
             await rotator.rotate()
@@ -72,7 +73,7 @@ async def test_a_restore_and_the_rotation_after_it_refuse_nothing_and_lose_nothi
         cluster = await stack.enter_async_context(herd(tmp_path, count=3))
         loads = [await stack.enter_async_context(workload(cluster))]
         began = loads[0].now()
-        async with rotator_of(cluster, adoption=30 * SECOND) as rotator:
+        async with rotator_of(cluster) as rotator:
             await rotator.rotate()
             b = (await cluster.document()).current
             loads.append(await stack.enter_async_context(workload(cluster)))
@@ -82,7 +83,7 @@ async def test_a_restore_and_the_rotation_after_it_refuse_nothing_and_lose_nothi
         await stack.enter_async_context(added_server(cluster, tmp_path / "added", tmp_path / "keys"))
         loads.append(await stack.enter_async_context(workload(cluster)))
         await clock.sleep(SECOND)
-        async with rotator_of(cluster, adoption=30 * SECOND) as rotator:
+        async with rotator_of(cluster) as rotator:
             rotated = await rotator.rotate()
         await clock.sleep(SECOND)
         for load in loads:
@@ -90,7 +91,7 @@ async def test_a_restore_and_the_rotation_after_it_refuse_nothing_and_lose_nothi
         for load in loads[:-1]:
             assert load.accepted
             loads[-1].accepted |= load.accepted
-        audit = await loads[-1].audit([cluster.first.session])
+        audit = await loads[-1].audit([cluster.first.session], patience=ADOPTION)
         document = await cluster.document()
         windows = [load.window(began) for load in loads]
         signers = [server.database().pool.current.id for server in cluster.servers]
@@ -129,7 +130,7 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
     clock = SystemClock()
     async with herd(tmp_path) as cluster:
         load = Workload(cluster.urls, clients=10, pause=timedelta(milliseconds=60))
-        async with load, rotator_of(cluster, adoption=4 * SECOND) as rotator:
+        async with load, rotator_of(cluster) as rotator, rotator_of(cluster, adoption=4 * SECOND) as impatient:
             began = load.now()
             await rotator.rotate(to_phase=Phase.PUBLISHED)
             b = (await cluster.document()).next
@@ -138,7 +139,7 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
             assert isinstance(cable, CutOff)
             cable.is_cut = True
             with pytest.raises(NotAdoptedError):
-                await rotator.resume()
+                await impatient.resume()
             cable.is_cut = False
             await clock.sleep(SECOND)
             audit = await audit_of(cluster, load)
@@ -160,7 +161,7 @@ async def test_a_node_that_is_cut_off_from_the_store_makes_the_rotation_roll_bac
 
 async def test_a_node_that_stays_away_begins_no_rotation_and_before_b_signs_only_cancels_it(tmp_path: Path) -> None:
     async with herd(tmp_path, count=3) as cluster:
-        async with rotator_of(cluster, adoption=2 * SECOND) as rotator:
+        async with rotator_of(cluster) as rotator:
             await rotator.rotate(to_phase=Phase.PREPARED)
         cluster.urls.append("http://127.0.0.1:9")
         async with rotator_of(cluster, adoption=2 * SECOND) as rotator:

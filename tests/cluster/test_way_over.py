@@ -21,6 +21,7 @@ from goatherd.node.server import Listener, Server
 from goatherd.plugins import open_provider
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings, FileSettings
+from tests.deadlines import ANSWER
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "jsonl"
 DESCRIPTION = json.loads((VECTORS / "description.json").read_text())
@@ -54,7 +55,7 @@ async def run(*arguments: str) -> int:
 
 
 async def look(url: str, path: str) -> list[dict[str, Any]]:
-    async with NodeClient(url) as node:
+    async with NodeClient(url, timeout=ANSWER) as node:
         client, roots = await node.create_session()
         assert roots
         return await node.pull(path, client)
@@ -87,7 +88,7 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
             assert item is not None
             assert key in items
         await check_old_commits(listener.url, [first])
-        async with NodeClient(listener.url) as node, open_provider(uri)[0] as store:
+        async with NodeClient(listener.url, timeout=ANSWER) as node, open_provider(uri)[0] as store:
             await Rotator(store, secret_id, [node], started_by="test").rotate()
         second = server.database().pool.current.session
         assert second.id != A["id"]

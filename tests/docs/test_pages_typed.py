@@ -25,6 +25,7 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.providers.base import CURRENT
+from tests.deadlines import ANSWER
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps
 from tests.ports import free_ports
@@ -257,7 +258,7 @@ def test_the_page_about_migration_works_as_it_is_written(world: World) -> None:
 
 
 async def create_session(port: int) -> None:
-    async with NodeClient(f"http://127.0.0.1:{port}") as client:
+    async with NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client:
         await client.create_session()
 
 

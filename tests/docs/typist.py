@@ -5,6 +5,7 @@ addresses of other machines (``10.0.0.1``) become directories and ports of the t
 background and is waited for; a command that would ask gets ``--yes``, since no reader sits at the terminal. The
 configuration files that the page shows are written. What a page has its reader do without a command (press Ctrl-C in
 another terminal) is in a comment of the page: ``<!-- typed: kill %2 -->``.
+A server may take longer for an answer than commands wait by default.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 
 ROOT: Final = Path(__file__).parents[2]
 ELSEWHERE: Final = frozenset({"aws", "az", "bao", "docker", "gcloud", "kubectl", "make", "pip", "systemctl", "vault"})
@@ -93,6 +94,7 @@ class Shell:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
         scripts = Path(sys.executable).parent
         environ |= {"PATH": f"{scripts}:{environ['PATH']}", "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        environ["GOATHERD_TIMEOUT"] = f"{ANSWER.total_seconds():g}s"
         self.process = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             stdin=subprocess.PIPE,

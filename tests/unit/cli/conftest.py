@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import run
+from tests.deadlines import ANSWER, HANG
 
 from .json_documents import JSONDocuments
 
@@ -94,12 +95,16 @@ class Serving:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(HANG)
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
-    """Return a function that starts ``goatherd serve`` on a free port and waits for its ready line."""
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
+    """Return a function that starts ``goatherd serve`` on a free port and waits for its ready line.
+
+    Commands wait longer for the server's answers than by default.
+    """
+    monkeypatch.setenv("GOATHERD_TIMEOUT", f"{ANSWER.total_seconds():g}s")
     started: list[subprocess.Popen[str]] = []
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
 
@@ -113,7 +118,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
         started.append(process)
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line, f"the server ended with {process.wait(20)}: {stderr.read_text()}"
+        assert line, f"the server ended with {process.wait(HANG)}: {stderr.read_text()}"
         ready = json.loads(line)
         return Serving(process, ready["url"], ready, stderr)
 
@@ -121,6 +126,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
     for process in started:
         if process.poll() is None:
             process.kill()
-            process.wait(20)
+            process.wait(HANG)
         if process.stdout is not None:
             process.stdout.close()

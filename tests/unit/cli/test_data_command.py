@@ -18,6 +18,7 @@ from goatherd.node.storage import LogDirectory
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretBytes
 from goatherd.wire.commit_log import frame
+from tests.deadlines import ANSWER
 from tests.unit.goats import NOW, commit_by, introduction, owned, root
 
 from .conftest import Goatherd, Serving, secrets_in
@@ -137,7 +138,7 @@ def test_repair_fetches_a_damaged_commit_from_a_running_server(
 
 async def push(url: str) -> list[str]:
     now_ms = SystemClock().now_ms()
-    async with NodeClient(url) as client:
+    async with NodeClient(url, timeout=ANSWER) as client:
         author, _ = await client.create_session()
         commits = [commit_by(author, f"k{n}", {"text": "x"}, ts=now_ms) for n in range(3)]
         await client.push("/data/notes", commits, author)

@@ -16,6 +16,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
+from tests.deadlines import ANSWER
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving, secrets_in
@@ -164,5 +165,5 @@ def test_what_one_server_alone_claims_is_shown_and_counts_if_asked(
 
 
 async def session_at(url: str) -> str:
-    async with NodeClient(url) as client:
+    async with NodeClient(url, timeout=ANSWER) as client:
         return (await client.create_session())[0].id

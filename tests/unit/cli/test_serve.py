@@ -22,6 +22,7 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.serving.addresses import bind
+from tests.deadlines import ANSWER
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
@@ -130,14 +131,14 @@ async def test_a_server_says_that_it_is_ready_keeps_what_it_took_and_ends_gracef
         "org": "localhost",
         "signer": made.json["current"]["id"],
     }
-    async with NodeClient(server.url) as client:
+    async with NodeClient(server.url, timeout=ANSWER) as client:
         owned, _ = await client.create_session()
     assert await to_thread(server.stop, number) == 0
     events = events_of(server)
     assert [event for event in events if event.startswith("node.")] == ["node.started", "node.stopped"]
     assert set(events) <= {"settings.loaded", "data.checked", "node.started", "node.stopped"}, "no line for a request"
     again = await to_thread(serve, *start)
-    async with NodeClient(again.url) as client:
+    async with NodeClient(again.url, timeout=ANSWER) as client:
         assert await client.answers(owned), "a session that it gave out before its end is known after a restart"
     assert await to_thread(again.stop) == 0
 
