@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from goatherd.identity.session import OwnedSession, Session
     from goatherd.node.server import Server
     from goatherd.plugins import open_provider
-    from goatherd.providers.base import Label, SecretBytes, SecretProvider, SecretValue, SecretVersion, VersionId
+    from goatherd.providers.base import SecretProvider
+    from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
     from goatherd.rotation.machine import Policy
     from goatherd.rotation.rotator import Rotator
     from goatherd.settings import (

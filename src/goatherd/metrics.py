@@ -28,7 +28,7 @@ from goatherd.clock import Clock
 from goatherd.errors import GoatherdError, MissingExtraError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.transitions import ROTATED, SUCCESSES
-from goatherd.providers.calls import BUCKETS, CallCounts, Durations
+from goatherd.providers.call_metrics import BUCKETS, CallCounts, Durations
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.settings.base import Origin, SettingsStatus

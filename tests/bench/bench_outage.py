@@ -27,8 +27,9 @@ from goatherd.errors import GoatherdError, UnavailableError
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.providers.base import Call, Label, SecretValue, VersionId
+from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 from goatherd.testing.herd import FakeClock
 

@@ -17,8 +17,8 @@ import pytest
 
 from goatherd.errors import SecretNotFoundError
 from goatherd.files import System
-from goatherd.providers.base import STABLE, Label, VersionId
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import STABLE, Label, VersionId
 
 DIED, FINISHED = 66, 0
 Operation = Callable[[FileSecretProvider], Awaitable[object]]

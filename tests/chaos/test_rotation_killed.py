@@ -23,8 +23,9 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.node.server import Server
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, VersionState
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.providers.vault import VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth

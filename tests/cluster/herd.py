@@ -20,8 +20,9 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.node.server import Listener, Server
-from goatherd.providers.base import CURRENT, Label, SecretProvider, SecretValue, VersionId
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 from tests.ports import free_ports
 

@@ -20,8 +20,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.node.server import Listener, Server
-from goatherd.providers.base import CURRENT, VersionId
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings

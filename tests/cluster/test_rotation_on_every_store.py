@@ -14,9 +14,10 @@ from goatherd.cli.workload import Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.plugins import provider_schemes
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
 from tests.deadlines import ADOPTION, ANSWER

@@ -22,8 +22,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.node.server import Listener, Server
-from goatherd.providers.base import CURRENT
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
 from goatherd.rotation.events import PhaseEntered
 from goatherd.rotation.health import HTTPProbe

@@ -29,7 +29,8 @@ from goatherd.errors import (
 )
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
 from goatherd.providers.aws.provider import CANDIDATE
-from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, SecretBytes, SecretVersion, VersionId
+from goatherd.providers.base import RetryPolicy
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from tests.deadlines import HANG

@@ -10,7 +10,8 @@ import pytest
 
 from goatherd.errors import SecretDeletedError
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-from goatherd.providers.base import Call, Label, SecretProvider, VersionId
+from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.values import Label, VersionId
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract
 from goatherd.testing.faults import Fault, FaultProxy, Mode

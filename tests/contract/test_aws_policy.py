@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.testing.aws_fake import ACCESS_KEY, ACCOUNT, REGION, FakeSecretsManager, Seen
 from goatherd.testing.iam_evaluator import UnknownPolicyElementError, is_allowed, request_context
 

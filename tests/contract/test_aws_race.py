@@ -12,7 +12,7 @@ import pytest
 
 from goatherd.errors import ConflictError
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
 from tests.deadlines import HANG

@@ -14,7 +14,7 @@ import pytest
 from goatherd.cli.main import EXIT_FINDINGS, run
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
 from goatherd.providers.aws.provider import CANDIDATE
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.machine import Kept
 from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager

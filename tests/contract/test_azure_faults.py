@@ -27,7 +27,8 @@ from goatherd.errors import (
 )
 from goatherd.plugins import open_provider
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
-from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, VersionState
+from goatherd.providers.base import RetryPolicy
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from tests.deadlines import HANG

@@ -14,8 +14,8 @@ pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, SecretDeletedError, VersionDisabledError
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider, policy
-from goatherd.providers.azure.rbac import DATA_ACTIONS
-from goatherd.providers.base import CURRENT, STABLE, VersionState
+from goatherd.providers.azure.permissions import DATA_ACTIONS
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
 SPEED = 50.0

@@ -26,9 +26,10 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider, records
-from goatherd.providers.azure.rbac import DATA_ACTIONS
-from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, VersionId, VersionState
-from goatherd.providers.diagnosable import Verdict
+from goatherd.providers.azure.permissions import DATA_ACTIONS
+from goatherd.providers.base import RetryPolicy
+from goatherd.providers.capabilities import Verdict
+from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock, Trouble, _Version
 from tests.deadlines import HANG
 

@@ -9,19 +9,10 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
-from goatherd.providers.base import (
-    Call,
-    Guarantees,
-    Label,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import Call, Guarantees, RetryPolicy, SecretProvider
 from goatherd.providers.ledger import Ledger
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.testing.answer_checks import ANSWER_CHECKS, WHY_SKIPPED
 from goatherd.testing.contract import check_name, check_provider, run_check
 from goatherd.testing.subject import ContractViolationError

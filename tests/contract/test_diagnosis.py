@@ -10,10 +10,11 @@ import pytest
 
 from goatherd.errors import ProviderError, SecretNotFoundError
 from goatherd.files import System
-from goatherd.providers.base import STABLE, SecretProvider
-from goatherd.providers.diagnosable import DiagnosableSecretProvider, Finding, Verdict, rights
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import DiagnosableSecretProvider, Finding, Verdict, rights
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import STABLE
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 READS = "may read and not write: right for a server, too little to rotate"
@@ -106,7 +107,7 @@ async def test_google_tells_each_role_what_it_may_do_and_what_is_missing():
     from google.auth.credentials import AnonymousCredentials
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-    from goatherd.providers.gcp.policy import permissions
+    from goatherd.providers.gcp.permissions import permissions
     from goatherd.testing.gcp_fake import FakeSecretManager
 
     with FakeSecretManager("goatherd-testing") as fake:

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from goatherd.errors import ConflictError
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, STABLE
 
 HOW_TO = Path(__file__).resolve().parents[2] / "docs/how-to"
 DOCUMENT = '{\n  "roots": ["é", "\\u0001"],\t"n": 1\n}'
@@ -87,7 +88,7 @@ async def test_files(tmp_path: Path):
 async def test_aws(monkeypatch: pytest.MonkeyPatch):
     boto3 = pytest.importorskip("boto3", reason="needs the extra aws")
     from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-    from goatherd.providers.aws.iam import policy
+    from goatherd.providers.aws.permissions import policy
     from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     (command,) = commands("store-aws.md", "aws secretsmanager get-secret-value ")
@@ -155,7 +156,7 @@ with urllib.request.urlopen(request, timeout=60) as answer:
 
 async def test_kubernetes(tmp_path: Path):
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
-    from goatherd.providers.kubernetes.policy import policy
+    from goatherd.providers.kubernetes.permissions import policy
     from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import provider_of
 

@@ -11,7 +11,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import CURRENT, Label
+from goatherd.providers.values import CURRENT, Label
 from goatherd.rotation.machine import Kept
 from goatherd.testing.herd import FakeClock, Herd
 from tests.cluster.test_rotation_on_every_store import STORES, Place, vault

@@ -28,19 +28,11 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.base import (
-    CURRENT,
-    STABLE,
-    Label,
-    RetryPolicy,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.gcp import provider as module
 from goatherd.providers.gcp.journal import ANNOUNCED
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.gcp_fake import ACCESS, READ, Failure, FakeSecretManager, StatusError
 from tests.deadlines import HANG

@@ -13,8 +13,9 @@ from google.cloud.secretmanager_v1 import types as wire
 
 from goatherd.errors import GoatherdError, ProviderAccessDeniedError
 from goatherd.plugins import open_provider, provider_from_config
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, VersionId
-from goatherd.providers.gcp.policy import permissions
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.gcp.permissions import permissions
+from goatherd.providers.values import CURRENT, STABLE, VersionId
 from goatherd.testing.gcp_fake import FakeSecretManager
 
 PROJECT = "goatherd-testing"

@@ -13,8 +13,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.secretmanager_v1 import types as wire
 
 from goatherd.errors import ConflictError
-from goatherd.providers.base import VersionState
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.providers.values import VersionState
 from goatherd.testing.gcp_fake import FakeSecretManager
 from tests.deadlines import HANG
 

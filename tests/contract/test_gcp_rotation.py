@@ -8,9 +8,10 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.secretmanager_v1 import types as wire
 
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, VersionState
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-from goatherd.providers.gcp.policy import permissions
+from goatherd.providers.gcp.permissions import permissions
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation import Outcome, Phase
 from goatherd.testing.gcp_fake import FakeSecretManager
 from goatherd.testing.herd import FakeClock, Herd

@@ -29,8 +29,9 @@ from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create, prepare
-from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, SecretProvider, VersionId, VersionState
+from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, STABLE, VersionId, VersionState
 from goatherd.rotation import Policy, Rotator
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.herd import FakeClock

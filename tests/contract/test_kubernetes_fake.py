@@ -27,9 +27,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.plugins import open_provider, provider_from_config
-from goatherd.providers.base import CURRENT, STABLE, Label, RetryPolicy, SecretProvider, VersionId
+from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, POINTER
+from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
 from goatherd.testing.wrong_answers import WrongAnswers

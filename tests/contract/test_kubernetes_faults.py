@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, UnavailableError
-from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.testing.faults import Fault, FaultProxy, Mode
 from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 from tests.contract.test_kubernetes_fake import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of

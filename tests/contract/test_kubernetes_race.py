@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import ConflictError
-from goatherd.providers.base import VersionId
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
 
 MODULE = "tests.contract.test_kubernetes_race"

@@ -41,8 +41,9 @@ from goatherd.errors import (
     SecretTooLargeError,
     ThrottledError,
 )
-from goatherd.providers.base import STABLE, RetryPolicy, SecretProvider
+from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
+from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import kubeconfig

@@ -17,8 +17,8 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create, prepare
-from goatherd.providers.base import CURRENT, STABLE, VersionState
 from goatherd.providers.kubernetes import policy
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation import Outcome, Phase
 from goatherd.settings import CloudSecretSettings
 from goatherd.testing.herd import FakeClock, Herd

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.errors import ProviderAccessDeniedError, ThrottledError, UnavailableError
-from goatherd.providers.base import WatchableSecretProvider
+from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
 from goatherd.testing.kubernetes_fake import FakeKubernetes, Trouble

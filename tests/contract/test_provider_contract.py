@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from goatherd.errors import ProviderAccessDeniedError, UnavailableError
-from goatherd.providers.base import Call, Label, SecretBytes, SecretProvider, SecretVersion
+from goatherd.providers.base import Call, SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import Label, SecretBytes, SecretVersion
 from goatherd.testing import contract_command
 from goatherd.testing.answer_checks import ANSWER_CHECKS
 from goatherd.testing.contract import CHECKS, ProviderContract, Result, check_name, check_provider

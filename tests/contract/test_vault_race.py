@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ConflictError
-from goatherd.providers.base import VersionId
+from goatherd.providers.values import VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG

@@ -24,10 +24,11 @@ from goatherd.errors import (
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.providers.base import CURRENT, STABLE, RetryPolicy, SecretBytes, VersionId, VersionState
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionId, VersionState
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.providers.vault.policy import MAX_VERSIONS, policy
+from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.holdings import find_holdings

@@ -15,7 +15,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.base import CURRENT, STABLE, Label, VersionId
+from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 

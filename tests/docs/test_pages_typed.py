@@ -24,7 +24,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
-from goatherd.providers.base import CURRENT
+from goatherd.providers.values import CURRENT
 from tests.deadlines import ANSWER
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps

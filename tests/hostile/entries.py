@@ -31,12 +31,13 @@ from goatherd.node.storage import MemoryLog
 from goatherd.plugins import open_provider
 from goatherd.providers.azure.records import decode_leftover
 from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
-from goatherd.providers.base import Call, SecretBytes, check_label
+from goatherd.providers.base import Call
+from goatherd.providers.file.manifest import decode as decode_manifest
+from goatherd.providers.file.manifest import encode as encode_manifest
 from goatherd.providers.kubernetes.record import decode_pointer as decode_kubernetes_pointer
 from goatherd.providers.kubernetes.record import encode_pointer as encode_kubernetes_pointer
 from goatherd.providers.ledger import Ledger
-from goatherd.providers.manifest import decode as decode_manifest
-from goatherd.providers.manifest import encode as encode_manifest
+from goatherd.providers.values import SecretBytes, check_label
 from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
 from goatherd.providers.vault.records import decode_pointer as decode_vault_pointer
 from goatherd.providers.vault.records import decode_value as decode_vault_value

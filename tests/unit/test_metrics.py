@@ -48,9 +48,10 @@ from goatherd.metrics import (
 )
 from goatherd.node.data_check import DataStatus
 from goatherd.node.report import gate_samples, metrics
-from goatherd.providers.base import Call, Label, RetryPolicy, SecretValue, VersionId
-from goatherd.providers.calls import BUCKETS, CallCounts, outcomes
+from goatherd.providers.base import Call, RetryPolicy
+from goatherd.providers.call_metrics import BUCKETS, CallCounts, outcomes
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.machine import Phase as MachinePhase

@@ -31,7 +31,8 @@ from goatherd.errors import (
     SecretNotFoundError,
     UnavailableError,
 )
-from goatherd.providers.base import CURRENT, SecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 

@@ -36,7 +36,8 @@ from goatherd.data_directory import (
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.forms import organization
 from goatherd.plugins import credential_variables, open_provider
-from goatherd.providers.base import ORG_FIELD, SecretProvider, secret_id_for
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.times import iso
 
 if TYPE_CHECKING:

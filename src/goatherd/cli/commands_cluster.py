@@ -44,7 +44,7 @@ from goatherd.config import Options, format_duration
 from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
-from goatherd.providers.base import shown_label
+from goatherd.providers.values import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report

@@ -9,7 +9,7 @@ import click
 
 from goatherd.cli.copying import Copied, check_addresses, check_lasting, copy_secret, open_both
 from goatherd.cli.main import App, command
-from goatherd.providers.base import shown_label, shown_labels
+from goatherd.providers.values import shown_label, shown_labels
 
 
 @command(

@@ -17,7 +17,7 @@ from goatherd.cli.store import place
 from goatherd.config import Options
 from goatherd.data_directory import check_data_directory
 from goatherd.errors import ConfigurationError, MissingExtraError
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD
 from goatherd.serving.addresses import allow_open_files
 from goatherd.serving.limits import CallerLimits, Rate
 

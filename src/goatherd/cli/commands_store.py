@@ -24,7 +24,7 @@ from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import policy_text
-from goatherd.providers.base import CURRENT, SecretBytes, shown_label, shown_labels
+from goatherd.providers.values import CURRENT, SecretBytes, shown_label, shown_labels
 from goatherd.times import iso
 
 if TYPE_CHECKING:

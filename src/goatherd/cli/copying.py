@@ -36,16 +36,8 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import (
-    CURRENT,
-    STABLE,
-    Label,
-    ReadConsistency,
-    SecretBytes,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
+from goatherd.providers.base import ReadConsistency
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import digest_of
 
 SETTLE: Final = timedelta(seconds=30)

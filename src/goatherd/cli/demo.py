@@ -30,7 +30,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
-from goatherd.providers.base import CURRENT, SecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator

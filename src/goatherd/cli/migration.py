@@ -53,7 +53,7 @@ from goatherd.identity.introduction import better, session_from_commit, verify_c
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
-from goatherd.providers.base import ORG_FIELD, SecretBytes
+from goatherd.providers.values import ORG_FIELD, SecretBytes
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.vouching import session_commit

@@ -17,7 +17,8 @@ from goatherd.config import Options
 from goatherd.errors import ConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.plugins import open_provider, provider_from_config
-from goatherd.providers.base import CURRENT, ORG_FIELD, Label, SecretProvider, SecretVersion, VersionId, secret_id_for
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId, secret_id_for
 
 DEFAULT_ORG: Final = "localhost"
 

@@ -17,8 +17,8 @@ from goatherd.clock import SystemClock
 from goatherd.config import Options, format_duration
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
-from goatherd.providers.base import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
-from goatherd.providers.diagnosable import DiagnosableSecretProvider, Verdict
+from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
 from goatherd.times import milliseconds
 

@@ -16,7 +16,7 @@ from goatherd.cli.store import Store
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
-from goatherd.providers.base import CURRENT, STABLE, shown_labels
+from goatherd.providers.values import CURRENT, STABLE, shown_labels
 from goatherd.rotation.holdings import Holding, copies_left, describe_kept, find_holdings
 from goatherd.rotation.machine import Kept
 from goatherd.times import iso, milliseconds

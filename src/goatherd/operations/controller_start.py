@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from goatherd.errors import ConfigurationError, GoatherdError
-from goatherd.providers.base import CURRENT, SecretProvider
-from goatherd.providers.diagnosable import DiagnosableSecretProvider, Verdict
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
+from goatherd.providers.values import CURRENT
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.obstacles import Survey
 

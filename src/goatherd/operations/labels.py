@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from goatherd.errors import ConfigurationError, ConflictError, SecretNotFoundError
-from goatherd.providers.base import CURRENT, STABLE, Label, SecretProvider, SecretVersion, check_label
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, check_label
 
 __all__ = [
     "PROTECTED_LABELS",

@@ -17,7 +17,8 @@ from goatherd.identity.document import IdentityDocument, decode_document, docume
 from goatherd.identity.document_signature import MEMBER
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
-from goatherd.providers.base import CURRENT, SecretProvider, VersionId
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.history_check import check_store_history
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier

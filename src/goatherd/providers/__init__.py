@@ -1,24 +1,22 @@
 """Where exportable secrets rest. Providers speak bytes and know nothing of GoatDB.
 
-- `base`: the algebra, `SecretProvider`, and the types that go in and out.
-- `ledger`: versions and labels as immutable data, for the stores that we keep ourselves.
+- `values`: what goes in and comes out: secret bytes, labels, versions. `base`: the algebra, `SecretProvider`.
+- `capabilities`: what a store can do beyond it. `call_metrics`: how often it was called. `permissions`: the roles.
+- `ledger`, `versioned_record`: versions and labels as immutable data and as a record, for stores that lack them.
 - `memory`, `file`: the embedded defaults, reached by ``goatherd.plugins.open_provider`` like any other.
 """
 
-from goatherd.providers.base import (
+from goatherd.providers.base import Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.capabilities import WatchableSecretProvider
+from goatherd.providers.values import (
     CURRENT,
     STABLE,
-    Guarantees,
     Label,
-    ReadConsistency,
-    RetryPolicy,
     SecretBytes,
-    SecretProvider,
     SecretValue,
     SecretVersion,
     VersionId,
     VersionState,
-    WatchableSecretProvider,
     secret_id_for,
 )
 

@@ -1,31 +1,27 @@
 """The algebra of secret stores: immutable versions, and one map of labels that changes by compare-and-swap.
 
 What it is: `SecretProvider`, whose public methods are checks, an error guarantee, a deadline and retries around one
-private method each, so that a plugin writes the simple part only; and the data that goes in and out. What it is not:
-it knows no GoatDB and no platform.
+private method each, so that a plugin writes the simple part only. What it is not: it knows no GoatDB and no platform.
 
 Rules:
 - Only `goatherd.errors` escape, each naming provider, secret and operation, never a value.
 - Retries live here and nowhere else: jittered backoff, for `ThrottledError` and `UnavailableError` alone, inside one
   deadline for the whole call.
-- What lists or describes has no value field; what holds a value hides it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
-import shlex
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePath
 from types import TracebackType
-from typing import ClassVar, Final, Self, TypeVar, final
+from typing import ClassVar, Final, Self, TypeVar
 
 from goatherd.clock import Clock, RemoteClock, SystemClock
 from goatherd.errors import (
@@ -41,80 +37,27 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.calls import CallCounts
-from goatherd.providers.entrance import Entrance
-from goatherd.providers.secret_bytes import SecretBytes as SecretBytes
-from goatherd.providers.watchable import WatchableSecretProvider as WatchableSecretProvider
+from goatherd.providers.call_metrics import CallCounts
+from goatherd.providers.values import (
+    COMPONENT,
+    CURRENT,
+    ORG_FIELD,
+    Label,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+    check_label,
+    is_label,
+)
+from goatherd.providers.values import SecretBytes as SecretBytes
 
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_SECRET_ID_CHARS: Final = 512
 MAX_HELD_LABEL_CHARS: Final = 512
-ORG_FIELD: Final = "{org}"
-
-_COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
-# The narrowest rule among the platforms (Google's aliases), so that a label means the same everywhere.
-_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
-_RESERVED_LABELS = frozenset({"latest", "new"})
 _RANDOM = secrets.SystemRandom()
-
 Result = TypeVar("Result")
 ErrorKind = TypeVar("ErrorKind", bound=ProviderError)
-
-
-@final
-class Label(str):
-    """A movable name for one version of a secret, such as ``current``. Not a `VersionId`, whatever its text."""
-
-    __slots__ = ()
-
-
-@final
-class VersionId(str):
-    """A store's own id of one immutable value. Opaque: only the provider that made it reads an order out of it."""
-
-    __slots__ = ()
-
-
-CURRENT: Final = Label("current")
-STABLE: Final = Label("stable")
-
-
-class VersionState(StrEnum):
-    """Whether a version's value can be read."""
-
-    ENABLED = "enabled"
-    DISABLED = "disabled"
-    DESTROYED = "destroyed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretVersion:
-    """What is known of one version. It has no value field, so that a log line cannot leak one.
-
-    Attributes:
-        id: The store's own id.
-        labels: The labels that point at it, those of other tools too, as the platform spells them: they need not be
-            labels that `SecretProvider.label` takes.
-        created_ms: Milliseconds since 1970, by the store's clock.
-        state: Whether its value can be read.
-        is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
-            it, or one that says that it is destroyed. It can be read by its id, unless it was switched off, and
-            destroyed, and takes no label. It may be of a writer that is at work.
-    """
-
-    id: VersionId
-    labels: frozenset[Label] = frozenset()
-    created_ms: int
-    state: VersionState = VersionState.ENABLED
-    is_leftover: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretValue:
-    """One version with its value."""
-
-    version: SecretVersion
-    value: SecretBytes
 
 
 class ReadConsistency(StrEnum):
@@ -219,58 +162,6 @@ class Call:
         return error
 
 
-def _is_label(text: str) -> bool:
-    return _LABEL.fullmatch(text) is not None and text not in _RESERVED_LABELS
-
-
-def check_label(text: str) -> Label:
-    """Return `text` as a label.
-
-    Raises:
-        ConfigurationError: It is not 1 to 63 of ``[A-Za-z0-9_-]`` after a letter, or is ``latest`` or ``new``, which
-            some stores keep for themselves.
-    """
-    if isinstance(text, VersionId) or not _is_label(text):
-        raise ConfigurationError(
-            f"not a label: {str(text)!r}",
-            hint="A label starts with a letter, goes on with up to 62 of A-Z a-z 0-9 _ -, and is not latest or new.",
-        )
-    return Label(text)
-
-
-def shown_label(label: str) -> str:
-    """Return a label for humans, on one line and as a POSIX shell takes it.
-
-    Args:
-        label: Any label that a store shows: one that another tool has set may hold spaces, and worse.
-    """
-    if label.isprintable():
-        return shlex.quote(label)
-    escaped = "".join(
-        one if one.isprintable() and one not in "\\'" else "".join(f"\\{byte:03o}" for byte in one.encode())
-        for one in label
-    )
-    return f"$'{escaped}'"
-
-
-def shown_labels(labels: Iterable[str]) -> str:
-    """Return labels for humans, in order, with a space between them; see `shown_label`."""
-    return " ".join(shown_label(label) for label in sorted(labels))
-
-
-def secret_id_for(template: str, org: str) -> str:
-    """Return `template` with ``{org}`` replaced by the organization's id.
-
-    Raises:
-        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
-    """
-    # SECURITY: an organization named `../other` must not reach another secret
-    # (tests/unit/providers/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
-    if not _COMPONENT.fullmatch(org) or org.strip(".") == "":
-        raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
-    return template.replace(ORG_FIELD, org)
-
-
 class SecretProvider(ABC):
     """One kind of store. An async context manager; a provider that owns no connection also works without.
 
@@ -315,7 +206,7 @@ class SecretProvider(ABC):
         self.clock: Clock = clock or SystemClock()
         self.call_counts = CallCounts(self.scheme)
         self.store_clock = RemoteClock(self.clock)
-        self._entrance = Entrance()
+        self._lifetime = SharedLifetime()
 
     # --- made and opened ------------------------------------------------------------------------------------------
 
@@ -351,13 +242,13 @@ class SecretProvider(ABC):
         """What this provider promises."""
 
     async def __aenter__(self) -> Self:
-        await self._entrance.enter(self._open)
+        await self._lifetime.enter(self._open)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._entrance.leave(self._close)
+        await self._lifetime.leave(self._close)
 
     # --- the algebra ----------------------------------------------------------------------------------------------
 
@@ -632,7 +523,7 @@ class SecretProvider(ABC):
 
     def takes_label(self, label: str) -> bool:
         """Return whether `label`, `write` and `read` take this label; a plugin that keeps some back replaces this."""
-        return _is_label(label)
+        return is_label(label)
 
     def check_secret_id(self, secret_id: str) -> None:
         """Check a secret's name; a plugin whose store allows other characters replaces this.
@@ -648,7 +539,7 @@ class SecretProvider(ABC):
             )
         components = secret_id.split("/")
         if len(secret_id) > MAX_SECRET_ID_CHARS or not all(
-            _COMPONENT.fullmatch(component) and component.strip(".") for component in components
+            COMPONENT.fullmatch(component) and component.strip(".") for component in components
         ):
             raise ConfigurationError(
                 f"not a secret id: {secret_id[:MAX_SECRET_ID_CHARS]!r}",
@@ -756,3 +647,77 @@ async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> R
             f"the plugin failed with {type(error).__name__} at {place}",
             hint="This is a bug in the plugin: it must raise goatherd.errors only.",
         ) from None
+
+
+Work = Callable[[], Awaitable[None]]
+
+
+class SharedLifetime:
+    """Opens a shared resource on first use and closes it after the last.
+
+    It counts the users of one async context manager; it is no lock, and users do not wait for each other. Nobody uses
+    the resource before opening has ended, or while it closes. Where opening fails, it fails for the caller that did it,
+    and the next one tries again.
+    """
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._busy: asyncio.Future[None] | None = None
+
+    async def enter(self, opening: Work) -> None:
+        """Start to use the resource: do `opening` for the first user, else wait until it has ended."""
+        while self._busy is not None:
+            await asyncio.wait({self._busy})
+        if self._users == 0:
+            await self._alone(opening)
+        self._users += 1
+
+    async def leave(self, closing: Work) -> None:
+        """Stop using the resource: do `closing` after the last user."""
+        self._users -= 1
+        if self._users == 0:
+            await self._alone(closing)
+
+    async def _alone(self, work: Work) -> None:
+        busy = self._busy = asyncio.get_running_loop().create_future()
+        try:
+            await work()
+        finally:
+            self._busy = None
+            busy.set_result(None)
+
+
+class PlatformError(Exception):
+    """What went wrong at a platform, before it is known for which call.
+
+    It becomes an error with provider, secret and operation. Its text holds names, statuses and such words of the server
+    as cannot quote a value; never a token.
+
+    Attributes:
+        kind: The class that it becomes.
+        hint: What to do next, where the class's own hint is not the best one.
+        retry_after: The server's hint in seconds, for `ThrottledError`.
+        final: Whether another attempt is pointless although the class is retryable.
+    """
+
+    def __init__(
+        self,
+        kind: type[ProviderError],
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        final: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.hint = hint
+        self.retry_after = retry_after
+        self.final = final
+
+    def of(self, call: Call) -> ProviderError:
+        """Return it as the error of one call."""
+        error = call.error(self.kind, str(self), hint=self.hint, final=self.final)
+        if isinstance(error, ThrottledError):
+            error.retry_after = self.retry_after
+        return error

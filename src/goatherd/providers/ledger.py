@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from goatherd.errors import ConflictError, SecretExistsError, SecretNotFoundError, VersionDisabledError
-from goatherd.providers.base import Call, Label, SecretVersion, VersionId, VersionState
+from goatherd.providers.base import Call
+from goatherd.providers.values import Label, SecretVersion, VersionId, VersionState
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 

@@ -15,20 +15,10 @@ from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import (
-    MAX_VALUE_BYTES,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import entry_for
 
 
@@ -146,3 +136,16 @@ class MemorySecretProvider(SecretProvider):
         self._store.values[call.secret_id, number] = value
         self._store.ledgers[call.secret_id] = ledger
         return ledger.describe(number)
+
+
+def policy(role: str, secret: str) -> str:
+    """Refuse: all code in the process can do everything.
+
+    Raises:
+        ConfigurationError: Always.
+    """
+    check_role(role)
+    raise ConfigurationError(
+        f"{secret[:200]!r} lives in one process's memory, where there are no rights to give",
+        hint="It is for tests. `goatherd policy file` is for a store on this machine.",
+    )

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.providers.base import Label, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import Label, SecretBytes
 
 _MEMBERS: Final = ("created", "destroyed", "request", "sha256", "size")
 

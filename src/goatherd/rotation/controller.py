@@ -29,7 +29,8 @@ from goatherd.errors import (
     RotationBusyError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.providers.base import CURRENT, SecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.audit import Journal
 from goatherd.rotation.events import Decided, Event, Report

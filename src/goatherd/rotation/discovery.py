@@ -305,10 +305,10 @@ class ServiceEndpoints:
         self._access: Access | None = None
 
     async def find(self) -> Sequence[Place]:
+        from goatherd.providers.base import PlatformError
         from goatherd.providers.kubernetes.access import load_access
         from goatherd.providers.kubernetes.address import KubernetesAddress
-        from goatherd.providers.kubernetes.api import KubernetesClient
-        from goatherd.providers.problem import StoreProblem
+        from goatherd.providers.kubernetes.client import KubernetesClient
 
         where = f"k8s-service://{self._namespace}/{self._name}"
         address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
@@ -322,7 +322,7 @@ class ServiceEndpoints:
                 slices = await client.endpoint_slices(self._namespace, self._name)
             finally:
                 await client.close()
-        except StoreProblem as problem:
+        except PlatformError as problem:
             hint = _RIGHTS if issubclass(problem.kind, ProviderAccessDeniedError) else None
             raise DiscoveryError(f"{where}: {problem}", hint=hint) from problem
         except (GoatherdError, OSError) as error:

@@ -26,14 +26,8 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.silence import silent_since_ms
 from goatherd.identity.transitions import CANCELLED
-from goatherd.providers.base import (
-    CURRENT,
-    STABLE,
-    Guarantees,
-    SecretVersion,
-    VersionState,
-    shown_label,
-)
+from goatherd.providers.base import Guarantees
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState, shown_label
 from goatherd.rotation.action import Kept
 from goatherd.rotation.repeating_store import StoreReader
 

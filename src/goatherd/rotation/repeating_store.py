@@ -20,16 +20,8 @@ from typing import Final, Protocol, TypeVar
 
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
-from goatherd.providers.base import (
-    CURRENT,
-    Guarantees,
-    Label,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import Guarantees, SecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
 TRIES: Final = 3

@@ -31,8 +31,9 @@ from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
-from goatherd.providers.reserving import reserve_room
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import reserve_room
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold

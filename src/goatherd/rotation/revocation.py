@@ -45,8 +45,9 @@ from goatherd.identity.freeze import MAX_SHOWN, FrozenList, counted
 from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, STABLE, SecretProvider, SecretVersion
-from goatherd.providers.reserving import reserve_room
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import reserve_room
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped

@@ -47,8 +47,9 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
-from goatherd.providers.base import CURRENT, STABLE, ReadConsistency, SecretProvider, SecretVersion, VersionId
-from goatherd.providers.reserving import reserve_room
+from goatherd.providers.base import ReadConsistency, SecretProvider
+from goatherd.providers.capabilities import reserve_room
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.events import (

@@ -9,7 +9,7 @@ from goatherd.identity.pruning import is_full, leaving
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
-from goatherd.providers.base import SecretVersion
+from goatherd.providers.values import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
 from goatherd.times import iso
 

@@ -20,8 +20,8 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.providers.calls import CallCounts
-from goatherd.providers.entrance import Entrance
+from goatherd.providers.base import SharedLifetime
+from goatherd.providers.call_metrics import CallCounts
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
@@ -218,16 +218,16 @@ class Settings(ABC):
         self._active: asyncio.Task[bool] | None = None
         self._queued: asyncio.Task[bool] | None = None
         self._refused_version: str | None = None
-        self._entrance = Entrance()
+        self._lifetime = SharedLifetime()
 
     async def __aenter__(self) -> Self:
-        await self._entrance.enter(self._open)
+        await self._lifetime.enter(self._open)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._entrance.leave(self._end)
+        await self._lifetime.leave(self._end)
 
     async def _end(self) -> None:
         try:

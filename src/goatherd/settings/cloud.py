@@ -37,7 +37,8 @@ from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.succession import Seen, check_first, verify_successor
-from goatherd.providers.base import CURRENT, ORG_FIELD, SecretProvider, SecretValue, secret_id_for
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
 from goatherd.settings.breaker import Breaker
 from goatherd.settings.keeper import Keeper, new_breaker

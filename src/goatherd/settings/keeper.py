@@ -16,7 +16,9 @@ from typing import Final
 
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError, UnavailableError
-from goatherd.providers.base import CURRENT, SecretProvider, SecretValue, WatchableSecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import WatchableSecretProvider
+from goatherd.providers.values import CURRENT, SecretValue
 from goatherd.settings.breaker import CAP, GAP, Breaker
 from goatherd.telemetry import Event, event_text
 

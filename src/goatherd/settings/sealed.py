@@ -33,8 +33,7 @@ from goatherd.errors import (
 from goatherd.files import read_file, replace_file
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
 from goatherd.identity.text import parse, pretty
-from goatherd.providers.base import ORG_FIELD, secret_id_for
-from goatherd.providers.secret_bytes import SecretBytes
+from goatherd.providers.values import ORG_FIELD, SecretBytes, secret_id_for
 
 MAX_AGE: Final = timedelta(hours=24)
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)

@@ -19,17 +19,8 @@ from goatherd.errors import (
     SecretNotFoundError,
     VersionDisabledError,
 )
-from goatherd.providers.base import (
-    CURRENT,
-    STABLE,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionState,
-)
+from goatherd.providers.base import ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, SecretVersion, VersionState
 from goatherd.testing.subject import Check, ContractViolationError, Subject, must, needs
 from goatherd.testing.wrong_answers import WrongAnswer, WrongAnswers
 

@@ -35,7 +35,8 @@ from goatherd.identity.document import IdentityDocument, decode_document, docume
 from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
 from goatherd.identity.transitions import create
-from goatherd.providers.base import CURRENT, SecretProvider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.rotation.vouching import session_commit
 from goatherd.server_answers import ServerIdentity
 from goatherd.trust import TrustPool

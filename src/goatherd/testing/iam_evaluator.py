@@ -1,7 +1,7 @@
 """Evaluate IAM policies: decide whether a request is allowed, as AWS's policy evaluation logic says.
 
 What it is: `is_allowed` over one identity's policy, with the condition operators and set operators that the policies of
-`goatherd.providers.aws.iam` use. What it is not: all of IAM: no resource policies, boundaries, variables or
+`goatherd.providers.aws.permissions` use. What it is not: all of IAM: no resource policies, boundaries, variables or
 ``NotAction``. An element or an operator that it does not know is an error, never a condition that happens to hold.
 
 Follows docs.aws.amazon.com/IAM/latest/UserGuide/: reference_policies_evaluation-logic.html (an explicit denial wins;

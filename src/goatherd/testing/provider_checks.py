@@ -29,16 +29,8 @@ from goatherd.errors import (
     SecretTooLargeError,
     VersionDisabledError,
 )
-from goatherd.providers.base import (
-    CURRENT,
-    STABLE,
-    Label,
-    ReadConsistency,
-    SecretBytes,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
+from goatherd.providers.base import ReadConsistency
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId, VersionState
 from goatherd.testing.subject import Check, Subject, losing_the_answer, must, only_if, refused
 
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")

@@ -16,7 +16,8 @@ from typing import TypeVar
 from unittest import mock
 
 from goatherd.errors import ProviderError, UnavailableError
-from goatherd.providers.base import CURRENT, Call, Guarantees, Label, ReadConsistency, SecretProvider, SecretVersion
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, SecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretVersion
 from goatherd.testing.wrong_answers import WrongAnswers
 
 Result = TypeVar("Result")

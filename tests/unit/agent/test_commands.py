@@ -22,7 +22,7 @@ from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.config import load_options
 from goatherd.identity.settings_text import to_settings
-from goatherd.providers.base import VersionId
+from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
 from tests.unit.identity.make import first
 

@@ -12,7 +12,7 @@ import pytest
 
 from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for, look_at_lease
 from goatherd.errors import AgentError, ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
-from goatherd.providers.base import CURRENT
+from goatherd.providers.values import CURRENT
 from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
 
 HERE = lease_id_for("goatdb/root")

@@ -25,8 +25,8 @@ from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
-from goatherd.providers.base import CURRENT, Label, SecretVersion, VersionId, VersionState
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId, VersionState
 from goatherd.rotation.policy import Policy
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit

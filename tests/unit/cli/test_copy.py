@@ -20,8 +20,9 @@ from goatherd.errors import (
 )
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
-from goatherd.providers.base import CURRENT, Call, Guarantees, Label, SecretValue, SecretVersion, VersionId
+from goatherd.providers.base import Call, Guarantees
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import CURRENT, Label, SecretValue, SecretVersion, VersionId
 
 from .conftest import Goatherd, secrets_in
 

@@ -16,7 +16,7 @@ from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.settings_text import to_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.plugins import open_provider
-from goatherd.providers.base import SecretBytes
+from goatherd.providers.values import SecretBytes
 from goatherd.wire.commit_log import frame
 from tests.deadlines import ANSWER
 from tests.unit.goats import NOW, commit_by, introduction, owned, root

@@ -10,8 +10,9 @@ import pytest
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.errors import ConfigurationError, ConflictError
 from goatherd.operations.labels import move_label, remove_label
-from goatherd.providers.base import Call, Guarantees, Label, SecretBytes, VersionId
+from goatherd.providers.base import Call, Guarantees
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretBytes, VersionId
 
 from .conftest import Goatherd
 

@@ -7,13 +7,14 @@ import yaml
 
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.errors import ConfigurationError
-from goatherd.providers.aws.iam import policy as aws
-from goatherd.providers.azure.rbac import policy as azure
-from goatherd.providers.gcp.policy import policy as gcp
-from goatherd.providers.kubernetes.policy import policy as kubernetes
-from goatherd.providers.kubernetes.policy import volume_policy
-from goatherd.providers.local_policy import file_policy, memory_policy
-from goatherd.providers.vault.policy import policy as vault
+from goatherd.providers.aws.permissions import policy as aws
+from goatherd.providers.azure.permissions import policy as azure
+from goatherd.providers.file.permissions import policy as file_policy
+from goatherd.providers.gcp.permissions import policy as gcp
+from goatherd.providers.kubernetes.permissions import policy as kubernetes
+from goatherd.providers.kubernetes.permissions import volume_policy
+from goatherd.providers.memory import policy as memory_policy
+from goatherd.providers.vault.permissions import policy as vault
 from tests.unit.test_bare_install import bare
 
 from .conftest import Goatherd

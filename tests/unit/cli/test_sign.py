@@ -12,7 +12,7 @@ from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_tree
 from goatherd.identity.text import pretty
 from goatherd.plugins import open_provider
-from goatherd.providers.base import CURRENT
+from goatherd.providers.values import CURRENT
 from goatherd.server_answers import ServerIdentity
 
 from .conftest import Goatherd

@@ -25,7 +25,7 @@ from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.disk import Disk
 from goatherd.node.storage import FileLog, LogDirectory
-from goatherd.providers.base import CURRENT, VersionId
+from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.vouching import session_commit as session_of_root
 from goatherd.serving.limits import Rate
 from goatherd.trust import Verification

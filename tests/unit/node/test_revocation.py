@@ -15,8 +15,8 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import close_freeze, revoke
 from goatherd.node import Server
 from goatherd.node.freeze import FOLDER
-from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT
 from goatherd.wire.commit import Commit
 
 from .nodes import ORG, SECRET, document_of, now_ms, root, session_commit, settings_of, signed_commit, store_of

@@ -12,7 +12,8 @@ from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.aws.address import parse_uri
 from goatherd.providers.aws.provider import version_id_for
-from goatherd.providers.base import ReadConsistency, SecretBytes
+from goatherd.providers.base import ReadConsistency
+from goatherd.providers.values import SecretBytes
 
 ROLE = "arn:aws:iam::111122223333:role/goatherd"
 

@@ -34,7 +34,8 @@ from goatherd.providers.azure.records import (
     tags_of,
     value_after_pointer,
 )
-from goatherd.providers.base import CURRENT, STABLE, Call, Label, SecretBytes, VersionId
+from goatherd.providers.base import Call
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
 CONTRACT = Path(__file__).resolve().parents[2] / "contract"

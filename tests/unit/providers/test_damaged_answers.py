@@ -14,13 +14,14 @@ import httpx2
 import pytest
 
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError
-from goatherd.providers import manifest
 from goatherd.providers.azure import records as azure_records
-from goatherd.providers.base import CURRENT, Call, RetryPolicy, SecretBytes, SecretProvider, VersionId
+from goatherd.providers.base import Call, RetryPolicy, SecretProvider
+from goatherd.providers.file import manifest
 from goatherd.providers.kubernetes import record as k8s_record
 from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import new_object
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import CURRENT, SecretBytes, VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
 from goatherd.providers.versioned_record import DamagedRecordError, digest_of, entry_for

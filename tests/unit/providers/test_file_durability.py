@@ -17,9 +17,10 @@ from goatherd.files import System
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.providers.base import CURRENT, STABLE, RetryPolicy
-from goatherd.providers.directory import RESERVE
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file.layout import RESERVE
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
 from goatherd.rotation.replacement import Replacer
 from goatherd.rotation.revocation import Revoker

@@ -26,8 +26,9 @@ from goatherd.errors import (
 )
 from goatherd.files import System
 from goatherd.plugins import open_provider, provider_from_config
-from goatherd.providers.base import CURRENT, RetryPolicy, VersionId
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, VersionId
 from tests.deadlines import HANG
 
 IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))
@@ -454,7 +455,7 @@ async def test_a_file_system_without_locks_is_refused_clearly(keys: Path, code: 
 
 
 async def test_a_system_without_posix_locks_is_told_so(keys: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("goatherd.providers.file.SUPPORTED", False)
+    monkeypatch.setattr("goatherd.providers.file.provider.SUPPORTED", False)
     with pytest.raises(ProviderConfigurationError, match="POSIX"):
         await at(keys).read("root")
 

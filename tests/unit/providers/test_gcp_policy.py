@@ -6,7 +6,7 @@ import pytest
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.gcp import policy
-from goatherd.providers.gcp.policy import permissions
+from goatherd.providers.gcp.permissions import permissions
 
 
 def test_a_server_gets_the_predefined_role_for_one_secret():

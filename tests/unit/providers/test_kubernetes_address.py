@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import secret_id_for
 from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes.address import address_from_options, address_from_uri, split_secret_id
+from goatherd.providers.values import secret_id_for
 
 
 @pytest.mark.parametrize(

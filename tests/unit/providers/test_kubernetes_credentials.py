@@ -25,10 +25,9 @@ from goatherd.errors import (
     ProviderError,
     UnavailableError,
 )
-from goatherd.providers.base import RetryPolicy
+from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import Access, load_access
-from goatherd.providers.problem import StoreProblem
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.unit.providers.test_kubernetes_access import HandClock, certificate, config_of, written
@@ -248,7 +247,7 @@ async def test_a_plugin_that_prints_no_credential_is_named(
     tmp_path: Path, plugin: Plugin, status: dict[str, Any], told: str
 ):
     plugin.gives(**status)
-    with pytest.raises(StoreProblem, match=told) as caught:
+    with pytest.raises(PlatformError, match=told) as caught:
         await access_of(tmp_path).credential(HandClock())
     assert "get-token printed" in str(caught.value)
     assert caught.value.kind is ProviderConfigurationError
@@ -289,7 +288,7 @@ async def test_no_error_of_a_plugin_shows_a_token(
 
 async def test_a_plugin_that_is_not_installed_is_answered_with_its_own_hint(tmp_path: Path):
     access = access_of(tmp_path, command="no-such-plugin", installHint="Install it:\n  cloud components install it")
-    with pytest.raises(StoreProblem, match="no-such-plugin was not found") as caught:
+    with pytest.raises(PlatformError, match="no-such-plugin was not found") as caught:
         await access.credential(HandClock())
     assert caught.value.hint == "Install it: cloud components install it"
 
@@ -297,7 +296,7 @@ async def test_a_plugin_that_is_not_installed_is_answered_with_its_own_hint(tmp_
 async def test_a_plugin_that_does_not_end_is_killed(tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(credentials, "PLUGIN_TIMEOUT", timedelta(seconds=0.2))
     plugin.gives(token="t", seconds=3600)
-    with pytest.raises(StoreProblem, match="did not end within") as caught:
+    with pytest.raises(PlatformError, match="did not end within") as caught:
         await access_of(tmp_path).credential(HandClock())
     assert caught.value.kind is UnavailableError
     assert "log in first" in (caught.value.hint or "")

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError
-from goatherd.providers.base import STABLE, RetryPolicy
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import policy, volume_policy
+from goatherd.providers.values import STABLE
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import provider_of
 

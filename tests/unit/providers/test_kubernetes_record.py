@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.providers.base import CURRENT, MAX_VALUE_BYTES, Call, Label, SecretBytes
+from goatherd.providers.base import MAX_VALUE_BYTES, Call
 from goatherd.providers.kubernetes.record import (
     BUDGET,
     HISTORY,
@@ -23,6 +23,7 @@ from goatherd.providers.kubernetes.record import (
     new_object,
 )
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import CURRENT, Label, SecretBytes
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")

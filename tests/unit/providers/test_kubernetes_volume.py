@@ -22,10 +22,11 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.plugins import open_provider
-from goatherd.providers.base import CURRENT, STABLE, Call, Label, RetryPolicy, SecretBytes, VersionId
+from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
 from goatherd.providers.kubernetes.record import POINTER, Record, changed, key_of, new_object
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")

@@ -22,23 +22,19 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import (
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import (
     CURRENT,
     STABLE,
-    Call,
-    Guarantees,
     Label,
-    ReadConsistency,
-    RetryPolicy,
     SecretBytes,
-    SecretProvider,
     SecretValue,
     SecretVersion,
     VersionId,
     check_label,
     secret_id_for,
 )
-from goatherd.providers.memory import MemorySecretProvider
 
 
 class PatientClock:

@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 
-from goatherd.providers.base import SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import SecretBytes, SecretValue, SecretVersion, VersionId
 
 TEXT = "tr0ub4dor"
 SECRET = SecretBytes(TEXT.encode())

@@ -15,8 +15,9 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import CURRENT, RetryPolicy
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import CURRENT
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, StoredPointer, encode_pointer
 

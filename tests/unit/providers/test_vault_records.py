@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.providers.base import Label, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import Label, SecretBytes
 from goatherd.providers.vault.records import (
     FIRST_POINTER_FORMAT,
     StoredPointer,

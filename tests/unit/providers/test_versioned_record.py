@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from goatherd.providers import manifest
 from goatherd.providers.azure import records as azure
-from goatherd.providers.base import Label, SecretBytes
+from goatherd.providers.file import manifest
 from goatherd.providers.kubernetes import record as kubernetes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import Label, SecretBytes
 from goatherd.providers.vault import records as vault
 from goatherd.providers.versioned_record import (
     DamagedRecordError,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.providers.base import CURRENT, STABLE
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.events import Event
 from goatherd.testing.herd import FakeClock, Herd

@@ -13,8 +13,9 @@ import pytest
 
 from goatherd.errors import ConflictError, StuckError
 from goatherd.identity.document import decode_document, encode_document, sign_document
-from goatherd.providers.base import CURRENT, STABLE, Call, Guarantees, ReadConsistency, VersionId
+from goatherd.providers.base import Call, Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, STABLE, VersionId
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.attempts import evidence_of
 from goatherd.rotation.events import Decided, Event

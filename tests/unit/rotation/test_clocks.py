@@ -15,7 +15,7 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
-from goatherd.providers.base import VersionState
+from goatherd.providers.values import VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.rotation.clocks import Clocks, check_own_clock
 from goatherd.rotation.revocation import Revoker

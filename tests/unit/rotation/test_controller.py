@@ -16,7 +16,7 @@ import pytest
 
 from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument
-from goatherd.providers.base import CURRENT
+from goatherd.providers.values import CURRENT
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.controller import RETIRE_PAUSE, Controller, Turn

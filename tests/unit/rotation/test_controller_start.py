@@ -6,7 +6,7 @@ import pytest
 
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.operations.controller_start import StartProblem, find_missing_program, find_start_problems, refuse_start
-from goatherd.providers.diagnosable import Finding, Verdict
+from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.testing.herd import Herd
 

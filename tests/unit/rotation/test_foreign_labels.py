@@ -12,7 +12,7 @@ import pytest
 
 from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import CURRENT, Label, shown_label
+from goatherd.providers.values import CURRENT, Label, shown_label
 from goatherd.rotation.alert import AlertKind
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept

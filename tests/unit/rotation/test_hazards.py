@@ -14,7 +14,7 @@ import pytest
 from goatherd.errors import NotAdoptedError, VerificationError, VersionDisabledError
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, sign_document
-from goatherd.providers.base import STABLE, VersionState
+from goatherd.providers.values import STABLE, VersionState
 from goatherd.rotation import Outcome, Phase, machine
 from goatherd.rotation.machine import GATES, Evidence, Step
 from goatherd.testing.herd import DATA, Herd

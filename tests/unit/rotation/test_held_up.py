@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from goatherd.errors import NotAdoptedError, RotationBusyError, StoreWentBackError
-from goatherd.providers.base import CURRENT, STABLE, Guarantees, ReadConsistency
+from goatherd.providers.base import Guarantees, ReadConsistency
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, StoreTroubled
 

@@ -16,18 +16,9 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import (
-    CURRENT,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    SecretBytes,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
+from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
 from goatherd.rotation.holdings import Holding, copies_left, find_holdings
 from goatherd.testing.herd import Herd

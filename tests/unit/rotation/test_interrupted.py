@@ -19,7 +19,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.identity.document import decode_document
-from goatherd.providers.base import VersionState
+from goatherd.providers.values import VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.testing.herd import Herd, HerdNode
 

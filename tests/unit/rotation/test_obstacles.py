@@ -23,8 +23,8 @@ from goatherd.errors import (
 from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.providers.base import Label
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.obstacles import CLOCK_TOLERANCE, find_flow, find_named_twice

@@ -17,7 +17,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create, prepare, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
-from goatherd.providers.base import STABLE
+from goatherd.providers.values import STABLE
 from goatherd.rotation.events import Event, ExpiredRootReplaced
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.replacement import Replacer

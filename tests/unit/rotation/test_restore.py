@@ -11,7 +11,7 @@ from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableErro
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
 from goatherd.identity.session import OwnedSession
-from goatherd.providers.base import CURRENT, VersionState
+from goatherd.providers.values import CURRENT, VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
 from goatherd.rotation.machine import Step

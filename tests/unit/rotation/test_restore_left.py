@@ -11,7 +11,7 @@ from goatherd.errors import NotRestorableError
 from goatherd.identity import transitions
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.providers.base import CURRENT
+from goatherd.providers.values import CURRENT
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.vouching import cross_signature_id
 from goatherd.testing.herd import SESSIONS, Herd

@@ -29,8 +29,8 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, finalize, prepare, verified, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
-from goatherd.providers.base import CURRENT, STABLE, VersionState
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker

@@ -21,7 +21,7 @@ from goatherd.identity.succession import verify_successor
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
-from goatherd.providers.base import CURRENT, STABLE
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Phase, Policy
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.revocation import Revoker

@@ -10,8 +10,8 @@ import pytest
 
 from goatherd.errors import ConfigurationError, DecodeError, NodeUnreachableError, StoreWentBackError
 from goatherd.identity.document import IdentityDocument, document_digest, encode_document
-from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import CURRENT
 from goatherd.rotation import Outcome
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.rotator import Rotator

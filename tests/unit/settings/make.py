@@ -7,8 +7,9 @@ from datetime import timedelta
 
 from goatherd.errors import GoatherdError, UnavailableError
 from goatherd.identity import IdentityDocument, encode_document
-from goatherd.providers.base import CURRENT, Call, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 NOW = 1_795_000_000_000
 SECRET = "goatdb/root"

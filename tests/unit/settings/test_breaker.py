@@ -15,8 +15,9 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.identity import OwnedSession, create, encode_document, prepare
-from goatherd.providers.base import Call, Label, RetryPolicy, SecretValue, VersionId
+from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.breaker import CAP, GAP, Breaker
 

@@ -37,8 +37,9 @@ from goatherd.identity import (
     roll_back,
     with_phase,
 )
-from goatherd.providers.base import Call, Label, SecretValue, VersionId
+from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings, DBSettings
 from goatherd.settings.breaker import CAP
 

@@ -10,7 +10,7 @@ import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderError, UnavailableError
 from goatherd.identity import OwnedSession, create, encode_document, prepare
-from goatherd.providers.base import WatchableSecretProvider
+from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.breaker import CAP
 from goatherd.settings.keeper import PUSH_SPREAD

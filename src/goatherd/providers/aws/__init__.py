@@ -1,16 +1,16 @@
 """AWS Secrets Manager as a store, over boto3. Needs the extra ``aws``.
 
 - `provider`: `AWSSecretProvider`, the algebra of versions and labels over versions and staging labels.
-- `api`: the SDK's client, its threads, and what its errors and answers mean to us.
+- `client`: the SDK's client, its threads, and what its errors and answers mean to us.
 - `address`: ``aws://REGION/SECRET?option=…``.
-- `iam`: `policy`, the exact IAM policy for a server or a rotator.
+- `permissions`: `policy`, the exact IAM policy for a server or a rotator.
 """
 
 from typing import TYPE_CHECKING
 
 from goatherd.plugins import lazy_attributes
 from goatherd.providers.aws.address import AWSAddress
-from goatherd.providers.aws.iam import policy
+from goatherd.providers.aws.permissions import policy
 
 if TYPE_CHECKING:
     from goatherd.providers.aws.provider import AWSSecretProvider

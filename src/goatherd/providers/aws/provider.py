@@ -1,10 +1,10 @@
 """Secrets in AWS Secrets Manager.
 
 What it is: `AWSSecretProvider`, the algebra over versions and staging labels. What it is not: the SDK's client, its
-errors and its answers, which are `goatherd.providers.aws.api`. Rules: ``VersionStages`` is always given, or AWS would
-make any write the current one; a label that readers follow moves only by ``UpdateSecretVersionStage`` that names the
-holder; what a read returns has been checked against the version's id.
-API: docs.aws.amazon.com/secretsmanager/latest/apireference/
+errors and its answers, which are `goatherd.providers.aws.client`. Rules: ``VersionStages`` is always given, or AWS
+would make any write the current one; a label that readers follow moves only by ``UpdateSecretVersionStage`` that names
+the holder; what a read returns has been checked against the version's id. API:
+docs.aws.amazon.com/secretsmanager/latest/apireference/
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri
-from goatherd.providers.aws.api import (
+from goatherd.providers.aws.client import (
     Refusal,
     SecretsManagerAPI,
     Stored,
@@ -40,20 +40,8 @@ from goatherd.providers.aws.api import (
     stored_of,
     version_of,
 )
-from goatherd.providers.base import (
-    CURRENT,
-    MAX_VALUE_BYTES,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 CANDIDATE: Final = "goatherd-candidate"
 """The staging label under which versions are written. No reader follows it, so that it moves without a check."""

@@ -2,16 +2,16 @@
 
 - `provider`: `AzureSecretProvider`, the algebra of versions and labels over two secrets.
 - `records`: the content of the two, and the rule by which all agree which write came first.
-- `api`: the SDK's client, and what its errors and answers mean to us.
+- `client`: the SDK's client, and what its errors and answers mean to us.
 - `address`: ``azure://VAULT/SECRET?option=…``.
-- `rbac`: `policy`, the role assignments for a server, a rotator or an administrator.
+- `permissions`: `policy`, the role assignments for a server, a rotator or an administrator.
 """
 
 from typing import TYPE_CHECKING
 
 from goatherd.plugins import lazy_attributes
 from goatherd.providers.azure.address import AzureAddress
-from goatherd.providers.azure.rbac import policy
+from goatherd.providers.azure.permissions import policy
 
 if TYPE_CHECKING:
     from goatherd.providers.azure.provider import AzureSecretProvider

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD
 
 PUBLIC_SUFFIX: Final = "vault.azure.net"
 AUTHORITIES: Final[Mapping[str, str]] = {

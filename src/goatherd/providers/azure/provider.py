@@ -55,7 +55,7 @@ from goatherd.providers.azure.address import (
     from_options,
     parse_uri,
 )
-from goatherd.providers.azure.api import Item, KeyVault, Listing, Stored
+from goatherd.providers.azure.client import Item, KeyVault, Listing, Stored
 from goatherd.providers.azure.records import (
     BASE64_TYPE,
     BEGINNING,
@@ -88,21 +88,9 @@ from goatherd.providers.azure.records import (
     value_after_pointer,
     value_tags,
 )
-from goatherd.providers.base import (
-    CURRENT,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
-from goatherd.providers.diagnosable import Finding, Verdict
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.capabilities import Finding, Verdict
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
 SETTLE: Final = timedelta(seconds=3)

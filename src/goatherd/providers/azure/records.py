@@ -26,7 +26,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
-from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
+from goatherd.providers.base import Call
+from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     ForeignRecordError,

@@ -2,17 +2,17 @@
 
 - `provider`: `GCPSecretProvider`, the algebra of versions and labels over versions and aliases.
 - `journal`: what it keeps in a secret's annotations.
-- `api`: the SDK's client, one method for each call, and what is checked of an answer.
+- `client`: the SDK's client, one method for each call, and what is checked of an answer.
 - `problem`: what the SDK's errors mean.
 - `address`: ``gcp://PROJECT/SECRET?option=…`` and the service's resource names.
-- `policy`: the exact rights in IAM for a server, a rotator and an administrator.
+- `permissions`: the exact rights in IAM for a server, a rotator and an administrator.
 """
 
 from typing import TYPE_CHECKING
 
 from goatherd.plugins import lazy_attributes
 from goatherd.providers.gcp.address import GCPAddress
-from goatherd.providers.gcp.policy import policy
+from goatherd.providers.gcp.permissions import policy
 
 if TYPE_CHECKING:
     from goatherd.providers.gcp.provider import GCPSecretProvider

@@ -1,6 +1,6 @@
 """Google Secret Manager as a store: aliases are the labels, and the secret's etag is the compare-and-swap.
 
-What it is: the algebra over `goatherd.providers.gcp.api`. What it is not: it retries nothing and sees no SDK type.
+What it is: the algebra over `goatherd.providers.gcp.client`. What it is not: it retries nothing and sees no SDK type.
 
 How a version is written:
 
@@ -39,26 +39,15 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.base import (
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-    VersionState,
-)
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.diagnosable import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
-from goatherd.providers.gcp.api import Secret, SecretManagerAPI, Version, not_there
-from goatherd.providers.gcp.policy import permissions
+from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, not_there
+from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 
 Check = Callable[[Secret], None]
 Outcome = TypeVar("Outcome")
@@ -96,7 +85,7 @@ class GCPSecretProvider(SecretProvider):
         chooses otherwise); ``?endpoint=host:port`` for a private endpoint. Names have no slash and no dot.
     Credentials: application default credentials: the attached service account, Workload Identity,
         GOOGLE_APPLICATION_CREDENTIALS, ``gcloud auth application-default login``.
-    Permissions: `goatherd.providers.gcp.policy` has the exact ones for each role.
+    Permissions: `goatherd.providers.gcp.permissions` has the exact ones for each role.
     Guarantees: compare-and-swap; a read by version id is strong, one by label may show an older version for minutes;
         every version is kept until destroyed. Once a write has returned, its version is also the newest, so that
         readers of ``latest`` get it. A read by label names that label only, and a version's `created_ms` is 0 for

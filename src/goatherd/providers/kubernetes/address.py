@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD
 
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/names/: a label for namespaces, a subdomain for
 # Secrets.

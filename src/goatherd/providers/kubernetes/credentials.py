@@ -26,8 +26,8 @@ from typing import Final, Protocol
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
+from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.problem import StoreProblem
 
 PLUGIN_TIMEOUT: Final = timedelta(seconds=60)
 """How long a credential plugin may take; those of the large clouds take one to three seconds."""
@@ -75,7 +75,7 @@ class Credentials(Protocol):
 
         Raises:
             ConfigurationError: A token file cannot be read.
-            StoreProblem: A plugin failed.
+            PlatformError: A plugin failed.
         """
         ...
 
@@ -226,8 +226,8 @@ class CredentialPlugin:
         pair = (cert.encode(), key.encode()) if cert and key else None
         return token or None, pair, expires_ms
 
-    def _wrong(self, what: str) -> StoreProblem:
-        return StoreProblem(
+    def _wrong(self, what: str) -> PlatformError:
+        return PlatformError(
             ProviderConfigurationError,
             f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
             hint="Run it by hand, with the arguments and variables of the kubeconfig, and compare it with its manual.",
@@ -238,11 +238,11 @@ async def run_plugin(settings: PluginSettings) -> object:
     """Run a credential plugin once and return the ``status`` that it prints. It has no terminal to ask at.
 
     Raises:
-        StoreProblem: It is not installed, failed, printed no ``ExecCredential``, or took too long.
+        PlatformError: It is not installed, failed, printed no ``ExecCredential``, or took too long.
     """
     plugin = f"the credential plugin {settings.command}"
     if shutil.which(settings.command, path=settings.environment.get("PATH", os.defpath)) is None:
-        raise StoreProblem(
+        raise PlatformError(
             ProviderConfigurationError,
             f"{settings.source}: {plugin} was not found on this machine",
             hint=settings.install_hint or "Install it, or check the PATH of this process.",
@@ -251,7 +251,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
             code, printed, told = await _run(settings)
     except TimeoutError:
-        raise StoreProblem(
+        raise PlatformError(
             UnavailableError,
             f"{settings.source}: {plugin} did not end within {PLUGIN_TIMEOUT.total_seconds():.0f} s",
             hint="A plugin that asks for a login cannot do so here: log in first, for example with `kubectl get ns`.",
@@ -294,8 +294,8 @@ async def _run(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     return process.returncode or 0, printed, told
 
 
-def _failed(settings: PluginSettings, why: str) -> StoreProblem:
-    return StoreProblem(
+def _failed(settings: PluginSettings, why: str) -> PlatformError:
+    return PlatformError(
         ProviderAccessDeniedError,
         f"{settings.source}: the credential plugin {settings.command} gave no credential: {why}",
         hint="Log in with the platform's own command, then try `kubectl get ns` with the same kubeconfig.",

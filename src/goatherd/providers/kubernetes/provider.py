@@ -33,16 +33,12 @@ from goatherd.providers.base import (
     MAX_VALUE_BYTES,
     Call,
     Guarantees,
-    Label,
+    PlatformError,
     ReadConsistency,
     RetryPolicy,
-    SecretBytes,
     SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
 )
-from goatherd.providers.diagnosable import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
@@ -50,7 +46,7 @@ from goatherd.providers.kubernetes.address import (
     address_from_uri,
     split_secret_id,
 )
-from goatherd.providers.kubernetes.api import GoneError, KubernetesClient
+from goatherd.providers.kubernetes.client import GoneError, KubernetesClient
 from goatherd.providers.kubernetes.record import (
     HISTORY,
     MAX_OBJECT_BYTES,
@@ -61,7 +57,7 @@ from goatherd.providers.kubernetes.record import (
     new_object,
 )
 from goatherd.providers.ledger import Ledger, parse_number
-from goatherd.providers.problem import StoreProblem
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
 
 Result = TypeVar("Result")
@@ -150,7 +146,7 @@ class KubernetesSecretProvider(SecretProvider):
         namespace, name = split_secret_id(secret_id)
         client = self._opened(call)
         seconds = _RANDOM.randint(*_WATCH_SECONDS)
-        problem: StoreProblem | None = None
+        problem: PlatformError | None = None
         try:
             for _ in range(2):
                 try:
@@ -164,7 +160,7 @@ class KubernetesSecretProvider(SecretProvider):
                 except GoneError:
                     if self._seen.pop(secret_id, None) is None:
                         return
-        except StoreProblem as found:
+        except PlatformError as found:
             problem = found
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
@@ -365,10 +361,10 @@ class KubernetesSecretProvider(SecretProvider):
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
 
     async def _do(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
-        problem: StoreProblem | None = None
+        problem: PlatformError | None = None
         try:
             return await work(self._opened(call))
-        except StoreProblem as found:
+        except PlatformError as found:
             problem = found
         except ConfigurationError as error:  # such as a token file that cannot be read
             raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None

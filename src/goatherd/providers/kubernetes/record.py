@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.providers.base import MAX_VALUE_BYTES, SecretBytes
+from goatherd.providers.base import MAX_VALUE_BYTES
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import SecretBytes
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     ForeignRecordError,

@@ -27,21 +27,10 @@ from goatherd.errors import (
     SecretNotFoundError,
     UnavailableError,
 )
-from goatherd.providers.base import (
-    ORG_FIELD,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, checked, decode_pointer, key_of
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.values import ORG_FIELD, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError
 
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.values import ORG_FIELD
 from goatherd.providers.vault.auth import SERVICE_ACCOUNT_TOKEN, AppRoleAuth, AuthMethod, KubernetesAuth, TokenAuth
 
 DEFAULT_PORT: Final = 8200

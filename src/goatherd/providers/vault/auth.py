@@ -23,8 +23,8 @@ from goatherd.errors import (
     ProviderConfigurationError,
     UnavailableError,
 )
+from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.problem import StoreProblem
 
 SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
 
@@ -63,7 +63,7 @@ class TokenAuth:
             found = _text_of(self.file, missing_ok=True)
         if not found:
             places = [*self.variables, *([self.file] if self.file else [])]
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"there is no token in {', '.join(places)}",
                 hint="Log in with `vault login` or `bao login`, set the variable, or say auth=approle or kubernetes.",
@@ -93,7 +93,7 @@ class AppRoleAuth:
         role_id = self.role_id or _first(environment, self.role_id_variables)
         if not role_id:
             names = ", ".join(self.role_id_variables)
-            raise StoreProblem(ProviderConfigurationError, f"auth=approle needs role-id in the address, or {names}")
+            raise PlatformError(ProviderConfigurationError, f"auth=approle needs role-id in the address, or {names}")
         secret_id = self.secret_id or (_text_of(self.secret_id_file) if self.secret_id_file else None)
         secret_id = secret_id or _first(environment, self.secret_id_variables)
         return {"role_id": role_id, **({"secret_id": secret_id.strip()} if secret_id else {})}
@@ -165,7 +165,7 @@ class Credentials:
             that the refusal stands.
 
         Raises:
-            StoreProblem: It is dead and there is no other.
+            PlatformError: It is dead and there is no other.
         """
         if self._work is not None and not self._work.done():
             await asyncio.wait({self._work})
@@ -179,7 +179,7 @@ class Credentials:
         self._lease = None
         try:
             lease = await self._one(self._login)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is ProviderConfigurationError and isinstance(self._method, TokenAuth):
                 raise _dead() from None
             raise
@@ -229,7 +229,7 @@ class Credentials:
         if status in (400, 403, 404):
             errors = answer.get("errors")
             told = f"{errors[0]}"[:_QUOTED] if isinstance(errors, list) and errors else f"HTTP {status}"
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderAccessDeniedError,
                 f"logging in at auth/{method.mount} was refused: {told}",
                 hint="Check the role, its secret id or service account, and that the method is enabled there.",
@@ -244,7 +244,7 @@ class Credentials:
         if lease.renewable and (lease.expires_at is None or now < lease.expires_at):
             try:
                 status, answer = await self._send("POST", "auth/token/renew-self", token=lease.token, body={})
-            except StoreProblem:
+            except PlatformError:
                 if lease.expires_at is not None and now + _POSTPONED < lease.expires_at:
                     return _postponed(lease, now + _POSTPONED)
                 raise
@@ -261,7 +261,7 @@ class Credentials:
         auth = answer.get("auth")
         token = auth.get("client_token") if isinstance(auth, Mapping) else None
         if not isinstance(auth, Mapping) or not isinstance(token, str) or not token:
-            raise StoreProblem(UnavailableError, "the answer to a login holds no token")
+            raise PlatformError(UnavailableError, "the answer to a login holds no token")
         return self._lease_of(token, auth.get("lease_duration"), auth.get("renewable"))
 
     def _lease_of(self, token: str, seconds: object, renewable: object) -> _Lease:
@@ -278,8 +278,8 @@ def _postponed(lease: _Lease, renew_at: float | None) -> _Lease:
     return _Lease(token=lease.token, renewable=lease.renewable, renew_at=renew_at, expires_at=lease.expires_at)
 
 
-def _dead() -> StoreProblem:
-    return StoreProblem(
+def _dead() -> PlatformError:
+    return PlatformError(
         ProviderAccessDeniedError,
         "the token is expired, revoked or unknown",
         hint="Log in again, or use auth=approle or auth=kubernetes, which get a new one by themselves.",
@@ -296,6 +296,6 @@ def _text_of(file: str, *, missing_ok: bool = False) -> str:
     except FileNotFoundError:
         if missing_ok:
             return ""
-        raise StoreProblem(ProviderConfigurationError, f"there is no file {file}") from None
+        raise PlatformError(ProviderConfigurationError, f"there is no file {file}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreProblem(ProviderConfigurationError, f"cannot read {file}: {type(error).__name__}") from None
+        raise PlatformError(ProviderConfigurationError, f"cannot read {file}: {type(error).__name__}") from None

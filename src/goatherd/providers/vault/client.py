@@ -33,9 +33,9 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import VersionState
+from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
-from goatherd.providers.problem import StoreProblem
+from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
 
@@ -189,7 +189,7 @@ class VaultClient:
 
     async def keep(self, path: str, versions: int) -> None:
         """Make the server keep this many versions of an entry, which need not exist yet."""
-        # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.policy).
+        # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
         await finish_request(self._call("POST", self._path("metadata", path), body={"max_versions": str(versions)}))
 
     async def destroy(self, path: str, *versions: int) -> None:
@@ -209,7 +209,7 @@ class VaultClient:
         where = self._path(kind, path)
         try:
             _, answer = await self._call("POST", "sys/capabilities-self", body={"paths": [where]})
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -220,7 +220,7 @@ class VaultClient:
         """Return what is mounted, such as ``kv 2``; None where the token may not know."""
         try:
             status, answer = await self._call("GET", f"sys/internal/ui/mounts/{self._address.mount}")
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -245,14 +245,14 @@ class VaultClient:
                 method, path, token=await self._credentials.token(), body=body, params=params
             )
         if status == 403:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderAccessDeniedError,
                 f"the server refuses {method} {path}",
                 hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints it.",
             )
         told = _told(answer)
         if status == 404 and "no handler for route" in told:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"nothing is mounted at {self._address.mount}",
                 hint="The address begins with the mount of a key/value engine, version 2; `vault secrets list`.",
@@ -260,9 +260,9 @@ class VaultClient:
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
             raise _damaged("HTTP 404 that no Vault server sends: something else answers in its place")
         if status == 400 and _UPGRADING in told:
-            raise StoreProblem(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
+            raise PlatformError(UnavailableError, f"{self._address.mount} is being made versioned; it takes a moment")
         if status == 400 and _CAS_MISMATCH not in told:
-            raise StoreProblem(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
+            raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer
 
     async def _for_credentials(
@@ -282,11 +282,11 @@ class VaultClient:
         """Send one request; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
 
         Raises:
-            StoreProblem: No answer, a damaged one, or a status that means one thing for every request.
+            PlatformError: No answer, a damaged one, or a status that means one thing for every request.
         """
         http = self._http
         if http is None:
-            raise StoreProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         headers = {}
         if token is not None:
             headers["X-Vault-Token"] = token
@@ -330,26 +330,26 @@ class VaultClient:
             problem = self._unanswered(error)
         raise problem
 
-    def _unanswered(self, error: Exception) -> StoreProblem:
+    def _unanswered(self, error: Exception) -> PlatformError:
         where = self._address.url
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return StoreProblem(
+                return PlatformError(
                     ProviderConfigurationError,
                     f"the certificate of {where} is not to be trusted: {cause.verify_message}",
                     hint="Name its authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT.",
                 )
             if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-                return StoreProblem(
+                return PlatformError(
                     ProviderConfigurationError,
                     f"{where} does not speak TLS",
                     hint="If that is meant (a proxy on this machine), say tls=off in the address.",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return StoreProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return StoreProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+            return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _redirected(self, url: str, location: str | None) -> str:
         """Return where a standby sends us: the active node.
@@ -363,7 +363,7 @@ class VaultClient:
         except ValueError:
             is_allowed = False
         if not is_allowed:
-            raise StoreProblem(UnavailableError, "the server redirects to where it must not", final=True)
+            raise PlatformError(UnavailableError, "the server redirects to where it must not", final=True)
         return target
 
     def _judged(
@@ -371,23 +371,25 @@ class VaultClient:
     ) -> tuple[int, Mapping[str, Any]]:
         what = f"{method} {path}"
         if status == 429:
-            raise StoreProblem(
+            raise PlatformError(
                 ThrottledError,
                 f"the server limits requests: {what}",
                 retry_after=_seconds(headers.get("retry-after"), self._clock.now_ms()),
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
-            raise StoreProblem(SecretTooLargeError, f"the server does not take a request of this size: {what}")
+            raise PlatformError(SecretTooLargeError, f"the server does not take a request of this size: {what}")
         if status >= 500 or status in (408, 412, 472, 473):
             told = _told(_parsed(raw) or {})
             if "sealed" in told:
-                raise StoreProblem(UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`.")
+                raise PlatformError(
+                    UnavailableError, "the server is sealed", hint="Unseal it: `vault operator unseal`."
+                )
             if "value being too large" in told or "exceeds maximum" in told:
-                raise StoreProblem(SecretTooLargeError, "the server does not store a value of this size")
-            raise StoreProblem(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
+                raise PlatformError(SecretTooLargeError, "the server does not store a value of this size")
+            raise PlatformError(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
         if status == 400 and b"HTTP request to an HTTPS server" in raw:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError, f"{self._address.url} wants TLS", hint="Remove tls=off, or use https."
             )
         if status == 204:
@@ -419,8 +421,8 @@ class VaultClient:
         return context
 
 
-def _damaged(why: str) -> StoreProblem:
-    return StoreProblem(UnavailableError, f"the server's answer is damaged: {why}")
+def _damaged(why: str) -> PlatformError:
+    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
 
 
 def _parsed(raw: bytes) -> Mapping[str, Any] | None:

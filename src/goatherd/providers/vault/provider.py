@@ -39,26 +39,20 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.base import (
-    CURRENT,
     MAX_VALUE_BYTES,
     Call,
     Guarantees,
-    Label,
+    PlatformError,
     ReadConsistency,
     RetryPolicy,
-    SecretBytes,
     SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-    VersionState,
 )
-from goatherd.providers.diagnosable import Finding, Verdict, rights
+from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.ledger import Entry, Ledger, parse_number
-from goatherd.providers.problem import StoreProblem
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
 from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
-from goatherd.providers.vault.policy import MAX_VERSIONS, POINTER_SUFFIX
+from goatherd.providers.vault.permissions import MAX_VERSIONS, POINTER_SUFFIX
 from goatherd.providers.vault.records import (
     StoredPointer,
     StoredValue,
@@ -240,7 +234,7 @@ class VaultSecretProvider(SecretProvider):
             first = rights(self.scheme, may_write=may_write, may_destroy=await client.may("update", "destroy", path))
         try:
             known = await client.metadata(path)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
             text = "a token that may only read does not see how many versions the server keeps"
@@ -263,13 +257,13 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
         try:
             return await work(self._client)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             raise problem.of(call) from None
 
     async def _creating(self, call: Call, client: VaultClient, value: SecretBytes, label: Label) -> SecretVersion:
         engine = await client.engine()
         if engine not in (None, "kv 2"):
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"what is mounted at {self.address.mount} is {engine}, not a key/value engine of version 2",
                 hint=f"`vault kv enable-versioning {self.address.mount}` makes one of version 1 into one.",
@@ -390,7 +384,7 @@ class VaultSecretProvider(SecretProvider):
         listed = ledger.newest_first()
         try:
             known = await client.metadata(call.secret_id)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
             return listed  # a server may not see what was done by hand; reading such a version tells
@@ -430,7 +424,7 @@ class VaultSecretProvider(SecretProvider):
             if min(known.states, default=1) == 1:
                 return {}  # the server has dropped none
             pointers = await client.metadata(path + POINTER_SUFFIX)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
             return {}  # who may not see that may not destroy it either
@@ -494,7 +488,7 @@ class VaultSecretProvider(SecretProvider):
         if known.current < newest:
             # SECURITY: destroying the older ones would destroy the only list that there is
             # (tests/contract/test_vault_wrong_answers.py::TestVaultAnswers).
-            raise StoreProblem(
+            raise PlatformError(
                 UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
             )
         older = [n for n, state in known.states.items() if n < newest and state is not VersionState.DESTROYED]
@@ -557,7 +551,7 @@ class VaultSecretProvider(SecretProvider):
         known = await client.metadata(call.secret_id)
         newest = max(ledger.entries, default=0)
         if known.current < newest:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"versions up to {newest} are listed, but the server has {known.current or 'none'}",
                 hint="The entry was deleted by hand: delete the secret and create it from a backup.",
@@ -584,7 +578,7 @@ class VaultSecretProvider(SecretProvider):
         if written is None:
             return None
         if written.expires:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} by itself after a time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
@@ -608,17 +602,17 @@ class VaultSecretProvider(SecretProvider):
         by_hand = f"vault kv metadata put -mount={self.address.mount} -max-versions={max(needed, MAX_VERSIONS)} {path}"
         if needed > MAX_VERSIONS:
             labels = ", ".join(sorted(label for label, holder in ledger.labels.items() if holder == oldest))
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"writing version {number} would make the server drop version {oldest}, which is {labels}",
                 hint=f"Move that label to a newer version, or: {by_hand}",
             )
         try:
             await client.keep(path, MAX_VERSIONS)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"the server keeps {keeps or 'ten'} versions, which is too few, and the token may not change that",
                 hint=f"Let somebody who may do: {by_hand}",

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Ledger
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     digest_of,

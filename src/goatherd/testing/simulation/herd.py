@@ -15,8 +15,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import create
 from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
-from goatherd.providers.base import CURRENT, SecretBytes
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.rotation import Outcome
 from goatherd.server_answers import ServerIdentity
 from goatherd.testing.simulation.dice import Dice

@@ -16,7 +16,7 @@ from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, Verifica
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
-from goatherd.providers.base import CURRENT, STABLE, SecretBytes, VersionState
+from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionState
 from goatherd.rotation.vouching import introduction_id
 from goatherd.testing.simulation.herd import Herd
 from goatherd.testing.simulation.liar import invented

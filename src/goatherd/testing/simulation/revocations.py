@@ -19,7 +19,7 @@ from goatherd.clock import Clock
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.providers.base import CURRENT, VersionState
+from goatherd.providers.values import CURRENT, VersionState
 from goatherd.rotation.events import Event
 from goatherd.rotation.outcome import RevocationReport
 from goatherd.rotation.revocation import NEW, Revoker

@@ -21,19 +21,9 @@ from types import MappingProxyType
 from typing import Final, Self, TypeVar
 
 from goatherd.errors import SecretNotFoundError, ThrottledError, UnavailableError, VersionDisabledError
-from goatherd.providers.base import (
-    CURRENT,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, SecretProvider
 from goatherd.providers.ledger import Entry, Ledger
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import VirtualLoop, check_alive, current_process
 from goatherd.testing.simulation.machine import MachineClock

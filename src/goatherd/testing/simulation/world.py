@@ -11,7 +11,7 @@ from typing import Final
 
 from goatherd.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.providers.base import SecretBytes
+from goatherd.providers.values import SecretBytes
 from goatherd.rotation import Policy
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import MARK

@@ -7,13 +7,11 @@ Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final
 
-from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_uri
-
-Role = Literal["server", "rotator", "admin"]
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import ORG_FIELD
 
 ACCESSOR: Final = "roles/secretmanager.secretAccessor"
 
@@ -46,10 +44,8 @@ def permissions(role: str) -> frozenset[str]:
     Raises:
         ConfigurationError: There is no such role.
     """
-    known = {"server": _READS, "rotator": _ROTATES, "admin": _ADMINISTERS}
-    if role not in known:
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
-    return known[role]
+    check_role(role)
+    return {"server": _READS, "rotator": _ROTATES, "admin": _ADMINISTERS}[role]
 
 
 def policy(role: str, uri: str) -> str:

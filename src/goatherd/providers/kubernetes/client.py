@@ -30,10 +30,10 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.kubernetes.access import Access
 from goatherd.providers.kubernetes.credentials import Credential
-from goatherd.providers.problem import StoreProblem
 
 Result = TypeVar("Result")
 
@@ -147,7 +147,7 @@ class KubernetesClient:
         """Create a Secret; None when there is one already."""
         status, answer = await finish_request(self._call("POST", _path(namespace), body=content))
         if status == 404:
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"there is no namespace {namespace!r}",
                 hint=f"Make it: kubectl create namespace {namespace}",
@@ -156,7 +156,7 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise StoreProblem(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
+            raise PlatformError(UnavailableError, f"the server refuses to create it now{_reason(answer, ': ')}")
         return _secret(answer, namespace, name)
 
     async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ class KubernetesClient:
         # SECURITY: without a resourceVersion the server replaces whatever is there
         # (tests/contract/test_kubernetes_fake.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
-            raise StoreProblem(UnavailableError, "the Secret came without a resourceVersion")
+            raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
         status, answer = await finish_request(self._call("PUT", _path(namespace, name), body=content))
         if status in (404, 409):
             return None
@@ -214,7 +214,7 @@ class KubernetesClient:
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         try:
             _, answer = await self._call("POST", path, body=body)
-        except StoreProblem as problem:
+        except PlatformError as problem:
             if problem.kind is ProviderAccessDeniedError:
                 return None
             raise
@@ -236,7 +236,7 @@ class KubernetesClient:
 
         Raises:
             GoneError: The server does not remember that state.
-            StoreProblem: As for any request.
+            PlatformError: As for any request.
 
         The field selector is what lets RBAC check the name:
         https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources.
@@ -267,7 +267,7 @@ class KubernetesClient:
 
     async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[Event]:
         line = bytearray()
-        failure: StoreProblem | None = None
+        failure: PlatformError | None = None
         try:
             async for chunk in response.aiter_bytes():
                 line += chunk
@@ -313,7 +313,7 @@ class KubernetesClient:
     ) -> AsyncIterator[httpx2.Response]:
         http = self._http
         if http is None:
-            raise StoreProblem(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         if credential.certificate != self._certificate:
             # A connection shows the certificate that it was made with, for as long as it lasts.
             self._certificate, self._http = credential.certificate, self._make_pool()
@@ -332,7 +332,7 @@ class KubernetesClient:
             timeout=httpx2.Timeout(self._timeout, read=read or self._timeout),
             extensions={} if name is None else {"sni_hostname": name},
         )
-        problem: StoreProblem | None = None
+        problem: PlatformError | None = None
         began = self._clock.monotonic()
         try:
             response = await http.send(request, stream=True)
@@ -350,7 +350,7 @@ class KubernetesClient:
 
     async def _read(self, response: httpx2.Response) -> bytes:
         raw = bytearray()
-        problem: StoreProblem | None = None
+        problem: PlatformError | None = None
         try:
             async for chunk in response.aiter_bytes():
                 raw += chunk
@@ -362,35 +362,35 @@ class KubernetesClient:
             raise problem
         return bytes(raw)
 
-    def _unanswered(self, error: Exception) -> StoreProblem:
+    def _unanswered(self, error: Exception) -> PlatformError:
         where = self._access.server
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLCertVerificationError):
-                return StoreProblem(
+                return PlatformError(
                     ProviderConfigurationError,
                     f"the certificate of {where} is not to be trusted: {cause.verify_message}",
                     hint=f"Check certificate-authority-data in the {self._access.source}.",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-            return StoreProblem(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-        return StoreProblem(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+            return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
+        return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
 
     def _judged(self, method: str, path: str, response: httpx2.Response, raw: bytes) -> tuple[int, Mapping[str, Any]]:
         what, code = f"{method} {path}", response.status_code
         answer = _parsed(raw)
         if code == 429:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
-            raise StoreProblem(
+            raise PlatformError(
                 ThrottledError,
                 f"the server asks for patience: {what}",
                 retry_after=_seconds(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
-            raise StoreProblem(SecretTooLargeError, f"the server does not take an object of this size: {what}")
+            raise PlatformError(SecretTooLargeError, f"the server does not take an object of this size: {what}")
         if code >= 500 or code == 408:
-            raise StoreProblem(UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}")
+            raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason(answer or {}, ': ')}")
         if code in (401, 403):
             raise self._denied(what, code, answer or {})
         if code == 422:
@@ -398,7 +398,7 @@ class KubernetesClient:
         if code in (400, 405, 406, 415):
             # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
             # (tests/contract/test_kubernetes_fake.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
-            raise StoreProblem(
+            raise PlatformError(
                 ProviderConfigurationError,
                 f"the server does not understand {what}: HTTP {code}{_reason(answer or {}, ', ')}",
             )
@@ -408,9 +408,9 @@ class KubernetesClient:
             raise _damaged(f"HTTP {code} without a Status: something else answers in the API server's place")
         return code, answer
 
-    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> StoreProblem:
+    def _denied(self, what: str, code: int, answer: Mapping[str, Any]) -> PlatformError:
         if code == 401:
-            return StoreProblem(
+            return PlatformError(
                 ProviderAccessDeniedError,
                 f"the server does not know who asks ({self._access.source}): {what}",
                 hint="The token or the client certificate is missing, expired or for another cluster.",
@@ -418,8 +418,8 @@ class KubernetesClient:
         # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
         told = str(answer.get("message") or "")[:_QUOTED]
         if "exceeded quota" in told or "is being terminated" in told:
-            return StoreProblem(ProviderConfigurationError, told)
-        return StoreProblem(
+            return PlatformError(ProviderConfigurationError, told)
+        return PlatformError(
             ProviderAccessDeniedError,
             f"the server refuses {what}{': ' if told else ''}{told}",
             hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints it.",
@@ -462,7 +462,7 @@ def _event(line: bytes, namespace: str, name: str) -> Event | None:
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
             raise GoneError
-        raise StoreProblem(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
+        raise PlatformError(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
@@ -492,22 +492,22 @@ def _reason(answer: Mapping[str, Any], before: str = "") -> str:
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
-def _invalid(answer: Mapping[str, Any]) -> StoreProblem:
+def _invalid(answer: Mapping[str, Any]) -> PlatformError:
     """Return what a 422 means. Its message is not shown: it may quote what was sent."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
-        return StoreProblem(SecretTooLargeError, "the Secret would be longer than the server takes")
+        return PlatformError(SecretTooLargeError, "the Secret would be longer than the server takes")
     told = str(answer.get("message") or "")
     if "field is immutable when `immutable` is set" in told:
-        return StoreProblem(
+        return PlatformError(
             ProviderConfigurationError,
             "the Secret is immutable",
             hint="Nothing can change it any more: delete it and create it again, without `immutable`.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
-    return StoreProblem(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
+    return PlatformError(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
 
 
 def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
@@ -526,5 +526,5 @@ def _seconds(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) 
     return float(seconds) if isinstance(seconds, int) and seconds > 0 else None
 
 
-def _damaged(why: str) -> StoreProblem:
-    return StoreProblem(UnavailableError, f"the server's answer is damaged: {why}")
+def _damaged(why: str) -> PlatformError:
+    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")

@@ -1,7 +1,7 @@
 """Secrets as files: the embedded default. No server, no account.
 
 What it is: the file provider's address, its asyncio side and its errors. What it is not: the order of writes and the
-layout, which are `goatherd.providers.directory`. Rules: file system calls run in a thread; a lock is never waited for
+layout, which are `goatherd.providers.file.layout`. Rules: file system calls run in a thread; a lock is never waited for
 in that thread, but asked for again, so that the deadline and a cancellation always reach the wait.
 """
 
@@ -26,23 +26,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.files import SUPPORTED, System
-from goatherd.providers.base import (
-    MAX_VALUE_BYTES,
-    ORG_FIELD,
-    Call,
-    Guarantees,
-    Label,
-    ReadConsistency,
-    RetryPolicy,
-    SecretBytes,
-    SecretProvider,
-    SecretValue,
-    SecretVersion,
-    VersionId,
-)
+from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.cancellation import retrieve_outcome
-from goatherd.providers.diagnosable import Finding, Verdict, rights
-from goatherd.providers.directory import (
+from goatherd.providers.capabilities import Finding, Verdict, rights
+from goatherd.providers.file.layout import (
     FULL,
     LOCK,
     MANIFEST,
@@ -53,6 +40,7 @@ from goatherd.providers.directory import (
     LockHeldError,
     SecretDirectory,
 )
+from goatherd.providers.values import ORG_FIELD, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 Result = TypeVar("Result")
 

@@ -27,9 +27,10 @@ from google.cloud.secretmanager_v1.services.secret_manager_service.transports im
 from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 
 from goatherd.errors import SecretNotFoundError, UnavailableError
-from goatherd.providers.base import Call, Label, SecretBytes, SecretVersion, VersionId, VersionState
+from goatherd.providers.base import Call
 from goatherd.providers.gcp.address import GCPAddress
 from goatherd.providers.gcp.problem import EtagMovedError, status_of, translated
+from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
 
 Answer = TypeVar("Answer")
 

@@ -1,4 +1,4 @@
-"""Who may do what in the stores of this machine: the file store's owners and modes. The memory store has none.
+"""The owners and modes of the file store, for each role.
 
 Pure: a role and an address in, commands to paste out. What it is not: the provider, which checks the modes itself.
 """
@@ -10,9 +10,8 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
-
-ROLES: Final = ("server", "rotator", "admin")
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import ORG_FIELD
 
 _PURPOSE: Final = {
     "server": "reads the identity; needs no right to write, and the file system may be mounted read-only",
@@ -22,7 +21,7 @@ _PURPOSE: Final = {
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
-def file_policy(role: str, secret: str) -> str:
+def policy(role: str, secret: str) -> str:
     """Return the commands that give a secret of the file store its owner and modes.
 
     The store wants one user to own all of a secret, so a server that shall not write gets that from a read-only mount.
@@ -34,7 +33,7 @@ def file_policy(role: str, secret: str) -> str:
     Raises:
         ConfigurationError: The role is unknown, or the address is not one.
     """
-    _check_role(role)
+    check_role(role)
     parts = urlsplit(secret if "://" in secret else f"file://{secret}")
     path = unquote(parts.path)
     components = path.split("/")[1:]
@@ -74,21 +73,3 @@ def file_policy(role: str, secret: str) -> str:
             f"#   ReadOnlyPaths={base}",
         ]
     return "\n".join(lines) + "\n"
-
-
-def memory_policy(role: str, secret: str) -> str:
-    """Refuse: whoever can run code in the process can do everything.
-
-    Raises:
-        ConfigurationError: Always.
-    """
-    _check_role(role)
-    raise ConfigurationError(
-        f"{secret[:200]!r} lives in one process's memory, where there are no rights to give",
-        hint="It is for tests. `goatherd policy file` is for a store on this machine.",
-    )
-
-
-def _check_role(role: str) -> None:
-    if role not in ROLES:
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(ROLES)}.")

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final, Literal, get_args
+from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.aws.address import AWSAddress, parse_uri
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.permissions import Role, check_role
+from goatherd.providers.values import ORG_FIELD
 
-Role = Literal["server", "rotator", "admin"]
 Statement = dict[str, object]
 
 _NAME = re.compile(r"[A-Za-z0-9/._-]{1,512}")
@@ -61,8 +61,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
         ConfigurationError: The address is not one, the role is unknown, or a name would mean more than one secret.
     """
     address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
-    if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    check_role(role)
     # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
     # (tests/unit/providers/test_aws_iam.py::test_a_name_that_would_grant_more_is_refused).
     if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):

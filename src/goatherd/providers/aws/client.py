@@ -40,7 +40,8 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.aws.address import AWSAddress
-from goatherd.providers.base import Call, SecretBytes, VersionId
+from goatherd.providers.base import Call
+from goatherd.providers.values import SecretBytes, VersionId
 
 Answer = Mapping[str, object]
 

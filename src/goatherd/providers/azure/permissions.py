@@ -8,13 +8,11 @@ Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/se
 from __future__ import annotations
 
 import json
-from typing import Final, Literal, get_args
+from typing import Final
 
-from goatherd.errors import ConfigurationError
 from goatherd.providers.azure.address import POINTER_SUFFIX, parse_uri
-from goatherd.providers.base import ORG_FIELD
-
-Role = Literal["server", "rotator", "admin"]
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import ORG_FIELD
 
 _PREFIX: Final = "Microsoft.KeyVault/vaults/secrets/"
 _READ: Final = (f"{_PREFIX}getSecret/action", f"{_PREFIX}readMetadata/action")
@@ -43,8 +41,7 @@ def policy(role: str, uri: str) -> str:
     Raises:
         ConfigurationError: The address is not one, or the role is not one of the three.
     """
-    if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    check_role(role)
     address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
     if ORG_FIELD in secret_id:
         about = [

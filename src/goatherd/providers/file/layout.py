@@ -38,9 +38,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.files import System
-from goatherd.providers.base import Call, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.base import Call
+from goatherd.providers.file.manifest import decode, encode
 from goatherd.providers.ledger import Entry, Ledger, parse_number
-from goatherd.providers.manifest import decode, encode
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, entry_for, fits
 
 MANIFEST: Final = "manifest.json"

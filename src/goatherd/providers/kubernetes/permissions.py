@@ -10,13 +10,12 @@ selector for the name.
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, get_args
+from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
 from goatherd.providers.kubernetes.address import address_from_uri, split_secret_id
-
-Role = Literal["server", "rotator", "admin"]
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import ORG_FIELD
 
 _PURPOSE: Final = {
     "server": "reads the identity and is told of changes, and can change nothing",
@@ -44,8 +43,7 @@ def policy(role: str, uri: str) -> str:
     Raises:
         ConfigurationError: The role is unknown, or no Role can be written for the address.
     """
-    if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    check_role(role)
     # SECURITY: what is pasted into YAML is two names of a-z, 0-9, '-' and '.' and cannot grant more
     # (tests/unit/providers/test_kubernetes_policy.py::test_a_name_that_would_change_the_policy_is_refused).
     _, secret_id = address_from_uri(uri if "://" in uri else f"k8s://{uri}")
@@ -86,8 +84,7 @@ def volume_policy(role: str, uri: str) -> str:
     Raises:
         ConfigurationError: The role is another one, or no such part can be written for the address.
     """
-    if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    check_role(role)
     if role != "server":
         raise ConfigurationError(
             f"a mounted Secret is read-only, so it has no {role}",

@@ -6,13 +6,12 @@ Pure: a role and a secret in, HCL out. The tests of the provider run under exact
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, get_args
+from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.base import ORG_FIELD
+from goatherd.providers.permissions import check_role
+from goatherd.providers.values import ORG_FIELD
 from goatherd.providers.vault.address import address_from_uri
-
-Role = Literal["server", "rotator", "admin"]
 
 MAX_VERSIONS: Final = 64
 POINTER_SUFFIX: Final = "-pointer"
@@ -37,8 +36,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
     Raises:
         ConfigurationError: The role is unknown, or no policy can be written for the path.
     """
-    if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+    check_role(role)
     scheme, separator, _ = secret_id.partition("://")
     if separator:
         if scheme not in ("vault", "openbao"):

@@ -1,0 +1,135 @@
+"""What a provider can do beyond the algebra of `goatherd.providers.base`: diagnose, watch, reserve.
+
+Each is a protocol that a `SecretProvider` also implements where its platform allows it.
+
+- `DiagnosableSecretProvider`: report rights, limits, and what will fail later. A diagnosis changes nothing, so a right
+  that cannot be checked without using it is reported as not checked; a finding holds names and numbers, never a value.
+- `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A watch carries no value and does not retry.
+- `ReservingSecretProvider`: keep room for changes that have begun, where the store may run full. What is reserved holds
+  no value, and no reader needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from goatherd.providers.base import SecretProvider
+
+
+class Verdict(StrEnum):
+    """What a finding means."""
+
+    FINE = "fine"
+    CAUTION = "caution"
+    """It works, and will not, or may not, later on."""
+    WRONG = "wrong"
+    NOT_CHECKED = "not checked"
+    """The platform does not say. Not the same as fine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        name: What was looked at, in a word or two, such as ``rights``.
+        verdict: What it means.
+        text: What was found.
+        hint: What to do; empty where there is nothing to do.
+    """
+
+    name: str
+    verdict: Verdict
+    text: str
+    hint: str = ""
+
+
+@runtime_checkable
+class DiagnosableSecretProvider(Protocol):
+    """What a `SecretProvider` is besides, where its platform tells about itself."""
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Return what can be found out of one existing secret without changing anything.
+
+        Raises:
+            ProviderError: As the methods of `SecretProvider`.
+        """
+        ...
+
+
+def rights(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
+    """Return the finding on what the credentials in use may do; they may read, or nobody would ask.
+
+    Args:
+        scheme: The provider's, for the command in the hint.
+        may_write: Whether they may write versions and move labels.
+        may_destroy: Whether they may destroy versions; None where that is the same right.
+    """
+    if not may_write:
+        return Finding(
+            name="rights",
+            verdict=Verdict.FINE,
+            text="may read and not write: right for a server, too little to rotate",
+            hint=f"To rotate from here: `goatherd policy {scheme} --role rotator`.",
+        )
+    if may_destroy is False:
+        return Finding(
+            name="rights",
+            verdict=Verdict.FINE,
+            text="may read and write, and not destroy: right for a rotator, too little for `goatherd retire`",
+            hint=f"To retire from here: `goatherd policy {scheme} --role admin`.",
+        )
+    more = " and destroy versions" if may_destroy else ""
+    return Finding(
+        name="rights",
+        verdict=Verdict.FINE,
+        text=f"may read, write{more}: more than a server needs",
+        hint=f"For servers: `goatherd policy {scheme} --role server`.",
+    )
+
+
+@runtime_checkable
+class WatchableSecretProvider(Protocol):
+    """What a `SecretProvider` is besides, where its store tells of changes by itself (`Guarantees.push`)."""
+
+    def watch(self, secret_id: str) -> AsyncIterator[None]:
+        """Yield once when the watch stands, then each time that the secret may have changed.
+
+        A hint and no more: it carries nothing, may stand for several changes or for none, and whoever waits reads
+        again. It ends when the store ends it, which it may at any time. It does not retry: whoever waits begins anew,
+        and the first hint then stands for all that was missed.
+
+        Raises:
+            ProviderError: It cannot stand, or broke; as the methods of `SecretProvider`.
+        """
+        ...
+
+
+@runtime_checkable
+class ReservingSecretProvider(Protocol):
+    """What a `SecretProvider` is besides, where it can reserve room for writes that come later."""
+
+    async def reserve(self, secret_id: str) -> None:
+        """Make sure that the writes of a command have room, though the store runs full meanwhile.
+
+        Reserving again, where the room is reserved already, changes nothing. A write that finds the store full uses
+        the reserve up.
+
+        Raises:
+            SecretNotFoundError: No such secret.
+            UnavailableError: There is no room. Nothing was changed.
+        """
+        ...
+
+
+async def reserve_room(provider: SecretProvider, secret_id: str) -> None:
+    """Reserve room for the writes that follow, where the store can: what has begun must not stop for it half-way.
+
+    Raises:
+        SecretNotFoundError, UnavailableError: As `ReservingSecretProvider.reserve`.
+    """
+    if isinstance(provider, ReservingSecretProvider):
+        await provider.reserve(secret_id)

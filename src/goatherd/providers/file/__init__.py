@@ -1,0 +1,18 @@
+"""Secrets as files: the embedded default. No server, no account.
+
+- `provider`: `FileSecretProvider`, its address, its asyncio side and its errors.
+- `layout`: the order of writes, and the layout of a secret's directory. `manifest`: the record in it.
+- `permissions`: `policy`, the owners and modes for a server, a rotator or an administrator.
+"""
+
+from typing import TYPE_CHECKING
+
+from goatherd.plugins import lazy_attributes
+from goatherd.providers.file.permissions import policy
+
+if TYPE_CHECKING:
+    from goatherd.providers.file.provider import FileSecretProvider
+
+__all__ = ["FileSecretProvider", "policy"]
+
+__getattr__ = lazy_attributes(__name__, FileSecretProvider="provider")

@@ -1,0 +1,20 @@
+"""The roles of a policy, the same at every store. Each store's own `permissions` module writes the policy itself."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from goatherd.errors import ConfigurationError
+
+Role = Literal["server", "rotator", "admin"]
+"""``server`` reads the identity, ``rotator`` also changes it, ``admin`` also creates and deletes it."""
+
+
+def check_role(role: str) -> None:
+    """Check the name of a role.
+
+    Raises:
+        ConfigurationError: There is no such role.
+    """
+    if role not in get_args(Role):
+        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")

@@ -1,0 +1,181 @@
+"""What goes into a store and comes out of it: secret bytes, labels, version ids, and what is known of a version.
+
+What it is not: a store. Rules: what lists or describes has no value field; what holds a value hides it, and
+`SecretBytes.reveal` is the only way out, so that a search for it finds every place that handles the bytes.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NoReturn, final
+
+from goatherd.errors import ConfigurationError
+
+ORG_FIELD: Final = "{org}"
+COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
+# The narrowest rule among the platforms (Google's aliases), so that a label means the same everywhere.
+_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_RESERVED_LABELS = frozenset({"latest", "new"})
+
+
+@final
+class Label(str):
+    """A movable name for one version of a secret, such as ``current``. Not a `VersionId`, whatever its text."""
+
+    __slots__ = ()
+
+
+@final
+class VersionId(str):
+    """A store's own id of one immutable value. Opaque: only the provider that made it reads an order out of it."""
+
+    __slots__ = ()
+
+
+CURRENT: Final = Label("current")
+STABLE: Final = Label("stable")
+
+
+class VersionState(StrEnum):
+    """Whether a version's value can be read."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretVersion:
+    """What is known of one version. It has no value field, so that a log line cannot leak one.
+
+    Attributes:
+        id: The store's own id.
+        labels: The labels that point at it, those of other tools too, as the platform spells them: they need not be
+            labels that `SecretProvider.label` takes.
+        created_ms: Milliseconds since 1970, by the store's clock.
+        state: Whether its value can be read.
+        is_leftover: Whether it is what an interrupted change left: the store has the value, but no record of ours names
+            it, or one that says that it is destroyed. It can be read by its id, unless it was switched off, and
+            destroyed, and takes no label. It may be of a writer that is at work.
+    """
+
+    id: VersionId
+    labels: frozenset[Label] = frozenset()
+    created_ms: int
+    state: VersionState = VersionState.ENABLED
+    is_leftover: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretValue:
+    """One version with its value."""
+
+    version: SecretVersion
+    value: SecretBytes
+
+
+def is_label(text: str) -> bool:
+    return _LABEL.fullmatch(text) is not None and text not in _RESERVED_LABELS
+
+
+def check_label(text: str) -> Label:
+    """Return `text` as a label.
+
+    Raises:
+        ConfigurationError: It is not 1 to 63 of ``[A-Za-z0-9_-]`` after a letter, or is ``latest`` or ``new``, which
+            some stores keep for themselves.
+    """
+    if isinstance(text, VersionId) or not is_label(text):
+        raise ConfigurationError(
+            f"not a label: {str(text)!r}",
+            hint="A label starts with a letter, goes on with up to 62 of A-Z a-z 0-9 _ -, and is not latest or new.",
+        )
+    return Label(text)
+
+
+def shown_label(label: str) -> str:
+    """Return a label for humans, on one line and as a POSIX shell takes it.
+
+    Args:
+        label: Any label that a store shows: one that another tool has set may hold spaces, and worse.
+    """
+    if label.isprintable():
+        return shlex.quote(label)
+    escaped = "".join(
+        one if one.isprintable() and one not in "\\'" else "".join(f"\\{byte:03o}" for byte in one.encode())
+        for one in label
+    )
+    return f"$'{escaped}'"
+
+
+def shown_labels(labels: Iterable[str]) -> str:
+    """Return labels for humans, in order, with a space between them; see `shown_label`."""
+    return " ".join(shown_label(label) for label in sorted(labels))
+
+
+def secret_id_for(template: str, org: str) -> str:
+    """Return `template` with ``{org}`` replaced by the organization's id.
+
+    Raises:
+        ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
+    """
+    # SECURITY: an organization named `../other` must not reach another secret
+    # (tests/unit/providers/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
+    if not COMPONENT.fullmatch(org) or org.strip(".") == "":
+        raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
+    return template.replace(ORG_FIELD, org)
+
+
+@final
+class SecretBytes:
+    """A value that does not show: not in ``repr``, ``str``, a format string, a pickle, or joined to other bytes.
+
+    Equality takes constant time for equal lengths.
+    """
+
+    __slots__ = ("_value",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: bytes | bytearray | memoryview) -> None:
+        # Not bytes(value): that makes zeros of a number.
+        self._value = bytes(memoryview(value))
+
+    def reveal(self) -> bytes:
+        """Return the bytes."""
+        return self._value
+
+    @property
+    def size(self) -> int:
+        """The length in bytes."""
+        return len(self._value)
+
+    # SECURITY: tests/unit/providers/test_secret_bytes.py tries every way out that Python offers.
+    def __repr__(self) -> str:
+        return "SecretBytes(<hidden>)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SecretBytes):
+            return NotImplemented
+        return hmac.compare_digest(self._value, other._value)
+
+    def __copy__(self) -> SecretBytes:
+        return self
+
+    def __deepcopy__(self, memo: object) -> SecretBytes:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a SecretBytes cannot be pickled")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a SecretBytes cannot be pickled")
