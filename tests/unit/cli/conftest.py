@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from goatherd.cli import commands_cluster, commands_revoke
+from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import run
+from goatherd.rotation.policy import Policy
 from tests.deadlines import ANSWER, HANG
 
 from .json_documents import JSONDocuments
@@ -129,3 +133,14 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             process.wait(HANG)
         if process.stdout is not None:
             process.stdout.close()
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have commands not wait for servers that never synchronize."""
+
+    def impatient(*given: Any, **named: Any) -> Policy:
+        return replace(policy_of(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))
+
+    for module in (commands_cluster, commands_revoke):
+        monkeypatch.setattr(module, "policy_of", impatient)

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli import commands_cluster
 from goatherd.cli.checks import NodeState
-from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
@@ -27,7 +25,6 @@ from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId, VersionState
-from goatherd.rotation.policy import Policy
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit
 from tests.unit.goats import introduction
@@ -334,14 +331,11 @@ def test_doctor_compares_the_clocks(
     assert checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"][0][0] == level
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("between", [False, True], ids=["within a server", "between two servers"])
 def test_doctor_names_a_session_whose_creations_end_goatdb(
-    goatherd: Goatherd, store: str, tmp_path: Path, between: bool, monkeypatch: pytest.MonkeyPatch
+    goatherd: Goatherd, store: str, tmp_path: Path, between: bool
 ) -> None:
-    def impatient(*given: Any, **named: Any) -> Policy:
-        return replace(policy_of(*given, **named), flow_patience=timedelta(0))
-
-    monkeypatch.setattr(commands_cluster, "policy_of", impatient)  # these two never synchronize
     now_ms = SystemClock().now_ms()
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms)
     user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=now_ms)

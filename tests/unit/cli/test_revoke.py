@@ -139,6 +139,7 @@ def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_
         assert f"are not reissued: {late.id}" in again.out
 
 
+@pytest.mark.usefixtures("apart")
 def test_what_one_server_alone_claims_is_shown_and_counts_if_asked(
     goatherd: Goatherd, store: str, cluster: Serving, serve: Callable[..., Serving], tmp_path: Path
 ) -> None:
