@@ -112,6 +112,22 @@ def uncompared() -> None:
     clocks.Clocks.is_ours_wrong = property(lambda self: False)
 
 
+def believing() -> None:
+    """A phase that was recorded in the future counts from then, so that a command waits for months."""
+    view, limit = rotator.store_view, rotator.limit_times
+
+    def as_recorded(document: IdentityDocument, *arguments: Any, **options: Any) -> Any:
+        found = view(document, *arguments, **options)
+        record = document.rotation
+        return found if record is None else replace(found, phase_since_ms=record.phase_at)
+
+    def without_the_phase(document: IdentityDocument, *arguments: Any, **options: Any) -> IdentityDocument:
+        return replace(limit(document, *arguments, **options), rotation=document.rotation)
+
+    rotator.store_view = as_recorded
+    rotator.limit_times = without_the_phase
+
+
 def uncorrected() -> None:
     """What a wrong clock has recorded stays as it is, so that a grace period begins in months."""
     rotator.limit_times = lambda document, *arguments, **options: document
@@ -224,7 +240,7 @@ def obedient() -> None:
 
 TAKEN_AWAY = (
     *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
-    *(uncompared, uncorrected, resettable, fussy, grudging),
+    *(uncompared, believing, uncorrected, resettable, fussy, grudging),
     *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
     *(gullible, careless, unanimous, obedient),
 )

@@ -16,6 +16,7 @@ SEEDS = "0-200"
 # Few runs have wrong clocks, blips, a theft or a liar; these are the first seeds that find each of these out.
 AT_SEED = {
     "uncompared": "175",
+    "believing": "8",
     "uncorrected": None,
     "resettable": "186",
     "fussy": "718",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -32,6 +33,7 @@ COMMAND_LIMIT: Final = 120.0
 """Seconds within which every command ends by itself, whatever is wrong: its phases' deadlines, and some more."""
 CONVERGED_WITHIN: Final = 120.0
 _BUSY: Final = RotationBusyError.code
+_STEPS_OF_A_WRITE: Final = 60
 _LIFETIME: Final = timedelta(days=90)
 
 
@@ -59,6 +61,7 @@ class Herd:
             for number in range(scenario.clients)
         ]
         self.operators: list[Operator] = []
+        self._absence: asyncio.Task[None] | None = None
         self.liar: SimulatedNode | None = None
         if scenario.lie is not None:
             self.liar = self.nodes[scenario.nodes - 1]
@@ -100,6 +103,8 @@ class Herd:
         """Mend everything that is wrong, and start what is down."""
         world = self.world
         world.trace.tell("world", "everything is mended")
+        if self._absence is not None:
+            self._absence.cancel()
         world.platform.trouble = type(world.platform.trouble)(lag=min(0.3, self.scenario.lag))
         world.network.trouble = type(world.network.trouble)()
         world.network.mended()
@@ -201,11 +206,14 @@ class Herd:
                 await ended[command.after].wait()
             await asyncio.sleep(command.at)
             wrong = next((one for one in self.scenario.wrong_clocks if one.command == number), None)
-            skew = command.skew if wrong is None or wrong.step else wrong.skew
+            is_later = wrong is not None and (wrong.step or wrong.before)
+            skew = command.skew if wrong is None or is_later else wrong.skew
             is_credulous = wrong is not None and wrong.is_credulous
             operator = Operator(self.world, f"ops-{number}", skew, is_credulous=is_credulous)
             if wrong is not None and wrong.step:
                 operator.set_clock_at(wrong.step, wrong.skew)
+            elif wrong is not None and wrong.before:
+                operator.set_clock_before(wrong.before, wrong.skew, partial(self._cut_short, operator))
             self.operators.append(operator)
             if command.fate is Fate.KILLED:
                 operator.kill_at(command.step)
@@ -217,6 +225,12 @@ class Herd:
             self._judge(operator, command)
         finally:
             ended[number].set()
+
+    def _cut_short(self, operator: Operator) -> None:
+        """Have a server be away for longer than any command may wait, and an operator die after his next write."""
+        away = Fault(ill=Ill.CRASH, at=0.0, lasts=COMMAND_LIMIT + 20)
+        self._absence = asyncio.create_task(self._suffer(away))
+        operator.kill_at(operator.process.steps + _STEPS_OF_A_WRITE)
 
     def _judge(self, operator: Operator, command: Command) -> None:
         """See that a lie ends no command but as that server's failure. Where there is other trouble nobody can tell."""

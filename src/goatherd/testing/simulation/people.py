@@ -8,7 +8,7 @@ and `goatherd.rotation.revocation.Revoker`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
@@ -18,6 +18,7 @@ from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, Unavaila
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
 from goatherd.rotation import Policy, Quorum, Rotator
+from goatherd.rotation.action import Advance
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -31,6 +32,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.outcome import RevocationReport
+from goatherd.rotation.table import Step
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import Process
 from goatherd.testing.simulation.machine import MachineClock
@@ -171,6 +173,7 @@ class Operator:
         self._world = world
         self._clock = MachineClock(world.loop, skew)
         self._task: asyncio.Task[None] | None = None
+        self._leap: tuple[Step, timedelta, Callable[[], None]] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -185,12 +188,11 @@ class Operator:
 
     def set_clock_at(self, step: int, skew: timedelta) -> None:
         """Set the clock of his machine at a step."""
+        self.process.at_step(step, lambda: self._set_clock(skew))
 
-        def set_clock() -> None:
-            self._world.trace.tell(self.name, f"has a clock that is {skew.total_seconds() / 86_400:.1f} days wrong")
-            self._clock.skew = skew
-
-        self.process.at_step(step, set_clock)
+    def set_clock_before(self, step: Step, skew: timedelta, then: Callable[[], None]) -> None:
+        """Set the clock of his machine, and call `then`, once he has decided to take a step of his rotation."""
+        self._leap = step, skew, then
 
     def cancel_at(self, step: int) -> None:
         """Interrupt the command at a step, as Ctrl-C does: it may still clean up."""
@@ -199,6 +201,16 @@ class Operator:
     def kill_at(self, step: int) -> None:
         """Kill the command at a step, as SIGKILL does."""
         self.process.at_step(step, self._kill)
+
+    def _set_clock(self, skew: timedelta) -> None:
+        self._world.trace.tell(self.name, f"has a clock that is {skew.total_seconds() / 86_400:.1f} days wrong")
+        self._clock.skew = skew
+
+    def _leap_before(self, action: object) -> None:
+        if self._leap is not None and isinstance(action, Advance) and action.step is self._leap[0]:
+            (_, skew, then), self._leap = self._leap, None
+            self._set_clock(skew)
+            then()
 
     def _interrupt(self) -> None:
         if self._task is not None and not self._task.done():
@@ -290,6 +302,7 @@ class Operator:
                 trace.tell(self.name, f"sees generation {event.generation}, {event.phase}")
             case Decided():
                 trace.detail(self.name, f"decides {event.action}")
+                self._leap_before(event.action)
             case NodeTold(heard=False):
                 trace.detail(self.name, f"could not tell {event.url}: {event.problem}")
             case ConflictMet():

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from goatherd.providers.base import ReadConsistency
+from goatherd.rotation.table import Step
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import Lie
 from goatherd.testing.simulation.people import Goal
@@ -103,12 +104,16 @@ class WrongClock:
         command: Whose: the number of a command.
         skew: By how much.
         step: At which of the operator's steps it is set so; 0 from the beginning.
+        before: Instead of that: right before he takes this step of his rotation, so that the servers have answered
+            requests with the right time, and the document records the wrong one. A server crashes then, and he dies
+            before he notices.
         is_credulous: The operator compares it with no other, as an earlier release did; then it is ahead.
     """
 
     command: int
     skew: timedelta
     step: int = 0
+    before: Step | None = None
     is_credulous: bool = False
 
 
@@ -169,7 +174,8 @@ class Scenario:
         for wrong in self.wrong_clocks:
             days = wrong.skew / timedelta(days=1)
             more = ", compared with no other" if wrong.is_credulous else ""
-            lines.append(f"ops-{wrong.command}: clock off by {days:.1f} days from step {wrong.step} on{more}")
+            since = f"step {wrong.step}" if wrong.before is None else f"the step to {wrong.before}"
+            lines.append(f"ops-{wrong.command}: clock off by {days:.1f} days from {since} on{more}")
         if self.lie is not None:
             lines.append(f"node-{self.nodes - 1} answers falsely: {self.lie}; quorum: {self.quorum or 'all'}")
         for fault in self.faults:
@@ -202,7 +208,8 @@ def draw(seed: int) -> Scenario:
         scenario = _with_blips(scenario, blips)
     clocks = Dice(seed, "clocks")
     if clocks.chance(0.2):
-        return _with_wrong_clocks(scenario, clocks)
+        leaps = Dice(seed, "leaps")
+        return _with_leap(scenario, leaps) if leaps.chance(0.2) else _with_wrong_clocks(scenario, clocks)
     return _with_liar(seed, _with_theft(seed, scenario))
 
 
@@ -237,6 +244,29 @@ def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
         commands=commands,
         faults=faults,
         wrong_clocks=tuple(wrong),
+        kind=replace(scenario.kind, is_timeless=dice.chance(0.5)),
+    )
+
+
+def _with_leap(scenario: Scenario, dice: Dice) -> Scenario:
+    """Return the scenario with a rotation whose clock leaps ahead in the middle of it, and somebody who carries it on.
+
+    The servers refuse what is signed with a time days off, so a clock that is wrong for longer than one look gets no
+    further than that.
+    """
+    rotation = Command(goal=Goal.ROTATE, at=dice.uniform(0.1, 1.5))
+    wrong = WrongClock(
+        command=0,
+        skew=timedelta(days=dice.uniform(1, 90)),
+        before=dice.choice([Step.PUBLISH, Step.ACTIVATE, Step.VERIFY]),
+        is_credulous=True,
+    )
+    return replace(
+        scenario,
+        commands=(rotation, Command(goal=Goal.RESUME, at=dice.uniform(0, 2), after=0)),
+        faults=scenario.faults if dice.chance(0.5) else (),
+        altered_at=None,
+        wrong_clocks=(wrong,),
         kind=replace(scenario.kind, is_timeless=dice.chance(0.5)),
     )
 
