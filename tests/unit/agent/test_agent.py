@@ -21,7 +21,7 @@ import pytest
 from goatherd.agent.agent import Agent, Rules, run_command, take_over
 from goatherd.agent.claim import Claim
 from goatherd.agent.handover import Handover
-from goatherd.agent.lease import Lease, NoLease, lease_id_for
+from goatherd.agent.lease import Lease, NoLease, lease_id_for, look_at_lease
 from goatherd.agent.plan import OnChange
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.agent.supervisor import Supervisor
@@ -551,6 +551,7 @@ async def test_a_command_that_fails_or_does_not_exist_or_hangs_is_an_error_witho
 async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: World) -> None:
     async with CountingProvider() as provider:
         here = lease_id_for("x")
+        await look_at_lease(provider, here, make=True)
         world.lease = Lease(provider, here, holder="me", poll=SOON)
         async with world.running():
             await world.seen(A.id)
@@ -566,6 +567,7 @@ async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: W
 async def test_a_change_that_was_taken_back_while_waiting_restarts_nothing(world: World) -> None:
     async with CountingProvider() as provider:
         here = lease_id_for("x")
+        await look_at_lease(provider, here, make=True)
         world.lease = Lease(provider, here, holder="me", poll=SOON)
         async with world.running():
             await world.seen(A.id)
@@ -585,6 +587,7 @@ async def test_a_child_that_crashes_while_its_node_waits_is_started_with_the_new
     quick(monkeypatch)
     async with CountingProvider() as provider:
         here = lease_id_for("x")
+        await look_at_lease(provider, here, make=True)
         world.lease = Lease(provider, here, holder="me", poll=SOON)
         async with world.running():
             await world.seen(A.id)
@@ -603,6 +606,7 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_leas
     world.order(b="hangs")
     async with CountingProvider() as provider:
         here = lease_id_for("x")
+        await look_at_lease(provider, here, make=True)
         world.lease = Lease(provider, here, holder="me", poll=SOON)
         async with world.running() as task:
             await world.seen(A.id)
