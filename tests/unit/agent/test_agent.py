@@ -313,6 +313,22 @@ async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_
     assert not world.supervisor.is_running
 
 
+async def test_a_server_whose_root_expires_before_it_is_up_goes_on_and_the_operator_is_told_why(
+    world: World, told: pytest.LogCaptureFixture
+) -> None:
+    world.order(a="hangs")
+    async with world.running() as task:
+        await world.seen(f"hung {A.id}")
+        world.clock._offset += A.session.expiration_ms - NOW + 1000
+        world.is_stranger = True  # every server refuses what an expired root has signed
+        (world.path / "starts").write_text(f"{A.id}\n")
+        await world.until(lambda: world.asked > 0)
+        assert not task.done()
+        assert world.supervisor.is_running
+    assert "has expired: no new client gets in" in told.text
+    assert left(world) == []
+
+
 async def test_a_server_that_gives_its_key_away_is_stopped_and_stays_so(world: World) -> None:
     world.leaked = (A.id,)
     async with world.running() as task:
