@@ -268,10 +268,12 @@ def test_a_binding_that_cannot_be_read_is_no_absent_one(member: Any) -> None:
 class OldClient(NodeClient):
     """A client of before: its requests name no server."""
 
-    async def _send_signed(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> Any:
+    async def _send_signed(
+        self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None, *, query: str = ""
+    ) -> Any:
         time_ms = SystemClock().now_ms() if now_ms is None else now_ms
         header = sign_request(signer, now_ms=time_ms, nonce=new_id())
-        return await self._send("POST", path, content=body, headers={"x-goat-sig": header})
+        return await self._send("POST", path + query, content=body, headers={"x-goat-sig": header})
 
 
 class OldGuard(RequestGuard):
