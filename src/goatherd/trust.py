@@ -397,9 +397,8 @@ class TrustPool:
         Raises:
             RevokedSessionError, UnknownSignerError: As `session`.
         """
-        root = self._revoked_root(commit.session) if commit.session in self._revoked else None
-        if root is not None and self._is_frozen(commit):
-            return root
+        if commit.session in self._revoked and self._is_frozen(commit):
+            return self._vouchers[commit.session]
         return self.session(commit.session)
 
     def prepare(self, commits: Sequence[Commit], *, held: bool = False) -> Verification:
@@ -414,7 +413,7 @@ class TrustPool:
                 # SECURITY: what a stolen root signs is not to be told from what it signed before, but by this
                 # (tests/unit/test_trust_frozen.py).
                 is_held = held or self._is_frozen(commit)
-                signer = (self._revoked_root(commit.session) if is_held else None) or error
+                signer = (self._vouchers.get(commit.session) if is_held else None) or error
             if signer is None and commit.session in self._pending and commit.session not in jobs:
                 jobs[commit.session] = self._jobs(commit.session)
             signers.append(signer)
@@ -495,25 +494,15 @@ class TrustPool:
             raise RevokedSessionError(f"session {session_id!r} has been revoked")
         return self._document.get(session_id) or self._learnt.get(session_id)
 
-    def _revoked_root(self, session_id: str) -> Session | None:
-        """Return a revoked root, for what it has signed before: from a document, or learnt from a good root's word.
-
-        Both alike, or a restart would decide what a root's signature counts for that no document has named.
-        """
-        root = self._vouchers.get(session_id) or self._learnt.get(session_id)
-        return root if root is not None and root.is_root else None
-
     def _is_frozen(self, commit: Commit) -> bool:
         frozen = self._frozen.get(commit.session)
-        if frozen is None or self._revoked_root(commit.session) is None:
-            return False
-        return commit_digest(commit) in frozen.digests
+        return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
 
     def _may_vouch(self, commit: Commit) -> Session | None:
         """Return the root that may have signed a session commit that we hold, or None."""
         signer = commit.session
         if signer in self._revoked:
-            return None if claims_root(commit) or signer in self._settled else self._revoked_root(signer)
+            return None if claims_root(commit) or signer in self._settled else self._vouchers.get(signer)
         session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
         return session if session is not None and session.is_root else None
 
@@ -598,12 +587,7 @@ class TrustPool:
     def _weigh_again(self) -> None:
         """Decide anew, without cryptography, what accepted session commits are worth after a change of revocations."""
         tainted = self._revoked | self._ungrounded()
-        learnt = {
-            session_id
-            for session_id, introductions in self._accepted.items()
-            if any(one.session.is_root and one.signer_id not in tainted for one in introductions)
-        }
-        counting = (self._revoked - self._settled) & (self._vouchers.keys() | self._given.keys() | learnt)
+        counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
             good = [
                 one

@@ -22,6 +22,7 @@ from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from tests.cluster.door_world import A, B, World, X, Y, identity, world
+from tests.deadlines import HANG
 from tests.unit.following import Client
 from tests.unit.goats import DAY, NOW, ORG, commit_by, element, introduction, key_of, new_id, owned, root, signed_header
 
@@ -351,14 +352,12 @@ async def fatal(
                 assert w.stopped(rule) >= 1
                 assert (await w.http.get(w.door.url + "/healthy")).text == "OK"
             else:
-                with contextlib.suppress(Exception):  # whatever the client makes of a dead or hanging server
-                    await w.http.post(
-                        w.child.url + "/batch-sync",
-                        json=[element(NOTES, commits)],
-                        headers={"x-goat-sig": signed_header(A)},
-                        timeout=2,
-                    )
-                assert outcome(w)
+                pushing = asyncio.create_task(w.push(False, NOTES, *commits, by=A))
+                async with asyncio.timeout(HANG):
+                    while not outcome(w):
+                        await asyncio.sleep(0.01)
+                pushing.cancel()
+                await asyncio.wait({pushing})  # whatever the client makes of a dead or hanging server
 
 
 def died(w: World) -> bool:

@@ -18,7 +18,6 @@ from goatherd.errors import (
     UnknownSignerError,
     UntrustedRootError,
 )
-from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session, sign_data
 from goatherd.trust import TrustPool
 
@@ -329,32 +328,6 @@ def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
     assert pool.session(USER.id) == USER.session
     with pytest.raises(UnknownSignerError):
         pool.session("mole")
-
-
-@pytest.mark.parametrize("is_settled", [False, True], ids=["open", "settled"])
-def test_a_restart_decides_nothing_about_a_revoked_root_that_no_document_names(is_settled: bool) -> None:
-    rogue, guest = root("rogue"), owned("guest")
-    log = [introduction(session, by) for session, by in [(B, A), (USER, B), (C, B), (rogue, C), (guest, rogue)]]
-    own = commit_by(B, "k", {"t": "x"})
-    digest = commit_digest(own)
-    assert digest is not None
-    running = pool_of(A, A)
-    for commit in log:
-        assert running.add_session_commit(commit)
-    running.swap(Document(A, (A.session,), (Revoked("root-b"), Revoked("rogue"))))
-    restarted = pool_of(A, A, revoked=["root-b", "rogue"])
-    restarted.offer_session_commits(log)
-    for pool in (running, restarted):
-        pool.freeze({"root-b": FrozenList(frozenset({digest}))}, ["root-b"] if is_settled else [])
-        pool.verify_pending(10)
-        assert pool.root_ids == ("root-a",)
-        assert pool.verify_commits([own]) == [None]
-        assert pool.author(own) == B.session
-        for gone in ("root-c", "guest", *([USER.id] if is_settled else [])):
-            with pytest.raises(UnknownSignerError):
-                pool.session(gone)
-        if not is_settled:
-            assert pool.session(USER.id) == USER.session
 
 
 def test_a_root_that_a_good_root_introduced_too_survives_the_revocation() -> None:

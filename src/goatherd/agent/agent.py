@@ -349,7 +349,7 @@ class Agent:
             if handover.running is None:
                 continue
             must_ask = await handover.look()
-            if not handover.is_asked and (await handover.standing()).is_up:
+            if not handover.is_asked and await handover.standing() is Standing.UP:
                 handover.came_up()
                 self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
                 self._state = ServerState.SERVING
@@ -520,7 +520,7 @@ class Agent:
             await asyncio.to_thread(self._refuse_invented)
             standings = [await handover.standing() for handover in self._handovers]
             up = _Up.STRANGER if Standing.STRANGER in standings else _Up.NO
-            if all(one.is_up for one in standings):
+            if all(one is Standing.UP for one in standings):
                 if not sees_signer or all([await handover.signs() for handover in self._handovers]):
                     await self._is_up()
                     return _Up.YES
@@ -541,7 +541,6 @@ class Agent:
             handover.came_up()
             assert handover.running is not None
             _log.info(event_text(Event.AGENT_UP, org=handover.org, signs=handover.running.current.id))
-            handover.warn_of_age()
         for handover in self._handovers:
             if not handover.is_asked:
                 await handover.ask()

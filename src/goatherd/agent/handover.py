@@ -419,7 +419,7 @@ class Handover:
     async def standing(self) -> Standing:
         """Return how the server stands to the root that it was given."""
         assert self._running is not None
-        found = await standing(self._client, self._running, self._clock.now_ms())
+        found = await standing(self._client, self._running)
         self._asking.was_away |= found is Standing.AWAY
         return found
 

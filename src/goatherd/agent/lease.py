@@ -5,9 +5,8 @@ not: a lock that data depends on. Two nodes that restart at the same moment lose
 
 Rules: a lease is taken only while it is free, ours already, or over. Over means that its deadline has passed by more
 than `skew` on our clock, or that nobody has touched it for longer than it lasts on our own stop watch, whatever the
-clocks say. It is renewed while held and given back afterwards. What is no lease is never overwritten, and where there
-is none, one is made only beside an identity that can be read at this moment: a store whose mount is gone has neither.
-Only a change of the identity takes one: a server that crashes writes nothing to the store.
+clocks say. It is renewed while held and given back afterwards. What is no lease is never overwritten. Only a change of
+the identity takes one: a server that crashes writes nothing to the store.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ TERM: Final = timedelta(seconds=60)
 SKEW: Final = timedelta(seconds=30)
 POLL: Final = timedelta(seconds=2)
 _TROUBLED: Final = timedelta(seconds=30)
-MAKE_IT: Final = "`goatherd lease --make` makes it, by an account that may create secrets."
 _SUFFIX: Final = "-lease"
 _RANDOM = secrets.SystemRandom()
 
@@ -101,15 +99,13 @@ class Lease:
 
     Args:
         provider: The store; entered by the caller.
-        secret_id: Where the lease lies.
+        secret_id: Where the lease lies; made when it is first needed.
         holder: Who takes it, for people: ``host:pid``.
         token: Tells this node from every other; a lease with it is this node's own, from before a crash or a lost
             answer. Random unless given.
         term: How long it lasts without being renewed.
         skew: By how much clocks may differ.
         poll: How often to look while somebody else has it.
-        beside: The identity's secret in the same store: where that can be read and the lease is missing, it is made.
-            None: it is never made here (`look_at_lease` makes it).
         clock: The time.
     """
 
@@ -123,7 +119,6 @@ class Lease:
         term: timedelta = TERM,
         skew: timedelta = SKEW,
         poll: timedelta = POLL,
-        beside: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._provider = provider
@@ -133,7 +128,6 @@ class Lease:
         self._term = term
         self._skew = skew
         self._poll = poll
-        self._beside = beside
         self._clock: Clock = clock or SystemClock()
         self._version: str | None = None
         self._watched: tuple[str, float] | None = None
@@ -178,8 +172,7 @@ class Lease:
         """Try once; return None when the lease is ours, else who has it."""
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
-        except SecretNotFoundError as error:
-            await self._check_may_make(error)
+        except SecretNotFoundError:
             with contextlib.suppress(SecretExistsError):
                 made = await self._provider.create(self._secret_id, self._mine().to_bytes())
                 self._version = str(made.id)
@@ -193,21 +186,6 @@ class Lease:
         except ConflictError:
             return "somebody who was a moment earlier"
         return None
-
-    async def _check_may_make(self, missing: SecretNotFoundError) -> None:
-        """Check that the store is there, and only the lease is not.
-
-        SECURITY: a file store whose mount is gone must not begin anew at the empty mount point, where two nodes would
-        take two leases (tests/unit/agent/test_lease.py).
-
-        Raises:
-            SecretNotFoundError: The identity beside it is not there either, or the lease has a store of its own.
-            ProviderError: The store does not answer.
-        """
-        if self._beside is None:
-            missing.hint = MAKE_IT
-            raise missing
-        await self._provider.read(self._beside, CURRENT)
 
     def _is_over(self, ticket: Ticket, version: str) -> bool:
         if ticket.holder is None:
@@ -285,7 +263,7 @@ async def look_at_lease(provider: SecretProvider, secret_id: str, *, make: bool 
         found = await provider.read(secret_id, CURRENT)
     except SecretNotFoundError as error:
         if not make:
-            error.hint = MAKE_IT
+            error.hint = "The first node that restarts makes it, if it may; `goatherd lease --make` makes it now."
             raise
         with contextlib.suppress(SecretExistsError):
             await provider.create(secret_id, Ticket().to_bytes())

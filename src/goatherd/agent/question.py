@@ -26,24 +26,15 @@ class Standing(StrEnum):
     UP = "up"
     STRANGER = "stranger"
     """It answers, and does not trust the root: it has not read the file that it was given."""
-    EXPIRED = "expired"
-    """It answers. The root has expired, so it refuses the root's requests whether it has read the file or not."""
     AWAY = "away"
 
-    @property
-    def is_up(self) -> bool:
-        """Whether the server serves, as far as can be seen."""
-        return self in (Standing.UP, Standing.EXPIRED)
 
-
-async def standing(client: NodeClient, document: IdentityDocument, now_ms: int) -> Standing:
+async def standing(client: NodeClient, document: IdentityDocument) -> Standing:
     """Return whether the server answers a request that the document's current root has signed."""
     try:
-        if await client.answers(document.current):
-            return Standing.UP
+        return Standing.UP if await client.answers(document.current) else Standing.STRANGER
     except NodeError:
         return Standing.AWAY
-    return Standing.EXPIRED if document.current.session.is_expired(now_ms) else Standing.STRANGER
 
 
 @dataclass(frozen=True, slots=True)

@@ -451,16 +451,7 @@ async def _leak_check(client: NodeClient) -> Check:
         return Check(name="attacker's question", level=SKIPPED, text=text)
     new = await client.new_session()
     if not new.leaked:
-        text = f"{url} keeps its private key to itself"
-        if answer is not None:
-            return Check(name="attacker's question", level=OK, text=text)
-        return Check(
-            name="attacker's question",
-            level=OK,
-            text=f"{text}; asking has left an anonymous session there, as each run of this command does",
-            hint="Name the address of the server's agent instead (`goatherd run --door` or --agent-port): an agent asks"
-            " after each start only.",
-        )
+        return Check(name="attacker's question", level=OK, text=f"{url} keeps its private key to itself")
     return Check(
         name="attacker's question",
         level=FAILED,

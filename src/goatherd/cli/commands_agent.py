@@ -320,8 +320,7 @@ def lease(app: App, make: bool) -> None:
     """Show whose turn it is to restart, and make the lease beforehand.
 
     The nodes under `goatherd run` and `goatherd watch` take turns by a small secret beside the identity that holds no
-    key. Beside the identity, the first of them makes it, if it may create secrets. With --make somebody who may does it
-    for them; with --lease URI it must be made so.
+    key. The first of them makes it, if it may create secrets. With --make somebody who may does it for them.
     """
     ticket, is_new, name = asyncio.run(_look(app.options, make=make))
     until = None if ticket.holder is None else iso(ticket.until_ms)
@@ -564,9 +563,7 @@ async def _lease(
     # One process serves all organizations, so its turn is one, too: the first one's secret stands for all.
     provider, secret_id = _place_of_lease(plan.options, (provider, template), plan.orgs[0])
     await stack.enter_async_context(provider)
-    beside = secret_id_for(template, plan.orgs[0]) if plan.options.agent_lease is None else None
-    holder = f"{socket.gethostname()}:{os.getpid()}"
-    return Lease(provider, secret_id, holder=holder, token=token, beside=beside)
+    return Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}", token=token)
 
 
 def _place_of_lease(

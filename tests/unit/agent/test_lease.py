@@ -7,25 +7,21 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for, look_at_lease
 from goatherd.errors import AgentError, ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
-from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT
 from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
 
-IDENTITY = "goatdb/root"
-HERE = lease_id_for(IDENTITY)
+HERE = lease_id_for("goatdb/root")
 SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
 async def provider() -> AsyncIterator[CountingProvider]:
     async with CountingProvider() as opened:
-        await opened.create(IDENTITY, b"what is beside the lease")
         yield opened
 
 
@@ -35,7 +31,7 @@ def clock() -> HandClock:
 
 
 def lease(provider: CountingProvider, clock: HandClock, holder: str) -> Lease:
-    return Lease(provider, HERE, holder=holder, beside=IDENTITY, clock=clock)
+    return Lease(provider, HERE, holder=holder, clock=clock)
 
 
 async def ticket(provider: CountingProvider) -> Ticket:
@@ -156,12 +152,12 @@ async def test_a_holder_that_has_crashed_is_waited_for_until_the_deadline_and_th
 async def test_the_next_agent_of_the_same_node_need_not_wait_for_the_one_that_has_crashed(
     provider: CountingProvider, clock: HandClock
 ) -> None:
-    crashed = Lease(provider, HERE, holder="one:7", token="node-one", beside=IDENTITY, clock=clock)
+    crashed = Lease(provider, HERE, holder="one:7", token="node-one", clock=clock)
     frozen(crashed)
     gone = Turn(crashed)
     await settle()
     await gone.crash()
-    again = Turn(Lease(provider, HERE, holder="one:8", token="node-one", beside=IDENTITY, clock=clock))
+    again = Turn(Lease(provider, HERE, holder="one:8", token="node-one", clock=clock))
     await settle()
     assert again.has_it.is_set()
     assert (await ticket(provider)).holder == "one:8"
@@ -260,29 +256,3 @@ async def test_a_lease_that_was_made_beforehand_is_free_and_can_be_taken(provide
         held, is_new = await look_at_lease(provider, HERE, make=True)
         assert (held.holder, is_new) == ("node-1", False)
     assert (await look_at_lease(provider, HERE))[0].holder is None
-
-
-@pytest.mark.parametrize("is_beside", [True, False], ids=["beside the identity", "in a store of its own"])
-async def test_no_lease_is_made_in_a_store_whose_mount_is_gone(
-    tmp_path: Path, clock: HandClock, is_beside: bool
-) -> None:
-    mount, gone = tmp_path / "keys", tmp_path / "gone"
-    provider = FileSecretProvider(mount)
-    async with provider:
-        await provider.create(IDENTITY, b"what is beside the lease")
-        mount.rename(gone)
-        mount.mkdir()
-        one = Lease(provider, HERE, holder="one", beside=IDENTITY if is_beside else None, clock=clock)
-        for _ in range(3):
-            with pytest.raises(SecretNotFoundError):
-                await one._try()
-        assert list(mount.iterdir()) == []
-        mount.rmdir()
-        gone.rename(mount)
-        if not is_beside:
-            with pytest.raises(SecretNotFoundError) as missing:
-                await one._try()
-            assert "goatherd lease --make" in missing.value.hint
-            await look_at_lease(provider, HERE, make=True)
-        assert await one._try() is None
-        assert (await look_at_lease(provider, HERE))[0].holder == "one"

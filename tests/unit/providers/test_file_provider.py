@@ -477,21 +477,22 @@ async def test_reading_needs_no_lock_and_no_right_to_write(store: FileSecretProv
 async def test_waiting_for_a_held_lock_ends_at_the_deadline_and_does_not_stop_the_loop(
     store: FileSecretProvider, keys: Path
 ):
-    impatient = at(keys, timeout=timedelta(milliseconds=200))
+    impatient, patient = at(keys, timeout=timedelta(milliseconds=200)), at(keys, timeout=timedelta(seconds=HANG))
     descriptor = os.open(keys / "root" / "lock", os.O_RDWR)
-    ticks = 0
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        waiting = asyncio.ensure_future(impatient.write("root", b"third", expected="2"))
-        while not waiting.done():
+        waiting = asyncio.ensure_future(patient.write("root", b"third", expected="2"))
+        for _ in range(20):
             await asyncio.sleep(0.005)
-            ticks += 1
+            assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        waiting = asyncio.ensure_future(impatient.write("root", b"third", expected="2"))
         with pytest.raises(UnavailableError, match="another writer holds the lock"):
             await waiting
         assert (await impatient.read("root")).value.reveal() == b"second", "readers do not wait for writers"
     finally:
         os.close(descriptor)
-    assert ticks > 10
     assert (await impatient.write("root", b"third", expected="2")).id == "3"
 
 
