@@ -37,6 +37,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
+from goatherd.providers.addresses import AddressForm, parse_config
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.providers.values import (
     COMPONENT,
@@ -228,12 +229,7 @@ class SecretProvider(ABC):
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
         """
-        unknown = sorted(set(config) - {"provider", "secretId", "region"})
-        if unknown:
-            raise ConfigurationError(f"cloudConfig: provider {cls.scheme!r} has no option {unknown[0]!r}")
-        secret_id = config.get("secretId")
-        if not isinstance(secret_id, str) or not secret_id:
-            raise ConfigurationError("cloudConfig: secretId must be a text")
+        secret_id = parse_config(AddressForm(scheme=cls.scheme), config).secret_id
         return cls.from_uri(f"{cls.scheme}:///{secret_id.removeprefix('/')}")
 
     @property

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
+from goatherd.providers.addresses import AddressForm, parse_uri
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.permissions import check_role
@@ -31,6 +31,7 @@ class MemoryStore:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+_FORM: Final = AddressForm(scheme="memory", example="Write memory:///name/secret.")
 _SHARED: Final[dict[str, MemoryStore]] = {}
 
 
@@ -68,10 +69,10 @@ class MemorySecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        parts = urlsplit(uri)
-        name, _, secret_id = parts.path.removeprefix("/").partition("/")
-        if parts.netloc or parts.query or parts.fragment or not name or not secret_id:
-            raise ConfigurationError(f"not a memory address: {uri!r}", hint="Write memory:///name/secret.")
+        parsed = parse_uri(replace(_FORM, scheme=uri.partition(":")[0]), uri)  # other plugins use this class, too
+        name, _, secret_id = parsed.path.partition("/")
+        if parsed.host or not name or not secret_id:
+            raise _FORM.error("it names no store and secret")
         return cls(_SHARED.setdefault(name, MemoryStore())), secret_id
 
     @property

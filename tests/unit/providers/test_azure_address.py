@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.azure.address import AzureAddress, check_name, from_options, parse_uri
+from goatherd.providers.azure.address import AzureAddress, check_name, parse_config, parse_uri
 
 
 def test_a_plain_address_names_a_vault_of_the_public_cloud():
@@ -89,13 +89,13 @@ def test_the_longest_name_leaves_room_for_the_pointers():
 
 
 def test_goatdbs_configuration_shape_names_the_vault_apart_or_within_the_secret_id():
-    apart = from_options({"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root", "region": "westeurope"})
-    within = from_options({"provider": "azure", "secretId": "my-vault/goatdb-root"})
+    apart = parse_config({"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root", "region": "westeurope"})
+    within = parse_config({"provider": "azure", "secretId": "my-vault/goatdb-root"})
     assert apart == within == parse_uri("azure://my-vault/goatdb-root")
 
 
 def test_goatdbs_configuration_shape_takes_the_options_too():
-    address, _ = from_options({"provider": "azure", "secretId": "my-vault/root", "suffix": "vault.azure.cn"})
+    address, _ = parse_config({"provider": "azure", "secretId": "my-vault/root", "suffix": "vault.azure.cn"})
     assert address.url == "https://my-vault.vault.azure.cn"
 
 
@@ -111,4 +111,4 @@ def test_goatdbs_configuration_shape_takes_the_options_too():
 )
 def test_a_configuration_that_is_not_whole_is_refused(config: dict[str, object]):
     with pytest.raises(ConfigurationError):
-        from_options(config)
+        parse_config(config)

@@ -1,7 +1,7 @@
 """Where a secret of AWS Secrets Manager is, and how it is reached.
 
 What it is: the URI ``aws://REGION/SECRET?option=…`` and GoatDB's ``cloudConfig`` shape, parsed and checked. What it is
-not: it connects to nothing and imports no SDK. Rules: an unknown or doubled option is an error, never ignored.
+not: it connects to nothing and imports no SDK. The form that all stores share is `goatherd.providers.addresses`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm, Option
 
 RECOVERY_DAYS: Final = range(7, 31)
 DEFAULT_RECOVERY_DAYS: Final = 30
@@ -22,14 +24,17 @@ _ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,576}", re.
 _KEY = re.compile(r"[A-Za-z0-9:/_-]{1,2048}")
 _PROFILE = re.compile(r"[\w .@+=,-]{1,128}", re.ASCII)
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-# The option's name in a URI, and in cloudConfig.
-_OPTIONS: Final[Mapping[str, str]] = {
-    "profile": "profile",
-    "endpoint": "endpoint",
-    "role_arn": "roleArn",
-    "kms_key_id": "kmsKeyId",
-    "recovery_days": "recoveryDays",
-}
+FORM: Final = AddressForm(
+    scheme="aws",
+    example="Write aws://eu-west-1/name/of/secret; without a region (aws:///name), the SDK's own is taken.",
+    options={
+        "profile": Option(),
+        "endpoint": Option(),
+        "role_arn": Option(config="roleArn"),
+        "kms_key_id": Option(config="kmsKeyId"),
+        "recovery_days": Option(config="recoveryDays", is_number=True),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,21 +77,8 @@ def parse_uri(uri: str) -> tuple[AWSAddress, str]:
     Raises:
         ConfigurationError: It is not ``aws://REGION/SECRET``, or an option is unknown, doubled or wrong.
     """
-    parts = urlsplit(uri)
-    secret_id = unquote(parts.path.removeprefix("/"))
-    if parts.scheme != "aws" or parts.fragment or not secret_id:
-        raise ConfigurationError(
-            "not an aws address",
-            hint="Write aws://eu-west-1/name/of/secret; without a region (aws:///name), the SDK's own is taken.",
-        )
-    options: dict[str, str] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _OPTIONS or name in options or not value:
-            raise ConfigurationError(
-                f"aws address: option {name!r} is unknown, doubled or empty", hint=f"Options: {', '.join(_OPTIONS)}."
-            )
-        options[name] = value
-    return _address(parts.netloc or None, options), secret_id
+    parsed = addresses.parse_uri(FORM, uri)
+    return _address(parsed.host or None, parsed.options), parsed.path
 
 
 def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
@@ -95,24 +87,8 @@ def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
     """
-    names = {theirs: ours for ours, theirs in _OPTIONS.items()}
-    unknown = sorted(set(config) - {"provider", "secretId", "region", *names})
-    if unknown:
-        raise ConfigurationError(f"cloudConfig: provider 'aws' has no option {unknown[0]!r}")
-    secret_id, region = config.get("secretId"), config.get("region")
-    if not isinstance(secret_id, str) or not secret_id:
-        raise ConfigurationError("cloudConfig: secretId must be a text")
-    if region is not None and not isinstance(region, str):
-        raise ConfigurationError("cloudConfig: region must be a text")
-    options: dict[str, str] = {}
-    for theirs, ours in names.items():
-        value = config.get(theirs)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
-            raise ConfigurationError(f"cloudConfig: {theirs} must be a text")
-        options[ours] = str(value)
-    return _address(region, options), secret_id
+    parsed = addresses.parse_config(FORM, config)
+    return _address(parsed.parts.get("region"), parsed.options), parsed.secret_id
 
 
 def _address(region: str | None, options: Mapping[str, str]) -> AWSAddress:

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm, Option, check_options
 from goatherd.providers.values import ORG_FIELD
 
 PUBLIC_SUFFIX: Final = "vault.azure.net"
@@ -21,7 +22,18 @@ AUTHORITIES: Final[Mapping[str, str]] = {
     "vault.azure.cn": "login.chinacloudapi.cn",
     "vault.usgovcloudapi.net": "login.microsoftonline.us",
 }
-OPTIONS: Final = frozenset({"suffix", "endpoint", "identity", "ca", "challenge"})
+FORM: Final = AddressForm(
+    scheme="azure",
+    example="Write azure://vault-name/secret-name.",
+    options={
+        "suffix": Option(),
+        "endpoint": Option(),
+        "identity": Option(),
+        "ca": Option(),
+        "challenge": Option(choices=("checked", "unchecked")),
+    },
+    parts=("vault",),
+)
 POINTER_SUFFIX: Final = "-pointer"
 EARLIER_VIEW_SUFFIX: Final = "-current"
 """Of the secret that was the view in earlier builds. Today the view has the secret's own name."""
@@ -31,7 +43,6 @@ _VAULT = re.compile(r"[a-z](?:-?[a-z0-9]){2,23}")
 _SECRET = re.compile(rf"[0-9a-z-]{{1,{127 - len(POINTER_SUFFIX)}}}")
 _SUFFIX = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+")
 _ENDPOINT = re.compile(r"https://[a-z0-9.-]+(?::[0-9]{1,5})?/?")
-_HINT: Final = "Write azure://vault-name/secret-name."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +73,11 @@ def parse_uri(uri: str) -> tuple[AzureAddress, str]:
     Raises:
         ConfigurationError: It is not an address of a secret in a vault.
     """
-    parts = urlsplit(uri)
-    secret_id = unquote(parts.path).removeprefix("/")
-    if parts.scheme != "azure" or parts.fragment or not secret_id:
-        raise ConfigurationError(f"not an azure address: {uri!r}", hint=_HINT)
-    try:
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
-    except ValueError:
-        raise ConfigurationError(f"not an azure address: {uri!r}", hint="Options look like ?name=value&…") from None
-    options = dict(pairs)
-    if len(options) != len(pairs):
-        raise ConfigurationError(f"not an azure address: {uri!r}", hint="Give each option once.")
-    return address(parts.netloc, options), _secret(secret_id)
+    parsed = addresses.parse_uri(FORM, uri)
+    return address(parsed.host, parsed.options), _secret(parsed.path)
 
 
-def from_options(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
+def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
     """Return the same from ``{"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root"}``.
 
     Without ``vault``, the secret id is ``my-vault/goatdb-root``. A region means nothing: the vault knows its own.
@@ -84,19 +85,11 @@ def from_options(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
     Raises:
         ConfigurationError: An option is missing, of the wrong kind, or unknown.
     """
-    for name, value in config.items():
-        if name not in {"provider", "secretId", "region", "vault"} | OPTIONS:
-            raise ConfigurationError(f"cloudConfig: provider 'azure' has no option {name!r}")
-        if name != "region" and not isinstance(value, str):
-            raise ConfigurationError(f"cloudConfig: {name} must be a text")
-    texts = {name: value for name, value in config.items() if isinstance(value, str)}
-    secret_id = texts.get("secretId", "")
-    if not secret_id:
-        raise ConfigurationError("cloudConfig: secretId must be a text")
-    vault = texts.get("vault")
+    parsed = addresses.parse_config(FORM, config)
+    vault, secret_id = parsed.parts.get("vault"), parsed.secret_id
     if vault is None:
         vault, _, secret_id = secret_id.removeprefix("/").partition("/")
-    return address(vault, {name: text for name, text in texts.items() if name in OPTIONS}), _secret(secret_id)
+    return address(vault, parsed.options), _secret(secret_id)
 
 
 def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
@@ -105,13 +98,10 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     Raises:
         ConfigurationError: The name is not one, or an option is unknown or wrong.
     """
-    if unknown := sorted(set(options) - OPTIONS):
-        raise ConfigurationError(
-            f"an azure address has no option {unknown[0]!r}", hint=f"Options: {', '.join(sorted(OPTIONS))}."
-        )
+    check_options(FORM, options)
     vault = vault.lower()
     if not _VAULT.fullmatch(vault):
-        raise ConfigurationError(f"not the name of a key vault: {vault!r}", hint=_HINT)
+        raise ConfigurationError(f"not the name of a key vault: {vault!r}", hint=FORM.example)
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
     if not _SUFFIX.fullmatch(suffix):
         raise ConfigurationError(f"not a domain: suffix={suffix!r}", hint=f"Such as {', '.join(AUTHORITIES)}.")
@@ -119,8 +109,6 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
         raise ConfigurationError(
             f"not an https address: endpoint={endpoint!r}", hint="Such as endpoint=https://name.vault.azure.net."
         )
-    if (challenge := options.get("challenge", "checked")) not in ("checked", "unchecked"):
-        raise ConfigurationError(f"challenge is checked or unchecked, not {challenge!r}")
     return AzureAddress(
         vault=vault,
         url=(endpoint or f"https://{vault}.{suffix}").rstrip("/"),
@@ -128,7 +116,7 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
         authority=AUTHORITIES.get(suffix) if suffix != PUBLIC_SUFFIX else None,
         identity=options.get("identity"),
         ca=options.get("ca"),
-        check_challenge=challenge == "checked",
+        check_challenge=options.get("challenge", "checked") == "checked",
     )
 
 

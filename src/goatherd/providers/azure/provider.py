@@ -52,7 +52,7 @@ from goatherd.providers.azure.address import (
     POINTER_SUFFIX,
     AzureAddress,
     check_name,
-    from_options,
+    parse_config,
     parse_uri,
 )
 from goatherd.providers.azure.client import Item, KeyVault, Listing, Stored
@@ -202,7 +202,7 @@ class AzureSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        address, secret_id = from_options(config)
+        address, secret_id = parse_config(config)
         return cls(address), secret_id
 
     @property

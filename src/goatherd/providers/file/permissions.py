@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
+from goatherd.providers.addresses import split_path
 from goatherd.providers.permissions import check_role
 from goatherd.providers.values import ORG_FIELD
 
@@ -43,8 +44,7 @@ def policy(role: str, secret: str) -> str:
     checked = [component.replace(ORG_FIELD, "x") for component in components]
     if wrong or len(components) < 2 or not all(_COMPONENT.fullmatch(one) and one.strip(".") for one in checked):
         raise ConfigurationError(f"not a file address: {secret[:200]!r}", hint="Such as file:///srv/keys/root.")
-    split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
-    base = "/" + "/".join(components[:split])
+    base, _ = split_path(path, example="Such as file:///srv/keys/root.")
     directory = path.replace(ORG_FIELD, "$ORG")
     lines = [
         f"# Goatherd {role}: {_PURPOSE[role]}.",

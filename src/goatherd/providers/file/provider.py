@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Final, Self, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -26,6 +25,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.files import SUPPORTED, System
+from goatherd.providers.addresses import AddressForm, parse_config, path_of_uri, split_path
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights
@@ -40,10 +40,12 @@ from goatherd.providers.file.layout import (
     LockHeldError,
     SecretDirectory,
 )
-from goatherd.providers.values import ORG_FIELD, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 Result = TypeVar("Result")
 
+_EXAMPLE: Final = "Such as file:///srv/keys/root, without '.', '..', or a slash at the end."
+_FORM: Final = AddressForm(scheme="file", parts=("directory",))
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
@@ -94,10 +96,7 @@ class FileSecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            raise ConfigurationError(f"not a file address: {uri!r}", hint="Write file:///absolute/path/name.")
-        return cls._at(unquote(parts.path))
+        return cls._at(path_of_uri(uri, hosts=("", "localhost"), example="Write file:///absolute/path/name."))
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
@@ -108,28 +107,18 @@ class FileSecretProvider(SecretProvider):
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
         """
-        unknown = sorted(set(config) - {"provider", "secretId", "region", "directory"})
-        secret_id, directory = config.get("secretId"), config.get("directory")
-        if unknown:
-            raise ConfigurationError(f"cloudConfig: provider 'file' has no option {unknown[0]!r}")
-        if not isinstance(secret_id, str) or not secret_id:
-            raise ConfigurationError("cloudConfig: secretId must be a text")
+        parsed = parse_config(_FORM, config)
+        directory = parsed.parts.get("directory")
         if directory is None:
-            return cls._at(secret_id)
-        if not isinstance(directory, str) or not directory.startswith("/"):
+            return cls._at(parsed.secret_id)
+        if not directory.startswith("/"):
             raise ConfigurationError("cloudConfig: directory must be an absolute path")
-        return cls(directory), secret_id
+        return cls(directory), parsed.secret_id
 
     @classmethod
     def _at(cls, path: str) -> tuple[Self, str]:
-        components = path.split("/")[1:]
-        if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
-            raise ConfigurationError(
-                f"not an absolute path to a secret: {path!r}",
-                hint="Such as file:///srv/keys/root, without '.', '..', or a slash at the end.",
-            )
-        split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
-        return cls("/" + "/".join(components[:split])), "/".join(components[split:])
+        base, secret_id = split_path(path, example=_EXAMPLE)
+        return cls(base), secret_id
 
     @property
     def guarantees(self) -> Guarantees:

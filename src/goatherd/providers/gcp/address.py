@@ -7,14 +7,21 @@ is not compared at all: we may say an id where the service says the project's nu
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm, Option
 
 HOST: Final = "secretmanager.googleapis.com"
-OPTIONS: Final = ("endpoint", "location", "replication")
+FORM: Final = AddressForm(
+    scheme="gcp",
+    example="Write gcp://project-id/secret-name, with ?location=europe-west3 for a regional secret.",
+    options={"endpoint": Option(), "location": Option(config=""), "replication": Option(config="")},
+    parts=("project",),
+)
 
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}[a-z0-9]")
 _LOCATION = re.compile(r"[a-z][a-z0-9-]{1,40}")
@@ -25,7 +32,6 @@ _RESOURCE = re.compile(
     r"projects/(?P<project>[^/]+)(/locations/(?P<location>[^/]+))?/secrets/(?P<secret>[^/]+)"
     r"(/versions/(?P<version>[^/]+))?"
 )
-_HINT: Final = "Write gcp://project-id/secret-name, with ?location=europe-west3 for a regional secret."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +57,10 @@ class GCPAddress:
             ConfigurationError: One cannot be what it is given as.
         """
         if not _PROJECT.fullmatch(self.project):
-            raise ConfigurationError(f"not a Google Cloud project: {self.project[:100]!r}", hint=_HINT)
+            raise ConfigurationError(f"not a Google Cloud project: {self.project[:100]!r}", hint=FORM.example)
         for location in ([] if self.location is None else [self.location]) + list(self.replication):
             if not _LOCATION.fullmatch(location):
-                raise ConfigurationError(f"not a Google Cloud location: {location[:50]!r}", hint=_HINT)
+                raise ConfigurationError(f"not a Google Cloud location: {location[:50]!r}", hint=FORM.example)
         if self.endpoint is not None and not _ENDPOINT.fullmatch(self.endpoint):
             raise ConfigurationError(f"not an endpoint: {self.endpoint[:100]!r}", hint="Write host or host:port.")
         if self.location is not None and self.replication:
@@ -123,29 +129,45 @@ def parse_uri(uri: str) -> tuple[GCPAddress, str]:
     Raises:
         ConfigurationError: It is not of the form above, or an option is unknown or given twice.
     """
-    parts = urlsplit(uri)
-    secret_id = unquote(parts.path.removeprefix("/"))
-    options = parse_qsl(parts.query, keep_blank_values=True)
-    names = [name for name, _ in options]
-    unknown = sorted(set(names) - set(OPTIONS))
-    if unknown:
-        known = ", ".join(OPTIONS)
-        raise ConfigurationError(f"a gcp address has no option {unknown[0][:40]!r}", hint=f"Options: {known}.")
-    if len(set(names)) != len(names):
-        raise ConfigurationError("an option of the gcp address is given twice")
-    if parts.scheme != "gcp" or parts.fragment or not parts.netloc or not secret_id or "/" in secret_id:
-        raise ConfigurationError(f"not a gcp address: {uri[:200]!r}", hint=_HINT)
-    given = dict(options)
+    parsed = addresses.parse_uri(FORM, uri)
+    if not parsed.host or "/" in parsed.path:
+        raise FORM.error("it must name a project and a secret without a slash")
+    given = parsed.options
     replication = tuple(given["replication"].split(",")) if "replication" in given else ()
     return (
         GCPAddress(
-            project=parts.netloc,
+            project=parsed.host,
             location=given.get("location"),
             endpoint=given.get("endpoint"),
             replication=replication,
         ),
-        secret_id,
+        parsed.path,
     )
+
+
+def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -> tuple[GCPAddress, str]:
+    """Return the same from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
+
+    The secret id may be the full name, ``projects/my-project/secrets/goatdb-root``. Without a project in either,
+    GOOGLE_CLOUD_PROJECT is taken. A ``region`` means a regional secret.
+
+    Raises:
+        ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
+    """
+    parsed = addresses.parse_config(FORM, config)
+    secret_id, project, region = parsed.secret_id, parsed.parts.get("project"), parsed.parts.get("region")
+    if "/" in secret_id:
+        named = parse_resource(secret_id)
+        if named is None or (project or named[0]) != named[0] or (region or named[1]) != named[1]:
+            raise ConfigurationError(
+                f"cloudConfig: secretId {secret_id[:300]!r} is not a secret, or contradicts project or region",
+                hint="Write the secret's name, or projects/my-project/secrets/name, without a version.",
+            )
+        project, region, secret_id = named
+    project = project or environment.get("GOOGLE_CLOUD_PROJECT")
+    if not project:
+        raise ConfigurationError("cloudConfig: provider 'gcp' needs a project", hint='Add "project": "my-project".')
+    return GCPAddress(project=project, location=region, endpoint=parsed.options.get("endpoint")), secret_id
 
 
 def parse_resource(name: str) -> tuple[str, str | None, str] | None:

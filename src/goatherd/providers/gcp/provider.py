@@ -30,7 +30,6 @@ from google.auth.credentials import Credentials
 
 from goatherd.clock import Clock
 from goatherd.errors import (
-    ConfigurationError,
     ConflictError,
     ProviderAccessDeniedError,
     ProviderError,
@@ -43,7 +42,7 @@ from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPoli
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.gcp import journal
-from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_number, parse_uri
 from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, not_there
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
@@ -130,39 +129,13 @@ class GCPSecretProvider(SecretProvider):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from ``{"provider": "gcp", "project": "my-project", "secretId": "goatdb-root"}``.
-
-        The secret id may be the full name, ``projects/my-project/secrets/goatdb-root``. Without a project in either,
-        GOOGLE_CLOUD_PROJECT is taken. A ``region`` means a regional secret.
+        """See `goatherd.providers.gcp.address.parse_config`.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
         """
-        unknown = sorted(set(config) - {"provider", "secretId", "region", "project", "endpoint"})
-        if unknown:
-            raise ConfigurationError(f"cloudConfig: provider 'gcp' has no option {unknown[0]!r}")
-        given: dict[str, str] = {}
-        for name in ("secretId", "region", "project", "endpoint"):
-            text = config.get(name)
-            if text is not None and (not isinstance(text, str) or not text):
-                raise ConfigurationError(f"cloudConfig: {name} must be a text")
-            if isinstance(text, str):
-                given[name] = text
-        if "secretId" not in given:
-            raise ConfigurationError("cloudConfig: secretId must be a text")
-        secret_id, project, region = given["secretId"], given.get("project"), given.get("region")
-        if "/" in secret_id:
-            parsed = parse_resource(secret_id)
-            if parsed is None or (project or parsed[0]) != parsed[0] or (region or parsed[1]) != parsed[1]:
-                raise ConfigurationError(
-                    f"cloudConfig: secretId {secret_id[:300]!r} is not a secret, or contradicts project or region",
-                    hint="Write the secret's name, or projects/my-project/secrets/name, without a version.",
-                )
-            project, region, secret_id = parsed
-        project = project or os.environ.get("GOOGLE_CLOUD_PROJECT")
-        if not project:
-            raise ConfigurationError("cloudConfig: provider 'gcp' needs a project", hint='Add "project": "my-project".')
-        return cls(GCPAddress(project=project, location=region, endpoint=given.get("endpoint"))), secret_id
+        address, secret_id = parse_config(config, os.environ)
+        return cls(address), secret_id
 
     @property
     def guarantees(self) -> Guarantees:

@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.kubernetes.address import address_from_uri, split_secret_id
+from goatherd.providers.kubernetes.address import parse_uri, split_secret_id
 from goatherd.providers.permissions import check_role
 from goatherd.providers.values import ORG_FIELD
 
@@ -46,7 +46,7 @@ def policy(role: str, uri: str) -> str:
     check_role(role)
     # SECURITY: what is pasted into YAML is two names of a-z, 0-9, '-' and '.' and cannot grant more
     # (tests/unit/providers/test_kubernetes_policy.py::test_a_name_that_would_change_the_policy_is_refused).
-    _, secret_id = address_from_uri(uri if "://" in uri else f"k8s://{uri}")
+    _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
     if ORG_FIELD in secret_id:
         raise ConfigurationError(
             f"a Role names each Secret, and {secret_id} stands for many",

@@ -42,8 +42,8 @@ from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
-    address_from_options,
-    address_from_uri,
+    parse_config,
+    parse_uri,
     split_secret_id,
 )
 from goatherd.providers.kubernetes.client import GoneError, KubernetesClient
@@ -102,7 +102,7 @@ class KubernetesSecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = address_from_uri(uri)
+        address, secret_id = parse_uri(uri)
         return cls(address), secret_id
 
     @classmethod
@@ -114,7 +114,7 @@ class KubernetesSecretProvider(SecretProvider):
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
         """
-        address, secret_id = address_from_options(config)
+        address, secret_id = parse_config(config)
         return cls(address), secret_id
 
     @property

@@ -17,26 +17,26 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final, NoReturn, Self, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from goatherd.clock import Clock
 from goatherd.errors import (
-    ConfigurationError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     SecretNotFoundError,
     UnavailableError,
 )
+from goatherd.providers.addresses import path_of_uri, split_path
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, checked, decode_pointer, key_of
 from goatherd.providers.ledger import Ledger
-from goatherd.providers.values import ORG_FIELD, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError
 
 Result = TypeVar("Result")
 
 SNAPSHOT: Final = "..data"
 
+_EXAMPLE: Final = "The directory of a mounted Secret, such as k8s-volume:///var/run/secrets/goatherd."
 _TRIES: Final = 20
 
 
@@ -70,16 +70,8 @@ class KubernetesVolumeProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        parts = urlsplit(uri)
-        components = unquote(parts.path).split("/")[1:]
-        wrong = parts.netloc or parts.query or parts.fragment or not components or not all(components)
-        if wrong or {".", ".."} & set(components):
-            raise ConfigurationError(
-                f"not the directory of a mounted Secret: {uri!r}",
-                hint="Such as k8s-volume:///var/run/secrets/goatherd.",
-            )
-        split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
-        return cls("/" + "/".join(components[:split])), "/".join(components[split:])
+        base, secret_id = split_path(path_of_uri(uri, example=_EXAMPLE), example=_EXAMPLE)
+        return cls(base), secret_id
 
     @property
     def guarantees(self) -> Guarantees:

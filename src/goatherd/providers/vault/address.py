@@ -10,39 +10,43 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
+from goatherd.providers import addresses
+from goatherd.providers.addresses import AddressForm, Option
 from goatherd.providers.values import ORG_FIELD
 from goatherd.providers.vault.auth import SERVICE_ACCOUNT_TOKEN, AppRoleAuth, AuthMethod, KubernetesAuth, TokenAuth
 
 DEFAULT_PORT: Final = 8200
 TOKEN_FILE: Final = "~/.vault-token"  # noqa: S105 - a path
 
-OPTIONS: Final = frozenset(
-    {
-        "auth",
-        "auth-mount",
-        "ca",
-        "cert",
-        "key",
-        "mount",
-        "namespace",
-        "reads",
-        "role",
-        "role-id",
-        "secret-id-file",
-        "tls",
-        "token-file",
-    }
-)
-_SECRETS: Final = frozenset({"token", "secret-id", "password"})
-_CHOICES: Final = {
-    "auth": ("token", "approle", "kubernetes"),
-    "reads": ("any", "active"),
-    "tls": ("on", "off"),
-}
 _EXAMPLE: Final = "Such as vault://vault.example.org:8200/secret/goatdb/root, the mount first."
+_OPTIONS: Final = {
+    "auth": Option(choices=("token", "approle", "kubernetes")),
+    "auth-mount": Option(),
+    "ca": Option(),
+    "cert": Option(),
+    "key": Option(),
+    "mount": Option(),
+    "namespace": Option(),
+    "reads": Option(choices=("any", "active")),
+    "role": Option(),
+    "role-id": Option(),
+    "secret-id-file": Option(),
+    "tls": Option(choices=("on", "off")),
+    "token-file": Option(),
+}
+FORMS: Final = {
+    scheme: AddressForm(
+        scheme=scheme,
+        example=_EXAMPLE,
+        options=_OPTIONS,
+        parts=("address",),
+        missing="it names no mount and path",
+    )
+    for scheme in ("vault", "openbao")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +75,7 @@ class VaultAddress:
     reads_active: bool = False
 
 
-def address_from_uri(
-    scheme: str, uri: str, *, environment: Mapping[str, str] | None = None
-) -> tuple[VaultAddress, str]:
+def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = None) -> tuple[VaultAddress, str]:
     """Return the address and the secret id that a URI names.
 
     Args:
@@ -84,47 +86,36 @@ def address_from_uri(
     Raises:
         ConfigurationError: It is not such a URI.
     """
-    parts = urlsplit(uri)
-    options: dict[str, str] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name in options:
-            raise ConfigurationError(f"{scheme} address: the option {name!r} is there twice")
-        options[name] = value
-    if parts.fragment:
-        raise ConfigurationError(f"not a {scheme} address: it has a fragment", hint=_EXAMPLE)
-    return address_from_options(
-        scheme, parts.netloc, unquote(parts.path).removeprefix("/"), options, environment=environment
-    )
+    parsed = addresses.parse_uri(FORMS[scheme], uri)
+    return _address(scheme, parsed.host, parsed.path, parsed.options, environment)
 
 
-def address_from_options(
-    scheme: str, host: str, path: str, options: Mapping[str, str], *, environment: Mapping[str, str] | None = None
+def parse_config(
+    scheme: str, config: Mapping[str, object], *, environment: Mapping[str, str] | None = None
 ) -> tuple[VaultAddress, str]:
-    """Return the same from its pieces. `host` is ``host:port``, a URL, or empty.
+    """Return the same from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "https://…"}``.
+
+    The other members are the options of the address. A region means nothing here.
 
     Raises:
-        ConfigurationError: An option is unknown or of no use, or something is missing.
+        ConfigurationError: An option is missing, unknown or of no use.
     """
+    parsed = addresses.parse_config(FORMS[scheme], config)
+    path = parsed.secret_id.removeprefix("/")
+    return _address(scheme, parsed.parts.get("address", ""), path, parsed.options, environment)
+
+
+def _address(
+    scheme: str, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
+) -> tuple[VaultAddress, str]:
+    """Return the address. `host` is ``host:port``, a URL, or empty."""
     env = _Environment(scheme, os.environ if environment is None else environment)
-    for name, value in options.items():
-        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/test_vault_address.py).
-        if name in _SECRETS:
-            raise ConfigurationError(
-                f"{scheme} address: {name!r} must not be part of it", hint="Use the environment or a file."
-            )
-        if name not in OPTIONS:
-            raise ConfigurationError(
-                f"{scheme} address: no option {name!r}", hint=f"Options: {', '.join(sorted(OPTIONS))}."
-            )
-        if not value or value not in _CHOICES.get(name, (value,)):
-            wanted = " or ".join(_CHOICES.get(name, ("some text",)))
-            raise ConfigurationError(f"{scheme} address: {name} must be {wanted}")
     mount = options.get("mount")
     secret_id = path
     if mount is None:
         mount, _, secret_id = path.partition("/")
     if not mount or not secret_id or ORG_FIELD in mount:
-        raise ConfigurationError(f"not a {scheme} address: it names no mount and path", hint=_EXAMPLE)
+        raise FORMS[scheme].error(FORMS[scheme].missing)
     return (
         VaultAddress(
             url=_url(scheme, host, options, env),

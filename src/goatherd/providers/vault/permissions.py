@@ -11,7 +11,7 @@ from typing import Final
 from goatherd.errors import ConfigurationError
 from goatherd.providers.permissions import check_role
 from goatherd.providers.values import ORG_FIELD
-from goatherd.providers.vault.address import address_from_uri
+from goatherd.providers.vault.address import parse_uri
 
 MAX_VERSIONS: Final = 64
 POINTER_SUFFIX: Final = "-pointer"
@@ -43,7 +43,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
             raise ConfigurationError(f"not a vault address: {secret_id!r}")
         # Which server it is makes no difference here, so none has to be known.
         anywhere = {"VAULT_ADDR": "https://anywhere"}
-        address, secret_id = address_from_uri(scheme, secret_id, environment=anywhere)
+        address, secret_id = parse_uri(scheme, secret_id, environment=anywhere)
         mount = address.mount
     if mount is None:
         mount, _, secret_id = secret_id.partition("/")

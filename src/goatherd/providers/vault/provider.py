@@ -50,7 +50,7 @@ from goatherd.providers.base import (
 from goatherd.providers.capabilities import Finding, Verdict, rights
 from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
-from goatherd.providers.vault.address import OPTIONS, VaultAddress, address_from_options, address_from_uri
+from goatherd.providers.vault.address import VaultAddress, parse_config, parse_uri
 from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
 from goatherd.providers.vault.permissions import MAX_VERSIONS, POINTER_SUFFIX
 from goatherd.providers.vault.records import (
@@ -137,30 +137,18 @@ class VaultSecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = address_from_uri(cls.scheme, uri)
+        address, secret_id = parse_uri(cls.scheme, uri)
         return cls(address), secret_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return the same from ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": "https://…"}``.
-
-        The other keys are the options of the address. A region means nothing here.
+        """See `goatherd.providers.vault.address.parse_config`.
 
         Raises:
             ConfigurationError: An option is missing, of the wrong kind, or unknown.
         """
-        secret_id, texts = config.get("secretId"), dict[str, str]()
-        for name, value in config.items():
-            if name not in {"provider", "secretId", "region", "address"} | OPTIONS:
-                raise ConfigurationError(f"cloudConfig: provider {cls.scheme!r} has no option {name!r}")
-            if name != "region" and not isinstance(value, str):
-                raise ConfigurationError(f"cloudConfig: {name} must be a text")
-            texts[name] = str(value)
-        if not isinstance(secret_id, str) or not secret_id:
-            raise ConfigurationError("cloudConfig: secretId must be a text")
-        options = {name: value for name, value in texts.items() if name in OPTIONS}
-        address, path = address_from_options(cls.scheme, texts.get("address", ""), secret_id.removeprefix("/"), options)
-        return cls(address), path
+        address, secret_id = parse_config(cls.scheme, config)
+        return cls(address), secret_id
 
     @property
     def guarantees(self) -> Guarantees:

@@ -1,0 +1,187 @@
+"""Addresses of secrets: one reader for the URIs and the ``cloudConfig`` of all stores.
+
+Pure. What it is: the form that all addresses have in common, and its errors. What it is not: what a host, a path or an
+option means; each store's own `address` module knows that. Rules: an option that is unknown, empty or given twice is an
+error, never ignored; a URI is not quoted in an error; no address holds a secret, since addresses are logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from goatherd.errors import ConfigurationError
+from goatherd.providers.values import ORG_FIELD
+
+_SECRETS: Final = frozenset({"token", "secret-id", "password"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of an address: ``?name=value``.
+
+    Attributes:
+        config: Its name in ``cloudConfig``; None for the same name, empty where ``cloudConfig`` does not have it.
+        choices: The values that it takes; empty for any text.
+        is_number: Whether ``cloudConfig`` may hold it as a number.
+    """
+
+    config: str | None = None
+    choices: tuple[str, ...] = ()
+    is_number: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressForm:
+    """What the addresses of one scheme look like.
+
+    Attributes:
+        scheme: The URI scheme.
+        example: A hint with an example.
+        options: The options by name.
+        parts: Members of ``cloudConfig`` that are parts of the address and not options, such as ``project``.
+        missing: What is wrong with an address without a path.
+    """
+
+    scheme: str
+    example: str = ""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    missing: str = "it names no secret"
+
+    def error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
+        """Return the error for an address that is not of this form."""
+        return ConfigurationError(f"not an address of a secret, {self.scheme}: {problem}", hint=hint or self.example)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedAddress:
+    """The pieces of a URI.
+
+    Attributes:
+        host: What is between ``//`` and the path, as written; maybe empty.
+        path: The path without its first slash, decoded; never empty.
+        options: The options, each of the form's.
+    """
+
+    host: str
+    path: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedConfig:
+    """The pieces of a ``cloudConfig``.
+
+    Attributes:
+        secret_id: The member ``secretId``.
+        parts: ``region`` and the form's own parts, where they are given.
+        options: The options by their names in a URI.
+    """
+
+    secret_id: str
+    parts: Mapping[str, str]
+    options: Mapping[str, str]
+
+
+def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
+    """Return the pieces of a URI.
+
+    Raises:
+        ConfigurationError: It is not of the form, or an option is unknown, empty, given twice or not among its choices.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != form.scheme:
+        raise form.error("it has another scheme")
+    if parts.fragment:
+        raise form.error("it has a fragment")
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in options:
+            raise ConfigurationError(f"{form.scheme} address: the option {name!r} is there twice")
+        options[name] = value
+    check_options(form, options)
+    path = unquote(parts.path.removeprefix("/"))
+    if not path:
+        raise form.error(form.missing)
+    return ParsedAddress(host=parts.netloc, path=path, options=options)
+
+
+def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfig:
+    """Return the pieces of GoatDB's ``cloudConfig`` shape, such as ``{"provider": …, "secretId": …}``.
+
+    Raises:
+        ConfigurationError: A member is missing, unknown, or not text; or an option is not among its choices.
+    """
+    names = {name if one.config is None else one.config: name for name, one in form.options.items()}
+    names.pop("", None)
+    parts = ("region", *form.parts)
+    unknown = sorted(set(config) - {"provider", "secretId", *parts, *names})
+    if unknown:
+        raise ConfigurationError(f"cloudConfig: provider {form.scheme!r} has no option {unknown[0]!r}")
+    texts: dict[str, str] = {}
+    for name in ("secretId", *parts, *names):
+        value = config.get(name)
+        if type(value) is int and name in names and form.options[names[name]].is_number:
+            value = str(value)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise ConfigurationError(f"cloudConfig: {name} must be a text")
+        if isinstance(value, str):
+            texts[name] = value
+    if "secretId" not in texts:
+        raise ConfigurationError("cloudConfig: secretId must be a text")
+    options = {name: texts[theirs] for theirs, name in names.items() if theirs in texts}
+    check_options(form, options)
+    return ParsedConfig(
+        secret_id=texts["secretId"], parts={name: texts[name] for name in parts if name in texts}, options=options
+    )
+
+
+def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
+    """Check the names of options, and the values of those that have choices.
+
+    Raises:
+        ConfigurationError: One is unknown, empty, or not among its choices.
+    """
+    for name, value in options.items():
+        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/test_vault_address.py).
+        if name in _SECRETS:
+            raise ConfigurationError(
+                f"{form.scheme} address: {name!r} must not be part of it", hint="Use the environment or a file."
+            )
+        if name not in form.options:
+            known = ", ".join(sorted(form.options)) or "none"
+            raise ConfigurationError(f"{form.scheme} address: no option {name[:40]!r}", hint=f"Options: {known}.")
+        choices = form.options[name].choices
+        if not value or (choices and value not in choices):
+            raise ConfigurationError(f"{form.scheme} address: {name} must be {' or '.join(choices) or 'some text'}")
+
+
+def split_path(path: str, *, example: str) -> tuple[str, str]:
+    """Return the base directory and the secret id of an absolute path.
+
+    The id is the last component; or it begins at the first one that holds ``{org}``, so that all organizations share
+    the base.
+
+    Raises:
+        ConfigurationError: It is no absolute path, or a component is empty, ``.`` or ``..``.
+    """
+    components = path.split("/")[1:]
+    if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
+        raise ConfigurationError(f"not an absolute path to a secret: {path[:200]!r}", hint=example)
+    split = next((i for i, component in enumerate(components) if ORG_FIELD in component), len(components) - 1)
+    return "/" + "/".join(components[:split]), "/".join(components[split:])
+
+
+def path_of_uri(uri: str, *, hosts: tuple[str, ...] = ("",), example: str) -> str:
+    """Return the decoded path of a URI that names a file or a directory and has nothing else.
+
+    Raises:
+        ConfigurationError: It has a host that is not one of `hosts`, options or a fragment.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc not in hosts or parts.query or parts.fragment:
+        raise ConfigurationError(f"not a {parts.scheme} address: it has more than a path", hint=example)
+    return unquote(parts.path)
