@@ -10,9 +10,9 @@ import pytest
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call, Guarantees, RetryPolicy, SecretProvider
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.testing.answer_checks import ANSWER_CHECKS, WHY_SKIPPED
 from goatherd.testing.contract import check_name, check_provider, run_check
 from goatherd.testing.subject import ContractViolationError
@@ -113,8 +113,8 @@ class ReusesIds(MemorySecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         await super()._destroy(call, version)
         ledger = self._ledger(call)
-        left = {number: entry for number, entry in ledger.entries.items() if not entry.destroyed}
-        self._store.ledgers[call.secret_id] = Ledger(entries=left, labels=ledger.labels)
+        left = {number: entry for number, entry in ledger.versions.items() if not entry.destroyed}
+        self._store.ledgers[call.secret_id] = VersionedRecord(versions=left, labels=ledger.labels)
 
 
 class PromisesTooMuch(MemorySecretProvider):

@@ -25,11 +25,11 @@ from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionId, VersionState
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
+from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.holdings import find_holdings
 from goatherd.testing.herd import FakeClock
@@ -187,7 +187,7 @@ async def test_a_pointer_of_a_later_format_is_refused_and_named(server: BaoServe
     name = new_name()
     async with open_provider(server) as provider:
         await provider.create(name, b"first")
-        stored = encode_pointer(StoredPointer(ledger=Ledger()))
+        stored = encode_pointer(StoredPointer(ledger=VersionedRecord()))
         server.ask("POST", f"secret/data/{name}-pointer", {"data": {**stored, "format": "goatherd-vault-pointer/3"}})
         with pytest.raises(ProviderConfigurationError, match="not in the format goatherd-vault-pointer/2"):
             await provider.read(name)

@@ -29,19 +29,18 @@ from goatherd.node.data_check import decode_lines
 from goatherd.node.repository import Repository
 from goatherd.node.storage import MemoryLog
 from goatherd.plugins import open_provider
+from goatherd.providers import versioned_record
 from goatherd.providers.azure.records import decode_leftover
 from goatherd.providers.azure.records import decode_pointer as decode_azure_pointer
 from goatherd.providers.base import Call
-from goatherd.providers.file.manifest import decode as decode_manifest
-from goatherd.providers.file.manifest import encode as encode_manifest
+from goatherd.providers.file import layout
 from goatherd.providers.kubernetes.record import decode_pointer as decode_kubernetes_pointer
 from goatherd.providers.kubernetes.record import encode_pointer as encode_kubernetes_pointer
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.values import SecretBytes, check_label
 from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
 from goatherd.providers.vault.records import decode_pointer as decode_vault_pointer
 from goatherd.providers.vault.records import decode_value as decode_vault_value
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord, entry_for
 from goatherd.rotation.chain import verify as verify_trail
 from goatherd.rotation.schedule import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
@@ -100,10 +99,10 @@ clusters: [{name: c, cluster: {server: 'https://h:1'}}]
 LOG = frame([NOTE.to_json(), BIRTH.to_json()])
 
 
-def _ledger() -> Ledger:
+def _ledger() -> VersionedRecord:
     entry = entry_for(SecretBytes(b"x"), request="r", now_ms=NOW)
     call = Call(operation="create", provider="file", secret_id="root", request="r")
-    return Ledger().created(call, entry, check_label("current"))
+    return VersionedRecord().created(call, entry, check_label("current"))
 
 
 def _object(data: bytes) -> Mapping[str, Any]:
@@ -258,7 +257,12 @@ def entries() -> Sequence[Entry]:
             lambda data: PublicKey.from_jwk(_object(data)),
             (json.dumps(X.session.public_key.to_jwk()).encode(),),
         ),
-        Entry("manifest of the file store", decode_manifest, (encode_manifest(_ledger()),), raises=RECORD),
+        Entry(
+            "manifest of the file store",
+            lambda raw: versioned_record.decode(raw, layout.FORM),
+            (versioned_record.encode(_ledger(), layout.FORM),),
+            raises=RECORD,
+        ),
         Entry("Vault pointer", lambda data: decode_vault_pointer(_object(data)), (vault_pointer,), raises=RECORD),
         Entry("Vault value", lambda data: decode_vault_value(_object(data)), (vault_value,), raises=RECORD),
         Entry("Azure pointer", lambda data: decode_azure_pointer(text(data)), (), raises=RECORD),

@@ -16,17 +16,16 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.providers.addresses import AddressForm, parse_uri
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.permissions import check_role
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.versioned_record import entry_for
+from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord, entry_for
 
 
 @dataclass(slots=True)
 class MemoryStore:
     """What one or more memory providers share."""
 
-    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    ledgers: dict[str, VersionedRecord] = field(default_factory=dict)
     values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -123,16 +122,16 @@ class MemorySecretProvider(SecretProvider):
             ledger = self._ledger(call)
             ledger.must_exist(call)
             del self._store.ledgers[call.secret_id]
-            for number in ledger.entries:
+            for number in ledger.versions:
                 self._store.values.pop((call.secret_id, number), None)
 
-    def _ledger(self, call: Call) -> Ledger:
-        return self._store.ledgers.get(call.secret_id, Ledger())
+    def _ledger(self, call: Call) -> VersionedRecord:
+        return self._store.ledgers.get(call.secret_id, VersionedRecord())
 
-    def _entry(self, call: Call, value: SecretBytes) -> Entry:
+    def _entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
         return entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
-    def _put(self, call: Call, ledger: Ledger, value: SecretBytes) -> SecretVersion:
+    def _put(self, call: Call, ledger: VersionedRecord, value: SecretBytes) -> SecretVersion:
         number = ledger.next_number - 1
         self._store.values[call.secret_id, number] = value
         self._store.ledgers[call.secret_id] = ledger

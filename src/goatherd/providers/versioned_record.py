@@ -1,24 +1,37 @@
-"""What the records of all stores have in common: a format, a digest of the record, and versions with labels.
+"""Records of the stores that keep versions and labels in an object of ours: the algebra, and one codec for it.
 
-Pure. What it is: the JSON of a `Ledger` (file, Vault, Kubernetes), and the format and digest around it, which Azure's
-pointers have too. What it is not: where a record is stored, or what else is in it: each store's own module says that.
-Rules: a record carries its own SHA-256, because most stores give none; what is not exactly as written is damaged;
-nothing is repaired. AWS and Google store no record: they have versions and labels of their own.
+Pure. What it is: `LabelledVersions`, the rules by which labels move; `VersionedRecord`, the versions and labels of the
+memory, file, Vault and Kubernetes stores, with their JSON; and the format and digest around it, which Azure's pointers
+have too. What it is not: where a record is stored, or what else is in it: each store's own module says that, in a
+`RecordForm` where it stores bytes. AWS and Google have versions and labels of their own.
+
+Rules: a record holds no values and carries its own SHA-256, because most stores give none; what is not exactly as
+written is damaged; nothing is repaired.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar
 
-from goatherd.providers.ledger import Entry, Ledger
-from goatherd.providers.values import Label, SecretBytes
+from goatherd.errors import ConflictError, SecretExistsError, SecretNotFoundError, VersionDisabledError
+from goatherd.providers.base import Call
+from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
+
+Key = TypeVar("Key", bound=Hashable)
+Kept = TypeVar("Kept")
 
 _MEMBERS: Final = ("created", "destroyed", "request", "sha256", "size")
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 
 
 class ForeignRecordError(ValueError):
@@ -29,17 +42,297 @@ class DamagedRecordError(ValueError):
     """The record is not as it was written; the text says why and quotes nothing."""
 
 
+def parse_number(version: str) -> int:
+    """Return the number that a version id is; 0 where it is none."""
+    return int(version) if _NUMBER.fullmatch(version) else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedVersion:
+    """One version.
+
+    Attributes:
+        created_ms: Milliseconds since 1970.
+        request: The `Call.request` that wrote it, so that a repeated attempt is recognized.
+        digest: SHA-256 of the value in hex.
+        size: The value's length in bytes.
+        destroyed: Whether the value is gone for good.
+    """
+
+    created_ms: int
+    request: str
+    digest: str
+    size: int
+    destroyed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledVersions(Generic[Key, Kept]):
+    """Versions and labels of one secret, and the rules of compare-and-swap by which labels move. Immutable.
+
+    What a store numbers or names its versions by, and what it keeps of one, is the store's.
+
+    Attributes:
+        versions: What is kept of each version.
+        labels: Which version holds which label.
+    """
+
+    versions: Mapping[Key, Kept] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[Label, Key] = field(default_factory=lambda: MappingProxyType({}))
+
+    def must_exist(self, call: Call) -> None:
+        """Raise `SecretNotFoundError` unless there is a secret."""
+
+    def find(self, call: Call, at: Label | VersionId) -> Key:
+        """Return the key of a readable version.
+
+        Raises:
+            SecretNotFoundError: No such secret or version, or no version holds the label.
+            VersionDisabledError: Its value was withdrawn.
+        """
+        self.must_exist(call)
+        if isinstance(at, VersionId):
+            key = self.known(call, at)
+        elif at in self.labels:
+            key = self.labels[at]
+        else:
+            raise call.error(SecretNotFoundError, f"no version holds the label {at!r}")
+        if (how := self.withdrawal(key)) is not None:
+            raise call.error(VersionDisabledError, f"version {key} was {how}")
+        return key
+
+    def compare(self, call: Call, label: Label, expected: VersionId | None) -> None:
+        """Raise `ConflictError` unless `label` is where `expected` says."""
+        holder = self.labels.get(label)
+        if (None if holder is None else str(holder)) != expected:
+            found = "nobody" if holder is None else f"version {holder}"
+            wanted = "nobody" if expected is None else f"version {expected[:40]}"
+            raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")
+
+    def labelled(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
+        """Return the record with `label` moved.
+
+        Raises:
+            SecretNotFoundError: No such secret or version.
+            VersionDisabledError: The version's value was withdrawn.
+            ConflictError: `label` is not where `expected` says.
+        """
+        key = self.find(call, version)
+        self.compare(call, label, expected)
+        return replace(self, labels=MappingProxyType({**self.labels, label: key}))
+
+    def unlabelled(self, call: Call, label: Label, expected: VersionId) -> Self:
+        """Return the record without `label`.
+
+        Raises:
+            SecretNotFoundError: No such secret.
+            ConflictError: `label` is not where `expected` says.
+        """
+        self.must_exist(call)
+        self.compare(call, label, expected)
+        left = {name: key for name, key in self.labels.items() if name != label}
+        return replace(self, labels=MappingProxyType(left))
+
+    def unheld(self, call: Call, version: VersionId) -> Key:
+        """Return the key of a version that no label holds, so that its value may be withdrawn.
+
+        Raises:
+            SecretNotFoundError: No such secret or version.
+            ConflictError: A label points at it.
+        """
+        self.must_exist(call)
+        key = self.known(call, version)
+        holders = sorted(self.labels_of(key))
+        if holders:
+            raise call.error(
+                ConflictError,
+                f"the label {holders[0]!r} points at version {key}",
+                hint="Move the label to another version first.",
+            )
+        return key
+
+    def labels_of(self, key: Key) -> frozenset[Label]:
+        """Return the labels that a version holds."""
+        return frozenset(label for label, holder in self.labels.items() if holder == key)
+
+    def known(self, call: Call, version: VersionId) -> Key:
+        """Return the key of a version id.
+
+        Raises:
+            SecretNotFoundError: There is no such version.
+        """
+        raise NotImplementedError
+
+    def withdrawal(self, key: Key) -> str | None:
+        """Return what was done to a version's value, such as ``destroyed``; None where it can be read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionedRecord(LabelledVersions[int, RecordedVersion]):
+    """All versions and labels of one secret in a store that we number; an empty one stands for no secret.
+
+    Version ids are the numbers 1, 2, 3…, parsed at the edge and never compared as text.
+    """
+
+    labels: Mapping[Label, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a secret."""
+        return bool(self.versions)
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next version gets."""
+        return max(self.versions, default=0) + 1
+
+    def describe(self, number: int) -> SecretVersion:
+        """Return what a caller is told of version `number`."""
+        entry = self.versions[number]
+        return SecretVersion(
+            id=VersionId(number),
+            labels=self.labels_of(number),
+            created_ms=entry.created_ms,
+            state=VersionState.DESTROYED if entry.destroyed else VersionState.ENABLED,
+        )
+
+    def newest_first(self) -> list[SecretVersion]:
+        """Return all versions by number, highest first."""
+        return [self.describe(number) for number in sorted(self.versions, reverse=True)]
+
+    def must_exist(self, call: Call) -> None:
+        """Raise `SecretNotFoundError` unless there is a secret."""
+        if not self.exists:
+            raise call.error(SecretNotFoundError, "there is no such secret")
+
+    def made_by(self, request: str) -> int | None:
+        """Return the version that an earlier attempt of the same call wrote, if there is one."""
+        newest = self.next_number - 1
+        return next((n for n in range(newest, max(0, newest - 64), -1) if self._request(n) == request), None)
+
+    def created(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
+        """Return the ledger of a new secret.
+
+        Raises:
+            SecretExistsError: There is one.
+        """
+        if self.exists:
+            raise call.error(SecretExistsError, "the secret exists already")
+        return self._added(entry, label)
+
+    def written(self, call: Call, entry: RecordedVersion, label: Label, expected: VersionId | None) -> VersionedRecord:
+        """Return the ledger with one more version that holds `label`.
+
+        Raises:
+            SecretNotFoundError: There is no secret.
+            ConflictError: `label` is not where `expected` says.
+        """
+        self.must_exist(call)
+        self.compare(call, label, expected)
+        return self._added(entry, label)
+
+    def destroyed(self, call: Call, version: VersionId) -> VersionedRecord:
+        """Return the ledger with a version's value gone; itself when it is gone already.
+
+        Raises:
+            SecretNotFoundError: No such secret or version.
+            ConflictError: A label points at it.
+        """
+        number = self.unheld(call, version)
+        if self.versions[number].destroyed:
+            return self
+        gone = replace(self.versions[number], destroyed=True, digest="", size=0)
+        return replace(self, versions=MappingProxyType({**self.versions, number: gone}))
+
+    def _request(self, number: int) -> str | None:
+        entry = self.versions.get(number)
+        return entry.request if entry else None
+
+    def known(self, call: Call, version: VersionId) -> int:
+        number = parse_number(version)
+        if number not in self.versions:
+            raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+        return number
+
+    def withdrawal(self, key: int) -> str | None:
+        return "destroyed" if self.versions[key].destroyed else None
+
+    def _added(self, entry: RecordedVersion, label: Label) -> VersionedRecord:
+        number = self.next_number
+        return VersionedRecord(
+            versions=MappingProxyType({**self.versions, number: entry}),
+            labels=MappingProxyType({**self.labels, label: number}),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordForm:
+    """How a store writes a `VersionedRecord` as bytes.
+
+    Attributes:
+        name: The name of the format, which is in the record.
+        members: The order of the members of a version, which is part of the format.
+        may_be_empty: Whether the store writes a record before it has a version.
+        is_alone: Whether only this store writes such an object, so that a foreign record is a damaged one.
+    """
+
+    name: str
+    members: tuple[str, ...] = _MEMBERS
+    may_be_empty: bool = False
+    is_alone: bool = False
+
+
+def encode(record: VersionedRecord, form: RecordForm) -> bytes:
+    """Return the bytes of a record."""
+    return json.dumps(sealed(form.name, record_content(record, form.members)), indent=1).encode() + b"\n"
+
+
+def decode(raw: bytes, form: RecordForm) -> VersionedRecord:
+    """Return the record that `raw` holds.
+
+    Raises:
+        ForeignRecordError: It is in another format.
+        DamagedRecordError: It is not what `encode` wrote.
+    """
+    try:
+        record = record_of(parse(raw, form.name), may_be_empty=form.may_be_empty)
+    except ForeignRecordError as error:
+        if form.is_alone:
+            raise DamagedRecordError(str(error)) from None
+        raise
+    must_be_equal(encode(record, form), raw)
+    return record
+
+
+def encode_base64(raw: bytes) -> str:
+    """Return the base64 of a value, as stores that take text hold it."""
+    return base64.b64encode(raw).decode()
+
+
+def decode_base64(encoded: object) -> bytes:
+    """Return the bytes of a value that is stored as base64.
+
+    Raises:
+        DamagedRecordError: It is no base64.
+    """
+    try:
+        return base64.b64decode(str(encoded), validate=True)
+    except (binascii.Error, ValueError):
+        raise DamagedRecordError("a value is not base64") from None
+
+
 def digest_of(value: SecretBytes) -> str:
     """Return the SHA-256 of a value in hex."""
     return hashlib.sha256(value.reveal()).hexdigest()
 
 
-def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> Entry:
+def entry_for(value: SecretBytes, *, request: str, now_ms: int) -> RecordedVersion:
     """Return what a ledger keeps of a new version."""
-    return Entry(created_ms=now_ms, request=request, digest=digest_of(value), size=value.size)
+    return RecordedVersion(created_ms=now_ms, request=request, digest=digest_of(value), size=value.size)
 
 
-def fits(value: SecretBytes, entry: Entry) -> bool:
+def fits(value: SecretBytes, entry: RecordedVersion) -> bool:
     """Whether a value is the one that a ledger's entry was made for."""
     return value.size == entry.size and digest_of(value) == entry.digest
 
@@ -92,7 +385,7 @@ def must_be_equal(written: object, stored: object) -> None:
         raise DamagedRecordError("its digest does not fit its content")
 
 
-def ledger_content(ledger: Ledger, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
+def record_content(ledger: VersionedRecord, members: tuple[str, ...] = _MEMBERS) -> dict[str, Any]:
     """Return the members of a record that hold a ledger.
 
     Args:
@@ -103,12 +396,12 @@ def ledger_content(ledger: Ledger, members: tuple[str, ...] = _MEMBERS) -> dict[
         "labels": {str(label): ledger.labels[label] for label in sorted(ledger.labels)},
         "versions": {
             str(number): {member: _encoded(entry)[member] for member in members}
-            for number, entry in sorted(ledger.entries.items())
+            for number, entry in sorted(ledger.versions.items())
         },
     }
 
 
-def ledger_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ledger:
+def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> VersionedRecord:
     """Return the ledger that a record holds.
 
     Args:
@@ -119,16 +412,16 @@ def ledger_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Led
         DamagedRecordError: A member is missing or of the wrong kind, or a label points at no version.
     """
     with reading_members():
-        ledger = Ledger(
-            entries=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
+        ledger = VersionedRecord(
+            versions=MappingProxyType({int(n): _entry(entry) for n, entry in document["versions"].items()}),
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
-    if not (ledger.entries or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.entries):
+    if not (ledger.versions or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.versions):
         raise DamagedRecordError("a label points at no version")
     return ledger
 
 
-def _encoded(entry: Entry) -> dict[str, Any]:
+def _encoded(entry: RecordedVersion) -> dict[str, Any]:
     return {
         "created": entry.created_ms,
         "destroyed": entry.destroyed,
@@ -138,8 +431,8 @@ def _encoded(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _entry(encoded: Mapping[str, Any]) -> Entry:
-    return Entry(
+def _entry(encoded: Mapping[str, Any]) -> RecordedVersion:
+    return RecordedVersion(
         created_ms=int(encoded["created"]),
         request=str(encoded["request"]),
         digest=str(encoded["sha256"]),

@@ -16,15 +16,21 @@ import pytest
 from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError
 from goatherd.providers.azure import records as azure_records
 from goatherd.providers.base import Call, RetryPolicy, SecretProvider
-from goatherd.providers.file import manifest
+from goatherd.providers.file import layout
 from goatherd.providers.kubernetes import record as k8s_record
 from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
 from goatherd.providers.kubernetes.record import new_object
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import CURRENT, SecretBytes, VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.records import StoredPointer, encode_pointer, encode_value
-from goatherd.providers.versioned_record import DamagedRecordError, digest_of, entry_for
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    RecordedVersion,
+    VersionedRecord,
+    decode,
+    digest_of,
+    entry_for,
+)
 
 VALUE = SecretBytes(b"a value")
 SECRET = "ns/root"
@@ -68,8 +74,10 @@ def transport(answer: Callable[[httpx2.Request], Answer], dice: random.Random) -
 
 
 def vault(dice: random.Random, _: Path) -> SecretProvider:
-    entry = Entry(created_ms=1, request="r", digest=digest_of(VALUE), size=VALUE.size)
-    pointer = encode_pointer(StoredPointer(ledger=Ledger(entries={1: entry}, labels={CURRENT: 1}), current=VALUE))
+    entry = RecordedVersion(created_ms=1, request="r", digest=digest_of(VALUE), size=VALUE.size)
+    pointer = encode_pointer(
+        StoredPointer(ledger=VersionedRecord(versions={1: entry}, labels={CURRENT: 1}), current=VALUE)
+    )
     version = {"version": 1, "created_time": "2026-11-24T16:05:27Z", "deletion_time": "", "destroyed": False}
 
     def answer(request: httpx2.Request) -> Answer:
@@ -95,7 +103,7 @@ def kubernetes(dice: random.Random, directory: Path) -> SecretProvider:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     entry = entry_for(VALUE, request="r", now_ms=1)
     call = Call(provider="k8s", secret_id=SECRET, operation="create")
-    whole = new_object("ns", "root", Ledger().created(call, entry, CURRENT), VALUE)
+    whole = new_object("ns", "root", VersionedRecord().created(call, entry, CURRENT), VALUE)
     whole["metadata"] |= {"resourceVersion": "7", "uid": "u"}
     causes = [{"reason": "FieldValueInvalid", "field": "data"}]
 
@@ -154,8 +162,8 @@ async def test_no_damage_is_taken_for_a_value_an_absence_or_a_bug_of_the_plugin(
 @pytest.mark.parametrize(
     ("decode", "known"),
     [
-        (manifest.decode, f'"format": "{manifest.FORMAT}"'),
-        (k8s_record.decode_pointer, f'"format": "{k8s_record.FORMAT}"'),
+        (lambda raw: decode(raw, layout.FORM), f'"format": "{layout.FORM.name}"'),
+        (k8s_record.decode_pointer, f'"format": "{k8s_record.FORM.name}"'),
         (
             lambda raw: azure_records.decode_pointer(raw.decode()),
             f'"format": "{azure_records.EARLIER_FORMAT}"',

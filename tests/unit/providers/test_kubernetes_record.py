@@ -22,21 +22,26 @@ from goatherd.providers.kubernetes.record import (
     fitted,
     new_object,
 )
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import CURRENT, Label, SecretBytes
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    RecordedVersion,
+    VersionedRecord,
+    entry_for,
+)
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
 
-def entry(size: int = 100, *, destroyed: bool = False) -> Entry:
+def entry(size: int = 100, *, destroyed: bool = False) -> RecordedVersion:
     size, digest = (0, "") if destroyed else (size, "d" * 64)
-    return Entry(created_ms=1, request="r" * 32, digest=digest, size=size, destroyed=destroyed)
+    return RecordedVersion(created_ms=1, request="r" * 32, digest=digest, size=size, destroyed=destroyed)
 
 
-def ledger(sizes: dict[int, int], labels: dict[str, int]) -> Ledger:
-    return Ledger(
-        entries=MappingProxyType({number: entry(size, destroyed=size < 0) for number, size in sizes.items()}),
+def ledger(sizes: dict[int, int], labels: dict[str, int]) -> VersionedRecord:
+    return VersionedRecord(
+        versions=MappingProxyType({number: entry(size, destroyed=size < 0) for number, size in sizes.items()}),
         labels=MappingProxyType({Label(name): number for name, number in labels.items()}),
     )
 
@@ -52,15 +57,15 @@ def test_what_is_kept_fits_and_holds_every_label_and_the_newest(sizes: dict[int,
     labels = {f"label-{i}": living[holder % len(living)] for i, holder in enumerate(holders) if living}
     before = ledger(sizes, labels)
     after = fitted(before)
-    assert set(after.labels.values()) <= set(after.entries)
-    assert max(after.entries) == max(before.entries), "a number would be given twice"
-    assert sum(one.size for one in after.entries.values()) + len(encode_pointer(after)) <= BUDGET
+    assert set(after.labels.values()) <= set(after.versions)
+    assert max(after.versions) == max(before.versions), "a number would be given twice"
+    assert sum(one.size for one in after.versions.values()) + len(encode_pointer(after)) <= BUDGET
     assert after.labels == before.labels
     loose = [n for n in living if n not in labels.values()]
-    kept = [n for n in loose if n in after.entries]
+    kept = [n for n in loose if n in after.versions]
     assert kept == loose[len(loose) - len(kept) :], "the oldest go first"
     assert len(kept) >= min(len(loose), HISTORY)
-    assert len([n for n in kept if n != max(before.entries)]) <= MOST_UNLABELLED
+    assert len([n for n in kept if n != max(before.versions)]) <= MOST_UNLABELLED
     assert fitted(after) is after
 
 
@@ -71,8 +76,8 @@ def test_labels_alone_can_be_too_much():
 
 def test_what_is_pinned_stays_though_it_is_the_oldest():
     many = ledger(dict.fromkeys(range(1, 60), 10), {"current": 59})
-    assert 1 not in fitted(many).entries
-    assert 1 in fitted(many, {1}).entries
+    assert 1 not in fitted(many).versions
+    assert 1 in fitted(many, {1}).versions
 
 
 @given(sizes=SIZES)
@@ -103,7 +108,7 @@ def test_another_format_is_foreign_and_not_damaged():
 
 def test_nothing_shows_a_value():
     value = SecretBytes(b"S3CRET")
-    made = Ledger().created(CALL, entry_for(value, request="r", now_ms=0), CURRENT)
+    made = VersionedRecord().created(CALL, entry_for(value, request="r", now_ms=0), CURRENT)
     record = Record(ledger=made, content=new_object("ns", "root", made, value))
     assert record.value(1) == value
     assert "S3CRET" not in repr(record)

@@ -25,16 +25,15 @@ from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
 from goatherd.providers.kubernetes.record import POINTER, Record, changed, key_of, new_object
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
-from goatherd.providers.versioned_record import entry_for
+from goatherd.providers.versioned_record import VersionedRecord, entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
 
 def grown(values: list[bytes]) -> Record:
     """Return the record of a secret to which these values were written, one after the other."""
-    ledger = Ledger().created(CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT)
+    ledger = VersionedRecord().created(CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT)
     record = Record(ledger=ledger, content=new_object("ns", "root", ledger, SecretBytes(values[0])))
     for number, value in enumerate(values[1:], 1):
         entry = entry_for(SecretBytes(value), request=str(number), now_ms=number)

@@ -16,10 +16,10 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import CURRENT
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, StoredPointer, encode_pointer
+from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
 LOOKUP = httpx2.Response(200, json={"data": {"ttl": 0, "renewable": False}})
@@ -103,9 +103,9 @@ async def test_a_gateway_that_knows_no_such_route_has_neither_destroyed_nor_dele
             return httpx2.Response(200, json={"data": read if request.method == "GET" else {**metadata, "version": 2}})
         return httpx2.Response(404, json={"message": "no Route matched with those values"})
 
-    entries = {n: Entry(created_ms=1, request="r", digest="d", size=1) for n in (1, 2)}
+    entries = {n: RecordedVersion(created_ms=1, request="r", digest="d", size=1) for n in (1, 2)}
     pointer = encode_pointer(
-        StoredPointer(ledger=Ledger(entries=entries, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
+        StoredPointer(ledger=VersionedRecord(versions=entries, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
     )
     async with provider(answer) as one:
         with pytest.raises(UnavailableError, match="something else answers"):
@@ -172,9 +172,9 @@ async def test_what_this_client_has_seen_is_told_to_whoever_answers_next():
 
 
 async def test_an_older_version_than_the_one_asked_for_is_damaged():
-    entry = Entry(created_ms=1, request="r", digest="d", size=1)
+    entry = RecordedVersion(created_ms=1, request="r", digest="d", size=1)
     pointer = encode_pointer(
-        StoredPointer(ledger=Ledger(entries={2: entry}, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
+        StoredPointer(ledger=VersionedRecord(versions={2: entry}, labels={CURRENT: 2}), format=FIRST_POINTER_FORMAT)
     )
 
     def answer(request: httpx2.Request) -> httpx2.Response:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import Label, SecretBytes
 from goatherd.providers.vault.records import (
     FIRST_POINTER_FORMAT,
@@ -20,11 +19,17 @@ from goatherd.providers.vault.records import (
     encode_pointer,
     encode_value,
 )
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    RecordedVersion,
+    VersionedRecord,
+    digest_of,
+)
 
-ENTRY = Entry(created_ms=1795536327037, request="r" * 32, digest="d" * 64, size=5)
-LEDGER = Ledger(
-    entries=MappingProxyType({1: ENTRY, 10: ENTRY}),
+ENTRY = RecordedVersion(created_ms=1795536327037, request="r" * 32, digest="d" * 64, size=5)
+LEDGER = VersionedRecord(
+    versions=MappingProxyType({1: ENTRY, 10: ENTRY}),
     labels=MappingProxyType({Label("current"): 10, Label("stable"): 1}),
 )
 
@@ -38,8 +43,8 @@ def test_any_value_comes_back(value: bytes):
 @given(st.binary(min_size=1, max_size=300))
 def test_a_pointer_comes_back_with_any_current_value(value: bytes):
     current = SecretBytes(value)
-    entries = {**LEDGER.entries, 10: replace(ENTRY, digest=digest_of(current))}
-    stored = StoredPointer(ledger=replace(LEDGER, entries=MappingProxyType(entries)), current=current)
+    entries = {**LEDGER.versions, 10: replace(ENTRY, digest=digest_of(current))}
+    stored = StoredPointer(ledger=replace(LEDGER, versions=MappingProxyType(entries)), current=current)
     assert decode_pointer(json.loads(json.dumps(encode_pointer(stored)))) == stored
 
 

@@ -13,21 +13,24 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from goatherd.providers.azure import records as azure
-from goatherd.providers.file import manifest
+from goatherd.providers.file import layout
 from goatherd.providers.kubernetes import record as kubernetes
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import Label, SecretBytes
 from goatherd.providers.vault import records as vault
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     ForeignRecordError,
+    RecordedVersion,
+    VersionedRecord,
+    decode,
     digest_of,
+    encode,
     entry_for,
     fits,
-    ledger_content,
-    ledger_of,
     must_be_equal,
     parse,
+    record_content,
+    record_of,
     sealed,
 )
 
@@ -35,7 +38,7 @@ KEPT = Path(__file__).with_name("stored_records")
 """Written by the builds that introduced each format. Never changed: a store may hold them."""
 
 ENTRIES = st.builds(
-    Entry,
+    RecordedVersion,
     created_ms=st.integers(0, 2**53),
     request=st.text(max_size=40),
     digest=st.text("0123456789abcdef", max_size=64),
@@ -45,11 +48,11 @@ ENTRIES = st.builds(
 
 
 @st.composite
-def ledgers(draw: st.DrawFn) -> Ledger:
+def ledgers(draw: st.DrawFn) -> VersionedRecord:
     entries = draw(st.dictionaries(st.integers(1, 10**6), ENTRIES, min_size=1, max_size=5))
     labels = draw(st.dictionaries(st.sampled_from(["current", "stable", "mine"]), st.sampled_from(sorted(entries))))
-    return Ledger(
-        entries=MappingProxyType(entries),
+    return VersionedRecord(
+        versions=MappingProxyType(entries),
         labels=MappingProxyType({Label(name): number for name, number in labels.items()}),
     )
 
@@ -72,7 +75,7 @@ def azure_again(text: str) -> str:
 @pytest.mark.parametrize(
     ("name", "again"),
     [
-        ("file-1.json", lambda raw: manifest.encode(manifest.decode(raw))),
+        ("file-1.json", lambda raw: encode(decode(raw, layout.FORM), layout.FORM)),
         ("kubernetes-1.json", lambda raw: kubernetes.encode_pointer(kubernetes.decode_pointer(raw))),
         ("azure-1.json", lambda raw: azure_again(raw.decode().rstrip("\n")).encode() + b"\n"),
         ("azure-2.json", lambda raw: azure_again(raw.decode().rstrip("\n")).encode() + b"\n"),
@@ -99,30 +102,30 @@ def test_the_members_of_a_kept_record_are_those_that_are_written_today(name: str
 
 def test_kept_records_of_one_ledger_say_the_same_in_every_store():
     found = {
-        "file": manifest.decode((KEPT / "file-1.json").read_bytes()),
+        "file": decode((KEPT / "file-1.json").read_bytes(), layout.FORM),
         "kubernetes": kubernetes.decode_pointer((KEPT / "kubernetes-1.json").read_bytes()),
         "vault": vault.decode_pointer(json.loads((KEPT / "vault-pointer-2.json").read_text())).ledger,
         "vault 1": vault.decode_pointer(json.loads((KEPT / "vault-pointer-1.json").read_text())).ledger,
     }
     assert found["file"].labels == {"stable": 1, "current": 10}
-    assert found["file"].entries[2] == Entry(
+    assert found["file"].versions[2] == RecordedVersion(
         created_ms=1795536327039, request=f"{2:032x}", digest="", size=0, destroyed=True
     )
     assert all(ledger == found["file"] for ledger in found.values())
 
 
 @given(ledgers())
-def test_a_ledger_comes_back_whatever_the_order_of_the_members(ledger: Ledger):
-    for members in (("created", "destroyed", "request", "sha256", "size"), manifest._MEMBERS):
-        record = sealed("x/1", ledger_content(ledger, members))
+def test_a_ledger_comes_back_whatever_the_order_of_the_members(ledger: VersionedRecord):
+    for members in (("created", "destroyed", "request", "sha256", "size"), layout.FORM.members):
+        record = sealed("x/1", record_content(ledger, members))
         again = parse(json.dumps(record), "x/1")
-        assert ledger_of(again) == ledger
-        must_be_equal(sealed("x/1", ledger_content(ledger_of(again), members)), again)
+        assert record_of(again) == ledger
+        must_be_equal(sealed("x/1", record_content(record_of(again), members)), again)
 
 
 @given(ledgers(), st.data())
-def test_a_member_that_is_missing_or_changed_is_damage(ledger: Ledger, data: st.DataObject):
-    document = sealed("x/1", ledger_content(ledger))
+def test_a_member_that_is_missing_or_changed_is_damage(ledger: VersionedRecord, data: st.DataObject):
+    document = sealed("x/1", record_content(ledger))
     number = data.draw(st.sampled_from(sorted(document["versions"])))
     where = data.draw(st.sampled_from([document, document["versions"], document["versions"][number]]))
     before = where.pop(member := data.draw(st.sampled_from(sorted(where))))
@@ -131,16 +134,18 @@ def test_a_member_that_is_missing_or_changed_is_damage(ledger: Ledger, data: st.
         assume(junk != before)
         where[member] = junk
     with pytest.raises((DamagedRecordError, ForeignRecordError)):
-        must_be_equal(sealed("x/1", ledger_content(ledger_of(parse(json.dumps(document), "x/1")))), document)
+        must_be_equal(sealed("x/1", record_content(record_of(parse(json.dumps(document), "x/1")))), document)
 
 
 def test_a_record_without_versions_or_with_a_label_to_nowhere_is_damaged():
     for content in ({"versions": {}, "labels": {}}, {"versions": {}, "labels": {"current": 1}}):
         with pytest.raises(DamagedRecordError, match="points at no version"):
-            ledger_of(content)
+            record_of(content)
     with pytest.raises(DamagedRecordError, match="points at no version"):
-        ledger_of(content, may_be_empty=True)
-    assert manifest.decode(manifest.encode(Ledger())) == Ledger(), "a file store writes one before the first value"
+        record_of(content, may_be_empty=True)
+    assert decode(encode(VersionedRecord(), layout.FORM), layout.FORM) == VersionedRecord(), (
+        "a file store writes one before the first value"
+    )
 
 
 @pytest.mark.parametrize("stored", ["", "{", b"\xff", "[" * 100_000])

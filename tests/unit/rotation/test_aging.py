@@ -85,8 +85,8 @@ async def write_note(herd: Herd, number: int) -> None:
 def drop_old_versions(store: MemoryStore, secret_id: str) -> None:
     """Do as stores do that keep a number of versions only; otherwise each list of them would be as long as the test."""
     ledger = store.ledgers[secret_id]
-    kept = {number: ledger.entries[number] for number in sorted(ledger.entries)[-KEPT_VERSIONS:]}
-    store.ledgers[secret_id] = replace(ledger, entries=MappingProxyType(kept))
+    kept = {number: ledger.versions[number] for number in sorted(ledger.versions)[-KEPT_VERSIONS:]}
+    store.ledgers[secret_id] = replace(ledger, versions=MappingProxyType(kept))
 
 
 class Peer:

@@ -25,12 +25,13 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
+from goatherd.errors import SecretNotFoundError
 from goatherd.providers.base import Call
 from goatherd.providers.values import Label, SecretBytes, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     ForeignRecordError,
+    LabelledVersions,
     digest_of,
     must_be_equal,
     parse,
@@ -118,7 +119,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pointer:
+class Pointer(LabelledVersions[VersionId, Entry]):
     """All that counts of one secret.
 
     Attributes:
@@ -133,8 +134,6 @@ class Pointer:
     epoch: int
     parent: str
     request: str
-    versions: Mapping[VersionId, Entry]
-    labels: Mapping[Label, VersionId]
     after_earlier: bool = False
 
     def describe(self, version: VersionId) -> SecretVersion:
@@ -142,7 +141,7 @@ class Pointer:
         entry = self.versions[version]
         return SecretVersion(
             id=version,
-            labels=frozenset(label for label, holder in self.labels.items() if holder == version),
+            labels=self.labels_of(version),
             created_ms=entry.created * 1000,
             state=VersionState.DISABLED if entry.disabled else VersionState.ENABLED,
         )
@@ -156,34 +155,9 @@ class Pointer:
         """Return all versions, the highest number first."""
         return [self.describe(version) for version in self._in_order()]
 
-    def find(self, call: Call, at: Label | VersionId) -> VersionId:
-        """Return the id of a version that is not switched off.
-
-        Raises:
-            SecretNotFoundError: No such version, or nobody holds the label.
-            VersionDisabledError: It is off.
-        """
-        if isinstance(at, VersionId):
-            version = self._known(call, at)
-        elif at in self.labels:
-            version = self.labels[at]
-        else:
-            raise call.error(SecretNotFoundError, f"no version holds the label {at!r}")
-        if self.versions[version].disabled:
-            raise call.error(VersionDisabledError, f"version {version} was switched off")
-        return version
-
     def made_by(self, request: str) -> VersionId | None:
         """Return the version that an earlier attempt of the same call wrote, if there is one."""
         return next((version for version, entry in self.versions.items() if entry.request == request), None)
-
-    def compare(self, call: Call, label: Label, expected: VersionId | None) -> None:
-        """Raise `ConflictError` unless `label` is where `expected` says."""
-        holder = self.labels.get(label)
-        if holder != expected:
-            found = "nobody" if holder is None else f"version {holder}"
-            wanted = "nobody" if expected is None else f"version {expected[:40]}"
-            raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")
 
     def written(self, label: Label, version: VersionId, entry: Entry) -> Pointer:
         """Return it with one more version, which holds `label`. The oldest that hold none are forgotten."""
@@ -199,28 +173,6 @@ class Pointer:
             grown, versions=MappingProxyType({each: grown.versions[each] for each in grown.versions if each in kept})
         )
 
-    def labelled(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Pointer:
-        """Return it with `label` moved.
-
-        Raises:
-            SecretNotFoundError: No such version.
-            VersionDisabledError: The version is off.
-            ConflictError: `label` is not where `expected` says.
-        """
-        target = self.find(call, version)
-        self.compare(call, label, expected)
-        return replace(self, labels=MappingProxyType({**self.labels, label: target}))
-
-    def unlabelled(self, call: Call, label: Label, expected: VersionId) -> Pointer:
-        """Return it without `label`.
-
-        Raises:
-            ConflictError: `label` is not where `expected` says.
-        """
-        self.compare(call, label, expected)
-        left = {name: version for name, version in self.labels.items() if name != label}
-        return replace(self, labels=MappingProxyType(left))
-
     def disabled(self, call: Call, version: VersionId) -> Pointer:
         """Return it with a version switched off; itself when it is off already.
 
@@ -228,14 +180,7 @@ class Pointer:
             SecretNotFoundError: No such version.
             ConflictError: A label points at it.
         """
-        known = self._known(call, version)
-        holders = sorted(label for label, holder in self.labels.items() if holder == known)
-        if holders:
-            raise call.error(
-                ConflictError,
-                f"the label {holders[0]!r} points at version {known}",
-                hint="Move the label to another version first.",
-            )
+        known = self.unheld(call, version)
         if self.versions[known].disabled:
             return self
         off = replace(self.versions[known], disabled=True)
@@ -262,10 +207,13 @@ class Pointer:
         labels = {label: version if holder == ITSELF else holder for label, holder in self.labels.items()}
         return replace(self, versions=MappingProxyType(versions), labels=MappingProxyType(labels))
 
-    def _known(self, call: Call, version: VersionId) -> VersionId:
+    def known(self, call: Call, version: VersionId) -> VersionId:
         if version not in self.versions:
             raise call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
         return version
+
+    def withdrawal(self, key: VersionId) -> str | None:
+        return "switched off" if self.versions[key].disabled else None
 
     def _in_order(self) -> list[VersionId]:
         return sorted(self.versions, key=lambda version: self.versions[version].number, reverse=True)

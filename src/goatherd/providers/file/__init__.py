@@ -1,7 +1,7 @@
 """Secrets as files: the embedded default. No server, no account.
 
 - `provider`: `FileSecretProvider`, its address, its asyncio side and its errors.
-- `layout`: the order of writes, and the layout of a secret's directory. `manifest`: the record in it.
+- `layout`: the order of writes, and the layout of a secret's directory.
 - `permissions`: `policy`, the owners and modes for a server, a rotator or an administrator.
 """
 

@@ -39,12 +39,26 @@ from goatherd.errors import (
 )
 from goatherd.files import System
 from goatherd.providers.base import Call
-from goatherd.providers.file.manifest import decode, encode
-from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.versioned_record import DamagedRecordError, entry_for, fits
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    RecordedVersion,
+    RecordForm,
+    VersionedRecord,
+    decode,
+    encode,
+    entry_for,
+    fits,
+    parse_number,
+)
 
 MANIFEST: Final = "manifest.json"
+FORM: Final = RecordForm(
+    name="goatherd-file-secret/1",
+    members=("created", "request", "sha256", "size", "destroyed"),
+    may_be_empty=True,
+    is_alone=True,
+)
 LOCK: Final = "lock"
 NEW_MANIFEST: Final = "manifest.new"
 RESERVE: Final = "reserve.bin"
@@ -60,8 +74,8 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def _living_numbers(ledger: Ledger) -> set[int]:
-    return {number for number, entry in ledger.entries.items() if not entry.destroyed}
+def _living_numbers(ledger: VersionedRecord) -> set[int]:
+    return {number for number, entry in ledger.versions.items() if not entry.destroyed}
 
 
 def _above(path: str) -> str:
@@ -113,7 +127,7 @@ class SecretDirectory:
                 if isinstance(at, VersionId) and (left := self._read_leftover(here, ledger, at)) is not None:
                     return left
                 number = ledger.find(self._call, at)
-                entry = ledger.entries[number]
+                entry = ledger.versions[number]
                 try:
                     value = SecretBytes(self._content(here, f"{number}.value", entry.size))
                 except FileNotFoundError:
@@ -151,12 +165,12 @@ class SecretDirectory:
                     found[number] = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
                 return [found[number] for number in sorted(found, reverse=True)]
 
-    def _find_leftovers(self, here: _Opened, ledger: Ledger) -> set[int]:
+    def _find_leftovers(self, here: _Opened, ledger: VersionedRecord) -> set[int]:
         """Return the numbers of the values that are there although `ledger` does not name them."""
         names = (VALUE.fullmatch(name) for name in self._system.names(here.descriptor))
         return {int(name[1]) for name in names if name is not None} - _living_numbers(ledger)
 
-    def _read_leftover(self, here: _Opened, ledger: Ledger, version: VersionId) -> SecretValue | None:
+    def _read_leftover(self, here: _Opened, ledger: VersionedRecord, version: VersionId) -> SecretValue | None:
         number = parse_number(version)
         if not ledger.exists or not number or number in _living_numbers(ledger):
             return None
@@ -209,8 +223,8 @@ class SecretDirectory:
         with self._locked() as here:
             _, ledger = self._recovered(here)
             ledger.must_exist(self._call)
-            self._replace(here, Ledger())
-            self._clean(here, Ledger())
+            self._replace(here, VersionedRecord())
+            self._clean(here, VersionedRecord())
             self._forget_reserve(here)
             self._system.unlink(MANIFEST, here.descriptor)
             # Whoever waits for this lock sees that its name is gone and begins anew.
@@ -245,7 +259,9 @@ class SecretDirectory:
         self._system.sync(here.descriptor)
         return True
 
-    def _add(self, value: SecretBytes, now_ms: int, change: Callable[[Ledger, Entry], Ledger]) -> SecretVersion:
+    def _add(
+        self, value: SecretBytes, now_ms: int, change: Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
+    ) -> SecretVersion:
         with self._locked() as here:
             raw, ledger = self._recovered(here)
             made = ledger.made_by(self._call.request)
@@ -266,9 +282,9 @@ class SecretDirectory:
                 raise
             return changed.describe(number)
 
-    def _replace(self, here: _Opened, ledger: Ledger) -> None:
+    def _replace(self, here: _Opened, ledger: VersionedRecord) -> None:
         """Commit."""
-        self._write_new(here, NEW_MANIFEST, encode(ledger))
+        self._write_new(here, NEW_MANIFEST, encode(ledger, FORM))
         try:
             self._system.rename(NEW_MANIFEST, MANIFEST, here.descriptor)
         except OSError:
@@ -304,13 +320,13 @@ class SecretDirectory:
             _, ledger = self._load(here)
             self._clean(here, ledger, only=name)
 
-    def _recovered(self, here: _Opened) -> tuple[bytes | None, Ledger]:
+    def _recovered(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
         """Return the manifest, after removing what a killed writer left. Needs the lock."""
         raw, ledger = self._load(here)
         self._clean(here, ledger)
         return raw, ledger
 
-    def _clean(self, here: _Opened, ledger: Ledger, *, only: str | None = None) -> None:
+    def _clean(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
         """Remove the files that `ledger` does not name; others' files are left alone."""
         live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
@@ -324,17 +340,17 @@ class SecretDirectory:
 
     # --- the files ------------------------------------------------------------------------------------------------
 
-    def _load(self, here: _Opened) -> tuple[bytes | None, Ledger]:
+    def _load(self, here: _Opened) -> tuple[bytes | None, VersionedRecord]:
         """Return the manifest's bytes (None where there is none) and what they say."""
         for _ in range(_ATTEMPTS):
             try:
                 raw, seen = self._content_and_identity(here, MANIFEST, _MAX_MANIFEST_BYTES)
             except FileNotFoundError:
                 if not any(VALUE.fullmatch(name) for name in self._system.names(here.descriptor)):
-                    return None, Ledger()
+                    return None, VersionedRecord()
                 continue  # A creator may have come by between the two looks.
             try:
-                ledger = decode(raw)
+                ledger = decode(raw, FORM)
             except DamagedRecordError as error:
                 raise self._damaged(f"{MANIFEST} is damaged: {error}") from error
             self._make_durable(here, seen)

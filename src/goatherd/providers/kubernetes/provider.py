@@ -56,9 +56,14 @@ from goatherd.providers.kubernetes.record import (
     decode,
     new_object,
 )
-from goatherd.providers.ledger import Ledger, parse_number
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, entry_for
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    VersionedRecord,
+    entry_for,
+    parse_number,
+)
 
 Result = TypeVar("Result")
 
@@ -212,7 +217,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _created(self, client: KubernetesClient, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         namespace, name = split_secret_id(call.secret_id)
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
-        ledger = Ledger().created(call, entry, label)
+        ledger = VersionedRecord().created(call, entry, label)
         content = await client.create(namespace, name, new_object(namespace, name, ledger, value))
         if content is not None:
             self._must_be(call, content, ledger)
@@ -238,7 +243,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
-        def step(record: Record) -> Ledger | None:
+        def step(record: Record) -> VersionedRecord | None:
             if record.ledger.made_by(call.request) is not None:
                 return None
             return record.ledger.written(call, entry, label, expected)
@@ -273,7 +278,7 @@ class KubernetesSecretProvider(SecretProvider):
         backups for as long as they are kept: the how-to page says what to do about that.
         """
 
-        def step(record: Record) -> Ledger | None:
+        def step(record: Record) -> VersionedRecord | None:
             ledger = record.ledger
             if parse_number(version) in record.leftovers():
                 return ledger  # every change removes what the pointer does not name
@@ -296,7 +301,7 @@ class KubernetesSecretProvider(SecretProvider):
     # --- reading and changing the object ----------------------------------------------------------------------------
 
     async def _change(
-        self, call: Call, step: Callable[[Record], Ledger | None], new: SecretBytes | None = None
+        self, call: Call, step: Callable[[Record], VersionedRecord | None], new: SecretBytes | None = None
     ) -> Record:
         """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
         return await self._do(call, lambda client: self._changed(client, call, step, new))
@@ -305,7 +310,7 @@ class KubernetesSecretProvider(SecretProvider):
         self,
         client: KubernetesClient,
         call: Call,
-        step: Callable[[Record], Ledger | None],
+        step: Callable[[Record], VersionedRecord | None],
         new: SecretBytes | None,
     ) -> Record:
         namespace, name = split_secret_id(call.secret_id)
@@ -348,7 +353,7 @@ class KubernetesSecretProvider(SecretProvider):
         except DamagedRecordError as error:
             raise _damage(call, error) from None
 
-    def _must_be(self, call: Call, content: Mapping[str, object], ledger: Ledger) -> None:
+    def _must_be(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
         """Raise `UnavailableError` unless what the server says it stored is what was sent."""
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:

@@ -8,31 +8,28 @@ labels and annotations of the object survive every change.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import copy
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from goatherd.providers import versioned_record
 from goatherd.providers.base import MAX_VALUE_BYTES
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import SecretBytes
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
     ForeignRecordError,
+    RecordedVersion,
+    RecordForm,
+    VersionedRecord,
+    decode_base64,
+    encode_base64,
     fits,
-    ledger_content,
-    ledger_of,
-    must_be_equal,
-    parse,
-    sealed,
 )
 
-FORMAT: Final = "goatherd-k8s-pointer/1"
+FORM: Final = RecordForm(name="goatherd-k8s-pointer/1")
 POINTER: Final = "pointer.json"
 
 MAX_OBJECT_BYTES: Final = 1 << 20
@@ -59,11 +56,11 @@ class Record:
         content: The object as the API server sent it, which holds the values: not to be shown.
     """
 
-    ledger: Ledger
+    ledger: VersionedRecord
     content: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"Record({len(self.ledger.entries)} versions)"
+        return f"Record({len(self.ledger.versions)} versions)"
 
     def value(self, number: int) -> SecretBytes:
         """Return the bytes of a version that is not destroyed.
@@ -72,7 +69,7 @@ class Record:
             DamagedRecordError: They are not there, or not those that were written.
         """
         encoded = self.content["data"].get(key_of(number))
-        return checked(number, self.ledger.entries[number], None if encoded is None else _decoded(encoded))
+        return checked(number, self.ledger.versions[number], None if encoded is None else decode_base64(encoded))
 
     def leftovers(self) -> set[int]:
         """Return the numbers of the values that the object holds although its pointer does not name them.
@@ -80,7 +77,7 @@ class Record:
         Goatherd leaves none. An older state of the object that was merged into it does.
         """
         numbers = {int(match[1]) for key in self.content["data"] if (match := _VALUE.fullmatch(key)) is not None}
-        return numbers - {number for number, entry in self.ledger.entries.items() if not entry.destroyed}
+        return numbers - {number for number, entry in self.ledger.versions.items() if not entry.destroyed}
 
     def leftover_value(self, number: int) -> SecretBytes:
         """Return such a value.
@@ -88,7 +85,7 @@ class Record:
         Raises:
             DamagedRecordError: It is not base64.
         """
-        return SecretBytes(_decoded(self.content["data"][key_of(number)]))
+        return SecretBytes(decode_base64(self.content["data"][key_of(number)]))
 
 
 def key_of(number: int) -> str:
@@ -96,7 +93,7 @@ def key_of(number: int) -> str:
     return f"identity-{number}.json"
 
 
-def checked(number: int, entry: Entry, raw: bytes | None) -> SecretBytes:
+def checked(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretBytes:
     """Return the bytes of a version if they are those that the pointer promises.
 
     Raises:
@@ -121,10 +118,10 @@ def decode(content: Mapping[str, Any]) -> Record:
         raise DamagedRecordError("its data is no map")
     if POINTER not in data:
         raise ForeignRecordError(f"it holds no {POINTER}")
-    return Record(ledger=decode_pointer(_decoded(data[POINTER])), content=content)
+    return Record(ledger=decode_pointer(decode_base64(data[POINTER])), content=content)
 
 
-def new_object(namespace: str, name: str, ledger: Ledger, value: SecretBytes) -> dict[str, Any]:
+def new_object(namespace: str, name: str, ledger: VersionedRecord, value: SecretBytes) -> dict[str, Any]:
     """Return the object of a new secret with one version."""
     return {
         "apiVersion": "v1",
@@ -135,11 +132,14 @@ def new_object(namespace: str, name: str, ledger: Ledger, value: SecretBytes) ->
             "name": name,
             "labels": {"app.kubernetes.io/managed-by": "goatherd"},
         },
-        "data": {key_of(ledger.next_number - 1): _encoded(value.reveal()), POINTER: _encoded(encode_pointer(ledger))},
+        "data": {
+            key_of(ledger.next_number - 1): encode_base64(value.reveal()),
+            POINTER: encode_base64(encode_pointer(ledger)),
+        },
     }
 
 
-def changed(record: Record, ledger: Ledger, new: SecretBytes | None, pinned: Collection[int]) -> Record:
+def changed(record: Record, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]) -> Record:
     """Return the record with another ledger, without the values that nobody needs any more.
 
     Args:
@@ -153,21 +153,21 @@ def changed(record: Record, ledger: Ledger, new: SecretBytes | None, pinned: Col
     """
     content = copy.deepcopy(dict(record.content))
     data: dict[str, str] = content["data"]
-    foreign = sum(len(_decoded(data[key])) for key in data if key != POINTER and not _VALUE.fullmatch(key))
+    foreign = sum(len(decode_base64(data[key])) for key in data if key != POINTER and not _VALUE.fullmatch(key))
     ledger = fitted(ledger, pinned, foreign)
     if new is not None:
-        data[key_of(ledger.next_number - 1)] = _encoded(new.reveal())
+        data[key_of(ledger.next_number - 1)] = encode_base64(new.reveal())
     for key in list(data):
         match = _VALUE.fullmatch(key)
         if match is not None:
-            entry = ledger.entries.get(int(match[1]))
+            entry = ledger.versions.get(int(match[1]))
             if entry is None or entry.destroyed:
                 del data[key]
-    data[POINTER] = _encoded(encode_pointer(ledger))
+    data[POINTER] = encode_base64(encode_pointer(ledger))
     return Record(ledger=ledger, content=content)
 
 
-def fitted(ledger: Ledger, pinned: Collection[int] = (), foreign: int = 0) -> Ledger:
+def fitted(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
     """Return the ledger without the oldest versions, as many as it takes to keep within count and size.
 
     What a label points at, what is `pinned`, and the newest version always stay.
@@ -175,7 +175,7 @@ def fitted(ledger: Ledger, pinned: Collection[int] = (), foreign: int = 0) -> Le
     Raises:
         NoRoomError: That is too much.
     """
-    kept = dict(ledger.entries)
+    kept = dict(ledger.versions)
     stay = {*ledger.labels.values(), *pinned, max(kept, default=0)}
     loose = sorted(number for number in kept if number not in stay)
     destroyed = [number for number in loose if kept[number].destroyed]
@@ -188,22 +188,22 @@ def fitted(ledger: Ledger, pinned: Collection[int] = (), foreign: int = 0) -> Le
         while surplus > 0:
             del kept[next(droppable)]
             surplus -= 1
-        smaller = replace(ledger, entries=MappingProxyType(kept))
+        smaller = replace(ledger, versions=MappingProxyType(kept))
         size = foreign + sum(entry.size for entry in kept.values()) + len(encode_pointer(smaller))
         if size <= BUDGET:
-            return smaller if len(kept) < len(ledger.entries) else ledger
+            return smaller if len(kept) < len(ledger.versions) else ledger
         oldest = next(droppable, None)
         if oldest is None:
             raise NoRoomError(f"{size} bytes have to stay, and a Secret takes {MAX_OBJECT_BYTES}")
         del kept[oldest]
 
 
-def encode_pointer(ledger: Ledger) -> bytes:
+def encode_pointer(ledger: VersionedRecord) -> bytes:
     """Return the bytes of ``pointer.json``."""
-    return json.dumps(sealed(FORMAT, ledger_content(ledger)), indent=1).encode() + b"\n"
+    return versioned_record.encode(ledger, FORM)
 
 
-def decode_pointer(raw: bytes) -> Ledger:
+def decode_pointer(raw: bytes) -> VersionedRecord:
     """Return the versions and labels that ``pointer.json`` holds.
 
     Raises:
@@ -211,22 +211,9 @@ def decode_pointer(raw: bytes) -> Ledger:
         DamagedRecordError: It is not what `encode_pointer` wrote.
     """
     try:
-        ledger = ledger_of(parse(raw, FORMAT))
-        must_be_equal(encode_pointer(ledger), raw)
+        return versioned_record.decode(raw, FORM)
     except (ForeignRecordError, DamagedRecordError) as error:
         raise type(error)(f"{POINTER}: {error}") from None
-    return ledger
-
-
-def _encoded(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
-
-
-def _decoded(encoded: object) -> bytes:
-    try:
-        return base64.b64decode(str(encoded), validate=True)
-    except (binascii.Error, ValueError):
-        raise DamagedRecordError("a value is not base64") from None
 
 
 assert BUDGET // MAX_VALUE_BYTES >= HISTORY + 7, "the promised history has to fit"

@@ -28,9 +28,8 @@ from goatherd.errors import (
 from goatherd.providers.addresses import path_of_uri, split_path
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes.record import HISTORY, MAX_OBJECT_BYTES, POINTER, checked, decode_pointer, key_of
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError
+from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord
 
 Result = TypeVar("Result")
 
@@ -83,7 +82,7 @@ class KubernetesVolumeProvider(SecretProvider):
         def work(snapshot: int) -> SecretValue:
             ledger = self._ledger(call, snapshot)
             number = ledger.find(call, at)
-            value = checked(number, ledger.entries[number], _bytes_of(snapshot, key_of(number)))
+            value = checked(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
             return SecretValue(version=ledger.describe(number), value=value)
 
         return await self._do(call, work)
@@ -113,7 +112,7 @@ class KubernetesVolumeProvider(SecretProvider):
             hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
         )
 
-    def _ledger(self, call: Call, snapshot: int) -> Ledger:
+    def _ledger(self, call: Call, snapshot: int) -> VersionedRecord:
         raw = _bytes_of(snapshot, POINTER)
         if raw is None:
             names = [name for name in os.listdir(snapshot) if not name.startswith("..")]

@@ -2,8 +2,8 @@
 
 What it is: the algebra over two entries of a key/value engine, version 2. What it is not: HTTP (`client`) or a login
 (`auth`). The entry ``path`` holds the values, one per version, and is only ever added to. The entry ``path-pointer``
-holds the list of versions and the labels (`goatherd.providers.ledger.Ledger`) and, for other readers, the current
-value; it is replaced as a whole with check-and-set. Rules:
+holds the list of versions and the labels (`goatherd.providers.versioned_record.VersionedRecord`) and, for other
+readers, the current value; it is replaced as a whole with check-and-set. Rules:
 
 - A value is written first, and nobody looks for it. Replacing the pointer is the only commit point, for a write as for
   a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it from
@@ -48,7 +48,6 @@ from goatherd.providers.base import (
     SecretProvider,
 )
 from goatherd.providers.capabilities import Finding, Verdict, rights
-from goatherd.providers.ledger import Entry, Ledger, parse_number
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.vault.address import VaultAddress, parse_config, parse_uri
 from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
@@ -61,7 +60,14 @@ from goatherd.providers.vault.records import (
     encode_pointer,
     encode_value,
 )
-from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
+from goatherd.providers.versioned_record import (
+    DamagedRecordError,
+    ForeignRecordError,
+    RecordedVersion,
+    VersionedRecord,
+    digest_of,
+    parse_number,
+)
 
 Result = TypeVar("Result")
 
@@ -85,7 +91,7 @@ class _Pointer:
     version: int
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> VersionedRecord:
         return self.stored.ledger
 
 
@@ -256,7 +262,7 @@ class VaultSecretProvider(SecretProvider):
                 f"what is mounted at {self.address.mount} is {engine}, not a key/value engine of version 2",
                 hint=f"`vault kv enable-versioning {self.address.mount}` makes one of version 1 into one.",
             )
-        written: tuple[int, Entry] | None = None
+        written: tuple[int, RecordedVersion] | None = None
         while True:
             pointer = await self._pointer(call, client)
             if pointer is not None:
@@ -264,10 +270,12 @@ class VaultSecretProvider(SecretProvider):
                     return pointer.ledger.describe(made)
                 raise call.error(SecretExistsError, "the secret exists already")
             if written is None:
-                written = await self._value(call, client, value, Ledger())
+                written = await self._value(call, client, value, VersionedRecord())
             if written is not None:
                 number, entry = written
-                ledger = Ledger(entries=MappingProxyType({number: entry}), labels=MappingProxyType({label: number}))
+                ledger = VersionedRecord(
+                    versions=MappingProxyType({number: entry}), labels=MappingProxyType({label: number})
+                )
                 first = StoredPointer(ledger=ledger, current=value if label == CURRENT else None)
                 if await client.write(call.secret_id + POINTER_SUFFIX, encode_pointer(first), cas=0) is not None:
                     return ledger.describe(number)
@@ -276,12 +284,14 @@ class VaultSecretProvider(SecretProvider):
     async def _reading(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
         ledger = (await self._existing(call, client)).ledger
         number = parse_number(at) if isinstance(at, VersionId) else 0
-        if number and (number not in ledger.entries or ledger.entries[number].destroyed):
+        if number and (number not in ledger.versions or ledger.versions[number].destroyed):
             return await self._reading_leftover(call, client, ledger, number)
         number = ledger.find(call, at)
         return SecretValue(version=ledger.describe(number), value=await self._read_value(call, client, ledger, number))
 
-    async def _reading_leftover(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretValue:
+    async def _reading_leftover(
+        self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int
+    ) -> SecretValue:
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         found = await client.read(call.secret_id, number)
         if isinstance(found, Found):
@@ -294,7 +304,7 @@ class VaultSecretProvider(SecretProvider):
             except DamagedRecordError as error:
                 text = f"the value of version {number} is damaged: {error}"
                 raise call.error(UnavailableError, text, final=True) from None
-        if found is None and number not in ledger.entries:
+        if found is None and number not in ledger.versions:
             copies = await self._find_copies(client, call.secret_id)
             if number not in copies:
                 raise call.error(SecretNotFoundError, f"there is no version {number}")
@@ -302,7 +312,7 @@ class VaultSecretProvider(SecretProvider):
             return SecretValue(version=version, value=value)
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
 
-    async def _read_value(self, call: Call, client: VaultClient, ledger: Ledger, number: int) -> SecretBytes:
+    async def _read_value(self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int) -> SecretBytes:
         found = await client.read(call.secret_id, number)
         if isinstance(found, Gone):
             raise call.error(VersionDisabledError, _undelete(self.address.mount, call.secret_id, found))
@@ -318,30 +328,30 @@ class VaultSecretProvider(SecretProvider):
                 hint="If it stays so, the entry was deleted by hand: delete the secret and create it from a backup.",
             )
         stored = _decoded(call, number, found)
-        if stored.digest != ledger.entries[number].digest:
+        if stored.digest != ledger.versions[number].digest:
             raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
         return stored.value
 
     async def _writing(
         self, call: Call, client: VaultClient, value: SecretBytes, label: Label, expected: VersionId | None
     ) -> SecretVersion:
-        written: tuple[int, Entry] | None = None
+        written: tuple[int, RecordedVersion] | None = None
         while True:
             pointer = await self._existing(call, client)
             ledger = pointer.ledger
             if (made := ledger.made_by(call.request)) is not None:
                 return ledger.describe(made)
             ledger.written(call, _entry(call, value, 0), label, expected)  # for its checks, before anything is written
-            if written is not None and written[0] in ledger.entries:
+            if written is not None and written[0] in ledger.versions:
                 written = None  # it was destroyed meanwhile, as a value that no list named
             if written is None:
                 written = await self._value(call, client, value, ledger)
             if written is not None:
                 number, entry = written
                 kept = {
-                    n: e for n, e in ledger.entries.items() if n > number - MAX_VERSIONS or n in ledger.labels.values()
+                    n: e for n, e in ledger.versions.items() if n > number - MAX_VERSIONS or n in ledger.labels.values()
                 }
-                grown = replace(ledger, entries=MappingProxyType({**kept, number: entry}))
+                grown = replace(ledger, versions=MappingProxyType({**kept, number: entry}))
                 moved = grown.labelled(call, label, VersionId(number), expected)
                 if await self._replaced(call, client, pointer, moved, value if label == CURRENT else None) is not None:
                     return moved.describe(number)
@@ -384,7 +394,7 @@ class VaultSecretProvider(SecretProvider):
                 continue  # pushed out by later ones
             if version.state is not state:
                 # The server's own word counts: a value whose destruction was interrupted is still there.
-                is_leftover = ledger.entries[number].destroyed
+                is_leftover = ledger.versions[number].destroyed
                 version = replace(version, state=state or VersionState.DESTROYED, is_leftover=is_leftover)
             seen.append(version)
         entries = {int(version.id) for version in listed}
@@ -427,7 +437,7 @@ class VaultSecretProvider(SecretProvider):
                 continue
             number = stored.ledger.labels.get(CURRENT)
             if number is not None and stored.current is not None and number not in known.states:
-                created_ms = stored.ledger.entries[number].created_ms
+                created_ms = stored.ledger.versions[number].created_ms
                 left = SecretVersion(id=VersionId(number), created_ms=created_ms, is_leftover=True)
                 copies[number] = (left, stored.current)
         return copies
@@ -437,7 +447,7 @@ class VaultSecretProvider(SecretProvider):
         while True:
             pointer = await self._existing(call, client)
             ledger = await self._with_leftover(client, path, pointer.ledger, version)
-            is_copy = parse_number(version) not in ledger.entries and parse_number(version) in await self._find_copies(
+            is_copy = parse_number(version) not in ledger.versions and parse_number(version) in await self._find_copies(
                 client, path
             )
             gone = ledger if is_copy else ledger.destroyed(call, version)
@@ -460,16 +470,18 @@ class VaultSecretProvider(SecretProvider):
                 return
             await _pause()
 
-    async def _with_leftover(self, client: VaultClient, path: str, ledger: Ledger, version: VersionId) -> Ledger:
+    async def _with_leftover(
+        self, client: VaultClient, path: str, ledger: VersionedRecord, version: VersionId
+    ) -> VersionedRecord:
         """Return the ledger with a version that only the server knows, so that no writer can put it into the list."""
         number = parse_number(version)
-        if not number or number in ledger.entries:
+        if not number or number in ledger.versions:
             return ledger
         known = await client.metadata(path)
         if known.states.get(number, VersionState.DESTROYED) is VersionState.DESTROYED:
             return ledger
-        entry = Entry(created_ms=known.created_ms[number], request="", digest="", size=0)
-        return replace(ledger, entries=MappingProxyType({**ledger.entries, number: entry}))
+        entry = RecordedVersion(created_ms=known.created_ms[number], request="", digest="", size=0)
+        return replace(ledger, versions=MappingProxyType({**ledger.versions, number: entry}))
 
     async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
         known = await client.metadata(path)
@@ -516,7 +528,12 @@ class VaultSecretProvider(SecretProvider):
         return pointer
 
     async def _replaced(
-        self, call: Call, client: VaultClient, pointer: _Pointer, ledger: Ledger, current: SecretBytes | None = None
+        self,
+        call: Call,
+        client: VaultClient,
+        pointer: _Pointer,
+        ledger: VersionedRecord,
+        current: SecretBytes | None = None,
     ) -> int | None:
         """Replace the pointer and return its new version; None where it is not the one that was read any more.
 
@@ -533,11 +550,11 @@ class VaultSecretProvider(SecretProvider):
         return None if written is None else written.version
 
     async def _value(
-        self, call: Call, client: VaultClient, value: SecretBytes, ledger: Ledger
-    ) -> tuple[int, Entry] | None:
+        self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
+    ) -> tuple[int, RecordedVersion] | None:
         """Write a value that nobody looks for yet, or find the one that an earlier attempt wrote; None: look again."""
         known = await client.metadata(call.secret_id)
-        newest = max(ledger.entries, default=0)
+        newest = max(ledger.versions, default=0)
         if known.current < newest:
             raise PlatformError(
                 ProviderConfigurationError,
@@ -578,7 +595,9 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(UnavailableError, f"the value of version {written.version} is not what was just written")
         return written.version, entry
 
-    async def _make_room(self, client: VaultClient, path: str, number: int, keeps: int, ledger: Ledger) -> None:
+    async def _make_room(
+        self, client: VaultClient, path: str, number: int, keeps: int, ledger: VersionedRecord
+    ) -> None:
         """See that writing version `number` makes the server drop none that a label points at.
 
         Left to itself, a server keeps ten, and drops the oldest whatever it means to us.
@@ -616,8 +635,8 @@ class OpenBaoSecretProvider(VaultSecretProvider):
     scheme = "openbao"
 
 
-def _entry(call: Call, value: SecretBytes, created_ms: int) -> Entry:
-    return Entry(created_ms=created_ms, request=call.request, digest=digest_of(value), size=value.size)
+def _entry(call: Call, value: SecretBytes, created_ms: int) -> RecordedVersion:
+    return RecordedVersion(created_ms=created_ms, request=call.request, digest=digest_of(value), size=value.size)
 
 
 def _undelete(mount: str, path: str, gone: Gone) -> str:

@@ -10,22 +10,22 @@ field; they are read, and the next change writes the second format.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.providers.ledger import Ledger
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
+    VersionedRecord,
+    decode_base64,
     digest_of,
-    ledger_content,
-    ledger_of,
+    encode_base64,
     must_be_equal,
     must_be_in_format,
     reading_members,
+    record_content,
+    record_of,
     sealed,
 )
 
@@ -64,7 +64,7 @@ class StoredPointer:
         format: The format in which it was stored.
     """
 
-    ledger: Ledger
+    ledger: VersionedRecord
     current: SecretBytes | None = None
     format: str = POINTER_FORMAT
 
@@ -75,7 +75,7 @@ def encode_value(value: SecretBytes, request: str) -> dict[str, str]:
         "format": VALUE_FORMAT,
         "request": request,
         "sha256": digest_of(value),
-        "value": base64.b64encode(value.reveal()).decode(),
+        "value": encode_base64(value.reveal()),
     }
 
 
@@ -90,10 +90,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
     encoded, digest, request = data.get("value"), data.get("sha256"), data.get("request")
     if not isinstance(encoded, str) or not isinstance(digest, str) or not isinstance(request, str):
         raise DamagedRecordError("a member is missing or of the wrong kind")
-    try:
-        value = SecretBytes(base64.b64decode(encoded, validate=True))
-    except (binascii.Error, ValueError):
-        raise DamagedRecordError("its value is not base64") from None
+    value = SecretBytes(decode_base64(encoded))
     if digest_of(value) != digest:
         raise DamagedRecordError("its digest does not fit its value")
     return StoredValue(value=value, digest=digest, request=request)
@@ -101,7 +98,7 @@ def decode_value(data: Mapping[str, Any]) -> StoredValue:
 
 def encode_pointer(stored: StoredPointer) -> dict[str, Any]:
     """Return what is stored for versions, labels and the current value."""
-    return {**sealed(stored.format, ledger_content(stored.ledger)), **_encode_current(stored.current)}
+    return {**sealed(stored.format, record_content(stored.ledger)), **_encode_current(stored.current)}
 
 
 def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
@@ -112,13 +109,13 @@ def decode_pointer(data: Mapping[str, Any]) -> StoredPointer:
         DamagedRecordError: It is one of ours, but not whole.
     """
     must_be_in_format(data, POINTER_FORMAT, FIRST_POINTER_FORMAT)
-    ledger = ledger_of(data)
+    ledger = record_of(data)
     with reading_members():
         stored = StoredPointer(ledger=ledger, current=_decode_current(data), format=data["format"])
     must_be_equal(encode_pointer(stored), data)
     if stored.format == POINTER_FORMAT:
         number = ledger.labels.get(CURRENT)
-        expected = None if number is None else ledger.entries[number].digest
+        expected = None if number is None else ledger.versions[number].digest
         if expected != (None if stored.current is None else digest_of(stored.current)):
             raise DamagedRecordError(f"its {TEXT_FIELD} is not the value of the current version")
     return stored
@@ -130,12 +127,12 @@ def _encode_current(current: SecretBytes | None) -> dict[str, str]:
     try:
         return {TEXT_FIELD: current.reveal().decode("utf-8")}
     except UnicodeDecodeError:
-        return {BASE64_FIELD: base64.b64encode(current.reveal()).decode()}
+        return {BASE64_FIELD: encode_base64(current.reveal())}
 
 
 def _decode_current(data: Mapping[str, Any]) -> SecretBytes | None:
     if TEXT_FIELD in data:
         return SecretBytes(data[TEXT_FIELD].encode())
     if BASE64_FIELD in data:
-        return SecretBytes(base64.b64decode(data[BASE64_FIELD], validate=True))
+        return SecretBytes(decode_base64(data[BASE64_FIELD]))
     return None

@@ -16,8 +16,8 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.text import pretty
 from goatherd.identity.transitions import create
 from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 from goatherd.rotation import Outcome
 from goatherd.server_answers import ServerIdentity
 from goatherd.testing.simulation.dice import Dice
@@ -74,9 +74,9 @@ class Herd:
         platform, now_ms = self.world.platform, self.world.clock.now_ms()
         root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
         value = SecretBytes(encode_document(create(root, now_ms)))
-        entry = Entry(created_ms=now_ms, request="", digest="", size=value.size)
+        entry = RecordedVersion(created_ms=now_ms, request="", digest="", size=value.size)
         platform.values[1] = value
-        platform.become(Ledger(entries=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
+        platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
 
     async def live(self) -> None:
         """Start everything, and let happen what the scenario says until every command has ended."""

@@ -72,7 +72,7 @@ def no_time_in_the_future(herd: Herd) -> list[str]:
 def after_retiring(herd: Herd) -> list[str]:
     """Return what is wrong once a rotation was made and the earlier keys were retired: orphans, above all."""
     platform, wrong = herd.world.platform, []
-    for number, entry in platform.ledger.entries.items():
+    for number, entry in platform.ledger.versions.items():
         if entry.destroyed:
             continue
         held = decode_document(platform.values[number].reveal())

@@ -22,8 +22,8 @@ from typing import Final, Self, TypeVar
 
 from goatherd.errors import SecretNotFoundError, ThrottledError, UnavailableError, VersionDisabledError
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, SecretProvider
-from goatherd.providers.ledger import Entry, Ledger
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import VirtualLoop, check_alive, current_process
 from goatherd.testing.simulation.machine import MachineClock
@@ -112,14 +112,14 @@ class Platform:
     trouble: Trouble = field(default_factory=Trouble)
     calls: int = 0
     values: dict[int, SecretBytes] = field(default_factory=dict)
-    past: list[tuple[float, Ledger]] = field(default_factory=lambda: [(0.0, Ledger())])
+    past: list[tuple[float, VersionedRecord]] = field(default_factory=lambda: [(0.0, VersionedRecord())])
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> VersionedRecord:
         """The truth."""
         return self.past[-1][1]
 
-    def become(self, ledger: Ledger) -> None:
+    def become(self, ledger: VersionedRecord) -> None:
         """Make a change true."""
         before = self.ledger.labels.get(CURRENT)
         self.past.append((self.loop.time(), ledger))
@@ -127,7 +127,7 @@ class Platform:
         if now is not None and now != before:
             self.on_current(str(now), self.values[now])
 
-    def seen(self, *, by_label: bool) -> Ledger:
+    def seen(self, *, by_label: bool) -> VersionedRecord:
         """Return the truth, or what was true a little while ago where the kind of store allows that."""
         consistency = self.kind.consistency
         may_lag = consistency is ReadConsistency.EVENTUAL or (
@@ -226,9 +226,9 @@ class SimulatedStore(SecretProvider):
     def _put(self, call: Call, value: SecretBytes) -> int:
         ledger, number = self._platform.ledger, self._platform.ledger.next_number
         ledger.must_exist(call)
-        entries = {**ledger.entries, number: self._entry(call, value)}
+        entries = {**ledger.versions, number: self._entry(call, value)}
         self._platform.values[number] = value
-        self._platform.become(replace(ledger, entries=MappingProxyType(entries)))
+        self._platform.become(replace(ledger, versions=MappingProxyType(entries)))
         return number
 
     def _point(self, call: Call, label: Label, number: int, expected: VersionId | None) -> SecretVersion:
@@ -238,9 +238,9 @@ class SimulatedStore(SecretProvider):
             self._platform.become(ledger)
         return ledger.describe(number)
 
-    def _entry(self, call: Call, value: SecretBytes) -> Entry:
+    def _entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
         clock = self.clock if self._platform.kind.is_timeless else self._platform.clock
-        return Entry(created_ms=clock.now_ms(), request=call.request, digest="", size=value.size)
+        return RecordedVersion(created_ms=clock.now_ms(), request=call.request, digest="", size=value.size)
 
     # --- the way there and back ---------------------------------------------------------------------------------------
 
