@@ -18,7 +18,7 @@ from goatherd.wire.items import canonical_edit, canonical_record, record_data
 from goatherd.wire.json import parse_json, stable_stringify, to_json, to_json_bytes
 from goatherd.wire.schema import Field, Registry, Schema
 
-from .test_encoding import SIGNABLE, TEXT
+from .test_json import SIGNABLE, TEXT
 
 REGISTRY = Registry(
     [

@@ -21,7 +21,7 @@ from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
 
-from .test_encoding import JSON_VALUES
+from .test_json import JSON_VALUES
 
 ALL = Schema(
     ns="all",
