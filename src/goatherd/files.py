@@ -212,7 +212,7 @@ class System:
         return self.call(os.open, name, _LOCK, 0o600, dir_fd=directory)
 
     def lock(self, descriptor: int) -> bool:
-        """Take the exclusive lock on an open file without waiting; False when somebody else has it."""
+        """Take the exclusive lock on an open file without waiting; False when another process has it."""
         try:
             self.call(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

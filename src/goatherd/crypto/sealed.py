@@ -18,7 +18,7 @@ def seal(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     One key may seal some four thousand million times, far more than a file is ever written.
 
     Args:
-        data: What nobody else may read.
+        data: What must stay secret.
         key: 32 random bytes.
         associated: What is not hidden, but must be the same at `open_sealed`.
 

@@ -87,8 +87,8 @@ class Guarantees:
         destroys: Whether `SecretProvider.destroy` makes a value unreadable before it returns.
         deprecates: Where it does not, whether it takes off what keeps the version, so that the store removes it in
             its own time. Until then, the value can be read by the version's id.
-        disables: Where it does neither, whether it switches the version off: unreadable, until somebody who may change
-            the secret switches it on again with the store's own tool.
+        disables: Where it does neither, whether it switches the version off: unreadable, until an operator who may
+            change the secret switches it on again with the store's own tool.
         recoverable: Whether a deleted secret can be brought back, and keeps its name, for a while.
         first_is_current: Whether the first version becomes the current one whatever label it is created with; then
             no other label is taken there.
@@ -276,7 +276,7 @@ class SecretProvider(ABC):
             attempts: The most for this call, where its caller will come again anyhow; never more than `retry` allows.
 
         Raises:
-            SecretNotFoundError: No such secret or version, or nobody holds the label.
+            SecretNotFoundError: No such secret or version, or no version holds the label.
             VersionDisabledError: The version's value was disabled or destroyed.
             TypeError: `at` is plain text.
         """
@@ -298,7 +298,7 @@ class SecretProvider(ABC):
             secret_id: The secret.
             value: The bytes.
             label: The label to move.
-            expected: The id of the version that holds `label` now; None for "nobody holds it".
+            expected: The id of the version that holds `label` now; None for "no version holds it".
 
         Raises:
             ConflictError: `label` points elsewhere. No label moved; at most an unlabelled version was left.
@@ -317,7 +317,7 @@ class SecretProvider(ABC):
         return await self._run(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move `label` to an existing version, if it still points at `expected` (None: if nobody holds it).
+        """Move `label` to an existing version, if it still points at `expected` (None: if no version holds it).
 
         Raises:
             ConflictError: `label` points elsewhere; nothing was changed.
@@ -390,7 +390,7 @@ class SecretProvider(ABC):
         """Make a version's value unreadable for good. Destroying a destroyed version does nothing.
 
         A store that cannot, but removes in its own time what nothing points at, is left to do so; one that can only
-        switch a version off does that. Look at `Guarantees.destroys` before telling anybody that the value is gone.
+        switch a version off does that. Look at `Guarantees.destroys` before reporting that the value is gone.
         A leftover (`SecretVersion.is_leftover`) can be destroyed while its writer is about to put it on record: that
         writer then writes its value again, or fails.
 
@@ -651,9 +651,9 @@ Work = Callable[[], Awaitable[None]]
 class SharedLifetime:
     """Opens a shared resource on first use and closes it after the last.
 
-    It counts the users of one async context manager; it is no lock, and users do not wait for each other. Nobody uses
-    the resource before opening has ended, or while it closes. Where opening fails, it fails for the caller that did it,
-    and the next one tries again.
+    It counts the users of one async context manager; it is no lock, and users do not wait for each other. The
+    resource is not used before opening has ended, or while it closes. Where opening fails, it fails for the
+    caller that did it, and the next one tries again.
     """
 
     def __init__(self) -> None:

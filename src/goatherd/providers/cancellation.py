@@ -1,6 +1,6 @@
 """What becomes of a request that is on its way when its caller is cancelled.
 
-A write that was sent may take effect although nobody waits for it any more. So a cancellation gives it a moment to be
+A write that was sent may take effect after its caller has stopped waiting. So a cancellation gives it a moment to be
 answered, and the next look finds it done or not. What it is not: a deadline, which is the caller's.
 """
 

@@ -61,7 +61,7 @@ class DiagnosableSecretProvider(Protocol):
 
 
 def rights(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
-    """Return the finding on what the credentials in use may do; they may read, or nobody would ask.
+    """Return the finding on what the credentials in use may do; that they may read is known.
 
     Args:
         scheme: The provider's, for the command in the hint.
@@ -98,8 +98,8 @@ class WatchableSecretProvider(Protocol):
     def watch(self, secret_id: str) -> AsyncIterator[None]:
         """Yield once when the watch stands, then each time that the secret may have changed.
 
-        A hint and no more: it carries nothing, may stand for several changes or for none, and whoever waits reads
-        again. It ends when the store ends it, which it may at any time. It does not retry: whoever waits begins anew,
+        A hint and no more: it carries nothing, may stand for several changes or for none, and the caller reads
+        again. It ends when the store ends it, which it may at any time. It does not retry: the caller watches again,
         and the first hint then stands for all that was missed.
 
         Raises:

@@ -40,7 +40,7 @@ class MemorySecretProvider(SecretProvider):
     Address: ``memory:///name/secret``. All providers of one name share a store within the process. Made directly,
         a provider has a store of its own unless it is given one.
     Credentials: none.
-    Permissions: none; whoever runs in the process can read it.
+    Permissions: none; all code in the process can read it.
     Guarantees: compare-and-swap, strong reads, every version kept until destroyed; gone with the process.
     """
 

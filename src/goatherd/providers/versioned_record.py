@@ -105,9 +105,9 @@ class LabelledVersions(Generic[Key, Kept]):
         """Raise `ConflictError` unless `label` is where `expected` says."""
         holder = self.labels.get(label)
         if (None if holder is None else str(holder)) != expected:
-            found = "nobody" if holder is None else f"version {holder}"
-            wanted = "nobody" if expected is None else f"version {expected[:40]}"
-            raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")
+            found = "no version" if holder is None else f"version {holder}"
+            wanted = "none" if expected is None else f"version {expected[:40]}"
+            raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")
 
     def labelled(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
         """Return the record with `label` moved.

@@ -2,7 +2,7 @@
 
 A JSON parser holds Python's lock from the first byte to the last: 64 MiB of it stop every other thread for a second,
 and ``[],[],…`` becomes objects of thirty times its size. `read_batch` finds where each commit begins and ends,
-reads everything else, and leaves the commits as bytes until somebody asks for them (`RawCommits`).
+reads everything else, and leaves the commits as bytes until they are asked for (`RawCommits`).
 
 What it accepts is what `goatherd.wire.json.parse_json` accepts, up to the bounds below, which are far above what
 GoatDB writes. Not a judge of the commits: what is no commit is found when it is decoded.

@@ -132,7 +132,7 @@ class Commit:
         return True
 
     def check_lasting(self, registry: Registry = BUILTIN) -> None:
-        """Make sure that whoever reads what is sent and stored of this commit finds the same contents.
+        """Make sure that every reader of what is sent and stored of this commit finds the same contents.
 
         SECURITY: such contents (shared objects, dates that change) carry a signature that fits here and nowhere else
         (tests/unit/node/test_engine.py, tests/unit/agent/test_door_rules.py).

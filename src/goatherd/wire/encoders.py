@@ -128,7 +128,7 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
-# SECURITY: references make little text stand for much, and whoever reads the value walks through all of it. GoatDB
+# SECURITY: references make little text stand for much, and a reader of the value walks through all of it. GoatDB
 # needs them for the pointers of rich text, one small node each (tests/unit/wire/test_encoders.py).
 MAX_REFERENCED = 20_000
 

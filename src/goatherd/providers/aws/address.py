@@ -67,7 +67,7 @@ class AWSAddress:
         if self.recovery_days != 0 and self.recovery_days not in RECOVERY_DAYS:
             raise ConfigurationError(
                 "aws address: recovery_days must be 7 to 30, or 0",
-                hint="0 deletes a secret at once and for good: nobody can restore it.",
+                hint="0 deletes a secret at once and permanently: it cannot be restored.",
             )
 
 

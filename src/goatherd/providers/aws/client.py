@@ -204,7 +204,7 @@ class SecretsManagerAPI:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             # A thread cannot be stopped. What it has not begun is not sent; what it has begun is mostly over soon, and
-            # when it is, the outcome is settled before anybody looks.
+            # when it is, the outcome is settled before it is read.
             await _settle(job, waiting)
             raise
 

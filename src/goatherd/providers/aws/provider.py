@@ -194,7 +194,7 @@ class AWSSecretProvider(SecretProvider):
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.ask(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
-        # Nobody is led to a version that cannot be read yet, or not as it was written.
+        # No reader is led to a version that cannot be read yet, or not as it was written.
         stored = await self._read_back(call, token, value)
         await self._move(call, label, token, expected)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
@@ -214,7 +214,7 @@ class AWSSecretProvider(SecretProvider):
         stage = _held_stage(label)
         stages = await self._stages(call)
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
-            # AWS's and our own are shown as no label, so that nobody can mean them.
+            # AWS's and our own are shown as no label, so that no caller can mean them.
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
         _compare(call, label, stages.holder(call, stage), expected)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
@@ -425,6 +425,6 @@ def _must_be_possible(call: Call, version: VersionId) -> None:
 
 def _compare(call: Call, label: Label, holder: VersionId | None, expected: VersionId | None) -> None:
     if holder != expected:
-        found = "nobody" if holder is None else f"version {holder}"
-        wanted = "nobody" if expected is None else f"version {expected[:64]}"
-        raise call.error(ConflictError, f"{found} holds the label {str(label)!r}, not {wanted}")
+        found = "no version" if holder is None else f"version {holder}"
+        wanted = "none" if expected is None else f"version {expected[:64]}"
+        raise call.error(ConflictError, f"{found} holds the label {str(label)!r}; expected: {wanted}")

@@ -1,7 +1,7 @@
 """``azure://VAULT/SECRET?option=…``: which vault, in which cloud, and as whom.
 
 Pure. What it is: the address, from a URI or from GoatDB's ``cloudConfig``. What it is not: a connection. Rules: https
-only; an option that nobody knows is refused, never passed over.
+only; an unknown option is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class AzureAddress:
         identity: The client id of a user-assigned managed identity; None for `AZURE_CLIENT_ID`, or the only one.
         ca: A file with the certificates to trust, where they are not the system's.
         check_challenge: Whether the address must lie in the domain for which the vault demands a token. SECURITY:
-            without it, whoever answers at the address is sent one (the SDK's `verify_challenge_resource`).
+            without it, any server that answers at the address is sent one (the SDK's `verify_challenge_resource`).
     """
 
     vault: str

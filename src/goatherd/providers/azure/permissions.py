@@ -31,7 +31,7 @@ _PURPOSE: Final = {
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``az`` commands that give `role` to somebody, for one secret; a vault with Azure RBAC is needed.
+    """Return the ``az`` commands that give `role` to a principal, for one secret; a vault with Azure RBAC is needed.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.

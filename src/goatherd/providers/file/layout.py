@@ -227,10 +227,10 @@ class SecretDirectory:
             self._clean(here, VersionedRecord())
             self._forget_reserve(here)
             self._system.unlink(MANIFEST, here.descriptor)
-            # Whoever waits for this lock sees that its name is gone and begins anew.
+            # A writer that waits for this lock sees that its name is gone, and starts again.
             self._system.unlink(LOCK, here.descriptor)
             with contextlib.suppress(OSError):
-                # Not empty: a new secret is being made here already, or somebody else's files are.
+                # Not empty: a new secret is being made here already, or it holds files that are not ours.
                 self._system.remove_directory(here.name, here.parent)
             self._system.sync(here.parent)
 

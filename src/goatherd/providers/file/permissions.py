@@ -55,7 +55,7 @@ def policy(role: str, secret: str) -> str:
         lines.append("ORG=acme  # each organization has a secret of its own: repeat for each")
     if role == "admin":
         lines += [
-            "# Nobody but the owner may write to the base directory; others may enter it.",
+            "# Only the owner may write to the base directory; others may enter it.",
             f'install -d -o "$OWNER" -m 0755 "{base}"',
             "# `goatherd init`, run as OWNER, makes the secret's directory, 0700, and its files, 0600.",
         ]

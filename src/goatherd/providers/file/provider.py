@@ -173,8 +173,8 @@ class FileSecretProvider(SecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         """Unlink the version's file. Nothing is overwritten.
 
-        On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable to whoever has the
-        raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
+        On journals, copy-on-write file systems, snapshots and SSDs the old blocks may stay readable for a process
+        with the raw device, and overwriting would not change that: use an encrypted volume, and backups that expire.
         """
         await self._change(call, lambda secret: secret.destroy(version))
 
@@ -182,7 +182,7 @@ class FileSecretProvider(SecretProvider):
         await self._change(call, lambda secret: secret.delete())
 
     async def _change(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
-        """Do `work`, asking for the lock again and again while somebody else holds it."""
+        """Do `work`, retrying while another writer holds the lock."""
         while True:
             try:
                 return await self._do(call, work)

@@ -5,7 +5,7 @@ Annotations exist "to allow client tools to store their own state information" (
 under the same etag as the aliases, so that a label's move and the note of it are one step. Pure: maps in, maps out.
 
 Rules:
-- The announcement keeps the newest version and ``current`` together: a version is added while nobody else adds one. It
+- The announcement keeps the newest version and ``current`` together: one writer at a time adds a version. It
   decides no race about a label; the etag does.
 - A missing, foreign or damaged note is as good as none.
 """
@@ -32,11 +32,11 @@ _ENTRY = re.compile(r"([1-9][0-9]{0,17})=([0-9a-f]{16})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """Somebody is at work.
+    """A writer is at work.
 
     Attributes:
         purpose: ``add`` or ``destroy`` a version.
-        request: The beginning of the `Call.request` of whoever is at work.
+        request: The beginning of the `Call.request` of that writer.
         nonce: New each time that the same call announces itself.
         base: Versions that the work adds have higher numbers.
     """
@@ -56,7 +56,7 @@ def short(request: str) -> str:
 
 
 def announcement(annotations: Mapping[str, str]) -> Announcement | None:
-    """Return who is at work, if anybody."""
+    """Return which writer is at work, if one is."""
     match = _ANNOUNCEMENT.fullmatch(annotations.get(ANNOUNCED, ""))
     if match is None:
         return None

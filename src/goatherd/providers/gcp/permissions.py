@@ -22,7 +22,7 @@ _PURPOSE: Final = {
 }
 _ADMIN_WARNING: Final = (
     "# These rights hold for every secret of the project {project}: give them to a person for the time of\n"
-    "# `goatherd init`, not to a workload. None are needed where somebody makes the empty secret first\n"
+    "# `goatherd init`, not to a workload. None are needed where the empty secret is made first\n"
     "# (gcloud secrets create): the rotator's then go far enough."
 )
 _READS: Final = frozenset({"secretmanager.versions.access"})

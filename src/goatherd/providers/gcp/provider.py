@@ -4,14 +4,14 @@ What it is: the algebra over `goatherd.providers.gcp.client`. What it is not: it
 
 How a version is written:
 
-1. `UpdateSecret` notes in an annotation, under the secret's etag, that somebody is about to add a version.
+1. `UpdateSecret` notes in an annotation, under the secret's etag, that a writer is about to add a version.
 2. `AddSecretVersion`. It has no precondition and no idempotency token, and makes its version ``latest`` at once.
 3. `UpdateSecret` moves the alias and removes the note, under the etag of step 1. This is the only commit point.
 
 The alias decides every race by itself; the note is for those who read ``latest``, which is the newest version whatever
-its state, so that a loser's version would be what they get, or once it is destroyed an error. With the note, nobody
-adds a version while another does, so a loser has added none. A note that stands unchanged for `LEASE` belongs to
-somebody who is gone; what he added is disabled, not destroyed, by whoever comes next, and noted as left over, so that
+its state, so that a loser's version would be what they get, or once it is destroyed an error. With the note,
+one writer at a time adds a version, so a loser has added none. A note that is unchanged for `LEASE` belongs to a writer
+that is gone; the next writer disables, and does not destroy, what that one added, and notes it as left over, so that
 `retire` destroys it.
 """
 
@@ -52,7 +52,7 @@ Check = Callable[[Secret], None]
 Outcome = TypeVar("Outcome")
 
 LEASE: Final = timedelta(seconds=5)
-"""For how long a note must stand unchanged before its author is taken for gone, by the clock of whoever looks."""
+"""How long a note must be unchanged before its writer counts as gone, by the reader's clock."""
 _MARGIN: Final = timedelta(seconds=1)
 _ATTEMPT: Final = timedelta(seconds=4)
 _SHARE: Final = 0.4  # of the whole deadline, so that one silent request leaves time for another
@@ -64,7 +64,7 @@ _RANDOM = secrets.SystemRandom()
 
 @dataclass(slots=True)
 class _Work:
-    """How far one attempt to add or destroy a version has come, for whoever must clear up after it."""
+    """How far one attempt to add or destroy a version has come, for the writer that must clear up after it."""
 
     announced: bool = False
     began: float = 0.0
@@ -88,8 +88,8 @@ class GCPSecretProvider(SecretProvider):
     Guarantees: compare-and-swap; a read by version id is strong, one by label may show an older version for minutes;
         every version is kept until destroyed. Once a write has returned, its version is also the newest, so that
         readers of ``latest`` get it. A read by label names that label only, and a version's `created_ms` is 0 for
-        whoever may not read metadata. With a ``version_destroy_ttl`` on the secret, a destroyed version is unreadable
-        at once and can be restored until that time has passed.
+        a reader without the right to read metadata. With a ``version_destroy_ttl`` on the secret, a destroyed
+        version is unreadable at once and can be restored until that time has passed.
     """
 
     scheme = "gcp"
@@ -219,7 +219,7 @@ class GCPSecretProvider(SecretProvider):
 
     async def _created_ms(self, call: Call, number: int, value: SecretBytes) -> int:
         """Return when a version was made: asked for once, since metadata has a small quota; 0 where that is denied."""
-        # The value too: a secret that somebody deleted and made again has other versions with the same numbers.
+        # The value too: a secret that was deleted and created again has other versions with the same numbers.
         key = (call.secret_id, number, hash(value.reveal()))
         if key not in self._created:
             try:
@@ -259,7 +259,7 @@ class GCPSecretProvider(SecretProvider):
         return await self._add(call, value, label, lambda secret: _compare(call, secret, label, expected), _Work())
 
     async def _must_be_empty(self, call: Call) -> None:
-        """Refuse a secret that holds a value. One without is as good as none: whoever grants rights made it before."""
+        """Refuse a secret that holds a value. A secret without one counts as none: it was created to grant rights."""
         secret = await self._api.get_secret(call)
         if journal.announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
@@ -291,7 +291,7 @@ class GCPSecretProvider(SecretProvider):
         return version.described(secret.labels(version.number))
 
     async def _announce(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
-        """Note that we are at work, once nobody else is. Sets `_Work.done` instead if this call's work is done."""
+        """Note that we are at work, once no other writer is. Sets `_Work.done` instead if this call's work is done."""
         watched, since, pause = "", 0.0, _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -335,7 +335,7 @@ class GCPSecretProvider(SecretProvider):
         try:
             version = await asyncio.shield(sending)
         except asyncio.CancelledError:
-            # Whoever knows the number can take the version away again.
+            # With the number, the version can be removed again.
             await asyncio.wait({sending}, timeout=_PATIENCE)
             if sending.done() and not sending.cancelled() and sending.exception() is None:
                 work.number = sending.result().number
@@ -361,9 +361,9 @@ class GCPSecretProvider(SecretProvider):
             check(secret)
             other = journal.announcement(secret.annotations)
             if other is not None and other.request != journal.short(call.request):
-                # We were too slow, and are taken for gone. Whoever goes on disables our version; let him win.
+                # We were too slow and count as gone. The writer that took over disables our version: it wins.
                 raise call.error(ConflictError, "another writer took over, because this one took too long")
-            # After the secret: whoever switches the version off or destroys it as a leftover changes the etag first.
+            # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
             if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
                 raise call.error(UnavailableError, f"version {number} was taken for left over before its label moved")
 
@@ -395,7 +395,7 @@ class GCPSecretProvider(SecretProvider):
                     call.waits[:] = ["a version of the secret is being destroyed"]
                     await pause()
                     continue
-            # After the secret: whoever destroys it from here on changes the etag first.
+            # After the secret: a writer that destroys it from here on changes the etag first.
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
@@ -484,7 +484,7 @@ class GCPSecretProvider(SecretProvider):
                 await pause()
 
     async def _sweep(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
-        """Destroy what an earlier attempt of ours has added too; disable what somebody who is gone has left."""
+        """Destroy what an earlier attempt of ours has added too; disable what a writer that is gone has left."""
         base = work.base if work.abandoned_base is None else min(work.base, work.abandoned_base)
         abandoned = []
         for version in await self._api.list_versions(call, after=base):
@@ -538,7 +538,7 @@ class GCPSecretProvider(SecretProvider):
 
 
 class _Pause:
-    """Waits longer each time; called between two looks at what somebody else is changing."""
+    """Waits longer each time; called between two reads of what another writer changes."""
 
     def __init__(self) -> None:
         self._next = 0.02
@@ -556,6 +556,6 @@ def _now() -> float:
 def _compare(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:
     holder = secret.aliases.get(label)
     if (None if holder is None else str(holder)) != expected:
-        found = "nobody" if holder is None else f"version {holder}"
-        wanted = "nobody" if expected is None else f"version {expected[:40]}"
-        raise call.error(ConflictError, f"{found} holds the label {label!r}, not {wanted}")
+        found = "no version" if holder is None else f"version {holder}"
+        wanted = "none" if expected is None else f"version {expected[:40]}"
+        raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")

@@ -257,7 +257,7 @@ def _checked_server(server: str, source: str) -> str:
         parts = urlsplit(server)
     except ValueError:
         raise ConfigurationError(f"{source}: the server is no URL", hint="Such as https://10.0.0.1:6443.") from None
-    # SECURITY: a token is not sent where anybody on the way can read it
+    # SECURITY: a token is not sent where the network can read it
     # (tests/unit/providers/test_kubernetes_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):

@@ -75,7 +75,7 @@ def policy(role: str, uri: str) -> str:
 
 
 def volume_policy(role: str, uri: str) -> str:
-    """Return the part of a pod that lets its servers read a mounted Secret, as YAML. Nobody can write through it.
+    """Return the part of a pod that lets its servers read a mounted Secret, as YAML. It gives no right to write.
 
     Args:
         role: ``server``.

@@ -4,7 +4,7 @@ What it is: the algebra over one object. What it is not: HTTP (`api`), credentia
 (`record`). Rules:
 
 - Every change is one PUT of the whole object that names the resourceVersion that was read, so payload and pointer
-  change together or not at all. Whoever loses reads again and decides again.
+  change together or not at all. The loser reads again and decides again.
 - An object that is not ours, or that is damaged, is never changed, and never taken for an absent one.
 - Nothing that a label points at is ever dropped to make room.
 """

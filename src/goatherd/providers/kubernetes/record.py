@@ -140,7 +140,7 @@ def new_object(namespace: str, name: str, ledger: VersionedRecord, value: Secret
 
 
 def changed(record: Record, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]) -> Record:
-    """Return the record with another ledger, without the values that nobody needs any more.
+    """Return the record with another ledger, without the values that are no longer needed.
 
     Args:
         record: As it was read.

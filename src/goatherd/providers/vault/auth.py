@@ -44,7 +44,7 @@ class Send(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAuth:
-    """A token that somebody else made.
+    """A token that was made elsewhere.
 
     Attributes:
         token: The token itself; else

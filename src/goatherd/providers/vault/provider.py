@@ -5,9 +5,9 @@ What it is: the algebra over two entries of a key/value engine, version 2. What 
 holds the list of versions and the labels (`goatherd.providers.versioned_record.VersionedRecord`) and, for other
 readers, the current value; it is replaced as a whole with check-and-set. Rules:
 
-- A value is written first, and nobody looks for it. Replacing the pointer is the only commit point, for a write as for
-  a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it from
-  the server's own metadata, `destroy` removes it, and the next writes push it out.
+- A value is written first, and no reader looks for it. Replacing the pointer is the only commit point, for a write as
+  for a label, a creation and a destruction. A crash before it leaves a value that no list names. `versions` lists it
+  from the server's own metadata, `destroy` removes it, and the next writes push it out.
 - Older versions of the pointer hold values that were current. So destroying a value destroys those first, and the value
   itself last: as long as the server has it, `versions` lists it. It lists one too that the server has dropped from the
   entry of values, but not from the other, because it keeps more versions of that.
@@ -321,7 +321,7 @@ class VaultSecretProvider(SecretProvider):
             if newest is not None and newest.version - number >= LEAST_VERSIONS:
                 # Pushed out by later ones: of writers, or of losers, who write a value but no list.
                 raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
-            # Between a deletion's two steps, on a standby that lags, or after somebody's hand: not "no such secret".
+            # Between a deletion's two steps, on a standby that lags, or after a change by hand: not "no such secret".
             raise call.error(
                 UnavailableError,
                 f"version {number} is listed, but the server has no value for it",
@@ -497,8 +497,8 @@ class VaultSecretProvider(SecretProvider):
 
     async def _deleting(self, call: Call, client: VaultClient) -> None:
         await self._existing(call, client)
-        # The values first: while the pointer stands, nobody can make the secret again, and who may not delete has
-        # changed nothing.
+        # The values first: while the pointer is there, the secret cannot be created again, and a caller without
+        # the right to delete has changed nothing.
         await client.remove(call.secret_id)
         await client.remove(call.secret_id + POINTER_SUFFIX)
 
@@ -552,7 +552,7 @@ class VaultSecretProvider(SecretProvider):
     async def _value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
-        """Write a value that nobody looks for yet, or find the one that an earlier attempt wrote; None: look again."""
+        """Write a value that no reader looks for yet, or find that of an earlier attempt; None: read again."""
         known = await client.metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
@@ -622,7 +622,7 @@ class VaultSecretProvider(SecretProvider):
             raise PlatformError(
                 ProviderConfigurationError,
                 f"the server keeps {keeps or 'ten'} versions, which is too few, and the token may not change that",
-                hint=f"Let somebody who may do: {by_hand}",
+                hint=f"Someone with that right must run: {by_hand}",
             ) from None
 
 
