@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final
 
@@ -169,25 +168,6 @@ def policy_text(name: str, role: str, secret: str) -> str:
     policy: Policy = _load(points[0], scheme)
     with _address_of(scheme):
         return policy(role, secret)
-
-
-def lazy_attributes(package: str, **homes: str) -> Callable[[str], object]:
-    """Return a module's ``__getattr__`` that imports a name when it is first asked for.
-
-    For a plugin's package whose provider needs an SDK and whose policies do not.
-
-    Args:
-        package: The package's name.
-        homes: For each name, the module of the package that has it.
-    """
-
-    def find(name: str) -> object:
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found: object = getattr(import_module(f"{package}.{homes[name]}"), name)
-        return found
-
-    return find
 
 
 def _check_placeholders(text: str) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Self
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
-from goatherd.providers.addresses import AddressForm, parse_uri
+from goatherd.providers import addresses
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.permissions import check_role
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
@@ -30,7 +30,6 @@ class MemoryStore:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-_FORM: Final = AddressForm(scheme="memory", example="Write memory:///name/secret.")
 _SHARED: Final[dict[str, MemoryStore]] = {}
 
 
@@ -68,10 +67,11 @@ class MemorySecretProvider(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        parsed = parse_uri(replace(_FORM, scheme=uri.partition(":")[0]), uri)  # other plugins use this class, too
+        form = addresses.AddressForm(scheme=uri.partition(":")[0], example="Write memory:///name/secret.")
+        parsed = addresses.parse_uri(form, uri)
         name, _, secret_id = parsed.path.partition("/")
         if parsed.host or not name or not secret_id:
-            raise _FORM.error("it names no store and secret")
+            raise form.error("it names no store and secret")
         return cls(_SHARED.setdefault(name, MemoryStore())), secret_id
 
     @property

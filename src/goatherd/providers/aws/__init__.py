@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.aws.address import AWSAddress
 from goatherd.providers.aws.permissions import policy
 

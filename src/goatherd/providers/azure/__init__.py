@@ -9,7 +9,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.azure.address import AzureAddress
 from goatherd.providers.azure.permissions import policy
 

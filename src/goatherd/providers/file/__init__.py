@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.file.permissions import policy
 
 if TYPE_CHECKING:

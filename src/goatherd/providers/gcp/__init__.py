@@ -10,7 +10,7 @@
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.gcp.address import GCPAddress
 from goatherd.providers.gcp.permissions import policy
 

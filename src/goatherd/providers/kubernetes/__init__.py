@@ -7,7 +7,7 @@ provider over a mounted Secret, `permissions` the text of the RBAC Roles.
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.permissions import policy, volume_policy
 

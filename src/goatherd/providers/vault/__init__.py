@@ -6,7 +6,7 @@ URI and the environment, `permissions` the text of the policies.
 
 from typing import TYPE_CHECKING
 
-from goatherd.plugins import lazy_attributes
+from goatherd.lazy_imports import lazy_attributes
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.permissions import policy
 
