@@ -10,6 +10,7 @@ from google.auth.credentials import AnonymousCredentials
 
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from goatherd.testing import provider_checks
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.gcp_fake import FakeSecretManager
 from goatherd.testing.wrong_answers import WrongAnswers
@@ -77,3 +78,7 @@ class TestWhileAliasesLag(TestGlobal):
         self.fake.service.lag = 0.3
         yield
         self.fake.service.lag = 0.0
+
+    def test_a_write_is_cancelled_after_an_alias_has_begun_to_lead_to_an_older_version(self) -> None:
+        self.fake.service.lag = 0.02
+        self.run(provider_checks.a_cancelled_write_leaves_old_or_new)

@@ -490,7 +490,7 @@ async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        found = await it.provider.read(name)
+        found = await it.current(name)
         value = _unsealed(found.value.reveal())
         must(value in (number, number - 1), f"{value} is read after a cancelled write of {number}")
         must((value == number - 1) == (found.version.id == holder.id), "a version's value changed")

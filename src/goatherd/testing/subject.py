@@ -17,7 +17,7 @@ from unittest import mock
 
 from goatherd.errors import ProviderError, UnavailableError
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, SecretProvider
-from goatherd.providers.values import CURRENT, Label, SecretVersion
+from goatherd.providers.values import CURRENT, Label, SecretValue, SecretVersion, VersionId
 from goatherd.testing.wrong_answers import WrongAnswers
 
 Result = TypeVar("Result")
@@ -71,6 +71,12 @@ class Subject:
                 must(at in found.version.labels, f"a version read by {at!r} does not list that label")
                 return found.value.reveal()
             await asyncio.sleep(0.2)
+
+    async def current(self, secret_id: str) -> SecretValue:
+        """Return what counts: by its label or, where a label may still lead to an older version, by its id."""
+        if self.provider.guarantees.read_consistency is ReadConsistency.STRONG:
+            return await self.provider.read(secret_id)
+        return await self.provider.read(secret_id, VersionId((await self.picture(secret_id))[CURRENT]))
 
     async def picture(self, secret_id: str) -> dict[str, str]:
         """Return which version holds which label."""
