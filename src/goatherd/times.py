@@ -14,6 +14,19 @@ def milliseconds(duration: timedelta) -> int:
     return duration // _MILLISECOND
 
 
+def format_duration(duration: timedelta) -> str:
+    """Return the shortest exact text that `goatherd.config.values.parse_duration` reads back, to the millisecond."""
+    left = round(duration.total_seconds() * 1000)
+    if left == 0:
+        return "0s"
+    parts = []
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
 def iso(ms: int) -> str:
     """Return a timestamp as JavaScript's ``toISOString`` writes it, such as ``2026-11-24T12:00:00.000Z``.
 

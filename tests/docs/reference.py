@@ -20,7 +20,7 @@ import click
 import goatherd.errors
 from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Fields
 from goatherd.cli.main import COMMANDS, EXIT_CODES, EXIT_MEANINGS, cli
-from goatherd.config import keys
+from goatherd.config.options import keys
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
 from goatherd.telemetry import Event

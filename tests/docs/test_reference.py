@@ -14,7 +14,7 @@ import click
 import pytest
 
 from goatherd.cli.main import COMMANDS, EXIT_MEANINGS, cli
-from goatherd.config import keys, load_options
+from goatherd.config.options import keys, load_options
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
 from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from goatherd import forms
 from goatherd.agent.door import Limits as DoorLimits
 from goatherd.agent.door import redaction, rules
-from goatherd.config import load_options
+from goatherd.config.options import load_options
+from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
 from goatherd.data_directory import check_understood
 from goatherd.errors import GoatherdError
@@ -286,7 +286,7 @@ def entries() -> Sequence[Entry]:
         ),
         Entry(
             "duration",
-            lambda data: forms.parse_duration(text(data)),
+            lambda data: parse_duration(text(data)),
             (b"90d",),
             ARGUMENT,
             raises=(GoatherdError, ValueError),

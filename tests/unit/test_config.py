@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd import config, forms
-from goatherd.config import (
+from goatherd.config import options as options_module
+from goatherd.config import values
+from goatherd.config.options import (
     Options,
     effective_settings,
-    format_duration,
     keys,
     load_options,
     nearest,
@@ -24,6 +24,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.policy import SHORTEST_LIFETIME
 from goatherd.settings.cloud import REFRESH_INTERVAL
+from goatherd.times import format_duration
 
 
 def load(tmp_path: Path, text: str = "", environ: dict[str, str] | None = None, **flags: object) -> Options:
@@ -183,7 +184,7 @@ def test_a_file_that_others_can_write_is_used_only_where_it_is_named(
     path = tmp_path / "goatherd.toml"
     path.write_text('org = "theirs"')
     path.chmod(mode)
-    monkeypatch.setattr(config, "_is_own_group", lambda _gid: False)
+    monkeypatch.setattr(options_module, "_is_own_group", lambda _gid: False)
     with pytest.raises(ConfigurationError, match=f"can be written by {who}") as raised:
         load(tmp_path)
     assert f"--config {path}" in raised.value.hint
@@ -227,7 +228,7 @@ def test_a_group_of_its_own_is_as_good_as_the_user(tmp_path: Path, monkeypatch: 
     path = tmp_path / "goatherd.toml"
     path.write_text('org = "mine"')
     path.chmod(0o664)
-    monkeypatch.setattr(config, "_is_own_group", lambda _gid: True)
+    monkeypatch.setattr(options_module, "_is_own_group", lambda _gid: True)
     assert load(tmp_path).org == "mine"
 
 
@@ -246,7 +247,7 @@ def test_the_defaults_are_those_of_the_rotation_and_of_the_settings() -> None:
     assert options.rotation_adoption == policy.adoption
     assert options.rotation_settle == policy.settle
     assert options.rotation_lifetime == policy.lifetime
-    assert forms.SHORTEST_LIFETIME == SHORTEST_LIFETIME
+    assert values.SHORTEST_LIFETIME == SHORTEST_LIFETIME
     assert options.rotation_grace == policy.grace
     assert options.rotation_clock_tolerance == policy.clock_tolerance
     assert options.rotation_poll == policy.poll_max

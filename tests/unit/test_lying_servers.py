@@ -20,7 +20,7 @@ import pytest
 from goatherd.cli.checks import _look_at, _node_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config import Options
+from goatherd.config.options import Options
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeError, RotationError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.session import OwnedSession

@@ -108,7 +108,7 @@ def test_each_mistake_has_one_clear_error(text: str, message: str) -> None:
     ],
 )
 def test_no_message_repeats_a_password_or_a_query(text: str) -> None:
-    from goatherd.forms import nodes
+    from goatherd.config.values import nodes
 
     for parse in (parse_server_url, lambda value: nodes((value,)), parse_listen_host, parse_listen_address):
         with pytest.raises(ConfigurationError) as caught:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.cli.store import open_store
 from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config import Options, format_duration
+from goatherd.config.build import open_store
+from goatherd.config.options import Options
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
@@ -35,7 +35,7 @@ from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.store_history import KINDS
 from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
 from goatherd.settings.base import Origin
-from goatherd.times import iso
+from goatherd.times import format_duration, iso
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.commands_serve import SEEN_NAME, last_known_good, require_node_extra
+from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import PORT, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr
-from goatherd.cli.store import place
 from goatherd.clock import SystemClock
-from goatherd.config import Options
+from goatherd.config.build import SEEN_NAME, build_door, build_last_known_good, configured_provider
+from goatherd.config.options import Options
+from goatherd.config.values import organization
 from goatherd.data_directory import (
     check_data_directory,
     check_logs_whole,
@@ -34,7 +35,6 @@ from goatherd.data_directory import (
     refuse_unnamed_organizations,
 )
 from goatherd.errors import AgentError, ConfigurationError
-from goatherd.forms import organization
 from goatherd.plugins import credential_variables, open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
@@ -236,10 +236,8 @@ def run(
         require_node_extra()
         front = _own_address(app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]), host=agent_host, port=agent_port)
     if door is not None:
-        from goatherd.cli.commands_door import front as make_front
-
         require_node_extra()
-        front = make_front(
+        front = build_door(
             app.options,
             app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]),
             host=door_host,
@@ -497,9 +495,9 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     from goatherd.settings import CloudSecretSettings
 
     options = plan.options
-    provider, template = place(options, plan.orgs)
+    provider, template = configured_provider(options, plan.orgs)
     is_per_org = ORG_FIELD in template
-    copy = last_known_good(options, is_per_org=is_per_org)
+    copy = build_last_known_good(options, is_per_org=is_per_org)
     if memory is not None:
         claim.note(memory=memory)
         make_private(memory)
@@ -574,7 +572,7 @@ def _place_of_lease(
 
     if options.agent_lease is not None:
         return open_provider(options.agent_lease)
-    provider, template = identity or place(options)
+    provider, template = identity or configured_provider(options)
     return provider, lease_id_for(secret_id_for(template, org))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from goatherd.cli.main import App, PathType, command
-from goatherd.cli.store import open_store
+from goatherd.config.build import open_store
 from goatherd.errors import AuditBrokenError, ConfigurationError, DecodeError
 from goatherd.rotation.audit import is_trail, read_lines
 from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify

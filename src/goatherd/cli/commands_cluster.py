@@ -7,13 +7,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from goatherd.cli.auditing import audit_option, audited, who
+from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.checks import NodeState, clock_notes, describe_agent, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
@@ -36,26 +35,28 @@ from goatherd.cli.rotation_text import (
     restarts_data,
     warn_of_short_life,
 )
-from goatherd.cli.store import name_of_store, open_store
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING, Check
 from goatherd.cli.whereabouts import Whereabouts, find_whereabouts
 from goatherd.clock import SystemClock
-from goatherd.config import Options, format_duration
+from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
+from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
+from goatherd.operations.runs import current_actor
 from goatherd.providers.values import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
-from goatherd.rotation.health import HealthCommand, HealthSignal, HTTPProbe
+from goatherd.rotation.health import HealthCommand
 from goatherd.rotation.holdings import copies_left, describe_kept
-from goatherd.rotation.machine import Phase, Policy, Quorum, Step
+from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.obstacles import Survey
-from goatherd.rotation.policy import check_lifetime, unlisted_for
+from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import KINDS
 from goatherd.settings.base import Origin
+from goatherd.times import format_duration
 
 
 @command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
@@ -211,8 +212,8 @@ async def _watching_rotator(options: Options, *, has_health: bool = True) -> Asy
             store.secret_id,
             directory if directory.is_discovered else await directory(),
             org=store.org,
-            policy=policy_of(options, is_discovered=directory.is_discovered),
-            health=health_signals(options) if has_health else (),
+            policy=build_policy(options, is_discovered=directory.is_discovered),
+            health=build_health_signals(options) if has_health else (),
         )
 
 
@@ -322,10 +323,10 @@ def rotate(
     if metrics_file is not None and what == "replace-expired":
         raise click.UsageError("--metrics-file does not go with --replace-expired")
     if what in ("", "replace-expired"):
-        check_lifetime(policy_of(app.options))
+        check_lifetime(build_policy(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     if what == "replace-expired":
-        replacing = drive_replacement(app, policy_of(app.options), unsafe_without_nodes=unsafe_without_nodes)
+        replacing = drive_replacement(app, build_policy(app.options), unsafe_without_nodes=unsafe_without_nodes)
         return run_interruptible(app, replacing, note="the very same command, run again, resumes it")
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A command of the operator's would inherit it, and be late with its answer.
@@ -345,47 +346,6 @@ HOW_TO_GO_ON: Final = (
     "a rotation that has begun stands where it is: `goatherd rotate --resume` carries it on, `--cancel` or "
     "`--rollback` leaves it"
 )
-
-
-def policy_of(options: Options, *, is_discovered: bool = False) -> Policy:
-    """Return the policy that the options describe.
-
-    Args:
-        options: The options.
-        is_discovered: Whether nodes are found by asking, so that there may be some that were not found.
-    """
-    unlisted = options.rotation_unlisted
-    if unlisted is None:
-        unlisted = unlisted_for(options.settings_refresh_interval) if is_discovered else timedelta(0)
-    return Policy(
-        adoption=options.rotation_adoption,
-        settle=options.rotation_settle,
-        clock_tolerance=options.rotation_clock_tolerance,
-        node_timeout=options.timeout,
-        poll_max=options.rotation_poll,
-        poll_min=min(Policy().poll_min, options.rotation_poll),
-        lifetime=options.rotation_lifetime,
-        grace=options.rotation_grace,
-        quorum=Quorum.from_text(options.rotation_quorum),
-        unlisted=unlisted,
-        bare=frozenset(options.rotation_bare),
-        distrust=frozenset(options.rotation_distrust),
-        health_failures=options.rotation_health_failures,
-        health_interval=options.rotation_health_interval,
-        health_timeout=options.rotation_health_timeout,
-        health_soak=options.rotation_health_soak,
-    )
-
-
-def health_signals(options: Options, *, runs_commands: bool = True) -> list[HealthSignal]:
-    """Return the health signals that the options name; a command that is not to be run counts as well."""
-    signals: list[HealthSignal] = []
-    if options.rotation_health_url is not None:
-        signals.append(HTTPProbe(options.rotation_health_url, timeout=options.rotation_health_timeout))
-    if options.rotation_health_command is not None:
-        timeout = options.rotation_health_timeout
-        signals.append(HealthCommand(options.rotation_health_command, timeout=timeout, is_run=runs_commands))
-    return signals
 
 
 async def drive_rotation(
@@ -421,7 +381,7 @@ async def drive_rotation(
     # Progress tells what the log would.
     logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
     async with AsyncExitStack() as stack:
-        seen = stack.enter_context(reported(metrics_file, name_of_store(options), app.out))
+        seen = stack.enter_context(reported(metrics_file, store_name(options), app.out))
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(remembered(store, seen))
@@ -442,11 +402,11 @@ async def drive_rotation(
             store.secret_id,
             directory if directory.is_discovered else await directory(),
             org=store.org,
-            policy=policy_of(options, is_discovered=directory.is_discovered),
-            started_by=who(),
+            policy=build_policy(options, is_discovered=directory.is_discovered),
+            started_by=current_actor(),
             on_event=_each(*listeners),
             # SECURITY: a plan is asked for before anything is trusted (tests/unit/cli/test_rotate_commands.py).
-            health=health_signals(options, runs_commands=what != "plan"),
+            health=build_health_signals(options, runs_commands=what != "plan"),
         )
         if what == "plan":
             plan = await rotator.plan()
@@ -566,8 +526,8 @@ async def _retire(app: App, grace: str) -> int:
                 store.secret_id,
                 directory if directory.is_discovered else await directory(),
                 org=store.org,
-                policy=policy_of(app.options, is_discovered=directory.is_discovered),
-                started_by=who(),
+                policy=build_policy(app.options, is_discovered=directory.is_discovered),
+                started_by=current_actor(),
                 on_event=journal.told,
             )
             report = await rotator.retire()

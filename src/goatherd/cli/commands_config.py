@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from goatherd.cli.main import App, command
-from goatherd.config import effective_settings
+from goatherd.config.options import effective_settings
 
 
 @command(example="goatherd config\ngoatherd config --config /etc/goatherd.toml --json")

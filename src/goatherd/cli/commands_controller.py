@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from goatherd.cli.auditing import audit_option, who
-from goatherd.cli.commands_cluster import distrust_option, health_signals, policy_of, survey_now
+from goatherd.cli.auditing import audit_option
+from goatherd.cli.commands_cluster import distrust_option, survey_now
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.rotation_text import report_data, warn_of_short_life
-from goatherd.cli.store import Store, name_of_store, open_store
 from goatherd.clock import SystemClock
-from goatherd.config import Options, format_duration
+from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_store, store_name
+from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.metrics import RotationMetrics, served
 from goatherd.operations.controller_start import find_start_problems, refuse_start
+from goatherd.operations.identity_store import Store
 from goatherd.rotation.alert import Alarm
 from goatherd.rotation.audit import AuditTrail, Journal
 from goatherd.rotation.controller import Controller, Turn
@@ -38,17 +38,14 @@ from goatherd.rotation.schedule import (
     Schedule,
     Verdict,
     facts_of,
-    make_schedule,
     next_due,
     preview,
-    read_zone,
 )
-from goatherd.rotation.windows import Window
 from goatherd.server_url import parse_listen_address
 from goatherd.serving.addresses import cannot_listen
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
-from goatherd.times import iso
+from goatherd.times import format_duration, iso
 
 if TYPE_CHECKING:
     from goatherd.rotation.controller import Worker
@@ -120,7 +117,7 @@ def controller(
     SIGTERM or Ctrl-C make it end at a safe point; a second one hurries it. What it tells goes to standard error.
     """
     options = app.options
-    schedule = schedule_of(options)
+    schedule = build_schedule(options)
     if explain:
         return asyncio.run(_explain(app, schedule))
     # SECURITY: with no node listed, the next root would sign before servers trust it
@@ -137,49 +134,17 @@ def controller(
     return asyncio.run(_run(app, schedule, once=once, metrics=metrics, metrics_file=metrics_file))
 
 
-def schedule_of(options: Options) -> Schedule:
-    """Return the schedule that the options describe, checked.
-
-    Raises:
-        ConfigurationError: It cannot be meant.
-    """
-    name = options.controller_name or socket.gethostname()
-    zone = read_zone(options.controller_timezone)
-    if options.controller_stale <= options.rotation_adoption + options.rotation_health_soak:
-        raise ConfigurationError(
-            "controller.stale is not more than rotation.adoption and rotation.health_soak together",
-            hint="Else a controller would take over rotations that only wait for their nodes.",
-        )
-    schedule = Schedule(
-        controller=name,
-        started_by=f"controller {name}, {who()}",
-        cron=options.controller_cron,
-        max_age=options.controller_max_age,
-        zone=zone,
-        windows=tuple(Window.from_text(text) for text in options.controller_windows),
-        missed=Missed(options.controller_missed),
-        tolerance=options.controller_tolerance,
-        jitter=options.controller_jitter,
-        backoff=options.controller_backoff,
-        backoff_max=options.controller_backoff_max,
-        stale=options.controller_stale,
-        retires=options.controller_retire,
-        policy=policy_of(options),
-    )
-    return make_schedule(schedule, SystemClock().now_ms())
-
-
 async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None, metrics_file: Path | None) -> int:
     options, clock = app.options, SystemClock()
     async with AsyncExitStack() as stack:
         # It counts what is done inside, so it is of use for one turn only.
-        seen = stack.enter_context(reported(metrics_file, name_of_store(options), app.out))
+        seen = stack.enter_context(reported(metrics_file, store_name(options), app.out))
         store = await stack.enter_async_context(open_store(options))
         addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
         directory = await stack.enter_async_context(NodeDirectory(addresses, timeout=options.timeout, org=options.org))
         nodes = directory if directory.is_discovered else await directory()
         trail = None if options.audit_log is None else AuditTrail(options.audit_log, actor=schedule.started_by)
-        policy = policy_of(options, is_discovered=directory.is_discovered)
+        policy = build_policy(options, is_discovered=directory.is_discovered)
 
         def make_rotator(on_event: Callable[[Event], None] | None = None) -> Rotator:
             return Rotator(
@@ -190,7 +155,7 @@ async def _run(app: App, schedule: Schedule, *, once: bool, metrics: str | None,
                 policy=policy,
                 started_by=schedule.started_by,
                 on_event=on_event,
-                health=health_signals(options),
+                health=build_health_signals(options),
             )
 
         def worker(told: Callable[[Event], None]) -> Worker:

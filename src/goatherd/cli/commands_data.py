@@ -15,9 +15,9 @@ from typing import Final
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
-from goatherd.cli.store import name_of_store, open_store
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.config.build import open_store, store_name
 from goatherd.operations.creations import Conflict
 from goatherd.operations.data import (
     Anchor,
@@ -114,7 +114,7 @@ async def _anchor(app: App, org: str, path: Path, *, offline: bool) -> Anchor | 
     if not offline and (options.provider is not None or options.cloud_config is not None):
         async with open_store(options, org=org) as store:
             _, document = await store.read()
-        return Anchor.of(document, name_of_store(options, org))
+        return Anchor.of(document, store_name(options, org))
     return find_anchor(path, SystemClock().now_ms())
 
 

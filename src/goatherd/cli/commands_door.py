@@ -6,27 +6,20 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.commands_serve import caller_limits, require_node_extra
+from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import PORT, App, checked, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
-from goatherd.cli.store import place
-from goatherd.config import Options
+from goatherd.config.build import SWITCH_INTERVAL, build_caller_limits, configured_provider
+from goatherd.config.options import Options
 from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
-    from goatherd.agent import Handover
-    from goatherd.agent.agent import Front
     from goatherd.agent.door import Door
-    from goatherd.agent.own_api import OwnAPI
-
-SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
 
 @command(
@@ -111,48 +104,6 @@ def door(
     run_fast(serving)
 
 
-def front(options: Options, url: str, *, host: str, port: int, public_url: str | None, private: bool) -> Front:
-    """Return what opens the door of `goatherd run`, whose agent has the identities already.
-
-    Args:
-        options: What callers may take, and the proxies in front of the door.
-        url: Where the server answers.
-        host: Where the door listens.
-        port: Its port.
-        public_url: How callers reach it.
-        private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
-    """
-    from goatherd.agent.door import Door, Limits, Trust
-
-    @asynccontextmanager
-    async def opened(handovers: Sequence[Handover], own: OwnAPI) -> AsyncIterator[Door]:
-        trusts = []
-        for handover in handovers:
-            trust = Trust(org=handover.org, identity=handover.document)
-            handover.follow(trust.swap)
-            trusts.append(trust)
-        made = Door(
-            upstream=url,
-            trust=trusts,
-            host=host,
-            port=port,
-            public_url=public_url,
-            private=private,
-            limits=Limits(**caller_limits(options)),
-            forwarded_by=options.limits_forwarded_by,
-            own=own.answer,
-            guard=own.guard,
-            is_restarting=lambda: own.is_down,
-        )
-        own.figures = lambda: made.status
-        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(made)
-            yield made
-
-    return opened
-
-
 async def _serve(
     options: Options,
     started: Callable[[Door], None],
@@ -168,7 +119,7 @@ async def _serve(
     from goatherd.agent.door.report import DoorAPI
     from goatherd.settings import CloudSecretSettings
 
-    provider, template = place(options)
+    provider, template = configured_provider(options)
     store = CloudSecretSettings(provider, template, refresh_interval=options.settings_refresh_interval)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -186,7 +137,7 @@ async def _serve(
                 port=port,
                 public_url=public_url,
                 private=private,
-                limits=Limits(**caller_limits(options)),
+                limits=Limits(**build_caller_limits(options)),
                 forwarded_by=options.limits_forwarded_by,
                 own=own.answer,
             ) as opened:

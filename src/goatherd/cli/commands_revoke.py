@@ -10,11 +10,10 @@ from typing import Any, Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
 from goatherd.cli.rotation_text import kept_data, warn_of_short_life
-from goatherd.cli.store import open_store
+from goatherd.config.build import build_policy, open_store
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
@@ -130,7 +129,7 @@ def revoke(
             raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
         click.confirm(f"Revoke root {session}? There is no way back.", abort=True, err=True)
     if successor == NEW and not plan:
-        check_lifetime(policy_of(app.options))
+        check_lifetime(build_policy(app.options))
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     going = _revoke(
         app,
@@ -184,7 +183,7 @@ async def _revoke(
             store.secret_id,
             await directory(),
             org=store.org,
-            policy=policy_of(options),
+            policy=build_policy(options),
             distrust=distrust,
             trust_alone=trust_alone,
             on_event=lambda event: _each(listeners, event),

@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
-from goatherd.cli.store import place
-from goatherd.config import Options
+from goatherd.config.build import build_server
 from goatherd.data_directory import check_data_directory
 from goatherd.errors import ConfigurationError, MissingExtraError
-from goatherd.providers.values import ORG_FIELD
-from goatherd.serving.addresses import allow_open_files
-from goatherd.serving.limits import CallerLimits, Rate
 
 if TYPE_CHECKING:
-    from goatherd.node.server import Server
-    from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
+    pass
 
-SEEN_NAME = ".goatherd.seen.json"
-"""In an organization's directory: which identity must not be gone back behind. Public keys only."""
-SESSIONS_RENEWAL: Final = timedelta(minutes=25)
 NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 
 
@@ -91,7 +82,7 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
         raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
     # At INFO, libraries write a line for each request.
     log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
-    server = make_server(options, accept_identity=accept_identity)
+    server = build_server(options, accept_identity=accept_identity)
     check_data_directory(options.serve_data, [options.org], create=create)
 
     def started(url: str) -> None:
@@ -124,97 +115,6 @@ def _is_installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
-
-
-def make_server(options: Options, *, accept_identity: bool = False) -> Server:
-    """Return the server that the options describe, not started."""
-    from goatherd.node.server import Server
-
-    assert options.serve_data is not None
-    settings = make_settings(options, accept_identity=accept_identity)
-    return Server(
-        options.serve_data,
-        settings,
-        org_id=options.org,
-        peers=options.serve_peers,
-        limits=CallerLimits(**caller_limits(options)),
-        forwarded_by=options.limits_forwarded_by,
-    )
-
-
-def caller_limits(options: Options) -> dict[str, Any]:
-    """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
-    rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
-    of_a_session = options.limits_session_requests_per_second
-    return {
-        "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
-        "connections_per_address": options.limits_connections_per_address,
-        "requests": Rate(per_second=rate, burst=5 * rate),
-        "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
-        "session_requests": Rate(per_second=of_a_session, burst=5 * of_a_session),
-    }
-
-
-def make_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:
-    """Return the settings provider that the options describe: a settings.json where one is named, else the store.
-
-    Raises:
-        ConfigurationError: Both are named on the command line, or neither anywhere.
-    """
-    from goatherd.settings import CloudSecretSettings, FileSettings
-
-    if options.serve_settings is not None and options.origin.get("provider") == "flag":
-        if options.origin.get("serve.settings") == "flag":
-            raise ConfigurationError(
-                "--settings and --provider cannot be combined",
-                hint="--settings FILE serves from a file, --provider URI from a store. Give one of them.",
-            )
-    elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
-        path = options.serve_settings or options.serve_data
-        assert path is not None
-        return FileSettings(path)
-    provider, secret_id = place(options)
-    seen = None if options.serve_data is None else options.serve_data / ORG_FIELD / SEEN_NAME
-    copy = last_known_good(options, is_per_org=ORG_FIELD in secret_id)
-    return CloudSecretSettings(
-        provider,
-        secret_id,
-        refresh_interval=options.settings_refresh_interval,
-        accept_identity=accept_identity,
-        seen=seen,
-        last_known_good=copy,
-    )
-
-
-def last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
-    """Return the sealed copy that the options describe; None where they name none.
-
-    Args:
-        options: The options.
-        is_per_org: Each organization has an identity of its own.
-
-    Raises:
-        ConfigurationError: A copy without a key, a key without a copy, or one copy for many identities.
-    """
-    from goatherd.settings import KeySource, LastKnownGood
-
-    path, key = options.settings_last_known_good, options.settings_last_known_good_key
-    if path is None and key is None:
-        return None
-    if path is None or key is None:
-        missing = "last_known_good" if path is None else "last_known_good_key"
-        raise ConfigurationError(
-            f"settings.{missing} is missing",
-            hint="A last known good identity needs both: a path for the copy, and where the key is that seals it.",
-        )
-    if is_per_org and ORG_FIELD not in str(path):
-        raise ConfigurationError(
-            f"settings.last_known_good is one file, and there is an identity for each {ORG_FIELD}",
-            hint=f"Write {ORG_FIELD} into the path, too.",
-        )
-    store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
-    max_age = options.settings_last_known_good_max_age
-    return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
 
 
 @command(example="goatherd demo\ngoatherd demo --json")

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.commands_cluster import distrust_option, policy_of
+from goatherd.cli.commands_cluster import distrust_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
-from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock
+from goatherd.config.build import build_policy, open_store
 from goatherd.identity.document import IdentityDocument
+from goatherd.operations.identity_store import Store
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.history_check import check_distrusted
@@ -67,7 +68,7 @@ async def _sign(app: App, way: str | None) -> int:
                 audited(app, store, "sign", asked) as journal,
                 NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
             ):
-                policy, clock = policy_of(app.options, is_discovered=directory.is_discovered), SystemClock()
+                policy, clock = build_policy(app.options, is_discovered=directory.is_discovered), SystemClock()
                 nodes = directory if directory.is_discovered else await directory()
                 observer = Observer.from_policy(nodes, policy, clock=clock, org=store.org)
                 check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)

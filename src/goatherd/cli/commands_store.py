@@ -12,9 +12,8 @@ import click
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
-from goatherd.cli.store import Store, open_store
 from goatherd.clock import SystemClock
-from goatherd.config import format_duration
+from goatherd.config.build import build_policy, open_store
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -23,9 +22,10 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
+from goatherd.operations.identity_store import Store
 from goatherd.plugins import policy_text
 from goatherd.providers.values import CURRENT, SecretBytes, shown_label, shown_labels
-from goatherd.times import iso
+from goatherd.times import format_duration, iso
 
 if TYPE_CHECKING:
     from goatherd.operations.labels import LabelChange
@@ -44,11 +44,10 @@ def init(app: App) -> None:
 
 async def _init(app: App) -> None:
     # Here, since the package of the rotation is more than the other commands of this module need.
-    from goatherd.cli.commands_cluster import policy_of
     from goatherd.cli.rotation_text import warn_of_short_life
     from goatherd.rotation.policy import check_lifetime
 
-    check_lifetime(policy_of(app.options))
+    check_lifetime(build_policy(app.options))
     warn_of_short_life(app.out, app.options.rotation_lifetime)
     now_ms = SystemClock().now_ms()
     async with open_store(app.options) as store:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.cli.store import Store, open_store
 from goatherd.clock import Clock, SystemClock
-from goatherd.config import Options
+from goatherd.config.build import open_store
+from goatherd.config.options import Options
 from goatherd.errors import (
     ConflictError,
     IdentityError,
@@ -36,6 +36,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
+from goatherd.operations.identity_store import Store
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import digest_of

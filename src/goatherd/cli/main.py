@@ -21,9 +21,9 @@ from typing import Any
 import click
 
 from goatherd.cli.output import Output, abandon
-from goatherd.config import Options, keys, load_options
+from goatherd.config.options import Options, keys, load_options
+from goatherd.config.values import port
 from goatherd.errors import ConfigurationError, GoatherdError
-from goatherd.forms import port
 
 EXIT_CODES = {
     "configuration": 2,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.cli.output import Output
-from goatherd.cli.store import Store
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.metrics import RotationMetrics, require_library, write_file
+from goatherd.operations.identity_store import Store
 
 SUFFIX: Final = ".prom"
 

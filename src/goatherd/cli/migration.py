@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from goatherd.cli.git_history import GitFinding, find_in_git
-from goatherd.cli.store import DEFAULT_ORG, open_store, place
 from goatherd.cli.way_over import (
     Proof,
     ask_servers,
@@ -32,7 +31,8 @@ from goatherd.cli.way_over import (
 )
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config import Options
+from goatherd.config.build import DEFAULT_ORG, configured_provider, open_store
+from goatherd.config.options import Options
 from goatherd.data_directory import check_understood, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
@@ -212,7 +212,7 @@ async def migrate_all(
     now_ms = SystemClock().now_ms()
     sources = [source for path in paths for source in find_sources(path, options)]
     orgs = sorted({source.org for source in sources})
-    _, template = place(options, orgs[:1] if len(orgs) == 1 else ())
+    _, template = configured_provider(options, orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in template:
         raise ConfigurationError(
             f"there are several organizations ({', '.join(orgs)}), and each has an identity of its own",

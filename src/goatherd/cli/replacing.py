@@ -8,7 +8,7 @@ from typing import Any
 
 from goatherd.cli.auditing import audited
 from goatherd.cli.main import EXIT_FINDINGS, App
-from goatherd.cli.store import open_store
+from goatherd.config.build import open_store
 from goatherd.errors import ConfigurationError
 from goatherd.identity.expiry import REPLACE_EXPIRED
 from goatherd.rotation.discovery import NodeDirectory

@@ -10,14 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 from goatherd.cli.output import Output
-from goatherd.config import format_duration
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.rotation.events import Report
 from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
-from goatherd.times import iso, milliseconds
+from goatherd.times import format_duration, iso, milliseconds
 
 _TIMES = {1: "once", 2: "twice"}
 _ENDINGS = ("rotated", "restored", "cancelled", "rolled-back", "revoked")

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
 
-from goatherd.cli.store import Store
 from goatherd.clock import SystemClock
-from goatherd.config import Options, format_duration
+from goatherd.config.options import Options
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
+from goatherd.operations.identity_store import Store
 from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
-from goatherd.times import milliseconds
+from goatherd.times import format_duration, milliseconds
 
 OK: Final = "ok"
 WARNING: Final = "warn"

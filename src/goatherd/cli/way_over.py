@@ -16,10 +16,9 @@ from typing import Final
 
 import orjson
 
-from goatherd.cli.store import Store
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config import Options
+from goatherd.config.options import Options
 from goatherd.data_directory import REMAINS
 from goatherd.errors import NodeError, SettingsError
 from goatherd.files import remove_file, replace_file
@@ -27,6 +26,7 @@ from goatherd.identity.document import IdentityDocument, settled
 from goatherd.identity.endorsement import endorse
 from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.session import OwnedSession
+from goatherd.operations.identity_store import Store
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.times import iso
 

@@ -12,10 +12,10 @@ from datetime import timedelta
 
 from goatherd.cli.output import Output
 from goatherd.cli.rotation_text import kept_data
-from goatherd.cli.store import Store
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.silence import unretired
+from goatherd.operations.identity_store import Store
 from goatherd.providers.values import CURRENT, STABLE, shown_labels
 from goatherd.rotation.holdings import Holding, copies_left, describe_kept, find_holdings
 from goatherd.rotation.machine import Kept

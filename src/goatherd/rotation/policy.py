@@ -1,6 +1,7 @@
 """How patient a rotation is, and with whom.
 
-Pure data. Durations are what an operator would write in the configuration; `goatherd.config` has the same defaults.
+Pure data. Durations are what an operator would write in the configuration; `goatherd.config.options` has the
+same defaults.
 """
 
 from __future__ import annotations

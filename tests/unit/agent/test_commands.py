@@ -20,7 +20,7 @@ import pytest
 from goatherd.agent.memory import directory_for
 from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
-from goatherd.config import load_options
+from goatherd.config.options import load_options
 from goatherd.identity.settings_text import to_settings
 from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from goatherd.cli import commands_cluster, commands_revoke
-from goatherd.cli.commands_cluster import policy_of
 from goatherd.cli.main import run
+from goatherd.config.build import build_policy
 from goatherd.rotation.policy import Policy
 from tests.deadlines import ANSWER, HANG
 
@@ -140,7 +140,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have commands not wait for servers that never synchronize."""
 
     def impatient(*given: Any, **named: Any) -> Policy:
-        return replace(policy_of(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))
+        return replace(build_policy(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))
 
     for module in (commands_cluster, commands_revoke):
-        monkeypatch.setattr(module, "policy_of", impatient)
+        monkeypatch.setattr(module, "build_policy", impatient)

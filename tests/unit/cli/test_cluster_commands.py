@@ -18,7 +18,7 @@ from goatherd.cli.checks import NodeState
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
-from goatherd.config import Options
+from goatherd.config.options import Options
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings

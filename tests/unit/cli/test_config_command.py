@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.config import keys
+from goatherd.config.options import keys
 
 from .conftest import Goatherd
 

@@ -10,7 +10,6 @@ import pytest
 
 from goatherd.cli.copying import copy_secret
 from goatherd.cli.main import EXIT_CODES
-from goatherd.cli.store import Store
 from goatherd.errors import (
     ConflictError,
     IdentityExistsError,
@@ -19,6 +18,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.ids import new_id
+from goatherd.operations.identity_store import Store
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, Guarantees
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore

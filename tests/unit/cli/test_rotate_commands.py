@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.commands_cluster import health_signals, policy_of
 from goatherd.cli.main import EXIT_CODES
-from goatherd.config import Options
+from goatherd.config.build import build_health_signals, build_policy
+from goatherd.config.options import Options
 from goatherd.rotation import Rotator
 from goatherd.rotation.machine import Policy, Quorum
 
@@ -246,24 +246,24 @@ def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(
 
 
 def test_options_become_the_policy() -> None:
-    policy = policy_of(Options(rotation_quorum="80%", rotation_health_failures=5))
+    policy = build_policy(Options(rotation_quorum="80%", rotation_health_failures=5))
     assert policy.quorum == Quorum(fraction=0.8)
     assert policy.health_failures == 5
-    assert policy_of(Options()) == Policy()
+    assert build_policy(Options()) == Policy()
 
 
 def test_unlisted_servers_have_their_refresh_interval_where_nodes_are_discovered_unless_it_is_said_otherwise() -> None:
     minute = Options(settings_refresh_interval=timedelta(minutes=1))
-    assert policy_of(minute).unlisted == timedelta(0)
-    assert policy_of(minute, is_discovered=True).unlisted == timedelta(seconds=74)
+    assert build_policy(minute).unlisted == timedelta(0)
+    assert build_policy(minute, is_discovered=True).unlisted == timedelta(seconds=74)
     told = Options(rotation_unlisted=timedelta(seconds=5))
-    assert policy_of(told).unlisted == policy_of(told, is_discovered=True).unlisted == timedelta(seconds=5)
+    assert build_policy(told).unlisted == build_policy(told, is_discovered=True).unlisted == timedelta(seconds=5)
 
 
 def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:
     options = Options(rotation_health_url="http://10.0.0.1/healthy", rotation_health_command="check --all")
-    assert [signal.name for signal in health_signals(options)] == ["GET http://10.0.0.1/healthy", "command check"]
-    assert health_signals(Options()) == []
+    assert [signal.name for signal in build_health_signals(options)] == ["GET http://10.0.0.1/healthy", "command check"]
+    assert build_health_signals(Options()) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from goatherd.client import NodeClient
-from goatherd.config import load_options
+from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError, DiscoveryError, MissingExtraError, NodeUnreachableError, ObstructedError
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Outcome

@@ -2,7 +2,7 @@
 
 What it is: the one list of every option (the fields of `Options`), and the order of precedence: a flag, then the
 environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no provider; an option of
-a provider travels in its URI. How an option is written: `goatherd.forms`.
+a provider travels in its URI. How an option is written: `goatherd.config.values`.
 Rules: times are text with a unit; a key that nobody knows is an error that names the nearest one; the reference page
 docs/reference/configuration.md is generated from here (tests/docs).
 """
@@ -24,16 +24,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from goatherd import forms
+from goatherd.config import values
+from goatherd.config.values import parse_duration
 from goatherd.errors import ConfigurationError
-from goatherd.forms import format_duration, parse_duration
+from goatherd.times import format_duration
 
 __all__ = [
     "Key",
     "Options",
     "Setting",
     "effective_settings",
-    "format_duration",
     "keys",
     "load_options",
     "nearest",
@@ -60,39 +60,39 @@ class Options:
     """
 
     provider: str | None = _key(
-        "provider", forms.string, None, "URI", "The store and the secret that hold the identity."
+        "provider", values.string, None, "URI", "The store and the secret that hold the identity."
     )
     type: str | None = _key(
-        "type", forms.store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
+        "type", values.store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
     )
     cloud_config: Mapping[str, str] | None = _key(
         "cloudConfig",
-        forms.cloud_config,
+        values.cloud_config,
         None,
         "table",
         'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
         "`provider` wins over it.",
     )
     org: str = _key(
-        "org", forms.organization, "localhost", "text", "The organization; it replaces `{org}` in a secret id."
+        "org", values.organization, "localhost", "text", "The organization; it replaces `{org}` in a secret id."
     )
     any_org: bool = _key(
         "any_org",
-        forms.flag,
+        values.flag,
         False,
         "flag",
         "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
     )
     nodes: tuple[str, ...] = _key(
         "nodes",
-        forms.nodes,
+        values.nodes,
         (),
         "list of URLs",
         "The servers that `status`, `doctor` and `rotate` talk to; `dns://` and `k8s-service://` stand for any number.",
     )
     timeout: timedelta = _key(
         "timeout",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=5),
         "time",
         "Timeout of one request to a server.",
@@ -100,7 +100,7 @@ class Options:
 
     settings_refresh_interval: timedelta = _key(
         "settings.refresh_interval",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=30),
         "time",
         "How often a server reads the store, give or take a little jitter.",
@@ -108,7 +108,7 @@ class Options:
 
     settings_last_known_good: Path | None = _key(
         "settings.last_known_good",
-        forms.path,
+        values.path,
         None,
         "path",
         "A sealed copy of the identity, to start from while the store cannot be reached; `{org}` in it is replaced. "
@@ -116,7 +116,7 @@ class Options:
     )
     settings_last_known_good_key: str | None = _key(
         "settings.last_known_good_key",
-        forms.key_source,
+        values.key_source,
         None,
         "text",
         "Where the key is that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
@@ -130,14 +130,14 @@ class Options:
         "How long after the store's last word a node may start from the copy.",
     )
 
-    serve_data: Path | None = _key("serve.data", forms.path, None, "path", "The data directory of `goatherd serve`.")
+    serve_data: Path | None = _key("serve.data", values.path, None, "path", "The data directory of `goatherd serve`.")
     serve_settings: Path | None = _key(
-        "serve.settings", forms.path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
+        "serve.settings", values.path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
     )
-    serve_host: str = _key("serve.host", forms.listen_host, "127.0.0.1", "text", "The address to listen on.")
-    serve_port: int = _key("serve.port", forms.port, 8080, "number", "The port to listen on; 0 takes a free one.")
+    serve_host: str = _key("serve.host", values.listen_host, "127.0.0.1", "text", "The address to listen on.")
+    serve_port: int = _key("serve.port", values.port, 8080, "number", "The port to listen on; 0 takes a free one.")
     serve_peers: tuple[str, ...] = _key(
-        "serve.peers", forms.urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
+        "serve.peers", values.urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
     )
     serve_shutdown_timeout: timedelta = _key(
         "serve.shutdown_timeout",
@@ -149,42 +149,42 @@ class Options:
 
     limits_forwarded_by: tuple[str, ...] = _key(
         "limits.forwarded_by",
-        forms.networks,
+        values.networks,
         (),
         "list of networks",
         "The proxies in front of `goatherd serve` or the door. Callers are counted by their `X-Forwarded-For` header.",
     )
     limits_connections: int = _key(
         "limits.connections",
-        forms.limit,
+        values.limit,
         4000,
         "number",
         "How many connections `goatherd serve` or the door keeps open at one time.",
     )
     limits_connections_per_address: int = _key(
         "limits.connections_per_address",
-        forms.limit,
+        values.limit,
         1000,
         "number",
         "How many of them one address may hold. Proxies in `limits.forwarded_by` may hold all.",
     )
     limits_requests_per_second: int = _key(
         "limits.requests_per_second",
-        forms.limit,
+        values.limit,
         500,
         "number",
         "How many requests one address may send a second on average; five times as many at once.",
     )
     limits_new_sessions: int = _key(
         "limits.new_sessions",
-        forms.limit,
+        values.limit,
         300,
         "number",
         "How many new sessions one address may ask for at once; the allowance is renewed within 25 minutes.",
     )
     limits_session_requests_per_second: int = _key(
         "limits.session_requests_per_second",
-        forms.limit,
+        values.limit,
         30,
         "number",
         "How many requests one session may send a second on average; five times as many at once. GoatDB's clients send "
@@ -192,37 +192,37 @@ class Options:
     )
 
     agent_data: Path | None = _key(
-        "agent.data", forms.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
+        "agent.data", values.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
     )
     agent_url: str = _key(
         "agent.url",
-        forms.agent_url,
+        values.agent_url,
         "http://127.0.0.1:8080",
         "URL",
         "Where that server answers; `{org}` in it is replaced by the organization.",
     )
     agent_memory: Path | None = _key(
         "agent.memory",
-        forms.path,
+        values.path,
         None,
         "path",
         "A directory in memory (tmpfs) for settings.json; found by itself unless named.",
     )
     agent_on_change: str = _key(
         "agent.on_change",
-        forms.on_change,
+        values.on_change,
         "restart",
         "text",
         "What happens when the identity changes: restart, signal, command or ignore.",
     )
     agent_signal: int = _key(
-        "agent.signal", forms.signal_number, 1, "signal", 'What the server is told with where `on_change` is "signal".'
+        "agent.signal", values.signal_number, 1, "signal", 'What the server is told with where `on_change` is "signal".'
     )
     agent_command: str | None = _key(
-        "agent.command", forms.string, None, "command", 'What is run where `on_change` is "command"; without a shell.'
+        "agent.command", values.string, None, "command", 'What is run where `on_change` is "command"; without a shell.'
     )
     agent_stop_signal: int = _key(
-        "agent.stop_signal", forms.signal_number, 15, "signal", "What the server is asked to stop with, for a restart."
+        "agent.stop_signal", values.signal_number, 15, "signal", "What the server is asked to stop with, for a restart."
     )
     agent_grace: timedelta = _key(
         "agent.grace",
@@ -233,28 +233,28 @@ class Options:
     )
     agent_ready_timeout: timedelta = _key(
         "agent.ready_timeout",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=60),
         "time",
         "How long a started server may take until it answers what its root signed.",
     )
     agent_crashes: int = _key(
         "agent.crashes",
-        forms.restarts,
+        values.restarts,
         5,
         "number",
         "How many times in a row the server is started again after it ended with an error; 0 ends with it.",
     )
     agent_pass_env: tuple[str, ...] = _key(
         "agent.pass_env",
-        forms.strings,
+        values.strings,
         (),
         "list of texts",
         "Environment variables with credentials of the store that the server gets all the same; it gets no others.",
     )
     agent_lease: str | None = _key(
         "agent.lease",
-        forms.lease,
+        values.lease,
         None,
         "URI",
         'Where the nodes agree whose turn it is to restart: beside the identity, "<secret>-lease", unless named. '
@@ -263,7 +263,7 @@ class Options:
 
     rotation_lifetime: timedelta = _key(
         "rotation.lifetime",
-        forms.root_lifetime,
+        values.root_lifetime,
         timedelta(days=180),
         "time",
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
@@ -286,7 +286,7 @@ class Options:
     )
     rotation_clock_tolerance: timedelta = _key(
         "rotation.clock_tolerance",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(minutes=5),
         "time",
         "By how much this machine's clock may differ from the store's, or from those of most servers, before a command "
@@ -294,7 +294,7 @@ class Options:
     )
     rotation_poll: timedelta = _key(
         "rotation.poll",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=1),
         "time",
         "The longest pause between two looks at the nodes.",
@@ -309,7 +309,7 @@ class Options:
     )
     rotation_quorum: str = _key(
         "rotation.quorum",
-        forms.quorum,
+        values.quorum,
         "all",
         "text",
         "How many of the nodes must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a part "
@@ -326,7 +326,7 @@ class Options:
     )
     rotation_bare: tuple[str, ...] = _key(
         "rotation.bare",
-        forms.urls,
+        values.urls,
         (),
         "list of URLs",
         "Unmodified GoatDB servers that nobody restarts: they must trust the next root like all others, and sign with "
@@ -334,7 +334,7 @@ class Options:
     )
     rotation_distrust: tuple[str, ...] = _key(
         "rotation.distrust",
-        forms.urls,
+        values.urls,
         (),
         "list of URLs",
         "Servers whose word on the store's history does not count. Every command that writes is refused while a server "
@@ -342,35 +342,35 @@ class Options:
     )
     rotation_health_url: str | None = _key(
         "rotation.health_url",
-        forms.http_url,
+        values.http_url,
         None,
         "URL",
         "An HTTP probe that says whether the cluster is well: a GET is answered with 200 to 299.",
     )
     rotation_health_command: str | None = _key(
         "rotation.health_command",
-        forms.string,
+        values.string,
         None,
         "command",
         "A command, run by /bin/sh, that ends with 0 while the cluster is well.",
     )
     rotation_health_failures: int = _key(
         "rotation.health_failures",
-        forms.count,
+        values.count,
         3,
         "number",
         "After so many bad answers in a row the rotation is rolled back.",
     )
     rotation_health_interval: timedelta = _key(
         "rotation.health_interval",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=2),
         "time",
         "The shortest time between two questions whether the cluster is well.",
     )
     rotation_health_timeout: timedelta = _key(
         "rotation.health_timeout",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(seconds=5),
         "time",
         "The longest time for one answer; none in time is a bad one.",
@@ -385,7 +385,7 @@ class Options:
 
     controller_cron: str | None = _key(
         "controller.cron",
-        forms.cron,
+        values.cron,
         None,
         "text",
         "When `goatherd controller` rotates, as in a crontab: minute, hour, day of month, month, day of week. "
@@ -400,14 +400,14 @@ class Options:
     )
     controller_timezone: str = _key(
         "controller.timezone",
-        forms.timezone,
+        values.timezone,
         "UTC",
         "text",
         "The time zone of `cron` and `windows`, such as Europe/Berlin.",
     )
     controller_windows: tuple[str, ...] = _key(
         "controller.windows",
-        forms.windows,
+        values.windows,
         (),
         "list of texts",
         "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation begins only within one. Several in an "
@@ -415,7 +415,7 @@ class Options:
     )
     controller_missed: str = _key(
         "controller.missed",
-        forms.missed,
+        values.missed,
         "catch-up",
         "text",
         "What becomes of a slot of `cron` that passed without a rotation: `catch-up` or `skip`.",
@@ -436,7 +436,7 @@ class Options:
     )
     controller_interval: timedelta = _key(
         "controller.interval",
-        forms.parse_positive_duration,
+        values.parse_positive_duration,
         timedelta(minutes=1),
         "time",
         "How often a controller reads the store.",
@@ -461,21 +461,21 @@ class Options:
     )
     controller_retire: bool = _key(
         "controller.retire",
-        forms.flag,
+        values.flag,
         True,
         "flag",
         "Whether a controller destroys old private keys as `retire` does.",
     )
     controller_name: str | None = _key(
         "controller.name",
-        forms.string,
+        values.string,
         None,
         "text",
         "The controller's name, for people and for its jitter; else the host's.",
     )
     controller_alert_command: str | None = _key(
         "controller.alert_command",
-        forms.string,
+        values.string,
         None,
         "command",
         "Run by `/bin/sh -c` when somebody should look; it gets the reason as JSON on standard input.",
@@ -490,7 +490,7 @@ class Options:
 
     audit_log: Path | None = _key(
         "audit.log",
-        forms.path,
+        values.path,
         None,
         "path",
         "The audit trail: a file to which `rotate`, `retire`, `revoke` and `controller` add every decision, signed.",
@@ -576,21 +576,21 @@ def load_options(
     if named is None:
         _check_owner(path)
     found = _read(path, must_exist=named is not None)
-    values: dict[str, Any] = {}
+    given_values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for key in keys():
         if found is not None and key.name in found.values:
             where = found.place_of(key.name)
-            values[key.attribute] = _parse(key, found.values[key.name], f"{where}: {key.name}")
+            given_values[key.attribute] = _parse(key, found.values[key.name], f"{where}: {key.name}")
             origin[key.name] = where
         given = flags.get(key.attribute)
         if given is not None and given != ():
             flag = flag_names.get(key.attribute, key.name)
-            values[key.attribute], origin[key.name] = _parse(key, given, flag), "flag"
+            given_values[key.attribute], origin[key.name] = _parse(key, given, flag), "flag"
         elif environ.get(key.variable) and key.form != "table":
-            values[key.attribute] = _parse(key, environ[key.variable], key.variable)
+            given_values[key.attribute] = _parse(key, environ[key.variable], key.variable)
             origin[key.name] = key.variable
-    return Options(**values, origin=origin, file=None if found is None else path)
+    return Options(**given_values, origin=origin, file=None if found is None else path)
 
 
 def _check_owner(path: Path) -> None:

@@ -1,7 +1,7 @@
-"""The text forms of options: how each is read from a flag, the environment or goatherd.toml, and how a time is written.
+"""Read the value of one option from the text of a flag, an environment variable or goatherd.toml.
 
-What it is not: it knows no option (`goatherd.config` does). Rules: each function takes what was given and returns its
-value, or raises `ConfigurationError`; a value that may hold a secret is not repeated in the error.
+What it is not: it knows no option (`goatherd.config.options` does). Rules: each function takes what was given
+and returns its value, or raises `ConfigurationError`; a value that may hold a secret is not repeated in the error.
 """
 
 from __future__ import annotations
@@ -64,19 +64,6 @@ def root_lifetime(value: object) -> timedelta:
             hint="The default, 180d, suits most clusters.",
         )
     return lifetime
-
-
-def format_duration(duration: timedelta) -> str:
-    """Return the shortest exact text that `parse_duration` reads back, to the millisecond."""
-    left = round(duration.total_seconds() * 1000)
-    if left == 0:
-        return "0s"
-    parts = []
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts)
 
 
 def string(value: object) -> str:

@@ -1,0 +1,77 @@
+"""Read the identity of one organization from an open store.
+
+What it is not: it creates nothing. Rules: a secret that does not exist and one that cannot be read are different
+errors, and neither ever becomes a new identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from goatherd.clock import SystemClock
+from goatherd.errors import SecretNotFoundError
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """An open provider, the id of the secret in it, and the organization that it is for."""
+
+    provider: SecretProvider
+    secret_id: str
+    org: str
+    name: str
+    """What messages call the store: the URI, or the scheme and the name of the secret. Neither holds a password."""
+
+    async def read(self, at: Label | VersionId = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
+        """Return a version and the identity in it.
+
+        Raises:
+            SecretNotFoundError: No secret, no such label or version.
+            IdentityError: What is there is no identity document.
+        """
+        try:
+            found = await self.provider.read(self.secret_id, at)
+        except SecretNotFoundError as error:
+            if at == CURRENT:
+                error.hint = f"The organization is taken to be {self.org!r}: is --org right? {error.hint}"
+            raise
+        return found.version, decode_document(found.value.reveal())
+
+    def check_clock(self, tolerance: timedelta) -> None:
+        """Check this machine's clock before something is written, by the date of the store's last answer.
+
+        Raises:
+            WrongClockError: It differs from the store's by more than `tolerance`.
+        """
+        # Here, since most commands need nothing of the rotation.
+        from goatherd.rotation.clocks import check_own_clock
+
+        check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
+
+    async def versions(self) -> list[SecretVersion]:
+        """Return what the store lists, newest first."""
+        return list(await self.provider.versions(self.secret_id))
+
+    async def find(self, text: str) -> Label | VersionId:
+        """Return `text` as a version's id where there is one, else as a label; the version of a label that is not read.
+
+        Raises:
+            SecretNotFoundError: It is neither.
+        """
+        known = await self.versions()
+        if text in {version.id for version in known}:
+            return VersionId(text)
+        holder = next((version.id for version in known if text in version.labels), None)
+        if holder is not None:
+            return Label(text) if self.provider.takes_label(text) else holder
+        raise SecretNotFoundError(
+            f"no version has the id or the label {text!r}",
+            provider=self.provider.scheme,
+            secret_id=self.secret_id,
+            operation="read",
+            hint="`goatherd versions` lists both.",
+        )
