@@ -2,7 +2,7 @@
 
 - `values`: what goes in and comes out: secret bytes, labels, versions. `base`: the algebra, `SecretProvider`.
 - `capabilities`: what a store can do beyond it. `call_metrics`: how often it was called. `permissions`: the roles.
-- `ledger`, `versioned_record`: versions and labels as immutable data and as a record, for stores that lack them.
+- `addresses`: reads every URI and ``cloudConfig``. `versioned_record`: versions and labels where a store has none.
 - `memory`, `file`: the embedded defaults, reached by ``goatherd.plugins.open_provider`` like any other.
 """
 

@@ -43,7 +43,7 @@ from goatherd.server_url import masked, parse_server_url
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
-    from goatherd.providers.kubernetes.access import Access
+    from goatherd.providers.kubernetes.access import ClusterAccess
 
 LINGER: Final = timedelta(seconds=30)
 """How long a node that DNS once named counts as one after it was named last."""
@@ -302,7 +302,7 @@ class ServiceEndpoints:
     ) -> None:
         self._cluster, self._namespace, self._name, self._port = cluster, namespace, name, port
         self._scheme, self._server_name, self._timeout = scheme, server_name, timeout
-        self._access: Access | None = None
+        self._access: ClusterAccess | None = None
 
     async def find(self) -> Sequence[Place]:
         from goatherd.providers.base import PlatformError

@@ -4,7 +4,7 @@
 - `cloud`: `CloudSecretSettings`, from a store, kept fresh.
 - `keeper`: when the store is asked; `breaker` is its memory of failures.
 - `sealed`: `LastKnownGood`, the copy to start from while the store cannot be reached.
-- `file`: `FileSettings`, from ``settings.json``; `storage` is that file on the disk.
+- `file`: `FileSettings`, from ``settings.json``.
 - `options`: settings by a server's options.
 """
 

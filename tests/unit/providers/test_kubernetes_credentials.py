@@ -27,7 +27,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
-from goatherd.providers.kubernetes.access import Access, load_access
+from goatherd.providers.kubernetes.access import ClusterAccess, load_access
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.unit.providers.test_kubernetes_access import HandClock, certificate, config_of, written
@@ -92,7 +92,7 @@ def config(directory: Path, cluster: dict[str, Any] | None = None, **more: Any) 
     return written(directory, config_of(cluster, {"exec": settings}))
 
 
-def access_of(directory: Path, **more: Any) -> Access:
+def access_of(directory: Path, **more: Any) -> ClusterAccess:
     return load_access(config(directory, **more), {})
 
 

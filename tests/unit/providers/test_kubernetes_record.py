@@ -15,7 +15,7 @@ from goatherd.providers.kubernetes.record import (
     HISTORY,
     MOST_UNLABELLED,
     NoRoomError,
-    Record,
+    SecretObject,
     decode,
     decode_pointer,
     encode_pointer,
@@ -109,7 +109,7 @@ def test_another_format_is_foreign_and_not_damaged():
 def test_nothing_shows_a_value():
     value = SecretBytes(b"S3CRET")
     made = VersionedRecord().created(CALL, entry_for(value, request="r", now_ms=0), CURRENT)
-    record = Record(ledger=made, content=new_object("ns", "root", made, value))
+    record = SecretObject(ledger=made, content=new_object("ns", "root", made, value))
     assert record.value(1) == value
     assert "S3CRET" not in repr(record)
     assert "UzNDUkVU" not in repr(record)

@@ -24,17 +24,17 @@ from goatherd.errors import (
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesVolumeProvider, volume
-from goatherd.providers.kubernetes.record import POINTER, Record, changed, key_of, new_object
+from goatherd.providers.kubernetes.record import POINTER, SecretObject, changed, key_of, new_object
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import VersionedRecord, entry_for
 
 CALL = Call(provider="k8s", secret_id="ns/root", operation="write")
 
 
-def grown(values: list[bytes]) -> Record:
+def grown(values: list[bytes]) -> SecretObject:
     """Return the record of a secret to which these values were written, one after the other."""
     ledger = VersionedRecord().created(CALL, entry_for(SecretBytes(values[0]), request="0", now_ms=0), CURRENT)
-    record = Record(ledger=ledger, content=new_object("ns", "root", ledger, SecretBytes(values[0])))
+    record = SecretObject(ledger=ledger, content=new_object("ns", "root", ledger, SecretBytes(values[0])))
     for number, value in enumerate(values[1:], 1):
         entry = entry_for(SecretBytes(value), request=str(number), now_ms=number)
         ledger = record.ledger.written(CALL, entry, CURRENT, VersionId(number))
@@ -65,7 +65,7 @@ class Kubelet:
         if old is not None and remove:
             shutil.rmtree(old)
 
-    def show(self, record: Record) -> None:
+    def show(self, record: SecretObject) -> None:
         self.mount({name: base64.b64decode(value) for name, value in record.content["data"].items()})
 
 

@@ -130,7 +130,7 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class ServiceRefusal:
     """An answer that is an error.
 
     Attributes:
@@ -143,7 +143,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredVersion:
     """One version as the service tells it, with its value."""
 
     id: VersionId
@@ -186,13 +186,13 @@ class SecretsManagerAPI:
             ProviderError: See `refusal_of`.
         """
         outcome = await self.attempt(call, method, request, carried)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, ServiceRefusal):
             raise outcome.error
         return outcome
 
     async def attempt(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
-    ) -> Answer | Refusal:
+    ) -> Answer | ServiceRefusal:
         """Send one request and return the answer, or the refusal for the caller to judge."""
         with self._lock:
             if self._pool is None:
@@ -220,7 +220,7 @@ class SecretsManagerAPI:
 
     def _send(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
-    ) -> Answer | Refusal:
+    ) -> Answer | ServiceRefusal:
         """Do it, in a thread. What the SDK raises ends here, so that no traceback of ours leads to it."""
         began = self._clock.monotonic()
         try:
@@ -255,7 +255,7 @@ def _fields_of(value: SecretBytes) -> dict[str, object]:
     return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
 
 
-async def _settle(job: Future[Answer | Refusal], waiting: asyncio.Future[Answer | Refusal]) -> None:
+async def _settle(job: Future[Answer | ServiceRefusal], waiting: asyncio.Future[Answer | ServiceRefusal]) -> None:
     if not job.cancel():
         await asyncio.wait({waiting}, timeout=_PATIENCE)
 
@@ -306,7 +306,7 @@ def _assumed(source: boto3.Session, role_arn: str, config: Config) -> boto3.Sess
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def refusal_of(call: Call, error: Exception) -> Refusal:
+def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
     """Translate what the SDK raised."""
     if isinstance(error, sdk.ClientError):
         return _service_refusal(call, error.response)
@@ -329,10 +329,10 @@ def refusal_of(call: Call, error: Exception) -> Refusal:
         hint = "Check the credential process, or the instance's or container's metadata service."
     else:
         kind, message, hint = UnavailableError, f"the answer cannot be read: {name}", ""
-    return Refusal(code=name, error=call.error(kind, message, hint=hint or None))
+    return ServiceRefusal(code=name, error=call.error(kind, message, hint=hint or None))
 
 
-def _service_refusal(call: Call, response: Answer) -> Refusal:
+def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
     told, meta = _mapping(response.get("Error")), _mapping(response.get("ResponseMetadata"))
     code, text = str(told.get("Code", "")), str(told.get("Message", ""))
     status, headers = meta.get("HTTPStatusCode"), _mapping(meta.get("HTTPHeaders"))
@@ -340,7 +340,7 @@ def _service_refusal(call: Call, response: Answer) -> Refusal:
     code = code if _CODE.fullmatch(code) else "?"
     request_id = str(meta.get("RequestId", ""))
     where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
-    return Refusal(code=code, error=_judged(call, code, status, text, where, headers))
+    return ServiceRefusal(code=code, error=_judged(call, code, status, text, where, headers))
 
 
 def _judged(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
@@ -453,7 +453,7 @@ def created_of(call: Call, answer: Answer) -> int:
     return round((told - _EPOCH) / _MILLISECOND)
 
 
-def stored_of(call: Call, answer: Answer) -> Stored:
+def stored_of(call: Call, answer: Answer) -> StoredVersion:
     """Return the version and the value of a ``GetSecretValue`` answer.
 
     Raises:
@@ -467,7 +467,7 @@ def stored_of(call: Call, answer: Answer) -> Stored:
         value = SecretBytes(binary)
     else:
         raise damaged(call, "it has no value")
-    return Stored(
+    return StoredVersion(
         id=version_of(call, answer),
         stages=stages_of(call, answer.get("VersionStages")),
         created_ms=created_of(call, answer),

@@ -28,9 +28,9 @@ from goatherd.errors import (
 )
 from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri
 from goatherd.providers.aws.client import (
-    Refusal,
     SecretsManagerAPI,
-    Stored,
+    ServiceRefusal,
+    StoredVersion,
     check_named,
     created_of,
     damaged,
@@ -219,7 +219,7 @@ class AWSSecretProvider(SecretProvider):
         _compare(call, label, stages.holder(call, stage), expected)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
         outcome = await self._api.attempt(call, "update_secret_version_stage", request)
-        if not isinstance(outcome, Refusal):
+        if not isinstance(outcome, ServiceRefusal):
             check_named(call, outcome)
             return
         if outcome.code != "InvalidParameterException":
@@ -306,7 +306,7 @@ class AWSSecretProvider(SecretProvider):
             return
         raise call.error(SecretExistsError, "the secret exists already")
 
-    async def _get(self, call: Call, **at: str) -> Stored:
+    async def _get(self, call: Call, **at: str) -> StoredVersion:
         """Read one version, and check it against its id where the id is of our making."""
         stored = stored_of(call, await self._api.ask(call, "get_secret_value", {"SecretId": call.secret_id, **at}))
         ours = _OURS.fullmatch(stored.id)
@@ -314,7 +314,7 @@ class AWSSecretProvider(SecretProvider):
             raise damaged(call, f"its value is not the one that was written as version {stored.id}")
         return stored
 
-    async def _read_back(self, call: Call, token: VersionId, value: SecretBytes) -> Stored:
+    async def _read_back(self, call: Call, token: VersionId, value: SecretBytes) -> StoredVersion:
         try:
             stored = await self._get(call, VersionId=token)
         except SecretNotFoundError as error:
@@ -343,7 +343,7 @@ class AWSSecretProvider(SecretProvider):
         if expected is not None:
             request["RemoveFromVersionId"] = expected
         outcome = await self._api.attempt(call, "update_secret_version_stage", request)
-        if not isinstance(outcome, Refusal):
+        if not isinstance(outcome, ServiceRefusal):
             check_named(call, outcome)
             return
         if outcome.code != "InvalidParameterException":

@@ -54,7 +54,7 @@ _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Stored:
+class StoredSecret:
     """One version with its value, as the service tells it. SECURITY: it has no repr that could show the value.
 
     Attributes:
@@ -75,7 +75,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class ListedSecret:
     """One version as it is listed.
 
     Attributes:
@@ -103,7 +103,7 @@ class Listing:
     """
 
     now: int
-    items: Mapping[str, Item]
+    items: Mapping[str, ListedSecret]
 
 
 class KeyVault:
@@ -170,7 +170,7 @@ class KeyVault:
         self._client = None
         await self._stack.aclose()
 
-    async def get(self, call: Call, name: str, version: str = "") -> Stored | None:
+    async def get(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
         """Return one version, or the newest; None where there is none (or the secret is deleted)."""
         found = await self._ask(call, self._sdk(call).get_secret(name, version), name, missing=None)
         if found is None:
@@ -180,7 +180,7 @@ class KeyVault:
             raise call.error(UnavailableError, f"another version of {name} was answered than was asked for")
         return stored
 
-    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> Stored:
+    async def put(self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]) -> StoredSecret:
         """Write one more version and return it. Once it is sent, a cancellation waits a little for the answer."""
         writing = self._ask(
             call, self._sdk(call).set_secret(name, value, content_type=content_type, tags=tags), name, missing=None
@@ -349,7 +349,7 @@ def _session(ca: str | None) -> aiohttp.ClientSession:
     return session
 
 
-def _checked(call: Call, value: object, properties: SecretProperties, name: str) -> Stored:
+def _checked(call: Call, value: object, properties: SecretProperties, name: str) -> StoredSecret:
     try:
         version, created = properties.version, properties.created_on
     except (AttributeError, TypeError, ValueError):
@@ -357,7 +357,7 @@ def _checked(call: Call, value: object, properties: SecretProperties, name: str)
     if not isinstance(value, str) or not is_version_id(version) or not isinstance(created, datetime):
         raise call.error(UnavailableError, f"the answer about {name} is damaged: a member is missing")
     kind = properties.content_type
-    return Stored(
+    return StoredSecret(
         version=str(version),
         created=int(created.timestamp()),
         value=value,
@@ -366,9 +366,9 @@ def _checked(call: Call, value: object, properties: SecretProperties, name: str)
     )
 
 
-def _item(call: Call, listed: SecretProperties, name: str) -> Item:
+def _item(call: Call, listed: SecretProperties, name: str) -> ListedSecret:
     known = _checked(call, "", listed, name)
-    return Item(
+    return ListedSecret(
         version=known.version,
         created=known.created,
         enabled=listed.enabled is not False,

@@ -1,9 +1,9 @@
 """Secrets in Azure Key Vault: what counts in one secret, the current value in another.
 
-What it is: the algebra over two secrets. What it is not: HTTP and credentials (`api`), or the rule by which one of two
-writers wins (`records`). The secret ``name-pointer`` holds the list of versions and the labels; each change writes it
-anew, together with the value that it brings, if it brings one. The newest version of ``name``, the view, is the value
-with the label ``current``, for readers that know nothing of the pointer. Rules:
+What it is: the algebra over two secrets. What it is not: HTTP and credentials (`client`), or the rule by which one of
+two writers wins (`records`). The secret ``name-pointer`` holds the list of versions and the labels; each change writes
+it anew, together with the value that it brings, if it brings one. The newest version of ``name``, the view, is the
+value with the label ``current``, for readers that know nothing of the pointer. Rules:
 
 - The pointer is the only commit point, and the value comes with it in one request. A crash leaves both or neither. What
   lost is listed by `versions`, and `destroy` switches it off.
@@ -55,7 +55,7 @@ from goatherd.providers.azure.address import (
     parse_config,
     parse_uri,
 )
-from goatherd.providers.azure.client import Item, KeyVault, Listing, Stored
+from goatherd.providers.azure.client import KeyVault, ListedSecret, Listing, StoredSecret
 from goatherd.providers.azure.records import (
     BASE64_TYPE,
     BEGINNING,
@@ -273,7 +273,7 @@ class AzureSecretProvider(SecretProvider):
         """Read a value that counts no more, or not yet: what an interrupted write or destruction left."""
         names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
         off: VersionDisabledError | None = None
-        found: Stored | None = None
+        found: StoredSecret | None = None
         for name in names if is_version_id(version) else ():
             try:
                 stored = await vault.get(call, name, version)
@@ -297,7 +297,7 @@ class AzureSecretProvider(SecretProvider):
         described = SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True)
         return SecretValue(version=described, value=value)
 
-    async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> Stored | None:
+    async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> StoredSecret | None:
         """Return a copy in the view of a version that is switched off; None where there is none."""
         copies = (await vault.listing(call, call.secret_id)).items.values()
         at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
@@ -367,7 +367,7 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
-    async def _values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, Item]:
+    async def _values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
         """Return what the vault lists of values, without the copies in the view."""
         items = dict((await vault.listing(call, call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
@@ -462,7 +462,7 @@ class AzureSecretProvider(SecretProvider):
     # --- diagnosis --------------------------------------------------------------------------------------------------
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return whether the view holds the current document. See `diagnosable`."""
+        """Return whether the view holds the current document. See `capabilities`."""
         call = self._start("diagnose", secret_id)
         return await self._run(call, self._diagnosed)
 
@@ -538,12 +538,12 @@ class AzureSecretProvider(SecretProvider):
         draft.entry = replace(draft.entry, created=back.created, home=Home.ALONE)
 
     async def _read_back(
-        self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: Stored | None = None
+        self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: StoredSecret | None = None
     ) -> SecretBytes:
         """Return the value of a version, which may be in the newest pointer, where the caller has that."""
         entry = pointer.versions[version]
         if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
-            found: Stored | None = newest
+            found: StoredSecret | None = newest
         else:
             found = await vault.get(call, _name(call, entry.home), version)
         if found is None:
@@ -565,7 +565,7 @@ class AzureSecretProvider(SecretProvider):
 
     # --- the pointer ------------------------------------------------------------------------------------------------
 
-    async def _newest(self, call: Call, vault: KeyVault) -> Stored | None:
+    async def _newest(self, call: Call, vault: KeyVault) -> StoredSecret | None:
         """Return the newest pointer; None where there is none. One that is switched off has no value."""
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
@@ -585,7 +585,7 @@ class AzureSecretProvider(SecretProvider):
             return await vault.get(call, name, newest.version)
         if newest.content_type not in WITH_VALUE_TYPES and off is not None:
             raise off
-        return Stored(
+        return StoredSecret(
             version=newest.version,
             created=newest.created,
             value="",
@@ -594,7 +594,7 @@ class AzureSecretProvider(SecretProvider):
             enabled=False,
         )
 
-    async def _decided(self, call: Call, vault: KeyVault) -> tuple[Stored, Proposal]:
+    async def _decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
         """Return the newest pointer and the one that counts.
 
         What was written just before is waited for, so that a change whose outcome was never reported is seen too.
@@ -609,7 +609,7 @@ class AzureSecretProvider(SecretProvider):
             return newest, known.decided
         return newest, await self._look(call, vault, newest)
 
-    async def _look(self, call: Call, vault: KeyVault, newest: Stored) -> Proposal:
+    async def _look(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
         """List the proposals and decide. Wait for what was pending at first, but not for what follows that."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
@@ -637,7 +637,7 @@ class AzureSecretProvider(SecretProvider):
             waited = True
             await self._wait_until_decidable(decision.pending, listing.now)
 
-    def _root(self, call: Call, newest: Stored, listing: Listing) -> Proposal:
+    def _root(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
         """Return a decided pointer to begin with: a writer follows only what is decided."""
         try:
             if newest.enabled:
@@ -712,7 +712,7 @@ class AzureSecretProvider(SecretProvider):
         self._proposals[proposal.id] = proposal
         return proposal
 
-    def _decoded(self, call: Call, stored: Stored) -> Proposal:
+    def _decoded(self, call: Call, stored: StoredSecret) -> Proposal:
         try:
             pointer = decode_pointer(stored.value).named(VersionId(stored.version), stored.created)
             return Proposal(id=stored.version, created=stored.created, pointer=pointer)
@@ -808,7 +808,7 @@ class AzureSecretProvider(SecretProvider):
 
     async def _read_view(
         self, call: Call, vault: KeyVault, foreign: type[ProviderError] = ProviderConfigurationError
-    ) -> Stored | None:
+    ) -> StoredSecret | None:
         """Return the newest version of the view; None where there is none.
 
         Raises:
@@ -876,7 +876,7 @@ class AzureSecretProvider(SecretProvider):
         return self._vault
 
 
-def _is_whole(stored: Stored, entry: Entry) -> bool:
+def _is_whole(stored: StoredSecret, entry: Entry) -> bool:
     try:
         decode_value(_stored_value(stored), entry)
     except DamagedRecordError:
@@ -884,11 +884,11 @@ def _is_whole(stored: Stored, entry: Entry) -> bool:
     return True
 
 
-def _shows(view: Stored, pointer: Pointer, version: VersionId) -> bool:
+def _shows(view: StoredSecret, pointer: Pointer, version: VersionId) -> bool:
     return view.tags.get(_VERSION_TAG, view.version) == version and _is_whole(view, pointer.versions[version])
 
 
-def _stored_value(stored: Stored) -> str:
+def _stored_value(stored: StoredSecret) -> str:
     return value_after_pointer(stored.value) if stored.content_type in WITH_VALUE_TYPES else stored.value
 
 

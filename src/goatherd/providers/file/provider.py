@@ -131,12 +131,12 @@ class FileSecretProvider(SecretProvider):
                 raise ConfigurationError(f"the file store keeps the name {component!r} for itself")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return whether the process may write, and whether there is room. See `diagnosable`."""
+        """Return whether the process may write, and whether there is room. See `capabilities`."""
         call = self._start("diagnose", secret_id)
         return await self._run(call, lambda now: self._do(now, lambda _: self._diagnosed(secret_id)))
 
     async def reserve(self, secret_id: str) -> None:
-        """Reserve 128 KiB of the disk, which a write takes when the disk is full. See `reserving`."""
+        """Reserve 128 KiB of the disk, which a write takes when the disk is full. See `capabilities`."""
         call = self._start("reserve", secret_id)
         await self._run(call, lambda now: self._change(now, lambda secret: secret.reserve()))
 

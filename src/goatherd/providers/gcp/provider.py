@@ -149,7 +149,7 @@ class GCPSecretProvider(SecretProvider):
         await self._api.close()
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials may do. See `diagnosable`."""
+        """Return what the credentials may do. See `capabilities`."""
         call = self._start("diagnose", secret_id)
         rotator = permissions("rotator")
         granted = await self._run(call, lambda now: self._api.granted(now, rotator))

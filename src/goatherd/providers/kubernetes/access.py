@@ -1,7 +1,8 @@
 """How the API server is reached, and as whom: a pod's service account, or a kubeconfig.
 
-What it is: `load_access`, which looks for one of them, and `Access`, which hands out the credential of the moment. What
-it is not: the content of a kubeconfig (`kubeconfig`), the renewal of credentials (`credentials`), or HTTP (`api`).
+What it is: `load_access`, which looks for one of them, and `ClusterAccess`, which hands out the credential of the
+moment. What it is not: the content of a kubeconfig (`kubeconfig`), the renewal of credentials (`credentials`), or HTTP
+(`client`).
 
 Follows https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.
 """
@@ -20,7 +21,7 @@ from typing import Final
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.providers.kubernetes.address import KubernetesAddress
-from goatherd.providers.kubernetes.credentials import Credential, Credentials, TokenFile
+from goatherd.providers.kubernetes.credentials import ClusterCredentials, Credential, TokenFile
 from goatherd.providers.kubernetes.kubeconfig import read_kubeconfig
 from goatherd.providers.kubernetes.tls import make_context
 
@@ -28,7 +29,7 @@ SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 @dataclass(slots=True, kw_only=True)
-class Access:
+class ClusterAccess:
     """One API server and one identity there.
 
     Attributes:
@@ -43,10 +44,10 @@ class Access:
     verify: ssl.SSLContext | None
     tls_server_name: str | None = None
     source: str
-    credentials: Credentials = field(repr=False)
+    credentials: ClusterCredentials = field(repr=False)
 
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
-        """Return the credential for the next request. See `Credentials.current`."""
+        """Return the credential for the next request. See `ClusterCredentials.current`."""
         return await self.credentials.current(clock, rejected=rejected)
 
     async def close(self) -> None:
@@ -59,7 +60,7 @@ def load_access(
     environment: Mapping[str, str] | None = None,
     *,
     service_account: str = SERVICE_ACCOUNT,
-) -> Access:
+) -> ClusterAccess:
     """Return how to reach the cluster of `address`. Blocks on disk; runs no plugin yet.
 
     In this order: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
@@ -83,16 +84,18 @@ def load_access(
             )
         named = str(home)
     server, verify, tls_server_name, credentials, source = read_kubeconfig(named, address.context)
-    return Access(server=server, verify=verify, tls_server_name=tls_server_name, source=source, credentials=credentials)
+    return ClusterAccess(
+        server=server, verify=verify, tls_server_name=tls_server_name, source=source, credentials=credentials
+    )
 
 
-def _from_pod(environment: Mapping[str, str], directory: Path) -> Access:
+def _from_pod(environment: Mapping[str, str], directory: Path) -> ClusterAccess:
     host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
     with contextlib.suppress(ValueError):
         if ip_address(host).version == 6:
             host = f"[{host}]"
     source = "the pod's service account"
-    return Access(
+    return ClusterAccess(
         server=f"https://{host}:{port}",
         verify=make_context(directory / "ca.crt", source=source),
         source=source,

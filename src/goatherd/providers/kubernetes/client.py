@@ -32,7 +32,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
-from goatherd.providers.kubernetes.access import Access
+from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 
 Result = TypeVar("Result")
@@ -68,7 +68,7 @@ _REASONS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class WatchEvent:
     """What a watch tells.
 
     Attributes:
@@ -85,7 +85,7 @@ class Event:
         return f"Event({self.resource_version})"
 
 
-class GoneError(Exception):
+class WatchExpiredError(Exception):
     """The server does not remember the state from which a watch was to go on: begin with the present one."""
 
 
@@ -94,7 +94,7 @@ class KubernetesClient:
 
     def __init__(
         self,
-        access: Access,
+        access: ClusterAccess,
         *,
         timeout: float,
         clock: Clock,
@@ -225,7 +225,7 @@ class KubernetesClient:
     @asynccontextmanager
     async def watch(
         self, namespace: str, name: str, resource_version: str | None, seconds: int
-    ) -> AsyncIterator[AsyncIterator[Event]]:
+    ) -> AsyncIterator[AsyncIterator[WatchEvent]]:
         """Watch one Secret for some time, from a state that was seen, or from the present one, which is told first.
 
         Args:
@@ -235,7 +235,7 @@ class KubernetesClient:
             seconds: After which the server shall end it.
 
         Raises:
-            GoneError: The server does not remember that state.
+            WatchExpiredError: The server does not remember that state.
             PlatformError: As for any request.
 
         The field selector is what lets RBAC check the name:
@@ -259,13 +259,13 @@ class KubernetesClient:
                     return
                 raw = await self._read(response)
             if response.status_code == 410:
-                raise GoneError
+                raise WatchExpiredError
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 self._judged("watch", path, response, raw)
                 raise _damaged(f"HTTP {response.status_code} to a watch")
             credential = await self._access.credential(self._clock, rejected=credential)
 
-    async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[Event]:
+    async def _events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
         line = bytearray()
         failure: PlatformError | None = None
         try:
@@ -449,7 +449,7 @@ def _secret(answer: Mapping[str, Any], namespace: str, name: str) -> dict[str, A
     return dict(answer)
 
 
-def _event(line: bytes, namespace: str, name: str) -> Event | None:
+def _event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     """Return what one line of a watch says; None where it says nothing of this Secret.
 
     https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
@@ -461,20 +461,20 @@ def _event(line: bytes, namespace: str, name: str) -> Event | None:
     kind = parsed.get("type")
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
-            raise GoneError
+            raise WatchExpiredError
         raise PlatformError(UnavailableError, f"the server ended the watch{_reason(content, ': ')}")
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
         raise _damaged("an event of a watch has no resourceVersion")
     if kind == "BOOKMARK":
-        return Event(resource_version=version)
+        return WatchEvent(resource_version=version)
     if not isinstance(metadata, Mapping) or metadata.get("name") != name:
         return None
     if kind == "DELETED":
-        return Event(is_deleted=True, resource_version=version)
+        return WatchEvent(is_deleted=True, resource_version=version)
     if kind in ("ADDED", "MODIFIED"):
-        return Event(content=_secret(content, namespace, name), resource_version=version)
+        return WatchEvent(content=_secret(content, namespace, name), resource_version=version)
     raise _damaged("a watch tells of something unknown")
 
 

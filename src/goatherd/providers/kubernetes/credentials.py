@@ -1,9 +1,9 @@
 """Whom the API server takes us for: a fixed token, a token in a file, or what a credential plugin prints.
 
 What it is: sources of a bearer token or a client certificate, each of which renews itself. What it is not: the reading
-of a kubeconfig (`kubeconfig`) or HTTP (`api`). Rules: no repr, error, log or file of ours has a token or a private key;
-a plugin runs once at a time, however many requests wait for it; it outlives the request that started it, but not the
-client.
+of a kubeconfig (`kubeconfig`) or HTTP (`client`). Rules: no repr, error, log or file of ours has a token or a private
+key; a plugin runs once at a time, however many requests wait for it; it outlives the request that started it, but not
+the client.
 
 Follows https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins and
 https://kubernetes.io/docs/reference/config-api/client-authentication.v1/.
@@ -55,7 +55,7 @@ class Credential:
     certificate: int = 0
 
 
-class Credentials(Protocol):
+class ClusterCredentials(Protocol):
     """A source of credentials.
 
     Attributes:

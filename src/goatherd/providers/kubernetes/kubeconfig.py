@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.kubernetes.credentials import (
+    ClusterCredentials,
     CredentialPlugin,
-    Credentials,
     FixedToken,
     PluginSettings,
     TokenFile,
@@ -46,7 +46,7 @@ class Merged(Protocol):
 
 def read_kubeconfig(
     paths: str, context_name: str | None
-) -> tuple[str, ssl.SSLContext | None, str | None, Credentials, str]:
+) -> tuple[str, ssl.SSLContext | None, str | None, ClusterCredentials, str]:
     """Return server, TLS context, the server's name for TLS, credentials, and a description for messages.
 
     Args:
@@ -94,7 +94,7 @@ def _credentials(
     authority: str | Path | None,
     tls: ssl.SSLContext | None,
     source: str,
-) -> Credentials:
+) -> ClusterCredentials:
     # In the order of kubectl: a file can be replaced, so it wins over the token beside it; a plugin is asked last.
     token_file = _file(user_file, user, "tokenFile", source)
     if token_file is not None:

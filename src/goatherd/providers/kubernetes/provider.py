@@ -1,7 +1,7 @@
 """Secrets in a Kubernetes Secret: one object holds every version and the labels.
 
-What it is: the algebra over one object. What it is not: HTTP (`api`), credentials (`access`), or the object's content
-(`record`). Rules:
+What it is: the algebra over one object. What it is not: HTTP (`client`), credentials (`access`), or the object's
+content (`record`). Rules:
 
 - Every change is one PUT of the whole object that names the resourceVersion that was read, so payload and pointer
   change together or not at all. The loser reads again and decides again.
@@ -46,12 +46,12 @@ from goatherd.providers.kubernetes.address import (
     parse_uri,
     split_secret_id,
 )
-from goatherd.providers.kubernetes.client import GoneError, KubernetesClient
+from goatherd.providers.kubernetes.client import KubernetesClient, WatchExpiredError
 from goatherd.providers.kubernetes.record import (
     HISTORY,
     MAX_OBJECT_BYTES,
     NoRoomError,
-    Record,
+    SecretObject,
     changed,
     decode,
     new_object,
@@ -162,7 +162,7 @@ class KubernetesSecretProvider(SecretProvider):
                             if event.content is not None or event.is_deleted:
                                 yield
                     return
-                except GoneError:
+                except WatchExpiredError:
                     if self._seen.pop(secret_id, None) is None:
                         return
         except PlatformError as found:
@@ -173,7 +173,7 @@ class KubernetesSecretProvider(SecretProvider):
             raise problem.of(call)
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the credentials may do, and how full the Secret is. See `diagnosable`."""
+        """Return what the credentials may do, and how full the Secret is. See `capabilities`."""
         call = self._start("diagnose", secret_id)
         return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
 
@@ -243,7 +243,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
 
-        def step(record: Record) -> VersionedRecord | None:
+        def step(record: SecretObject) -> VersionedRecord | None:
             if record.ledger.made_by(call.request) is not None:
                 return None
             return record.ledger.written(call, entry, label, expected)
@@ -278,7 +278,7 @@ class KubernetesSecretProvider(SecretProvider):
         backups for as long as they are kept: the how-to page says what to do about that.
         """
 
-        def step(record: Record) -> VersionedRecord | None:
+        def step(record: SecretObject) -> VersionedRecord | None:
             ledger = record.ledger
             if parse_number(version) in record.leftovers():
                 return ledger  # every change removes what the pointer does not name
@@ -301,8 +301,8 @@ class KubernetesSecretProvider(SecretProvider):
     # --- reading and changing the object ----------------------------------------------------------------------------
 
     async def _change(
-        self, call: Call, step: Callable[[Record], VersionedRecord | None], new: SecretBytes | None = None
-    ) -> Record:
+        self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
+    ) -> SecretObject:
         """Replace the ledger by what `step` makes of it, until no other writer came between; None changes nothing."""
         return await self._do(call, lambda client: self._changed(client, call, step, new))
 
@@ -310,9 +310,9 @@ class KubernetesSecretProvider(SecretProvider):
         self,
         client: KubernetesClient,
         call: Call,
-        step: Callable[[Record], VersionedRecord | None],
+        step: Callable[[SecretObject], VersionedRecord | None],
         new: SecretBytes | None,
-    ) -> Record:
+    ) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
         while True:
             record = await self._record(client, call)
@@ -337,7 +337,7 @@ class KubernetesSecretProvider(SecretProvider):
                 return wanted
             await self._pause(call)
 
-    async def _record(self, client: KubernetesClient, call: Call) -> Record:
+    async def _record(self, client: KubernetesClient, call: Call) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
         content = await client.get(namespace, name)
         if content is None:
@@ -386,7 +386,7 @@ def _describe_leftover(number: int) -> SecretVersion:
     return SecretVersion(id=VersionId(number), created_ms=0, is_leftover=True)
 
 
-def _record_or_none(content: Mapping[str, object]) -> Record | None:
+def _record_or_none(content: Mapping[str, object]) -> SecretObject | None:
     try:
         return decode(content)
     except (ForeignRecordError, DamagedRecordError):

@@ -48,7 +48,7 @@ class NoRoomError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class SecretObject:
     """One Secret object.
 
     Attributes:
@@ -106,7 +106,7 @@ def checked(number: int, entry: RecordedVersion, raw: bytes | None) -> SecretByt
     return value
 
 
-def decode(content: Mapping[str, Any]) -> Record:
+def decode(content: Mapping[str, Any]) -> SecretObject:
     """Return what an object of the API holds.
 
     Raises:
@@ -118,7 +118,7 @@ def decode(content: Mapping[str, Any]) -> Record:
         raise DamagedRecordError("its data is no map")
     if POINTER not in data:
         raise ForeignRecordError(f"it holds no {POINTER}")
-    return Record(ledger=decode_pointer(decode_base64(data[POINTER])), content=content)
+    return SecretObject(ledger=decode_pointer(decode_base64(data[POINTER])), content=content)
 
 
 def new_object(namespace: str, name: str, ledger: VersionedRecord, value: SecretBytes) -> dict[str, Any]:
@@ -139,7 +139,9 @@ def new_object(namespace: str, name: str, ledger: VersionedRecord, value: Secret
     }
 
 
-def changed(record: Record, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]) -> Record:
+def changed(
+    record: SecretObject, ledger: VersionedRecord, new: SecretBytes | None, pinned: Collection[int]
+) -> SecretObject:
     """Return the record with another ledger, without the values that are no longer needed.
 
     Args:
@@ -164,7 +166,7 @@ def changed(record: Record, ledger: VersionedRecord, new: SecretBytes | None, pi
             if entry is None or entry.destroyed:
                 del data[key]
     data[POINTER] = encode_base64(encode_pointer(ledger))
-    return Record(ledger=ledger, content=content)
+    return SecretObject(ledger=ledger, content=content)
 
 
 def fitted(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:

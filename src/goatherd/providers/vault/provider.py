@@ -214,7 +214,7 @@ class VaultSecretProvider(SecretProvider):
         await self._do(call, lambda client: self._deleting(call, client))
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
-        """Return what the token may do, and whether the server keeps enough versions. See `diagnosable`."""
+        """Return what the token may do, and whether the server keeps enough versions. See `capabilities`."""
         call = self._start("diagnose", secret_id)
         return await self._run(call, lambda now: self._do(now, lambda client: self._diagnosed(now, client)))
 
