@@ -31,6 +31,7 @@ from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedE
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
+from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated, first, owned, published
 from tests.unit.settings.make import CountingProvider
 
@@ -307,8 +308,8 @@ async def test_a_root_that_is_too_old_for_a_goatdb_server_starts_no_child(world:
 
 async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_told(world: World) -> None:
     world.is_stranger = True
-    world.rules = replace(world.rules, ready_timeout=SECOND)
-    async with world.running() as task:
+    world.rules = replace(world.rules, ready_timeout=5 * SECOND)
+    async with asyncio.timeout(HANG), world.running() as task:
         with pytest.raises(AgentError, match="does not read"):
             await task
     assert not world.supervisor.is_running
