@@ -24,6 +24,7 @@ from goatherd.errors import (
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
+from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionId, VersionState
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
@@ -31,7 +32,6 @@ from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.rotation import Policy, Rotator
-from goatherd.rotation.holdings import find_holdings
 from goatherd.testing.herd import FakeClock
 from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 

@@ -15,6 +15,7 @@ import click
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.checks import NodeState, clock_notes, describe_agent, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
+from goatherd.cli.key_inventory_text import due_lines, inventory_data, inventory_lines
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.process import give_way, run_interruptible
@@ -36,20 +37,19 @@ from goatherd.cli.rotation_text import (
     warn_of_short_life,
 )
 from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING, Check
-from goatherd.cli.whereabouts import Whereabouts, find_whereabouts
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
+from goatherd.key_inventory import KeyInventory, describe_kept, retained_copies, take_key_inventory
 from goatherd.operations.runs import current_actor
 from goatherd.providers.values import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand
-from goatherd.rotation.holdings import copies_left, describe_kept
 from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import check_lifetime
@@ -75,7 +75,7 @@ async def _status(app: App) -> int:
     async with open_store(app.options) as store:
         version, document = await store.read()
         labels = {label: one.id for one in await store.versions() for label in one.labels}
-        keys = await find_whereabouts(store, document, app.options.rotation_grace)
+        keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
         store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
     nodes = await look(app.options, document)
     now_ms = SystemClock().now_ms()
@@ -90,7 +90,7 @@ async def _status(app: App) -> int:
         "identity": redacted(document),
         "rotation": progress_data(progress),
         "lastRotation": ending_data(ending),
-        "privateKeys": keys.to_json(now_ms),
+        "privateKeys": inventory_data(keys, now_ms),
         "notes": remarks,
         "obstacles": [one.text for one in obstacles],
         "storeClockAheadMs": store_ahead_ms,
@@ -102,7 +102,7 @@ async def _status(app: App) -> int:
         lines.insert(2, ending_line(ending))
     if progress is not None:
         lines += ["", *progress_lines(progress)]
-    lines += ["", *keys.lines(app.out, now_ms)]
+    lines += ["", *inventory_lines(keys, app.out, now_ms)]
     if nodes:
         heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
         lines += ["", *app.out.table(heads, [_node_row(node, document) for node in nodes])]
@@ -421,7 +421,7 @@ async def drive_rotation(
                 restarts = {"restarts": restarts_data(error.report)}
                 app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
             raise
-        copies = copies_left(store.provider.guarantees)
+        copies = retained_copies(store.provider.guarantees)
     lines = [
         *report_lines(report, options.rotation_grace, copies=copies),
         *bare_lines(report, options.rotation_bare),
@@ -487,7 +487,7 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
             raise click.UsageError(
                 "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
             )
-        due = [f"  {line}" for line in asyncio.run(_find_due(app)).describe_due(SystemClock().now_ms())]
+        due = [f"  {line}" for line in due_lines(asyncio.run(_find_due(app)), SystemClock().now_ms())]
         if due:
             click.echo("\n".join(due), err=True)
             click.confirm(f"Destroy {_count(len(due), 'version')} for good?", abort=True, err=True)
@@ -498,19 +498,23 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-async def _find_due(app: App) -> Whereabouts:
+async def _find_due(app: App) -> KeyInventory:
     async with open_store(app.options) as store:
         _, document = await store.read()
-        return await find_whereabouts(store, document, app.options.rotation_grace)
+        return await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
 
 
 async def _show_retirement(app: App, grace: str) -> int:
     keys, now_ms = await _find_due(app), SystemClock().now_ms()
-    lines = [f"would destroy {line}" for line in keys.describe_due(now_ms)]
-    lines += [describe_kept(one) for one in keys.kept(now_ms)]
+    lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
+    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.kept(now_ms)]
     lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
-    data = {"dryRun": True, "wouldDestroy": list(keys.due(now_ms)), "privateKeys": keys.to_json(now_ms)}
-    app.out.result(data, [*lines, "", *keys.lines(app.out, now_ms)])
+    data = {
+        "dryRun": True,
+        "wouldDestroy": [one.version.id for one in keys.due(now_ms)],
+        "privateKeys": inventory_data(keys, now_ms),
+    }
+    app.out.result(data, [*lines, "", *inventory_lines(keys, app.out, now_ms)])
     return 0
 
 
@@ -532,14 +536,15 @@ async def _retire(app: App, grace: str) -> int:
             )
             report = await rotator.retire()
         _, document = await store.read()
-        keys = await find_whereabouts(store, document, app.options.rotation_grace)
+        keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
     found = list(report.destroyed)
     lines = [f"destroyed version {version}" for version in found]
     lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
-    lines += [describe_kept(one) for one in report.kept]
+    lines += [describe_kept(one.version, one.labels) for one in report.kept]
     lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
     now_ms = SystemClock().now_ms()
     app.out.result(
-        report_data(report) | {"privateKeys": keys.to_json(now_ms)}, [*lines, "", *keys.lines(app.out, now_ms)]
+        report_data(report) | {"privateKeys": inventory_data(keys, now_ms)},
+        [*lines, "", *inventory_lines(keys, app.out, now_ms)],
     )
     return EXIT_FINDINGS if report.kept else 0

@@ -15,9 +15,9 @@ from goatherd.cli.process import run_interruptible
 from goatherd.cli.rotation_text import kept_data, warn_of_short_life
 from goatherd.config.build import build_policy, open_store
 from goatherd.errors import ConfigurationError
+from goatherd.key_inventory import describe_kept
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
-from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.outcome import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.revocation import NEW, Revoker
@@ -336,7 +336,7 @@ def _report_lines(report: RevocationReport) -> list[str]:
     lines += [f"left out: session {session} is believed no more" for session in report.left_out]
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
-    lines += [describe_kept(one, command="the same command") for one in report.kept]
+    lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
     if not report.has_proof:
         lines.append(
             "its private key is not to be had any more: servers that know no other root must be started with"

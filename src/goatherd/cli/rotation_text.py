@@ -12,8 +12,8 @@ from typing import Any
 from goatherd.cli.output import Output
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.expiry import SHORT_LIFE
+from goatherd.key_inventory import describe_kept
 from goatherd.rotation.events import Report
-from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 from goatherd.times import format_duration, iso, milliseconds
@@ -157,7 +157,7 @@ def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
         count = "1 version" if len(report.destroyed) == 1 else f"{len(report.destroyed)} versions"
         lines.append(f"destroyed {what} of {report.to_id}, in {count}")
     lines += [f"gave up version {version}: {copies}" for version in report.given_up]
-    lines += [describe_kept(one) for one in report.kept]
+    lines += [describe_kept(one.version, one.labels) for one in report.kept]
     lines += [
         f"version {version.partition(': ')[0]} still holds the private key of {report.to_id} "
         f"({version.partition(': ')[2]}): `goatherd retire` tries again"

@@ -21,7 +21,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePath
 from types import TracebackType
-from typing import ClassVar, Final, Self, TypeVar
+from typing import ClassVar, Final, Protocol, Self, TypeVar
 
 from goatherd.clock import Clock, RemoteClock, SystemClock
 from goatherd.errors import (
@@ -717,3 +717,14 @@ class PlatformError(Exception):
         if isinstance(error, ThrottledError):
             error.retry_after = self.retry_after
         return error
+
+
+class StoreReader(Protocol):
+    """The part of a store that reads: a `SecretProvider`, or what wraps one."""
+
+    @property
+    def guarantees(self) -> Guarantees: ...
+
+    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue: ...
+
+    async def versions(self, secret_id: str) -> list[SecretVersion]: ...

@@ -6,7 +6,6 @@
 - `vouching`: the commits by which one root introduces another. Pure.
 - `observe`: who the nodes are, and what each trusts, holds and signs with.
 - `health`: the operator's own signal of whether the cluster is well.
-- `holdings`: which stored version holds whose private keys.
 - `events`: what a run tells while it runs.
 - `view`: what the machine is shown of the document. Pure.
 - `refusal`: the error for a run that may not do what was asked. Pure.

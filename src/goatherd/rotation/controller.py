@@ -29,12 +29,12 @@ from goatherd.errors import (
     RotationBusyError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.key_inventory import describe_kept
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.alert import Alarm, Alert, AlertKind
 from goatherd.rotation.audit import Journal
 from goatherd.rotation.events import Decided, Event, Report
-from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.rotation.schedule import Act, Schedule, Verdict, facts_of, next_due, share
 from goatherd.telemetry import Event as LogEvent
@@ -334,7 +334,7 @@ class Controller:
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
         """Ring the alarm for versions that a label keeps from being destroyed: once, and again when they are others."""
         if kept and kept != self._kept:
-            reason = "; ".join(describe_kept(one) for one in kept)
+            reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)
             await self._ring(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
         self._kept = kept
 

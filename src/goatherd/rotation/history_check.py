@@ -26,10 +26,9 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, source_digest
-from goatherd.providers.base import Guarantees, ReadConsistency
+from goatherd.providers.base import Guarantees, ReadConsistency, StoreReader
 from goatherd.providers.values import VersionState
 from goatherd.rotation.policy import Policy
-from goatherd.rotation.repeating_store import StoreReader
 from goatherd.rotation.store_history import Held, find_contradictions, went_back
 from goatherd.server_answers import ServerIdentity
 

@@ -1,8 +1,8 @@
 """A store in which a single call that fails is made again at once, so that one failure does not cost a whole look.
 
-What it is: `StoreReader`, what the looks at a store need of it, and `RepeatingStore`, which a run reads and writes
-through. What it is not: a wait for a store that is away (`Policy.store_patience`, in `goatherd.rotation.rotator`), nor
-the retries inside one call (`goatherd.providers.base`), all of which have failed before a call is made again here.
+What it is: `RepeatingStore`, which a run reads and writes through. What it is not: a wait for a store that is away
+(`Policy.store_patience`, in `goatherd.rotation.rotator`), nor the retries inside one call (`goatherd.providers.base`),
+all of which have failed before a call is made again here.
 
 A look reads several times, and beside a server that is down it takes seconds. If it had to begin anew for every call
 that fails, a store that fails one call every few seconds could stop a run for good.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
@@ -27,17 +27,6 @@ from goatherd.rotation.policy import Policy
 TRIES: Final = 3
 
 R = TypeVar("R")
-
-
-class StoreReader(Protocol):
-    """What the looks at a store need of it: a `goatherd.providers.base.SecretProvider`, or a `RepeatingStore`."""
-
-    @property
-    def guarantees(self) -> Guarantees: ...
-
-    async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue: ...
-
-    async def versions(self, secret_id: str) -> list[SecretVersion]: ...
 
 
 class RepeatingStore:

@@ -31,6 +31,7 @@ from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
+from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
@@ -38,7 +39,6 @@ from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold
 from goatherd.rotation.history_check import check_distrusted, check_store_history
-from goatherd.rotation.holdings import find_holdings
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
 from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity

@@ -16,10 +16,10 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.expiry import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
+from goatherd.providers.base import StoreReader
 from goatherd.providers.values import VersionState
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
-from goatherd.rotation.repeating_store import StoreReader
 from goatherd.rotation.vouching import find_introduction_ids
 from goatherd.times import iso
 

@@ -45,6 +45,7 @@ from goatherd.identity.freeze import MAX_SHOWN, FrozenList, counted
 from goatherd.identity.revocation import Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
+from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
@@ -52,7 +53,6 @@ from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
 from goatherd.rotation.history_check import check_store_history
-from goatherd.rotation.holdings import Holding, find_holdings
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime

@@ -47,6 +47,7 @@ from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
+from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
@@ -67,7 +68,6 @@ from goatherd.rotation.events import (
 )
 from goatherd.rotation.health import HealthSignal, HealthWatch
 from goatherd.rotation.history_check import check_distrusted, check_store_history, find_later_versions
-from goatherd.rotation.holdings import Holding, find_cancelled_holdings, find_holdings
 from goatherd.rotation.machine import (
     Abandon,
     Action,

@@ -16,8 +16,8 @@ from typing import Final
 from goatherd.errors import IdentityError, ProviderError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.succession import check_first, verify_signed
+from goatherd.providers.base import StoreReader
 from goatherd.providers.values import CURRENT, SecretVersion, VersionState
-from goatherd.rotation.repeating_store import StoreReader
 from goatherd.server_answers import ServerIdentity
 
 MOST_VERSIONS: Final = 8

@@ -8,11 +8,11 @@ import pytest
 
 from goatherd.errors import ConflictError, NotAdoptedError, ProviderAccessDeniedError
 from goatherd.identity.document import decode_document
+from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
 from goatherd.rotation import Outcome, Phase
-from goatherd.rotation.holdings import find_holdings
 from goatherd.testing.herd import Herd
 
 from .conftest import MakeHerd, check_steady, document_of, rotator_for

@@ -12,9 +12,9 @@ import pytest
 
 from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
+from goatherd.key_inventory import describe_kept
 from goatherd.providers.values import CURRENT, Label, shown_label
 from goatherd.rotation.alert import AlertKind
-from goatherd.rotation.holdings import describe_kept
 from goatherd.rotation.machine import Kept
 from goatherd.rotation.schedule import Act
 from goatherd.testing.herd import Herd
@@ -45,7 +45,9 @@ async def test_retire_keeps_a_labelled_version_destroys_the_others_and_names_the
     held = await herd.provider.read(herd.secret_id, AUDIT)
     assert decode_document(held.value.reveal()).current.id == "root-a"
     assert (await document_of(herd)).retired_ids == frozenset(), "a key that can be read is not on record as destroyed"
-    assert describe_kept(report.kept[0]).startswith(f"version {labelled} is kept: label `audit` points at it; remove")
+    assert describe_kept(labelled, report.kept[0].labels).startswith(
+        f"version {labelled} is kept: label `audit` points at it; remove"
+    )
 
 
 async def test_once_the_label_is_removed_retire_destroys_the_version_and_records_it(make_herd: MakeHerd) -> None:

@@ -16,11 +16,11 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
+from goatherd.key_inventory import Holding, find_holdings, retained_copies
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
-from goatherd.rotation.holdings import Holding, copies_left, find_holdings
 from goatherd.testing.herd import Herd
 
 from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -237,7 +237,7 @@ async def test_where_a_store_cannot_destroy_a_leftover_that_is_switched_off_stay
     ids=["destroys", "deprecates", "disables", "nothing"],
 )
 def test_where_a_store_keeps_a_copy_that_is_said(changes: dict[str, bool], said: str | None) -> None:
-    found = copies_left(replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **changes))
+    found = retained_copies(replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **changes))
     assert found is None if said is None else said in str(found)
 
 

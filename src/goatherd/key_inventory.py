@@ -1,7 +1,7 @@
-"""Which stored version holds whose private keys: what `retire` destroys by, and what `status` shows as proof.
+"""Find out which stored version holds whose private keys: `retire` destroys by it, `status` shows it as proof.
 
 It reads every version's value, so it needs a rotator's rights. What it is not: it destroys nothing. Rules: a version
-that cannot be looked at is listed with the reason, never left away; results hold ids, no key.
+that cannot be read is listed with the reason, and never counts as one without keys; results hold ids, no key.
 
 The store's list of versions holds what interrupted changes left too. A writer that is at work may be about to put such
 a value on record. It is safe to destroy it all the same, because each provider records the destruction before it
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import takewhile
 from typing import Final
 
 from goatherd.errors import (
+    GoatherdError,
     IdentityError,
     NewerKeyError,
     ProviderConfigurationError,
@@ -24,12 +26,11 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.silence import silent_since_ms
+from goatherd.identity.silence import silent_since_ms, unretired
 from goatherd.identity.transitions import CANCELLED
-from goatherd.providers.base import Guarantees
+from goatherd.providers.base import Guarantees, StoreReader
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState, shown_label
-from goatherd.rotation.action import Kept
-from goatherd.rotation.repeating_store import StoreReader
+from goatherd.times import milliseconds
 
 _RECENT: Final = 12
 """How many versions back a cancelled rotation may be; each rotation writes at most six."""
@@ -200,26 +201,26 @@ async def _look_into(
     )
 
 
-def describe_kept(kept: Kept, *, command: str = "`goatherd retire`") -> str:
+def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goatherd retire`") -> str:
     """Return why a version with a retired private key was not destroyed, and what to do about it, as one line.
 
     Args:
-        kept: The version, and the labels at it.
+        version: The id of the version.
+        labels: The labels at it that Goatherd has not set.
         command: What to run once the labels are removed.
     """
-    shown = [shown_label(label) for label in kept.labels]
+    shown = [shown_label(label) for label in labels]
     names = " and ".join(f"`{label}`" for label in shown)
-    points = "labels {} point" if len(kept.labels) > 1 else "label {} points"
+    points = "labels {} point" if len(labels) > 1 else "label {} points"
     commands = " and ".join(f"`goatherd versions unlabel {label}`" for label in shown)
-    it = "them" if len(kept.labels) > 1 else "it"
+    it = "them" if len(labels) > 1 else "it"
     return (
-        f"version {kept.version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} "
-        "again"
+        f"version {version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} again"
     )
 
 
-def copies_left(guarantees: Guarantees) -> str | None:
-    """Return where a value can still be found after `destroy`, for people; None where it is gone at once.
+def retained_copies(guarantees: Guarantees) -> str | None:
+    """Return where a value can still be read after `destroy`, as a phrase; None where no copy is retained.
 
     A copy that a store makes of itself (a replica, a backup, a snapshot) is beyond what any provider can see.
     """
@@ -236,3 +237,103 @@ def copies_left(guarantees: Guarantees) -> str | None:
             "it on again, until the whole secret is deleted and purged"
         )
     return "this store cannot destroy a single version"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyInventory:
+    """Where the private keys of one identity are, and which of them `goatherd retire` would destroy when.
+
+    Attributes:
+        holdings: The versions that are not destroyed, newest first.
+        signing: Roots whose private keys are needed: the current one, and the next one of a rotation.
+        roots: All roots of the document, in its order.
+        recorded: Roots of which it is on record that no version holds their private keys.
+        unretired: The other previous roots, and when each stopped signing; none while a rotation is in progress.
+        grace: How long after it was replaced a key is kept.
+        copies: Where a value can be read even after it was destroyed; None where nowhere.
+        problem: The code of the error for which the store could not be read.
+    """
+
+    holdings: tuple[Holding, ...]
+    signing: frozenset[str]
+    roots: tuple[str, ...]
+    recorded: frozenset[str]
+    unretired: tuple[tuple[str, int], ...]
+    grace: timedelta
+    copies: str | None
+    problem: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every version could be read, so that absence is proven."""
+        return self.problem is None and all(one.problem is None for one in self.holdings)
+
+    def versions_with(self, root: str) -> tuple[str, ...]:
+        """Return the ids of the versions that hold this root's private key."""
+        return tuple(one.version.id for one in self.holdings if root in one.private_ids)
+
+    def due(self, now_ms: int) -> tuple[Holding, ...]:
+        """Return the versions that `goatherd retire` would destroy now."""
+        return tuple(one for one in self.retirable() if self.due_ms(one) <= now_ms)
+
+    def kept(self, now_ms: int) -> tuple[Holding, ...]:
+        """Return the versions that `goatherd retire` would destroy now if no foreign label pointed at them."""
+        return tuple(one for one in self.retired() if one.foreign_labels and self.due_ms(one) <= now_ms)
+
+    def next_due_ms(self, now_ms: int) -> int | None:
+        """Return when the next version is due to be destroyed, where one is."""
+        return min([self.due_ms(one) for one in self.retirable() if self.due_ms(one) > now_ms], default=None)
+
+    def recordable(self, now_ms: int) -> tuple[str, ...]:
+        """Return the roots of which `goatherd retire` would put on record now that no version holds their keys."""
+        if not self.is_complete:
+            return ()
+        grace_ms = milliseconds(self.grace)
+        return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
+
+    def retired(self) -> list[Holding]:
+        """Return the versions with a private key that no longer signs, without those that are current or stable."""
+        ours = {CURRENT, STABLE}
+        return [
+            one
+            for one in self.holdings
+            if (one.private_ids - self.signing or one.is_unknown_leftover) and not ours & one.version.labels
+        ]
+
+    def retirable(self) -> list[Holding]:
+        """Return the retired versions that no label keeps."""
+        return [one for one in self.retired() if not one.foreign_labels]
+
+    def due_ms(self, one: Holding) -> int:
+        """Return when a retired version may be destroyed."""
+        # What a cancelled rotation has left needs no time to roll back: its next root has signed nothing.
+        return one.retired_ms + (0 if one.is_of_cancelled else milliseconds(self.grace))
+
+
+async def take_key_inventory(
+    provider: StoreReader, secret_id: str, document: IdentityDocument, grace: timedelta
+) -> KeyInventory:
+    """Read every version of a secret. A store that refuses is reported as a problem, not as a store without keys.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        document: The current identity.
+        grace: How long after it was replaced a key is kept.
+    """
+    holdings: tuple[Holding, ...] = ()
+    problem: str | None = None
+    try:
+        holdings = await find_holdings(provider, secret_id, document)
+    except GoatherdError as error:
+        problem = error.code
+    return KeyInventory(
+        holdings=holdings,
+        signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
+        roots=tuple(root.id for root in document.roots),
+        recorded=document.retired_ids,
+        unretired=unretired(document) if document.rotation is None else (),
+        grace=grace,
+        copies=retained_copies(provider.guarantees),
+        problem=problem,
+    )

@@ -1,0 +1,97 @@
+"""What ``goatherd status`` and ``goatherd retire`` show of the key inventory, as data and as lines.
+
+What it is not: it reads no store (`goatherd.key_inventory`). Rules: ids and times only.
+"""
+
+from __future__ import annotations
+
+from goatherd.cli.output import Output
+from goatherd.key_inventory import Holding, KeyInventory, describe_kept
+from goatherd.providers.values import shown_labels
+from goatherd.times import iso
+
+
+def inventory_data(keys: KeyInventory, now_ms: int) -> dict[str, object]:
+    """Return a key inventory as data."""
+    following = keys.next_due_ms(now_ms)
+    return {
+        "complete": keys.is_complete,
+        "problem": keys.problem,
+        "versions": [
+            {
+                "id": one.version.id,
+                "labels": sorted(one.version.labels),
+                "state": one.version.state.value,
+                "leftover": one.version.is_leftover,
+                "privateKeysOf": sorted(one.private_ids),
+                "problem": one.problem,
+            }
+            for one in keys.holdings
+        ],
+        "roots": [
+            {"id": root, "versions": list(keys.versions_with(root)), "recordedDestroyed": root in keys.recorded}
+            for root in keys.roots
+        ],
+        "copies": keys.copies,
+        "retireDue": [one.version.id for one in keys.due(now_ms)],
+        "retireKept": [{"version": one.version.id, "labels": list(one.foreign_labels)} for one in keys.kept(now_ms)],
+        "recordDue": list(keys.recordable(now_ms)),
+        "retireNext": None if following is None else iso(following),
+    }
+
+
+def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
+    """Return a key inventory as lines."""
+    if keys.problem is not None:
+        return [f"private keys: it cannot be told which version holds which ({keys.problem})"]
+    rows = [
+        (
+            one.version.id,
+            "(left over)" if one.version.is_leftover else shown_labels(one.version.labels),
+            one.problem or " ".join(sorted(one.private_ids)),
+            _describe_due(keys, one),
+        )
+        for one in keys.holdings
+    ]
+    lines = out.table(("VERSION", "LABELS", "PRIVATE KEYS OF", "RETIRE FROM"), rows)
+    for root in keys.roots:
+        if not keys.versions_with(root):
+            lines.append(_absence(keys, root))
+    due, following, recordable = keys.due(now_ms), keys.next_due_ms(now_ms), keys.recordable(now_ms)
+    if recordable:
+        named = " ".join(recordable)
+        lines.append(f"due: `goatherd retire` puts on record that no version holds the private key of {named}")
+    if due:
+        lines.append(f"due: `goatherd retire` destroys {len(due)} versions: {' '.join(one.version.id for one in due)}")
+    elif following is not None:
+        lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
+    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.kept(now_ms)]
+    if keys.copies is not None:
+        lines.append(f"mind: {keys.copies}")
+    return lines
+
+
+def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
+    """Return a line for each version that `goatherd retire` would destroy now: whose private keys it holds."""
+    return [
+        f"version {one.version.id}, of {iso(one.version.created_ms)}: {_describe_content(one)}"
+        for one in keys.due(now_ms)
+    ]
+
+
+def _describe_due(keys: KeyInventory, one: Holding) -> str:
+    if one in keys.retirable():
+        return iso(keys.due_ms(one))
+    return "when no label points at it" if one in keys.retired() else ""
+
+
+def _absence(keys: KeyInventory, root: str) -> str:
+    record = ", and it is on record that none holds it" if root in keys.recorded else ""
+    if keys.is_complete:
+        return f"the private key of {root} is in no version of this secret{record}"
+    return f"the private key of {root} was not seen, but some versions could not be looked at{record}"
+
+
+def _describe_content(one: Holding) -> str:
+    keys = f"the private key of {', '.join(sorted(one.private_ids))}" if one.private_ids else str(one.problem)
+    return f"left over from an interrupted change; {keys}" if one.version.is_leftover else keys
