@@ -8,7 +8,6 @@ import json
 import math
 import random
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.cli.checks import _look_at, _node_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config.options import Options
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeError, RotationError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import prepare
 from goatherd.node import Server
+from goatherd.operations.doctor import Examined, _node_checks
+from goatherd.operations.status import read_server_state
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
 from goatherd.rotation.events import Event
@@ -217,9 +216,13 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
     await observer.probe_flow(client.base_url, [], asker=signer, patience=timedelta(0))
     async for commits in observer.gather(["a" * 24], signer):
         assert isinstance(commits, list)
-    state = await _look_at(client, document, "localhost")
+    state = await read_server_state(client, document, "localhost")
     check_shown(json.loads(json.dumps(state.to_json())))
-    for check in await _node_checks(client, document, replace(Options(), nodes=("http://x",))):
+    for check in await _node_checks(
+        client,
+        document,
+        Examined(addresses=("http://x",), org="localhost", policy=Policy(), refresh_interval=timedelta(seconds=30)),
+    ):
         check_shown(check.text)
 
 

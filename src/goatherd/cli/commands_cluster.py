@@ -13,7 +13,6 @@ from typing import Any, Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.checks import NodeState, clock_notes, describe_agent, examine, look, obstacle_checks
 from goatherd.cli.commands_store import describe
 from goatherd.cli.key_inventory_text import due_lines, inventory_data, inventory_lines
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
@@ -36,7 +35,6 @@ from goatherd.cli.rotation_text import (
     restarts_data,
     warn_of_short_life,
 )
-from goatherd.cli.store_checks import FAILED, SKIPPED, WARNING, Check
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
 from goatherd.config.options import Options
@@ -44,7 +42,10 @@ from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, N
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import notes, redacted
 from goatherd.key_inventory import KeyInventory, describe_kept, retained_copies, take_key_inventory
+from goatherd.operations.doctor import Examined, examine, obstacle_checks
 from goatherd.operations.runs import current_actor
+from goatherd.operations.status import NodeState, clock_notes, read_server_states
+from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING, Check
 from goatherd.providers.values import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
@@ -55,6 +56,7 @@ from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import KINDS
+from goatherd.server_answers import AgentReport
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration
 
@@ -77,7 +79,7 @@ async def _status(app: App) -> int:
         labels = {label: one.id for one in await store.versions() for label in one.labels}
         keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
         store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
-    nodes = await look(app.options, document)
+    nodes = await read_server_states(app.options.nodes, document, timeout=app.options.timeout, org=app.options.org)
     now_ms = SystemClock().now_ms()
     remarks = [*notes(document, now_ms), *clock_notes(document, store_ahead_ms, nodes, now_ms)]
     survey = await survey_now(app.options) if nodes else Survey(obstacles=(), remarks=())
@@ -125,7 +127,7 @@ def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
     if node.agent is not None:
-        kind = f"{kind}{':' if node.agent.activity else ''} {describe_agent(node.agent)}"
+        kind = f"{kind}{':' if node.agent.activity else ''} {_describe_agent(node.agent)}"
     problem = node.problem or kind
     if node.is_of_another_identity(document):
         problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
@@ -138,6 +140,13 @@ def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
     if node.data is not None and node.data.cannot_write is not None:
         problem = "; ".join(filter(None, (problem, node.data.cannot_write)))
     return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
+
+
+def _describe_agent(agent: AgentReport) -> str:
+    """Return what an agent reports of its server, as a phrase."""
+    if agent.activity is not None:
+        return agent.activity
+    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
 
 
 @command(example="goatherd doctor --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
@@ -169,7 +178,14 @@ def doctor(app: App) -> int:
 
 
 async def _doctor(options: Options) -> list[Check]:
-    checks = await examine(options)
+    examined = Examined(
+        addresses=options.nodes,
+        timeout=options.timeout,
+        org=options.org,
+        policy=build_policy(options),
+        refresh_interval=options.settings_refresh_interval,
+    )
+    checks = await examine(open_store(options), examined)
     is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
     if (options.nodes or options.rotation_bare) and is_identity_known:
         try:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from goatherd.cli.copying import Copied, check_addresses, check_lasting, copy_secret, open_both
 from goatherd.cli.main import App, command
+from goatherd.config.build import open_two_stores
+from goatherd.operations.copy import Copied, check_addresses, check_lasting, copy_secret
 from goatherd.providers.values import shown_label, shown_labels
 
 
@@ -39,7 +40,7 @@ async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resum
     def told(old: str, new: str) -> None:
         app.out.event("copied", {"from": old, "to": new}, f"copied version {old} as {new}")
 
-    async with open_both(app.options, source, destination) as (first, second):
+    async with open_two_stores(app.options, source, destination) as (first, second):
         check_lasting(second)
         return await copy_secret(first, second, dry_run=dry_run, resume=resume, progress=told)
 

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -98,6 +99,16 @@ async def open_store(options: Options, *, org: str | None = None) -> AsyncIterat
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
         yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named)
+
+
+@asynccontextmanager
+async def open_two_stores(options: Options, source: str, destination: str) -> AsyncIterator[tuple[Store, Store]]:
+    """Open the stores at two addresses."""
+    async with (
+        open_store(replace(options, provider=source)) as first,
+        open_store(replace(options, provider=destination)) as second,
+    ):
+        yield first, second
 
 
 def build_policy(options: Options, *, is_discovered: bool = False) -> Policy:

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.checks import NodeState
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
-from goatherd.cli.store_checks import _clock_check, _other_label_checks
 from goatherd.clock import SystemClock
-from goatherd.config.options import Options
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import to_settings
 from goatherd.identity.transitions import create
+from goatherd.operations.status import NodeState
+from goatherd.operations.store_checks import _clock_check, _other_label_checks
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId, VersionState
+from goatherd.rotation.machine import Policy
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit
 from tests.unit.goats import introduction
@@ -516,12 +516,12 @@ def test_doctor_names_a_store_that_stops_answering_while_it_looks(
 
 
 def test_doctor_compares_no_clock_with_a_list_that_lags() -> None:
-    assert _clock_check([], NOW_MS, None, Options()).level == "ok"
+    assert _clock_check([], NOW_MS, None, Policy().clock_tolerance).level == "ok"
 
 
 @pytest.mark.parametrize(("ahead_ms", "level"), [(0, "ok"), (-120_000, "warn"), (31 * 86_400_000, "FAIL")])
 def test_doctor_compares_this_machines_clock_with_the_stores(ahead_ms: int, level: str) -> None:
-    found = _clock_check([], NOW_MS, ahead_ms, Options())
+    found = _clock_check([], NOW_MS, ahead_ms, Policy().clock_tolerance)
     assert found.level == level
     if ahead_ms:
         assert "the clock of the store is" in found.text

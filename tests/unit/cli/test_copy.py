@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.copying import copy_secret
 from goatherd.cli.main import EXIT_CODES
 from goatherd.errors import (
     ConflictError,
@@ -18,6 +17,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.ids import new_id
+from goatherd.operations.copy import copy_secret
 from goatherd.operations.identity_store import Store
 from goatherd.plugins import open_provider
 from goatherd.providers.base import Call, Guarantees

@@ -1,4 +1,4 @@
-"""The checks of ``goatherd doctor`` on the store, and what a check is.
+"""Check the store of an identity: can it be read, where do its labels lead, is its clock right.
 
 What it is not: it writes nothing. Rules: a check that could not be made is not a check that passed, it is ``skip``;
 texts hold ids, times and numbers, never key material.
@@ -13,13 +13,13 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import SystemClock
-from goatherd.config.options import Options
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.identity_store import Store
 from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
+from goatherd.rotation.policy import Policy
 from goatherd.times import format_duration, milliseconds
 
 OK: Final = "ok"
@@ -59,16 +59,14 @@ class Check:
         return asdict(self) | {"level": self.level.lower()}
 
 
-async def store_checks(
-    store: Store, version: SecretVersion, document: IdentityDocument, options: Options
-) -> list[Check]:
+async def store_checks(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
     """Return the checks on a store that could be read.
 
     Args:
         store: The store.
         version: What `current` led to.
         document: What was read there.
-        options: The options.
+        policy: What a rotation would go by.
     """
     checks = [await _latency_check(store), *await _diagnosis(store)]
     guarantees = store.provider.guarantees
@@ -91,12 +89,12 @@ async def store_checks(
     checks.append(await _stable_check(store, labels.get(STABLE), document))
     checks += _other_label_checks(labels)
     now_ms = SystemClock().now_ms()
-    checks.append(_clock_check(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), options))
-    grace_ms = milliseconds(options.rotation_grace)
+    checks.append(_clock_check(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), policy.clock_tolerance))
+    grace_ms = milliseconds(policy.grace)
     old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
     overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
     if overdue and document.rotation is None:
-        text = f"{len(overdue)} unlabelled versions are older than {format_duration(options.rotation_grace)}"
+        text = f"{len(overdue)} unlabelled versions are older than {format_duration(policy.grace)}"
         hint = "Private keys that were replaced may lie in them: `goatherd retire`."
         checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
     else:
@@ -187,14 +185,14 @@ def _other_label_checks(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     ]
 
 
-def _clock_check(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, options: Options) -> Check:
+def _clock_check(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, tolerance: timedelta) -> Check:
     """Compare the store's clock, by the date of its last answer, and the clock that stamped the newest version.
 
     Of the latter it can only be seen that it is fast, not that it is slow.
     """
     if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > STORE_SKEW:
         text = describe_difference(THE_STORE, ahead_ms)
-        is_refused = timedelta(milliseconds=abs(ahead_ms)) > options.rotation_clock_tolerance
+        is_refused = timedelta(milliseconds=abs(ahead_ms)) > tolerance
         more = " No command writes anything while they differ by more than rotation.clock_tolerance." * is_refused
         hint = f"Set this machine's clock by NTP, and the store's if the store is a server of your own.{more}"
         return Check(name="store clock", level=FAILED if is_refused else WARNING, text=text, hint=hint)

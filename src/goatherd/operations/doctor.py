@@ -1,6 +1,6 @@
-"""What ``goatherd status`` sees of the nodes, and the checks of ``goatherd doctor`` on them and on the identity.
+"""Check the store, the identity and every server of a cluster: what ``goatherd doctor`` reports.
 
-The store's own checks are `goatherd.cli.store_checks`. What it is not: it changes nothing, but that the attacker's
+What it is not: it changes nothing, but that the attacker's
 question makes one anonymous session on each node, unless an agent has asked it. Rules: a check that could not be made
 is not a check that passed; texts hold ids and times, never key material.
 """
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from goatherd.cli.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config.build import open_store
-from goatherd.config.options import Options
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.expiry import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
@@ -26,14 +23,17 @@ from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, notes
 from goatherd.identity.succession import verify_signed
 from goatherd.operations.creations import Conflict, find_conflicts
+from goatherd.operations.identity_store import Store
+from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
+from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
 from goatherd.rotation.action import ObstacleKind
-from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
+from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.discovery import NodeDirectory
-from goatherd.rotation.observe import prove_signer
-from goatherd.rotation.obstacles import Survey, is_of_another_identity
+from goatherd.rotation.obstacles import Survey
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.store_history import KINDS
-from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
+from goatherd.server_answers import DataReport
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
 from goatherd.wire.commit import Commit
@@ -61,7 +61,6 @@ _SHORT_FROM_THE_START: Final = (
     f" an unmodified server is not started with {SHORT_LIFE.days} or less left. The new root lives longer."
 )
 
-SKEW_WARNING: Final = timedelta(seconds=30)
 SKEW_LIMIT: Final = timedelta(minutes=3)
 """COMPAT: a request signed further away than this is refused."""
 
@@ -70,203 +69,31 @@ SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 SHOWN: Final = 5
 
 
-def _data_to_json(data: DataReport) -> dict[str, object]:
-    return {
-        "complete": data.is_complete,
-        "records": data.records,
-        "damaged": data.damaged,
-        "unverifiable": data.unverifiable,
-        "unwritable": data.unwritable,
-    }
-
-
-def _agent_to_json(agent: AgentReport) -> dict[str, object]:
-    door = agent.door
-    return {
-        "state": agent.state,
-        "started": agent.started,
-        "restarts": agent.restarts,
-        "leakCheck": None if agent.checked_ms is None else iso(agent.checked_ms),
-        "pending": list(agent.pending),
-        "door": None
-        if door is None
-        else {"passedOn": door.passed_on, "exposed": door.is_exposed, "stopped": door.stopped},
-    }
-
-
-def describe_agent(agent: AgentReport) -> str:
-    """Return what an agent says of its server as a phrase, for humans."""
-    if agent.activity is not None:
-        return agent.activity
-    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """What one node was seen to do. None: not known.
+class Examined:
+    """What is to be checked besides the store.
 
     Attributes:
-        agent: What its agent says, for an unmodified server under one.
-        is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
-        trusts_current: Whether it answers a request signed by the store's current root.
-        view_age: How old its view of the store is.
-        source: What its identity is from: ``store``, ``file`` or ``last known good``.
-        view_interval: How long after one look at the store it takes the next, at the latest, as it says.
-        is_telling_interval: Whether it says how often it looks at the store; None in `view_interval` then means never.
-        is_watching: Whether the store notifies it of changes.
-        data: What it has found in its own logs.
-        clock_ahead_ms: How far its clock is ahead of this machine's, below 0 behind, by the date of its last answer.
+        addresses: The servers, or where to discover them.
+        timeout: Timeout of one request to a server.
+        org: The organization.
+        policy: What a rotation would go by.
+        refresh_interval: How often a server reads the store where it does not say so.
     """
 
-    url: str
-    is_unmodified: bool = False
-    trusts_current: bool | None = None
-    signs_with: str | None = None
-    generation: int | None = None
-    phase: str | None = None
-    view_age: timedelta | None = None
-    is_degraded: bool | None = None
-    source: str | None = None
-    roots: tuple[str, ...] = ()
-    view_interval: timedelta | None = None
-    is_telling_interval: bool = False
-    is_watching: bool = False
-    data: DataReport | None = None
-    agent: AgentReport | None = None
-    problem: str | None = None
-    clock_ahead_ms: int | None = None
-
-    def is_in_step(self, current_id: str) -> bool:
-        """Whether it trusts the current root and, as far as it tells, signs with it."""
-        is_silent = self.is_unmodified and self.signs_with is None
-        return self.trusts_current is True and (is_silent or self.signs_with == current_id)
-
-    def is_of_another_identity(self, document: IdentityDocument) -> bool:
-        """Whether it trusts none of the identity's roots, as far as it tells."""
-        return is_of_another_identity(self.roots, frozenset(root.id for root in document.roots))
-
-    def is_stale(self, usual: timedelta) -> bool:
-        """Whether its view of the store is older than three of its looks are apart.
-
-        Args:
-            usual: How far they are apart where it does not say so.
-        """
-        interval = self.view_interval if self.is_telling_interval else usual
-        return self.view_age is not None and interval is not None and self.view_age > 3 * interval
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as data."""
-        return {
-            "url": self.url,
-            "unmodified": self.is_unmodified,
-            "trustsCurrent": self.trusts_current,
-            "signsWith": self.signs_with,
-            "generation": self.generation,
-            "phase": self.phase,
-            "viewAge": None if self.view_age is None else format_duration(self.view_age),
-            "degraded": self.is_degraded,
-            "source": self.source,
-            "roots": list(self.roots),
-            "viewInterval": None if self.view_interval is None else format_duration(self.view_interval),
-            "watching": self.is_watching,
-            "data": None if self.data is None else _data_to_json(self.data),
-            "agent": None if self.agent is None else _agent_to_json(self.agent),
-            "clockAheadMs": self.clock_ahead_ms,
-            "problem": self.problem,
-        }
+    addresses: tuple[str, ...] = ()
+    timeout: timedelta = timedelta(seconds=5)
+    org: str
+    policy: Policy
+    refresh_interval: timedelta
 
 
-async def look(options: Options, document: IdentityDocument) -> list[NodeState]:
-    """Ask every node of the options, side by side; where it cannot be told who they are, that is the one that fails."""
-    async with NodeDirectory(options.nodes, timeout=options.timeout, org=options.org) as directory:
-        try:
-            clients = await directory()
-        except DiscoveryError as error:
-            return [NodeState(url=", ".join(options.nodes), problem=str(error))]
-        return list(await asyncio.gather(*(_look_at(client, document, options.org) for client in clients)))
-
-
-def clock_notes(
-    document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeState], now_ms: int
-) -> list[str]:
-    """Return a line for each clock that differs from this machine's, and one for times that are in the future.
+async def examine(opening: AbstractAsyncContextManager[Store], examined: Examined) -> list[Check]:
+    """Make every check and return the results. A store that cannot be opened or read is a failed check, not an error.
 
     Args:
-        document: The identity.
-        store_ahead_ms: How far the store's clock is ahead; None where it tells none.
-        nodes: The servers, as they were seen.
-        now_ms: This machine's time, in milliseconds since 1970.
-    """
-    seen = [(THE_STORE, store_ahead_ms), *((node.url, node.clock_ahead_ms) for node in nodes)]
-    found = [
-        describe_difference(name, ahead_ms)
-        for name, ahead_ms in seen
-        if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > SKEW_WARNING
-    ]
-    recorded_ms = recorded_ahead_ms(document, now_ms)
-    if timedelta(milliseconds=recorded_ms) > SKEW_WARNING:
-        found.append(
-            f"the identity records times up to {describe_span(recorded_ms)} in the future: a machine with a wrong "
-            "clock wrote it, or this machine's clock is behind"
-        )
-    return found
-
-
-async def _look_at(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
-    """Ask one node what it does, and note its clock."""
-    state = await _ask(client, document, org)
-    return replace(state, clock_ahead_ms=client.clock_ahead_ms(SystemClock().now_ms()))
-
-
-async def _ask(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
-    url = client.base_url
-    try:
-        answer = await client.identity()
-    except NodeError as error:
-        return NodeState(url=url, problem=str(error))
-    agent = None if answer is None else answer.agent
-    signer = None
-    try:
-        trusts = await client.answers(document.current)
-        if answer is not None and agent is not None:
-            now_ms = SystemClock().now_ms()
-            signer = await prove_signer(client, answer, [document.current], org=org, now_ms=now_ms)
-    except NodeError as error:
-        if answer is None or agent is None:
-            return NodeState(url=url, problem=str(error))
-        state = _state(url, None, answer)
-        # While its agent restarts it, a server is not expected to answer.
-        return state if agent.is_down else replace(state, problem=str(error))
-    if answer is None:
-        return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
-    state = _state(url, trusts, answer)
-    return replace(state, signs_with=signer) if agent is not None else state
-
-
-def _state(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
-    code = answer.refusal or ""
-    return NodeState(
-        url=url,
-        is_unmodified=answer.agent is not None,
-        trusts_current=trusts,
-        signs_with=None if answer.agent is not None else answer.signer,
-        generation=answer.generation,
-        phase=answer.phase,
-        view_age=answer.view_age,
-        is_degraded=answer.is_degraded is True,
-        source=answer.source,
-        roots=answer.roots or (),
-        view_interval=answer.view_interval,
-        is_telling_interval=answer.says_interval,
-        is_watching=answer.is_watching,
-        data=answer.data,
-        agent=answer.agent,
-        problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
-    )
-
-
-async def examine(options: Options) -> list[Check]:
-    """Make every check and return what came of each; a store that cannot be read is a failed check, not an error.
+        opening: Opens the store.
+        examined: The servers, and what a rotation would go by.
 
     Raises:
         ConfigurationError, PluginNotFoundError, MissingExtraError: No store is named, or its plugin cannot be had.
@@ -275,7 +102,7 @@ async def examine(options: Options) -> list[Check]:
     document = None
     async with AsyncExitStack() as stack:
         try:
-            store = await stack.enter_async_context(open_store(options))
+            store = await stack.enter_async_context(opening)
             version, document = await store.read()
         except GoatherdError as error:
             if error.code.startswith(("configuration", "plugin")):
@@ -284,10 +111,10 @@ async def examine(options: Options) -> list[Check]:
             checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
         else:
             checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
-            checks += await store_checks(store, version, document, options)
-            checks += _identity_checks(document, options)
-    checks += await _checks_of_all(document, options)
-    if not options.nodes:
+            checks += await store_checks(store, version, document, examined.policy)
+            checks += _identity_checks(document, examined)
+    checks += await _checks_of_all(document, examined)
+    if not examined.addresses:
         checks.append(
             Check(name="nodes", level=WARNING, text="no node is listed, so none was asked", hint="Give --node URL.")
         )
@@ -305,7 +132,7 @@ def _signature_check(document: IdentityDocument) -> Check:
     return Check(name="signature", level=OK, text="the current root has signed the document")
 
 
-def _identity_checks(document: IdentityDocument, options: Options) -> list[Check]:
+def _identity_checks(document: IdentityDocument, examined: Examined) -> list[Check]:
     now_ms = SystemClock().now_ms()
     text = f"whole, generation {document.generation}, {len(document.roots)} roots"
     checks = [Check(name="identity", level=OK, text=text), _signature_check(document)]
@@ -321,7 +148,7 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
             hint = _SHORT_FROM_THE_START
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     ahead_ms = recorded_ahead_ms(document, now_ms)
-    if timedelta(milliseconds=ahead_ms) > options.rotation_clock_tolerance:
+    if timedelta(milliseconds=ahead_ms) > examined.policy.clock_tolerance:
         text = f"the identity records times up to {describe_span(ahead_ms)} in the future"
         hint = (
             "Is this machine's clock right? If so, a machine with a wrong one wrote it: `goatherd retire` corrects the "
@@ -331,7 +158,7 @@ def _identity_checks(document: IdentityDocument, options: Options) -> list[Check
     record = document.rotation
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
-        overdue = since > options.rotation_adoption
+        overdue = since > examined.policy.adoption
         text = (
             f"{record.phase.value} for {format_duration(since)}, begun {iso(record.started_at)} by {record.started_by}"
         )
@@ -358,8 +185,8 @@ def obstacle_checks(survey: Survey) -> list[Check]:
     return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
 
 
-async def _checks_of_all(document: IdentityDocument | None, options: Options) -> list[Check]:
-    async with NodeDirectory(options.nodes, timeout=options.timeout, org=options.org) as directory:
+async def _checks_of_all(document: IdentityDocument | None, examined: Examined) -> list[Check]:
+    async with NodeDirectory(examined.addresses, timeout=examined.timeout, org=examined.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -368,17 +195,17 @@ async def _checks_of_all(document: IdentityDocument | None, options: Options) ->
         if directory.is_discovered:
             found = ", ".join(client.base_url for client in clients)
             checks.append(Check(name="nodes", level=OK, text=f"{len(clients)} found: {found}"))
-        for each in await asyncio.gather(*(_node_checks(client, document, options) for client in clients)):
+        for each in await asyncio.gather(*(_node_checks(client, document, examined) for client in clients)):
             checks += each
-    if document is not None and options.nodes:
-        checks += await _session_checks(document, options)
+    if document is not None and examined.addresses:
+        checks += await _session_checks(document, examined)
     return checks
 
 
-async def _session_checks(document: IdentityDocument, options: Options) -> list[Check]:
+async def _session_checks(document: IdentityDocument, examined: Examined) -> list[Check]:
     """Look for sessions whose concurrent creations end GoatDB servers and clients, on one server or between two."""
     name = "sessions"
-    org = options.org
+    org = examined.org
     held: dict[str, list[Commit]] = {}
     checks = []
 
@@ -394,7 +221,7 @@ async def _session_checks(document: IdentityDocument, options: Options) -> list[
         else:
             held[client.base_url] = await asyncio.to_thread(decode, sent, org)
 
-    async with NodeDirectory(options.nodes, timeout=max(options.timeout, SESSIONS_TIMEOUT)) as directory:
+    async with NodeDirectory(examined.addresses, timeout=max(examined.timeout, SESSIONS_TIMEOUT)) as directory:
         await asyncio.gather(*(read(client) for client in await directory()))
     conflicts = await asyncio.to_thread(find_conflicts, held)
     if conflicts:
@@ -417,7 +244,7 @@ def _conflict_check(name: str, conflicts: Sequence[Conflict]) -> Check:
     )
 
 
-async def _node_checks(client: NodeClient, document: IdentityDocument | None, options: Options) -> list[Check]:
+async def _node_checks(client: NodeClient, document: IdentityDocument | None, examined: Examined) -> list[Check]:
     try:
         checks = [await _leak_check(client)]
     except NodeRefusedError as error:
@@ -426,8 +253,8 @@ async def _node_checks(client: NodeClient, document: IdentityDocument | None, op
         return [Check(name="node", level=FAILED, text=str(error), hint="Is it running? Is the address right?")]
     checks.append(await _clock_check(client))
     if document is not None:
-        state = await _look_at(client, document, options.org)
-        checks.append(_step_check(state, document, options))
+        state = await read_server_state(client, document, examined.org)
+        checks.append(_step_check(state, document, examined))
         if state.agent is not None and state.agent.door is not None and state.agent.door.is_exposed:
             text = f"the server behind {state.url} can be reached at other addresses of its machine, past its door"
             hint = "The door's log names them (door.server_exposed). Have a firewall close that port."
@@ -494,7 +321,7 @@ def _data_check(url: str, data: DataReport) -> Check:
     return Check(name="data", level=OK, text=f"{url} has verified {data.records} records in its logs{so_far}")
 
 
-def _step_check(node: NodeState, document: IdentityDocument, options: Options) -> Check:
+def _step_check(node: NodeState, document: IdentityDocument, examined: Examined) -> Check:
     name, url = "node", node.url
     current = document.current.id
     if node.problem is not None:
@@ -527,7 +354,7 @@ def _step_check(node: NodeState, document: IdentityDocument, options: Options) -
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
         return Check(name=name, level=WARNING, text=text, hint="It serves, but follows no rotation until it can.")
-    if node.is_degraded or node.is_stale(options.settings_refresh_interval):
+    if node.is_degraded or node.is_stale(examined.refresh_interval):
         age = "unknown" if node.view_age is None else format_duration(node.view_age)
         every = (
             ""

@@ -1,8 +1,7 @@
-"""From one store to another: the work of ``goatherd copy``.
+"""Copy a secret from one store to another: every readable version, oldest first, and then its labels.
 
-What it is: every readable version of a secret, oldest first, and then its labels, into a secret that does not exist
-yet. What it is not: it changes nothing in the source, deletes nothing anywhere, and reads an identity only to see
-whether a rotation is under way. Rules:
+The destination must not exist yet. What it is not: it changes nothing in the source, deletes nothing anywhere, and
+reads an identity only to see whether a rotation is in progress. Rules:
 
 - `current` is the last label to be set, so that a copy that was interrupted has no current version and nobody starts
   from it. (Where the platform makes the first version the current one, and where the source has no other label, it has
@@ -14,15 +13,12 @@ whether a rotation is under way. Rules:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.config.build import open_store
-from goatherd.config.options import Options
 from goatherd.errors import (
     ConflictError,
     IdentityError,
@@ -114,16 +110,6 @@ class Copied:
     def labels_of(self, item: Item) -> list[str]:
         """Return the labels that lead to a version."""
         return sorted(label for label, holder in self.plan.labels.items() if holder == item.source)
-
-
-@asynccontextmanager
-async def open_both(options: Options, source: str, destination: str) -> AsyncIterator[tuple[Store, Store]]:
-    """Open two stores by their addresses."""
-    async with (
-        open_store(replace(options, provider=source)) as first,
-        open_store(replace(options, provider=destination)) as second,
-    ):
-        yield first, second
 
 
 async def copy_secret(

@@ -1,0 +1,223 @@
+"""Ask the servers of a cluster what they trust, sign with and have read: what ``goatherd status`` shows.
+
+What it is not: it changes nothing on a server. Rules: what a server does not say is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.client import NodeClient
+from goatherd.clock import SystemClock
+from goatherd.errors import DiscoveryError, NodeError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.recorded_times import recorded_ahead_ms
+from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
+from goatherd.rotation.discovery import NodeDirectory
+from goatherd.rotation.observe import prove_signer
+from goatherd.rotation.obstacles import is_of_another_identity
+from goatherd.server_answers import AgentReport, DataReport, ServerIdentity
+from goatherd.times import format_duration, iso
+
+SKEW_WARNING: Final = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """What one node was seen to do. None: not known.
+
+    Attributes:
+        agent: What its agent says, for an unmodified server under one.
+        is_unmodified: It answers as GoatDB does and has nothing of Goatherd's.
+        trusts_current: Whether it answers a request signed by the store's current root.
+        view_age: How old its view of the store is.
+        source: What its identity is from: ``store``, ``file`` or ``last known good``.
+        view_interval: How long after one look at the store it takes the next, at the latest, as it says.
+        is_telling_interval: Whether it says how often it looks at the store; None in `view_interval` then means never.
+        is_watching: Whether the store notifies it of changes.
+        data: What it has found in its own logs.
+        clock_ahead_ms: How far its clock is ahead of this machine's, below 0 behind, by the date of its last answer.
+    """
+
+    url: str
+    is_unmodified: bool = False
+    trusts_current: bool | None = None
+    signs_with: str | None = None
+    generation: int | None = None
+    phase: str | None = None
+    view_age: timedelta | None = None
+    is_degraded: bool | None = None
+    source: str | None = None
+    roots: tuple[str, ...] = ()
+    view_interval: timedelta | None = None
+    is_telling_interval: bool = False
+    is_watching: bool = False
+    data: DataReport | None = None
+    agent: AgentReport | None = None
+    problem: str | None = None
+    clock_ahead_ms: int | None = None
+
+    def is_in_step(self, current_id: str) -> bool:
+        """Whether it trusts the current root and, as far as it tells, signs with it."""
+        is_silent = self.is_unmodified and self.signs_with is None
+        return self.trusts_current is True and (is_silent or self.signs_with == current_id)
+
+    def is_of_another_identity(self, document: IdentityDocument) -> bool:
+        """Whether it trusts none of the identity's roots, as far as it tells."""
+        return is_of_another_identity(self.roots, frozenset(root.id for root in document.roots))
+
+    def is_stale(self, usual: timedelta) -> bool:
+        """Whether its view of the store is older than three of its looks are apart.
+
+        Args:
+            usual: How far they are apart where it does not say so.
+        """
+        interval = self.view_interval if self.is_telling_interval else usual
+        return self.view_age is not None and interval is not None and self.view_age > 3 * interval
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "url": self.url,
+            "unmodified": self.is_unmodified,
+            "trustsCurrent": self.trusts_current,
+            "signsWith": self.signs_with,
+            "generation": self.generation,
+            "phase": self.phase,
+            "viewAge": None if self.view_age is None else format_duration(self.view_age),
+            "degraded": self.is_degraded,
+            "source": self.source,
+            "roots": list(self.roots),
+            "viewInterval": None if self.view_interval is None else format_duration(self.view_interval),
+            "watching": self.is_watching,
+            "data": None if self.data is None else _data_to_json(self.data),
+            "agent": None if self.agent is None else _agent_to_json(self.agent),
+            "clockAheadMs": self.clock_ahead_ms,
+            "problem": self.problem,
+        }
+
+
+async def read_server_states(
+    addresses: Sequence[str], document: IdentityDocument, *, timeout: timedelta, org: str
+) -> list[NodeState]:
+    """Ask every server what it does, all at once. If discovery fails, return one state with the problem.
+
+    Args:
+        addresses: The servers, or where to discover them.
+        document: The identity in the store.
+        timeout: Timeout of one request.
+        org: The organization.
+    """
+    async with NodeDirectory(addresses, timeout=timeout, org=org) as directory:
+        try:
+            clients = await directory()
+        except DiscoveryError as error:
+            return [NodeState(url=", ".join(addresses), problem=str(error))]
+        return list(await asyncio.gather(*(read_server_state(client, document, org) for client in clients)))
+
+
+def clock_notes(
+    document: IdentityDocument, store_ahead_ms: int | None, nodes: Sequence[NodeState], now_ms: int
+) -> list[str]:
+    """Return a line for each clock that differs from this machine's, and one for times that are in the future.
+
+    Args:
+        document: The identity.
+        store_ahead_ms: How far the store's clock is ahead; None where it tells none.
+        nodes: The servers, as they were seen.
+        now_ms: This machine's time, in milliseconds since 1970.
+    """
+    seen = [(THE_STORE, store_ahead_ms), *((node.url, node.clock_ahead_ms) for node in nodes)]
+    found = [
+        describe_difference(name, ahead_ms)
+        for name, ahead_ms in seen
+        if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > SKEW_WARNING
+    ]
+    recorded_ms = recorded_ahead_ms(document, now_ms)
+    if timedelta(milliseconds=recorded_ms) > SKEW_WARNING:
+        found.append(
+            f"the identity records times up to {describe_span(recorded_ms)} in the future: a machine with a wrong "
+            "clock wrote it, or this machine's clock is behind"
+        )
+    return found
+
+
+async def read_server_state(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
+    """Ask one server what it does, and compare its clock with this machine's."""
+    state = await _ask(client, document, org)
+    return replace(state, clock_ahead_ms=client.clock_ahead_ms(SystemClock().now_ms()))
+
+
+async def _ask(client: NodeClient, document: IdentityDocument, org: str) -> NodeState:
+    url = client.base_url
+    try:
+        answer = await client.identity()
+    except NodeError as error:
+        return NodeState(url=url, problem=str(error))
+    agent = None if answer is None else answer.agent
+    signer = None
+    try:
+        trusts = await client.answers(document.current)
+        if answer is not None and agent is not None:
+            now_ms = SystemClock().now_ms()
+            signer = await prove_signer(client, answer, [document.current], org=org, now_ms=now_ms)
+    except NodeError as error:
+        if answer is None or agent is None:
+            return NodeState(url=url, problem=str(error))
+        state = _state(url, None, answer)
+        # While its agent restarts it, a server is not expected to answer.
+        return state if agent.is_down else replace(state, problem=str(error))
+    if answer is None:
+        return NodeState(url=url, is_unmodified=True, trusts_current=trusts)
+    state = _state(url, trusts, answer)
+    return replace(state, signs_with=signer) if agent is not None else state
+
+
+def _state(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
+    code = answer.refusal or ""
+    return NodeState(
+        url=url,
+        is_unmodified=answer.agent is not None,
+        trusts_current=trusts,
+        signs_with=None if answer.agent is not None else answer.signer,
+        generation=answer.generation,
+        phase=answer.phase,
+        view_age=answer.view_age,
+        is_degraded=answer.is_degraded is True,
+        source=answer.source,
+        roots=answer.roots or (),
+        view_interval=answer.view_interval,
+        is_telling_interval=answer.says_interval,
+        is_watching=answer.is_watching,
+        data=answer.data,
+        agent=answer.agent,
+        problem=f"refuses the store's identity: {code}" if code.startswith("identity.") else None,
+    )
+
+
+def _data_to_json(data: DataReport) -> dict[str, object]:
+    return {
+        "complete": data.is_complete,
+        "records": data.records,
+        "damaged": data.damaged,
+        "unverifiable": data.unverifiable,
+        "unwritable": data.unwritable,
+    }
+
+
+def _agent_to_json(agent: AgentReport) -> dict[str, object]:
+    door = agent.door
+    return {
+        "state": agent.state,
+        "started": agent.started,
+        "restarts": agent.restarts,
+        "leakCheck": None if agent.checked_ms is None else iso(agent.checked_ms),
+        "pending": list(agent.pending),
+        "door": None
+        if door is None
+        else {"passedOn": door.passed_on, "exposed": door.is_exposed, "stopped": door.stopped},
+    }
