@@ -128,7 +128,7 @@ async def test_a_server_that_gives_its_key_away_is_stopped_at_once_and_the_agent
         assert node.process is not None
         async with asyncio.timeout(120):
             assert await node.process.wait() == EXIT_CODES["agent"]
-        assert f"GIVES THE PRIVATE KEY OF ROOT {made.first.id} TO ANYBODY WHO ASKS" in node.log
+        assert f"returned the private key of root {made.first.id} to an unauthenticated request" in node.log
         assert made.first.to_secret_json()["privateKey"]["d"] not in node.log
         async with NodeClient(node.url, timeout=ANSWER) as client:
             with pytest.raises(NodeError):

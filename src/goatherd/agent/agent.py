@@ -1,6 +1,6 @@
-"""The loop: start the server, follow the store, one node at a time, and see to it that nothing leaks.
+"""Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-What it is: `run` with a child of its own, `watch` beside a server that somebody else runs (`Supervisor` is None).
+What it is: `run` with a child of its own, `watch` beside a server that another program runs (`Supervisor` is None).
 What it is not: it never writes the identity, and holds no rule of rotation. Rules:
 
 - The file is written while the server is stopped, or the server is told at once (signal, command).

@@ -169,7 +169,7 @@ class Lease:
             await self._clock.sleep(pause * _RANDOM.uniform(0.5, 1))
 
     async def _try(self) -> str | None:
-        """Try once; return None when the lease is ours, else who has it."""
+        """Try once; return None when the lease is ours, else the name of the node that holds it."""
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
         except SecretNotFoundError:
@@ -177,14 +177,14 @@ class Lease:
                 made = await self._provider.create(self._secret_id, self._mine().to_bytes())
                 self._version = str(made.id)
                 return None
-            return "somebody who was a moment earlier"
+            return "another node"
         ticket, version = Ticket.from_bytes(found.value.reveal()), str(found.version.id)
         if ticket.token != self._token and not self._is_over(ticket, version):
-            return ticket.holder or "somebody"
+            return ticket.holder or "another node"
         try:
             await self._put(self._mine(), version)
         except ConflictError:
-            return "somebody who was a moment earlier"
+            return "another node"
         return None
 
     def _is_over(self, ticket: Ticket, version: str) -> bool:

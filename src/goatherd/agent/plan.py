@@ -1,4 +1,4 @@
-"""What a GoatDB server must be told, when that takes a new start, and what its own rewriting of the file means.
+"""Decide whether a change of identity requires a restart, and classify edits that the server made to settings.json.
 
 Pure. What it is not: it writes no file and stops no process. Rules: what is compared and told are ids, times and
 counts, never key material; a file that cannot be read is "not known", never "empty".

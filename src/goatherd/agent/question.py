@@ -66,7 +66,7 @@ async def ask_as_an_attacker(client: NodeClient, document: IdentityDocument, clo
         What was seen; None where there was no answer.
 
     Raises:
-        KeyLeakedError: A private key came back. It is burnt.
+        KeyLeakedError: The server returned a private key. The key is exposed.
     """
     for _ in range(_ATTEMPTS):
         known = await _read_known(client, document, clock)
@@ -75,10 +75,11 @@ async def ask_as_an_attacker(client: NodeClient, document: IdentityDocument, clo
         except NodeError:
             continue
         if new.leaked:
-            # SECURITY: whoever asked before us has the key; the server must not go on giving it
+            # SECURITY: any earlier client may have the key; the server must stop before it returns the key again
             # (tests/cluster/test_agent.py).
             raise KeyLeakedError(
-                f"{client.base_url} GIVES THE PRIVATE KEY OF ROOT {' '.join(new.leaked)} TO ANYBODY WHO ASKS"
+                f"{client.base_url} returned the private key of root {' '.join(new.leaked)} to an unauthenticated"
+                " request"
             )
         at_ms = clock.now_ms()
         try:

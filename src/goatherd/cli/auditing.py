@@ -25,7 +25,7 @@ def audit_option() -> Decorator:
         "--audit-log",
         "audit_log",
         type=PathType(path_type=Path, dir_okay=False),
-        help="Add every decision with its evidence to this file, chained and signed.",
+        help="File to append an audit trail to: every decision with its evidence, chained and signed.",
     )
 
 

@@ -77,7 +77,11 @@ def _place_options(function: Callable[..., int | None]) -> Callable[..., int | N
                 type=PathType(path_type=Path),
                 help="Directory on a tmpfs for settings.json (default: found automatically).",
             ),
-            click.option("--plain-file", is_flag=True, help="Write the private key to a plain file on the disk."),
+            click.option(
+                "--plain-file",
+                is_flag=True,
+                help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
+            ),
             click.option(
                 "--accept-identity",
                 is_flag=True,
@@ -165,7 +169,7 @@ def _change_options(ways: Sequence[str]) -> Decorator:
     "agent_pass_env",
     multiple=True,
     metavar="NAME",
-    help="Variable with a credential of the store that the server gets all the same. Can be given more than once.",
+    help="Environment variable with a store credential to pass to the server. Can be given more than once.",
 )
 @click.option("--door", metavar="PORT", type=PORT, help="Port of a door in front of the server; see `goatherd door`.")
 @click.option(
@@ -186,7 +190,7 @@ def _change_options(ways: Sequence[str]) -> Decorator:
     "--agent-port",
     metavar="PORT",
     type=PORT,
-    help="Port of the agent's own address, where there is no door: name it with --node to see what the agent does.",
+    help="Port on which the agent reports its state to `status --node`, if there is no door.",
 )
 @click.option(
     "--agent-host",
@@ -262,7 +266,7 @@ run.allow_interspersed_args = False  # what follows the command is the command's
 def fetch(
     app: App, orgs: tuple[str, ...], create: bool, plain_file: bool, accept_identity: bool, log_level: str
 ) -> None:
-    """Write a GoatDB server's settings.json once, and end.
+    """Write a GoatDB server's settings.json once, then exit.
 
     For an init container, or before a server that something else starts. The server must not run: it would write over
     the file. The file stays until it is removed, or the memory that it lies in is gone.
@@ -294,7 +298,7 @@ def watch(
     accept_identity: bool,
     log_level: str,
 ) -> int:
-    """Keep the settings.json of a server that something else runs up to date.
+    """Keep settings.json up to date for a server that another program runs.
 
     For a sidecar. Writes the file, and again when the identity changes, one node of the cluster at a time; then tells
     the server to start anew, by a signal or a command, and waits until it signs with the new root. If it does not, it
@@ -315,7 +319,7 @@ def watch(
 )
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:
-    """Show whose turn it is to restart, and make the lease beforehand.
+    """Show which node holds the restart lease, or create the lease.
 
     The nodes under `goatherd run` and `goatherd watch` take turns by a small secret beside the identity that holds no
     key. The first of them makes it, if it may create secrets. With --make somebody who may does it for them.

@@ -24,13 +24,13 @@ WIDTH = 100
 )
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
 @click.argument("file", type=PathType(path_type=Path, dir_okay=False))
-@click.option("--offline", is_flag=True, help="With verify: trust the file's first signer, and read no store.")
+@click.option("--offline", is_flag=True, help="With verify: do not read the store; trust the first signer in the file.")
 @click.option(
     "--checkpoint",
     metavar="N:SHA256",
-    help="With verify: a head of this trail that was kept elsewhere, such as in the log; finds an end cut off.",
+    help="With verify: a checkpoint of this trail from another place, such as the log; detects a truncated trail.",
 )
-@click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: the last N records only.")
+@click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: show only the last N records.")
 def audit(
     app: App,
     action: str,

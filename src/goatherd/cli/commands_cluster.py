@@ -63,7 +63,7 @@ from goatherd.times import format_duration
 
 @command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
 def status(app: App) -> int:
-    """Show the store, the identity, and what every node does.
+    """Show the store, the identity, and the state of every server.
 
     Looks into every stored version too, and says whose private keys it holds, since when each could be destroyed, and
     how the last rotation ended and why. (Rights that read only the current version don't go so far; then it says that.)
@@ -151,7 +151,7 @@ def _describe_agent(agent: AgentReport) -> str:
 
 @command(example="goatherd doctor --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
 def doctor(app: App) -> int:
-    """Check the store, the identity and every node.
+    """Check the store, the identity and every server.
 
     Of the store: can it be read, how fast, what may these credentials do (where the platform tells without its being
     done), where do the labels lead, is its clock ours. Of the identity: is it whole, how long is it valid, is somebody
@@ -240,7 +240,7 @@ def distrust_option() -> Callable[[Any], Any]:
         "rotation_distrust",
         multiple=True,
         metavar="URL",
-        help="Server whose word on the store's history does not count. Can be given more than once.",
+        help="Server whose report of the store's history is ignored. Can be given more than once.",
     )
 
 
@@ -250,7 +250,9 @@ def distrust_option() -> Callable[[Any], Any]:
     "goatherd rotate --rollback",
     nodes=True,
 )
-@click.option("--plan", is_flag=True, help="Say what would happen, to whom, and what could stop it; write nothing.")
+@click.option(
+    "--plan", is_flag=True, help="Show the steps, the servers and the obstacles of a rotation; write nothing."
+)
 @click.option("--resume", is_flag=True, help="Resume the rotation in progress, whichever process started it.")
 @click.option("--cancel", is_flag=True, help="Cancel the rotation. Possible only before the next root signs.")
 @click.option("--rollback", is_flag=True, help="Roll back: the previous root signs again, and both roots stay trusted.")
@@ -280,20 +282,29 @@ def distrust_option() -> Callable[[Any], Any]:
     "--unlisted",
     "rotation_unlisted",
     metavar="TIME",
-    help="How long to wait for servers that are not listed; 0s if all are.",
+    help="How long to wait for servers that are not listed; 0s if every server is listed.",
 )
 @click.option(
-    "--bare", "rotation_bare", multiple=True, metavar="URL", help="A GoatDB server that nobody restarts; give each."
+    "--bare",
+    "rotation_bare",
+    multiple=True,
+    metavar="URL",
+    help="Unmodified GoatDB server that you restart by hand. Can be given more than once.",
 )
 @distrust_option()
-@click.option("--health-url", "rotation_health_url", metavar="URL", help="Go back when this is not answered with 2xx.")
 @click.option(
-    "--health-command", "rotation_health_command", metavar="CMD", help="Go back when this ends with anything but 0."
+    "--health-url", "rotation_health_url", metavar="URL", help="URL of a health check; roll back if it is not 2xx."
+)
+@click.option(
+    "--health-command",
+    "rotation_health_command",
+    metavar="CMD",
+    help="Command of a health check; roll back if it exits with another code than 0.",
 )
 @click.option(
     "--metrics-file",
     type=PathType(path_type=Path, dir_okay=False),
-    help="File for metrics at the end, for node_exporter's textfile collector; its name must end in .prom.",
+    help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option()
 @click.option("--unsafe-without-nodes", is_flag=True, help="Rotate without waiting for any server.")
@@ -477,12 +488,17 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
     nodes=True,
 )
 @distrust_option()
-@click.option("--grace", "rotation_grace", metavar="TIME", help="How old a rotation must be, such as 30d.")
+@click.option(
+    "--grace",
+    "rotation_grace",
+    metavar="TIME",
+    help="Age that a rotation must have reached before its old key is destroyed (default: 30d).",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
 @audit_option()
 def retire(app: App, yes: bool, dry_run: bool) -> int:
-    """Destroy old private keys whose time to go back is over.
+    """Destroy old private keys whose grace period has ended.
 
     Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
     roots stay trusted, with their public keys. Running it again is harmless.

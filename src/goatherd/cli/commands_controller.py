@@ -61,10 +61,10 @@ _log = logging.getLogger("goatherd.rotation")
     "goatherd controller --once",
     nodes=True,
 )
-@click.option("--explain", is_flag=True, help="Say what would be done when, and why; write nothing.")
+@click.option("--explain", is_flag=True, help="Show what the controller would do, when and why; write nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, then exit: for a timer or a CronJob.")
-@click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, as in a crontab.")
-@click.option("--max-age", "controller_max_age", metavar="TIME", help="How old a key may get, such as 60d.")
+@click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, in crontab format.")
+@click.option("--max-age", "controller_max_age", metavar="TIME", help="Age at which a key is replaced, such as 60d.")
 @click.option(
     "--timezone", "controller_timezone", metavar="NAME", help="Time zone of --cron and --window (default: UTC)."
 )
@@ -73,7 +73,7 @@ _log = logging.getLogger("goatherd.rotation")
     "controller_windows",
     multiple=True,
     metavar="WINDOW",
-    help="When a rotation may begin, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
+    help="Maintenance window, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
 )
 @click.option(
     "--missed",
@@ -88,12 +88,12 @@ _log = logging.getLogger("goatherd.rotation")
     "--metrics",
     metavar="ADDRESS:PORT",
     callback=checked(parse_listen_address),
-    help="Address at which to answer GET /metrics while the controller runs.",
+    help="Address on which the controller serves GET /metrics.",
 )
 @click.option(
     "--metrics-file",
     type=PathType(path_type=Path, dir_okay=False),
-    help="With --once: file for metrics, for node_exporter's textfile collector.",
+    help="With --once: file to write metrics to, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option()
 @distrust_option()
@@ -108,7 +108,7 @@ def controller(
     unsafe_without_nodes: bool,
     log_level: str,
 ) -> int:
-    """Rotate by a schedule, carry on what others left, and destroy old keys in time.
+    """Rotate on a schedule, resume interrupted rotations, and destroy old keys in time.
 
     By a cron expression or by the age of the key, within maintenance windows. When the next rotation is due follows
     from the identity document alone, so any number of controllers may run: the first one rotates, the others see it.

@@ -48,10 +48,12 @@ PATIENCE: Final = timedelta(seconds=120)
     "serve_peers",
     multiple=True,
     metavar="URL",
-    help="Another server: its sessions are compared, and damaged commits fetched from it. Can be given more than once.",
+    help="URL of another server, to compare sessions with and fetch damaged commits from. Can be given more than once.",
 )
-@click.option("--offline", is_flag=True, help="Do not read the store: verify with the roots in the directory, if any.")
-@click.option("--timeout", metavar="TIME", help="Longest time for one answer of a peer, such as 5s.")
+@click.option(
+    "--offline", is_flag=True, help="Do not read the store; verify with the roots in the data directory, if any."
+)
+@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server, at least 2m.")
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     default="127.0.0.1",
     show_default=True,
     callback=checked(parse_listen_host),
-    help="Address to listen on; 0.0.0.0 is all of this machine's.",
+    help="Address to listen on; 0.0.0.0 listens on every IPv4 address of this machine.",
 )
 @click.option(
     "--port",

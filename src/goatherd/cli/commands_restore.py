@@ -49,7 +49,7 @@ def _options_of_rotate(function: Callable[..., Any]) -> Callable[..., Any]:
 def restore(
     app: App, root: str | None, to_phase: str | None, metrics_file: Path | None, unsafe_without_nodes: bool
 ) -> int:
-    """Make an earlier root sign again after a finished rotation.
+    """Make a previous root the current root again, after a finished rotation.
 
     The cluster serves meanwhile. ROOT is the id of an earlier root (default: the root that signed before the current
     one). Its private key is read from the stored version that holds it; that is possible until `goatherd retire` has

@@ -49,12 +49,12 @@ UNMODIFIED: Final = (
 @click.option(
     "--reason", metavar="TEXT", help="Reason, recorded in the identity's history. Required unless --plan is given."
 )
-@click.option("--plan", is_flag=True, help="Say what would be done and what there is to be done; write nothing.")
+@click.option("--plan", is_flag=True, help="Show what the revocation would do, and to which sessions; write nothing.")
 @click.option(
     "--successor",
     default=NEW,
     metavar="new|next|ID",
-    help="Root that signs from now on: a new, the next or a previous one (default: a new one).",
+    help="Root that becomes the current root: `new`, `next`, or the ID of a previous root (default: new).",
 )
 @click.option(
     "--except",
@@ -63,7 +63,11 @@ UNMODIFIED: Final = (
     metavar="ID",
     help="User session not to reissue. Can be given more than once.",
 )
-@click.option("--destroy", is_flag=True, help="Destroy the stored versions with the revoked private key, at once.")
+@click.option(
+    "--destroy",
+    is_flag=True,
+    help="Destroy the stored versions that hold the revoked private key, without a grace period.",
+)
 @click.option(
     "--reopen", is_flag=True, help="Rebuild the list of frozen commits, including servers that were unreachable."
 )
@@ -71,13 +75,13 @@ UNMODIFIED: Final = (
     "--distrust",
     multiple=True,
     metavar="URL",
-    help="Server that was broken into: its list of commits does not count. Can be given more than once.",
+    help="Compromised server, whose list of commits is ignored. Can be given more than once.",
 )
 @click.option(
     "--trust-alone",
     multiple=True,
     metavar="URL",
-    help="Server whose commits count although no other server holds them. Can be given more than once.",
+    help="Server whose commits are accepted even if no other server holds them. Can be given more than once.",
 )
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
@@ -105,7 +109,7 @@ def revoke(
     unsafe_without_nodes: bool,
     yes: bool,
 ) -> int:
-    """Stop believing a root whose private key was stolen.
+    """Revoke a root whose private key was exposed.
 
     SESSION is the root's id, as `goatherd show` lists it. If it is the one that signs, another takes its place. From
     then on every Goatherd server refuses whatever it signs, however it is dated; what they held before stays and still
@@ -333,14 +337,14 @@ def _report_lines(report: RevocationReport) -> list[str]:
             f" and are not reissued: {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours:"
             " --reopen"
         )
-    lines += [f"left out: session {session} is believed no more" for session in report.left_out]
+    lines += [f"left out: session {session} is no longer trusted" for session in report.left_out]
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
     lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
     if not report.has_proof:
         lines.append(
-            "its private key is not to be had any more: servers that know no other root must be started with"
-            " --accept-identity"
+            "The store no longer holds this private key. Start servers that trust only this root with"
+            " --accept-identity."
         )
     return lines + _warnings(report)
 
@@ -427,8 +431,8 @@ def _warnings(report: RevocationReport) -> list[str]:
     if report.keys_left and not report.destroyed:
         versions = ", ".join(report.keys_left)
         lines.append(
-            f"the stored version(s) {versions} still hold its private key. It opens nothing any more but unmodified"
-            " servers; --destroy destroys it now, without the grace period of `goatherd retire`"
+            f"the stored version(s) {versions} still hold its private key. Only unmodified servers still accept it."
+            " --destroy destroys it now, without the grace period of `goatherd retire`"
         )
     if report.unknown_left:
         versions = ", ".join(report.unknown_left)

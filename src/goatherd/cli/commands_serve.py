@@ -43,7 +43,7 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
     "--settings",
     "serve_settings",
     type=PathType(path_type=Path),
-    help="A GoatDB settings.json to start from, in place of a store.",
+    help="GoatDB settings.json to read the identity from instead of a store.",
 )
 @click.option(
     "--refresh-interval",
@@ -119,7 +119,7 @@ def _is_installed(name: str) -> bool:
 
 @command(example="goatherd demo\ngoatherd demo --json")
 def demo(app: App) -> int:
-    """Three servers, one identity, two rotations under traffic.
+    """Run three servers with one identity, and rotate twice under traffic.
 
     Everything happens in a temporary directory and on loopback addresses, in under a minute. Ends with 11 if a request
     was refused or a commit was lost.

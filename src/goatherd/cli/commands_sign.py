@@ -32,12 +32,12 @@ _STATES = {
     "goatherd sign --accept --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
-@click.option("--accept", is_flag=True, help="Sign what the store holds, and write it.")
+@click.option("--accept", is_flag=True, help="Sign the identity that the store holds, and write it.")
 @click.option("--take-back", is_flag=True, help="Write the last signed version again.")
 @distrust_option()
 @audit_option()
 def sign(app: App, accept: bool, take_back: bool) -> int:
-    """Sign an identity whose signature does not hold, or take back what changed.
+    """Sign an identity whose signature is invalid, or undo the change.
 
     Every command that writes the identity signs it. Servers that have seen a signed identity refuse one that is not
     signed, and so do the commands that write. The signature does not hold after Goatherd 0.1.0 has written, or after

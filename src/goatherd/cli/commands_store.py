@@ -81,7 +81,7 @@ async def _init(app: App) -> None:
     nodes=True,
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PathType(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option(
     "--write-sessions/--no-write-sessions",
     default=True,
@@ -91,18 +91,18 @@ async def _init(app: App) -> None:
 @click.option(
     "--only-server",
     is_flag=True,
-    help="The cluster has no other server that was migrated before and may hold the same sessions.",
+    help="State that no other server of the cluster was migrated before or may hold the same sessions.",
 )
 @click.option(
     "--root",
     "root_id",
     metavar="ID",
-    help="Root that signs from now on, where the servers have different ones. The others stay trusted.",
+    help="Root that becomes the current root if the servers have different ones. The others stay trusted.",
 )
 @click.option(
     "--remove-key/--keep-key",
     default=None,
-    help="Remove settings.json once the store has given the identity back. On a terminal you are asked.",
+    help="Remove settings.json after the identity was read back from the store (default: ask on a terminal).",
 )
 def migrate(
     app: App,
@@ -193,10 +193,10 @@ async def _migrate(
 @click.option(
     "--data",
     type=PathType(path_type=Path, file_okay=False),
-    help="That server's data directory: the sessions of its /sys/sessions log become `trustedSessions`.",
+    help="Data directory of the server; sessions of its /sys/sessions log become `trustedSessions`.",
 )
-@click.option("--replace", is_flag=True, help="Overwrite FILE, and the key in it.")
-@click.option("--unsafe-short-life", is_flag=True, help="Write a root with less than 15 days left all the same.")
+@click.option("--replace", is_flag=True, help="Overwrite FILE, including the private key in it.")
+@click.option("--unsafe-short-life", is_flag=True, help="Allow a root with less than 15 days left.")
 def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
@@ -405,10 +405,10 @@ async def _versions(app: App) -> None:
     "--role",
     type=click.Choice(["server", "rotator", "admin"]),
     required=True,
-    help="Who: a server reads, a rotator rotates, an admin also creates, deletes and destroys.",
+    help="Role to print rights for: a server reads, a rotator rotates, an admin also creates and deletes.",
 )
 def policy(app: App, platform: str, secret: str | None, role: str) -> None:
-    """Print the rights that a server or a rotator needs, to be pasted.
+    """Print the store permissions that a server or a rotator needs.
 
     PROVIDER is a URI's scheme, such as aws, gcp, azure, vault, k8s or file. SECRET is the secret's address; without
     one, the store that is configured. What is printed is exactly what that role needs and nothing more. Nothing is

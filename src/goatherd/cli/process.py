@@ -44,7 +44,7 @@ def log_level_option(default: str) -> Callable[[FC], FC]:
         type=click.Choice(["error", "warning", "info", "debug"]),
         default=default,
         show_default=True,
-        help="Least severe events to log, on standard error.",
+        help="Lowest level of events to log on standard error.",
     )
 
 

@@ -282,8 +282,8 @@ async def _leak_check(client: NodeClient) -> Check:
     return Check(
         name="attacker's question",
         level=FAILED,
-        text=f"{url} GIVES THE PRIVATE KEY OF ROOT {' '.join(new.leaked)} TO ANYBODY WHO ASKS",
-        hint="That key is burnt: take the server off the network, then `goatherd revoke` the root.",
+        text=f"{url} returned the private key of root {' '.join(new.leaked)} to an unauthenticated request",
+        hint="The key is exposed. Take the server off the network, then revoke this root: goatherd revoke ID.",
     )
 
 

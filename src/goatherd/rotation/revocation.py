@@ -173,7 +173,7 @@ class Revoker:
             successor: Who signs from now on, where the root is the current one: `NEW`, `NEXT` (the next session of the
                 rotation under way), or the id of an earlier root whose private key the store still holds.
             leave_out: Sessions not to be introduced again: once it is settled, nobody believes them.
-            reopen: Close the list anew, with what nodes hold that were away when it was closed.
+            reopen: Rebuild the list of frozen commits, including nodes that were unreachable when it was closed.
             destroy: Destroy the stored versions that hold the root's private key, at once.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Maintenance windows: when a rotation may begin, by the clock on a wall somewhere.
+"""Maintenance windows: days and times, in a time zone, when a rotation may start.
 
 What it is: windows of days and times of day in a time zone, and the spans of real time that they cover. What it is not:
 it decides nothing (`schedule` does). Rules: pure; moments are milliseconds since 1970, wall times have a zone.

@@ -296,8 +296,8 @@ def test_doctor_rings_the_bell_where_a_server_gives_its_private_key_away(
     goatherd("init", "--provider", store)
     result = goatherd("doctor", "--provider", store, "--node", url)
     assert result.code == EXIT_FINDINGS
-    assert f"{url} GIVES THE PRIVATE KEY OF ROOT {'r' * 24} TO ANYBODY WHO ASKS" in result.out
-    assert "burnt" in result.out
+    assert f"{url} returned the private key of root {'r' * 24} to an unauthenticated request" in result.out
+    assert "The key is exposed." in result.out
     assert handler.root.to_secret_json()["privateKey"]["d"] not in result.out + result.err
 
 
