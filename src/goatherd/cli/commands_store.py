@@ -13,7 +13,7 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
 from goatherd.clock import SystemClock
-from goatherd.config.build import build_policy, open_store
+from goatherd.config.build import build_migration_target, build_policy, open_store
 from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -151,11 +151,12 @@ async def _migrate(
     root_id: str | None,
     remove: bool | None,
 ) -> int | None:
-    from goatherd.cli.migration import migrate_all, remove_keys
-    from goatherd.cli.way_over import denied
+    from goatherd.cli.migration_text import outcome_lines, proof_line
+    from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
 
+    target = build_migration_target(app.options)
     done = await migrate_all(
-        app.options,
+        target,
         sources,
         dry_run=dry_run,
         write_sessions=write_sessions,
@@ -163,9 +164,9 @@ async def _migrate(
         root_id=root_id,
         tell=lambda line: app.out.event("roots", {"message": line}, line),
     )
-    lines = [line for outcome in done.outcomes for line in outcome.lines()]
-    lines += [proof.line() for proof in done.proofs]
-    refused = denied(done.proofs)
+    lines = [line for outcome in done.outcomes for line in outcome_lines(outcome)]
+    lines += [proof_line(proof) for proof in done.proofs]
+    refused = servers_rejecting_root(done.proofs)
     removed: list[str] = []
     if remove is None and done.removable and app.out.may_ask:
         app.out.result({}, lines)
@@ -173,7 +174,7 @@ async def _migrate(
         files = ", ".join(str(source.settings) for source, _ in done.removable)
         remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
     if remove and not dry_run:
-        removed = await remove_keys(app.options, done)
+        removed = await remove_keys(target, done)
         lines += removed or ["nothing was removed, since a server does not know this key"]
     kept = [] if dry_run else [str(outcome.settings) for outcome in done.outcomes if outcome.settings.exists()]
     lines += [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
@@ -212,7 +213,7 @@ async def _export(app: App, file: Path, data: Path | None, *, replace: bool, uns
         version, document = await store.read()
     sessions: tuple[Session, ...] = ()
     if data is not None:
-        from goatherd.cli.migration import verified_sessions
+        from goatherd.operations.migrate import verified_sessions
 
         sessions = verified_sessions(data, document, store.org)
     text = to_settings(document, sessions, now_ms=None if unsafe_short_life else SystemClock().now_ms())

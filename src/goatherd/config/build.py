@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError
-from goatherd.operations.identity_store import Store
+from goatherd.operations.identity_store import DEFAULT_ORG, Store
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from goatherd.agent.door import Door
     from goatherd.agent.own_api import OwnAPI
     from goatherd.node.server import Server
+    from goatherd.operations.migrate import Target
     from goatherd.rotation.health import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.rotation.schedule import Schedule
     from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
 
-DEFAULT_ORG: Final = "localhost"
 SEEN_NAME: Final = ".goatherd.seen.json"
 """In an organization's directory: which identity must not be gone back behind. Public keys only."""
 SESSIONS_RENEWAL: Final = timedelta(minutes=25)
@@ -99,6 +99,20 @@ async def open_store(options: Options, *, org: str | None = None) -> AsyncIterat
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
         yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named)
+
+
+def build_migration_target(options: Options) -> Target:
+    """Return where `goatherd migrate` puts what it finds."""
+    from goatherd.operations.migrate import Target
+
+    return Target(
+        open_store=lambda org: open_store(options, org=org),
+        secret_for=lambda orgs: configured_provider(options, orgs)[1],
+        addresses=options.nodes,
+        timeout=options.timeout,
+        clock_tolerance=options.rotation_clock_tolerance,
+        org=options.org if "org" in options.origin else None,
+    )
 
 
 @asynccontextmanager

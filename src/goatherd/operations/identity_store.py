@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from goatherd.clock import SystemClock
 from goatherd.errors import SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId
+
+DEFAULT_ORG: Final = "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

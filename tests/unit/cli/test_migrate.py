@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.cli.migration import Outcome, read_commits, verified_sessions
+from goatherd.cli.migration_text import outcome_lines
 from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
+from goatherd.operations.migrate import Outcome, read_commits, verified_sessions
 from goatherd.trust import TrustPool
 
 from .conftest import Goatherd
@@ -467,5 +468,5 @@ def test_one_session_is_told_as_one(tmp_path: Path, count: int, found: list[str]
         dry_run=False,
         is_read_back=False,
     )
-    told = "\n".join(outcome.lines())
+    told = "\n".join(outcome_lines(outcome))
     assert all(one in told for one in found)

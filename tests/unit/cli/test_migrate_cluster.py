@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
-from goatherd.cli.migration import read_commits
-from goatherd.cli.way_over import REMAINS
+from goatherd.data_directory import REMAINS
 from goatherd.errors import SettingsError
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.identity.succession import verify_succession
 from goatherd.node.storage import LogDirectory
+from goatherd.operations.migrate import read_commits
 from goatherd.providers.file import FileSecretProvider
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.trust import TrustPool

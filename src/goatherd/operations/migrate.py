@@ -1,39 +1,28 @@
-"""From a GoatDB server's files into a store: the work of ``goatherd migrate``.
+"""Migrate a GoatDB cluster: put its identity into a store, prove that it is there, remove the key from the disks.
 
-What it is: reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, puts each
-identity into the store, and sees to it that every trusted user session stands in that server's log, where it belongs.
-What it is not: it stops no server, and it removes a settings.json only where that is asked for (`way_over`).
+It reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, puts each identity
+into the store, writes every trusted user session into that server's log, reads the store back, and asks the running
+servers. What it is not: it stops no server, and it removes a settings.json only where that is asked for.
 Rules: the store is written by `create` only, so an identity that is there is never overwritten; a log that a process
-holds open is not touched; running it twice is running it once.
+holds open is not touched; running it twice is running it once; a key leaves a disk only after the store has given the
+same identity back, and no server that was asked rejects it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from goatherd.cli.git_history import GitFinding, find_in_git
-from goatherd.cli.way_over import (
-    Proof,
-    ask_servers,
-    copies,
-    denied,
-    describe_union,
-    holds,
-    read_back,
-    remove_key,
-    united,
-)
+import orjson
+
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
-from goatherd.config.build import DEFAULT_ORG, configured_provider, open_store
-from goatherd.config.options import Options
-from goatherd.data_directory import check_understood, refuse_running
+from goatherd.data_directory import REMAINS, check_understood, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     ConfigurationError,
@@ -48,16 +37,21 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
-from goatherd.identity.document import IdentityDocument, encode_document, sign_document
+from goatherd.files import remove_file, replace_file
+from goatherd.identity.document import IdentityDocument, encode_document, settled, sign_document
+from goatherd.identity.endorsement import endorse
+from goatherd.identity.expiry import last_valid_ms
 from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.settings_text import from_settings
 from goatherd.node.storage import LogDirectory
+from goatherd.operations.git_history import GitFinding, find_in_git
+from goatherd.operations.identity_store import DEFAULT_ORG, Store
 from goatherd.providers.values import ORG_FIELD, SecretBytes
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.vouching import session_commit
-from goatherd.times import milliseconds
+from goatherd.times import iso, milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import scan
@@ -66,10 +60,33 @@ from goatherd.wire.paths import SESSIONS_PATH
 SETTINGS_NAME = "settings.json"
 SESSIONS_LOG = Path("sys/sessions.jsonl")
 _SHOWN: Final = 10
+_LARGEST_COPY: Final = 1 << 24
 _PATIENCE: Final = timedelta(seconds=60)
 """For one answer about 50 000 sessions."""
 _LONG_AGO_MS: Final = 1_577_836_800_000
 """2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where the identities go, and what is known of the cluster.
+
+    Attributes:
+        open_store: Opens the store of one organization.
+        secret_for: Returns the id of the secret for these organizations, ``{org}`` still in it; refuses one that is not
+            meant for them.
+        addresses: Running servers, or where to discover them.
+        timeout: Timeout of one request to a server.
+        clock_tolerance: By how much this machine's clock may differ from the store's.
+        org: The only organization to migrate; None for all.
+    """
+
+    open_store: Callable[[str], AbstractAsyncContextManager[Store]]
+    secret_for: Callable[[Sequence[str]], str]
+    addresses: tuple[str, ...] = ()
+    timeout: timedelta = timedelta(seconds=5)
+    clock_tolerance: timedelta = timedelta(minutes=5)
+    org: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,28 +155,6 @@ class Outcome:
             "notes": list(self.notes),
         }
 
-    def lines(self) -> list[str]:
-        """Return the outcome for people."""
-        would = "would have been put" if self.dry_run else "is now"
-        found = [
-            f"{self.org}: root {self.current_id} {would} in {self.store}"
-            if self.is_new
-            else f"{self.org}: already migrated: root {self.current_id} is in {self.store}"
-        ]
-        if self.is_read_back:
-            found.append(f"  read back from {self.store}: it is the identity of {self.settings}")
-        found += [f"  {note}" for note in self.notes]
-        if self.in_log:
-            sessions = "session is" if self.in_log == 1 else "sessions are"
-            found.append(f"  {self.in_log} trusted user {sessions} in the server's /sys/sessions log already")
-        if self.written:
-            done = "would be" if self.dry_run else "was" if len(self.written) == 1 else "were"
-            found.append(f"  {len(self.written)} {done} written there: {' '.join(self.written)}")
-        if self.missing:
-            is_in = "is" if len(self.missing) == 1 else "are"
-            found.append(f"  {len(self.missing)} {is_in} in no log: {' '.join(self.missing)}")
-        return found
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
@@ -177,7 +172,7 @@ class Migration:
 
 
 async def migrate_all(
-    options: Options,
+    target: Target,
     paths: Sequence[Path],
     *,
     dry_run: bool,
@@ -191,7 +186,7 @@ async def migrate_all(
     Everything is read and checked before anything is written.
 
     Args:
-        options: The store, and running servers that may hold sessions.
+        target: The store, and running servers that may hold sessions.
         paths: Data directories and settings.json files.
         dry_run: Write nothing.
         write_sessions: Write sessions that only settings.json knows into the log.
@@ -210,10 +205,10 @@ async def migrate_all(
         DiscoveryError: It cannot be found out who the running servers are.
     """
     now_ms = SystemClock().now_ms()
-    sources = [source for path in paths for source in find_sources(path, options)]
+    sources = [source for path in paths for source in find_sources(path, target.org)]
     orgs = sorted({source.org for source in sources})
-    _, template = configured_provider(options, orgs[:1] if len(orgs) == 1 else ())
-    if len(orgs) > 1 and ORG_FIELD not in template:
+    secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
+    if len(orgs) > 1 and ORG_FIELD not in secret_id:
         raise ConfigurationError(
             f"there are several organizations ({', '.join(orgs)}), and each has an identity of its own",
             hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
@@ -222,7 +217,7 @@ async def migrate_all(
     of_each = {
         org: [(source.settings, document) for source, document, _, _ in read if source.org == org] for org in orgs
     }
-    one = {org: united(org, of_each[org], root_id, now_ms=now_ms) for org in orgs}
+    one = {org: merge_server_identities(org, of_each[org], root_id, now_ms=now_ms) for org in orgs}
     for org in orgs:
         for line in (
             *describe_union(org, of_each[org], one[org]),
@@ -235,10 +230,10 @@ async def migrate_all(
     if write_sessions:
         for org in orgs:
             of_org = [(source, users) for source, _, users, _ in read if source.org == org]
-            held[org] |= await _held_by_servers(options, org, one[org], of_org, held[org], is_only_server)
+            held[org] |= await _held_by_servers(target, org, one[org], of_org, held[org], is_only_server)
     outcomes = [
         await _migrate(
-            options,
+            target,
             source,
             one[source.org],
             _introduced_roots(one[source.org], [document.current for _, document in of_each[source.org]]),
@@ -251,9 +246,13 @@ async def migrate_all(
         )
         for source, document, users, notes in read
     ]
-    proofs = await ask_servers(options, [(org, document.current) for org, document in one.items()])
+    proofs = await ask_servers(
+        target.addresses, [(org, document.current) for org, document in one.items()], timeout=target.timeout
+    )
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
-    return Migration(outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if denied(proofs) else tuple(safe))
+    return Migration(
+        outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if servers_rejecting_root(proofs) else tuple(safe)
+    )
 
 
 def _introduced_roots(
@@ -339,7 +338,7 @@ def _held_elsewhere(sources: Sequence[Source], identity: IdentityDocument) -> di
 
 
 async def _held_by_servers(
-    options: Options,
+    target: Target,
     org: str,
     document: IdentityDocument,
     read: Sequence[tuple[Source, Sequence[Session]]],
@@ -361,7 +360,7 @@ async def _held_by_servers(
             missing |= {user.id for user in users if user.id not in keys and user.id not in held}
     if not missing:
         return {}
-    async with open_store(options, org=org) as store:
+    async with target.open_store(org) as store:
         try:
             _, present = await store.read()
         except SecretNotFoundError:
@@ -369,7 +368,7 @@ async def _held_by_servers(
         name = store.name
     found: dict[str, list[Commit]] = {}
     silent = []
-    async with NodeDirectory(options.nodes, timeout=max(options.timeout, _PATIENCE)) as directory:
+    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _PATIENCE)) as directory:
         clients = await directory()
         for client in clients:
             try:
@@ -419,7 +418,7 @@ def _believed(
     return believed
 
 
-async def remove_keys(options: Options, migration: Migration) -> list[str]:
+async def remove_keys(target: Target, migration: Migration) -> list[str]:
     """Remove the settings.json of what was migrated, and return what was done and what should be known.
 
     Raises:
@@ -433,20 +432,23 @@ async def remove_keys(options: Options, migration: Migration) -> list[str]:
                 refuse_running(source.data)
                 stack.enter_context(LogDirectory(source.data))
         for source, document in migration.removable:
-            async with open_store(options, org=source.org) as store:
+            async with target.open_store(source.org) as store:
                 await read_back(store, document.current)
                 said += remove_key(source.settings, document, store.name)
     return said
 
 
-def find_sources(source: Path, options: Options) -> list[Source]:
+def find_sources(source: Path, given: str | None) -> list[Source]:
     """Return the organizations that a path holds, sorted by name.
+
+    Args:
+        source: A data directory, one with a directory for each organization, or a settings.json.
+        given: The only organization to look for; None for all.
 
     Raises:
         ConfigurationError: It holds none.
         NewerFormatError: A newer GoatDB has written in it.
     """
-    given = options.org if "org" in options.origin else None
     if source.is_file():
         return [_source(source, given)]
     if (source / SETTINGS_NAME).is_file():
@@ -594,7 +596,7 @@ def _lacking(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], 
 
 
 async def _migrate(
-    options: Options,
+    target: Target,
     source: Source,
     document: IdentityDocument,
     introduced_roots: tuple[tuple[Session, OwnedSession], ...],
@@ -608,13 +610,13 @@ async def _migrate(
 ) -> Outcome:
     notes = list(notes)
     is_read_back = False
-    async with open_store(options, org=source.org) as store:
+    async with target.open_store(source.org) as store:
         try:
             _, present = await store.read()
         except SecretNotFoundError:
             present = None
         if not dry_run:
-            store.check_clock(options.rotation_clock_tolerance)
+            store.check_clock(target.clock_tolerance)
         if present is not None:
             _same_identity(present, document, store.name)
         identity = present or document
@@ -817,10 +819,212 @@ def _same_identity(present: IdentityDocument, document: IdentityDocument, name: 
     Raises:
         IdentityExistsError: It holds another one.
     """
-    if not holds(present, document.current):
+    if not contains_root(present, document.current):
         raise IdentityExistsError(
             f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
             " it was kept",
             hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
             " cluster, migrate them together, into a new secret, with --root.",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What one running server said to a request that was signed with the key.
+
+    Attributes:
+        trusts: Whether it took the key for a root of its own; None when it gave no answer.
+    """
+
+    org: str
+    url: str
+    root: str
+    trusts: bool | None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {"org": self.org, "url": self.url, "root": self.root, "trusts": self.trusts, "problem": self.problem}
+
+
+def merge_server_identities(
+    org: str, found: Sequence[tuple[Path, IdentityDocument]], root_id: str | None = None, *, now_ms: int
+) -> IdentityDocument:
+    """Return the one identity that several servers' settings hold for an organization.
+
+    GoatDB pushes the expiration of its root forward when it starts, each server by itself: the latest one counts.
+
+    Args:
+        org: The organization.
+        found: Each settings.json and what it holds.
+        root_id: The root that signs from now on, where the servers have different ones; the others stay trusted.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        SettingsError: They hold different ones and none was chosen, or none has the chosen one.
+    """
+    current = {document.current.id: document.current for _, document in found}
+    held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
+    if root_id is not None and root_id not in current:
+        raise SettingsError(f"no server of {org} has root {root_id}: {held}")
+    if len(current) > 1 and root_id is None:
+        raise SettingsError(
+            f"the servers of {org} have different roots: {held}",
+            hint="They do not accept one another. If they are two clusters, migrate each into a secret of its own. If"
+            " they are to be one, choose the root that signs from now on with --root ID: the others stay trusted, so"
+            " that their clients keep their sessions and their data. With --dry-run, --root tells what that means.",
+        )
+    kept = [(path, document) for path, document in found if document.current.id == (root_id or document.current.id)]
+    newest = _one_root(org, kept)
+    known = {root.id for root in newest.roots}
+    others = {root.id: root for _, document in found for root in document.roots if root.id not in known}
+    whole = replace(newest, roots=(*newest.roots, *others.values()))
+    given_up = [root for root in current.values() if root.id != newest.current.id]
+    if not given_up:
+        return whole
+    # Both ways: a server or client that trusts one of the roots finds its way to the other.
+    endorsements = [
+        endorse(by, of, min(now_ms, last_valid_ms(by.session)))
+        for root in given_up
+        for by, of in ((root, newest.current.session), (newest.current, root.session))
+    ]
+    return settled(replace(whole, endorsements=(*whole.endorsements, *endorsements)))
+
+
+def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
+    """Return what it means that one of several roots was chosen, line by line; nothing where there is one root only."""
+    current = identity.current.id
+    given_up = {document.current.id: document.current.session for _, document in found}
+    given_up.pop(current, None)
+    if not given_up:
+        return []
+    lines = [f"{org}: root {current} wins: it signs from now on, on every server"]
+    for root_id, root in given_up.items():
+        paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
+        lines.append(
+            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has signed"
+            " permanently. Its clients keep their sessions and their data; they learn the other root from"
+            " /sys/sessions, and the clients of the other root learn this one"
+        )
+        lines.append(
+            f"{org}: the private key of root {root_id} does not go into the store. It is on that server's disk; if it"
+            f" may be exposed, run `goatherd revoke {root_id}` as soon as every server starts from the store"
+        )
+    return lines
+
+
+def _one_root(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
+    """Return what servers with the same root hold, with the latest expiration.
+
+    Raises:
+        SettingsError: The root has different keys.
+    """
+    first = found[0][1]
+    forged = [
+        str(path) for path, document in found if document.current.session.public_key != first.current.session.public_key
+    ]
+    if forged:
+        raise SettingsError(
+            f"root {first.current.id} of {org} has another key in {', '.join(forged)} than in {found[0][0]}",
+            hint="One of them is forged. Find out which before anything trusts these servers again.",
+        )
+    return max((document for _, document in found), key=lambda document: document.current.session.expiration_ms)
+
+
+def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
+    """Whether an identity has this very root among its own, as the one that signs or as an earlier one."""
+    kept = document.root(root.id)
+    return kept is not None and kept.public_key == root.session.public_key
+
+
+async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
+    """Return what the store holds, after making sure that it is the identity of `wanted`.
+
+    Raises:
+        SettingsError: It holds something else than what was put there.
+        ProviderError, IdentityError: It cannot be read, or is no identity.
+    """
+    _, document = await store.read()
+    if not contains_root(document, wanted):
+        raise SettingsError(
+            f"{store.name} does not give root {wanted.id} back",
+            hint="Nothing was removed from the disk. `goatherd versions` shows what the store holds.",
+        )
+    return document
+
+
+async def ask_servers(
+    addresses: Sequence[str], signers: Sequence[tuple[str, OwnedSession]], *, timeout: timedelta
+) -> list[Proof]:
+    """Ask every server, once for each organization, whether it accepts a request signed with the key.
+
+    Args:
+        addresses: The servers, or where to discover them.
+        signers: For each organization its root.
+        timeout: Timeout of one request.
+
+    Raises:
+        DiscoveryError: It cannot be found out who the servers are.
+    """
+    async with NodeDirectory(addresses, timeout=timeout) as directory:
+        asked = [_ask(client, org, signer) for client in await directory() for org, signer in signers]
+        return list(await asyncio.gather(*asked))
+
+
+async def _ask(client: NodeClient, org: str, signer: OwnedSession) -> Proof:
+    try:
+        trusts = await client.answers(signer)
+    except NodeError as error:
+        return Proof(org=org, url=client.base_url, root=signer.id, trusts=None, problem=str(error))
+    return Proof(org=org, url=client.base_url, root=signer.id, trusts=trusts)
+
+
+def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
+    """Remove a settings.json that holds the key, leave a note in its place, and return what people should know.
+
+    SECURITY: only after `read_back` (tests/unit/cli/test_migrate_cluster.py).
+
+    Raises:
+        SettingsError: It is a link, or cannot be removed.
+    """
+    if settings.is_symlink():
+        raise SettingsError(
+            f"{settings} is a link to {settings.readlink()}",
+            hint="`goatherd run` makes such a link, to a file in memory. Stop it, and the file goes by itself.",
+        )
+    remains = settings.with_name(REMAINS)
+    note = {
+        "store": store,
+        "removedAt": iso(SystemClock().now_ms()),
+        "current": document.current.session.to_json(),
+        "roots": [root.to_json() for root in document.roots],
+        "undo": "goatherd export settings.json --provider … --data <this directory>",
+    }
+    replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
+    remove_file(settings)
+    # COMPAT: GoatDB takes a missing settings.json for a first start and generates a root.
+    said = [
+        f"{settings} is removed; {remains} says where the key went",
+        "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",
+    ]
+    said += [f"{copy} holds a private key too: remove it by hand" for copy in copies(settings)]
+    return said
+
+
+def copies(settings: Path) -> list[Path]:
+    """Return the files beside a settings.json that hold a private key as well, such as a backup of it."""
+    return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
+
+
+def _holds_key(path: Path) -> bool:
+    try:
+        if not path.is_file() or path.suffix == ".jsonl" or path.stat().st_size > _LARGEST_COPY:
+            return False
+        return b'"privateKey"' in path.read_bytes()
+    except OSError:
+        return False
+
+
+def servers_rejecting_root(proofs: Iterable[Proof]) -> list[Proof]:
+    """Return the servers that were asked and do not take the key for a root of their own."""
+    return [proof for proof in proofs if proof.trusts is False]
