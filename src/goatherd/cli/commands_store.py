@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +13,15 @@ from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.output import Output
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_migration_target, build_policy, open_store
-from goatherd.errors import GoatherdError, IdentityExistsError, SecretExistsError
+from goatherd.errors import IdentityExistsError
 from goatherd.files import create_file, read_file, replace_file
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redacted
-from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.session import Session
 from goatherd.identity.settings_text import to_settings
-from goatherd.identity.transitions import create
-from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.plugins import policy_text
-from goatherd.providers.values import CURRENT, SecretBytes, shown_label, shown_labels
+from goatherd.providers.values import CURRENT, shown_label, shown_labels
 from goatherd.times import format_duration, iso
 
 if TYPE_CHECKING:
@@ -45,32 +42,20 @@ def init(app: App) -> None:
 async def _init(app: App) -> None:
     # Here, since the package of the rotation is more than the other commands of this module need.
     from goatherd.cli.rotation_text import warn_of_short_life
+    from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime
 
-    check_lifetime(build_policy(app.options))
-    warn_of_short_life(app.out, app.options.rotation_lifetime)
-    now_ms = SystemClock().now_ms()
+    policy = build_policy(app.options)
+    check_lifetime(policy)
+    warn_of_short_life(app.out, policy.lifetime)
     async with open_store(app.options) as store:
-        with suppress(GoatherdError):
-            await store.read()  # its answer tells the time; what is there is seen when it is to be created
-        store.check_clock(app.options.rotation_clock_tolerance)
-        root = OwnedSession.generate(
-            session_id=new_id(), owner="root", now_ms=now_ms, lifetime=app.options.rotation_lifetime
-        )
-        document = create(root, now_ms)
-        try:
-            version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
-        except SecretExistsError as error:
-            raise IdentityExistsError(
-                f"{store.name} holds an identity already; nothing was changed",
-                hint="`goatherd show` shows it; `goatherd rotate` replaces its key.",
-            ) from error
+        version, document = await init_identity(store, policy)
     data = {"store": store.name, "storeVersion": version.id, "created": True, **redacted(document)}
     app.out.result(
         data,
         [
             f"created root {document.current.id} in {store.name} (version {version.id})",
-            f"valid for {format_duration(app.options.rotation_lifetime)}, until {iso(root.session.expiration_ms)}",
+            f"valid for {format_duration(policy.lifetime)}, until {iso(document.current.session.expiration_ms)}",
         ],
     )
 
