@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from goatherd.rotation.machine import Goal
 
 from .settings import Options
+from .store import Alteration
 
 BACK = (Goal.ROTATE, Goal.RESTORE, Goal.RESUME, Goal.ABANDON)
 EVERYTHING = (Goal.ROTATE, Goal.RESUME, Goal.ABANDON, Goal.RETIRE)
@@ -213,6 +214,17 @@ CONFIGURATIONS = (
         name="an intruder",
         about="an attacker without a root's key writes to the store; nodes must not follow",
         options=Options(nodes=2, operators=1, intruder=True, liveness=False),
+    ),
+    Configuration(
+        name="a writer without the key",
+        about="once, a writer without a root's key alters what no chain covers; operators reject that, or take it back",
+        options=Options(nodes=2, operators=1, alters=tuple(Alteration)),
+        is_slow=True,
+    ),
+    Configuration(
+        name="a writer without the key, an identity of 0.1.0",
+        about="the generation is raised beyond use, also while the identity is not signed yet",
+        options=Options(nodes=1, operators=1, alters=(Alteration.GENERATION,), unsigned=True),
     ),
     Configuration(
         name="a restored store",

@@ -38,7 +38,7 @@ from goatherd.rotation.machine import (
 
 from .settings import Options, Removed
 from .state import Run
-from .store import NAMES, NOBODY, Document, Store, bits, may_leave
+from .store import NAMES, NOBODY, Document, Signature, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
 DIGESTS = {False: "a" * 64, True: "b" * 64}
@@ -110,6 +110,7 @@ class Decisions:
         place = (version, stable) if versions else ()
         leaving = may_leave(document) if self._prunes and run.bound else 0
         about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0, before=NOBODY, pruned=0)
+        about = about._replace(revoked=0, signature=Signature.VALID, altered=None)
         aim = store.target_of(run.bound) if run.bound else run.aim
         key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim, leaving)
         found = self._known.get(key)

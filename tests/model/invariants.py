@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from goatherd.rotation.machine import Phase
 
 from .state import GROUP_BITS, GROUP_MASK, NODES_AT, SIGNED_BITS, SIGNED_MASK, STORE_AT, Node
-from .store import INTRUDER, NOBODY, Document, Store, bits
+from .store import INTRUDER, NOBODY, Alteration, Document, Store, bits
 from .world import World
 
 RULES = {
@@ -27,6 +27,9 @@ RULES = {
     "generation": "the generation only rises: in the store, and in a node that runs",
     "grown": "a node goes on only to a document that has grown from the one that it uses",
     "lost root": "a node goes on to no document that lacks a root which has signed, as it knows, unless it was pruned",
+    "unaltered": "a node that has used a signed document goes on to none that its root has not signed as it is",
+    "bounded": "a node goes on to no generation that no rotation can have led to",
+    "signed over": "no run signs what was altered without the key, once a signed document was stored",
     "went back": "no run begins while a listed node has used a later state than the store holds, or another one",
     "lost write": "a committed write is never lost",
     "way back": "as long as one may go back, label stable is on a version that can be read and holds the earlier key",
@@ -84,7 +87,7 @@ class Judge:
         for head in heads:
             if head.private != 1 << head.current | (0 if head.next == NOBODY else 1 << head.next):
                 yield "private keys"
-            if head.base != NOBODY and head.generation <= store.docs[head.base].generation:
+            if head.base != NOBODY and head.generation <= _last_possible(store, head.base):
                 yield "generation"
             if not self._has_way_back(store, head):
                 yield "way back"
@@ -129,8 +132,8 @@ class Judge:
             # Bit 0 is A, that nobody has introduced; the intruder's root has no introduction either.
             if signed & ~_introduced(store, node) & ~1 & ~(1 << INTRUDER):
                 yield "introduced"
-        if store.is_invaded:
-            return
+        if store.is_invaded or any(store.docs[at].altered for at in store.heads):
+            return  # nodes do not follow it, and operators take it back
         for head in (store.docs[at] for at in store.heads):
             if signed & ~head.roots & ~head.pruned:
                 yield "kept"
@@ -154,6 +157,12 @@ class Judge:
         is_expected = is_verified and not self.world.options.forgets and not store.is_forked
         if is_expected and any(store.docs[node.version].generation < since.generation for node in listed):
             yield "adopted"
+
+
+def _last_possible(store: Store, version: int) -> int:
+    """Return the highest generation that a version, or what it was altered from, can have been led to."""
+    document = store.docs[version]
+    return store.docs[document.base].generation if document.altered is Alteration.GENERATION else document.generation
 
 
 def _introduced(store: Store, node: Node) -> int:

@@ -19,6 +19,7 @@ from .configurations import BACK, EVERYTHING, RESTORED, UNATTENDED
 from .decisions import NEVER
 from .explorer import Exploration, explore
 from .settings import Options, Removed
+from .store import Alteration
 
 Asked = tuple[Observation, Intent, int]
 
@@ -61,6 +62,7 @@ LEFT_OUT = Options(
     liveness=False,
     goals=(Goal.ROTATE,),
 )
+ALTERED = Options(nodes=1, operators=1, alters=tuple(Alteration))
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
@@ -291,6 +293,30 @@ MUTANTS = (
         removed=Removed(parts=frozenset({"succession"})),
     ),
     Mutant(
+        name="a node that does not check the signature over the whole document",
+        breaks="unaltered",
+        options=ALTERED,
+        removed=Removed(parts=frozenset({"whole"})),
+    ),
+    Mutant(
+        name="a node that takes a document without a signature after a signed one",
+        breaks="unaltered",
+        options=ALTERED,
+        removed=Removed(parts=frozenset({"signed before"})),
+    ),
+    Mutant(
+        name="a node that takes any generation",
+        breaks="bounded",
+        options=replace(ALTERED, alters=(Alteration.GENERATION,), unsigned=True),
+        removed=Removed(parts=frozenset({"jump"})),
+    ),
+    Mutant(
+        name="a run that goes on from what was altered without the key",
+        breaks="signed over",
+        options=ALTERED,
+        removed=Removed(parts=frozenset({"unaltered base"})),
+    ),
+    Mutant(
         name="rolling back to the roots of before",
         breaks="kept",
         options=ONE,
@@ -508,6 +534,12 @@ PRICES = (
         name="a declared quorum, and a node that only the operator cannot reach",
         breaks="introduced",
         options=replace(TWO, quorum=1),
+        removed=Removed(),
+    ),
+    Mutant(
+        name="an identity of 0.1.0: a server that has read no signed document yet follows an altered one",
+        breaks="trust",
+        options=replace(ALTERED, alters=(Alteration.REVOCATION,), unsigned=True, liveness=False),
         removed=Removed(),
     ),
     Mutant(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from goatherd.rotation.machine import Evidence, Goal, Intent, Observation, Step
 
+from .store import Alteration
+
 Lie = Callable[[Observation, Intent, int], tuple[Observation, Intent, int]]
 
 
@@ -34,6 +36,9 @@ class Options:
         left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
             one lacks the introduction of B, which has signed.
         has_left: It begins after two rotations, when A has left the document: only its introductions are left of it.
+        alters: What somebody may do, once, who may write the secret but holds no root's key: he alters what no chain
+            covers, with or without the signature that it bears; operators may take it back.
+        unsigned: It begins with an identity of Goatherd 0.1.0, which nobody has signed.
         intruder: Somebody who may write the secret, but holds no root's key, writes once.
         restores: Once, the store goes back to what it held at any earlier time, and gives version ids again.
         liveness: Whether from every state there must be a way to steady.
@@ -57,6 +62,8 @@ class Options:
     prunes: bool = False
     left_out: bool = False
     has_left: bool = False
+    alters: tuple[Alteration, ...] = ()
+    unsigned: bool = False
     intruder: bool = False
     restores: bool = False
     liveness: bool = True
@@ -88,6 +95,10 @@ PARTS = {
     "succession": "a node asks for a chain of endorsements",
     "lineage": "a node refuses a document that has not grown from the one in use",
     "lost roots": "a node refuses a document in which a root is gone that nothing explains",
+    "whole": "a node takes no document that is not as its root has signed it",
+    "signed before": "a node that has used a signed document takes none without a signature",
+    "jump": "a node takes no generation that no rotation can have led to",
+    "unaltered base": "a run goes on from no document that was altered without the key",
     "history": "no run begins while a node has used a later state than the store holds, or another one",
     "roots after roll-back": "a roll-back leaves the roots as they are",
     "roots after cancel": "cancelling a published rotation leaves the roots as they are",

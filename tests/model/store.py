@@ -8,13 +8,32 @@ Roots are small numbers: 0 is A, the root of the beginning, and rotation number 
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import NamedTuple
 
+from goatherd.identity.succession import MAX_JUMP
 from goatherd.rotation.machine import Phase, Step, after
 
 NOBODY = -1
 INTRUDER = 4
 NAMES = ("A", "B", "C", "D", "X")
+
+
+class Signature(StrEnum):
+    """What the current root's signature over a document is worth."""
+
+    VALID = "signed"
+    INVALID = "not as it was signed"
+    MISSING = "not signed"
+
+
+class Alteration(StrEnum):
+    """What a writer of the store does who holds no root's key, and which no chain of endorsements covers."""
+
+    EXPIRATION = "changes an expiration"
+    ROOT = "removes a root"
+    REVOCATION = "revokes another root"
+    GENERATION = "raises the generation"
 
 
 class Document(NamedTuple):
@@ -32,6 +51,9 @@ class Document(NamedTuple):
         base: The version that it was made from.
         before: The root that signed before the current one, or `NOBODY`.
         pruned: Bits: the roots that have left it.
+        revoked: Bits: the roots that nobody trusts any more.
+        signature: What the current root's signature over it is worth.
+        altered: What was done to it without the key; None for what a rotation has written.
     """
 
     generation: int
@@ -51,6 +73,9 @@ class Document(NamedTuple):
     cancelled: int = 0
     before: int = NOBODY
     pruned: int = 0
+    revoked: int = 0
+    signature: Signature = Signature.VALID
+    altered: Alteration | None = None
 
 
 class Store(NamedTuple):
@@ -67,6 +92,7 @@ class Store(NamedTuple):
         is_settled: Whether a change has come after the last write, so that nobody can win against it any more.
         is_forked: Whether the store has once let two writers win.
         is_invaded: Whether somebody who holds no root's key has written to it.
+        is_altered: Whether somebody without a key has once altered the document.
         is_restored: Whether it was once restored from a backup. From then on it gives version ids again.
     """
 
@@ -81,6 +107,7 @@ class Store(NamedTuple):
     is_forked: bool = False
     is_invaded: bool = False
     is_restored: bool = False
+    is_altered: bool = False
 
     def ancestors(self, version: int) -> tuple[int, ...]:
         """Return the versions from which this one has grown, latest first, itself included."""
@@ -96,6 +123,17 @@ class Store(NamedTuple):
     def is_grown(self, version: int, held: int) -> bool:
         """Whether a version has grown from another one, or is that one."""
         return held in self.ancestors(version)
+
+    def was_signed(self, version: int) -> bool:
+        """Whether a version, or one that it has grown from, is signed."""
+        return any(self.docs[at].signature is Signature.VALID for at in self.ancestors(version))
+
+    def is_refused(self, version: int) -> bool:
+        """Whether a command goes on from no such version (`SignatureCheck`)."""
+        document = self.docs[version]
+        if document.signature is Signature.MISSING:
+            return self.was_signed(version) or document.generation > MAX_JUMP
+        return document.signature is Signature.INVALID
 
     @property
     def head(self) -> Document:
@@ -122,6 +160,11 @@ FIRST = Document(1, Phase.STEADY, 0, NOBODY, 1, 1, 0, NOBODY, NOBODY, 0, 0, (), 
 def first_store() -> Store:
     """A store in which nobody has rotated yet, and nobody has labelled anything stable."""
     return Store(docs=(FIRST,), heads=(0,), stable=NOBODY)
+
+
+def unsigned_store() -> Store:
+    """A store with an identity of Goatherd 0.1.0, which nobody has signed."""
+    return Store(docs=(FIRST._replace(signature=Signature.MISSING),), heads=(0,), stable=NOBODY)
 
 
 def rolled_back_store() -> Store:
@@ -226,6 +269,39 @@ def pruned(document: Document, version: int, leaving: int) -> Document:
         endorsed=tuple(pair for pair in document.endorsed if not (leaving >> pair[0] & 1 or leaving >> pair[1] & 1)),
         base=version,
         pruned=document.pruned | leaving,
+    )
+
+
+def altered(document: Document, version: int, how: Alteration, signature: Signature) -> Document | None:
+    """Return the document as somebody without the key writes it; None where it gives no occasion for that."""
+    after = document._replace(
+        generation=document.generation + (MAX_JUMP + 1 if how is Alteration.GENERATION else 1),
+        base=version,
+        signature=signature,
+        altered=how,
+    )
+    others = bits(document.roots & ~(1 << document.current) & ~(0 if document.next == NOBODY else 1 << document.next))
+    if how in (Alteration.EXPIRATION, Alteration.GENERATION):
+        return after
+    if not others:
+        return None
+    if how is Alteration.REVOCATION:
+        return after._replace(revoked=1 << others[0])
+    return after._replace(
+        roots=document.roots & ~(1 << others[0]),
+        endorsed=tuple(one for one in document.endorsed if others[0] not in one),
+    )
+
+
+def taken_back(store: Store) -> Document:
+    """Return what ``goatherd sign --take-back`` writes over an altered document (`sign_earlier`)."""
+    head = store.head
+    before = store.docs[head.base]
+    is_followed = head.generation <= before.generation + MAX_JUMP
+    return before._replace(
+        generation=(head.generation if is_followed else before.generation) + 1,
+        base=store.heads[-1],
+        signature=Signature.VALID,
     )
 
 

@@ -71,6 +71,11 @@ class _Teller:
                 if verb == "off"
                 else (f"Somebody else puts a label on version {at[0]}.")
             )
+        elif what[0] == "altered":
+            document = after.docs[what[1]]
+            said = f"A writer without a root's key {document.altered}: version {what[1]} is {document.signature}."
+        elif what[0] == "taken back":
+            said = f"An operator takes that back by `goatherd sign`: version {what[1]} ({_content(after, what[1])})."
         elif what[0] == "restored":
             said = f"The store is restored from a backup: version {what[1]} ({_content(before, what[1])}) is current."
         else:
@@ -118,6 +123,8 @@ class _Teller:
                 return f"{who} crashes."
             case "fails":
                 return f"{who} does not get through: nothing has changed."
+            case "refuses":
+                return f"{who} ends: version {about[0]} is {before.docs[about[0]].signature}."
             case "looks":
                 version, shown, action = about
                 seen = f"version {version} ({_content(before, version)}){self._shown(before, version, shown)}"

@@ -3,6 +3,7 @@ model."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,21 +12,48 @@ from itertools import chain
 
 import pytest
 
-from goatherd.errors import GenerationError, SuccessionError
+from goatherd.errors import GenerationError, GenerationJumpError, SuccessionError, UnsignedIdentityError
 from goatherd.identity import pruning, transitions
-from goatherd.identity.document import IdentityDocument, document_digest, encode_document
+from goatherd.identity.document import (
+    IdentityDocument,
+    decode_document,
+    document_digest,
+    document_tree,
+    encode_document,
+)
 from goatherd.identity.document import Phase as DocumentPhase
+from goatherd.identity.document_signature import MEMBER
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.succession import verify_successor
+from goatherd.identity.succession import MAX_JUMP, verify_successor
+from goatherd.identity.text import pretty
+from goatherd.providers.base import CURRENT
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Phase, Policy, Step, decide
+from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import cross_signature, introduction
+from goatherd.server_answers import ServerIdentity
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 
 from .explorer import explore
 from .settings import Options, Removed
 from .state import Node
-from .store import FIRST, NAMES, NOBODY, Document, Store, advanced, bits, follows, may_leave, prepared, pruned
+from .store import (
+    FIRST,
+    NAMES,
+    NOBODY,
+    Alteration,
+    Document,
+    Signature,
+    Store,
+    advanced,
+    altered,
+    bits,
+    follows,
+    may_leave,
+    prepared,
+    pruned,
+)
 from .world import World
 
 NOW = 1_795_000_000_000
@@ -220,6 +248,73 @@ def test_a_document_whose_root_nobody_endorsed_is_followed_by_neither() -> None:
     with pytest.raises(SuccessionError):
         verify_successor(new, real)
     assert not follows(abstract._replace(generation=2, current=4, roots=abstract.roots | 1 << 4), abstract)
+
+
+@pytest.mark.parametrize("how", list(Alteration))
+@pytest.mark.parametrize("signature", [Signature.INVALID, Signature.MISSING])
+@pytest.mark.parametrize("was_signed", [True, False])
+def test_what_somebody_without_the_key_alters_is_taken_by_both_or_by_neither(
+    how: Alteration, signature: Signature, was_signed: bool
+) -> None:
+    """Also by a run, which reads what was signed before in the store."""
+    history = next(one for one in histories(1) if one[-1][1].finished)
+    (held, _), version = history[-1], len(history) - 1
+    stored = Store(docs=tuple(document for _, document in history), heads=(version,), stable=version)
+    new_model = altered(stored.head, version, how, signature)
+    assert new_model is not None
+    new = altered_document(held, how, signature)
+    store = stored._replace(docs=(*stored.docs, new_model))
+    held_model = stored.head
+    if not was_signed:
+        held = decode_document(pretty({**document_tree(held), MEMBER: None}))
+        held_model = held_model._replace(signature=Signature.MISSING)
+    try:
+        verify_successor(new, held)
+        is_taken = True
+    except (GenerationError, SuccessionError):
+        is_taken = False
+    assert World(Options(nodes=1, operators=1)).takes(new_model, held_model) is is_taken
+    assert new.is_signed is (new_model.signature is Signature.VALID)
+    if was_signed:
+        assert not is_taken
+        assert store.is_refused(len(store.docs) - 1)
+        with pytest.raises((UnsignedIdentityError, GenerationJumpError)):
+            asyncio.run(checked(new, held))
+
+
+async def checked(new: IdentityDocument, before: IdentityDocument) -> None:
+    """Check a document as a command does that goes on from it."""
+    provider = MemorySecretProvider(MemoryStore())
+    async with provider:
+        await provider.create("root", encode_document(before))
+        first = (await provider.read("root")).version.id
+        await provider.write("root", encode_document(new), label=CURRENT, expected=first)
+
+        async def ask() -> dict[str, ServerIdentity]:
+            return {}
+
+        await SignatureCheck(provider, "root", ask).check(new)
+
+
+def altered_document(real: IdentityDocument, how: Alteration, signature: Signature) -> IdentityDocument:
+    """Return what somebody writes who holds no root's key."""
+    tree = {**document_tree(real), "generation": real.generation + 1}
+    other = next(root for root in real.roots if root.id != real.current.id)
+    match how:
+        case Alteration.EXPIRATION:
+            later = {"expiration": other.expiration_ms + 1}
+            tree["roots"] = [{**one, **later} if one["id"] == other.id else one for one in tree["roots"]]
+        case Alteration.ROOT:
+            tree["roots"] = [one for one in tree["roots"] if one["id"] != other.id]
+            tree["endorsements"] = [one for one in tree["endorsements"] if other.id not in (one["by"], one["of"])]
+            tree["rotatedFrom"] = None
+        case Alteration.REVOCATION:
+            tree["revoked"] = [{"id": other.id, "at": "2026-01-01T00:00:00.000Z", "reason": "why"}]
+        case Alteration.GENERATION:
+            tree["generation"] = real.generation + MAX_JUMP + 1
+    if signature is Signature.MISSING:
+        tree[MEMBER] = None
+    return decode_document(pretty(tree))
 
 
 def test_a_node_trusts_whom_the_real_pool_trusts() -> None:

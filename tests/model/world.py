@@ -10,6 +10,7 @@ The adversary, in one place:
 - A node looks at the store when it likes, and is shown whatever the store's guarantee allows.
 - What was pushed once may reach any node, at any time, never, or again: from the operator, or from another node.
 - At a look at the nodes, any of them may give no answer; one may answer half. The deadline may have passed or not.
+- Somebody who can write to the store, but holds no root's key, alters the document once, signature or not.
 - A label that is not the rotator's may be put on any version, and taken off, at any time.
 - Between looking and acting anything may happen; an action may fail before or after its effect, and the run may crash
   before and after it. A run that is gone may be followed by another one with any goal.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from goatherd.identity.succession import MAX_JUMP
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -72,8 +74,10 @@ from .store import (
     NAMES,
     NOBODY,
     Document,
+    Signature,
     Store,
     advanced,
+    altered,
     bits,
     first_store,
     follows,
@@ -82,6 +86,8 @@ from .store import (
     pruned,
     rolled_back_store,
     store_after_a_root_has_left,
+    taken_back,
+    unsigned_store,
 )
 
 
@@ -109,6 +115,8 @@ class World:
         options = self.options
         store, sent, signed = first_store(), 0, 1
         group = [Node(version=0)] * options.nodes + [Node(version=0, is_listed=False)] * options.unlisted
+        if options.unsigned:
+            store = unsigned_store()
         if options.left_out:
             store, sent, signed = rolled_back_store(), introduced(1), 3
             at = store.heads[0]
@@ -231,6 +239,10 @@ class World:
         held = store.docs[version]
         if new.generation <= held.generation:
             return "generation"
+        if new.signature is not Signature.VALID and held.signature is Signature.VALID:
+            return "unaltered"
+        if new.generation > held.generation + MAX_JUMP:
+            return "bounded"
         signed = sum({1 << store.docs[at].current for at in store.ancestors(version)})
         if held.roots & signed & ~new.roots & ~new.pruned:
             return "lost root"
@@ -252,6 +264,12 @@ class World:
         removed = self.removed.parts
         if "generation" not in removed and new.generation <= held.generation:
             return False
+        if "jump" not in removed and new.generation > held.generation + MAX_JUMP:
+            return False
+        if held.signature is Signature.VALID and new.signature is not Signature.VALID:
+            part = "whole" if new.signature is Signature.INVALID else "signed before"
+            if part not in removed:
+                return False
         # Of an earlier or equal generation it says nothing: that is for the generation to refuse.
         is_told_apart = not is_grown and not self.options.forks and new.generation > held.generation
         if "lineage" not in removed and is_told_apart:
@@ -277,7 +295,7 @@ class World:
                 if trusted >> signer & 1:
                     trusted |= 1 << root
             if trusted == before:
-                return trusted
+                return trusted & ~store.docs[node.version].revoked
 
     # --- operators --------------------------------------------------------------------------------------------------
 
@@ -401,6 +419,9 @@ class World:
         for version, stable in dict.fromkeys(self._glances(store)):
             document = store.docs[version]
             if document.generation < run.highest and "memory" not in self.removed.parts:
+                continue
+            if store.is_refused(version) and "unaltered base" not in self.removed.parts:
+                yield store_number, None, 0, None, ("refuses", version)
                 continue
             seen = run
             if run.own and not run.bound and self._recognizes(document, run.own):
@@ -585,6 +606,9 @@ class World:
         self, store: Store, kind: str, document: Document, run: Run, broken: str | None
     ) -> Iterator[tuple[Store, Run | None, str | None]]:
         version, expected = len(store.docs), document.base
+        if store.is_refused(expected):
+            broken = broken or "signed over"
+        document = document._replace(signature=Signature.VALID, altered=None)
         kept = self._noted(store)._replace(docs=(*store.docs, document), is_settled=not self.options.forks)
         if expected in store.heads:
             after = kept._replace(heads=(version,))
@@ -620,6 +644,12 @@ class World:
             for version, stable in store.past:
                 after = store._replace(heads=(version,), stable=stable, gone=0, past=(), is_restored=True)
                 yield Move(self.stores.number(after), 0, 0, 0, None, ("restored", version))
+        if self.options.alters and not store.is_altered:
+            yield from self._alterations(store)
+        if head.altered:
+            docs = (*store.docs, taken_back(store))
+            after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
+            yield Move(self.stores.number(after), 0, 0, 0, None, ("taken back", len(store.docs)))
         if self.options.intruder and not store.is_invaded:
             document = head._replace(
                 generation=head.generation + 1,
@@ -638,6 +668,16 @@ class World:
             docs = (*store.docs, document)
             after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),), is_invaded=True)
             yield Move(self.stores.number(after), 0, 0, 0, None, ("intruder", len(store.docs)))
+
+    def _alterations(self, store: Store) -> Iterator[Move]:
+        version, at = store.heads[-1], len(store.docs)
+        was_signed = store.was_signed(version)
+        for how in self.options.alters:
+            for signature in (Signature.INVALID, Signature.MISSING) if was_signed else (Signature.MISSING,):
+                document = altered(store.head, version, how, signature)
+                if document is not None:
+                    after = self._noted(store)._replace(docs=(*store.docs, document), heads=(at,), is_altered=True)
+                    yield Move(self.stores.number(after), 0, 0, 0, None, ("altered", at))
 
     def sight(self, store: Store, document: Document, node: Node) -> Sight:
         """Return what a node would truthfully show to whoever has just read `document`."""
