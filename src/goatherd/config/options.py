@@ -3,7 +3,7 @@
 What it is: the one list of every option (the fields of `Options`), and the order of precedence: a flag, then the
 environment, then goatherd.toml, then the default. What it is not: it opens no store and knows no provider; an option of
 a provider travels in its URI. How an option is written: `goatherd.config.values`.
-Rules: times are text with a unit; a key that nobody knows is an error that names the nearest one; the reference page
+Rules: a duration is a string with a unit; an unknown key is an error that names the nearest key; the reference page
 docs/reference/configuration.md is generated from here (tests/docs).
 """
 
@@ -60,21 +60,25 @@ class Options:
     """
 
     provider: str | None = _key(
-        "provider", values.string, None, "URI", "The store and the secret that hold the identity."
+        "provider", values.string, None, "URI", "URI of the store and the secret that hold the identity."
     )
     type: str | None = _key(
-        "type", values.store_type, None, "text", 'The longer form of the same: "cloud" with `cloudConfig`, or "file".'
+        "type",
+        values.store_type,
+        None,
+        "text",
+        'Type of the settings provider: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
     cloud_config: Mapping[str, str] | None = _key(
         "cloudConfig",
         values.cloud_config,
         None,
         "table",
-        'With `type = "cloud"`: `provider`, `secretId` and what that provider takes, such as `region`. '
-        "`provider` wins over it.",
+        'With `type = "cloud"`: `provider`, `secretId` and the options of that provider, such as `region`. '
+        "The option `provider` takes precedence over this table.",
     )
     org: str = _key(
-        "org", values.organization, "localhost", "text", "The organization; it replaces `{org}` in a secret id."
+        "org", values.organization, "localhost", "text", "Organization, which replaces `{org}` in the secret's name."
     )
     any_org: bool = _key(
         "any_org",
@@ -88,7 +92,7 @@ class Options:
         values.nodes,
         (),
         "list of URLs",
-        "The servers that `status`, `doctor` and `rotate` talk to; `dns://` and `k8s-service://` stand for any number.",
+        "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
     )
     timeout: timedelta = _key(
         "timeout",
@@ -103,7 +107,7 @@ class Options:
         values.parse_positive_duration,
         timedelta(seconds=30),
         "time",
-        "How often a server reads the store, give or take a little jitter.",
+        "How often a server reads the store, with a small jitter.",
     )
 
     settings_last_known_good: Path | None = _key(
@@ -111,40 +115,44 @@ class Options:
         values.path,
         None,
         "path",
-        "A sealed copy of the identity, to start from while the store cannot be reached; `{org}` in it is replaced. "
-        "Without it, such a start fails.",
+        "Path of a sealed copy of the identity, from which a server starts while the store is unreachable. `{org}` is "
+        "replaced by the organization. Without this option, a server cannot start while the store is unreachable.",
     )
     settings_last_known_good_key: str | None = _key(
         "settings.last_known_good_key",
         values.key_source,
         None,
         "text",
-        "Where the key is that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
-        "Never the key itself.",
+        "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
+        "The option never holds the key itself.",
     )
     settings_last_known_good_max_age: timedelta = _key(
         "settings.last_known_good_max_age",
         parse_duration,
         timedelta(hours=24),
         "time",
-        "How long after the store's last word a node may start from the copy.",
+        "How long after the last successful read of the store a server may start from the copy.",
     )
 
-    serve_data: Path | None = _key("serve.data", values.path, None, "path", "The data directory of `goatherd serve`.")
+    serve_data: Path | None = _key("serve.data", values.path, None, "path", "Data directory of `goatherd serve`.")
     serve_settings: Path | None = _key(
-        "serve.settings", values.path, None, "path", "A GoatDB settings.json to serve from, in place of a store."
+        "serve.settings",
+        values.path,
+        None,
+        "path",
+        "GoatDB settings.json to read the identity from instead of a store.",
     )
-    serve_host: str = _key("serve.host", values.listen_host, "127.0.0.1", "text", "The address to listen on.")
-    serve_port: int = _key("serve.port", values.port, 8080, "number", "The port to listen on; 0 takes a free one.")
+    serve_host: str = _key("serve.host", values.listen_host, "127.0.0.1", "text", "Address to listen on.")
+    serve_port: int = _key("serve.port", values.port, 8080, "number", "Port to listen on; 0 takes a free one.")
     serve_peers: tuple[str, ...] = _key(
-        "serve.peers", values.urls, (), "list of URLs", "The other servers of the cluster, to stay in step with."
+        "serve.peers", values.urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
     )
     serve_shutdown_timeout: timedelta = _key(
         "serve.shutdown_timeout",
         parse_duration,
         timedelta(seconds=10),
         "time",
-        "How long a stopping server waits for the requests that it is answering.",
+        "How long a stopping server waits for requests in progress.",
     )
 
     limits_forwarded_by: tuple[str, ...] = _key(
@@ -152,113 +160,114 @@ class Options:
         values.networks,
         (),
         "list of networks",
-        "The proxies in front of `goatherd serve` or the door. Callers are counted by their `X-Forwarded-For` header.",
+        "Networks of the proxies in front of `goatherd serve` or the door, whose `X-Forwarded-For` header is used.",
     )
     limits_connections: int = _key(
         "limits.connections",
         values.limit,
         4000,
         "number",
-        "How many connections `goatherd serve` or the door keeps open at one time.",
+        "How many connections `goatherd serve` or the door keeps open at the same time.",
     )
     limits_connections_per_address: int = _key(
         "limits.connections_per_address",
         values.limit,
         1000,
         "number",
-        "How many of them one address may hold. Proxies in `limits.forwarded_by` may hold all.",
+        "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
     )
     limits_requests_per_second: int = _key(
         "limits.requests_per_second",
         values.limit,
         500,
         "number",
-        "How many requests one address may send a second on average; five times as many at once.",
+        "How many requests one address may send per second on average, with a burst of five times as many.",
     )
     limits_new_sessions: int = _key(
         "limits.new_sessions",
         values.limit,
         300,
         "number",
-        "How many new sessions one address may ask for at once; the allowance is renewed within 25 minutes.",
+        "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
     )
     limits_session_requests_per_second: int = _key(
         "limits.session_requests_per_second",
         values.limit,
         30,
         "number",
-        "How many requests one session may send a second on average; five times as many at once. GoatDB's clients send "
-        "up to five a second. `goatherd serve` delays what is beyond, then refuses it; the door refuses it.",
+        "How many requests one session may send per second on average, with a burst of five times as many. A GoatDB "
+        "client sends up to five per second. `goatherd serve` first delays further requests, then rejects them; the "
+        "door rejects them.",
     )
 
     agent_data: Path | None = _key(
-        "agent.data", values.path, None, "path", "The data directory of the GoatDB server that `goatherd run` runs."
+        "agent.data", values.path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
     )
     agent_url: str = _key(
         "agent.url",
         values.agent_url,
         "http://127.0.0.1:8080",
         "URL",
-        "Where that server answers; `{org}` in it is replaced by the organization.",
+        "URL at which the GoatDB server answers; `{org}` is replaced by the organization.",
     )
     agent_memory: Path | None = _key(
         "agent.memory",
         values.path,
         None,
         "path",
-        "A directory in memory (tmpfs) for settings.json; found by itself unless named.",
+        "Directory on a tmpfs for settings.json (default: found automatically).",
     )
     agent_on_change: str = _key(
         "agent.on_change",
         values.on_change,
         "restart",
         "text",
-        "What happens when the identity changes: restart, signal, command or ignore.",
+        "How the agent notifies the server when the identity changes: restart, signal, command or ignore.",
     )
     agent_signal: int = _key(
-        "agent.signal", values.signal_number, 1, "signal", 'What the server is told with where `on_change` is "signal".'
+        "agent.signal", values.signal_number, 1, "signal", 'Signal to send to the server if `on_change` is "signal".'
     )
     agent_command: str | None = _key(
-        "agent.command", values.string, None, "command", 'What is run where `on_change` is "command"; without a shell.'
+        "agent.command", values.string, None, "command", 'Command to run, without a shell, if `on_change` is "command".'
     )
     agent_stop_signal: int = _key(
-        "agent.stop_signal", values.signal_number, 15, "signal", "What the server is asked to stop with, for a restart."
+        "agent.stop_signal", values.signal_number, 15, "signal", "Signal that stops the server for a restart."
     )
     agent_grace: timedelta = _key(
         "agent.grace",
         parse_duration,
         timedelta(seconds=30),
         "time",
-        "How long a server that was asked to stop may take before it is killed.",
+        "How long a server may take to stop before it is killed.",
     )
     agent_ready_timeout: timedelta = _key(
         "agent.ready_timeout",
         values.parse_positive_duration,
         timedelta(seconds=60),
         "time",
-        "How long a started server may take until it answers what its root signed.",
+        "How long a started server may take until it accepts a request signed by the current root.",
     )
     agent_crashes: int = _key(
         "agent.crashes",
         values.restarts,
         5,
         "number",
-        "How many times in a row the server is started again after it ended with an error; 0 ends with it.",
+        "How many times in a row to restart a server that crashed; with 0, the agent ends with the server.",
     )
     agent_pass_env: tuple[str, ...] = _key(
         "agent.pass_env",
         values.strings,
         (),
         "list of texts",
-        "Environment variables with credentials of the store that the server gets all the same; it gets no others.",
+        "Environment variables with store credentials to pass to the server; the agent removes all others.",
     )
     agent_lease: str | None = _key(
         "agent.lease",
         values.lease,
         None,
         "URI",
-        'Where the nodes agree whose turn it is to restart: beside the identity, "<secret>-lease", unless named. '
-        '"none": they do not.',
+        "URI of the secret that holds the restart lease (default: `<secret>-lease`, beside the identity). "
+        '"none": servers restart without a lease.',
     )
 
     rotation_lifetime: timedelta = _key(
@@ -275,112 +284,112 @@ class Options:
         parse_duration,
         timedelta(minutes=5),
         "time",
-        "How long the nodes have for each phase before the rotation is cancelled or rolled back.",
+        "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
     )
     rotation_settle: timedelta = _key(
         "rotation.settle",
         parse_duration,
         timedelta(seconds=90),
         "time",
-        "How long to wait, after a cancel or a roll-back, for the nodes to sign with the restored root.",
+        "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
     )
     rotation_clock_tolerance: timedelta = _key(
         "rotation.clock_tolerance",
         values.parse_positive_duration,
         timedelta(minutes=5),
         "time",
-        "By how much this machine's clock may differ from the store's, or from those of most servers, before a command "
-        "writes nothing; and how far in the future a recorded time is believed.",
+        "Largest accepted difference between this machine's clock and those of the store and most servers. Beyond it, "
+        "commands write nothing. Also how far in the future a recorded timestamp is accepted.",
     )
     rotation_poll: timedelta = _key(
         "rotation.poll",
         values.parse_positive_duration,
         timedelta(seconds=1),
         "time",
-        "The longest pause between two looks at the nodes.",
+        "Longest pause between two checks of the servers.",
     )
     rotation_grace: timedelta = _key(
         "rotation.grace",
         parse_duration,
         timedelta(days=30),
         "time",
-        "How long after a rotation the old private key stays in the store, so that one can go back. "
-        "`retire` waits for it.",
+        "How long after a rotation the store keeps the old private key, so that `restore` can return to it. "
+        "`retire` destroys the key afterwards.",
     )
     rotation_quorum: str = _key(
         "rotation.quorum",
         values.quorum,
         "all",
         "text",
-        "How many of the nodes must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a part "
-        "such as `80%`. Only nodes that do not answer at all are ever left out.",
+        "How many servers must follow when `rotation.adoption` has passed: `all`, a count such as `4`, or a share "
+        "such as `80%`. Only servers that do not answer at all can be left out.",
     )
     rotation_unlisted: timedelta | None = _key(
         "rotation.unlisted",
         parse_duration,
         None,
         "time",
-        "How long the next root must have been published before it signs, for servers that nobody has listed. By "
-        "default none where every node is given by its URL, and `settings.refresh_interval` with its jitter and two "
-        "seconds more where nodes are discovered; `0s` says that all servers are known.",
+        "How long the next root must be published before it signs, for servers that are not listed. Default: 0s if "
+        "every server is listed by its URL; `settings.refresh_interval` with its jitter plus two seconds if servers "
+        "are discovered. `0s` states that all servers are listed.",
     )
     rotation_bare: tuple[str, ...] = _key(
         "rotation.bare",
         values.urls,
         (),
         "list of URLs",
-        "Unmodified GoatDB servers that nobody restarts: they must trust the next root like all others, and sign with "
-        "the earlier one until you start them anew.",
+        "URLs of unmodified GoatDB servers that you restart by hand. They must trust the next root like all servers, "
+        "and sign with the previous root until you restart them.",
     )
     rotation_distrust: tuple[str, ...] = _key(
         "rotation.distrust",
         values.urls,
         (),
         "list of URLs",
-        "Servers whose word on the store's history does not count. Every command that writes is refused while a server "
-        "says that it has used a later identity than the store holds; one that lies is overruled here.",
+        "URLs of servers whose report of the store's history is ignored. While any other server reports a later "
+        "identity than the store holds, no command writes.",
     )
     rotation_health_url: str | None = _key(
         "rotation.health_url",
         values.http_url,
         None,
         "URL",
-        "An HTTP probe that says whether the cluster is well: a GET is answered with 200 to 299.",
+        "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
     )
     rotation_health_command: str | None = _key(
         "rotation.health_command",
         values.string,
         None,
         "command",
-        "A command, run by /bin/sh, that ends with 0 while the cluster is well.",
+        "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.",
     )
     rotation_health_failures: int = _key(
         "rotation.health_failures",
         values.count,
         3,
         "number",
-        "After so many bad answers in a row the rotation is rolled back.",
+        "Number of failed health checks in a row after which the rotation is rolled back.",
     )
     rotation_health_interval: timedelta = _key(
         "rotation.health_interval",
         values.parse_positive_duration,
         timedelta(seconds=2),
         "time",
-        "The shortest time between two questions whether the cluster is well.",
+        "Shortest interval between two health checks.",
     )
     rotation_health_timeout: timedelta = _key(
         "rotation.health_timeout",
         values.parse_positive_duration,
         timedelta(seconds=5),
         "time",
-        "The longest time for one answer; none in time is a bad one.",
+        "Timeout of one health check; a check that times out has failed.",
     )
     rotation_health_soak: timedelta = _key(
         "rotation.health_soak",
         parse_duration,
         timedelta(seconds=10),
         "time",
-        "With a health signal: how long it is watched while the next root signs, before the rotation is final.",
+        "With a health check: how long it must pass while the next root signs, before the rotation is final.",
     )
 
     controller_cron: str | None = _key(
@@ -388,51 +397,51 @@ class Options:
         values.cron,
         None,
         "text",
-        "When `goatherd controller` rotates, as in a crontab: minute, hour, day of month, month, day of week. "
-        "Without it, by the age of the key.",
+        "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
+        "Without this option, the age of the key decides.",
     )
     controller_max_age: timedelta | None = _key(
         "controller.max_age",
         parse_duration,
         None,
         "time",
-        "How old a key may get before it is replaced. Without it: until half of its life is left, and 60 days at most.",
+        "Age at which a key is replaced (default: half of its lifetime, at most 60 days).",
     )
     controller_timezone: str = _key(
         "controller.timezone",
         values.timezone,
         "UTC",
         "text",
-        "The time zone of `cron` and `windows`, such as Europe/Berlin.",
+        "Time zone of `cron` and `windows`, such as Europe/Berlin.",
     )
     controller_windows: tuple[str, ...] = _key(
         "controller.windows",
         values.windows,
         (),
         "list of texts",
-        "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation begins only within one. Several in an "
-        "environment variable are separated by semicolons. Without any, at all times.",
+        "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation starts only within a window. Without this "
+        "option, it starts at any time. In an environment variable, semicolons separate windows.",
     )
     controller_missed: str = _key(
         "controller.missed",
         values.missed,
         "catch-up",
         "text",
-        "What becomes of a slot of `cron` that passed without a rotation: `catch-up` or `skip`.",
+        "What to do about a missed slot of `cron`: `catch-up` or `skip`.",
     )
     controller_tolerance: timedelta = _key(
         "controller.tolerance",
         parse_duration,
         timedelta(hours=1),
         "time",
-        "How late a rotation may begin before its slot counts as missed.",
+        "How late a rotation may start before its slot counts as missed.",
     )
     controller_jitter: timedelta = _key(
         "controller.jitter",
         parse_duration,
         timedelta(minutes=10),
         "time",
-        "Longest deliberate delay after a slot or the opening of a window; each controller has its own.",
+        "Longest delay (jitter) after a slot or the start of a window; each controller has a fixed delay of its own.",
     )
     controller_interval: timedelta = _key(
         "controller.interval",
@@ -446,18 +455,18 @@ class Options:
         parse_duration,
         timedelta(minutes=5),
         "time",
-        "The pause after a failed rotation; it doubles with each further one.",
+        "Pause after a failed rotation; it doubles with each further failure.",
     )
     controller_backoff_max: timedelta = _key(
-        "controller.backoff_max", parse_duration, timedelta(hours=6), "time", "The longest pause after failures."
+        "controller.backoff_max", parse_duration, timedelta(hours=6), "time", "Longest pause after failed rotations."
     )
     controller_stale: timedelta = _key(
         "controller.stale",
         parse_duration,
         timedelta(minutes=15),
         "time",
-        "How long a rotation may stay in one phase before a controller carries it on in place of who began it. "
-        "More than `rotation.adoption` and `rotation.health_soak` together.",
+        "How long a rotation may stay in one phase before a controller resumes it in place of the process that started "
+        "it. Must exceed `rotation.adoption` and `rotation.health_soak` together.",
     )
     controller_retire: bool = _key(
         "controller.retire",
@@ -471,21 +480,21 @@ class Options:
         values.string,
         None,
         "text",
-        "The controller's name, for people and for its jitter; else the host's.",
+        "Name of the controller, shown to operators and used for its jitter (default: the host name).",
     )
     controller_alert_command: str | None = _key(
         "controller.alert_command",
         values.string,
         None,
         "command",
-        "Run by `/bin/sh -c` when somebody should look; it gets the reason as JSON on standard input.",
+        "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
     )
     controller_stop_timeout: timedelta = _key(
         "controller.stop_timeout",
         parse_duration,
         timedelta(seconds=20),
         "time",
-        "How long a controller that is to stop may take to bring a rotation that goes on to its end.",
+        "How long a stopping controller may take to finish a rotation in progress.",
     )
 
     audit_log: Path | None = _key(
@@ -493,7 +502,7 @@ class Options:
         values.path,
         None,
         "path",
-        "The audit trail: a file to which `rotate`, `retire`, `revoke` and `controller` add every decision, signed.",
+        "Audit trail: file to which `rotate`, `retire`, `revoke` and `controller` append every decision, signed.",
     )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
