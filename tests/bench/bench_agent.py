@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from goatherd.agent.handover import Handover
+from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
@@ -39,20 +39,20 @@ async def measure(top: Path, count: int) -> tuple[float, float, int]:
     async with MemorySecretProvider() as provider:
         await provider.create("root", encode_document(create(root, now_ms)))
         file = SettingsFile(link=directory / "settings.json", target=top / f"{count}.json")
-        async with Handover(
+        async with ManagedOrganization(
             org="localhost",
             settings=CloudSecretSettings(provider, "root"),
             directory=directory,
             file=file,
             client=NodeClient("http://127.0.0.1:9"),
             clock=SystemClock(),
-        ) as handover:
-            await handover.load(asyncio.Event())
+        ) as organization:
+            await organization.load(asyncio.Event())
             began = time.perf_counter()
-            await handover.write()
+            await organization.write()
             first = time.perf_counter() - began
             began = time.perf_counter()
-            await handover.write()
+            await organization.write()
             again = time.perf_counter() - began
     tree = json.loads(file.link.read_bytes())
     assert len(tree["trustedSessions"]) == count + 1

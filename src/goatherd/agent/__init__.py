@@ -1,15 +1,16 @@
-"""Runs an unmodified GoatDB server with keys from a store.
+"""Run an unmodified GoatDB server with keys from a store.
 
-Read in this order: `plan` (what a server must be told, and when; pure), `memory` and `settings_file` (where the key
-lies while the server runs), `claim` (one agent for one data directory), `sessions` (who is in the server's own log),
-`supervisor` (one child process), `question` (what an attacker would ask), `lease` (one node at a time), `handover` (one
-organization's way from the store to the server), `agent` (the loop).
+Read the modules in this order: `restart_rules` (which changes of the identity require a restart; pure),
+`memory_directory` and `settings_file` (where the private key is stored while the server runs), `data_directory_lock`
+(one agent for one data directory), `sessions` (the sessions in the server's own log), `child_process` (the server's
+process), `server_checks` (is the server ready, does it expose its key), `restart_lease` (one node at a time),
+`organization` (one organization's identity, from the store to settings.json), `agent` (the life of the server).
 """
 
 from goatherd.agent.agent import Agent, Rules
-from goatherd.agent.handover import Handover
-from goatherd.agent.lease import Lease
-from goatherd.agent.plan import OnChange
-from goatherd.agent.supervisor import Supervisor
+from goatherd.agent.child_process import Supervisor
+from goatherd.agent.organization import ManagedOrganization
+from goatherd.agent.restart_lease import Lease
+from goatherd.agent.restart_rules import OnChange
 
-__all__ = ["Agent", "Handover", "Lease", "OnChange", "Rules", "Supervisor"]
+__all__ = ["Agent", "Lease", "ManagedOrganization", "OnChange", "Rules", "Supervisor"]

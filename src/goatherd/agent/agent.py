@@ -7,7 +7,8 @@ What it is not: it never writes the identity, and holds no rule of rotation. Rul
 - A change is prepared while the server serves, and made only when it is this node's turn.
 - Whatever ends the agent ends the child first, then the files. A child that crashes backs off and writes nothing
   anywhere.
-- After every start the server is asked what an attacker would ask. If a private key comes back, it is stopped.
+- After every start the agent requests a session without authentication. If the answer holds a private key, the agent
+  stops the server.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from datetime import timedelta
 from enum import Enum, StrEnum, auto
 from typing import Any, Final
 
-from goatherd.agent.claim import Claim
-from goatherd.agent.handover import Handover, problem_of
-from goatherd.agent.lease import Lease, NoLease
+from goatherd.agent.child_process import Supervisor, end_leftover
+from goatherd.agent.data_directory_lock import DataDirectoryLock
+from goatherd.agent.organization import ManagedOrganization, problem_of
 from goatherd.agent.own_api import OwnAPI
-from goatherd.agent.plan import OnChange, backoff
-from goatherd.agent.question import Standing
-from goatherd.agent.supervisor import Supervisor, end_leftover
+from goatherd.agent.restart_lease import Lease, NoLease
+from goatherd.agent.restart_rules import OnChange, backoff
+from goatherd.agent.server_checks import Standing
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import SETTINGS_NAME, organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
@@ -49,7 +50,7 @@ PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWIN
 _log = logging.getLogger("goatherd.agent")
 
 Notify = Callable[[], Awaitable[None]]
-Front = Callable[[Sequence[Handover], OwnAPI], contextlib.AbstractAsyncContextManager[object]]
+Front = Callable[[Sequence[ManagedOrganization], OwnAPI], contextlib.AbstractAsyncContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +82,23 @@ class ServerState(StrEnum):
     """It has ended by itself, and is started again after a pause."""
 
 
-class _Up(Enum):
-    YES = auto()
-    NO = auto()
-    STRANGER = auto()
+class _Readiness(Enum):
+    """Result of waiting for the server to become ready."""
+
+    READY = auto()
+    NOT_READY = auto()
+    UNKNOWN_ROOT = auto()
     ENDED = auto()
 
 
 class Agent:
-    """Looks after one server until it is told to stop, or the server ends.
+    """Run one server until the agent is stopped or the server ends.
 
     Args:
-        handovers: One for each organization.
-        claim: The hold on the data directory; entered by the caller.
-        supervisor: The child; None to stay beside a server that somebody else runs.
-        lease: Whose turn it is.
+        organizations: The organizations that the server serves.
+        lock: The lock on the data directory; entered by the caller.
+        supervisor: Runs the server process; None beside a server that another program runs.
+        lease: The restart lease.
         rules: How to behave.
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
         front: Makes what stands in front of the server, a `goatherd.agent.door.Door` or an
@@ -109,9 +112,9 @@ class Agent:
 
     def __init__(
         self,
-        handovers: Sequence[Handover],
+        organizations: Sequence[ManagedOrganization],
         *,
-        claim: Claim,
+        lock: DataDirectoryLock,
         supervisor: Supervisor | None,
         lease: Lease | NoLease,
         rules: Rules | None = None,
@@ -119,8 +122,8 @@ class Agent:
         front: Front | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._handovers = tuple(handovers)
-        self._claim = claim
+        self._organizations = tuple(organizations)
+        self._lock = lock
         self._supervisor = supervisor
         self._lease = lease
         self._rules = rules or Rules()
@@ -163,8 +166,8 @@ class Agent:
             if not await self._begun(stack):
                 return 0
             if self._front is not None:
-                own = OwnAPI(self._handovers, describe=self.describe, clock=self._clock)
-                await stack.enter_async_context(self._front(self._handovers, own))
+                own = OwnAPI(self._organizations, describe=self.describe, clock=self._clock)
+                await stack.enter_async_context(self._front(self._organizations, own))
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
@@ -200,18 +203,18 @@ class Agent:
             await asyncio.wait({beginning, told})
 
     async def _begin(self, stack: contextlib.AsyncExitStack) -> None:
-        for handover in self._handovers:
-            await stack.enter_async_context(handover)
-            await handover.load(self._changed)
+        for organization in self._organizations:
+            await stack.enter_async_context(organization)
+            await organization.load(self._changed)
         await self._take_place()
 
     async def _take_place(self) -> None:
         """Make sure that nothing is lost by writing, and note what will be written."""
-        before = self._claim.before
-        for handover in self._handovers:
-            await handover.check_place(is_left_over=handover.org in before.orgs)
-        orgs = {*before.orgs, *(handover.org for handover in self._handovers)}
-        await asyncio.to_thread(lambda: self._claim.note(orgs=orgs))
+        before = self._lock.before
+        for organization in self._organizations:
+            await organization.check_place(is_left_over=organization.org in before.orgs)
+        orgs = {*before.orgs, *(organization.org for organization in self._organizations)}
+        await asyncio.to_thread(lambda: self._lock.save(orgs=orgs))
         self.owns_files = True
 
     async def _until_the_end(self) -> int:
@@ -243,9 +246,9 @@ class Agent:
         self._tell_killed()
         if self._ended is not None:
             self._ended.cancel()
-        for handover in self._handovers:
-            self.owns_files &= await handover.remove()
-        await asyncio.to_thread(self._claim.forget)
+        for organization in self._organizations:
+            self.owns_files &= await organization.remove()
+        await asyncio.to_thread(self._lock.clear)
         return code
 
     @contextmanager
@@ -274,14 +277,14 @@ class Agent:
             return await self._beside()
         crashes, has_come_up = 0, False
         while True:
-            for handover in self._handovers:
-                await handover.write()
+            for organization in self._organizations:
+                await organization.write()
             self._state = ServerState.STARTING
             await self._start()
             up = await self._await_up(sees_signer=False)
-            if up is _Up.YES:
+            if up is _Readiness.READY:
                 has_come_up = True
-            elif up is not _Up.ENDED:
+            elif up is not _Readiness.ENDED:
                 await self._not_up(up, is_first=not has_come_up)
             code = await self._serve()
             _log.warning(event_text(Event.AGENT_ENDED, code=code))
@@ -299,13 +302,15 @@ class Agent:
 
     async def _beside(self) -> int:
         """Keep the file up to date beside a server that somebody else runs."""
-        stale = [handover for handover in self._handovers if not await handover.adopt()]
-        behind = [handover for handover in stale if await asyncio.to_thread(handover.file.stamp) is not None]
+        stale = [organization for organization in self._organizations if not await organization.adopt()]
+        behind = [
+            organization for organization in stale if await asyncio.to_thread(organization.file.stamp) is not None
+        ]
         if not behind:
-            for handover in stale:
-                await handover.write()
+            for organization in stale:
+                await organization.write()
         elif self._rules.on_change is OnChange.IGNORE:
-            self._ignore([f"{handover.file.link} is of another root or time" for handover in behind])
+            self._ignore([f"{organization.file.link} is of another root or time" for organization in behind])
         else:
             # The server may run with what the file holds: it is told as of any other change.
             async with self._turn(lambda: True):
@@ -313,12 +318,12 @@ class Agent:
         while True:
             await self._serve()
 
-    async def _not_up(self, up: _Up, *, is_first: bool) -> None:
+    async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
         """The child runs and does not answer as it should: step back, give up, or go on waiting."""
         if self._refuses():
             await self._step_back()
-        elif up is _Up.STRANGER and is_first:
-            files = ", ".join(str(handover.file.link) for handover in self._handovers)
+        elif up is _Readiness.UNKNOWN_ROOT and is_first:
+            files = ", ".join(str(organization.file.link) for organization in self._organizations)
             raise AgentError(
                 f"the server answers, but does not know the root that it was given: it does not read {files}",
                 hint="Check --data, --org and --url against the server's own path, organization and port.",
@@ -345,18 +350,18 @@ class Agent:
             await self._look()
 
     async def _look(self) -> None:
-        for handover in self._handovers:
-            if handover.running is None:
+        for organization in self._organizations:
+            if organization.running is None:
                 continue
-            must_ask = await handover.look()
-            if not handover.is_asked and await handover.standing() is Standing.UP:
-                handover.came_up()
+            must_ask = await organization.check_file()
+            if not organization.is_exposure_checked and await organization.check_standing() is Standing.READY:
+                organization.mark_ready()
                 self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
                 self._state = ServerState.SERVING
                 must_ask = True
             if must_ask:
-                await handover.ask()
-            handover.warn_of_age()
+                await organization.check_key_exposure()
+            organization.warn_of_age()
 
     def _is_by_our_signal(self, code: int) -> bool:
         return code - 128 in self._passed_on
@@ -373,8 +378,8 @@ class Agent:
             return
         _log.warning(event_text(Event.AGENT_CHANGE, message="; ".join(reasons)))
         try:
-            for handover in self._handovers:
-                await handover.prepare()
+            for organization in self._organizations:
+                await organization.prepare()
         except GoatherdError as error:
             self._refused(error)
             return
@@ -388,10 +393,10 @@ class Agent:
         _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
 
     def _reasons(self) -> tuple[str, ...]:
-        return tuple(reason for handover in self._handovers for reason in handover.reasons())
+        return tuple(reason for organization in self._organizations for reason in organization.reasons())
 
     def _ignore(self, reasons: Sequence[str]) -> None:
-        now = {(handover.org, handover.document.generation) for handover in self._handovers}
+        now = {(organization.org, organization.document.generation) for organization in self._organizations}
         if now != self._ignored:
             self._ignored = now
             text = f"{'; '.join(reasons)}: the server goes on as it is until its next start"
@@ -421,43 +426,43 @@ class Agent:
 
     async def _switch(self) -> None:
         up = await self._hand_over()
-        if up is _Up.YES or up is _Up.ENDED:
+        if up is _Readiness.READY or up is _Readiness.ENDED:
             return
         if self._refuses():
             await self._step_back()
 
     def _refuses(self) -> bool:
         """Note that the server did not come up; return whether there is an earlier root to go back to."""
-        return True in [handover.step_back() for handover in self._handovers]
+        return True in [organization.step_back() for organization in self._organizations]
 
     async def _step_back(self) -> None:
         self._tell_stepped_back()
         await self._hand_over()
 
     def _tell_stepped_back(self) -> None:
-        for handover in self._handovers:
-            if handover.wanted is not handover.document:
-                fields = {"org": handover.org, "refused": handover.document.current.id}
-                _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=handover.wanted.current.id))
+        for organization in self._organizations:
+            if organization.wanted is not organization.document:
+                fields = {"org": organization.org, "refused": organization.document.current.id}
+                _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=organization.wanted.current.id))
 
-    async def _hand_over(self) -> _Up:
+    async def _hand_over(self) -> _Readiness:
         """Give the server what is wanted, by the way that the rules name, and wait until it is up."""
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
-                return _Up.ENDED
+                return _Readiness.ENDED
             self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
             self._tell_killed()
             try:
-                for handover in self._handovers:
-                    await handover.write()
+                for organization in self._organizations:
+                    await organization.write()
             except GoatherdError as error:
                 # The server is down: what it ran with is still there, and is better than nothing.
                 self._refused(error)
             await self._start()
             return await self._await_up(sees_signer=False)
-        for handover in self._handovers:
-            await handover.write()
+        for organization in self._organizations:
+            await organization.write()
         await self._tell_server()
         return await self._await_up(sees_signer=True)
 
@@ -476,7 +481,7 @@ class Agent:
         self._instance, self._starts = new_id(), self._starts + 1
         await self._supervisor.start()
         child = self._supervisor.child
-        await asyncio.to_thread(lambda: self._claim.note(child=child))
+        await asyncio.to_thread(lambda: self._lock.save(child=child))
         self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
@@ -488,13 +493,13 @@ class Agent:
         """
         if self._supervisor is None:
             return
-        named = {handover.file.link.parent for handover in self._handovers}
+        named = {organization.file.link.parent for organization in self._organizations}
         for data in {directory.parent for directory in named}:
             for directory in organization_directories(data) if data.is_dir() else ():
                 if directory not in named and (directory / SETTINGS_NAME).is_file():
                     # SECURITY: clients of a root that no store has would be lost with it
                     # (tests/unit/agent/test_commands.py).
-                    names = ", ".join(handover.org for handover in self._handovers)
+                    names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
                         f" {names}), and has made a root of its own for it in {directory / SETTINGS_NAME}. It was"
@@ -503,32 +508,32 @@ class Agent:
                         f" again with --org {directory.name}.",
                     )
 
-    async def _await_up(self, *, sees_signer: bool) -> _Up:
-        """Wait until the server answers what its root signed, then ask it the attacker's question.
+    async def _await_up(self, *, sees_signer: bool) -> _Readiness:
+        """Wait until the server answers requests that its root signed, then check whether it exposes its key.
 
         Args:
             sees_signer: It was not restarted by us, so who signs must be seen.
 
         Raises:
-            KeyLeakedError: It gave a private key away.
+            KeyLeakedError: The server returned a private key.
         """
         until = self._clock.monotonic() + self._rules.ready_timeout.total_seconds()
-        up, told = _Up.NO, 1
+        up, told = _Readiness.NOT_READY, 1
         while self._clock.monotonic() < until:
             if self._ended is not None and self._ended.done():
-                return _Up.ENDED
+                return _Readiness.ENDED
             await asyncio.to_thread(self._refuse_invented)
-            standings = [await handover.standing() for handover in self._handovers]
-            up = _Up.STRANGER if Standing.STRANGER in standings else _Up.NO
-            if all(one is Standing.UP for one in standings):
-                if not sees_signer or all([await handover.signs() for handover in self._handovers]):
+            standings = [await organization.check_standing() for organization in self._organizations]
+            up = _Readiness.UNKNOWN_ROOT if Standing.UNKNOWN_ROOT in standings else _Readiness.NOT_READY
+            if all(one is Standing.READY for one in standings):
+                if not sees_signer or all([await organization.signs() for organization in self._organizations]):
                     await self._is_up()
-                    return _Up.YES
-                if told < RENOTIFY and any([await handover.is_regressed() for handover in self._handovers]):
+                    return _Readiness.READY
+                if told < RENOTIFY and any([await organization.is_regressed() for organization in self._organizations]):
                     # COMPAT: a server that runs writes over its file with every new session.
                     told += 1
-                    for handover in self._handovers:
-                        await handover.write()
+                    for organization in self._organizations:
+                        await organization.write()
                     await self._tell_server()
             await self._clock.sleep(PROBE)
         _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))
@@ -537,13 +542,13 @@ class Agent:
     async def _is_up(self) -> None:
         self._up_since = self._clock.monotonic()
         self._state = ServerState.SERVING
-        for handover in self._handovers:
-            handover.came_up()
-            assert handover.running is not None
-            _log.info(event_text(Event.AGENT_UP, org=handover.org, signs=handover.running.current.id))
-        for handover in self._handovers:
-            if not handover.is_asked:
-                await handover.ask()
+        for organization in self._organizations:
+            organization.mark_ready()
+            assert organization.running is not None
+            _log.info(event_text(Event.AGENT_UP, org=organization.org, signs=organization.running.current.id))
+        for organization in self._organizations:
+            if not organization.is_exposure_checked:
+                await organization.check_key_exposure()
 
     def _tell_killed(self) -> None:
         """Report a server that did not stop cleanly: one that was killed, and once one that does not handle SIGTERM."""
@@ -560,13 +565,13 @@ class Agent:
             _log.warning(event_text(Event.AGENT_CUT_OFF, message=text))
 
 
-async def take_over(claim: Claim, grace: timedelta, clock: Clock) -> None:
+async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> None:
     """Stop the server that an agent which was killed has left running, if any.
 
     Raises:
         AgentError: It cannot be stopped.
     """
-    child = claim.before.child
+    child = lock.before.child
     if child is not None and await end_leftover(child, grace, clock):
         _log.warning(event_text(Event.AGENT_LEFTOVER, pid=child.pid))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from goatherd.agent.door.report import HEALTH_PATH, METRICS_PATH, health, metrics
-from goatherd.agent.handover import Handover
+from goatherd.agent.organization import ManagedOrganization
 from goatherd.clock import Clock
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
@@ -27,7 +27,7 @@ class OwnAPI:
     """Answers for an agent's server.
 
     Args:
-        handovers: One for each organization; the first one answers for a request that names none.
+        organizations: One for each organization; the first one answers for a request that names none.
         describe: Returns what the agent does with the server now, as JSON.
         clock: The time.
 
@@ -37,10 +37,10 @@ class OwnAPI:
     """
 
     def __init__(
-        self, handovers: Sequence[Handover], *, describe: Callable[[], Mapping[str, Any]], clock: Clock
+        self, organizations: Sequence[ManagedOrganization], *, describe: Callable[[], Mapping[str, Any]], clock: Clock
     ) -> None:
-        self._handovers = {handover.org: handover for handover in handovers}
-        self._first = handovers[0]
+        self._organizations = {organization.org: organization for organization in organizations}
+        self._first = organizations[0]
         self._describe = describe
         self._clock = clock
         self.figures: Callable[[], DoorStatus] | None = None
@@ -57,26 +57,26 @@ class OwnAPI:
 
     async def answer(self, method: str, path: str, query: str, signature: str, body: bytes = b"") -> tuple[int, bytes]:
         """Answer a request below ``/goatherd/v1/``. With status 421 goes the id of `guard`'s instance."""
-        handover = self._first
+        organization = self._first
         if wanted := parse_qs(query).get("org"):
-            found = self._handovers.get(wanted[0])
+            found = self._organizations.get(wanted[0])
             if found is None:
                 return 404, b""
-            handover = found
+            organization = found
         if method == "GET" and path == "/goatherd/v1/identity":
-            return 200, to_json_bytes(self._identity(handover))
+            return 200, to_json_bytes(self._identity(organization))
         if method == "GET" and path == HEALTH_PATH:
-            return 200, to_json_bytes(health(handover.status, self._door, self._describe()["state"]))
+            return 200, to_json_bytes(health(organization.status, self._door, self._describe()["state"]))
         if method == "GET" and path == METRICS_PATH:
-            return 200, await metrics(handover.document, handover.status, self._door, self._describe())
+            return 200, await metrics(organization.document, organization.status, self._door, self._describe())
         if method == "POST" and path == "/goatherd/v1/refresh":
-            return await self._refresh(handover, path, body, signature)
+            return await self._refresh(organization, path, body, signature)
         return 404, b""
 
-    def _identity(self, handover: Handover) -> dict[str, Any]:
+    def _identity(self, organization: ManagedOrganization) -> dict[str, Any]:
         agent = dict(self._describe())
         instance = agent.pop("instance")
-        told = handover.describe()
+        told = organization.describe()
         door = self._door
         return {
             **told,
@@ -85,11 +85,13 @@ class OwnAPI:
             "agent": {**agent, **told["agent"], "door": None if door is None else door.to_json()},
         }
 
-    async def _refresh(self, handover: Handover, path: str, body: bytes, signature: str) -> tuple[int, bytes]:
+    async def _refresh(
+        self, organization: ManagedOrganization, path: str, body: bytes, signature: str
+    ) -> tuple[int, bytes]:
         """Read the store now, if a root asks."""
-        document = handover.document
+        document = organization.document
         pool = TrustPool(
-            org=handover.org,
+            org=organization.org,
             current=document.current,
             roots=document.roots,
             revoked=[one.id for one in document.revoked],
@@ -113,5 +115,5 @@ class OwnAPI:
             return MISDIRECTED, b""
         except VerificationError:
             return 403, b""
-        has_changed = await handover.refresh()
-        return 200, to_json_bytes({"generation": handover.document.generation, "changed": has_changed})
+        has_changed = await organization.refresh()
+        return 200, to_json_bytes({"generation": organization.document.generation, "changed": has_changed})

@@ -1,11 +1,12 @@
-"""The ``settings.json`` of one organization: where its bytes lie, and what GoatDB sees of them.
+"""Store the ``settings.json`` of one organization for a GoatDB server to read.
 
-Two ways: in memory, with a link where GoatDB looks (the rule), or a plain file there (only when told so). What it is
-not: it does not know what is in the file. Rules: mode 0600; a reader sees the old bytes or the new ones; blocking, so
-call it in a thread.
+Two ways: in memory, with a link at the path that GoatDB reads (the default), or as a plain file at that path (only if
+the operator allows it). The module does not interpret the content. Rules: mode 0600; a reader sees the old bytes or the
+new ones; every call blocks, so call it in a thread.
 
 COMPAT: GoatDB rewrites its file in place, so through the link it writes to memory. A server that replaces the file by
-rename (Goatherd's own does) puts a plain file in the link's place: `look` notices, `mend` brings it back into memory.
+rename (Goatherd's own does) replaces the link by a plain file: `check_state` detects it, `repair_link` moves the
+file back into memory.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from goatherd.errors import SettingsError
 from goatherd.files import replace_file
 
 
-class Place(StrEnum):
-    """What stands where GoatDB looks."""
+class FileState(StrEnum):
+    """What is stored at the path that GoatDB reads."""
 
     OURS = "ours"
     REPLACED = "replaced"
     """A plain file where a link was: the private key is on the disk."""
-    GONE = "gone"
+    MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Tells one state of the bytes from another."""
+    """Identifies one state of a file: inode, size and time of change."""
 
     inode: int
     size: int
@@ -95,22 +96,22 @@ class SettingsFile:
             return None
         return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
-    def look(self) -> Place:
-        """Return what stands where GoatDB looks."""
+    def check_state(self) -> FileState:
+        """Return what is stored at the path that GoatDB reads."""
         try:
             status = self.link.lstat()
         except OSError:
-            return Place.GONE
+            return FileState.MISSING
         if self.target is None:
-            return Place.OURS
+            return FileState.OURS
         if not stat.S_ISLNK(status.st_mode):
-            return Place.REPLACED
+            return FileState.REPLACED
         if str(self.link.readlink()) != str(self.target):
-            return Place.REPLACED
-        return Place.OURS if self.target.exists() else Place.GONE
+            return FileState.REPLACED
+        return FileState.OURS if self.target.exists() else FileState.MISSING
 
-    def mend(self) -> None:
-        """Bring what a server put in the link's place back into memory; what it wrote is kept.
+    def repair_link(self) -> None:
+        """Move a plain file that replaced the link back into memory, with the content that the server wrote.
 
         Raises:
             SettingsError: It cannot be written.
@@ -136,7 +137,7 @@ class SettingsFile:
         before = self.link.readlink()
         if before == self.target or not is_ours(before):
             return None
-        self.mend()
+        self.repair_link()
         with contextlib.suppress(OSError):
             before.unlink()
         return before.parent

@@ -41,10 +41,10 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.times import iso
 
 if TYPE_CHECKING:
-    from goatherd.agent import Handover, Lease, Supervisor
+    from goatherd.agent import Lease, ManagedOrganization, Supervisor
     from goatherd.agent.agent import Front, Notify
-    from goatherd.agent.claim import Claim
-    from goatherd.agent.lease import NoLease, Ticket
+    from goatherd.agent.data_directory_lock import DataDirectoryLock
+    from goatherd.agent.restart_lease import LeaseRecord, NoLease
 
 SETTINGS_NAME = "settings.json"
 NO_LEASE = "none"
@@ -226,7 +226,7 @@ def run(
     With --door a verifying proxy stands in front of the server; see `goatherd door`.
     """
     from goatherd.agent import Supervisor
-    from goatherd.agent.supervisor import find_command
+    from goatherd.agent.child_process import find_command
 
     log_to_stderr(log_level)
     find_command(child)
@@ -357,16 +357,16 @@ class _Plan:
             raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_AGENT_DATA.")
         return self.options.agent_data.resolve()
 
-    def claim(self) -> Claim:
+    def claim(self) -> DataDirectoryLock:
         """Check that the data directory is the one that is meant, and return the claim on it.
 
         Raises:
             ConfigurationError: It is missing, or holds something else, and is not to be created.
         """
-        from goatherd.agent.claim import Claim
+        from goatherd.agent.data_directory_lock import DataDirectoryLock
 
         check_data_directory(self.data, self._directories, create=self.create)
-        return Claim(self.data)
+        return DataDirectoryLock(self.data)
 
     def check_organizations(self) -> None:
         """Make sure that the data directory holds no organization that is not named.
@@ -383,7 +383,7 @@ class _Plan:
 
     def memory(self) -> Path | None:
         """Return the directory in memory for this data directory; None where a plain file was asked for."""
-        from goatherd.agent.memory import directory_for, find_memory
+        from goatherd.agent.memory_directory import directory_for, find_memory
 
         if self.plain_file:
             return None
@@ -418,7 +418,7 @@ def _environ(options: Options) -> dict[str, str]:
 async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None, front: Front | None = None) -> int:
     from goatherd.agent import Agent, OnChange, Rules
     from goatherd.agent.agent import take_over
-    from goatherd.agent.memory import clear, clear_if_empty, directory_for
+    from goatherd.agent.memory_directory import clear, clear_if_empty, directory_for
 
     options, clock = plan.options, SystemClock()
     plan.check_organizations()
@@ -448,7 +448,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
         lease = await _lease(plan, stack, claim.token, provider, template) if on_change is not OnChange.IGNORE else None
         agent = Agent(
             handovers,
-            claim=claim,
+            lock=claim,
             supervisor=supervisor,
             lease=lease or _no_lease(),
             rules=Rules(
@@ -465,7 +465,7 @@ async def _run(plan: _Plan, supervisor: Supervisor | None, pid_file: Path | None
 
 
 async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
-    from goatherd.agent.memory import clear_if_empty
+    from goatherd.agent.memory_directory import clear_if_empty
 
     written = []
     async with AsyncExitStack() as stack:
@@ -484,14 +484,16 @@ async def _fetch(plan: _Plan) -> list[tuple[str, str, str]]:
             await handover.write()
             assert handover.running is not None
             written.append((handover.org, str(handover.file.link), handover.running.current.id))
-        claim.note(orgs={*claim.before.orgs, *(handover.org for handover in handovers)})
+        claim.save(orgs={*claim.before.orgs, *(handover.org for handover in handovers)})
     return written
 
 
-def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Handover], SecretProvider, str]:
+def _handovers(
+    plan: _Plan, claim: DataDirectoryLock, memory: Path | None
+) -> tuple[list[ManagedOrganization], SecretProvider, str]:
     """Make the directory in memory and what each organization needs; nothing is asked of the store yet."""
-    from goatherd.agent import Handover
-    from goatherd.agent.memory import make_private
+    from goatherd.agent import ManagedOrganization
+    from goatherd.agent.memory_directory import make_private
     from goatherd.agent.settings_file import SettingsFile
     from goatherd.client import NodeClient
     from goatherd.data_directory import SESSIONS_LOG, read_records
@@ -503,7 +505,7 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     is_per_org = ORG_FIELD in template
     copy = build_last_known_good(options, is_per_org=is_per_org)
     if memory is not None:
-        claim.note(memory=memory)
+        claim.save(memory=memory)
         make_private(memory)
     handovers = []
     for org in plan.orgs:
@@ -525,7 +527,7 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
             clock=SystemClock(),
         )
         handovers.append(
-            Handover(
+            ManagedOrganization(
                 org=org,
                 settings=settings,
                 directory=directory,
@@ -539,12 +541,12 @@ def _handovers(plan: _Plan, claim: Claim, memory: Path | None) -> tuple[list[Han
     return handovers, provider, template
 
 
-def _move_in(plan: _Plan, handovers: Sequence[Handover]) -> None:
+def _move_in(plan: _Plan, handovers: Sequence[ManagedOrganization]) -> None:
     """Bring here what lies where an earlier --memory has put it.
 
     SECURITY: the key would stay there, since nobody looks there any more (tests/unit/agent/test_commands.py).
     """
-    from goatherd.agent.memory import clear_if_empty, directory_for
+    from goatherd.agent.memory_directory import clear_if_empty, directory_for
 
     def is_ours(file: Path) -> bool:
         return file.parent == directory_for(file.parent.parent, plan.data)
@@ -572,7 +574,7 @@ def _place_of_lease(
     options: Options, identity: tuple[SecretProvider, str] | None, org: str
 ) -> tuple[SecretProvider, str]:
     """Return where the lease lies: where it is said to, else beside the identity."""
-    from goatherd.agent.lease import lease_id_for
+    from goatherd.agent.restart_lease import lease_id_for
 
     if options.agent_lease is not None:
         return open_provider(options.agent_lease)
@@ -580,19 +582,19 @@ def _place_of_lease(
     return provider, lease_id_for(secret_id_for(template, org))
 
 
-async def _look(options: Options, *, make: bool) -> tuple[Ticket, bool, str]:
-    from goatherd.agent.lease import look_at_lease
+async def _look(options: Options, *, make: bool) -> tuple[LeaseRecord, bool, str]:
+    from goatherd.agent.restart_lease import read_lease
 
     if options.agent_lease == NO_LEASE:
         raise ConfigurationError("there is no lease: agent.lease is `none`", hint="Give --lease URI.")
     provider, secret_id = _place_of_lease(options, None, options.org)
     async with provider:
-        ticket, is_new = await look_at_lease(provider, secret_id, make=make)
+        ticket, is_new = await read_lease(provider, secret_id, make=make)
     return ticket, is_new, secret_id
 
 
 def _no_lease() -> NoLease:
-    from goatherd.agent.lease import NoLease
+    from goatherd.agent.restart_lease import NoLease
 
     return NoLease()
 

@@ -24,7 +24,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 
 if TYPE_CHECKING:
-    from goatherd.agent import Handover
+    from goatherd.agent import ManagedOrganization
     from goatherd.agent.agent import Front
     from goatherd.agent.door import Door
     from goatherd.agent.own_api import OwnAPI
@@ -316,7 +316,7 @@ def build_door(options: Options, url: str, *, host: str, port: int, public_url: 
     from goatherd.agent.door import Door, Limits, Trust
 
     @asynccontextmanager
-    async def opened(handovers: Sequence[Handover], own: OwnAPI) -> AsyncIterator[Door]:
+    async def opened(handovers: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:
         trusts = []
         for handover in handovers:
             trust = Trust(org=handover.org, identity=handover.document)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from goatherd.agent.claim import LOCK_NAME as AGENT_LOCK_NAME
+from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
 from goatherd.data_directory import (
     SETTINGS_NAME,
     is_organization_directory,

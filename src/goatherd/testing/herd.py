@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from goatherd.agent.plan import reasons_to_restart
+from goatherd.agent.restart_rules import reasons_to_restart
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from goatherd.agent.agent import Agent, Rules, run_command, take_over
-from goatherd.agent.claim import Claim
-from goatherd.agent.handover import Handover
-from goatherd.agent.lease import Lease, NoLease, lease_id_for
-from goatherd.agent.plan import OnChange
+from goatherd.agent.child_process import Supervisor
+from goatherd.agent.data_directory_lock import DataDirectoryLock
+from goatherd.agent.organization import ManagedOrganization
+from goatherd.agent.restart_lease import Lease, NoLease, lease_id_for
+from goatherd.agent.restart_rules import OnChange
 from goatherd.agent.settings_file import SettingsFile
-from goatherd.agent.supervisor import Supervisor
 from goatherd.client import NewSession
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedError, NodeUnreachableError
@@ -135,11 +135,11 @@ class World:
         self.file = SettingsFile(
             link=self.data / "localhost" / "settings.json", target=tmp_path / "memory" / "localhost.json"
         )
-        self.handover = self.new_handover()
+        self.organization = self.new_organization()
         self.agent: Agent | None = None
 
-    def new_handover(self) -> Handover:
-        return Handover(
+    def new_organization(self) -> ManagedOrganization:
+        return ManagedOrganization(
             org="localhost",
             settings=self.settings,  # type: ignore[arg-type]
             directory=self.data / "localhost",
@@ -162,12 +162,12 @@ class World:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
-        with Claim(self.data) as claim:
+        with DataDirectoryLock(self.data) as claim:
             await take_over(claim, SECOND, self.clock)
             beside = self.rules.on_change is not OnChange.RESTART and self.notify is not None and self.beside
             self.agent = Agent(
-                [self.handover],
-                claim=claim,
+                [self.organization],
+                lock=claim,
                 supervisor=None if beside else self.supervisor,
                 lease=self.lease,
                 rules=self.rules,
@@ -486,7 +486,7 @@ async def test_with_signal_the_file_is_written_and_the_child_told(
 ) -> None:
     world.order(any="reads again")
     world.rules = replace(world.rules, on_change=OnChange.SIGNAL)
-    monkeypatch.setattr(Handover, "signs", signs_by(world))
+    monkeypatch.setattr(ManagedOrganization, "signs", signs_by(world))
 
     async def notify() -> None:
         world.supervisor.send(signal.SIGHUP)
@@ -503,9 +503,9 @@ async def test_with_signal_the_file_is_written_and_the_child_told(
 
 
 def signs_by(world: World) -> Any:
-    async def signs(handover: Handover) -> bool:
-        assert handover.running is not None
-        return bool(world.starts) and world.starts[-1] == handover.running.current.id
+    async def signs(organization: ManagedOrganization) -> bool:
+        assert organization.running is not None
+        return bool(world.starts) and world.starts[-1] == organization.running.current.id
 
     return signs
 
@@ -515,7 +515,7 @@ async def test_with_command_the_command_is_run_and_a_server_that_wrote_over_the_
 ) -> None:
     world.order(any="reads again")
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
-    monkeypatch.setattr(Handover, "signs", signs_by(world))
+    monkeypatch.setattr(ManagedOrganization, "signs", signs_by(world))
     before: list[bytes] = []
 
     async def notify() -> None:
@@ -626,7 +626,7 @@ async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(Handover, "signs", always)
+    monkeypatch.setattr(ManagedOrganization, "signs", always)
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
     world.beside, calls = True, []
 
@@ -650,7 +650,7 @@ async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(Handover, "signs", always)
+    monkeypatch.setattr(ManagedOrganization, "signs", always)
     world.file.write(to_settings(first()))
     world.settings.document = activated()
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
@@ -672,17 +672,17 @@ async def test_the_next_agent_carries_on_from_what_one_that_was_killed_has_left(
     world: World, told: pytest.LogCaptureFixture
 ) -> None:
     """The file half-written by the child, the record with the child, the child still there."""
-    with Claim(world.data) as claim:
-        await world.handover.write()
+    with DataDirectoryLock(world.data) as claim:
+        await world.organization.write()
         await world.supervisor.start()
-        claim.note(orgs=["localhost"], child=world.supervisor.child)
+        claim.save(orgs=["localhost"], child=world.supervisor.child)
     await world.seen(A.id)
     world.file.link.write_bytes(b'{"currentSession": {"id"')
     orphan = world.supervisor
     reaped = asyncio.create_task(orphan.wait())
     command = orphan._command
     world.supervisor = Supervisor(command, environ=dict(os.environ))
-    world.handover = world.new_handover()
+    world.organization = world.new_organization()
     async with world.running():
         await world.seen(A.id, A.id)
         await world.until(lambda: world.asked > 0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.memory import directory_for
+from goatherd.agent.memory_directory import directory_for
 from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.config.options import load_options

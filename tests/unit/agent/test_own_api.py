@@ -34,7 +34,7 @@ from tests.unit.goats import ORG, root
 from tests.unit.identity.make import NOW, activated, first, owned, shows_key
 from tests.unit.settings.make import HandClock
 
-from .test_handover import Kit
+from .test_organization import Kit
 
 A = root("root-a")
 REFRESH = "/goatherd/v1/refresh"
@@ -194,7 +194,7 @@ def test_the_agents_own_address_is_not_the_servers() -> None:
 
 def api(kits: list[Kit], **state: Any) -> OwnAPI:
     told = {"instance": "i", "state": "serving", "restarts": 0, **state}
-    return OwnAPI([kit.handover for kit in kits], describe=lambda: told, clock=HandClock())
+    return OwnAPI([kit.organization for kit in kits], describe=lambda: told, clock=HandClock())
 
 
 async def identity(own: OwnAPI, query: str = "") -> dict[str, Any]:
@@ -210,10 +210,10 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
     own = api([kit], restarts=3)
     before = await identity(own)
     assert (before["signer"], before["agent"]["started"], before["agent"]["leakCheck"]) == (None, None, None)
-    await kit.handover.write()
+    await kit.organization.write()
     kit.client.trusts.add(document.current.id)
     kit.client.signs_with = document.current
-    await kit.handover.ask()
+    await kit.organization.check_key_exposure()
     told = await identity(own)
     assert told["signer"] == told["agent"]["started"] == document.current.id
     assert (told["generation"], told["phase"], told["instance"]) == (document.generation, "activated", "i")
@@ -224,7 +224,7 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
 
 async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_path: Any) -> None:
     kit = Kit(tmp_path, first())
-    await kit.handover.write()
+    await kit.organization.write()
     kit.settings.document = activated(first())
     told = await identity(api([kit]))
     assert told["generation"] == first().generation < kit.settings.document.generation
@@ -233,7 +233,7 @@ async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_pa
 
 async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
     kits = [Kit(tmp_path / name, first()) for name in ("one", "two")]
-    kits[1].handover.org = "other"
+    kits[1].organization.org = "other"
     own = api(kits)
     assert (await identity(own))["org"] == (await identity(own, "org=localhost"))["org"] == "localhost"
     assert (await identity(own, "org=other"))["org"] == "other"
@@ -243,11 +243,11 @@ async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:
 async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> None:
     documents = [first(), create(owned("b"), NOW)]
     kits = [Kit(tmp_path / name, document) for name, document in zip(("one", "two"), documents, strict=True)]
-    kits[1].handover.org = "other"
+    kits[1].organization.org = "other"
     own = api(kits)
     looks: list[str] = []
     for kit in kits:
-        kit.settings.refresh = lambda kit=kit: looked(looks, kit.handover.org)  # type: ignore[method-assign,misc]
+        kit.settings.refresh = lambda kit=kit: looked(looks, kit.organization.org)  # type: ignore[method-assign,misc]
 
     async def answer(request: httpx2.Request) -> httpx2.Response:
         query, signature = request.url.query.decode(), request.headers["x-goat-sig"]
@@ -256,7 +256,7 @@ async def test_each_organization_is_refreshed_by_its_own_root(tmp_path: Any) -> 
 
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
         for kit, document in zip(kits, documents, strict=True):
-            client = NodeClient("http://agent", http=http, clock=kit.clock, org=kit.handover.org)
+            client = NodeClient("http://agent", http=http, clock=kit.clock, org=kit.organization.org)
             told = await client.refresh(document.current)
             assert told == {"generation": 1, "changed": False}
             with pytest.raises(NodeRefusedError):
@@ -271,7 +271,7 @@ async def looked(looks: list[str], org: str) -> bool:
 
 async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
     kit = Kit(tmp_path, first())
-    own = OwnAPI([kit.handover], describe=lambda: {"instance": "agent"}, clock=kit.clock)
+    own = OwnAPI([kit.organization], describe=lambda: {"instance": "agent"}, clock=kit.clock)
     now_ms = kit.clock.now_ms()
 
     async def ask(header: str) -> int:
@@ -299,7 +299,7 @@ async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
 async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:
     """The agent answers while its server is down: that is when its state matters."""
     kit = Kit(tmp_path, first())
-    await kit.handover.write()
+    await kit.organization.write()
     kit.client.is_away = True
     with pytest.raises(NodeUnreachableError):
         await kit.client.answers(owned("a"))
@@ -350,11 +350,11 @@ async def test_an_agent_tells_how_its_server_and_its_door_are(
     assert status == 200
     assert found[f"{Metric.SERVER_STATE},{state}"] == 1
     assert found[Metric.SERVER_RESTARTS] == 2
-    assert found[Metric.IDENTITY_GENERATION] == kit.handover.document.generation
+    assert found[Metric.IDENTITY_GENERATION] == kit.organization.document.generation
     assert found[Metric.SETTINGS_DEGRADED] == 0
     assert found.get(f"{Metric.STOPPED},too-many") == (None if door is None else 3)
     assert found.get(Metric.DOOR_REQUESTS) == (None if door is None else 7)
-    assert not shows_key(body.decode(), kit.handover.document.current)
+    assert not shows_key(body.decode(), kit.organization.document.current)
 
 
 async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:

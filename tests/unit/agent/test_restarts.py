@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goatherd.agent.plan import reasons_to_restart
+from goatherd.agent.restart_rules import reasons_to_restart
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.session import OwnedSession

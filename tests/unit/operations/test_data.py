@@ -422,8 +422,8 @@ def test_a_directory_in_use_is_an_error_that_names_the_process(directory: Path) 
 
 
 def test_a_directory_that_an_agent_uses_is_an_error(directory: Path) -> None:
-    from goatherd.agent.claim import Claim
+    from goatherd.agent.data_directory_lock import DataDirectoryLock
 
-    with Claim(directory.parent), pytest.raises(AgentBusyError, match="uses"):
+    with DataDirectoryLock(directory.parent), pytest.raises(AgentBusyError, match="uses"):
         check(directory)
     assert check(directory).findings == ()

@@ -1,11 +1,11 @@
-"""One child process: started, signalled, stopped for good, its exit code read.
+"""Start the server as a child process, pass signals on, stop it, and read its exit code.
 
-What it is not: it does not decide when. Rules: the child has the agent's own input, output, environment and directory;
-nothing of a key is ever among its arguments or in its environment; it leads a process group of its own, so that a
-signal from a terminal reaches it once (from the agent), and so that nothing of it is left once it has ended.
+The module does not decide when. Rules: the child inherits the agent's input, output, environment and working directory;
+no key material is in its arguments or its environment; it leads its own process group, so that a signal from a terminal
+reaches it once (from the agent), and so that no process of it remains once it has ended.
 
-If the agent is killed outright, the kernel asks the child to stop (Linux): otherwise it would hold port and data
-directory against the next agent, and no longer be looked after. `end_leftover` sees to what did not listen.
+If the agent is killed, the kernel sends the child a signal to stop (Linux): otherwise the child would keep the port and
+the data directory from the next agent. `end_leftover` stops a child that ignored that signal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from goatherd.agent.claim import Process
+from goatherd.agent.data_directory_lock import Process
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 

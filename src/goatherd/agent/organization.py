@@ -1,8 +1,8 @@
-"""One organization's way from the store to the server: what is wanted, what was given, what became of it.
+"""Supply one organization's identity from the store to the server: write settings.json and check what becomes of it.
 
-What it is not: it starts and stops nothing (`goatherd.agent.agent` does). Rules: what a server gets is made of a
-document that was checked whole, and looked at once more before it goes out; what the server makes of its file is told
-and never taken over; the store is only read.
+The module starts and stops no server (`goatherd.agent.agent` does). Rules: each settings.json is made of a verified
+identity document and checked once more before it is written; edits that the server makes to the file are reported and
+never adopted; the store is only read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 import orjson
 
-from goatherd.agent.plan import (
+from goatherd.agent.restart_rules import (
     FileView,
     differences,
     reasons_to_restart,
@@ -28,9 +28,9 @@ from goatherd.agent.plan import (
     verify_safe,
     view_of,
 )
-from goatherd.agent.question import LeakCheck, Standing, ask_as_an_attacker, standing
+from goatherd.agent.server_checks import LeakCheck, Standing, check_key_exposure, check_standing
 from goatherd.agent.sessions import SESSIONS_LOG, Findings, SessionBook
-from goatherd.agent.settings_file import Place, SettingsFile, Stamp
+from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.data_directory import REMAINS
@@ -79,8 +79,8 @@ class _Asking:
     was_away: bool = False
 
 
-class Handover:
-    """One organization. Enter it to have its settings kept fresh; `load` before anything else.
+class ManagedOrganization:
+    """One organization of the agent's server. Enter it to follow its identity in the store; call `load` first.
 
     Args:
         org: The organization.
@@ -91,7 +91,7 @@ class Handover:
         clock: The time.
 
     Attributes:
-        check: What the server's answer to the attacker's question has shown since it was given what it runs with.
+        check: Result of the key exposure check since the current settings.json was written; None before it.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class Handover:
 
     @property
     def document(self) -> IdentityDocument:
-        """What the store holds."""
+        """The identity document in the store."""
         return self._settings.settings.document
 
     @property
     def wanted(self) -> IdentityDocument:
-        """What the server shall run with: what the store holds, unless it did not come up with that."""
+        """The identity document to run with: the store's, unless the server did not become ready with it."""
         document = self.document
         if self._refused == document.generation and self._good is not None:
             return stepped_back(document, self._good) or document
@@ -171,15 +171,15 @@ class Handover:
 
     @property
     def running(self) -> IdentityDocument | None:
-        """What the server was given last."""
+        """The identity document of the last settings.json that the agent wrote."""
         return self._running
 
     def reasons(self) -> tuple[str, ...]:
         """Return why the server must be told of what is wanted; nothing if it need not."""
         return () if self._running is None else reasons_to_restart(self._running, self.wanted)
 
-    def came_up(self) -> None:
-        """Note that the server has come up with what it was given."""
+    def mark_ready(self) -> None:
+        """Record that the server is ready with the settings.json that the agent wrote."""
         self._good = self._running
 
     def step_back(self) -> bool:
@@ -334,16 +334,16 @@ class Handover:
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
-    async def look(self) -> bool:
-        """Look at what the server has made of its file; tell it, mend it; return whether the server must be asked."""
+    async def check_file(self) -> bool:
+        """Report edits that the server made to the file, and repair the link; return whether to check for exposure."""
         now = self._clock.monotonic()
         if self._running is None or now < self._seen.not_before:
             return False
         must_ask = False
         try:
-            place = await asyncio.to_thread(self.file.look)
-            if place is not Place.OURS:
-                await self._mend(place)
+            place = await asyncio.to_thread(self.file.check_state)
+            if place is not FileState.OURS:
+                await self._repair(place)
             stamp = await asyncio.to_thread(self.file.stamp)
             if stamp != self._seen.stamp:
                 must_ask = await self._compare(stamp)
@@ -358,11 +358,11 @@ class Handover:
         view = None if raw is None else view_of(raw)
         return self._running is not None and view is not None and view.current_id != self._running.current.id
 
-    async def _mend(self, place: Place) -> None:
-        if place is Place.REPLACED:
+    async def _repair(self, place: FileState) -> None:
+        if place is FileState.REPLACED:
             # SECURITY: the key has been on the disk for a moment, and may be found there
-            # (tests/unit/agent/test_handover.py).
-            await asyncio.to_thread(self.file.mend)
+            # (tests/unit/agent/test_organization.py).
+            await asyncio.to_thread(self.file.repair_link)
             text = "it was replaced by a plain file, so that the private key was on the disk for a moment"
         else:
             assert self._running is not None
@@ -412,15 +412,15 @@ class Handover:
     # --- asking -----------------------------------------------------------------------------------------------------
 
     @property
-    def is_asked(self) -> bool:
-        """Whether the server has answered the attacker's question since it was given what it runs with."""
+    def is_exposure_checked(self) -> bool:
+        """Whether the key exposure check has passed since the current settings.json was written."""
         return self.check is not None
 
-    async def standing(self) -> Standing:
-        """Return how the server stands to the root that it was given."""
+    async def check_standing(self) -> Standing:
+        """Check whether the server answers requests that its configured root has signed."""
         assert self._running is not None
-        found = await standing(self._client, self._running)
-        self._asking.was_away |= found is Standing.AWAY
+        found = await check_standing(self._client, self._running)
+        self._asking.was_away |= found is Standing.UNREACHABLE
         return found
 
     async def signs(self) -> bool:
@@ -436,17 +436,17 @@ class Handover:
         asking, now = self._asking, self._clock.monotonic()
         if asking.was_away or now - asking.at >= asking.pause:
             asking.at, asking.was_away, asking.pause = now, False, min(2 * asking.pause, _LONGEST_PAUSE)
-            await self.ask()
+            await self.check_key_exposure()
         return self.check is not None and self.check.signer == self._running.current.id
 
-    async def ask(self) -> None:
-        """Put the attacker's question to the server.
+    async def check_key_exposure(self) -> None:
+        """Check whether the server returns its private key to an unauthenticated request.
 
         Raises:
-            KeyLeakedError: It gave a private key away.
+            KeyLeakedError: The server returned a private key.
         """
         try:
-            self.check = await ask_as_an_attacker(self._client, self._running or self.document, self._clock)
+            self.check = await check_key_exposure(self._client, self._running or self.document, self._clock)
         except KeyLeakedError as error:
             _log.critical(event_text(Event.AGENT_KEY_LEAKED, org=self.org, message=error))
             raise

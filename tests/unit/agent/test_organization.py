@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.handover import Handover
-from goatherd.agent.question import Standing
-from goatherd.agent.settings_file import Place, SettingsFile
+from goatherd.agent.organization import ManagedOrganization
+from goatherd.agent.server_checks import Standing
+from goatherd.agent.settings_file import FileState, SettingsFile
 from goatherd.client import NewSession
 from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
@@ -65,7 +65,7 @@ class FakeClient:
 
 
 class Kit:
-    """A handover with everything around it in a test's hands."""
+    """A organization with everything around it in a test's hands."""
 
     def __init__(self, tmp_path: Path, document: IdentityDocument, *, in_memory: bool = True) -> None:
         self.settings, self.client, self.clock = TestSettings(document), FakeClient(), HandClock()
@@ -76,7 +76,7 @@ class Kit:
         self.file = SettingsFile(
             link=self.directory / "settings.json", target=memory / "localhost.json" if in_memory else None
         )
-        self.handover = Handover(
+        self.organization = ManagedOrganization(
             org="localhost",
             settings=self.settings,  # type: ignore[arg-type]
             directory=self.directory,
@@ -116,7 +116,7 @@ async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
     kit.settings.document = published()
     user = owned("user", owner=None).session
     write_log(kit.directory, [introduction(user, A)])
-    await kit.handover.write()
+    await kit.organization.write()
     assert set(kit.tree) == {"currentSession", "roots", "trustedSessions"}
     assert kit.tree["currentSession"]["id"] == A.id
     assert [root["id"] for root in kit.tree["roots"]] == [A.id, B.id]
@@ -128,43 +128,43 @@ async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
 async def test_a_server_is_not_given_a_root_with_15_days_left_and_nothing_is_written(kit: Kit) -> None:
     kit.clock._now_ms = A.session.expiration_ms - 15 * DAY
     with pytest.raises(IdentityError, match="15"):
-        await kit.handover.write()
+        await kit.organization.write()
     assert not os.path.lexists(kit.file.link)
 
 
 async def test_where_nothing_was_written_nothing_is_a_reason(kit: Kit) -> None:
-    assert kit.handover.reasons() == ()
+    assert kit.organization.reasons() == ()
 
 
 # --- forward and back -----------------------------------------------------------------------------------------------
 
 
 async def test_a_server_that_does_not_come_up_gets_the_root_before_and_not_the_new_one_again(kit: Kit) -> None:
-    await kit.handover.write()
-    kit.handover.came_up()
+    await kit.organization.write()
+    kit.organization.mark_ready()
     kit.settings.document = activated()
-    assert kit.handover.reasons()
-    await kit.handover.write()
+    assert kit.organization.reasons()
+    await kit.organization.write()
     assert kit.tree["currentSession"]["id"] == B.id
-    assert kit.handover.step_back()
-    await kit.handover.write()
+    assert kit.organization.step_back()
+    await kit.organization.write()
     assert kit.tree["currentSession"]["id"] == A.id
     assert {root["id"] for root in kit.tree["roots"]} == {A.id, B.id}, "B may have signed something elsewhere"
-    assert kit.handover.reasons() == (), "B is not tried again for this document"
-    assert not kit.handover.step_back(), "there is nowhere else to go"
+    assert kit.organization.reasons() == (), "B is not tried again for this document"
+    assert not kit.organization.step_back(), "there is nowhere else to go"
     kit.settings.document = rotated()
-    assert kit.handover.reasons(), "but for the next one"
+    assert kit.organization.reasons(), "but for the next one"
 
 
 async def test_a_server_that_never_came_up_has_nothing_to_go_back_to(kit: Kit) -> None:
-    await kit.handover.write()
-    assert not kit.handover.step_back()
+    await kit.organization.write()
+    assert not kit.organization.step_back()
 
 
 async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_what_is_wanted(kit: Kit) -> None:
-    assert not await kit.handover.adopt()
-    await kit.handover.write()
-    again = Handover(
+    assert not await kit.organization.adopt()
+    await kit.organization.write()
+    again = ManagedOrganization(
         org="localhost",
         settings=kit.settings,  # type: ignore[arg-type]
         directory=kit.directory,
@@ -182,9 +182,9 @@ async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_w
 
 async def test_a_settings_json_of_this_identity_may_be_replaced_rotated_since_or_not(kit: Kit) -> None:
     kit.file.link.write_bytes(to_settings(first()))
-    await kit.handover.check_place(is_left_over=False)
+    await kit.organization.check_place(is_left_over=False)
     kit.settings.document = rotated()
-    await kit.handover.check_place(is_left_over=False)
+    await kit.organization.check_place(is_left_over=False)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"currentSession": null}'], ids=["empty", "torn", "nobody"])
@@ -193,9 +193,9 @@ async def test_a_settings_json_that_cannot_be_read_is_not_replaced_unless_an_age
 ) -> None:
     kit.file.link.write_bytes(text)
     with pytest.raises(IdentityExistsError, match="cannot be read"):
-        await kit.handover.check_place(is_left_over=False)
+        await kit.organization.check_place(is_left_over=False)
     assert kit.file.link.read_bytes() == text
-    await kit.handover.check_place(is_left_over=True)
+    await kit.organization.check_place(is_left_over=True)
 
 
 async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_operator_is_told_what_it_may_be(
@@ -204,44 +204,44 @@ async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_opera
     other = to_settings(first()).replace(A.id.encode(), owned("z").id.encode())
     kit.file.link.write_bytes(other)
     with pytest.raises(IdentityExistsError) as caught:
-        await kit.handover.check_place(is_left_over=False)
+        await kit.organization.check_place(is_left_over=False)
     assert owned("z").id in str(caught.value)
     assert "migrate" in caught.value.hint
     assert "invented" in caught.value.hint
 
 
 async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its_agent_was_killed(kit: Kit) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     kit.settings.document = rotated()
-    await kit.handover.check_place(is_left_over=True)
+    await kit.organization.check_place(is_left_over=True)
     kit.rewrite(currentSession=owned("z").to_secret_json())
     with pytest.raises(IdentityExistsError, match=owned("z").id) as caught:
-        await kit.handover.check_place(is_left_over=True)
+        await kit.organization.check_place(is_left_over=True)
     assert "migrate" in caught.value.hint
     assert kit.tree["currentSession"]["id"] == owned("z").id
 
 
 async def test_a_root_that_the_store_had_once_is_not_an_invented_one(kit: Kit) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     entry = HistoryEntry(at=1, event="rotated", from_id=A.id, to_id=B.id)
     kit.settings.document = replace(first(), current=B, roots=(B.session,), history=(entry,))
-    await kit.handover.check_place(is_left_over=True)
-    assert await kit.handover.remove()
+    await kit.organization.check_place(is_left_over=True)
+    assert await kit.organization.remove()
 
 
 async def test_a_root_that_this_agent_has_used_is_not_an_invented_one_though_it_has_left_the_document(kit: Kit) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     kit.settings.document = replace(first(), current=B, roots=(B.session,), pruned=1)
     with pytest.raises(IdentityExistsError):
-        await kit.handover.check_place(is_left_over=True)
+        await kit.organization.check_place(is_left_over=True)
     kit.settings.recalled = (A.session,)
     for is_left_over in (True, False):
-        await kit.handover.check_place(is_left_over=is_left_over)
+        await kit.organization.check_place(is_left_over=is_left_over)
 
 
 async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
-    await kit.handover.write()
-    await kit.handover.remove()
+    await kit.organization.write()
+    await kit.organization.remove()
     assert not os.path.lexists(kit.file.link)
     assert kit.file.target is not None
     assert not kit.file.target.exists()
@@ -250,9 +250,9 @@ async def test_at_the_end_the_file_is_removed(kit: Kit) -> None:
 async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_end_and_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     kit.rewrite(currentSession=owned("z").to_secret_json())
-    await kit.handover.remove()
+    await kit.organization.remove()
     assert kit.tree["currentSession"]["id"] == owned("z").id
     assert "was left there" in told.text
 
@@ -263,18 +263,18 @@ async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_en
 async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_not_touched(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     before = kit.settings.document
     users = [owned(name, owner=None).session.to_json() for name in ("u", "v")]
     kit.rewrite(trustedSessions=[A.to_secret_json(), *users], roots=[A.session.to_json(), B.session.to_json()])
-    assert not await kit.handover.look()
+    assert not await kit.organization.check_file()
     assert f"it has learnt root {B.id}" in told.text
     assert "it has learnt 2 sessions" in told.text
     assert not shows_key(told.text, A, B)
     assert kit.settings.document is before
     told.clear()
-    kit.handover._seen.not_before = 0
-    assert not await kit.handover.look()
+    kit.organization._seen.not_before = 0
+    assert not await kit.organization.check_file()
     assert told.text == "", "it is told once"
 
 
@@ -282,7 +282,7 @@ async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_
 async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
     kit: Kit, told: pytest.LogCaptureFixture, how: str
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     current = kit.tree["currentSession"]
     if how == "invented":
         kit.rewrite(currentSession=owned("z").to_secret_json())
@@ -290,7 +290,7 @@ async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
         kit.rewrite(currentSession={**current, "expiration": current["expiration"] + 86_400})
     else:
         kit.rewrite(roots=[current])
-    assert await kit.handover.look()
+    assert await kit.organization.check_file()
     assert "agent.key_in_danger" in told.text
     assert not shows_key(told.text, A, owned("z"))
 
@@ -298,7 +298,7 @@ async def test_what_puts_the_key_in_danger_makes_the_agent_ask_the_server(
 async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_stays_so_is_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     with kit.file.link.open("r+b") as file:
         file.truncate(100)
     for _ in range(2):
@@ -312,7 +312,7 @@ async def test_a_file_in_the_middle_of_being_written_is_nothing_and_one_that_sta
 async def test_a_file_that_is_written_again_and_again_is_never_told_for_being_caught_in_the_middle(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     for length in range(100, 110):
         with kit.file.link.open("r+b") as file:
             file.truncate(length)
@@ -326,47 +326,47 @@ async def test_a_revoked_root_in_the_servers_log_is_named_once_and_is_no_error(
     write_log(kit.directory, [introduction(B.session, A), introduction(A.session, B)])
     kit.settings.document = revoke(rotated(), A.id, NOW, reason="stolen")
     for _ in range(3):
-        await kit.handover.write()
+        await kit.organization.write()
     assert told.text.count("agent.revoked_root") == 1
     assert A.id in told.text
     assert "agent.key_in_danger" not in told.text
 
 
 async def look_again(kit: Kit) -> None:
-    kit.handover._seen.not_before = 0
-    await kit.handover.look()
+    kit.organization._seen.not_before = 0
+    await kit.organization.check_file()
 
 
 async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_told(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     new = kit.directory / "new"
     new.write_bytes(kit.file.link.read_bytes())
     new.replace(kit.file.link)
-    assert kit.file.look() is Place.REPLACED
-    await kit.handover.look()
-    assert kit.file.look() is Place.OURS
+    assert kit.file.check_state() is FileState.REPLACED
+    await kit.organization.check_file()
+    assert kit.file.check_state() is FileState.OURS
     assert "on the disk" in told.text
 
 
 async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCaptureFixture) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     assert kit.file.target is not None
     kit.file.target.unlink()
-    await kit.handover.look()
+    await kit.organization.check_file()
     assert kit.tree["currentSession"]["id"] == A.id
     assert "agent.mended" in told.text
 
 
 async def test_that_the_server_wrote_the_earlier_root_over_the_new_one_is_noticed(kit: Kit) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     before = kit.tree
     kit.settings.document = activated()
-    await kit.handover.write()
-    assert not await kit.handover.is_regressed()
+    await kit.organization.write()
+    assert not await kit.organization.is_regressed()
     kit.rewrite(**before)
-    assert await kit.handover.is_regressed()
+    assert await kit.organization.is_regressed()
 
 
 async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: pytest.LogCaptureFixture) -> None:
@@ -375,7 +375,7 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
     write_log(kit.directory, [introduction(forger.session, A), forged], tail=b"\nbroken\n")
     write_log(kit.directory, [introduction(owned("u", owner=None).session, A)])
     for _ in range(2):
-        await kit.handover.write()
+        await kit.organization.write()
     assert told.text.count("claims to be a root") == 1
     assert told.text.count("agent.log_damaged") == 1
     assert owned("z").id not in {one["id"] for one in kit.tree["trustedSessions"]}
@@ -385,81 +385,81 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
 
 
 async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:
-    await kit.handover.write()
-    assert await kit.handover.standing() is Standing.UP
+    await kit.organization.write()
+    assert await kit.organization.check_standing() is Standing.READY
     kit.client.trusts = set()
-    assert await kit.handover.standing() is Standing.STRANGER
+    assert await kit.organization.check_standing() is Standing.UNKNOWN_ROOT
     kit.client.is_away = True
-    assert await kit.handover.standing() is Standing.AWAY
+    assert await kit.organization.check_standing() is Standing.UNREACHABLE
 
 
 async def test_a_private_key_that_comes_back_is_an_error_that_names_the_root_and_nothing_more(
     kit: Kit, told: pytest.LogCaptureFixture
 ) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     kit.client.leaked = (A.id,)
     with pytest.raises(KeyLeakedError, match=A.id) as caught:
-        await kit.handover.ask()
+        await kit.organization.check_key_exposure()
     assert not shows_key(told.text + str(caught.value), A)
     assert "agent.key_leaked" in told.text
 
 
 async def test_a_server_that_cannot_be_asked_is_not_one_that_was_asked(kit: Kit) -> None:
-    await kit.handover.write()
+    await kit.organization.write()
     kit.client.is_away = True
-    await kit.handover.ask()
-    assert not kit.handover.is_asked
+    await kit.organization.check_key_exposure()
+    assert not kit.organization.is_exposure_checked
     kit.client.is_away = False
-    await kit.handover.ask()
-    assert kit.handover.is_asked
-    await kit.handover.write()
-    assert not kit.handover.is_asked, "after another start it is asked again"
+    await kit.organization.check_key_exposure()
+    assert kit.organization.is_exposure_checked
+    await kit.organization.write()
+    assert not kit.organization.is_exposure_checked, "after another start it is asked again"
 
 
 async def test_the_session_of_the_attackers_question_shows_who_signs(kit: Kit) -> None:
-    await kit.handover.write()
-    await kit.handover.ask()
-    assert kit.handover.check is not None
-    assert (kit.handover.check.signer, kit.client.asked) == (A.id, 1)
-    told = kit.handover.describe()
+    await kit.organization.write()
+    await kit.organization.check_key_exposure()
+    assert kit.organization.check is not None
+    assert (kit.organization.check.signer, kit.client.asked) == (A.id, 1)
+    told = kit.organization.describe()
     assert (told["signer"], told["agent"]["started"], told["agent"]["pending"]) == (A.id, A.id, [])
-    assert told["agent"]["leakCheck"]["commit"] == kit.handover.check.commit_id
+    assert told["agent"]["leakCheck"]["commit"] == kit.organization.check.commit_id
     assert not shows_key(json.dumps(told), A)
 
 
 async def test_a_server_that_starts_again_by_itself_is_asked_who_signs_after_it_was_away(kit: Kit) -> None:
     """GoatDB keeps every session permanently, so a look each second is not free."""
     kit.settings.document = activated(0)
-    await kit.handover.write()
+    await kit.organization.write()
     kit.client.trusts = {A.id, B.id}
     for _ in range(300):
         await kit.clock.turn(timedelta(milliseconds=200))
-        await kit.handover.standing()
-        assert not await kit.handover.signs()
+        await kit.organization.check_standing()
+        assert not await kit.organization.signs()
     assert kit.client.asked <= 6, "in a minute"
     asked = kit.client.asked
     kit.client.is_away = True
-    await kit.handover.standing()
+    await kit.organization.check_standing()
     kit.client.is_away, kit.client.signs_with = False, B
-    await kit.handover.standing()
-    assert await kit.handover.signs()
+    await kit.organization.check_standing()
+    assert await kit.organization.signs()
     assert kit.client.asked == asked + 1
 
 
 async def test_a_short_life_is_told_now_and_then(kit: Kit, told: pytest.LogCaptureFixture) -> None:
     kit.clock._now_ms = A.session.expiration_ms - 20 * DAY
     for _ in range(3):
-        kit.handover.warn_of_age()
+        kit.organization.warn_of_age()
     assert told.text.count("agent.short_life") == 1
     kit.clock._now_ms += DAY
-    kit.handover.warn_of_age()
+    kit.organization.warn_of_age()
     assert told.text.count("agent.short_life") == 2
 
 
 async def test_a_change_in_the_store_wakes_the_agent(kit: Kit) -> None:
     changed = asyncio.Event()
-    async with kit.handover:
-        await kit.handover.load(changed)
+    async with kit.organization:
+        await kit.organization.load(changed)
         assert not changed.is_set()
         kit.settings.change(activated())
         assert changed.is_set()

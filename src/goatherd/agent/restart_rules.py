@@ -1,7 +1,7 @@
 """Decide whether a change of identity requires a restart, and classify edits that the server made to settings.json.
 
-Pure. What it is not: it writes no file and stops no process. Rules: what is compared and told are ids, times and
-counts, never key material; a file that cannot be read is "not known", never "empty".
+Pure: the module writes no file and stops no process. Rules: it compares and reports IDs, times and counts, never key
+material; a file that cannot be read is "unknown", never "empty".
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def verify_safe(raw: bytes) -> None:
 
     SECURITY: the last look before a key goes out. The public half of the current session stands among the roots with
     the same expiration, and no other private key is there; otherwise the server would give its key away
-    (tests/unit/agent/test_plan.py).
+    (tests/unit/agent/test_restart_rules.py).
 
     Raises:
         IdentityError: One of these does not hold.

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.agent.lease import SKEW, TERM, Lease, Ticket, lease_id_for, look_at_lease
+from goatherd.agent.restart_lease import SKEW, TERM, Lease, LeaseRecord, lease_id_for, read_lease
 from goatherd.errors import AgentError, ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
 from goatherd.providers.values import CURRENT
 from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
@@ -34,8 +34,8 @@ def lease(provider: CountingProvider, clock: HandClock, holder: str) -> Lease:
     return Lease(provider, HERE, holder=holder, clock=clock)
 
 
-async def ticket(provider: CountingProvider) -> Ticket:
-    return Ticket.from_bytes((await provider.read(HERE, CURRENT)).value.reveal())
+async def ticket(provider: CountingProvider) -> LeaseRecord:
+    return LeaseRecord.from_bytes((await provider.read(HERE, CURRENT)).value.reveal())
 
 
 class Turn:
@@ -167,7 +167,7 @@ async def test_the_next_agent_of_the_same_node_need_not_wait_for_the_one_that_ha
 async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_for_ever(
     provider: CountingProvider, clock: HandClock
 ) -> None:
-    far = Ticket(holder="one", token="x", until_ms=NOW + 10**12, term_ms=90_000)
+    far = LeaseRecord(holder="one", token="x", until_ms=NOW + 10**12, term_ms=90_000)
     await provider.create(HERE, far.to_bytes())
     second = Turn(lease(provider, clock, "two"))
     waited = await until(clock, second, 5 * TERM)
@@ -178,7 +178,7 @@ async def test_a_deadline_far_in_the_future_by_a_wrong_clock_is_not_believed_for
 async def test_a_clock_that_is_a_little_ahead_does_not_take_what_is_held(
     provider: CountingProvider, clock: HandClock
 ) -> None:
-    held = Ticket(holder="one", token="x", until_ms=NOW - 20_000, term_ms=90_000)
+    held = LeaseRecord(holder="one", token="x", until_ms=NOW - 20_000, term_ms=90_000)
     await provider.create(HERE, held.to_bytes())
     second = Turn(lease(provider, clock, "two"))
     for _ in range(5):
@@ -188,7 +188,7 @@ async def test_a_clock_that_is_a_little_ahead_does_not_take_what_is_held(
 
 
 async def test_a_write_whose_answer_was_lost_is_recognized(provider: CountingProvider, clock: HandClock) -> None:
-    await provider.create(HERE, Ticket().to_bytes())
+    await provider.create(HERE, LeaseRecord().to_bytes())
     provider.is_answer_lost = True
     turn = Turn(lease(provider, clock, "one"))
     await until(clock, turn, 20 * SECOND)
@@ -223,7 +223,7 @@ async def test_what_is_no_lease_is_never_overwritten(provider: CountingProvider,
 )
 def test_a_lease_that_cannot_be_read_is_an_error(raw: bytes) -> None:
     with pytest.raises(AgentError, match="no lease"):
-        Ticket.from_bytes(raw)
+        LeaseRecord.from_bytes(raw)
 
 
 async def test_old_values_do_not_pile_up_in_a_store_that_can_destroy(
@@ -249,10 +249,10 @@ async def test_giving_up_the_wait_leaves_no_trace(provider: CountingProvider, cl
 
 async def test_a_lease_that_was_made_beforehand_is_free_and_can_be_taken(provider: CountingProvider, clock: HandClock):
     with pytest.raises(SecretNotFoundError):
-        await look_at_lease(provider, HERE)
-    made, is_new = await look_at_lease(provider, HERE, make=True)
+        await read_lease(provider, HERE)
+    made, is_new = await read_lease(provider, HERE, make=True)
     assert (made.holder, is_new) == (None, True)
     async with lease(provider, clock, "node-1").hold():
-        held, is_new = await look_at_lease(provider, HERE, make=True)
+        held, is_new = await read_lease(provider, HERE, make=True)
         assert (held.holder, is_new) == ("node-1", False)
-    assert (await look_at_lease(provider, HERE))[0].holder is None
+    assert (await read_lease(provider, HERE))[0].holder is None

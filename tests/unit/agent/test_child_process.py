@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.claim import Process
-from goatherd.agent.supervisor import Supervisor, end_leftover, exit_code, find_command
+from goatherd.agent.child_process import Supervisor, end_leftover, exit_code, find_command
+from goatherd.agent.data_directory_lock import Process
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 
@@ -63,7 +63,7 @@ async def test_environment_directory_input_and_output_are_the_agents_own(tmp_pat
     """Seen from a process that runs the supervisor, since pytest has the descriptors of this one."""
     script = """
         import asyncio, os
-        from goatherd.agent.supervisor import Supervisor
+        from goatherd.agent.child_process import Supervisor
         async def main():
             one = Supervisor(["sh", "-c", "read line; echo out $line $MINE $PWD; echo err >&2"],
                              environ={**os.environ, "MINE": "yes"})
@@ -187,7 +187,7 @@ async def test_if_the_agent_is_killed_the_child_is_asked_to_stop(tmp_path: Path)
     child = f"{told}; while :; do sleep 0.05; done"
     script = f"""
         import asyncio, os
-        from goatherd.agent.supervisor import Supervisor
+        from goatherd.agent.child_process import Supervisor
         async def main():
             one = Supervisor(["sh", "-c", {child!r}], environ=dict(os.environ))
             await one.start()
@@ -233,9 +233,9 @@ async def test_another_process_with_the_number_of_the_child_that_was_left_over_i
 
 
 async def test_one_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goatherd.agent.supervisor.KILL_PATIENCE", SOON)
+    monkeypatch.setattr("goatherd.agent.child_process.KILL_PATIENCE", SOON)
     monkeypatch.setattr(Process, "is_running", lambda _: True)
-    monkeypatch.setattr("goatherd.agent.supervisor.os", FakeOS())
+    monkeypatch.setattr("goatherd.agent.child_process.os", FakeOS())
     with pytest.raises(AgentError, match="cannot be stopped"):
         await end_leftover(Process(pid=4_000_000, started="x"), SOON, SystemClock())
 

@@ -9,45 +9,45 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.claim import LOCK_NAME, RECORD_NAME, Claim, Process, Record
+from goatherd.agent.data_directory_lock import LOCK_NAME, RECORD_NAME, AgentState, DataDirectoryLock, Process
 from goatherd.errors import AgentBusyError, AgentError
 
 
 def test_a_second_agent_on_the_same_data_is_refused(tmp_path: Path) -> None:
-    with Claim(tmp_path), pytest.raises(AgentBusyError), Claim(tmp_path):
+    with DataDirectoryLock(tmp_path), pytest.raises(AgentBusyError), DataDirectoryLock(tmp_path):
         pass
-    with Claim(tmp_path):
+    with DataDirectoryLock(tmp_path):
         pass
 
 
 def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
     child = Process(pid=7, started="boot 9")
-    with Claim(tmp_path) as claim:
-        assert claim.before == Record()
-        claim.note(orgs=["a", "b"], memory=Path("/run/x"))
-        claim.note(child=child)
-    with Claim(tmp_path) as claim:
-        assert claim.before == Record(
+    with DataDirectoryLock(tmp_path) as claim:
+        assert claim.before == AgentState()
+        claim.save(orgs=["a", "b"], memory=Path("/run/x"))
+        claim.save(child=child)
+    with DataDirectoryLock(tmp_path) as claim:
+        assert claim.before == AgentState(
             orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child, token=claim.token
         ), "it has the last one's token, and with it its lease"
-        claim.forget()
-        claim.forget()
-    with Claim(tmp_path) as claim:
-        assert claim.before == Record()
+        claim.clear()
+        claim.clear()
+    with DataDirectoryLock(tmp_path) as claim:
+        assert claim.before == AgentState()
     assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"orgs": 3}', '{"orgs": [1]}', '{"child": {"pid": "x"}}'])
 def test_a_damaged_record_is_an_error_and_not_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD_NAME).write_text(text)
-    with pytest.raises(AgentError, match="cannot be read"), Claim(tmp_path):
+    with pytest.raises(AgentError, match="cannot be read"), DataDirectoryLock(tmp_path):
         pass
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")
-    with pytest.raises(AgentError), Claim(tmp_path):
+    with pytest.raises(AgentError), DataDirectoryLock(tmp_path):
         pass
 
 

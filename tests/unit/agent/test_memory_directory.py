@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.memory import clear, directory_for, find_memory, kind_of, make_private
+from goatherd.agent.memory_directory import clear, directory_for, find_memory, kind_of, make_private
 from goatherd.errors import NotInMemoryError
 
 SHM = Path("/dev/shm")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.plan import (
+from goatherd.agent.restart_rules import (
     backoff,
     differences,
     reasons_to_restart,

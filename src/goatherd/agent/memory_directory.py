@@ -1,8 +1,8 @@
-"""Where a file lies in memory and not on a disk: found, checked, and made a directory of ours in.
+"""Find a file system in memory, and create a private directory on it for the settings files.
 
-What it is not: it writes no key. Rules: a place is a file system of kind ``tmpfs`` or ``ramfs``, told by the kernel
-(``/proc/self/mountinfo``) and not by its name; the directory is ours alone (owner, mode 0700, no link), since these
-places are often open to everybody.
+The module writes no key. Rules: the file system must be a ``tmpfs`` or ``ramfs`` according to the kernel
+(``/proc/self/mountinfo``), not according to its name; the directory belongs to this user alone (owner, mode 0700, no
+link), since every user can write to most file systems in memory.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def make_private(directory: Path) -> None:
     """Make the directory, or make sure that the one that is there is ours alone.
 
     SECURITY: everybody can make names in /dev/shm: somebody else's directory, or a link, is refused
-    (tests/unit/agent/test_memory.py).
+    (tests/unit/agent/test_memory_directory.py).
 
     Raises:
         NotInMemoryError: It belongs to somebody else, others can enter it, it is a link, or it cannot be made.

@@ -1,8 +1,8 @@
-"""One agent for one data directory, and what it leaves for the next one if it is killed.
+"""Lock a data directory for one agent, and save the agent's state for a successor in case it is killed.
 
-What it is: a lock that ends with the process, and a record beside it: which files are the agent's, where in memory they
-lie, which child runs. What it is not: it stops no child. Rules: the record is written before what it tells of is done,
-and removed last; it holds no key material; blocking, so call it in a thread.
+The lock ends with the process. The state file beside it names the agent's files, their directory in memory and the
+server process. The module stops no process. Rules: the state is saved before the action that it describes, and removed
+last; it holds no key material; every call blocks, so call it in a thread.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """One process of this machine, told from a later one with the same number.
+    """A process of this machine, distinguished from a later one with the same PID by its start time.
 
     Attributes:
-        pid: Its number, which is its group's too.
-        started: When it started, as the kernel counts, with the machine's boot; empty where that cannot be told.
+        pid: Process ID, which is also its process group's ID.
+        started: Boot ID and start time in the kernel's ticks; empty if unknown.
     """
 
     pid: int
@@ -39,29 +39,29 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Self | None:
-        """Return the process with this number, or None where there is none."""
+        """Return the running process with this ID, or None if there is none."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             if fields[0] in "ZX":
-                return None  # it has ended, and nobody has looked after it
+                return None  # a zombie: it has ended, and its parent has not waited for it
             return cls(pid=pid, started=f"{_BOOT.read_text().strip()} {fields[19]}")
         except (OSError, IndexError):
             return None
 
     def is_running(self) -> bool:
-        """Whether that very process is still there."""
+        """Whether this process is still running."""
         return self.started != "" and Process.of(self.pid) == self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """What an agent has done to a data directory.
+class AgentState:
+    """What an agent has written and started for a data directory.
 
     Attributes:
-        orgs: Organizations whose settings.json it has written.
-        memory: The directory in memory, where there is one.
-        child: The server that it runs.
-        token: By what its lease can be told, so that the next agent here need not wait for it.
+        orgs: Organizations whose settings.json the agent has written.
+        memory: The directory in memory that holds the files, if any.
+        child: The server process that the agent runs.
+        token: Identifies the agent's restart lease, so that the next agent of this directory need not wait for it.
     """
 
     orgs: frozenset[str] = frozenset()
@@ -70,7 +70,7 @@ class Record:
     token: str | None = None
 
     def to_bytes(self) -> bytes:
-        """Return it as text."""
+        """Encode the state as JSON."""
         child = None if self.child is None else {"pid": self.child.pid, "started": self.child.started}
         memory = None if self.memory is None else str(self.memory)
         tree = {"orgs": sorted(self.orgs), "memory": memory, "child": child, "token": self.token}
@@ -78,10 +78,10 @@ class Record:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Read it back.
+        """Decode what `to_bytes` has encoded.
 
         Raises:
-            ValueError: It is damaged.
+            ValueError: The state is damaged.
         """
         tree: Any = json.loads(raw)
         if not isinstance(tree, Mapping):
@@ -97,15 +97,15 @@ class Record:
         )
 
 
-class Claim:
-    """An agent's hold on a data directory. Enter it, look at `before`, and `note` what is done.
+class DataDirectoryLock:
+    """The lock of one agent on its data directory. Enter it, read `before`, and `save` each step.
 
     Args:
-        data: The data directory; made where there is none.
+        data: The data directory; created if missing.
 
     Attributes:
-        before: What the last agent left behind; empty after a clean end.
-        token: This node's name towards the others; that of the last agent here, if it was killed.
+        before: What the previous agent left behind; empty after a clean end.
+        token: Identifies this agent to the other nodes; the previous agent's token, if that one was killed.
     """
 
     def __init__(self, data: Path) -> None:
@@ -113,17 +113,17 @@ class Claim:
         self._path = data / RECORD_NAME
         self._data = data
         self._lock: int | None = None
-        self._record = Record()
-        self.before = Record()
+        self._state = AgentState()
+        self.before = AgentState()
         self.token = secrets.token_hex(16)
 
     def __enter__(self) -> Self:
-        """Take the lock and read what was left.
+        """Take the lock and read the state that the previous agent left.
 
         Raises:
-            AgentBusyError: Another agent has it.
+            AgentBusyError: Another agent holds the lock.
             AgentError: The directory cannot be used, or the record is damaged.
-            NewerFormatError: A newer GoatDB has written in it. Nothing was changed.
+            NewerFormatError: A newer GoatDB has written to the directory. Nothing was changed.
         """
         if self._data.is_dir():
             for directory in organization_directories(self._data):
@@ -136,7 +136,7 @@ class Claim:
         except OSError as error:
             raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
         try:
-            self.before = self._record = Record.from_bytes(self._path.read_bytes())
+            self.before = self._state = AgentState.from_bytes(self._path.read_bytes())
             self.token = self.before.token or self.token
         except FileNotFoundError:
             pass
@@ -151,28 +151,28 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._unlock()
 
-    def note(
+    def save(
         self, *, orgs: Iterable[str] | None = None, memory: Path | None = None, child: Process | None = None
     ) -> None:
-        """Write down what is there now. `child` is always what is given; the rest stays unless given.
+        """Save the state. `child` always replaces the stored process; the other fields change only if given.
 
         Raises:
-            SettingsError: It cannot be written.
+            SettingsError: The state cannot be written.
         """
-        record = replace(self._record, child=child, token=self.token)
+        state = replace(self._state, child=child, token=self.token)
         if orgs is not None:
-            record = replace(record, orgs=frozenset(orgs))
+            state = replace(state, orgs=frozenset(orgs))
         if memory is not None:
-            record = replace(record, memory=memory)
-        if record != self._record or not self._path.exists():
-            replace_file(self._path, record.to_bytes())
-            self._record = record
+            state = replace(state, memory=memory)
+        if state != self._state or not self._path.exists():
+            replace_file(self._path, state.to_bytes())
+            self._state = state
 
-    def forget(self) -> None:
-        """Remove the record: nothing is left behind."""
+    def clear(self) -> None:
+        """Remove the saved state."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        self._record = Record()
+        self._state = AgentState()
 
     def _unlock(self) -> None:
         if self._lock is not None:

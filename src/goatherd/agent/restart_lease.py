@@ -1,12 +1,12 @@
-"""One node at a time: a lease in the store, taken by compare-and-swap, that ends by itself.
+"""Restart one node at a time: a restart lease in the store, taken by compare-and-swap, that expires automatically.
 
-What it is: a small value that is no secret (who, until when), in a secret of its own beside the identity. What it is
-not: a lock that data depends on. Two nodes that restart at the same moment lose nothing, they only serve less.
+The lease is a small value without key material (holder, deadline), in a secret of its own beside the identity. No data
+depends on it: two nodes that restart at the same time lose nothing, the cluster only serves less.
 
-Rules: a lease is taken only while it is free, ours already, or over. Over means that its deadline has passed by more
-than `skew` on our clock, or that nobody has touched it for longer than it lasts on our own stop watch, whatever the
-clocks say. It is renewed while held and given back afterwards. What is no lease is never overwritten. Only a change of
-the identity takes one: a server that crashes writes nothing to the store.
+Rules: a node takes the lease only if it is free, already its own, or expired. Expired means that the deadline is
+past by more than `skew` on the node's clock, or that no node has written it for longer than its term on the node's
+monotonic clock, whatever other clocks show. The holder renews it and releases it afterwards. A value that is no lease
+is never overwritten. Only a change of the identity takes the lease: a server that crashes writes nothing to the store.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ _log = logging.getLogger("goatherd.agent")
 
 
 def lease_id_for(secret_id: str) -> str:
-    """Return the secret in which the lease lies, beside the identity's own."""
+    """Return the ID of the secret that stores the lease, beside the identity's own."""
     return secret_id + _SUFFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
-    """What the store holds.
+class LeaseRecord:
+    """The lease as the store holds it.
 
     Attributes:
-        holder: Who has it, for people; None while it is free.
-        token: Tells this holder from every other.
+        holder: Human-readable name of the holder; None while the lease is free.
+        token: Identifies the holder.
         until_ms: The deadline, in milliseconds since 1970 by the holder's clock.
-        term_ms: How long it lasts from its last renewal.
+        term_ms: Duration of the lease from its last renewal.
     """
 
     holder: str | None = None
@@ -68,16 +68,16 @@ class Ticket:
     term_ms: int = 0
 
     def to_bytes(self) -> bytes:
-        """Return it as text."""
+        """Encode the lease as JSON."""
         tree = {"goatherdLease": 1, "holder": self.holder, "token": self.token, "until": self.until_ms}
         return json.dumps({**tree, "term": self.term_ms}).encode()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Read it back.
+        """Decode what `to_bytes` has encoded.
 
         Raises:
-            AgentError: It is no lease.
+            AgentError: The value is no lease.
         """
         try:
             tree: Any = json.loads(raw)
@@ -95,17 +95,17 @@ class Ticket:
 
 
 class Lease:
-    """One node's hold on the cluster's lease. One use at a time.
+    """One node's handle on the cluster's restart lease. One use at a time.
 
     Args:
         provider: The store; entered by the caller.
-        secret_id: Where the lease lies; made when it is first needed.
-        holder: Who takes it, for people: ``host:pid``.
-        token: Tells this node from every other; a lease with it is this node's own, from before a crash or a lost
-            answer. Random unless given.
-        term: How long it lasts without being renewed.
-        skew: By how much clocks may differ.
-        poll: How often to look while somebody else has it.
+        secret_id: The secret that stores the lease; created on first use.
+        holder: Human-readable name of this node: ``host:pid``.
+        token: Identifies this node. A lease with this token is its own, from before a crash or a lost answer (default:
+            random).
+        term: Duration of the lease without renewal.
+        skew: Largest difference between the clocks of nodes.
+        poll: How often to read the lease while another node holds it.
         clock: The time.
     """
 
@@ -134,10 +134,10 @@ class Lease:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Wait until the lease is ours, keep it while inside, and give it back.
+        """Wait for the lease, hold it inside the block, and release it.
 
-        Waits for as long as it takes: a store that fails is asked on, ever more seldom, and so is one that holds
-        something else in the lease's place.
+        Waits indefinitely: a store that fails is retried at growing intervals, and so is one that holds another value
+        in place of the lease.
         """
         await self._acquire()
         renewing = asyncio.create_task(self._renew(), name="renew the lease")
@@ -146,7 +146,7 @@ class Lease:
         finally:
             renewing.cancel()
             await asyncio.wait({renewing})
-            # Not cut short: the others would have to wait for the deadline.
+            # Never cancelled: the other nodes would have to wait for the deadline.
             await asyncio.shield(asyncio.ensure_future(self._release()))
 
     async def _acquire(self) -> None:
@@ -169,7 +169,7 @@ class Lease:
             await self._clock.sleep(pause * _RANDOM.uniform(0.5, 1))
 
     async def _try(self) -> str | None:
-        """Try once; return None when the lease is ours, else the name of the node that holds it."""
+        """Try to take the lease once; return None on success, else the name of its holder."""
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
         except SecretNotFoundError:
@@ -178,35 +178,35 @@ class Lease:
                 self._version = str(made.id)
                 return None
             return "another node"
-        ticket, version = Ticket.from_bytes(found.value.reveal()), str(found.version.id)
-        if ticket.token != self._token and not self._is_over(ticket, version):
-            return ticket.holder or "another node"
+        record, version = LeaseRecord.from_bytes(found.value.reveal()), str(found.version.id)
+        if record.token != self._token and not self._is_over(record, version):
+            return record.holder or "another node"
         try:
             await self._put(self._mine(), version)
         except ConflictError:
             return "another node"
         return None
 
-    def _is_over(self, ticket: Ticket, version: str) -> bool:
-        if ticket.holder is None:
+    def _is_over(self, record: LeaseRecord, version: str) -> bool:
+        if record.holder is None:
             return True
         now = self._clock.monotonic()
         if self._watched is None or self._watched[0] != version:
             self._watched = (version, now)
         skew_ms = milliseconds(self._skew)
         watched_ms = (now - self._watched[1]) * 1000
-        return self._clock.now_ms() > ticket.until_ms + skew_ms or watched_ms > ticket.term_ms + skew_ms
+        return self._clock.now_ms() > record.until_ms + skew_ms or watched_ms > record.term_ms + skew_ms
 
-    def _mine(self) -> Ticket:
+    def _mine(self) -> LeaseRecord:
         term_ms = milliseconds(self._term)
         until_ms = self._clock.now_ms() + term_ms
-        return Ticket(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
+        return LeaseRecord(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
 
-    async def _put(self, ticket: Ticket, expected: str) -> None:
-        written = await self._provider.write(self._secret_id, ticket.to_bytes(), label=CURRENT, expected=expected)
+    async def _put(self, record: LeaseRecord, expected: str) -> None:
+        written = await self._provider.write(self._secret_id, record.to_bytes(), label=CURRENT, expected=expected)
         self._version = str(written.id)
         if self._provider.guarantees.destroys:
-            # Only to keep the store tidy; whoever may not destroy leaves them to the store.
+            # Only to remove old versions; without the permission to destroy they stay in the store.
             with contextlib.suppress(ProviderError):
                 await self._provider.destroy(self._secret_id, expected)
 
@@ -227,7 +227,7 @@ class Lease:
     async def _is_still_ours(self) -> bool:
         with contextlib.suppress(ProviderError, AgentError):
             found = await self._provider.read(self._secret_id, CURRENT)
-            if Ticket.from_bytes(found.value.reveal()).token == self._token:
+            if LeaseRecord.from_bytes(found.value.reveal()).token == self._token:
                 self._version = str(found.version.id)
                 return True
         return False
@@ -235,29 +235,29 @@ class Lease:
     async def _release(self) -> None:
         assert self._version is not None
         try:
-            await self._put(Ticket(), self._version)
+            await self._put(LeaseRecord(), self._version)
         except ConflictError:
             if await self._is_still_ours():
                 with contextlib.suppress(ProviderError):
-                    await self._put(Ticket(), self._version)
+                    await self._put(LeaseRecord(), self._version)
         except UnavailableError:
-            pass  # it ends by itself
+            pass  # the lease expires automatically
         except ProviderError as error:
             _log.error(event_text(Event.AGENT_LEASE_FAILED, code=error.code, message=error))
 
 
-async def look_at_lease(provider: SecretProvider, secret_id: str, *, make: bool = False) -> tuple[Ticket, bool]:
-    """Return who has the lease, and whether it was made just now, free.
+async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = False) -> tuple[LeaseRecord, bool]:
+    """Read the lease; return it, and whether this call has created it.
 
     Args:
         provider: The store.
-        secret_id: Where the lease lies.
-        make: Make it where there is none, so that nodes need no right to create.
+        secret_id: The secret that stores the lease.
+        make: Create a free lease if there is none, so that nodes need no permission to create one.
 
     Raises:
-        SecretNotFoundError: There is none, and none was to be made.
-        AgentError: What is there is no lease.
-        ProviderError: The store does not take part.
+        SecretNotFoundError: There is no lease, and `make` is false.
+        AgentError: The value is no lease.
+        ProviderError: The store failed.
     """
     try:
         found = await provider.read(secret_id, CURRENT)
@@ -266,14 +266,14 @@ async def look_at_lease(provider: SecretProvider, secret_id: str, *, make: bool 
             error.hint = "The first node that restarts makes it, if it may; `goatherd lease --make` makes it now."
             raise
         with contextlib.suppress(SecretExistsError):
-            await provider.create(secret_id, Ticket().to_bytes())
-            return Ticket(), True
+            await provider.create(secret_id, LeaseRecord().to_bytes())
+            return LeaseRecord(), True
         found = await provider.read(secret_id, CURRENT)
-    return Ticket.from_bytes(found.value.reveal()), False
+    return LeaseRecord.from_bytes(found.value.reveal()), False
 
 
 class NoLease:
-    """For a server that is alone, or that something else restarts one at a time."""
+    """No lease: for a single server, or servers that an orchestrator restarts one at a time."""
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:

@@ -1,0 +1,99 @@
+"""Check a GoatDB server from outside: is it ready, which root signs, does it expose its private key.
+
+The checks decide nothing. Rules: they use only requests that any client can send; a private key in an answer is
+recognized by its root's id and dropped at once (`goatherd.client`); no answer never counts as a good answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from goatherd.client import NodeClient
+from goatherd.clock import Clock
+from goatherd.errors import KeyLeakedError, NodeError
+from goatherd.identity.document import IdentityDocument
+from goatherd.rotation.observe import find_session_commit, read_sessions_filter
+from goatherd.rotation.vouching import signer_of
+
+_ATTEMPTS: Final = 3
+
+
+class Standing(StrEnum):
+    """Whether a server answers requests that one root has signed."""
+
+    READY = "ready"
+    UNKNOWN_ROOT = "unknown root"
+    """The server answers and does not trust the root: it has not read the settings.json that the agent wrote."""
+    UNREACHABLE = "unreachable"
+
+
+async def check_standing(client: NodeClient, document: IdentityDocument) -> Standing:
+    """Check whether the server answers a request that the document's current root has signed."""
+    try:
+        return Standing.READY if await client.answers(document.current) else Standing.UNKNOWN_ROOT
+    except NodeError:
+        return Standing.UNREACHABLE
+
+
+@dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """Result of a key exposure check in which the server returned no private key.
+
+    Attributes:
+        at_ms: When the request was sent, in milliseconds since 1970.
+        signer: The root that has introduced the new session; None if its introduction was not found.
+        commit_id: The commit that introduces the new session.
+    """
+
+    at_ms: int
+    signer: str | None = None
+    commit_id: str | None = None
+
+
+async def check_key_exposure(client: NodeClient, document: IdentityDocument, clock: Clock) -> LeakCheck | None:
+    """Request a session without authentication (POST /auth/session) and search the answer for a private key.
+
+    Each check costs one anonymous session, which GoatDB stores permanently. The same session shows which root signs.
+
+    Args:
+        client: The server.
+        document: The identity document that the server was started with.
+        clock: The time.
+
+    Returns:
+        The result; None if the server did not answer.
+
+    Raises:
+        KeyLeakedError: The answer held a private key. That key is exposed.
+    """
+    for _ in range(_ATTEMPTS):
+        known = await _read_known(client, document, clock)
+        try:
+            new = await client.new_session()
+        except NodeError:
+            continue
+        if new.leaked:
+            # SECURITY: earlier clients may have received the key; the server must be stopped before it returns it again
+            # (tests/cluster/test_agent.py).
+            raise KeyLeakedError(
+                f"{client.base_url} returned the private key of root {' '.join(new.leaked)}"
+                " to an unauthenticated request"
+            )
+        at_ms = clock.now_ms()
+        try:
+            commit = await find_session_commit(client, new.owned, known, at_ms)
+        except NodeError:
+            commit = None
+        if commit is None or not isinstance(commit.get("id"), str):
+            return LeakCheck(at_ms)
+        return LeakCheck(at_ms, signer_of(commit), commit["id"])
+    return None
+
+
+async def _read_known(client: NodeClient, document: IdentityDocument, clock: Clock) -> Any:
+    try:
+        return await read_sessions_filter(client, document.current, clock.now_ms())
+    except NodeError:
+        return None  # a server that does not trust the root is checked as well
