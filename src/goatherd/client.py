@@ -58,8 +58,12 @@ _EMPTY_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _FULL_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 _PULL_ERROR_RATE: Final = 1e-6
 
+_UNUSED: Final = "/goatherd/v1/unused"
 INSTANCE_HEADER: Final = "x-goatherd-instance"
 """By this header, answers to ``/batch-sync`` say which server process gave them."""
+SENDER_HEADER: Final = "x-goatherd-sender"
+"""By this header, a request to ``/batch-sync`` says which server process sends it, or `NO_SERVER`."""
+NO_SERVER: Final = "-"
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HINTS: Final = {
     403: "The server does not trust the session that signed, or its clock differs.",
@@ -110,6 +114,7 @@ class NodeClient:
         server_name: What the server is called, where that is not the URL's host: it is asked for by this name, and its
             certificate must have it.
         org: The organization to ask about, where an agent answers for a server with several.
+        sender: Id of the server process that asks.
 
     Attributes:
         answered_by: Id of the server process that answered the last `batch_sync`; None where it did not say. Behind one
@@ -128,6 +133,7 @@ class NodeClient:
         clock: Clock | None = None,
         server_name: str | None = None,
         org: str | None = None,
+        sender: str = NO_SERVER,
     ) -> None:
         self.base_url = str(parse_server_url(base_url))
         self._http = http
@@ -136,6 +142,7 @@ class NodeClient:
         self._clock: Clock = clock or SystemClock()
         self._server_name = server_name
         self._org = org
+        self._sender = sender
         self._server_clock = RemoteClock(self._clock)
         self.answered_by: str | None = None
         self._instances: dict[str, None] = {}
@@ -249,7 +256,8 @@ class NodeClient:
             NodeUnreachableError: See the module.
             NodeRefusedError: Neither 200 nor 403.
         """
-        response = await self._send("POST", "/batch-sync", content=b"[]", headers={"x-goat-sig": signature})
+        headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
+        response = await self._send("POST", "/batch-sync", content=b"[]", headers=headers)
         if response.status_code in (403, MISDIRECTED):
             return False
         self._check("POST", "/batch-sync", response)
@@ -413,6 +421,44 @@ class NodeClient:
         except DecodeError as error:
             raise self._nonsense("POST", url, str(error)) from None
 
+    async def hand_unused(
+        self, sessions: Sequence[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+    ) -> str:
+        """Hand over sessions that have signed nothing yet; `signer` is a root there.
+
+        Returns:
+            The id of the server process that has stored them.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours; 409: it is no use
+                there, since other servers need their introductions.
+        """
+        answer = await self._unused({"sessions": list(sessions)}, signer, now_ms)
+        instance = self._learn_instance(answer.get("instance"))
+        if instance is None:
+            raise self._nonsense("POST", _UNUSED, "no instance")
+        return instance
+
+    async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
+        """Return some of the sessions that have signed nothing yet, in the order of their ids, after this one.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours.
+        """
+        answer = await self._unused({"sessions": [], "after": after}, signer, now_ms)
+        try:
+            return read_entries(answer, "sessions")
+        except DecodeError as error:
+            raise self._nonsense("POST", _UNUSED, str(error)) from None
+
+    async def _unused(self, asked: Mapping[str, Any], signer: OwnedSession, now_ms: int | None) -> dict[str, Any]:
+        response = await self._send_signed(_UNUSED, to_json_bytes(asked), signer, now_ms)
+        self._check("POST", _UNUSED, response)
+        answer = self._parse("POST", _UNUSED, response)
+        if not isinstance(answer, dict):
+            raise self._nonsense("POST", _UNUSED, "no object")
+        return answer
+
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
         """Hand over the list of what the cluster held of a revoked root; `signer` is a root there.
 
@@ -486,7 +532,7 @@ class NodeClient:
             time_ms = self._clock.now_ms() if now_ms is None else now_ms
             signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
             left = max(0.0, until - loop.time())
-            headers = {"x-goat-sig": signature}
+            headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
             response = await self._send("POST", path + query, content=body, headers=headers, limit=left)
             if response.status_code != MISDIRECTED:
                 return response

@@ -154,6 +154,12 @@ FAMILIES: Final[dict[Metric, About]] = {
         "processor (work).",
         ("cause",),
     ),
+    Metric.UNUSED_SESSIONS: About(
+        Kind.GAUGE, Where.NODE, "Sessions that have signed nothing yet and are not in /sys/sessions."
+    ),
+    Metric.UNUSED_SESSIONS_DROPPED: About(
+        Kind.COUNTER, Where.NODE, "Sessions that were dropped before they signed anything, because there were too many."
+    ),
     Metric.DOOR_REQUESTS: About(Kind.COUNTER, Where.DOOR, "Requests that the server behind the door has answered."),
     Metric.DOOR_SESSIONS: About(Kind.GAUGE, Where.DOOR, "Sessions that the door knows."),
     Metric.DOOR_BLIND: About(

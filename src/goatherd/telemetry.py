@@ -183,6 +183,8 @@ class Metric(StrEnum):
     CONNECTIONS = "goatherd_connections"
     STOPPED = "goatherd_stopped_total"
     PAUSED = "goatherd_paused_total"
+    UNUSED_SESSIONS = "goatherd_unused_sessions"
+    UNUSED_SESSIONS_DROPPED = "goatherd_unused_sessions_dropped_total"
     DOOR_REQUESTS = "goatherd_door_requests_total"
     DOOR_SESSIONS = "goatherd_door_sessions"
     DOOR_BLIND = "goatherd_door_blind"

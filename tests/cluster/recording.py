@@ -161,7 +161,8 @@ def _creation_time(raw: Json) -> int:
 def make_server(directory: Path, clock: StandingClock, ids: RecordedIds) -> Server:
     """Make a server of ours on a recorded data directory."""
     settings = FileSettings(directory / ORG / "settings.json", clock=clock)
-    return Server(directory, settings, clock=clock, base_url=BASE_URL, debug=True, new_id=ids)
+    # The recorded server introduced each session when it was made.
+    return Server(directory, settings, clock=clock, base_url=BASE_URL, debug=True, new_id=ids, unused_sessions=0)
 
 
 @dataclass

@@ -221,6 +221,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
         peers=options.serve_peers,
         limits=CallerLimits(**build_caller_limits(options)),
         forwarded_by=options.limits_forwarded_by,
+        unused_sessions=options.serve_unused_sessions,
     )
 
 

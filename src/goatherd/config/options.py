@@ -147,6 +147,14 @@ class Options:
     serve_peers: tuple[str, ...] = _key(
         "serve.peers", values.urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
     )
+    serve_unused_sessions: int = _key(
+        "serve.unused_sessions",
+        values.limit_or_none,
+        200_000,
+        "number",
+        "How many sessions that have signed nothing yet are kept out of `/sys/sessions`; beyond, the oldest are "
+        "dropped. 0 introduces each session when it is created, as GoatDB does.",
+    )
     serve_shutdown_timeout: timedelta = _key(
         "serve.shutdown_timeout",
         parse_duration,

@@ -124,6 +124,13 @@ def limit(value: object) -> int:
     return number
 
 
+def limit_or_none(value: object) -> int:
+    number = _whole_number(value)
+    if number is None or not 0 <= number <= 1_000_000:
+        raise ConfigurationError(f"{value!r} is not a whole number from 0 to 1000000", hint="Write it without a unit.")
+    return number
+
+
 def networks(value: object) -> tuple[str, ...]:
     texts = strings(value)
     for text in texts:

@@ -9,6 +9,8 @@ from typing import Any
 
 from goatherd.errors import DecodeError
 
+COMPRESSED_BYTES = 49
+"""Of a point that is written as x and the half of the curve that it is on."""
 COORDINATE_BYTES = 48
 _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 

@@ -54,6 +54,25 @@ class PublicKey:
         check_kind(jwk)
         return cls(coordinate(jwk, "x") + coordinate(jwk, "y"))
 
+    @classmethod
+    def from_compressed(cls, compressed: bytes) -> PublicKey:
+        """Read what `compressed` returns.
+
+        Raises:
+            DecodeError: Not a point of P-384.
+        """
+        try:
+            key = ec.EllipticCurvePublicKey.from_encoded_point(CURVE, compressed)
+        except ValueError:
+            raise DecodeError("the public key is not a point of P-384") from None
+        numbers = key.public_numbers()
+        return cls(numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES))
+
+    @property
+    def compressed(self) -> bytes:
+        """The point in 49 bytes: which half of the curve it is on (SEC 1, 2.3.3), then x."""
+        return bytes([2 + (self.raw[-1] & 1)]) + self.raw[:COORDINATE_BYTES]
+
     def check(self) -> None:
         """Parse the key now.
 

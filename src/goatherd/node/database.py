@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from goatherd.client import NodeClient
+from goatherd.client import NO_SERVER, NodeClient
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
     AccessDeniedError,
@@ -46,7 +46,7 @@ from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
 from goatherd.node.deferred import RETRY_REST, Deferred, fingerprint_of
-from goatherd.node.disk import Disk, TrackedLog
+from goatherd.node.disk import Disk, TrackedLog, TrackedUnusedLog
 from goatherd.node.engine import CANNOT_WRITE, Engine, Response, Step, Steps, drive
 from goatherd.node.expiry import ExpiryWatch
 from goatherd.node.freeze import FOLDER, Freezer
@@ -55,6 +55,8 @@ from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import Rule
 from goatherd.node.storage import LogDirectory
+from goatherd.node.unused import MAX_UNUSED, UNUSED_LOG, UnusedSessions
+from goatherd.node.unused_exchange import UnusedExchange
 from goatherd.rotation.introductions import introduction_source
 from goatherd.serving.gate import LONGEST_PAUSE
 from goatherd.serving.limits import Buckets, Rate
@@ -224,6 +226,8 @@ class Database:
         debug: Do not wait for replicas after a new session.
         new_id: Where fresh ids come from.
         connect: Makes the client for a peer's URL; over HTTP by default.
+        unused_sessions: How many sessions that have signed nothing yet are kept out of ``/sys/sessions``; 0 introduces
+            each when it is made. Without a directory on the disk it is 0.
 
     Attributes:
         instance: A random id of this process's database: it tells one server that has two names from two servers.
@@ -245,6 +249,7 @@ class Database:
         debug: bool = False,
         new_id: Callable[[], str] = random_id,
         connect: Callable[[str], NodeClient] | None = None,
+        unused_sessions: int = MAX_UNUSED,
     ) -> None:
         self.org = org
         self._directory: DataDirectory = LogDirectory(directory) if isinstance(directory, Path) else directory
@@ -271,6 +276,8 @@ class Database:
         self._verifying = False
         self._freezer: Freezer | None = None
         self._data_check: DataCheck | None = None
+        self._unused_capacity = unused_sessions
+        self._exchange: UnusedExchange | None = None
         self._work = Buckets(WORK)
         self.paused_count = 0
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
@@ -354,9 +361,35 @@ class Database:
             peer = Peer(self, client, self._clock)
             self._peers.append(peer)
             self._spawn(peer.run(), f"peer {url}")
+        if isinstance(self._directory, LogDirectory):
+            self._stack.push_async_callback((await self._open_unused(self._directory, engine)).aclose)
+
+    async def _open_unused(self, directory: LogDirectory, engine: Engine) -> UnusedExchange:
+        log = TrackedUnusedLog(directory.open_unused(), lambda log: self._disk.touch(log, UNUSED_LOG))
+        unused = UnusedSessions(log, self._unused_capacity or MAX_UNUSED)
+        await asyncio.to_thread(unused.load, engine.is_introduced, self.now_ms())
+        engine.unused = unused
+        engine.on_first_use = lambda: self._spawn(self._publish_sessions(), "introduce a session")
+        self._exchange = UnusedExchange(
+            engine=engine,
+            unused=unused,
+            clients=[peer.client for peer in self._peers],
+            signer=self.signer,
+            clock=self._clock,
+            durable=lambda: self._disk.durable([UNUSED_LOG]),
+            publish=lambda: self.publish(SESSIONS_PATH),
+            is_wanted=self._unused_capacity > 0,
+        )
+        if self._unused_capacity or len(unused):
+            self._spawn(self._exchange.run(), "exchange unused sessions")
+        return self._exchange
+
+    async def _publish_sessions(self) -> None:
+        with suppress(StorageError):  # until they can be written, they are still among the unused ones
+            await self.publish(SESSIONS_PATH)
 
     def _connect_over_http(self, url: str) -> NodeClient:
-        return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock)
+        return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock, sender=self.instance)
 
     async def aclose(self) -> None:
         """Finish what runs, stop the peers, flush and close.
@@ -455,7 +488,12 @@ class Database:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def answer_sync(
-        self, body: bytes, header: str | None, *, admit: Callable[[str], None] = lambda _: None
+        self,
+        body: bytes,
+        header: str | None,
+        *,
+        admit: Callable[[str], None] = lambda _: None,
+        sender: str | None = NO_SERVER,
     ) -> Response:
         """Answer ``POST /batch-sync``.
 
@@ -463,10 +501,13 @@ class Database:
             body: The request's body.
             header: The value of ``x-goat-sig``.
             admit: Called with the id of the session that has signed, unless it is a root; may raise.
+            sender: Which server process asks, by `SENDER_HEADER`; None where the request does not say.
         """
-        return await self._finish(self._answer_sync(body, header, admit))
+        return await self._finish(self._answer_sync(body, header, admit, sender))
 
-    async def _answer_sync(self, body: bytes, header: str | None, admit: Callable[[str], None]) -> Response:
+    async def _answer_sync(
+        self, body: bytes, header: str | None, admit: Callable[[str], None], sender: str | None
+    ) -> Response:
         if len(self._work) and (pause := self._pause_for(header)):
             self.paused_count += 1
             await self._clock.sleep(timedelta(seconds=pause))
@@ -487,6 +528,8 @@ class Database:
         response = await drive(self.engine.batch_sync(header, body, self.now_ms(), admit), run_aside)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
+        if response.status == 200 and response.requester is None and self._exchange is not None:
+            self._exchange.note_asker(sender)
         return await self._settle(response, failures)
 
     def _pause_for(self, header: str | None) -> float:
@@ -512,7 +555,28 @@ class Database:
         return await self._finish(self._answer_session(body))
 
     async def _answer_session(self, body: bytes) -> Response:
-        return await self._settle(self.engine.create_session(body, self.now_ms()), self._disk.failure_count)
+        exchange = self._exchange if self._exchange is not None and self._exchange.may_defer else None
+        made = self.engine.create_session(body, self.now_ms(), is_deferred=exchange is not None)
+        response = await self._settle(made, self._disk.failure_count)
+        if response.unused is None or exchange is None or await exchange.share(response.unused):
+            return response
+        self.engine.introduce(response.unused, self.now_ms())
+        changed = frozenset({SESSIONS_PATH})
+        return await self._settle(
+            replace(response, flush=changed, poke=changed, settle=True, unused=None), self._disk.failure_count
+        )
+
+    async def answer_unused(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/unused``: exchange sessions that have signed nothing yet, if a root asks."""
+        if self._exchange is None:
+            return Response(status=404)
+        return await self._finish(self._exchange.answer(body, header))
+
+    @property
+    def unused(self) -> tuple[int, int]:
+        """How many sessions have signed nothing yet, and how many of those were dropped because there were too many."""
+        unused = self.engine.unused
+        return (0, 0) if unused is None else (len(unused), unused.dropped_count)
 
     async def answer_refresh(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/refresh``: look at the settings now, if a root asks."""
@@ -665,6 +729,8 @@ class Database:
         self.engine.note_writable(path, can_be_written)
         if not can_be_written:
             self._cannot_write.set()
+            return
+        if path == UNUSED_LOG:
             return
         if path == SESSIONS_PATH:
             self._trust_changed.set()

@@ -17,6 +17,7 @@ from typing import Any
 
 from goatherd.errors import GoatherdError
 from goatherd.node.repository import Log
+from goatherd.node.unused import UnusedLog
 
 
 class TrackedLog:
@@ -45,6 +46,20 @@ class TrackedLog:
 
     def flush(self) -> None:
         self._log.flush()
+
+
+class TrackedUnusedLog(TrackedLog):
+    """As `TrackedLog`, for a log that can be written anew."""
+
+    __slots__ = ("_rewritten",)
+
+    def __init__(self, log: UnusedLog, on_append: Callable[[Log], None]) -> None:
+        super().__init__(log, on_append)
+        self._rewritten = log
+
+    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._rewritten.rewrite(records)
+        self._on_append(self._rewritten)
 
 
 class Disk:

@@ -86,6 +86,7 @@ from goatherd.node.births import merge_births, portions_of, unmerged_births
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
+from goatherd.node.unused import UNUSED_LOG, UnusedSessions
 from goatherd.node.views import BIG_VIEW, Room, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
@@ -123,6 +124,7 @@ class Response:
         refused: Commits that were not accepted, and why; for logs and metrics only.
         lacking: Repositories that a client asked for and that hold no commit here.
         requester: The session that asked, where its work is counted; None for the root, by which servers ask.
+        unused: The session that was made and not introduced.
         again: Makes the answer anew, for a request that brought nothing, where what it shows may not be written.
     """
 
@@ -136,6 +138,7 @@ class Response:
     refused: tuple[tuple[str, GoatherdError], ...] = ()
     lacking: frozenset[str] = frozenset()
     requester: str | None = None
+    unused: Session | None = None
     again: Callable[[], Steps[Response]] | None = None
 
 
@@ -200,7 +203,10 @@ class Engine:
         instance: The id of this server process, which requests that are bound to it name; one of its own by default.
 
     Attributes:
+        instance: The id of this server process.
         guard: Decides whether a request was meant for this server, and meant once.
+        unused: The sessions that have signed nothing yet; None where each is introduced when it is made.
+        on_first_use: Called when one of them has been introduced, because it has signed a request.
     """
 
     def __init__(
@@ -219,7 +225,8 @@ class Engine:
         self.org = org
         self.pool = pool
         self.connection = new_id()
-        self.guard = RequestGuard(lambda: instance or self.connection)
+        self.instance = instance or self.connection
+        self.guard = RequestGuard(lambda: self.instance)
         self.registry = registry
         self.rulebook = Rulebook(rules)
         self.limits = limits or Limits()
@@ -233,6 +240,8 @@ class Engine:
         self._wrong: dict[str, Mapping[str, Sequence[Commit]]] = {}
         self._users: OrderedDict[tuple[str, str, int], bool] = OrderedDict()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
+        self.unused: UnusedSessions | None = None
+        self.on_first_use: Callable[[], None] = lambda: None
 
     # --- repositories ------------------------------------------------------------------------------------------------
 
@@ -365,12 +374,18 @@ class Engine:
 
     # --- POST /auth/session ------------------------------------------------------------------------------------------
 
-    def create_session(self, body: bytes, now_ms: int) -> Response:
-        """Answer ``POST /auth/session``: an anonymous session for the caller's key, introduced by the current root."""
-        root = self.pool.current
-        if not root.session.is_root or root.session.is_expired(now_ms):
+    def create_session(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> Response:
+        """Answer ``POST /auth/session``: an anonymous session for the caller's key, introduced by the current root.
+
+        Args:
+            body: The request's body.
+            now_ms: The server's clock.
+            is_deferred: Whether the session is introduced only when it signs its first request.
+        """
+        unused = self.unused if is_deferred else None
+        if not self._can_introduce(now_ms):
             return Response(status=503, cors=False)
-        if SESSIONS_PATH in self._unwritable:
+        if (SESSIONS_PATH if unused is None else UNUSED_LOG) in self._unwritable:
             return CANNOT_WRITE
         try:
             public_key = decode_session_request(body)
@@ -382,7 +397,10 @@ class Engine:
             owner=None,
             expiration_ms=exact_expiration_ms(now_ms + milliseconds(SESSION_LIFETIME)),
         )
-        self.introduce(session, now_ms)
+        if unused is None:
+            self.introduce(session, now_ms)
+        else:
+            unused.add(session)
         encoded = session.to_json()
         # SECURITY: public halves only (tests/unit/test_upstream_traps.py).
         roots = [each.to_json() for each in self.pool.public_roots(now_ms)]
@@ -390,10 +408,47 @@ class Engine:
             "session": {name: encoded[name] for name in ("publicKey", "id", "expiration")},
             "roots": roots,
         }
+        made = Response(status=200, body=to_json_bytes(answer), content_type=JSON_TYPE)
+        if unused is not None:
+            return replace(made, flush=frozenset({UNUSED_LOG}), unused=session)
         changed = frozenset({SESSIONS_PATH})
-        return Response(
-            status=200, body=to_json_bytes(answer), content_type=JSON_TYPE, flush=changed, poke=changed, settle=True
-        )
+        return replace(made, flush=changed, poke=changed, settle=True)
+
+    def _can_introduce(self, now_ms: int) -> bool:
+        root = self.pool.current.session
+        return root.is_root and not root.is_expired(now_ms)
+
+    def is_introduced(self, session_id: str) -> bool:
+        """Whether ``/sys/sessions`` has the session."""
+        return self.repository(SESSIONS_PATH).count_of(session_id) > 0
+
+    def introduce_unused(self, count: int, now_ms: int) -> int:
+        """Introduce some of the sessions that have signed nothing yet; return how many. Flush ``/sys/sessions`` then.
+
+        For servers that know a session only by its introduction.
+        """
+        if self.unused is None or not self._can_introduce(now_ms):
+            return 0
+        sessions = self.unused.oldest(count, now_ms)
+        for session in sessions:
+            self.introduce(session, now_ms)
+        return len(sessions)
+
+    def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> Session | None:
+        """Introduce the session that has signed a request, if this is its first one.
+
+        Raises:
+            VerificationError: It has not signed it.
+        """
+        unused = None if self.unused is None else self.unused.find(envelope.session_id, now_ms)
+        if unused is None or self.is_introduced(envelope.session_id):
+            return None
+        # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused.py).
+        self.pool.verify_request(envelope, now_ms, unused=unused)
+        if self._can_introduce(now_ms):
+            self.introduce(unused, now_ms)
+            self.on_first_use()
+        return unused
 
     def introduce(self, session: Session, now_ms: int) -> Commit:
         """Store the session commit that introduces `session`, signed by the current root, and trust it.
@@ -505,7 +560,8 @@ class Engine:
         Raises:
             VerificationError: The signature is not good, or its session's user does not exist any more.
         """
-        session = self.pool.verify_request(header, now_ms)
+        envelope = parse_signature(header) if isinstance(header, str) else header
+        session = self._begin_use(envelope, now_ms) or self.pool.verify_request(envelope, now_ms)
         if session.owner is not None and not session.is_root and not (yield from self._is_user(session.owner)):
             raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
         return session
@@ -656,14 +712,19 @@ class Engine:
             return AccessDeniedError(f"session {author.id!r} may not write {path}/{commit.key}")
         is_new = repository.add(commit)
         if is_new and path == SESSIONS_PATH:
-            self.pool.add_verified_session_commit_unsafe(commit)
+            self._learn_session(commit)
         return is_new
+
+    def _learn_session(self, commit: Commit) -> None:
+        self.pool.add_verified_session_commit_unsafe(commit)
+        if self.unused is not None:
+            self.unused.discard(commit.key)
 
     def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> Commit:
         signed = sign_commit(self.pool.current, commit, now_ms=now_ms)
         repository.add(signed)
         if repository.path == SESSIONS_PATH:
-            self.pool.add_verified_session_commit_unsafe(signed)
+            self._learn_session(signed)
         return signed
 
     def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> Steps[None]:

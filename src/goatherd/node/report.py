@@ -60,6 +60,12 @@ def paused_samples(paused: Mapping[str, int]) -> Iterator[Sample]:
         yield Sample(Metric.PAUSED, count, (cause,))
 
 
+def unused_samples(count: int, dropped: int) -> Iterator[Sample]:
+    """Return how many sessions have signed nothing yet."""
+    yield Sample(Metric.UNUSED_SESSIONS, count)
+    yield Sample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
+
+
 def metrics(
     document: IdentityDocument,
     status: SettingsStatus,
@@ -72,7 +78,7 @@ def metrics(
         document: The identity in use.
         status: How fresh it is.
         data: What the check of the logs has found.
-        gate: What `gate_samples` and `paused_samples` return.
+        gate: What `gate_samples`, `paused_samples` and `unused_samples` return.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.

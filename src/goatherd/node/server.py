@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import goatherd
-from goatherd.client import INSTANCE_HEADER
+from goatherd.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED
@@ -42,8 +42,9 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.report import gate_samples, health, metrics, paused_samples
+from goatherd.node.report import gate_samples, health, metrics, paused_samples, unused_samples
 from goatherd.node.rules import Rule
+from goatherd.node.unused import MAX_UNUSED
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
 from goatherd.telemetry import Event, event_text
@@ -109,6 +110,8 @@ class Server:
         threads: Threads for verification; one per core by default.
         limits: What callers may take before it is known who they are.
         forwarded_by: Networks of the proxies in front of the server, whose ``X-Forwarded-For`` tells the caller.
+        unused_sessions: How many sessions that have signed nothing yet are kept out of ``/sys/sessions``; 0 introduces
+            each when it is made.
         new_id: Where fresh ids come from.
 
     Attributes:
@@ -134,6 +137,7 @@ class Server:
         threads: int | None = None,
         limits: CallerLimits | None = None,
         forwarded_by: Iterable[str] = (),
+        unused_sessions: int = MAX_UNUSED,
         new_id: Callable[[], str] = new_id,
     ) -> None:
         self.path = Path(path)
@@ -153,6 +157,7 @@ class Server:
         )
         self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
         self._logged: dict[Excess, float] = {}
+        self._unused_sessions = unused_sessions
         self._new_id = new_id
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Task[Database]] = {}
@@ -236,6 +241,7 @@ class Server:
             peers=tuple(dict.fromkeys(url.rstrip("/") for url in self.peers)),
             debug=self._debug,
             new_id=self._new_id,
+            unused_sessions=self._unused_sessions,
         )
         await database.open()
         self._databases[org] = database
@@ -330,11 +336,16 @@ class Server:
             if path == "/batch-sync":
                 await self._pause(signature)
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
-                "/batch-sync": partial(database.answer_sync, admit=self.gate.take_request_of),
+                "/batch-sync": partial(
+                    database.answer_sync,
+                    admit=self.gate.take_request_of,
+                    sender=headers.get(SENDER_HEADER.encode()),
+                ),
                 "/goatherd/v1/refresh": database.answer_refresh,
                 "/goatherd/v1/held": database.freezer.answer_held,
                 "/goatherd/v1/lacking": database.freezer.answer_lacking,
                 "/goatherd/v1/frozen": database.freezer.answer_put,
+                "/goatherd/v1/unused": database.answer_unused,
             }
             if (answer := answers.get(path)) is not None:
                 if not body.is_small and not await database.is_signed(signature):
@@ -355,6 +366,7 @@ class Server:
             if path == "/goatherd/v1/metrics":
                 paused = {"requests": self.gate.paused_count, "work": database.paused_count}
                 samples = [*gate_samples(self.gate.connection_count, self.stopped), *paused_samples(paused)]
+                samples += unused_samples(*database.unused)
                 text = await asyncio.to_thread(metrics, database.document, database.status, database.data, samples)
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":

@@ -23,7 +23,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from goatherd.wire.commit_log import Line, frame, read_lines
 from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
+UNUSED_NAME = ".goatherd.unused-sessions"
 
 _log = logging.getLogger("goatherd.node")
 
@@ -92,6 +93,7 @@ class FileLog:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._pending: list[Mapping[str, Any]] = []
+        self._anew: Callable[[], Iterable[Mapping[str, Any]]] | None = None
         self._taken = 0
         self._pending_lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -163,23 +165,38 @@ class FileLog:
         with self._pending_lock:
             self._pending.append(record)
 
+    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Have the next flush replace everything by these records, and by what is appended from now on.
+
+        Args:
+            records: Gives them; called by that flush, in its thread.
+        """
+        with self._pending_lock:
+            self._anew, self._pending = records, []
+
     @property
     def unflushed(self) -> int:
         with self._pending_lock:
-            return len(self._pending) + self._taken
+            return len(self._pending) + self._taken + (self._anew is not None)
 
     def flush(self) -> None:
         with self._write_lock:
             with self._pending_lock:
                 records, self._pending = self._pending, []
+                anew, self._anew = self._anew, None
                 self._taken = len(records)
-            if not records:
+            if not records and anew is None:
                 return
             try:
-                self._write(frame(records))
+                if anew is not None and self._file.exists():
+                    _replace(self._file, frame([*anew(), *records]), self._file.stat())
+                else:
+                    self._write(frame(records if anew is None else [*anew(), *records]))
             except OSError as error:
                 with self._pending_lock:
-                    self._pending[:0] = records
+                    if self._anew is None:
+                        self._anew = anew
+                        self._pending[:0] = records
                 raise StorageError(f"{self._file}: {error.strerror}") from error
             finally:
                 with self._pending_lock:
@@ -311,6 +328,20 @@ class LogDirectory:
         """
         kind, name = check_repository_path(repository)
         return read_records(self.path / kind / f"{name}{LOG_SUFFIX}")
+
+    def open_unused(self) -> FileLog:
+        """Return the log of the sessions that have signed nothing yet (`goatherd.node.unused`). Creates nothing.
+
+        Raises:
+            StorageError: The directory is not locked.
+        """
+        if self._lock is None:
+            raise StorageError(f"{self.path} is not open")
+        with self._guard:
+            log = self._logs.get(UNUSED_NAME)
+            if log is None:
+                log = self._logs[UNUSED_NAME] = FileLog(self.path / UNUSED_NAME)
+            return log
 
     def repositories(self) -> list[str]:
         """Return the paths of the repositories that have a file, sorted."""

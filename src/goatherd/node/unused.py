@@ -1,0 +1,202 @@
+"""Sessions that have signed nothing yet: stored apart from ``/sys/sessions``, small and bounded.
+
+``POST /auth/session`` makes a session for every caller. One that is introduced in ``/sys/sessions`` takes 3 kB of
+memory and 1 kB of disk on each server and each client, permanently. So a server stores a new one here, in a tenth of
+that, and introduces it when it signs its first request (`goatherd.node.engine`). What never does so is dropped when it
+expires, or when the table is full: the oldest first. GoatDB's clients send their first request a moment after they got
+their session.
+
+Pure over a log. Which servers of the cluster must have a session too is for `goatherd.node.unused_exchange` to see to.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Protocol
+
+from goatherd.crypto import PublicKey
+from goatherd.crypto.jwk import COMPRESSED_BYTES
+from goatherd.errors import DecodeError
+from goatherd.identity.session import SESSION_LIFETIME, Session
+from goatherd.node.repository import Log
+
+UNUSED_LOG: Final = "unused sessions"
+"""What this log is called among those of the repositories; no repository has such a path."""
+MAX_UNUSED: Final = 200_000
+
+_DROPPED_AT_ONCE: Final = 16  # one part in so many
+_SPARE_RECORDS: Final = 10_000
+_LEAVING: Final = 1000
+_ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,63}")
+_LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
+
+
+class UnusedLog(Log, Protocol):
+    """A log that can be written anew."""
+
+    def rewrite(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Have the next flush replace everything by these records, and by what is appended from now on."""
+        ...
+
+
+class UnusedSessions:
+    """The sessions that have signed nothing yet, oldest first.
+
+    Args:
+        log: Where they are stored.
+        capacity: How many there may be; beyond, the oldest are dropped.
+
+    Attributes:
+        dropped_count: How many were dropped because there were too many.
+    """
+
+    def __init__(self, log: UnusedLog, capacity: int = MAX_UNUSED) -> None:
+        self.dropped_count = 0
+        self._log = log
+        self._capacity = max(1, capacity)
+        self._sessions: dict[str, bytes] = {}
+        self._recorded = 0
+        # SECURITY: their introductions may not be on the disk yet when the log is written anew
+        # (tests/unit/node/test_unused.py).
+        self._leaving: deque[tuple[str, bytes]] = deque(maxlen=_LEAVING)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
+    def load(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
+        """Read the log; what has been introduced meanwhile, or has expired, is left out. Blocks.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        records = self._log.records()
+        self._recorded = len(records)
+        self.take(records, is_introduced, now_ms, is_recorded=True)
+
+    def take(
+        self,
+        records: Iterable[Mapping[str, Any]],
+        is_introduced: Callable[[str], bool],
+        now_ms: int,
+        *,
+        is_recorded: bool = False,
+    ) -> int:
+        """Take in records, those of a peer or of the log; what is malformed is left out. Returns how many were new."""
+        before = len(self._sessions)
+        for record in records:
+            try:
+                session_id, packed = _pack(record, now_ms)
+            except DecodeError:
+                continue
+            if session_id not in self._sessions and not is_introduced(session_id):
+                self._add(session_id, packed, is_recorded=is_recorded)
+        return max(0, len(self._sessions) - before)
+
+    def add(self, session: Session) -> None:
+        """Take a session in; durable after the log's next flush."""
+        self._add(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed, is_recorded=False)
+
+    def find(self, session_id: str, now_ms: int) -> Session | None:
+        """Return a session that has signed nothing yet."""
+        packed = self._sessions.get(session_id)
+        if packed is None:
+            return None
+        session = _unpack(session_id, packed)
+        return None if session.is_expired(now_ms) else session
+
+    def oldest(self, count: int, now_ms: int) -> list[Session]:
+        """Return the oldest ones that have not expired, at most so many."""
+        found = (self.find(session_id, now_ms) for session_id in self._sessions)
+        return list(islice((session for session in found if session is not None), count))
+
+    def discard(self, session_id: str) -> None:
+        """Forget a session, since it has been introduced."""
+        packed = self._sessions.pop(session_id, None)
+        if packed is not None:
+            self._leaving.append((session_id, packed))
+            self._tidy()
+
+    def drop_expired(self, now_ms: int) -> None:
+        """Forget the sessions that have expired."""
+        gone = [session_id for session_id, packed in self._sessions.items() if int.from_bytes(packed[:6]) < now_ms]
+        for session_id in gone:
+            del self._sessions[session_id]
+        self._tidy()
+
+    def pages(self) -> Callable[[str, int], list[dict[str, Any]]]:
+        """Return a function that gives, in any thread, so many records of now in the order of their ids after one."""
+        sessions = self._sessions.copy()
+
+        def page(after: str, count: int) -> list[dict[str, Any]]:
+            ids = sorted([session_id for session_id in sessions if session_id > after])[:count]
+            return [_record(session_id, sessions[session_id]) for session_id in ids]
+
+        return page
+
+    def _add(self, session_id: str, packed: bytes, *, is_recorded: bool) -> None:
+        if len(self._sessions) >= self._capacity:
+            # SECURITY: bounded, whatever callers ask for (tests/unit/node/test_unused.py).
+            oldest = list(islice(self._sessions, max(1, self._capacity // _DROPPED_AT_ONCE)))
+            for one in oldest:
+                del self._sessions[one]
+            self.dropped_count += len(oldest)
+        self._sessions[session_id] = packed
+        if not is_recorded:
+            self._log.append(_record(session_id, packed))
+            self._recorded += 1
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Have the log written anew once most of it is of no more use."""
+        if self._recorded > 2 * len(self._sessions) + _SPARE_RECORDS:
+            left = (*self._leaving, *self._sessions.items())
+            self._recorded = len(left)
+            self._log.rewrite(lambda: [_record(session_id, packed) for session_id, packed in left])
+
+
+def record_of(session: Session) -> dict[str, Any]:
+    """Return a session as it is stored, and handed to peers."""
+    return _record(session.id, session.expiration_ms.to_bytes(6) + session.public_key.compressed)
+
+
+def read_records(value: object) -> Sequence[Mapping[str, Any]]:
+    """Check the shape of a list of records that a server sent.
+
+    Raises:
+        DecodeError: It is no list of objects.
+    """
+    if not isinstance(value, list) or not all(isinstance(record, dict) for record in value):
+        raise DecodeError("sessions is not a list of objects")
+    return value
+
+
+def _record(session_id: str, packed: bytes) -> dict[str, Any]:
+    key = base64.urlsafe_b64encode(packed[6:]).decode()
+    return {"id": session_id, "key": key, "expiration": int.from_bytes(packed[:6])}
+
+
+def _pack(record: Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
+    session_id, key, expiration = record.get("id"), record.get("key"), record.get("expiration")
+    if not isinstance(session_id, str) or _ID.fullmatch(session_id) is None:
+        raise DecodeError("an unused session has no id")
+    if type(expiration) is not int or not now_ms <= expiration <= now_ms + _LATEST:
+        raise DecodeError("an unused session has no expiration, or one that is not believable")
+    try:
+        raw = base64.b64decode(key if isinstance(key, str) else "", altchars=b"-_", validate=True)
+    except ValueError:
+        raise DecodeError("an unused session has no key") from None
+    if len(raw) != COMPRESSED_BYTES:
+        raise DecodeError("an unused session has no key")
+    return session_id, expiration.to_bytes(6) + raw
+
+
+def _unpack(session_id: str, packed: bytes) -> Session:
+    key = PublicKey.from_compressed(packed[6:])
+    return Session(id=session_id, public_key=key, owner=None, expiration_ms=int.from_bytes(packed[:6]))

@@ -1,0 +1,281 @@
+"""Sees to it that each server of a cluster has the sessions that have signed nothing yet, or that none has to.
+
+A client may get its session from one server and send its first request to another. A server that does not know the
+session answers 403, and GoatDB's client then never asks for a new one. So a new session stays out of ``/sys/sessions``
+only if every peer has confirmed within a moment that it has stored it. If one has not, because it is away, or an
+unmodified GoatDB server, or an earlier Goatherd, the session is introduced at once, and replicates as GoatDB's do.
+
+Servers that are not among the peers show themselves: they ask for ``/sys/sessions``, signed by a root, and a Goatherd
+server says which process it is. While there is one that has confirmed nothing, every new session is introduced at once;
+and once it has asked for a while, so are those that were kept back before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from goatherd.client import NO_SERVER
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, GoatherdError, NodeError
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.node.engine import JSON_TYPE, Engine, Response
+from goatherd.node.management import refuse_unless_root
+from goatherd.node.unused import UnusedSessions, read_records, record_of
+from goatherd.wire.json import parse_json, to_json_bytes
+
+if TYPE_CHECKING:
+    from goatherd.client import NodeClient
+
+_log = logging.getLogger("goatherd.node")
+
+PATH: Final = "/goatherd/v1/unused"
+PAGE: Final = 2000
+
+CONFIRMED_WITHIN: Final = timedelta(seconds=1)
+AGAIN_AFTER: Final = timedelta(seconds=5)
+"""For so long a peer that did not confirm is not asked again."""
+FIRST_LOOK: Final = timedelta(seconds=15)
+"""How long after a start every session is introduced: until then, servers that are no peers have shown themselves."""
+REMEMBERED: Final = timedelta(minutes=10)
+PERSISTENT: Final = timedelta(seconds=30)
+LOOK: Final = timedelta(seconds=5)
+FETCH_AGAIN: Final = timedelta(seconds=20)
+TIDY: Final = timedelta(hours=1)
+
+_MOST_RECORDS: Final = 400
+_MOST_ASKERS: Final = 64
+_INTRODUCED_AT_ONCE: Final = 64
+
+
+class _Courier:
+    """Hands sessions to one peer: those that came while one request was under way, in the next."""
+
+    def __init__(self, client: NodeClient, signer: Callable[[], OwnedSession], clock: Clock) -> None:
+        self.client = client
+        self.has_given = False
+        self.fetch_not_before = 0.0
+        self._signer = signer
+        self._clock = clock
+        self._waiting: list[tuple[dict[str, Any] | None, asyncio.Future[str | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._not_before = -1.0
+        self._began = 0.0
+
+    def hand_over(self, record: dict[str, Any] | None) -> asyncio.Future[str | None]:
+        """Hand a session over, or ask only; the future is the id of the process that has it, None where none has."""
+        future: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        now = self._clock.monotonic()
+        is_busy = self._task is not None and not self._task.done()
+        if now < self._not_before or (is_busy and now - self._began > CONFIRMED_WITHIN.total_seconds()):
+            future.set_result(None)
+            return future
+        self._waiting.append((record, future))
+        if not is_busy:
+            self._began = now
+            self._task = asyncio.create_task(self._run(), name=f"unused sessions to {self.client.base_url}")
+        return future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting[:_MOST_RECORDS], self._waiting[_MOST_RECORDS:]
+            self._began = self._clock.monotonic()
+            instance: str | None = None
+            try:
+                records = [record for record, _ in taken if record is not None]
+                instance = await self.client.hand_unused(records, self._signer())
+            except (NodeError, OSError) as error:
+                _log.debug("handing sessions to %s: %s", self.client.base_url, error)
+            except Exception:  # noqa: BLE001 - whoever waits gets an answer, and the session is introduced
+                _log.exception("handing sessions to %s", self.client.base_url)
+            finally:
+                if instance is None:
+                    self._not_before = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
+                    taken, self._waiting = taken + self._waiting, []
+                for _, future in taken:
+                    if not future.done():
+                        future.set_result(instance)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+
+class UnusedExchange:
+    """The unused sessions of one database, and what its peers have of them.
+
+    Args:
+        engine: Has them.
+        unused: The engine's.
+        clients: The peers.
+        signer: Who signs requests to them, now.
+        clock: The time.
+        durable: Makes the log of unused sessions durable.
+        publish: Makes ``/sys/sessions`` durable and tells the peers.
+        is_wanted: Whether sessions are kept back at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        unused: UnusedSessions,
+        clients: Sequence[NodeClient],
+        signer: Callable[[], OwnedSession],
+        clock: Clock,
+        durable: Callable[[], Awaitable[object]],
+        publish: Callable[[], Awaitable[None]],
+        is_wanted: bool = True,
+    ) -> None:
+        self._engine = engine
+        self._unused = unused
+        self._couriers = [_Courier(client, signer, clock) for client in clients]
+        self._signer = signer
+        self._clock = clock
+        self._durable = durable
+        self._publish = publish
+        self._is_wanted = is_wanted
+        self._began = clock.monotonic()
+        self._confirmed: dict[str, None] = {}
+        self._askers: dict[str, tuple[float, float]] = {}
+        self._wake = asyncio.Event()
+
+    async def aclose(self) -> None:
+        """Stop talking to the peers."""
+        for courier in self._couriers:
+            await courier.aclose()
+
+    # --- what is kept back ------------------------------------------------------------------------------------------
+
+    @property
+    def may_defer(self) -> bool:
+        """Whether a new session may stay out of ``/sys/sessions``, if the peers confirm it."""
+        if not self._is_wanted or self._clock.monotonic() - self._began < FIRST_LOOK.total_seconds():
+            return False
+        return not self._others()
+
+    def note_asker(self, sender: str | None) -> None:
+        """Note that a root has asked for ``/sys/sessions``.
+
+        Args:
+            sender: What the request says of the process that sent it; None where it says nothing, as GoatDB's.
+        """
+        if sender == NO_SERVER:
+            return
+        now = self._clock.monotonic()
+        first, _ = self._askers.pop(sender or "", (now, now))
+        self._askers[sender or ""] = first, now
+        if len(self._askers) > _MOST_ASKERS:
+            del self._askers[next(iter(self._askers))]
+        if sender not in self._confirmed:
+            self._wake.set()
+
+    def _others(self) -> list[tuple[float, float]]:
+        """Return when those servers asked first and last that have confirmed nothing."""
+        since = self._clock.monotonic() - REMEMBERED.total_seconds()
+        self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
+        return [times for sender, times in self._askers.items() if sender not in self._confirmed]
+
+    async def share(self, session: Session) -> bool:
+        """Hand a new session to all peers; return whether each has stored it."""
+        if not self._couriers:
+            return True
+        record = record_of(session)
+        handed = [courier.hand_over(record) for courier in self._couriers]
+        _, late = await asyncio.wait(handed, timeout=CONFIRMED_WITHIN.total_seconds())
+        instances = [None if future in late else future.result() for future in handed]
+        for instance in instances:
+            self._note_confirmed(instance)
+        return None not in instances
+
+    def _note_confirmed(self, instance: str | None) -> None:
+        if instance is not None:
+            self._confirmed.pop(instance, None)
+            self._confirmed[instance] = None
+            if len(self._confirmed) > _MOST_ASKERS:
+                del self._confirmed[next(iter(self._confirmed))]
+
+    # --- keeping up -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch what the peers have, learn which processes they are, introduce what others need; until cancelled."""
+        tidied = self._clock.monotonic()
+        while True:
+            try:
+                await self._look()
+            except GoatherdError as error:
+                _log.warning("unused sessions: %s", error)
+            except Exception:  # noqa: BLE001 - a loop that ended would leave this server without its peers' sessions
+                _log.exception("unused sessions")
+            if self._clock.monotonic() - tidied >= TIDY.total_seconds():
+                tidied = self._clock.monotonic()
+                self._unused.drop_expired(self._engine_now())
+                await self._durable()
+            await self._clock.sleep(LOOK)
+
+    async def _look(self) -> None:
+        for courier in self._couriers:
+            if not courier.has_given and self._clock.monotonic() >= courier.fetch_not_before:
+                courier.has_given = await self._fetch(courier)
+                courier.fetch_not_before = self._clock.monotonic() + FETCH_AGAIN.total_seconds()
+        if self._wake.is_set():
+            self._wake.clear()
+            for courier in self._couriers:
+                self._note_confirmed(await courier.hand_over(None))
+        while self._must_introduce():
+            if not self._engine.introduce_unused(_INTRODUCED_AT_ONCE, self._engine_now()):
+                break
+            await self._publish()
+
+    def _must_introduce(self) -> bool:
+        if not self._is_wanted:
+            return True
+        now = self._clock.monotonic()
+        patience = PERSISTENT.total_seconds()
+        return any(last - first >= patience and now - last < patience for first, last in self._others())
+
+    def _engine_now(self) -> int:
+        return self._clock.now_ms()
+
+    async def _fetch(self, courier: _Courier) -> bool:
+        """Take in what a peer has; return whether it has given everything, or never will."""
+        after = ""
+        while True:
+            try:
+                page = read_records(await courier.client.unused(after, self._signer()))
+            except (NodeError, DecodeError, OSError):
+                return False
+            if not page:
+                return True
+            self._unused.take(page, self._engine.is_introduced, self._engine_now())
+            await self._durable()
+            last = max((record["id"] for record in page if isinstance(record.get("id"), str)), default="")
+            if last <= after:
+                return True
+            after = last
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def answer(self, body: bytes, header: str | None) -> Response:
+        """Answer ``POST /goatherd/v1/unused``: store a peer's sessions, or give it those that are here."""
+        if refusal := await refuse_unless_root(self._engine, PATH, body, header, now_ms=self._engine_now()):
+            return refusal
+        try:
+            asked = parse_json(body)
+            given = read_records(asked.get("sessions") if isinstance(asked, dict) else None)
+            after = asked.get("after")
+        except DecodeError:
+            return Response(status=400)
+        if given:
+            if not self.may_defer:
+                return Response(status=409)
+            self._unused.take(given, self._engine.is_introduced, self._engine_now())
+            await self._durable()
+        answer: dict[str, Any] = {"instance": self._engine.instance}
+        if isinstance(after, str):
+            answer["sessions"] = await asyncio.to_thread(self._unused.pages(), after, PAGE)
+        return Response(status=200, body=to_json_bytes(answer), content_type=JSON_TYPE)
