@@ -422,18 +422,29 @@ class NodeClient:
             raise self._nonsense("POST", url, str(error)) from None
 
     async def hand_unused(
-        self, sessions: Sequence[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+        self,
+        sessions: Sequence[Mapping[str, Any]],
+        recipients: Sequence[str],
+        signer: OwnedSession,
+        now_ms: int | None = None,
     ) -> str:
         """Hand over sessions that have signed nothing yet; `signer` is a root there.
+
+        Args:
+            sessions: As `goatherd.node.unused.record_of` makes them.
+            recipients: The ids of all server processes that they are handed to, and of the sender.
+            signer: A root there.
+            now_ms: The time; None takes the clock's.
 
         Returns:
             The id of the server process that has stored them.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: See the module. Status 404: not one of ours; 409: it is no use
-                there, since other servers need their introductions.
+                there, since servers that are no recipients need their introductions.
         """
-        answer = await self._unused({"sessions": list(sessions)}, signer, now_ms)
+        asked = {"sessions": list(sessions), "servers": list(recipients)}
+        answer = await self._unused(asked, signer, now_ms)
         instance = self._learn_instance(answer.get("instance"))
         if instance is None:
             raise self._nonsense("POST", _UNUSED, "no instance")

@@ -177,6 +177,17 @@ def read_records(value: object) -> Sequence[Mapping[str, Any]]:
     return value
 
 
+def read_servers(value: object) -> frozenset[str]:
+    """Check the list of the server processes that a server hands sessions to.
+
+    Raises:
+        DecodeError: It is no list of strings.
+    """
+    if not isinstance(value, list) or not all(isinstance(instance, str) for instance in value):
+        raise DecodeError("servers is not a list of strings")
+    return frozenset(value)
+
+
 def _record(session_id: str, packed: bytes) -> dict[str, Any]:
     key = base64.urlsafe_b64encode(packed[6:]).decode()
     return {"id": session_id, "key": key, "expiration": int.from_bytes(packed[:6])}

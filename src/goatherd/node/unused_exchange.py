@@ -4,6 +4,8 @@ A client may get its session from one server and send its first request to anoth
 session answers 403, and GoatDB's client then never asks for a new one. So a new session stays out of ``/sys/sessions``
 only if every peer has confirmed within a moment that it has stored it. If one has not, because it is away, or an
 unmodified GoatDB server, or an earlier Goatherd, the session is introduced at once, and replicates as GoatDB's do.
+A peer does not confirm either while it synchronizes with a server that the sender does not: each request names the
+processes that the sender hands sessions to. So it is enough that servers form a chain; then every session is introduced.
 
 Servers that are not among the peers show themselves: they ask for ``/sys/sessions``, signed by a root, and a Goatherd
 server says which process it is. While there is one that has confirmed nothing, every new session is introduced at once;
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +26,7 @@ from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.management import refuse_unless_root
-from goatherd.node.unused import UnusedSessions, read_records, record_of
+from goatherd.node.unused import UnusedSessions, read_records, read_servers, record_of
 from goatherd.wire.json import parse_json, to_json_bytes
 
 if TYPE_CHECKING:
@@ -54,8 +56,15 @@ _INTRODUCED_AT_ONCE: Final = 64
 class _Courier:
     """Hands sessions to one peer: those that came while one request was under way, in the next."""
 
-    def __init__(self, client: NodeClient, signer: Callable[[], OwnedSession], clock: Clock) -> None:
+    def __init__(
+        self,
+        client: NodeClient,
+        signer: Callable[[], OwnedSession],
+        clock: Clock,
+        recipients: Callable[[], Sequence[str]],
+    ) -> None:
         self.client = client
+        self._recipients = recipients
         self.has_given = False
         self.fetch_not_before = 0.0
         self._signer = signer
@@ -86,7 +95,7 @@ class _Courier:
             instance: str | None = None
             try:
                 records = [record for record, _ in taken if record is not None]
-                instance = await self.client.hand_unused(records, self._signer())
+                instance = await self.client.hand_unused(records, self._recipients(), self._signer())
             except (NodeError, OSError) as error:
                 _log.debug("handing sessions to %s: %s", self.client.base_url, error)
             except Exception:  # noqa: BLE001 - whoever waits gets an answer, and the session is introduced
@@ -133,7 +142,7 @@ class UnusedExchange:
     ) -> None:
         self._engine = engine
         self._unused = unused
-        self._couriers = [_Courier(client, signer, clock) for client in clients]
+        self._couriers = [_Courier(client, signer, clock, self._recipients) for client in clients]
         self._signer = signer
         self._clock = clock
         self._durable = durable
@@ -191,6 +200,18 @@ class UnusedExchange:
         for instance in instances:
             self._note_confirmed(instance)
         return None not in instances
+
+    def _recipients(self) -> list[str]:
+        """Return the processes that have each session: this server, and each peer as it answered last."""
+        answered = [courier.client.answered_by for courier in self._couriers]
+        return [self._engine.instance, *(instance for instance in answered if instance is not None)]
+
+    def _is_complete(self, recipients: Collection[str]) -> bool:
+        """Whether these processes include every server that this one synchronizes with."""
+        peers = [courier.client.answered_by for courier in self._couriers]
+        since = self._clock.monotonic() - REMEMBERED.total_seconds()
+        askers = [sender for sender, (_, last) in self._askers.items() if last >= since]
+        return all(instance in recipients for instance in (*peers, *askers))
 
     def _note_confirmed(self, instance: str | None) -> None:
         if instance is not None:
@@ -267,11 +288,14 @@ class UnusedExchange:
         try:
             asked = parse_json(body)
             given = read_records(asked.get("sessions") if isinstance(asked, dict) else None)
+            recipients = read_servers(asked.get("servers", []))
             after = asked.get("after")
         except DecodeError:
             return Response(status=400)
         if given:
-            if not self.may_defer:
+            # SECURITY: a server that the sender does not hand sessions to would refuse their first requests
+            # (tests/unit/node/test_unused.py).
+            if not self.may_defer or not self._is_complete(recipients):
                 return Response(status=409)
             self._unused.take(given, self._engine.is_introduced, self._engine_now())
             await self._durable()

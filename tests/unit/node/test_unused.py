@@ -287,6 +287,25 @@ async def test_a_session_of_one_server_signs_its_first_request_at_another(tmp_pa
         nodes.pop(0)
 
 
+@pytest.mark.parametrize("created_at", [0, 1])
+async def test_in_a_chain_of_servers_a_session_is_known_at_both_ends(
+    tmp_path: Path, signer: OwnedSession, created_at: int
+) -> None:
+    """The servers at the ends know nothing of each other, so only introductions reach both."""
+    links = {0: [1], 1: [0, 2], 2: [1]}
+    async with cluster(tmp_path, 3, [document_of(signer)], links=lambda index: links[index]) as nodes:
+        await ready(nodes)
+        users = [(await nodes[created_at].client.create_session())[0] for _ in range(3)]
+        expected = [] if created_at == 1 else sorted(user.id for user in users)
+        assert sorted(introduced(nodes[created_at])) == expected
+
+        async def is_known() -> bool:
+            at_the_ends = [await nodes[end].client.answers(users[0]) for end in (0, 2)]
+            return all(at_the_ends)
+
+        await eventually(is_known)
+
+
 async def test_a_session_is_introduced_at_once_where_a_peer_does_not_confirm_it(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
