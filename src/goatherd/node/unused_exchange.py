@@ -4,8 +4,8 @@ A client may get its session from one server and send its first request to anoth
 session answers 403, and GoatDB's client then never asks for a new one. So a new session stays out of ``/sys/sessions``
 only if every peer has confirmed within a moment that it has stored it. If one has not, because it is away, or an
 unmodified GoatDB server, or an earlier Goatherd, the session is introduced at once, and replicates as GoatDB's do.
-A peer does not confirm either while it synchronizes with a server that the sender does not: each request names the
-processes that the sender hands sessions to. So it is enough that servers form a chain; then every session is introduced.
+A peer does not confirm either while it synchronizes with a server that the sender does not. Each request names the
+processes that the sender hands sessions to. In a chain of servers, every session is introduced when it is created.
 
 Servers that are not among the peers show themselves: they ask for ``/sys/sessions``, signed by a root, and a Goatherd
 server says which process it is. While there is one that has confirmed nothing, every new session is introduced at once;
