@@ -1,7 +1,8 @@
 """Every exception that Goatherd raises, on one screen.
 
-All derive from `GoatherdError`. `code` is stable text: `--json`, logs, metrics, docs and tests use it. `hint` says
-what to do next; a raiser may give a better one than the class's own. Messages hold identifiers, never key material.
+All derive from `GoatherdError`. `code` is a stable string: `--json`, logs, metrics, docs and tests use it. `hint` says
+what to do next; the code that raises an error may replace the hint of its class. Messages hold identifiers, never key
+material.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ class GoatherdError(Exception):
     """Base of every error of Goatherd.
 
     Attributes:
-        code: Stable dotted text, family first.
+        code: Stable dotted string, family first.
         hint: What the reader can do next. Every class has one.
-        retryable: Whether the same call may succeed later without anybody changing anything.
+        retryable: Whether the same call may succeed later without any change by an operator.
     """
 
     code = "goatherd"
@@ -37,10 +38,10 @@ class ConfigurationError(GoatherdError):
 
 
 class LifetimeError(ConfigurationError):
-    """A new root would live so short that it could not be replaced in time."""
+    """The lifetime of a new root is too short to replace the root in time."""
 
     code = "configuration.lifetime_too_short"
-    hint = "Give a longer --lifetime (rotation.lifetime), or shorten the waiting times (rotation.adoption and others)."
+    hint = "Set a longer --lifetime (rotation.lifetime), or shorter waiting times (rotation.adoption and others)."
 
 
 class PluginNotFoundError(GoatherdError):
@@ -54,28 +55,28 @@ class MissingExtraError(GoatherdError):
     """The plugin exists but the libraries that it needs are not installed; the hint is the install command."""
 
     code = "plugin.missing_extra"
-    hint = "Install Goatherd with the extra that is named after the store: pip install 'goatherd[NAME]'"
+    hint = "Install Goatherd with the extra of this store: pip install 'goatherd[NAME]'"
 
 
 # --- wire ---------------------------------------------------------------------------------------------------------
 
 
 class WireError(GoatherdError):
-    """Bytes that GoatDB's formats do not allow."""
+    """The bytes are not valid in GoatDB's formats."""
 
     code = "wire.malformed"
-    hint = "Check the peer, the client or the file that the bytes come from."
+    hint = "Check the peer, the client or the file that sent or holds the bytes."
 
 
 class EncodeError(WireError):
-    """A value of ours cannot be written in GoatDB's formats (a null in signed data, for one). Fix the caller."""
+    """A value cannot be encoded in GoatDB's formats (such as a null in signed data). Fix the caller."""
 
     code = "wire.unencodable"
-    hint = "Change the value: GoatDB has no form for it."
+    hint = "Change the value: GoatDB cannot store this type."
 
 
 class DecodeError(WireError):
-    """Bytes from a peer, a client or a file are malformed. Refuse them."""
+    """Bytes from a peer, a client or a file are malformed. The caller rejects them."""
 
     code = "wire.undecodable"
 
@@ -94,11 +95,11 @@ class VerificationError(GoatherdError):
     """A signature is invalid, or its signer is not trusted. Base of the named reasons."""
 
     code = "verification.failed"
-    hint = "Do not use it. Find out where it comes from."
+    hint = "Do not use the data. Find out which server, client or file it comes from."
 
 
 class InvalidSignatureError(VerificationError):
-    """The signature does not belong to these bytes and this key, or is malformed."""
+    """The signature is malformed, or does not match the bytes and the key."""
 
     code = "verification.invalid_signature"
 
@@ -110,29 +111,29 @@ class InvalidSealError(VerificationError):
 
 
 class UnknownSignerError(VerificationError):
-    """The session named in the signature is not known here."""
+    """The session that the signature names is unknown to this process."""
 
     code = "verification.unknown_signer"
 
 
 class ExpiredSessionError(VerificationError):
-    """The session had expired at the time that counts."""
+    """The session had expired at the time for which it is verified."""
 
     code = "verification.expired_session"
 
 
 class ClockSkewError(VerificationError):
-    """A request signature's time is more than three minutes from ours."""
+    """The timestamp of a request signature differs from this machine's clock by more than three minutes."""
 
     code = "verification.clock_skew"
-    hint = "Check the clocks of both machines."
+    hint = "Set the clocks of both machines by NTP."
 
 
 class UnboundRequestError(VerificationError):
-    """A root's request to a management endpoint does not say in its signature which server and body it is for."""
+    """The signature of a root's request to a management endpoint does not cover the server and the body."""
 
     code = "verification.unbound_request"
-    hint = "Upgrade the tool that sent it: Goatherd's tools are upgraded before its servers."
+    hint = "Upgrade the tool that sent the request. Upgrade Goatherd's tools before its servers."
 
 
 class RequestMismatchError(VerificationError):
@@ -148,19 +149,19 @@ class OtherServerError(VerificationError):
 
 
 class ReplayedRequestError(VerificationError):
-    """A root's request was accepted before, within the three minutes that its signature counts."""
+    """A server has accepted the same request of a root before, within the three minutes that its signature is valid."""
 
     code = "verification.replayed_request"
 
 
 class UntrustedRootError(VerificationError):
-    """A root session commit is not signed by a root that is trusted already."""
+    """No trusted root has signed a commit that introduces a root."""
 
     code = "verification.untrusted_root"
 
 
 class AuthorMismatchError(VerificationError):
-    """A commit claims a session that did not sign it."""
+    """A commit names another session than the one that signed it."""
 
     code = "verification.author_mismatch"
 
@@ -172,7 +173,7 @@ class RevokedSessionError(VerificationError):
 
 
 class AccessDeniedError(VerificationError):
-    """The session is known but may not do this in this repository."""
+    """The session is known, but has no permission for the operation in this repository."""
 
     code = "verification.access_denied"
 
@@ -181,91 +182,93 @@ class AccessDeniedError(VerificationError):
 
 
 class IdentityError(GoatherdError):
-    """An identity document is not to be used. Base of the named reasons; the one in use stays in use."""
+    """An identity document was rejected; the identity in use stays in use. Base of the named reasons."""
 
     code = "identity.refused"
-    hint = "Nothing was changed, and no new identity was made. Restore it from a backup or an earlier version."
+    hint = "Nothing was changed, and no new identity was created. Restore it from a backup or an earlier version."
 
 
 class MalformedIdentityError(IdentityError):
-    """The document breaks a rule of its form; the message names the rule."""
+    """The identity document breaks a rule of its format; the message names the rule."""
 
     code = "identity.malformed"
 
 
 class KeyMismatchError(IdentityError):
-    """A private key does not belong to the public key beside it."""
+    """A private key and its public key in the identity document do not match."""
 
     code = "identity.key_mismatch"
 
 
 class NewerKeyError(MalformedIdentityError):
-    """The document holds an Ed25519 key, which a newer GoatDB made; Goatherd supports GoatDB 0.5.1."""
+    """The identity document holds an Ed25519 key of a newer GoatDB; Goatherd supports GoatDB 0.5.1."""
 
     code = "identity.newer_key"
     hint = "Nothing was changed. Run this server without Goatherd until a version of Goatherd supports its GoatDB."
 
 
 class GenerationError(IdentityError):
-    """The document's generation is lower than one already seen: a stale replica or a replayed value."""
+    """The generation of the identity document is lower than one seen before: a stale replica or a replayed value."""
 
     code = "identity.generation_went_back"
-    hint = "A replica of the store lags, or the store was restored from a backup; `goatherd doctor` names the ways out."
+    hint = "If you made this change, accept it once with --accept-identity. If not, find out who wrote the secret."
 
 
 class SuccessionError(IdentityError):
-    """No chain of endorsements leads from a root trusted here to the document's current session.
+    """No chain of endorsements leads from a trusted root to the current session of the identity document.
 
     Attributes:
-        is_chain_open: Introductions that were not at hand could still close the chain.
-        is_root_lost: It is not the current root that is in question, but one that has left the document.
+        is_chain_open: Whether introductions that were not available could still complete the chain.
+        is_root_lost: Whether the check failed for a root that has left the document, not for the current root.
     """
 
     is_chain_open = False
     is_root_lost = False
     code = "identity.broken_succession"
-    hint = "If the change is yours, accept it once with --accept-identity; if not, find out who wrote the secret."
+    hint = (
+        "If you made this change, accept it once with --accept-identity. If not, find out which user wrote the secret."
+    )
 
 
 class GenerationJumpError(GenerationError):
-    """The document's generation is further ahead of the one seen last than any number of rotations could have led."""
+    """The generation of the identity document is further ahead of the last one seen than rotations can explain."""
 
     code = "identity.generation_jumped"
     hint = (
-        "A tool other than Goatherd wrote the secret. `goatherd sign` shows what changed since the last signed version,"
-        " and writes that version again."
+        "A tool other than Goatherd wrote the secret. Run `goatherd sign`: it shows what changed since the last signed"
+        " version, and can write that version again."
     )
 
 
 class UnsignedIdentityError(SuccessionError):
-    """The document lacks a valid signature by its current root, and a signed one was seen before."""
+    """The identity document has no valid signature by its current root, and a signed one was seen before."""
 
     code = "identity.unsigned"
     hint = (
-        "Goatherd 0.1.0 wrote it, which does not sign, or somebody without the root's key altered it in the store."
-        " `goatherd sign` shows what changed since the last signed version; it signs the change or takes it back."
+        "Goatherd 0.1.0, which does not sign, wrote the identity, or a writer without the root's key changed it in the"
+        " store. Run `goatherd sign`: it shows what changed since the last signed version, and signs or undoes it."
     )
 
 
 class ForkedIdentityError(SuccessionError):
-    """The document has not grown from the one in use: both have a common beginning and went different ways."""
+    """The identity document and the one in use have a common origin, but different later histories."""
 
     code = "identity.forked"
-    hint = "The store was restored from a backup and written since. `goatherd doctor` names the ways out."
+    hint = "The store was restored from a backup and written since. Run `goatherd doctor` for the fixes."
 
 
 class IdentityExistsError(IdentityError):
-    """There is an identity already where one was to be created."""
+    """The store already holds an identity, so none was created."""
 
     code = "identity.exists"
-    hint = "Nothing was changed. `goatherd show` shows what the store holds."
+    hint = "Nothing was changed. Run `goatherd show` to see the identity that the store holds."
 
 
 # --- providers ----------------------------------------------------------------------------------------------------
 
 
 class ProviderError(GoatherdError):
-    """A secret store could not do what was asked.
+    """An operation of a secret store failed.
 
     Attributes:
         provider: The provider's URI scheme, such as ``file``.
@@ -274,7 +277,7 @@ class ProviderError(GoatherdError):
     """
 
     code = "provider.failed"
-    hint = "`goatherd doctor` checks the store."
+    hint = "Run `goatherd doctor` to check the store."
 
     def __init__(self, message: str, *, provider: str, secret_id: str, operation: str, hint: str | None = None) -> None:
         super().__init__(f"{provider}: {operation} {secret_id!r}: {message}", hint=hint)
@@ -288,44 +291,44 @@ class SecretNotFoundError(ProviderError):
 
     code = "provider.not_found"
     hint = (
-        "Check the address and the mount. Only for a new cluster: `goatherd init` makes an identity, which no running "
-        "server will trust. For an existing GoatDB server: `goatherd migrate`."
+        "Check the address and the mount. For a new cluster, run `goatherd init`; no running server trusts the "
+        "identity that it creates. For an existing GoatDB server, run `goatherd migrate`."
     )
 
 
 class SecretExistsError(ProviderError):
-    """The secret was to be created but exists."""
+    """The secret exists already, so none was created."""
 
     code = "provider.already_exists"
     hint = "Nothing was changed. Choose another name."
 
 
 class SecretDeletedError(ProviderError):
-    """The secret was deleted, but can be brought back for a while, and its name is taken until then."""
+    """The secret was deleted. It can be restored, and its name is taken, until its recovery window ends."""
 
     code = "provider.deleted"
-    hint = "Restore it with the store's own tool, or wait until its recovery window has ended."
+    hint = "Restore the secret with the store's own tool, or wait until its recovery window has ended."
 
 
 class ConflictError(ProviderError):
-    """Another writer moved the label first; nothing that a reader sees was changed by this call."""
+    """Another writer moved the label first; this call changed nothing that a reader sees."""
 
     code = "provider.conflict"
-    hint = "Another writer was first. `goatherd status` shows the state; if it is still needed, run the command again."
+    hint = "Another process wrote the secret first. Run `goatherd status`, and repeat the command if still needed."
 
 
 class ProviderAccessDeniedError(ProviderError):
     """The store, or the operating system, refuses access."""
 
     code = "provider.access_denied"
-    hint = "`goatherd policy` prints the rights that are needed."
+    hint = "Grant the permissions that `goatherd policy` prints."
 
 
 class ThrottledError(ProviderError):
-    """The store limits the rate of requests. `retry_after` is its own hint in seconds, if it gave one."""
+    """The store limits the rate of requests. `retry_after` is the delay in seconds that the store requests, if any."""
 
     code = "provider.throttled"
-    hint = "Wait a moment, then run the command again."
+    hint = "Wait a minute, then run the command again."
     retryable = True
     retry_after: float | None = None
 
@@ -334,12 +337,12 @@ class UnavailableError(ProviderError):
     """The store did not answer, or its answer was damaged."""
 
     code = "provider.unavailable"
-    hint = "Run the command again when the store answers. `goatherd doctor` checks the store."
+    hint = "Run `goatherd doctor` to check the store. Run the command again when the store answers."
     retryable = True
 
 
 class SecretTooLargeError(ProviderError):
-    """The value exceeds what the store takes."""
+    """The value exceeds the size limit of the store."""
 
     code = "provider.too_large"
     hint = "Use a store with a higher limit: `goatherd copy` moves an identity."
@@ -349,11 +352,11 @@ class VersionDisabledError(ProviderError):
     """The version exists but its value was disabled or destroyed."""
 
     code = "provider.disabled_version"
-    hint = "Choose another version: `goatherd versions` lists them."
+    hint = "Run `goatherd versions` and choose another version."
 
 
 class ProviderConfigurationError(ProviderError):
-    """The store's address or set-up cannot work (a directory that others can read, for one)."""
+    """The store's address or configuration is invalid (such as a directory that other users can read)."""
 
     code = "provider.invalid_configuration"
 
@@ -362,28 +365,28 @@ class ProviderConfigurationError(ProviderError):
 
 
 class SettingsError(GoatherdError):
-    """Settings could not be read or written; nothing was invented in their place."""
+    """The settings could not be read or written; no default replaces them."""
 
     code = "settings.unreadable"
-    hint = "Check the file, its permissions, its directory and its disk."
+    hint = "Check the file, its permissions, its directory and the disk."
 
 
 class LastKnownGoodError(SettingsError):
-    """The store cannot be reached, and the sealed copy of the last known good identity is not to be used either.
+    """The store is unreachable, and the sealed copy of the last known good identity was rejected.
 
-    It is damaged, too old, from the future, of another secret or store, sealed with another key, or goes back behind
-    what this node has used.
+    The copy is damaged, too old, from the future, of another secret or store, sealed with another key, or older than
+    the identity that this server has used.
     """
 
     code = "settings.last_known_good"
-    hint = "Start again when the store can be reached."
+    hint = "Start the server again when the store is reachable."
 
 
 class DegradedError(SettingsError):
-    """A change of the identity was asked for where it is in use from a last known good copy, without the store."""
+    """The identity cannot be changed while it comes from the last known good copy instead of the store."""
 
     code = "settings.degraded"
-    hint = "Wait until the store can be read again."
+    hint = "Wait until the store is reachable."
     retryable = True
 
 
@@ -391,27 +394,27 @@ class NodeError(GoatherdError):
     """A GoatDB server gave an unexpected answer."""
 
     code = "node.failed"
-    hint = "`goatherd doctor` checks every server."
+    hint = "Run `goatherd doctor` to check every server."
 
 
 class NodeUnreachableError(NodeError):
-    """No connection, or no answer in time."""
+    """The server did not accept a connection, or did not answer in time."""
 
     code = "node.unreachable"
-    hint = "Check that the server runs and that its address is right. `goatherd status` asks every server."
+    hint = "Check that the server runs and that its address is correct. Run `goatherd status` to check every server."
     retryable = True
 
 
 class DiscoveryError(NodeError):
-    """It cannot be found out which servers there are, or the answer names none: that is never taken for "none"."""
+    """Discovery of the servers failed or found none. An empty result is never taken as "no servers"."""
 
     code = "node.discovery"
-    hint = "Look the name up by hand, or list each server with --node."
+    hint = "Resolve the name by hand, or list each server with --node."
     retryable = True
 
 
 class NodeRefusedError(NodeError):
-    """The server answered, with a refusal. `status` is the HTTP status."""
+    """The server rejected the request. `status` is the HTTP status."""
 
     code = "node.refused"
 
@@ -421,16 +424,16 @@ class NodeRefusedError(NodeError):
 
 
 class InvalidAnswerError(NodeRefusedError):
-    """The server answered with something that no GoatDB or Goatherd server answers. Nothing of it was used."""
+    """No GoatDB or Goatherd server gives such an answer. Nothing in the answer was used."""
 
     code = "node.invalid_answer"
 
 
 class StorageError(GoatherdError):
-    """A data directory or commit log cannot be used as it is."""
+    """A data directory or commit log cannot be used in its present state."""
 
     code = "node.storage"
-    hint = "Check the directory, its permissions and its disk."
+    hint = "Check the directory, its permissions and the disk."
 
 
 class NewerFormatError(StorageError):
@@ -441,68 +444,68 @@ class NewerFormatError(StorageError):
 
 
 class ItemExistsError(GoatherdError):
-    """An item was to be created where one is."""
+    """The item exists already, so none was created."""
 
     code = "node.item_exists"
-    hint = "`set` changes an item that exists."
+    hint = "Use `set` to change an item that exists."
 
 
 class ItemNotFoundError(GoatherdError):
-    """An item was to be changed where none is, or only a deleted one."""
+    """The item to change does not exist, or was deleted."""
 
     code = "node.item_not_found"
-    hint = "`create` makes an item."
+    hint = "Use `create` to create the item."
 
 
 class RotationError(GoatherdError):
-    """A rotation cannot go on as asked."""
+    """A rotation cannot start or continue."""
 
     code = "rotation.failed"
-    hint = "`goatherd status` shows the phase of the rotation."
+    hint = "Run `goatherd status` to see the phase of the rotation."
 
 
 class IllegalStepError(RotationError):
-    """The step does not follow from the phase that the document records."""
+    """The step is not allowed in the phase that the identity document records."""
 
     code = "rotation.illegal_step"
 
 
 class RotationBusyError(RotationError):
-    """Another process runs a rotation; the message says which, since when and in which phase."""
+    """Another process runs a rotation; the message names the process, the start time and the phase."""
 
     code = "rotation.busy"
-    hint = "Wait until it is done. If its process has died, take over with `goatherd rotate --resume`."
+    hint = "Wait until that rotation has ended. If its process has died, run `goatherd rotate --resume`."
 
 
 class StuckError(RotationError):
-    """The same action was tried twice, and what the store shows has not changed; it is not tried a third time."""
+    """The same action was tried twice without any effect in the store; it is not tried a third time."""
 
     code = "rotation.stuck"
-    hint = "`goatherd status` shows the labels and the phase; `goatherd doctor` checks what these credentials may do."
+    hint = "Run `goatherd status` to see the labels and the phase, and `goatherd doctor` to check the permissions."
 
 
 class NotRestorableError(RotationError):
-    """An earlier root cannot sign again; the message says why. Nothing was written."""
+    """A previous root cannot become the current root again; the message says why. Nothing was written."""
 
     code = "rotation.not_restorable"
-    hint = "`goatherd status` lists the roots, and which stored versions hold their private keys."
+    hint = "Run `goatherd status` to see the roots and the stored versions that hold their private keys."
 
 
 class UnhealthyError(RotationError):
-    """The operator's health signal is bad before a rotation goes on to a new root; nothing was written."""
+    """An operator's health check failed before a rotation could introduce a new root; nothing was written."""
 
     code = "rotation.unhealthy"
-    hint = "Fix the cluster first, or check the health check itself."
+    hint = "Repair the cluster, or correct the health check. Then rotate again."
 
 
 class ObstructedError(RotationError):
-    """Something keeps a new rotation from beginning; the message names every obstacle, and nothing was written.
+    """Obstacles prevent the start of a rotation; the message names every obstacle, and nothing was written.
 
     `obstacles` are the `goatherd.rotation.Obstacle` that were found.
     """
 
     code = "rotation.obstructed"
-    hint = "`goatherd rotate --plan` names every obstacle; remove them, then rotate."
+    hint = "Run `goatherd rotate --plan`, remove the obstacles that it lists, then rotate again."
 
     def __init__(self, message: str, *, obstacles: tuple[object, ...] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -517,22 +520,21 @@ class WrongClockError(ObstructedError):
 
 
 class StoreWentBackError(ObstructedError):
-    """A server has used a later state of the identity than the store holds, or another one; nothing was written."""
+    """A server has used a later or a different identity than the store holds; nothing was written."""
 
     code = "rotation.store_went_back"
-    hint = "Put the later state back into the store, or accept the one that it holds on every server."
+    hint = "Restore the later identity in the store, or accept the stored one on every server with --accept-identity."
 
 
 class NotAdoptedError(RotationError):
-    """Nodes did not adopt the new root in time; the rotation was cancelled or rolled back.
+    """Servers did not adopt the next root in time; the rotation was cancelled or rolled back.
 
     `report` is the run's `goatherd.rotation.Report`.
     """
 
     code = "rotation.not_adopted"
     hint = (
-        "`goatherd status` and `goatherd doctor` show what is wrong. Start the servers that do not answer, or "
-        "remove them from --node. Then rotate again."
+        "Run `goatherd status`. Start the servers that did not answer, or remove them from --node. Then rotate again."
     )
 
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:
@@ -544,10 +546,10 @@ class NotAdoptedError(RotationError):
 
 
 class AgentError(GoatherdError):
-    """The agent cannot run a server, or not go on running it. Base of the named reasons."""
+    """The agent cannot start a server, or cannot keep it running. Base of the named reasons."""
 
     code = "agent.failed"
-    hint = "Check the server's own output, and the permissions of its data directory."
+    hint = "Check the output of the server and the permissions of its data directory."
 
 
 class AgentBusyError(AgentError):
@@ -558,17 +560,17 @@ class AgentBusyError(AgentError):
 
 
 class NotInMemoryError(AgentError):
-    """There is no directory in memory for the private key, and a plain file on a disk is not allowed."""
+    """The agent found no tmpfs for the private key, and no option allows a file on a disk."""
 
     code = "agent.not_in_memory"
-    hint = "Name a directory on a tmpfs with --memory, or allow a plain file on the disk with --plain-file."
+    hint = "Name a directory on a tmpfs with --memory, or allow a file on the disk with --plain-file."
 
 
 class KeyLeakedError(AgentError):
-    """The server gave a private key to an anonymous caller. The server was stopped; the key is exposed."""
+    """The server returned a private key to an unauthenticated client. The agent stopped it; the key is exposed."""
 
     code = "agent.key_leaked"
-    hint = "Anyone who could reach the server may have the key. Revoke this root now: goatherd revoke ID."
+    hint = "Every client that could reach the server may have the key. Revoke this root now: goatherd revoke ID."
 
 
 # --- the audit trail ------------------------------------------------------------------------------------------------
@@ -578,14 +580,14 @@ class AuditError(GoatherdError):
     """The audit trail cannot be read or written; a command that must write to it does not start."""
 
     code = "audit.failed"
-    hint = "Check the path, its permissions and its disk."
+    hint = "Check the path, its permissions and the disk."
 
 
 class AuditBrokenError(GoatherdError):
-    """A record of the audit trail is not as it was written, or is missing. `line` is the first that is wrong."""
+    """A record of the audit trail was changed or is missing. `line` is the first line that is wrong."""
 
     code = "audit.broken"
-    hint = "The lines before it are as they were written. Keep the file as it is, and find out who could write to it."
+    hint = "The lines before it are intact. Keep a copy of the file, and find out which users could write to it."
 
     def __init__(self, message: str, *, line: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)

@@ -283,7 +283,7 @@ def test_a_store_that_disappears_in_a_rotation_is_looked_for_and_not_made_anew(
         assert error["code"] == "provider.not_found"
         hint = error["hint"]
         assert hint.index("the mount") < hint.index("goatherd init")
-        assert "no running server will trust" in hint
+        assert "no running server trusts" in hint
     assert not (tmp_path / "keys").exists()
 
 
