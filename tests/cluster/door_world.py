@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from goatherd.agent.door import Door, Limits, Rule, Trust
+from goatherd.agent.door import Door, Limits, Rule, TrustedSessions
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
@@ -40,7 +40,7 @@ class Standing(SystemClock):
 class World:
     child: UpstreamChild
     door: Door
-    trust: Trust
+    trust: TrustedSessions
     clock: Standing
     http: httpx2.AsyncClient = field(repr=False)
 
@@ -129,7 +129,7 @@ async def world(
     work: timedelta = timedelta(0),
 ) -> AsyncIterator[World]:
     clock = Standing()
-    trust = Trust(org=ORG, identity=given or identity(), clock=clock)
+    trust = TrustedSessions(org=ORG, identity=given or identity(), clock=clock)
     async with contextlib.AsyncExitStack() as stack:
         child = await stack.enter_async_context(
             UpstreamChild(A, clock=clock, registry=Registry([NOTE]), leaks=leaks, work=work)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from goatherd.agent.door import Limits, Rate
-from goatherd.agent.door.rules import RefusedError, read_batch
+from goatherd.agent.door.request_checks import RefusedError, read_batch
 from tests.cluster.door_world import X, world
 from tests.unit.goats import commit_by, element, signed_header
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from goatherd.agent.door import Limits as DoorLimits
-from goatherd.agent.door import redaction, rules
+from goatherd.agent.door import key_filter, request_checks
 from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
@@ -137,43 +137,43 @@ def _session_commit(data: bytes) -> object:
 
 
 def _door_commit(data: bytes) -> object:
-    with contextlib.suppress(rules.DroppedError):
-        return rules.read_commit(parse_json(data), "/data/a", org=ORG, limits=DoorLimits(), now_ms=NOW)
+    with contextlib.suppress(request_checks.DroppedError):
+        return request_checks.read_commit(parse_json(data), "/data/a", org=ORG, limits=DoorLimits(), now_ms=NOW)
     return None
 
 
 def _door_batch(data: bytes) -> object:
-    with contextlib.suppress(rules.RefusedError):
-        return rules.read_batch(data, DoorLimits())
+    with contextlib.suppress(request_checks.RefusedError):
+        return request_checks.read_batch(data, DoorLimits())
     return None
 
 
 def _door_session(data: bytes) -> object:
-    with contextlib.suppress(rules.RefusedError):
-        rules.check_session_request(data)
+    with contextlib.suppress(request_checks.RefusedError):
+        request_checks.check_session_request(data)
     return None
 
 
 def _door_mail(data: bytes) -> object:
-    with contextlib.suppress(rules.RefusedError):
-        return rules.read_mail_request(data)
+    with contextlib.suppress(request_checks.RefusedError):
+        return request_checks.read_mail_request(data)
     return None
 
 
 def _door_target(data: bytes) -> object:
-    with contextlib.suppress(rules.RefusedError):
-        return rules.check_target(data)
+    with contextlib.suppress(request_checks.RefusedError):
+        return request_checks.check_target(data)
     return None
 
 
 def _door_host(data: bytes) -> object:
-    with contextlib.suppress(rules.RefusedError):
-        return rules.check_headers([(b"host", data), (b"connection", data)])
+    with contextlib.suppress(request_checks.RefusedError):
+        return request_checks.check_headers([(b"host", data), (b"connection", data)])
     return None
 
 
 def _filtered(data: bytes) -> object:
-    stream = redaction.KeyFilter()
+    stream = key_filter.KeyFilter()
     for start in range(0, len(data), 65536):
         stream.feed(data[start : start + 65536])
     return stream.close()
@@ -237,11 +237,11 @@ def entries() -> Sequence[Entry]:
         Entry("door: path", _door_target, (b"/batch-sync",), 65536),
         Entry("door: headers", _door_host, (b"example.org:80",), 65536),
         Entry("door: key filter", _filtered, (SESSION, DOCUMENT, BATCH)),
-        Entry("door: session answer", lambda data: redaction.session_answer(data, lambda *_: True), (ANSWER,)),
-        Entry("door: introductions", redaction.root_introductions, (REPLY,)),
+        Entry("door: session answer", lambda data: key_filter.session_answer(data, lambda *_: True), (ANSWER,)),
+        Entry("door: introductions", key_filter.root_introductions, (REPLY,)),
         Entry(
             "door: script",
-            lambda data: redaction.script_with_server_url(data, lambda url: url),
+            lambda data: key_filter.script_with_server_url(data, lambda url: url),
             (b'{"serverURL":"x"}',),
         ),
         # what servers answer to the tools

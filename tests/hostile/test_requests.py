@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from goatherd.agent.door import Door, Limits, Rate, Trust
+from goatherd.agent.door import Door, Limits, Rate, TrustedSessions
 from goatherd.serving.limits import CallerLimits
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.schema import Registry
@@ -156,7 +156,7 @@ async def test_no_request_holds_the_loop_of_the_door() -> None:
     try:
         await asyncio.to_thread(ready.wait, HANG)
         limits = Limits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
-        trust = Trust(org=ORG, identity=identity())
+        trust = TrustedSessions(org=ORG, identity=identity())
         async with Door(upstream=started[0].url, trust=trust, limits=limits) as door:
             await trust.refresh()
             wrong = await dearest(door.url, X)

@@ -17,9 +17,9 @@ from goatherd.agent.door.binding import (
     is_misdirected,
     parse_bound_signature,
 )
-from goatherd.agent.door.exchange import Exchange, Renaming
+from goatherd.agent.door.exchange import Exchange, HeaderRewriter
 from goatherd.agent.door.proxy import OWN_PREFIX, Answerer
-from goatherd.agent.door.rules import Rule, check_headers, check_method, check_target
+from goatherd.agent.door.request_checks import Rule, check_headers, check_method, check_target
 from goatherd.agent.door.upstream import LostError, Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeUnreachableError
@@ -67,7 +67,7 @@ class OwnAddress:
         self._guard = guard
         self._clock: Clock = clock or SystemClock()
         self._gate = Gate(CallerLimits(), clock=self._clock)
-        self._renaming = Renaming(self._upstream.names, None)
+        self._header_rewriter = HeaderRewriter(self._upstream.names, None)
         self._listener = Listener(self._app, host, port, gate=self._gate)
 
     @property
@@ -102,7 +102,7 @@ class OwnAddress:
             gate=self._gate,
             receive=receive,
             send=send,
-            renaming=self._renaming,
+            header_rewriter=self._header_rewriter,
         )
         with suppress(GoneError):
             try:

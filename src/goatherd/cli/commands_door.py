@@ -115,7 +115,7 @@ async def _serve(
     private: bool,
 ) -> None:
     """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
-    from goatherd.agent.door import Door, Limits, Trust
+    from goatherd.agent.door import Door, Limits, TrustedSessions
     from goatherd.agent.door.report import DoorAPI
     from goatherd.settings import CloudSecretSettings
 
@@ -127,7 +127,7 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     try:
         async with store.for_org(options.org) as settings:
-            trust = Trust(org=options.org, identity=(await settings.load()).document)
+            trust = TrustedSessions(org=options.org, identity=(await settings.load()).document)
             own = DoorAPI(settings)
             settings.subscribe(lambda changed: trust.swap(changed.document))
             async with Door(

@@ -314,13 +314,13 @@ def build_door(options: Options, url: str, *, host: str, port: int, public_url: 
         public_url: How callers reach it.
         private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
     """
-    from goatherd.agent.door import Door, Limits, Trust
+    from goatherd.agent.door import Door, Limits, TrustedSessions
 
     @asynccontextmanager
     async def opened(handovers: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:
         trusts = []
         for handover in handovers:
-            trust = Trust(org=handover.org, identity=handover.document)
+            trust = TrustedSessions(org=handover.org, identity=handover.document)
             handover.follow(trust.swap)
             trusts.append(trust)
         made = Door(

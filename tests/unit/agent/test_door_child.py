@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.rules import check_session_request, read_batch, read_commit
+from goatherd.agent.door.request_checks import check_session_request, read_batch, read_commit
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
 from goatherd.serving.limits import RefusedError

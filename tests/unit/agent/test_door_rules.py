@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from goatherd.agent.door import rules
+from goatherd.agent.door import request_checks
+from goatherd.agent.door.commit_index import FirstSeen, RepositoryIndex
 from goatherd.agent.door.delivery import parents_first
-from goatherd.agent.door.index import Homes, RepositoryIndex
+from goatherd.agent.door.key_filter import KeyFilter, script_with_server_url, session_answer
 from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.redaction import KeyFilter, script_with_server_url, session_answer
-from goatherd.agent.door.replica import Rounds
-from goatherd.agent.door.rules import (
+from goatherd.agent.door.repository_reader import Rounds
+from goatherd.agent.door.request_checks import (
     DroppedError,
     Rule,
     check_headers,
@@ -209,13 +209,15 @@ def test_the_short_way_for_polls_lets_nothing_through_that_the_long_way_refuses(
     message = {**MESSAGE, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2], **inner}}, **changes}
     # Python writes what no JSON has; a number this large is what JavaScript reads as infinite.
     raw = parse_json(json.dumps({"path": "/a/b", "msg": message}).replace("Infinity", "1e999"))
-    if rules._is_as_always(raw, LIMITS):
+    if request_checks._is_as_always(raw, LIMITS):
         decode_request_element(raw)
-        assert rules._is_harmless({name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth)
+        assert request_checks._is_harmless(
+            {name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth
+        )
 
 
 def test_what_clients_send_goes_the_short_way() -> None:
-    assert rules._is_as_always(element("/data/x"), LIMITS)
+    assert request_checks._is_as_always(element("/data/x"), LIMITS)
 
 
 EVIL = {"ver": 1, "f": {"d": "AA==", "s": [1] * 5000}, "s": 10**9, "c": [{"id": "evil"}]}
@@ -481,7 +483,7 @@ class Held:
         self.commits = list(commits)
         self.asked = 0
         self.is_away = False
-        self.era = 0
+        self.child_generation = 0
 
     async def ask(self, body: bytes, signature: str) -> tuple[int, bytes]:
         self.asked += 1
@@ -496,7 +498,9 @@ class Held:
 
 
 def index_of(held: Held) -> RepositoryIndex:
-    return RepositoryIndex("/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), era=lambda: held.era)
+    return RepositoryIndex(
+        "/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), child_generation=lambda: held.child_generation
+    )
 
 
 def note(key: str, commit_id: str | None = None, parents: tuple[str, ...] = ()) -> Commit:
@@ -518,7 +522,7 @@ async def test_a_second_creation_waits_for_the_first_and_is_admitted_when_that_w
 async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("goatherd.agent.door.index._SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr("goatherd.agent.door.commit_index._SETTLING_SECONDS", 0.05)
     index = index_of(Held())
     await index.refresh()
     assert await index.admit([note("k")]) == [None]
@@ -626,15 +630,15 @@ async def test_a_commit_that_the_filter_hides_is_not_taken_for_left_out(monkeypa
     stored = note("k")
     assert await index.admit([stored]) == [None]
     index.settle([stored], is_stored=True)
-    index._replica._filter.add(stored.id)  # by mistake
-    read = index._replica.read
+    index._reader._filter.add(stored.id)  # by mistake
+    read = index._reader.read
 
     async def unless_hidden() -> list[dict[str, Any]]:
-        if not index._replica.hides(stored.id):
+        if not index._reader.hides(stored.id):
             held.commits = [stored]
         return await read()
 
-    monkeypatch.setattr(index._replica, "read", unless_hidden)
+    monkeypatch.setattr(index._reader, "read", unless_hidden)
     await index.refresh()
     assert await index.admit([note("k", parents=(stored.id,))]) == [None]
 
@@ -657,7 +661,7 @@ async def test_a_server_that_has_started_again_is_read_before_anything_is_judged
     on_both = [note("k", parents=(birth.id,)), note("j", parents=(lost.id,))]
     assert await index.admit(on_both) == [None, None]
     index.settle(on_both, is_stored=False)
-    held.commits, held.era = [birth], 1
+    held.commits, held.child_generation = [birth], 1
     assert [each and each.rule for each in await index.admit(on_both)] == [None, Rule.BIRTH]
     assert await index.admit([note("j")]) == [None], "nothing of that key is there any more"
 
@@ -667,7 +671,7 @@ async def test_a_server_that_has_started_again_and_cannot_be_read_gets_nothing()
     held = Held(birth)
     index = index_of(held)
     await index.refresh()
-    held.era, held.is_away = 1, True
+    held.child_generation, held.is_away = 1, True
     with pytest.raises(NodeUnreachableError):
         await index.admit([note("k", parents=(birth.id,))])
 
@@ -676,7 +680,7 @@ async def test_a_server_that_has_started_again_with_all_that_it_had_is_not_read_
     held = Held(note("k"), note("j"))
     index = index_of(held)
     await index.refresh()
-    asked, held.era = held.asked, 1
+    asked, held.child_generation = held.asked, 1
     assert await index.admit([note("i")]) == [None]
     assert held.asked == asked + 1
     assert await index.admit([note("h")]) == [None]
@@ -769,10 +773,10 @@ async def test_a_commit_that_is_on_its_way_keeps_its_id() -> None:
 
 
 def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:
-    homes = Homes(2)
+    first_seen = FirstSeen(2)
     for commit_id in ("a", "b", "c"):
-        homes.note(commit_id, "/d/x")
-    assert [homes.is_elsewhere(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
+        first_seen.record(commit_id, "/d/x")
+    assert [first_seen.is_elsewhere(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
 
 
 async def test_a_repository_that_cannot_be_read_is_not_an_empty_one() -> None:
@@ -818,7 +822,7 @@ def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
 ) -> None:
     """SECURITY: guards `read_batch`: parsed, such a body takes hundreds of times its size in memory."""
     body = to_json_bytes([element("/data/x", [])]).replace(b'"c":[]', b'"c":[' + (junk * 200_001)[:-1] + b"]")
-    monkeypatch.setattr("goatherd.agent.door.rules.parse_json", lambda _: pytest.fail("it was parsed"))
+    monkeypatch.setattr("goatherd.agent.door.request_checks.parse_json", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(RefusedError) as refused:
         read_batch(body, LIMITS)
     assert (refused.value.rule, refused.value.status) == (Rule.BODY, 400)

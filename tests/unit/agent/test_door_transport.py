@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.door import Door, Limits, Rule, Trust
-from goatherd.agent.door.redaction import script_with_server_url
+from goatherd.agent.door import Door, Limits, Rule, TrustedSessions
+from goatherd.agent.door.key_filter import script_with_server_url
 from goatherd.errors import ConfigurationError
 from goatherd.testing.upstream_child import APPLICATION
 from goatherd.wire.json import to_json_bytes
@@ -25,7 +25,7 @@ Writer = asyncio.StreamWriter
 PATIENCE = 60
 
 
-class Quiet(Trust):
+class Quiet(TrustedSessions):
     """Believes the identity only, and asks the server nothing."""
 
     async def refresh(self) -> None:
@@ -574,12 +574,12 @@ async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
         (first, _), (second, _) = await upstream.acquire(fresh=True), await upstream.acquire(fresh=True)
         for each in list(upstream._idle):
             each.close()
-        era = upstream.era
+        child_generation = upstream.child_generation
         first.close()
         await asyncio.sleep(0)
-        assert upstream.era == era
+        assert upstream.child_generation == child_generation
         second.close()
-        await until(lambda: upstream.era == era + 1)
+        await until(lambda: upstream.child_generation == child_generation + 1)
         upstream._busy.clear()
 
 
@@ -589,10 +589,10 @@ async def test_a_connection_that_is_too_old_is_not_closed_before_there_is_anothe
         connection = upstream._idle[-1]
         for each in upstream._idle:
             each.idle_since -= 60
-        era = upstream.era
+        child_generation = upstream.child_generation
         assert (await w.http.get(w.door.url + "/healthy")).text == "OK"
         assert not connection.is_open
-        assert upstream.era == era
+        assert upstream.child_generation == child_generation
 
 
 async def test_a_server_that_is_silent_is_504() -> None:
@@ -847,7 +847,7 @@ async def test_answers_that_are_compressed_are_not_let_out_unseen() -> None:
 
 async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_given() -> None:
     async with world() as w:
-        trust = Trust(org=ORG, identity=identity(A), clock=w.clock)
+        trust = TrustedSessions(org=ORG, identity=identity(A), clock=w.clock)
         async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url="https://goats.example/") as door:
             health = await w.http.get(door.url + "/healthy")
             assert health.headers["access-control-allow-origin"] == "https://goats.example"
@@ -892,7 +892,7 @@ async def test_a_server_that_names_another_address_than_the_door_s_is_reported_w
     async with world() as w:
         caplog.clear()
         w.child.resolves_to = named
-        trust = Trust(org=ORG, identity=identity(A), clock=w.clock)
+        trust = TrustedSessions(org=ORG, identity=identity(A), clock=w.clock)
         async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url=public_url) as door:
             await door._check_address()
         found = [text for text in caplog.messages if "door.bypassed" in text]

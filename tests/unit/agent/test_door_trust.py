@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 
 import goatherd.trust
-from goatherd.agent.door import Trust
-from goatherd.agent.door import trust as door_trust
+from goatherd.agent.door import TrustedSessions
+from goatherd.agent.door import trusted_sessions as door_trust
 from goatherd.clock import SystemClock
 from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
 from goatherd.identity.session import Session
@@ -55,8 +55,8 @@ class Sessions:
         return 200, to_json_bytes([{"path": "/sys/sessions", "res": {"c": commits, "s": len(commits)}}])
 
 
-def follow(sessions: Sessions) -> Trust:
-    trust = Trust(org=ORG, identity=identity(), clock=sessions.clock)
+def follow(sessions: Sessions) -> TrustedSessions:
+    trust = TrustedSessions(org=ORG, identity=identity(), clock=sessions.clock)
     trust.attach(sessions.ask)
     return trust
 

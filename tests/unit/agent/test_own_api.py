@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from goatherd.agent.door import Door, DoorStatus, Rule, Trust
+from goatherd.agent.door import Door, DoorStatus, Rule, TrustedSessions
 from goatherd.agent.door.report import DoorAPI
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
@@ -57,7 +57,7 @@ class Told:
 async def fronts(told: Told | None) -> AsyncIterator[tuple[UpstreamChild, Door, OwnAddress]]:
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child:
-        trust = Trust(org=ORG, identity=first(), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=first(), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, own=None if told is None else told.answer)
         guard = RequestGuard(lambda: "agent")
         own = OwnAddress(upstream=child.url, answer=(told or Told()).answer, guard=guard, clock=clock)
@@ -108,7 +108,7 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
     caplog.set_level("INFO", "goatherd.agent.door")
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child:
-        trust = Trust(org=ORG, identity=first(), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=first(), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, is_restarting=lambda: is_restarting)
         async with door, httpx2.AsyncClient() as http:
             await child._listener.close()  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
     clock = Standing()
     async with UpstreamChild(A, clock=clock, host=host) as child:
         child.introduce(owned("user", owner=None).session)
-        trust = Trust(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
         done = asyncio.Event()
 
         def find() -> list[str]:
@@ -148,7 +148,7 @@ async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
         door = Door(upstream=child.url, trust=trust, clock=clock, addresses=find)
         checked = door._check_exposure
 
-        async def check(trust: Trust) -> None:
+        async def check(trust: TrustedSessions) -> None:
             await checked(trust)
             done.set()
 
@@ -168,7 +168,7 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
     """Server and door may share a port number at two addresses; another program may have it at a third."""
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child, UpstreamChild(owned("z"), clock=clock) as stranger:
-        trust = Trust(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
+        trust = TrustedSessions(org=ORG, identity=create(A, clock.now_ms()), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, addresses=list)
         async with door:
             assert await door._is_server_at("127.0.0.1", trust)
@@ -362,7 +362,10 @@ async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child:
         door = Door(
-            upstream=child.url, trust=Trust(org=ORG, identity=create(A, clock.now_ms())), clock=clock, own=own.answer
+            upstream=child.url,
+            trust=TrustedSessions(org=ORG, identity=create(A, clock.now_ms())),
+            clock=clock,
+            own=own.answer,
         )
         own.figures = lambda: door.status
         async with door, httpx2.AsyncClient(verify=False, base_url=door.url) as http:

@@ -10,7 +10,7 @@ import asyncio
 from typing import Final
 
 from goatherd.agent.door.exchange import Exchange
-from goatherd.agent.door.rules import Rule
+from goatherd.agent.door.request_checks import Rule
 from goatherd.client import INSTANCE_HEADER
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding

@@ -19,8 +19,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.agent.door.index import RepositoryIndex
-from goatherd.agent.door.rules import Element, Rule
+from goatherd.agent.door.commit_index import RepositoryIndex
+from goatherd.agent.door.request_checks import Element, Rule
 from goatherd.serving.limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes

@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from goatherd.agent.door.exchange import Renaming
-from goatherd.agent.door.index import Indexes
+from goatherd.agent.door.commit_index import Indexes
+from goatherd.agent.door.exchange import HeaderRewriter
 from goatherd.agent.door.limits import Limits
 from goatherd.agent.door.proxy import Answerer, Proxy
-from goatherd.agent.door.rules import Rule
-from goatherd.agent.door.trust import Trust
+from goatherd.agent.door.request_checks import Rule
+from goatherd.agent.door.trusted_sessions import TrustedSessions
 from goatherd.agent.door.upstream import Upstream
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
@@ -121,7 +121,7 @@ class Door:
         self,
         *,
         upstream: str,
-        trust: Trust | Sequence[Trust],
+        trust: TrustedSessions | Sequence[TrustedSessions],
         host: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
@@ -141,7 +141,7 @@ class Door:
         instance = new_id()
         self._guard = guard or RequestGuard(lambda: instance)
         self._is_restarting = is_restarting
-        self.trusts = (trust,) if isinstance(trust, Trust) else tuple(trust)
+        self.trusts = (trust,) if isinstance(trust, TrustedSessions) else tuple(trust)
         self._limits = limits or Limits()
         self._private = private
         self._public_url = public_url
@@ -204,7 +204,7 @@ class Door:
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,
                 is_session=trust.holds,
-                era=lambda: self._upstream.era,
+                child_generation=lambda: self._upstream.child_generation,
                 org=trust.org,
             )
         self._proxy = Proxy(
@@ -216,7 +216,7 @@ class Door:
             clock=self._clock,
             executor=self._executor,
             private=self._private,
-            renaming=self._renaming(),
+            header_rewriter=self._header_rewriter(),
             report=self._report,
             report_away=self._report_away,
             own=self._own,
@@ -250,9 +250,9 @@ class Door:
         if self._executor is not None:
             self._executor.shutdown()
 
-    def _renaming(self) -> Renaming:
+    def _header_rewriter(self) -> HeaderRewriter:
         public = None if self._public_url is None else self._public_url.encode("ascii")
-        return Renaming(self._upstream.names, public)
+        return HeaderRewriter(self._upstream.names, public)
 
     async def _check_address(self) -> None:
         """Warn where the server gives browsers or login mails an address that is not the door's.
@@ -279,7 +279,7 @@ class Door:
             return
         _log.warning(event_text(Event.DOOR_BYPASSED, why=why, remedy=remedy))
 
-    async def _check_exposure(self, trust: Trust) -> None:
+    async def _check_exposure(self, trust: TrustedSessions) -> None:
         """Warn where the server answers at another address of this machine than the one that the door uses.
 
         COMPAT: GoatDB listens on all addresses, and has no option for it.
@@ -300,7 +300,7 @@ class Door:
             fields = {"port": self._upstream.port, "addresses": " ".join(exposed)}
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
 
-    async def _is_server_at(self, address: str, trust: Trust) -> bool:
+    async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
         """Return whether a server that trusts our root answers at this address and the server's port."""
         host = f"[{address}]" if ":" in address else address
         if self._upstream.is_encrypted:
@@ -335,7 +335,7 @@ class Door:
         limit = self._limits.answer_timeout.total_seconds()
         return await self._upstream.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
-    async def _follow(self, trust: Trust) -> None:
+    async def _follow(self, trust: TrustedSessions) -> None:
         """Keep in step with the child's sessions, so that few pushes have to wait for a look."""
         was_blind = False
         must_check = trust is self.trusts[0]

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from goatherd.agent.door.redaction import KeyFilter
+from goatherd.agent.door.key_filter import KeyFilter
 from goatherd.agent.door.report import content_type_of
-from goatherd.agent.door.rules import connection_tokens
+from goatherd.agent.door.request_checks import connection_tokens
 from goatherd.agent.door.upstream import Connection, LostError, Upstream
 from goatherd.serving.caller import Caller
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Send, Share, send_refusal
@@ -45,19 +45,19 @@ _NOT_HANDED_ON: Final = _HOP_BY_HOP | {b"content-length", b"expect", b"accept-en
 
 
 @dataclass(frozen=True, slots=True)
-class Renaming:
-    """Puts the door's own address where the child names its own: in CORS headers and redirects.
+class HeaderRewriter:
+    """Replace the child's address by the door's in CORS headers and redirects.
 
     Attributes:
-        own: How the child may call itself.
-        public: How callers reach the door; None leaves everything as it is.
+        own: Addresses that the child may use for itself.
+        public: Public URL of the door; None leaves every header unchanged.
     """
 
     own: tuple[bytes, ...]
     public: bytes | None
 
     def __call__(self, name: bytes, value: bytes) -> bytes:
-        """Return the value of a header of the child's answer as callers are to see it."""
+        """Return the rewritten value of a header of the child's answer."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
         return self.address(value)
@@ -87,7 +87,7 @@ class Exchange:
         gate: Reads the body.
         receive: ASGI.
         send: ASGI.
-        renaming: What the child's headers become.
+        header_rewriter: Rewrites the headers of the child's answer.
 
     Attributes:
         answer_by: When the caller must have an answer to what the door judges, on the loop's clock.
@@ -102,11 +102,11 @@ class Exchange:
         "caller",
         "found",
         "has_started",
+        "header_rewriter",
         "headers",
         "is_gone",
         "method",
         "path",
-        "renaming",
         "target",
     )
 
@@ -123,10 +123,10 @@ class Exchange:
         gate: Gate,
         receive: Receive,
         send: Send,
-        renaming: Renaming,
+        header_rewriter: HeaderRewriter,
     ) -> None:
         self.method = method
-        self.renaming = renaming
+        self.header_rewriter = header_rewriter
         self.path = path
         self.target = target
         self.headers = headers
@@ -262,7 +262,7 @@ class Exchange:
     def handed_back(self, headers: Headers) -> Headers:
         """Return the child's headers without those that concern its connection to the door only."""
         dropped = _HOP_BY_HOP | connection_tokens(headers)
-        return [(name, self.renaming(name, value)) for name, value in headers if name not in dropped]
+        return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send status and headers."""

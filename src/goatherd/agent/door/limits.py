@@ -1,4 +1,4 @@
-"""How much of the child's time one caller may ask for, beyond what the door takes from anybody. Pure."""
+"""Define the door's limits on requests, beyond those that apply to every caller. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(CallerLimits):
-    """What the door lets through.
+    """Limits on the requests that the door passes on.
 
     Attributes:
         answer_timeout: Also how long the child may take to answer, or pause in an answer (504).

@@ -21,18 +21,18 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from goatherd.agent.door.binding import give_misdirected, instance_headers, is_misdirected
+from goatherd.agent.door.commit_index import Indexes, RepositoryIndex
 from goatherd.agent.door.delivery import Delivery, Verified
-from goatherd.agent.door.exchange import Exchange, Renaming
-from goatherd.agent.door.index import Indexes, RepositoryIndex
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.redaction import (
+from goatherd.agent.door.exchange import Exchange, HeaderRewriter
+from goatherd.agent.door.key_filter import (
     KeyFilter,
     root_introductions,
     script_with_server_url,
     session_answer,
     with_introductions,
 )
-from goatherd.agent.door.rules import (
+from goatherd.agent.door.limits import Limits
+from goatherd.agent.door.request_checks import (
     DroppedError,
     Element,
     Rule,
@@ -47,7 +47,7 @@ from goatherd.agent.door.rules import (
     read_mail_request,
     rule_of,
 )
-from goatherd.agent.door.trust import Trust
+from goatherd.agent.door.trusted_sessions import TrustedSessions
 from goatherd.agent.door.upstream import Connection, LostError, Upstream
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -116,7 +116,7 @@ class Proxy:
         clock: The time.
         executor: Threads for signatures.
         private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
-        renaming: What the child's headers become.
+        header_rewriter: Rewrites the headers of the child's answer.
         report: Told of each thing that was stopped: the rule, and why.
         report_away: Told of each request for which the child was away.
         own: Answers what is not the child's to answer; nothing of the kind is there when None.
@@ -127,14 +127,14 @@ class Proxy:
         self,
         *,
         upstream: Upstream,
-        trusts: Sequence[Trust],
+        trusts: Sequence[TrustedSessions],
         indexes: Mapping[str, Indexes],
         limits: Limits,
         gate: Gate,
         clock: Clock,
         executor: Executor | None,
         private: bool,
-        renaming: Renaming,
+        header_rewriter: HeaderRewriter,
         report: Callable[[Rule, str], None],
         report_away: Callable[[str], None],
         guard: RequestGuard,
@@ -150,7 +150,7 @@ class Proxy:
         self._executor = executor
         self._private = private
         self._gate = gate
-        self._renaming = renaming
+        self._header_rewriter = header_rewriter
         self._report = report
         self._report_away = report_away
         self._patience = limits.answer_timeout.total_seconds()
@@ -224,7 +224,7 @@ class Proxy:
             gate=self._gate,
             receive=receive,
             send=send,
-            renaming=self._renaming,
+            header_rewriter=self._header_rewriter,
         )
         exchange.answer_by = asyncio.get_running_loop().time() + ANSWER_SECONDS
         if exchange.has_body and b"upgrade" in found:
@@ -266,7 +266,7 @@ class Proxy:
             connection = await exchange.stream_on(self._upstream, self._patience)
         else:
             connection = await exchange.hand_on(self._upstream, b"", self._patience)
-        if self._renaming.public is not None and exchange.method == "GET" and exchange.path.endswith("/app.js"):
+        if self._header_rewriter.public is not None and exchange.method == "GET" and exchange.path.endswith("/app.js"):
             await self._answer_script(exchange, connection)
             return
         headers = dict(connection.headers)
@@ -280,7 +280,7 @@ class Proxy:
             script = await exchange.whole(connection, SCRIPT_BYTES, self._patience)
         finally:
             self._upstream.release(connection)
-        script = script_with_server_url(script, self._renaming.address)
+        script = script_with_server_url(script, self._header_rewriter.address)
         fields = [(name, value) for name, value in headers if name != b"content-length"]
         await exchange.start(status, [*fields, (b"content-length", b"%d" % len(script))])
         await exchange.finish(script)
@@ -457,7 +457,7 @@ class Proxy:
 
     async def _requester(
         self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
-    ) -> tuple[Trust | None, Session | None]:
+    ) -> tuple[TrustedSessions | None, Session | None]:
         """Return who asks and in which organization; None for a session that is not known."""
         try:
             found = self._find(envelope.session_id)
@@ -472,7 +472,7 @@ class Proxy:
             raise RefusedError(Rule.REVOKED, 403, str(error)) from None
         return found
 
-    def _find(self, session_id: str) -> tuple[Trust | None, Session | None]:
+    def _find(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
         for trust in self._trusts:
             session = trust.find(session_id)
             if session is not None:
@@ -537,7 +537,7 @@ class Proxy:
             ) from None
 
     async def _push(
-        self, exchange: Exchange, trust: Trust, elements: Sequence[Element], body: bytes, share: Share
+        self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
     ) -> Connection:
         """Deliver the commits and return the server's answer.
 
@@ -631,7 +631,7 @@ class Proxy:
         task.add_done_callback(self._deliveries.discard)
 
     def _read_commits(
-        self, trust: Trust, path: str, raws: Sequence[Any]
+        self, trust: TrustedSessions, path: str, raws: Sequence[Any]
     ) -> tuple[list[tuple[Any, Commit]], list[DroppedError]]:
         """Return the well-formed commits, and what is wrong with the others. In any thread."""
         now_ms = self._clock.now_ms()
@@ -644,7 +644,7 @@ class Proxy:
         return commits, dropped
 
     async def _verified(
-        self, trust: Trust, element: Element, raws: Sequence[Any], *, may_look_up: bool
+        self, trust: TrustedSessions, element: Element, raws: Sequence[Any], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
         """Return the good commits, and whether a signer stayed unknown."""
         path = element.path
@@ -667,7 +667,7 @@ class Proxy:
                 good.append(Verified(element, raw, commit))
         return good, any(isinstance(verdict, UnknownSignerError) for verdict in verdicts)
 
-    def _may_write(self, trust: Trust, path: str, commit: Commit) -> bool:
+    def _may_write(self, trust: TrustedSessions, path: str, commit: Commit) -> bool:
         author = trust.pool.session(commit.session)
         return author.is_root or may_write_privately(path, author.owner)
 
@@ -803,7 +803,7 @@ class _Verdicts:
         trust: Whom it believes.
     """
 
-    def __init__(self, proxy: Proxy, trust: Trust) -> None:
+    def __init__(self, proxy: Proxy, trust: TrustedSessions) -> None:
         self._proxy = proxy
         self._trust = trust
         self._may_look_up = True

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.agent.door.rules import Rule
+from goatherd.agent.door.request_checks import Rule
 from goatherd.metrics import (
     TEXT_TYPE,
     Sample,

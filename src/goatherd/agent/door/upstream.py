@@ -239,8 +239,8 @@ class Upstream:
         connect_timeout: How long a connection may take.
 
     Attributes:
-        era: Another number once there was a moment without any connection: a process that ends takes all of its
-            connections along, so within one era the child is one process.
+        child_generation: Number that changes whenever no connection is open: a process that ends closes all of its
+            connections, so within one generation the child is one process.
 
     Raises:
         ConfigurationError: Not such a URL.
@@ -257,12 +257,12 @@ class Upstream:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._alive = 0
-        self.era = 0
+        self.child_generation = 0
 
     def _count(self, change: int) -> None:
         self._alive += change
         if not self._alive:
-            self.era += 1
+            self.child_generation += 1
 
     @property
     def host(self) -> str:
@@ -324,7 +324,7 @@ class Upstream:
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"{self.url}: no connection") from error
         finally:
-            # Not before there is another one, so that the era does not end while the child lives.
+            # Not before there is another one, so that the generation does not end while the child lives.
             for each in old:
                 each.close()
         self._busy.add(connection)

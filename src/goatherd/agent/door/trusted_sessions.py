@@ -1,11 +1,11 @@
-"""Whom the door believes in one organization: the identity's roots, and the sessions of the child's own log.
+"""Keep the sessions that the door trusts in one organization: the identity's roots, and those in the child's log.
 
-Not a pool of its own kind: `goatherd.trust.TrustPool` judges. This module feeds it from ``/sys/sessions`` of the child,
-read as a peer that signs with the root, and asks there again when somebody unknown turns up.
+`goatherd.trust.TrustPool` decides which sessions are trusted. This module feeds it from the child's ``/sys/sessions``,
+read as a peer that signs with the root, and reads that repository again when a request has an unknown signer.
 
-Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it. A question that
-cannot be answered, because the child cannot be asked, is an error and not a "no": a commit that is taken out is offered
-ten times and then never again.
+Rules: a session counts when a trusted root has signed its commit, whatever the child thinks of it. If
+the child cannot be read, an unknown signer is an error, not a rejection: GoatDB offers a rejected commit ten times and
+then never again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from typing import Any, Final
 
-from goatherd.agent.door.replica import Ask, Replica, Rounds
+from goatherd.agent.door.repository_reader import Ask, RepositoryReader, Rounds
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
 from goatherd.errors import (
@@ -41,29 +41,29 @@ from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 FEW: Final = 2
-"""So many signatures are checked at once, in place; more go to threads."""
+"""Up to this many signatures are verified in the event loop; more go to threads."""
 PAUSE: Final = timedelta(milliseconds=200)
-"""Between two questions for somebody unknown, at least."""
+"""Minimum interval between two reads for an unknown signer."""
 LONGEST_PAUSE: Final = timedelta(seconds=2)
-"""And at most, however long the last reading took: a client waits ten seconds for an answer, and the server needs some
-of them."""
+"""Maximum interval, however long the last read took: a client waits ten seconds for an answer, and the server needs
+some of them."""
 PATIENCE: Final = timedelta(seconds=7)
 """How long a request waits for the session of its signer to be found; then it is answered with 503."""
 REMEMBER: Final = timedelta(seconds=5)
 
 VERDICTS: Final = 100_000
-"""How many commits are remembered as well signed: a client that got no answer in time sends all of them again."""
+"""Maximum number of remembered valid signatures: a client that got no answer in time sends all commits again."""
 
 _ERROR_RATE: Final = 1e-6
 
 
-class Trust:
-    """The trust pool of one organization, kept in step with the child's sessions.
+class TrustedSessions:
+    """Hold the trust pool of one organization and update it from the child's sessions.
 
     Args:
         org: The organization's id.
         identity: Current session, roots, revocations: an identity document.
-        trusted: Sessions to believe unchecked, as the child does (``trustedSessions`` of its settings).
+        trusted: Sessions to trust without verification, as the child does (``trustedSessions`` of its settings).
         clock: The time.
     """
 
@@ -79,7 +79,7 @@ class Trust:
             trusted=trusted,
             revoked=[each.id for each in identity.revoked],
         )
-        self._replica: Replica | None = None
+        self._reader: RepositoryReader | None = None
         self._rounds = Rounds(self._read, f"sessions of {org}")
         self._read_at: float | None = None
         self._took = self._took_before = timedelta(0)
@@ -92,13 +92,13 @@ class Trust:
         """Why the child's sessions could not be read the last time."""
 
     def swap(self, identity: TrustSource) -> None:
-        """Go on with another identity; what was learnt stays, revocations count at once."""
+        """Adopt a new identity document; known sessions stay, revocations take effect immediately."""
         self.pool.swap(identity)
         self._coordinates = None
 
     def attach(self, ask: Ask) -> None:
-        """Say how the child is reached."""
-        self._replica = Replica(
+        """Set the function that sends requests to the child."""
+        self._reader = RepositoryReader(
             SESSIONS_PATH, ask=ask, signer=lambda: self.pool.current, clock=self.clock, error_rate=_ERROR_RATE
         )
 
@@ -118,11 +118,11 @@ class Trust:
     @property
     def session_count(self) -> int:
         """How many sessions the child is known to hold."""
-        return 0 if self._replica is None else len(self._replica.ids)
+        return 0 if self._reader is None else len(self._reader.ids)
 
     def holds(self, commit_id: str) -> bool:
         """Whether the child's ``/sys/sessions`` is known to hold a commit."""
-        return self._replica is not None and commit_id in self._replica.ids
+        return self._reader is not None and commit_id in self._reader.ids
 
     def refresh_soon(self) -> None:
         """Have the child's sessions read, without waiting."""
@@ -151,14 +151,14 @@ class Trust:
             ) from None
 
     async def _read(self) -> None:
-        assert self._replica is not None
+        assert self._reader is not None
         if self._read_at is not None:
             wait = self.pause.total_seconds() - (self.clock.monotonic() - self._read_at)
             if wait > 0:
                 await asyncio.sleep(wait)
         began = self.clock.monotonic()
         try:
-            raws = await self._replica.read()
+            raws = await self._reader.read()
         except (NodeUnreachableError, NodeRefusedError) as error:
             # A reading that failed says nothing of how much there is to read.
             self.failure = error

@@ -1,9 +1,9 @@
-"""What the child holds, as far as the door must know: the commits of one repository, read as a peer reads them.
+"""Read the commits of one repository of the child, as a GoatDB peer does.
 
-Not a store: commits are handed on, their ids remembered. What comes is parsed, not believed.
+The module stores the ids of commits, not the commits. It parses what the child sends and does not verify it.
 
-Rules: one round of reading at a time; whoever asks during one waits for the next, since that one may have begun before
-there was news. A child that does not answer is an error for whoever asked, never an empty repository.
+Rules: one round of reading at a time; a caller during a round waits for the next one, since the current round may have
+begun before the new commits. A child that does not answer is an error for the caller, never an empty repository.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Ask = Callable[[bytes, str], Awaitable[tuple[int, bytes]]]
 """Sends the body of a ``/batch-sync`` under a signature, and returns the status and the answer."""
 
 
-class Replica:
-    """Follows one repository of the child.
+class RepositoryReader:
+    """Read one repository of the child, again and again.
 
     Args:
         path: The repository.
-        ask: How to reach the child.
-        signer: Who signs; a root, so that everything is shown.
-        clock: The time to sign with.
+        ask: Sends a request to the child.
+        signer: Returns the root that signs requests, so that the child shows every commit.
+        clock: The time of signatures.
         error_rate: Of the filter that keeps known commits from being sent again: the share of new commits that are
             overlooked until the filter is made anew, with twice as many.
     """
@@ -64,8 +64,8 @@ class Replica:
         self.is_short = False
         """Whether the child, when it was read last, had fewer commits than it has shown: it has lost some."""
 
-    def forget(self) -> None:
-        """Know nothing any more."""
+    def clear(self) -> None:
+        """Drop all known ids."""
         self.ids.clear()
         self._room = _SMALLEST
         self.renew()

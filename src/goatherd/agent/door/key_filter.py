@@ -1,4 +1,4 @@
-"""What leaves the door: private keys made unreadable in the child's answers. Pure.
+"""Remove private keys from the child's answers before they leave the door. Pure.
 
 Two ways. The answer to ``POST /auth/session`` is small: it is read whole and its roots are written anew, public halves
 of trusted roots only (`session_answer`). Any other JSON streams through a `KeyFilter`, which overwrites the private

@@ -1,12 +1,12 @@
-"""What a request, and a commit before its signature is looked at, must look like to reach the child. Pure.
+"""Check requests, and commits before their signature is verified, for what the child cannot handle. Pure.
 
-The child, GoatDB 0.5.1, believes and stores almost anything, and dies of some of it. Each `Rule` names one thing that
-is stopped here; ``docs/reference/door.md`` says for each what it is about and which defect of GoatDB it answers.
+The child, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `Rule` names one kind of input
+that the door rejects; ``docs/reference/door.md`` gives the reason for each and the defect of GoatDB behind it.
 
 Rules of this file: nothing is refused that GoatDB's own clients and servers write. What cannot be parsed here does not
 reach the child. A request is refused whole only where it is no well-formed request (`RefusedError`); a commit that is
 not to be stored is taken out (`DroppedError`) and the rest goes on, as GoatDB itself does: a client whose whole request
-is refused repeats it for ever and is offline for all its repositories meanwhile.
+is refused repeats it indefinitely and is offline for all its repositories meanwhile.
 """
 
 from __future__ import annotations

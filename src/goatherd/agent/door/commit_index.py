@@ -1,4 +1,4 @@
-"""What the child's repositories hold, as far as a new commit's fate depends on it.
+"""Index the commits of the child's repositories, as far as the checks of new commits depend on them.
 
 That is: concurrent creations, circular deltas and ids that exist elsewhere (docs/reference/goatdb-protocol.md#defects).
 
@@ -17,7 +17,7 @@ Rules: a repository is read before the first push to it is judged, and again, in
 that would be a refusal, when what is known is old: the child's own application and its peers write past the door.
 What was let through counts at once, and for good when the child has shown it: it may have left it out, by a rule of the
 application's. Where the child may have been started again, it is read before the next push is judged; if it has lost
-commits, all is read anew. The least used repositories are forgotten beyond `capacity` commits.
+commits, all is read anew. Beyond `capacity` commits, the indexes of the least used repositories are dropped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from goatherd.agent.door.replica import Ask, Replica, Rounds
-from goatherd.agent.door.rules import DroppedError, Rule
+from goatherd.agent.door.repository_reader import Ask, RepositoryReader, Rounds
+from goatherd.agent.door.request_checks import DroppedError, Rule
 from goatherd.clock import Clock
 from goatherd.errors import NodeUnreachableError, WireError
 from goatherd.identity.session import OwnedSession, sign_commit
@@ -60,12 +60,12 @@ _SETTLING_SECONDS: Final = 5.0
 _log = logging.getLogger("goatherd.agent.door")
 
 
-class Homes:
-    """In which repository an id was seen first.
+class FirstSeen:
+    """Remember for each commit id the repository that held it first.
 
     Args:
-        capacity: How many ids are remembered; the oldest are forgotten.
-        is_session: Whether an id is one of ``/sys/sessions``, which has no index.
+        capacity: Maximum number of ids; the oldest are dropped.
+        is_session: Returns whether an id belongs to ``/sys/sessions``, which has no index.
     """
 
     def __init__(self, capacity: int, is_session: Callable[[str], bool] = lambda _: False) -> None:
@@ -73,26 +73,26 @@ class Homes:
         self._is_session = is_session
         self._path_of: dict[str, str] = {}
 
-    def note(self, commit_id: str, path: str) -> None:
-        """Note where an id is, unless it is somewhere else already."""
+    def record(self, commit_id: str, path: str) -> None:
+        """Record the repository of an id, unless another one is recorded already."""
         if self._path_of.setdefault(commit_id, path) is path and len(self._path_of) > self._capacity:
             del self._path_of[next(iter(self._path_of))]
 
     def is_elsewhere(self, commit_id: str, path: str) -> bool:
-        """Whether the child knows the id from another repository."""
+        """Whether the child holds the id in another repository."""
         return self._path_of.get(commit_id, path) != path or self._is_session(commit_id)
 
 
 class RepositoryIndex:
-    """One repository of the child.
+    """Index the commits of one repository of the child.
 
     Args:
         path: The repository.
-        ask: How the child is reached.
-        signer: Who signs; a root.
+        ask: Sends a request to the child.
+        signer: Returns the root that signs requests.
         clock: The time.
-        homes: Where ids were seen first.
-        era: Returns another number once the child may be another process.
+        first_seen: The repository that held each id first.
+        child_generation: Returns a number that changes once the child may be another process.
         org: The organization.
     """
 
@@ -104,16 +104,16 @@ class RepositoryIndex:
         signer: Callable[[], OwnedSession],
         clock: Clock,
         org: str = "localhost",
-        homes: Homes | None = None,
-        era: Callable[[], int] = lambda: 0,
+        first_seen: FirstSeen | None = None,
+        child_generation: Callable[[], int] = lambda: 0,
     ) -> None:
         self.path = path
-        self._era = era
+        self._child_generation = child_generation
         self._read_in = -1
-        self._homes = homes or Homes(0)
+        self._first_seen = first_seen or FirstSeen(0)
         self._read_at: float | None = None
         self._clock = clock
-        self._replica = Replica(path, ask=ask, signer=signer, clock=clock, error_rate=_ERROR_RATE)
+        self._reader = RepositoryReader(path, ask=ask, signer=signer, clock=clock, error_rate=_ERROR_RATE)
         self._rounds = Rounds(self._read, f"index of {path}")
         self._key_of: dict[str, str] = {}
         self._deltas: set[str] = set()
@@ -166,29 +166,29 @@ class RepositoryIndex:
         await self._rounds.aclose()
 
     async def _read(self) -> None:
-        answered, era = set(self._unconfirmed), self._era()
+        answered, child_generation = set(self._unconfirmed), self._child_generation()
         await self._take()
-        if self._replica.is_short:
+        if self._reader.is_short:
             # SECURITY: it crashed before it had written down what it acknowledged; what builds on that would be an
             # orphan, and two of those end it (tests/cluster/test_door.py).
-            self._forget()
+            self._evict()
             await self._take()
         for _ in range(_RENEWALS):
-            if not any(self._replica.hides(each) for each in answered):
+            if not any(self._reader.hides(each) for each in answered):
                 break
-            self._replica.renew()
+            self._reader.renew()
             await self._take()
-        answered = {each for each in answered if not self._replica.hides(each)}
+        answered = {each for each in answered if not self._reader.hides(each)}
         # SECURITY: what the child did not store must not keep a key from others (tests/unit/agent/test_door_rules.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
-        self._read_at, self._read_in = self._clock.monotonic(), era
+        self._read_at, self._read_in = self._clock.monotonic(), child_generation
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         # Until all is read, nothing is judged by it: what seems to be a birth has to wait for the next reading.
         self._read_at = None
-        self._replica.forget()
+        self._reader.clear()
         self._key_of.clear()
         self._deltas.clear()
         self._schemas.clear()
@@ -197,7 +197,7 @@ class RepositoryIndex:
         self._continued.clear()
 
     async def _take(self) -> None:
-        for raw in await self._replica.read():
+        for raw in await self._reader.read():
             contents, key = raw.get("c"), raw.get("k")
             record = contents.get("r") if isinstance(contents, dict) else None
             marker = record.get("s") if isinstance(record, dict) else None
@@ -213,7 +213,7 @@ class RepositoryIndex:
 
     def _know(self, commit_id: str, key: str, namespace: str | None, *, is_delta: bool) -> None:
         self._key_of[commit_id] = key
-        self._homes.note(commit_id, self.path)
+        self._first_seen.record(commit_id, self.path)
         if commit_id in self._wanted:
             self._wanted.discard(commit_id)
             self._continued.add(key)
@@ -227,7 +227,7 @@ class RepositoryIndex:
     @property
     def _is_other(self) -> bool:
         """Whether the child may be another process than the one that was read."""
-        return self._read_in != self._era()
+        return self._read_in != self._child_generation()
 
     async def read_after_restart(self) -> None:
         """Read what the child holds if it may have been started again, and so may have lost commits.
@@ -268,7 +268,7 @@ class RepositoryIndex:
         for commit, problem in zip(commits, problems, strict=True):
             if problem is None and commit.id not in self._key_of:
                 self._pending[commit.id] = commit
-                self._homes.note(commit.id, self.path)
+                self._first_seen.record(commit.id, self.path)
         return problems
 
     async def _continue_keys(self, keys: set[str], good: Sequence[Commit]) -> None:
@@ -289,7 +289,7 @@ class RepositoryIndex:
                 # Both creations came in one message: the first goes ahead, under its own signature.
                 await self._write([each.to_json() for each in first])
             wanted = {self._full_of[key] for key in keys - self._continued if key in self._full_of}
-            originals = await self._replica.fetch(wanted) if wanted else []
+            originals = await self._reader.fetch(wanted) if wanted else []
             children = [child for raw in originals if (child := self._child_of(raw)) is not None]
             if children:
                 await self._write([child.to_json() for child in children])
@@ -380,10 +380,10 @@ class RepositoryIndex:
 
     async def _write(self, commits: Sequence[Mapping[str, Any]]) -> None:
         """Hand commits to the child under the root's signature, and read them back."""
-        await self._replica.write(commits)
+        await self._reader.write(commits)
         for commit in commits:
-            if self._replica.hides(commit["id"]):
-                self._replica.renew()
+            if self._reader.hides(commit["id"]):
+                self._reader.renew()
         await self.refresh()
 
     def settle(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
@@ -447,7 +447,7 @@ class RepositoryIndex:
         key = commit.key
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} comes twice")
-        if self._homes.is_elsewhere(commit.id, self.path):
+        if self._first_seen.is_elsewhere(commit.id, self.path):
             # SECURITY: the child would take it for the other one (tests/cluster/test_door.py).
             return DroppedError(Rule.COMMIT, f"commit {commit.id!r} has the id of one in another repository")
         if commit.is_delta:
@@ -502,16 +502,16 @@ def _needed(commit: Commit) -> tuple[str, ...]:
 
 
 class Indexes:
-    """The repositories that are written to.
+    """Hold the indexes of the repositories that clients write to.
 
     Args:
-        ask: How the child is reached.
-        signer: Who signs; a root.
+        ask: Sends a request to the child.
+        signer: Returns the root that signs requests.
         clock: The time.
-        capacity: How many commits are known at most, all together.
-        repositories: How many repositories are known at most.
-        is_session: Whether an id is one of ``/sys/sessions``.
-        era: Returns another number once the child may be another process.
+        capacity: Maximum number of commits in all indexes.
+        repositories: Maximum number of indexes.
+        is_session: Returns whether an id belongs to ``/sys/sessions``.
+        child_generation: Returns a number that changes once the child may be another process.
         org: The organization.
     """
 
@@ -524,12 +524,12 @@ class Indexes:
         capacity: int,
         repositories: int = 50_000,
         is_session: Callable[[str], bool],
-        era: Callable[[], int],
+        child_generation: Callable[[], int],
         org: str = "localhost",
     ) -> None:
-        self._era = era
+        self._child_generation = child_generation
         self._org = org
-        self._homes = Homes(2 * capacity, is_session)
+        self._first_seen = FirstSeen(2 * capacity, is_session)
         self._ask = ask
         self._signer = signer
         self._clock = clock
@@ -550,18 +550,18 @@ class Indexes:
                 ask=self._ask,
                 signer=self._signer,
                 clock=self._clock,
-                homes=self._homes,
-                era=self._era,
+                first_seen=self._first_seen,
+                child_generation=self._child_generation,
                 org=self._org,
             )
             self._indexes[path] = index
         self._indexes.move_to_end(path)
         if not index.is_read:
             await index.refresh()
-            self._forget()
+            self._evict()
         return index
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         total = sum(len(index) for index in self._indexes.values())
         for path, index in list(self._indexes.items())[:-1]:
             if total <= self._capacity and len(self._indexes) <= self._repositories:
