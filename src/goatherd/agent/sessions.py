@@ -1,8 +1,11 @@
 """The sessions that a GoatDB server's own ``/sys/sessions`` log introduces, each verified.
 
-What it is not: it writes nothing, and mends no log. Rules: a session is told only when a root that the identity trusts
-has signed it; what was read and verified once is neither read nor verified again, so that a restart costs only what is
-new; the verifying happens in threads.
+What it is not: it writes nothing, and repairs no log. Rules: a session is reported only when a root that the identity
+trusts has signed it; what was read and verified once is neither read nor verified again, so that a restart costs only
+what is new; the verifying happens in threads.
+
+Records behind a damaged line count as well. At its next start GoatDB cuts the log off there, and what it is given as
+``trustedSessions`` is then all that it still knows of them.
 
 COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time. It trusts
 whatever its log holds, verified or not: `Findings.unvouched` tells what that would be.
@@ -15,17 +18,18 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from goatherd.errors import DecodeError, SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import Scan, scan
+from goatherd.wire.commit_log import Scan, read_lines, scan
 
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 _EVERYTHING: Final = 1 << 60
+_TAIL: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,7 @@ class Findings:
         unvouched: Ids in the log that no trusted root vouches for; the server trusts them all the same.
         unvouched_roots: Those of them that claim to be roots.
         revoked_roots: Revoked roots in the log. The server trusts these too after a start, which is known.
-        damage: What is wrong with the log's text, if anything: the server cuts it off there.
+        damage: What is wrong with the log's text, if anything: at its next start the server cuts it off there.
     """
 
     sessions: tuple[Session, ...] = field(repr=False)
@@ -62,6 +66,7 @@ class SessionBook:
         self._offered: set[str] = set()
         self._read_to = 0
         self._inode = 0
+        self._tail = b""
         self._keys: dict[str, bool] = {}
         self._reading = asyncio.Lock()
 
@@ -93,18 +98,21 @@ class SessionBook:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._read_to:
+                if status.st_ino != self._inode or not self._goes_on(file):
                     # Another file, or cut off: from the start. What is known already is told by its id.
-                    self._inode, self._read_to = status.st_ino, 0
+                    self._inode, self._read_to, self._tail = status.st_ino, 0, b""
                 file.seek(self._read_to)
-                found = scan(file.read())
+                data = file.read()
+                found = scan(data)
                 self._read_to += found.good_end
+                self._tail = (self._tail + data[max(0, found.good_end - _TAIL) : found.good_end])[-_TAIL:]
         except FileNotFoundError:
             return scan(b""), []
         except OSError as error:
             raise SettingsError(f"cannot read {self._path}: {error.strerror}") from error
+        behind = [line.record for line in read_lines(data[found.good_end :]) if line.record is not None]
         commits = []
-        for record in found.records:
+        for record in (*found.records, *behind):
             if _id_of(record) in self._offered:
                 continue
             try:
@@ -112,6 +120,15 @@ class SessionBook:
             except DecodeError:
                 continue
         return found, commits
+
+    def _goes_on(self, file: BinaryIO) -> bool:
+        """Return whether what was read last is still where it was.
+
+        COMPAT: GoatDB cuts good records off and writes on, and the log may be as long as before at the next look
+        (docs/reference/goatdb-formats.md#defects).
+        """
+        file.seek(self._read_to - len(self._tail))
+        return file.read(len(self._tail)) == self._tail
 
     def _findings(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> Findings:
         listed = frozenset(root.id for root in document.roots)

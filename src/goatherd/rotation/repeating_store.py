@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
 from goatherd.providers.base import Guarantees, SecretProvider
+from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
@@ -87,6 +88,10 @@ class RepeatingStore:
     async def destroy(self, secret_id: str, version: str) -> None:
         """Destroy a version, as `SecretProvider.destroy`."""
         await self._repeat(lambda: self._provider.destroy(secret_id, version))
+
+    async def reserve_room(self, secret_id: str) -> None:
+        """Reserve room, as `goatherd.providers.capabilities.reserve_room`."""
+        await self._repeat(lambda: reserve_room(self._provider, secret_id))
 
     async def _repeat(self, call: Callable[[], Awaitable[R]]) -> R:
         pause = self._policy.poll_min

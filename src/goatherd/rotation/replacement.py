@@ -14,8 +14,9 @@ The order, and why:
    that what it has signed can be verified by clients that come later. Only a server that follows takes either: it
    rejects what the expired root asks for, and does not know the successor before.
 
-Rules: the identity is written by a compare-and-swap, tried twice at most on the same state of the store; whoever runs
-this again resumes where the identity and the servers stand.
+Rules: the identity is written by a compare-and-swap, tried twice at most on the same state of the store; a call of the
+store that fails after the first read is made again at once (`repeating_store`); whoever runs this again resumes where
+the identity and the servers stand.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
-from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold
+from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
 from goatherd.rotation.history_check import check_distrusted, check_store_history
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
 from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.refusal import refusal
+from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.view import store_view
 from goatherd.rotation.vouching import (
@@ -154,7 +155,13 @@ class Replacer:
         self._clock: Clock = clock or SystemClock()
         self._on_event = on_event
         self._observer = Observer.from_policy(nodes, self.policy, clock=self._clock, org=org, on_failure=self._failed)
-        self._signatures = SignatureCheck(provider, secret_id, self._observer.identities)
+        self._store = RepeatingStore(
+            provider,
+            policy=self.policy,
+            clock=self._clock,
+            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+        )
+        self._signatures = SignatureCheck(self._store, secret_id, self._observer.identities)
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
@@ -171,8 +178,14 @@ class Replacer:
             ProviderError: The store failed. Run it again.
         """
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
+        # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
+        first = await self._read_document()
+        with self._store.repeating():
+            return await self._run(first)
+
+    async def _run(self, first: IdentityDocument) -> ReplacementReport:
         await check_store_history(
-            (await self._read())[0],
+            first,
             read=self._read_document,
             ask=self._observer.identities,
             policy=self.policy,
@@ -198,10 +211,13 @@ class Replacer:
     async def _written(self) -> tuple[IdentityDocument, bool]:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         fresh: OwnedSession | None = None
+        unconfirmed: ExpiredRootReplaced | None = None
         rotation_id, poll = new_id(), self.policy.poll_min
         while True:
             document, version = await self._read()
             if transitions.has_begun(document, rotation_id):
+                if unconfirmed is not None:
+                    self._emit(unconfirmed)  # the write was applied, and its answer lost
                 await self._move_stable(version)
                 return document, True
             now_ms = self._clock.now_ms()
@@ -217,7 +233,7 @@ class Replacer:
             if attempts.may_try(evidence, "write the identity with another root"):
                 await self._signatures.check(document)
                 await self._refuse_obstacles(document, version)
-                await reserve_room(self._provider, self._secret_id)
+                await self._store.reserve_room(self._secret_id)
                 successor = transitions.find_successor(document, now_ms)
                 if successor is None:
                     fresh = fresh or OwnedSession.generate(
@@ -225,8 +241,11 @@ class Replacer:
                     )
                     successor = fresh
                 changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id)
+                unconfirmed = ExpiredRootReplaced(
+                    from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
+                )
                 try:
-                    await self._provider.write(
+                    await self._store.write(
                         self._secret_id, encode_document(changed), label=CURRENT, expected=version.id
                     )
                 except ConflictError as conflict:
@@ -234,10 +253,8 @@ class Replacer:
                     self._emit(ConflictMet())
                 else:
                     attempts.note(evidence)
-                    replaced = ExpiredRootReplaced(
-                        from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
-                    )
-                    self._emit(replaced)
+                    self._emit(unconfirmed)
+                    unconfirmed = None
                     continue
             poll = await self._pause(poll)
 
@@ -265,9 +282,9 @@ class Replacer:
 
     async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
         """Return the expired root with its private key, from the version that holds it; None where none does."""
-        for holding in await find_holdings(self._provider, self._secret_id, document):
+        for holding in await find_holdings(self._store, self._secret_id, document):
             if expired_id in holding.private_ids:
-                found = await self._provider.read(self._secret_id, holding.version.id)
+                found = await self._store.read(self._secret_id, holding.version.id)
                 held = decode_document(found.value.reveal())
                 for owned in (held.current, held.next):
                     if owned is not None and owned.session == document.root(expired_id):
@@ -275,7 +292,7 @@ class Replacer:
         return None
 
     async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
-        found = await self._provider.read(self._secret_id, CURRENT)
+        found = await self._store.read(self._secret_id, CURRENT)
         return decode_document(found.value.reveal()), found.version
 
     async def _read_document(self) -> IdentityDocument:
@@ -285,10 +302,10 @@ class Replacer:
         """Put label ``stable`` on the version as well: to go back would be to go back to an expired root."""
         if STABLE in version.labels:
             return
-        listed = await self._provider.versions(self._secret_id)
+        listed = await self._store.versions(self._secret_id)
         at = next((one.id for one in listed if STABLE in one.labels), None)
         try:
-            await self._provider.label(self._secret_id, STABLE, version.id, expected=at)
+            await self._store.label(self._secret_id, STABLE, version.id, expected=at)
         except ConflictError:
             self._emit(ConflictMet())  # another process has moved it; whoever writes next looks again
 

@@ -16,8 +16,9 @@ The order, and why:
    no session any more (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
 
-Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); whoever runs
-this again carries on where the identity and the nodes stand.
+Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); a call of the
+store that fails after the first read is made again at once (`repeating_store`); whoever runs this again carries on
+where the identity and the nodes stand.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
-from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped
+from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.history_check import check_store_history
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
+from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.resettle import Resettler, SessionNode
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.vouching import earlier_introduction, introduction_ids, session_commit
@@ -129,7 +130,13 @@ class Revoker:
         self._stolen: OwnedSession | None = None
         self._has_waited = False
         self._instances: dict[str, str] = {}
-        self._signatures = SignatureCheck(provider, secret_id, self._identities)
+        self._store = RepeatingStore(
+            provider,
+            policy=self.policy,
+            clock=self._clock,
+            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+        )
+        self._signatures = SignatureCheck(self._store, secret_id, self._identities)
         self._highest = 0
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ class Revoker:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
         self._begin(session_id)
-        document = await self._check_history()
+        document = await self._check_history((await self._read())[0])
         self._take(document, session_id)
         document = await self._with_root(document, session_id)
         if session_id not in document.revoked_ids:
@@ -190,7 +197,22 @@ class Revoker:
         if successor == NEW:
             check_lifetime(self.policy)
         self._begin(session_id)
-        await self._check_history()
+        # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
+        first, _ = await self._read()
+        with self._store.repeating():
+            await self._check_history(first)
+            return await self._run(session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy)
+
+    async def _run(
+        self,
+        session_id: str,
+        reason: str,
+        successor: str,
+        *,
+        leave_out: Collection[str],
+        reopen: bool,
+        destroy: bool,
+    ) -> RevocationReport:
         document = await self._timed("revoke", self._revoked(session_id, reason, successor))
         await self._timed("adoption", self._adopted(document))
         if self._has_only_unmodified():
@@ -230,7 +252,7 @@ class Revoker:
             if heir is None:
                 heir, self._stolen = await self._heir(document, session_id, successor)
                 self._check_clock()
-                await self._store(reserve_room(self._provider, self._secret_id))
+                await self._call_store(self._store.reserve_room(self._secret_id))
                 if heir is not None:
                     await self._spread(document, heir.session)
             if not self._has_waited:
@@ -326,9 +348,9 @@ class Revoker:
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return an earlier root with its private key, from the version that holds it."""
         known = document.root(session_id)
-        for holding in await self._store(find_holdings(self._provider, self._secret_id, document)):
+        for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
             if session_id in holding.private_ids:
-                found = await self._store(self._provider.read(self._secret_id, holding.version.id))
+                found = await self._call_store(self._store.read(self._secret_id, holding.version.id))
                 held = decode_document(found.value.reveal())
                 for owned in (held.current, held.next):
                     if owned is not None and owned.session == known:
@@ -717,7 +739,7 @@ class Revoker:
                 is_over = False
                 continue
             try:
-                await self._store(self._provider.destroy(self._secret_id, at))
+                await self._call_store(self._store.destroy(self._secret_id, at))
             except ConflictError as conflict:
                 # A label was put there just now, or one of ours has not left it yet.
                 attempts.note(evidence, conflict)
@@ -734,7 +756,7 @@ class Revoker:
         return not is_over
 
     async def _holdings(self, document: IdentityDocument) -> Sequence[Holding]:
-        return await self._store(find_holdings(self._provider, self._secret_id, document))
+        return await self._call_store(find_holdings(self._store, self._secret_id, document))
 
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
@@ -753,7 +775,7 @@ class Revoker:
 
     # --- the store and the nodes ------------------------------------------------------------------------------------
 
-    async def _store(self, call: Awaitable[R]) -> R:
+    async def _call_store(self, call: Awaitable[R]) -> R:
         self._report.store_calls += 1
         return await call
 
@@ -765,7 +787,7 @@ class Revoker:
         """
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
-            found = await self._store(self._provider.read(self._secret_id, CURRENT))
+            found = await self._call_store(self._store.read(self._secret_id, CURRENT))
             document = decode_document(found.value.reveal())
             if document.generation >= self._highest:
                 self._highest = document.generation
@@ -778,7 +800,7 @@ class Revoker:
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
 
-    async def _check_history(self) -> IdentityDocument:
+    async def _check_history(self, first: IdentityDocument) -> IdentityDocument:
         async def read() -> IdentityDocument:
             return (await self._read())[0]
 
@@ -794,7 +816,7 @@ class Revoker:
             return answers
 
         return await check_store_history(
-            await read(),
+            first,
             read=read,
             ask=ask,
             policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
@@ -821,6 +843,7 @@ class Revoker:
         """
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         poll = self.policy.poll_min
+        sent: set[str] = set()
         while True:
             document, version = await self._read()
             evidence = (version.id, document_digest(document))
@@ -828,8 +851,10 @@ class Revoker:
                 await self._signatures.check(document)
                 changed = await change(document)
                 if changed is None:
-                    await self._move_stable(document, version)
-                    return document, False
+                    is_ours = evidence[1] in sent  # the write was applied, and its answer lost
+                    await self._settle_write(document, version, is_ours=is_ours)
+                    return document, is_ours
+                sent.add(document_digest(changed))
                 try:
                     await self._write(changed, version.id)
                 except ConflictError as conflict:
@@ -842,13 +867,17 @@ class Revoker:
 
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""
-        version = await self._store(
-            self._provider.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
+        version = await self._call_store(
+            self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
         self._highest = max(self._highest, document.generation)
+        await self._settle_write(document, version, is_ours=True)
+
+    async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
         await self._move_stable(document, version)
-        self._take(document, self._report.revoked_id)
-        await self._tell(document, tuple(self._nodes))
+        if is_ours:
+            self._take(document, self._report.revoked_id)
+            await self._tell(document, tuple(self._nodes))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Put ``stable`` on a version, unless somebody's rotation is under way in it, which may have to go back."""
@@ -856,12 +885,12 @@ class Revoker:
             return
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
-            listed = await self._store(self._provider.versions(self._secret_id))
+            listed = await self._call_store(self._store.versions(self._secret_id))
             at = next((one.id for one in listed if STABLE in one.labels), None)
             if at == version.id:
                 return
             try:
-                await self._store(self._provider.label(self._secret_id, STABLE, version.id, expected=at))
+                await self._call_store(self._store.label(self._secret_id, STABLE, version.id, expected=at))
             except ConflictError:
                 self._emit(ConflictMet())
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -112,4 +113,33 @@ async def test_a_torn_last_line_is_nothing_and_damage_in_the_middle_is_told(tmp_
     found = await book(tmp_path).read(first())
     assert found.damage is not None
     assert "1 good records" in found.damage
-    assert [session.id for session in found.sessions] == [USERS[0].id], "the server cuts off what is behind"
+    assert [session.id for session in found.sessions] == [USERS[0].id, USERS[1].id], (
+        "the server cuts off what is behind"
+    )
+
+
+async def test_sessions_behind_a_damaged_line_are_known_also_those_that_come_later(tmp_path: Path) -> None:
+    one = book(tmp_path)
+    write_log(tmp_path, [introduction(USERS[0], A)], tail=b"\n{damaged\n")
+    write_log(tmp_path, [introduction(USERS[1], A), introduction(STRANGER.session, STRANGER)])
+    found = await one.read(first())
+    assert {session.id for session in found.sessions} == {USERS[0].id, USERS[1].id}
+    assert found.unvouched_roots == (STRANGER.id,)
+    assert found.damage is not None
+    write_log(tmp_path, [introduction(USERS[2], A)])
+    assert await ids(one, first()) == {user.id for user in USERS[:3]}
+
+
+async def test_a_log_that_the_server_has_cut_off_and_written_on_is_read_anew(tmp_path: Path) -> None:
+    """GoatDB's log repair cuts off good records, and the log may be as long as before, or longer, at the next look."""
+    for number, added in enumerate((USERS[2:3], USERS[2:5])):
+        one = book(tmp_path / str(number))
+        path = write_log(tmp_path / str(number), [introduction(USERS[0], A)])
+        kept = path.stat().st_size
+        write_log(tmp_path / str(number), [introduction(USERS[1], A)])
+        await one.read(first())
+        os.truncate(path, kept)
+        write_log(tmp_path / str(number), [introduction(user, A) for user in added])
+        found = await one.read(first())
+        assert found.damage is None
+        assert {session.id for session in found.sessions} == {user.id for user in (*USERS[:2], *added)}

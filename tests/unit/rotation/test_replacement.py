@@ -24,7 +24,7 @@ from goatherd.rotation.replacement import Replacer
 from goatherd.settings import CloudSecretSettings
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root
 
-from .test_revocation import Cluster, Counting, client_of, cluster_of
+from .test_revocation import Cluster, Counting, Faltering, client_of, cluster_of
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
@@ -127,6 +127,21 @@ async def test_nothing_is_written_where_a_listed_server_belongs_to_another_ident
         with pytest.raises(ObstructedError, match="http://stranger belongs to another identity"):
             await replacer(cluster).replace()
         assert (await cluster.document()).generation == before
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_store_that_fails_every_call_once_ends_no_replacement(tmp_path: Path, after: bool) -> None:
+    a, events, provider = expired_root(), list[Event](), Faltering()
+    async with provider:
+        await provider.create(SECRET, encode_document(expired_identity(a)))
+        provider.is_faltering, provider.after = True, after
+        report = await Replacer(provider, SECRET, [], policy=POLICY, on_event=events.append).replace()
+        provider.is_faltering = False
+        assert (report.is_complete, report.is_written, report.expired_id) == (True, True, a.id)
+        assert provider.failures > 4
+        assert [event.to_id for event in events if isinstance(event, ExpiredRootReplaced)] == [report.current_id]
+        stable = await provider.read(SECRET, STABLE)
+        assert stable.version.id == (await provider.read(SECRET)).version.id
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

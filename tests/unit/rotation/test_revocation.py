@@ -31,7 +31,7 @@ from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
+from goatherd.rotation.events import Event, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.rotator import Rotator
@@ -59,7 +59,7 @@ SESSIONS = "/sys/sessions"
 
 
 class Counting(MemorySecretProvider):
-    """A store whose n-th call fails before anything has happened, or after it."""
+    """A store that goes away with its n-th call, before anything of it has happened or after it; 0 for never."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -69,12 +69,12 @@ class Counting(MemorySecretProvider):
 
     async def _count(self, name: str, call: Any) -> Any:
         self.calls += 1
-        fails = self.calls == self.fails_at
-        if fails and not self.after:
+        is_away = 0 < self.fails_at <= self.calls
+        if is_away and not (self.after and self.calls == self.fails_at):
             call.close()
             raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
         done = await call
-        if fails:
+        if is_away:
             raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
         return done
 
@@ -89,6 +89,43 @@ class Counting(MemorySecretProvider):
 
     async def destroy(self, *arguments: Any, **options: Any) -> Any:
         return await self._count("destroy", super().destroy(*arguments, **options))
+
+
+class Faltering(MemorySecretProvider):
+    """A store that fails every call once, before anything of it has happened or after it, its first read excepted."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.is_faltering = self.after = False
+        self.failures = 0
+        self._calls = -1
+
+    async def _falter(self, name: str, call: Any) -> Any:
+        self._calls += self.is_faltering
+        fails = self.is_faltering and self._calls % 2 == 1
+        self.failures += fails
+        if fails and not self.after:
+            call.close()
+            raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
+        done = await call
+        if fails:
+            raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation=name)
+        return done
+
+    async def read(self, *arguments: Any, **options: Any) -> Any:
+        return await self._falter("read", super().read(*arguments, **options))
+
+    async def versions(self, *arguments: Any, **options: Any) -> Any:
+        return await self._falter("versions", super().versions(*arguments, **options))
+
+    async def write(self, *arguments: Any, **options: Any) -> Any:
+        return await self._falter("write", super().write(*arguments, **options))
+
+    async def label(self, *arguments: Any, **options: Any) -> Any:
+        return await self._falter("label", super().label(*arguments, **options))
+
+    async def destroy(self, *arguments: Any, **options: Any) -> Any:
+        return await self._falter("destroy", super().destroy(*arguments, **options))
 
 
 class Lagging(MemorySecretProvider):
@@ -304,6 +341,37 @@ async def test_a_revocation_that_is_cut_off_at_any_call_of_the_store_is_carried_
             assert await ids(node, NOTES, document.current) == {note.id}
             assert not await node.answers(a)
     assert calls > 10
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_store_that_fails_every_call_once_ends_no_revocation(tmp_path: Path, after: bool) -> None:
+    a, events = root("root-a"), list[Event]()
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster, Faltering(cluster.provider._store) as provider:
+        (node,) = cluster.nodes
+        user, _ = await node.create_session()
+        provider.is_faltering, provider.after = True, after
+        revoker = Revoker(provider, SECRET, cluster.nodes, policy=POLICY, on_event=events.append)
+        report = await revoker.revoke(a.id, reason="stolen", destroy=True)
+        document = await cluster.document()
+        assert (report.is_complete, report.sessions, report.keys_left) == (True, 1, ())
+        assert (document.revoked_ids, document.retired_ids) == ({a.id}, {a.id})
+        assert await node.answers(user)
+        assert provider.failures > 10
+        assert sum(isinstance(event, StoreTroubled) for event in events) == provider.failures
+        steps = {event.step for event in events if isinstance(event, RevocationStepped)}
+        assert steps >= {RevocationStep.REVOKED, RevocationStep.CLOSED, RevocationStep.SETTLED}
+        stable = await cluster.provider.read(SECRET, STABLE)
+        assert stable.version.id == (await cluster.provider.read(SECRET)).version.id
+
+
+async def test_a_store_that_is_away_before_a_revocation_begins_is_reported_at_once(tmp_path: Path) -> None:
+    provider = Counting()
+    async with provider:
+        await provider.create(SECRET, encode_document(document_of(root("root-a"))))
+    provider.fails_at = 1
+    with pytest.raises(UnavailableError):
+        await Revoker(provider, SECRET, []).revoke("root-a", reason="stolen")
+    assert provider.calls == 1
 
 
 @pytest.mark.slow
