@@ -217,13 +217,14 @@ def run(
 ) -> int:
     """Run an unmodified GoatDB server with its identity from a store.
 
-    Writes the settings.json that the server expects, in memory with a link where it looks, and starts COMMAND. When the
-    identity changes, the server is restarted, one node of the cluster at a time; if it does not come up with the new
-    root, it gets the one before. After every start it is asked what an attacker would ask, and is stopped if it gives
-    its private key away. Ends with 0 after SIGTERM or Ctrl-C if the server stopped as asked, and otherwise with the
-    server's exit code, or 128 and the number of the signal that ended it.
+    The agent writes the server's settings.json to a tmpfs, links to it from the data directory, and starts COMMAND.
+    When the identity changes, the agent restarts the server, one server of the cluster at a time. If the server is not
+    ready with the new root, the agent restarts it with the previous root. After every start, the agent checks with an
+    unauthenticated request whether the server exposes its private key, and stops the server if it does. After SIGTERM
+    or Ctrl-C the exit code is 0 if the server stopped in time; otherwise it is the server's exit code, or 128 plus the
+    number of the signal that ended the server.
 
-    With --door a verifying proxy stands in front of the server; see `goatherd door`.
+    --door starts a verifying proxy in front of the server; see `goatherd door`.
     """
     from goatherd.agent import Supervisor
     from goatherd.agent.child_process import find_command
@@ -268,8 +269,8 @@ def fetch(
 ) -> None:
     """Write a GoatDB server's settings.json once, then exit.
 
-    For an init container, or before a server that something else starts. The server must not run: it would write over
-    the file. The file stays until it is removed, or the memory that it lies in is gone.
+    For an init container, or before another program starts the server. The server must not run: it would overwrite the
+    file. The file stays until you remove it or its tmpfs is unmounted.
     """
     log_to_stderr(log_level)
     plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
@@ -300,9 +301,10 @@ def watch(
 ) -> int:
     """Keep settings.json up to date for a server that another program runs.
 
-    For a sidecar. Writes the file, and again when the identity changes, one node of the cluster at a time; then tells
-    the server to start anew, by a signal or a command, and waits until it signs with the new root. If it does not, it
-    gets the one before. The file stays when this ends, since the server may need it for its next start.
+    For a sidecar. The agent writes the file at its start and when the identity changes, one server of the cluster at a
+    time. Then it restarts the server by a signal or a command, and waits until the server signs with the new root. If
+    the server does not, the agent writes the previous root. The file stays when the agent exits, because the server may
+    need it for its next start.
     """
     log_to_stderr(log_level)
     plan = _Plan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
@@ -321,8 +323,9 @@ def watch(
 def lease(app: App, make: bool) -> None:
     """Show which node holds the restart lease, or create the lease.
 
-    The nodes under `goatherd run` and `goatherd watch` take turns by a small secret beside the identity that holds no
-    key. The first of them makes it, if it may create secrets. With --make somebody who may does it for them.
+    The agents of `goatherd run` and `goatherd watch` restart their servers one at a time. They share a restart lease: a
+    small secret beside the identity, which holds no key. The first agent creates the lease if its credentials allow it.
+    Otherwise, create it with --make and other credentials.
     """
     ticket, is_new, name = asyncio.run(_look(app.options, make=make))
     until = None if ticket.holder is None else iso(ticket.until_ms)

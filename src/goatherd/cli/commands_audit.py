@@ -41,11 +41,11 @@ def audit(
 ) -> int:
     """Check an audit trail, or show it.
 
-    verify names the first record that is not as it was written: changed, missing, moved, repeated, torn and not stated
-    by the next one, or not signed by a root of the identity in the store. It prints the head of the trail, which is a
-    checkpoint to keep elsewhere: that whole records are missing at the end can be seen with a checkpoint only.
+    verify reports the first record that was changed, removed, moved, repeated, torn without a note in the next record,
+    or not signed by a root of the identity in the store. It prints the head of the trail. Keep the head in another
+    place as a checkpoint: only a checkpoint detects records that are missing at the end.
 
-    show checks nothing.
+    show prints the records without verifying them.
     """
     if action == "show":
         if offline or checkpoint is not None:

@@ -65,10 +65,11 @@ from goatherd.times import format_duration
 def status(app: App) -> int:
     """Show the store, the identity, and the state of every server.
 
-    Looks into every stored version too, and says whose private keys it holds, since when each could be destroyed, and
-    how the last rotation ended and why. (Rights that read only the current version don't go so far; then it says that.)
+    The report covers every stored version: the private keys that it holds, and since when each key could be destroyed.
+    It also states how the last rotation ended, and why. Credentials that can read only the current version do not allow
+    this; the report then says so.
 
-    Ends with 11 when a node does not answer, does not trust the current root, or signs with another one.
+    The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
     """
     return asyncio.run(_status(app))
 
@@ -153,15 +154,15 @@ def _describe_agent(agent: AgentReport) -> str:
 def doctor(app: App) -> int:
     """Check the store, the identity and every server.
 
-    Of the store: can it be read, how fast, what may these credentials do (where the platform tells without its being
-    done), where do the labels lead, is its clock ours. Of the identity: is it whole, how long is it valid, is somebody
-    driving the rotation. Each finding says what to do.
+    Checks of the store: access, latency, the permissions of these credentials (where the platform reports them), the
+    labels, and the clock. Checks of the identity: its format, its remaining lifetime, and whether a process drives the
+    rotation in progress. Each finding states what to do.
 
-    Asks each node what an attacker would ask, POST /auth/session, and looks for a private key in the answer. That makes
-    one anonymous session on each; an agent has asked its server itself, and says so. Names every obstacle to a
-    rotation, as `goatherd rotate --plan` does: whether what one node accepts reaches the others, for one. Compares what
-    the nodes hold in /sys/sessions, and names sessions that are created differently: GoatDB servers and clients end
-    when they merge these. Ends with 11 when a check has failed; a warning does not count.
+    The command sends an unauthenticated POST /auth/session to every server and looks for a private key in the answer.
+    This creates one anonymous session on each server; an agent has made this check itself, and reports the result. The
+    command lists every obstacle to a rotation, as `goatherd rotate --plan` does. It compares the /sys/sessions of the
+    servers and lists sessions with conflicting creations: GoatDB servers and clients crash when they merge these. The
+    exit code is 11 if a check has failed; warnings do not change it.
     """
     checks = asyncio.run(_doctor(app.options))
     failed = [check for check in checks if check.level == FAILED]
@@ -322,15 +323,15 @@ def rotate(
 ) -> int:
     """Replace the root key while the cluster serves.
 
-    Trust in the next root spreads to every node first; signing moves when all of them trust it. A node that does not
-    follow in time makes the rotation cancel itself, or roll back; so does a health signal that turns bad. List every
-    server that holds this identity: one that is missing is not waited for.
+    First every server learns to trust the next root. When all servers trust it, they start to sign with it. If a server
+    does not follow in time, or a health check fails, Goatherd cancels the rotation or rolls it back. List every server
+    that holds this identity: the rotation does not wait for servers that are not listed.
 
-    Afterwards the earlier private key stays in the store for the grace period, so that `goatherd restore` can make that
-    root sign again; then `goatherd retire` destroys it.
+    The store keeps the previous private key for the grace period, so that `goatherd restore` can return to that root.
+    Afterwards, `goatherd retire` destroys the key.
 
-    An expired root cannot endorse a next one: --replace-expired puts another root in its place. It ends with 11 while a
-    listed server has not followed; run it again then.
+    An expired root cannot endorse a next root: --replace-expired replaces it. The exit code is 11 while a listed server
+    has not followed; run the command again then.
     """
     asked = {
         "plan": plan,
@@ -500,16 +501,16 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
 def retire(app: App, yes: bool, dry_run: bool) -> int:
     """Destroy old private keys whose grace period has ended.
 
-    Stored versions whose private keys have not signed for longer than the grace period are destroyed for good. The
-    roots stay trusted, with their public keys. Running it again is harmless.
+    The command permanently destroys stored versions whose private keys have not signed for longer than the grace
+    period. The public keys of these roots stay trusted. Running the command again is harmless.
 
-    Where the store does not tell the time, as a directory of files does not, the servers are asked for theirs: with a
-    wrong clock on this machine, nothing is destroyed.
+    If the store has no clock, such as a directory of files, the command reads the clocks of the servers. If this
+    machine's clock is wrong, it destroys nothing.
 
-    A version that a label points at, other than Goatherd's own, is kept and named; the command then ends with 11.
+    The command keeps and lists versions with labels other than Goatherd's own; the exit code is then 11.
 
-    Nothing is destroyed while a listed server has used a later identity than the store holds: a backup was restored
-    then, and the key may be needed.
+    The command destroys nothing while a listed server has used a later identity than the store holds: the store was
+    then restored from a backup, and the key may be needed.
     """
     grace = format_duration(app.options.rotation_grace)
     if dry_run:

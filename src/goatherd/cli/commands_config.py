@@ -12,7 +12,7 @@ def config(app: App) -> None:
 
     The source is a flag, an environment variable, the configuration file with its line, or the default. A flag wins
     over the environment, and the environment over the file. Passwords, tokens and the arguments of commands are hidden.
-    No store and no server is asked.
+    The command contacts no store and no server.
     """
     settings = effective_settings(app.options)
     file = None if app.options.file is None else str(app.options.file)

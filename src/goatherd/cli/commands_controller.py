@@ -110,11 +110,12 @@ def controller(
 ) -> int:
     """Rotate on a schedule, resume interrupted rotations, and destroy old keys in time.
 
-    By a cron expression or by the age of the key, within maintenance windows. When the next rotation is due follows
-    from the identity document alone, so any number of controllers may run: the first one rotates, the others see it.
-    A root that nears its expiration is replaced whatever the calendar says.
+    A cron expression or the age of the key determines the time of a rotation, within maintenance windows. The
+    controller derives this time from the identity document alone, so any number of controllers can run: the first one
+    rotates, and the others see it. The controller replaces a root that expires soon regardless of the schedule.
 
-    SIGTERM or Ctrl-C make it end at a safe point; a second one hurries it. What it tells goes to standard error.
+    After SIGTERM or Ctrl-C the controller stops at a safe point; a second signal makes it stop sooner. It logs to
+    standard error.
     """
     options = app.options
     schedule = build_schedule(options)

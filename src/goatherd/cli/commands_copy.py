@@ -24,10 +24,10 @@ from goatherd.providers.values import shown_label, shown_labels
 def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -> None:
     """Copy an identity from one store to another.
 
-    SRC and DST are addresses. Every version that can be read is copied, oldest first, then the labels, `current` as the
-    last, and then all is read back and compared. DST must not exist; what was copied in part is carried on by --resume,
-    where it is the beginning of the very same versions. The versions get new ids, which are listed. While a rotation is
-    under way, nothing is copied. SRC stays as it is.
+    SRC and DST are addresses. The command copies every readable version, oldest first, then the labels, `current` last,
+    and finally reads everything back and compares it. DST must not exist. --resume completes an interrupted copy if DST
+    holds the first of the same versions. The copies get new version ids, which the command lists. It copies nothing
+    while a rotation is in progress. SRC stays unchanged.
     """
     check_addresses(source, destination)
     done = asyncio.run(_copy(app, source, destination, dry_run=dry_run, resume=resume))

@@ -78,9 +78,10 @@ def door(
 ) -> None:
     """Run a verifying reverse proxy in front of an unmodified GoatDB server.
 
-    It takes private keys out of the server's answers, refuses what the server would wrongly believe or not survive,
-    limits sizes and rates, and passes everything else through. Writes one line once it listens; the server need not
-    run yet. SIGTERM or Ctrl-C make it stop gracefully. `goatherd run --door PORT` starts both together.
+    The door removes private keys from the server's answers, rejects requests that the server would wrongly accept or
+    that would crash it, limits sizes and rates, and forwards everything else. It prints one line when it listens; the
+    server need not run yet. After SIGTERM or Ctrl-C the door stops gracefully. `goatherd run --door PORT` starts both
+    together.
     """
     require_node_extra()
     log_to_stderr(log_level, others=log_level)

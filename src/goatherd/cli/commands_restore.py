@@ -51,14 +51,13 @@ def restore(
 ) -> int:
     """Make a previous root the current root again, after a finished rotation.
 
-    The cluster serves meanwhile. ROOT is the id of an earlier root (default: the root that signed before the current
-    one). Its private key is read from the stored version that holds it; that is possible until `goatherd retire` has
-    destroyed it. The steps and the checks are those of `goatherd rotate`, and --resume, --cancel and --rollback of that
-    command work on a restore too. Nothing that the current root has signed is lost: it stays trusted, and its private
-    key is kept for the grace period.
+    The cluster serves meanwhile. ROOT is the id of a previous root (default: the last root before the current one). The
+    command reads its private key from the stored version that holds it; this is possible until `goatherd retire` has
+    destroyed the key. The steps and checks are those of `goatherd rotate`, and its --resume, --cancel and --rollback
+    apply to a restore too. The current root stays trusted, and the store keeps its private key for the grace period.
 
-    A rotation that is still in progress is left with `goatherd rotate --rollback`. A root whose key was stolen must be
-    revoked: `goatherd revoke`.
+    If a rotation is still in progress, use `goatherd rotate --rollback` instead. If the key of a root is exposed, use
+    `goatherd revoke`.
     """
     if app.options.rotation_health_command is None:
         give_way(app)

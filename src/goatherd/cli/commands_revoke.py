@@ -111,14 +111,15 @@ def revoke(
 ) -> int:
     """Revoke a root whose private key was exposed.
 
-    SESSION is the root's id, as `goatherd show` lists it. If it is the one that signs, another takes its place. From
-    then on every Goatherd server refuses whatever it signs, however it is dated; what they held before stays and still
-    verifies, on servers that join later too. Every user session that it had introduced is introduced again.
+    SESSION is the root's id, as `goatherd show` lists it. If SESSION is the current root, another root replaces it.
+    From then on, every Goatherd server rejects new commits that the revoked root signs, whatever date they carry.
+    Commits that the servers held before stay valid, also on servers that join later. Goatherd reissues every user
+    session that the revoked root introduced.
 
-    A root that has only expired is not revoked: `goatherd rotate --replace-expired` puts another in its place.
+    Do not revoke a root that has only expired: `goatherd rotate --replace-expired` replaces it.
 
-    Run the very same command again to carry on where it stopped, and after servers that were away have come back. Ends
-    with 11 while something is left to be done.
+    To resume a revocation, or after unreachable servers have returned, run the same command again. The exit code is 11
+    while the revocation is incomplete.
     """
     if not plan and not reason:
         raise click.UsageError("--reason TEXT is missing; it is recorded in the identity's history")

@@ -68,11 +68,12 @@ NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 
-    Writes one line once it answers requests. SIGTERM or Ctrl-C make it stop gracefully: it accepts no more, finishes
-    what runs, flushes and closes; a second one hurries it. It never invents an identity, and it remembers in its data
-    directory which one it had, so that a restart does not make it follow another.
+    The server prints one line when it is ready. After SIGTERM or Ctrl-C it stops gracefully: it accepts no new
+    requests, finishes those in progress and flushes its data; a second signal makes it stop sooner. The server never
+    creates an identity. It records its identity in the data directory, so that it does not follow another one after a
+    restart.
 
-    The data directory must exist and hold the organization's data, or be empty; --create makes a new one.
+    The data directory must exist, and hold the organization's data or be empty; --create creates it.
     """
     require_node_extra()
     from goatherd.node.server import serve as serve_forever
@@ -121,8 +122,8 @@ def _is_installed(name: str) -> bool:
 def demo(app: App) -> int:
     """Run three servers with one identity, and rotate twice under traffic.
 
-    Everything happens in a temporary directory and on loopback addresses, in under a minute. Ends with 11 if a request
-    was refused or a commit was lost.
+    The demo uses a temporary directory and loopback addresses, and takes less than a minute. The exit code is 11 if a
+    request was rejected or a commit was lost.
     """
     require_node_extra()
     from goatherd.cli.demo import run_demo

@@ -39,16 +39,16 @@ _STATES = {
 def sign(app: App, accept: bool, take_back: bool) -> int:
     """Sign an identity whose signature is invalid, or undo the change.
 
-    Every command that writes the identity signs it. Servers that have seen a signed identity refuse one that is not
-    signed, and so do the commands that write. The signature does not hold after Goatherd 0.1.0 has written, or after
-    the identity was altered in the store without the root's key.
+    Every command that writes the identity signs it. Servers that have seen a signed identity reject an unsigned one,
+    and so do the commands that write. The signature is invalid after Goatherd 0.1.0 has written the identity, or after
+    a writer without the root's key has changed it in the store.
 
-    Without an option, the command writes nothing: it shows what changed since the last signed version, and ends with 11
-    if the signature does not hold. Compare the changes with what your tools have done. --accept signs them. --take-back
-    writes the last signed version again, as the next generation.
+    Without an option, the command writes nothing: it shows what changed since the last signed version, and exits with
+    11 if the signature is invalid. Compare the changes with what your tools have done. --accept signs the changes.
+    --take-back writes the last signed version again, as the next generation.
 
-    Nothing is written while a listed server has used a later identity than the store holds, or another one: a backup
-    was restored then. Without a listed server, this is not checked.
+    The command writes nothing while a listed server has used a later or a different identity than the store holds: the
+    store was then restored from a backup. Without listed servers, the command cannot check this.
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def init(app: App) -> None:
     """Create an identity in a store that has none.
 
-    Makes a root session with a fresh key and writes the first identity document. A store that holds an identity
-    already is an error and stays as it is.
+    The command creates a root session with a new key and writes the first identity document. If the store already holds
+    an identity, the command fails and changes nothing.
     """
     asyncio.run(_init(app))
 
@@ -186,9 +186,9 @@ async def _migrate(
 def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
-    FILE is written whole or not at all, readable by its owner only. It holds what a GoatDB server reads and nothing
-    else: never the next key of a rotation. A root with less than 15 days left is refused, because a GoatDB server would
-    extend it by itself and then give its private key to anybody who asks.
+    The command writes FILE atomically, readable by its owner only. FILE holds only what a GoatDB server reads, and
+    never the key of the next root. The command rejects a root with less than 15 days left, because a GoatDB server
+    would extend it automatically and then expose its private key to unauthenticated requests.
     """
     asyncio.run(_export(app, file, data, replace=replace, unsafe_short_life=unsafe_short_life))
 
@@ -298,11 +298,11 @@ def describe(out: Output, store: Store, version: str, document: IdentityDocument
 def versions(app: App, action: str | None, label: str | None, version: str | None) -> None:
     """List the stored versions and their labels, or move a label.
 
-    list, which is also what happens without an action, shows the newest version first. No value is read.
+    list, the default action, shows the newest version first. It reads no values.
 
-    label puts LABEL on a version, or moves it there. VERSION is an id, or a label that the version holds. unlabel takes
-    LABEL off, whichever tool has set it. What a label points at is never destroyed: not by `retire`, not by
-    `controller`. The labels `current` and `stable` are moved by rotations only.
+    label adds LABEL to a version, or moves it there. VERSION is an id, or a label of the version. unlabel removes
+    LABEL, whichever tool has set it. `retire` and `controller` never destroy a version with a label. Only rotations
+    move the labels `current` and `stable`.
     """
     if action == "label":
         if label is None or version is None:
@@ -397,8 +397,8 @@ def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """Print the store permissions that a server or a rotator needs.
 
     PROVIDER is a URI's scheme, such as aws, gcp, azure, vault, k8s or file. SECRET is the secret's address; without
-    one, the store that is configured. What is printed is exactly what that role needs and nothing more. Nothing is
-    asked or changed, and no SDK has to be installed.
+    one, the configured store. The command prints exactly the permissions that the role needs. It contacts no store,
+    changes nothing and needs no SDK.
     """
     address = secret or app.options.provider
     if not address:
