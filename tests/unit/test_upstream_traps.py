@@ -22,9 +22,9 @@ from goatherd.errors import (
     UnknownSignerError,
 )
 from goatherd.identity.session import OwnedSession, sign_commit
-from goatherd.node import births
+from goatherd.node import concurrent_creation
 from goatherd.node.admission import Limits, decode_commit
-from goatherd.node.births import PORTION, unmerged_births
+from goatherd.node.concurrent_creation import PORTION, unmerged_creations
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
 from goatherd.node.storage import LogDirectory, MemoryLog
@@ -142,12 +142,12 @@ def test_births_of_one_key_are_merged_before_anybody_is_answered() -> None:
     assert merge["c"]["r"]["d"] == {"text": "y", "a": 1, "b": 2}
     repository = node.repository("/data/test")
     assert [leaf.id for leaf in repository.leaves("k")] == [merge["id"]]
-    assert not unmerged_births(repository, "k")
+    assert not unmerged_creations(repository, "k")
     node.pool.verify_commit(Commit.from_json(merge, org=ORG))
 
 
 def test_many_births_are_merged_in_portions_that_every_peer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(births, "PORTION", 3)
+    monkeypatch.setattr(concurrent_creation, "PORTION", 3)
     some = [commit_by(X, "k", {"text": str(n), "tags": {"__t": "S", "__v": [n]}}, ts=NOW - 9000 + n) for n in range(11)]
     one, other = node_with(X, Y), node_with(X, Y)
     one.sync(X, commits=some)

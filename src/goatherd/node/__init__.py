@@ -1,11 +1,12 @@
 """A GoatDB server of our own.
 
 * `storage`: where commits rest, on disk or in memory
-* `repository`: the commits of one repository: graph, leaves, heads, items; `births`: two first commits of one key
+* `repository`: the commits of one repository: graph, leaves, heads, items
+* `concurrent_creation`: merges of concurrent creations of one key
 * `rules`, `admission`: who may read and write what, and what a commit must look like
 * `views`: what one requester may see of a repository
 * `engine`: what a request means; pure
-* `disk`, `deferred`: when commits are on the disk; commits that could not be believed yet
+* `disk`, `pending_commits`: when commits are on the disk; commits whose signers are not trusted yet
 * `database`: one organization alive: identity, engine, threads, disk, peers
 * `peer`: keeps a database in step with another server
 * `server`: the HTTP face and the process

@@ -45,13 +45,13 @@ from goatherd.identity.session import OwnedSession, parse_signature
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
-from goatherd.node.deferred import RETRY_REST, Deferred, fingerprint_of
 from goatherd.node.disk import Disk, TrackedLog, TrackedUnusedLog
 from goatherd.node.engine import CANNOT_WRITE, Engine, Response, Step, Steps, drive
-from goatherd.node.expiry import ExpiryWatch
-from goatherd.node.freeze import FOLDER, Freezer
+from goatherd.node.expiry_warning import ExpiryWatch
+from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
+from goatherd.node.pending_commits import RETRY_REST, PendingCommits, fingerprint_of
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import Rule
 from goatherd.node.storage import LogDirectory
@@ -266,7 +266,7 @@ class Database:
         self._engine: Engine | None = None
         self._disk = Disk(self._on_disk_change)
         self._cannot_write = asyncio.Event()
-        self._deferred = Deferred()
+        self._pending = PendingCommits()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
         self._lacking: OrderedDict[str, None] = OrderedDict()
         self._peers: list[Peer] = []
@@ -274,7 +274,7 @@ class Database:
         self._background: set[asyncio.Task[None]] = set()
         self._trust_changed = asyncio.Event()
         self._verifying = False
-        self._freezer: Freezer | None = None
+        self._frozen_commits: FrozenCommitStore | None = None
         self._data_check: DataCheck | None = None
         self._unused_capacity = unused_sessions
         self._exchange: UnusedExchange | None = None
@@ -332,7 +332,7 @@ class Database:
         await asyncio.to_thread(engine.load)
         self._engine = engine
         self._paths.update(dict.fromkeys(await asyncio.to_thread(self._directory.repositories)))
-        self._freezer = Freezer(
+        self._frozen_commits = FrozenCommitStore(
             engine=engine,
             folder=self._directory.path / FOLDER if isinstance(self._directory, LogDirectory) else None,
             repositories=self._directory.repositories,
@@ -340,7 +340,7 @@ class Database:
             clock=self._clock,
             changed=self._trust_changed.set,
         )
-        self._freezer.look(document)
+        self._frozen_commits.follow(document)
         if isinstance(self._directory, LogDirectory):
             self._data_check = DataCheck(
                 engine=engine,
@@ -351,7 +351,7 @@ class Database:
             )
             self._spawn(self._data_check.run(), "check the data")
         self._stack.callback(self._settings.subscribe(self._swap))
-        self._spawn(self._freezer.run(), "fetch frozen lists")
+        self._spawn(self._frozen_commits.run(), "fetch frozen lists")
         self._spawn(self._retry_writes(), "write again")
         self._spawn(self._expiry.run(), "watch the root's expiration")
         self._trust_changed.set()
@@ -445,7 +445,7 @@ class Database:
     @property
     def deferred_count(self) -> int:
         """How many commits of peers wait for somebody to vouch for their signers."""
-        return len(self._deferred)
+        return len(self._pending)
 
     def now_ms(self) -> int:
         """Return the time, in milliseconds since 1970."""
@@ -563,7 +563,8 @@ class Database:
         self.engine.introduce(response.unused, self.now_ms())
         changed = frozenset({SESSIONS_PATH})
         return await self._settle(
-            replace(response, flush=changed, poke=changed, settle=True, unused=None), self._disk.failure_count
+            replace(response, flush=changed, changed_paths=changed, wait_for_peers=True, unused=None),
+            self._disk.failure_count,
         )
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
@@ -598,15 +599,15 @@ class Database:
         return self._settings.status
 
     @property
-    def freezer(self) -> Freezer:
+    def frozen_commits(self) -> FrozenCommitStore:
         """What this server knows of revoked roots.
 
         Raises:
             SettingsError: The database is not open.
         """
-        if self._freezer is None:
+        if self._frozen_commits is None:
             raise SettingsError(f"the database of {self.org!r} is not open")
-        return self._freezer
+        return self._frozen_commits
 
     @property
     def data(self) -> DataStatus | None:
@@ -662,15 +663,15 @@ class Database:
         if response.again is not None and not (is_whole and self._disk.failure_count == failures):
             failures = self._disk.failure_count
             anew = await self._drive(response.again())
-            anew = replace(anew, flush=response.flush, poke=response.poke, refused=response.refused)
+            anew = replace(anew, flush=response.flush, changed_paths=response.changed_paths, refused=response.refused)
             return await self._settle(anew, failures)
-        if SESSIONS_PATH in response.poke:
+        if SESSIONS_PATH in response.changed_paths:
             self._trust_changed.set()
-        for path in response.poke:
+        for path in response.changed_paths:
             self._poke(path)
         for path in response.lacking:
             self._look_for(path)
-        if response.settle and not self._debug:
+        if response.wait_for_peers and not self._debug:
             # COMPAT: GoatDB sleeps a second here, so that replicas know the session before its client asks them.
             await self.wait_for_peers(SESSIONS_PATH, SETTLE)
         return response
@@ -693,14 +694,14 @@ class Database:
     def _swap(self, settings: DBSettings) -> None:
         before = self.pool.current.id
         self.pool.swap(settings.document)
-        self.freezer.look(settings.document)
-        self._expiry.look()
+        self.frozen_commits.follow(settings.document)
+        self._expiry.check()
         if self.pool.current.id != before:
             fields = {"org": self.org, "root": self.pool.current.id, "before": before}
             _log.info("%s", event_text(Event.NODE_SIGNER, **fields))
         self._trust_changed.set()
         for peer in self._peers:
-            peer.hurry()
+            peer.sync_now()
 
     async def _verify_sessions(self) -> None:
         """Verify, in the background, the session commits that nobody has needed yet."""
@@ -779,9 +780,7 @@ class Database:
         return await self._finish(self._take(path, commits))
 
     async def _take(self, path: str, commits: Sequence[Any]) -> int:
-        fresh = {
-            fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._deferred
-        }
+        fresh = {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
         if not fresh:
             return 0
         done = await self._drive(self.engine.ingest(path, list(fresh.values()), self.now_ms()))
@@ -789,7 +788,7 @@ class Database:
         if early:
             for fingerprint, raw in fresh.items():
                 if isinstance(raw, dict) and raw.get("id") in early:
-                    self._deferred.add(fingerprint, path, raw)
+                    self._pending.add(fingerprint, path, raw)
         await self._disk.durable([path])
         if done.accepted:
             if path == SESSIONS_PATH:
@@ -817,13 +816,13 @@ class Database:
                 peer.leave(oldest)
         self._lacking[path] = self._paths[path] = None
         for peer in self._peers:
-            peer.poke(path, pull=True)
+            peer.mark_changed(path, pull=True)
 
     def _poke(self, path: str) -> None:
         self._paths[path] = None
         self._lacking.pop(path, None)
         for peer in self._peers:
-            peer.poke(path)
+            peer.mark_changed(path)
 
     async def _follow_trust(self) -> None:
         """At the start, and whenever somebody new is trusted, look again at what could not be believed before."""
@@ -834,10 +833,10 @@ class Database:
                 self._verifying = True
                 self._spawn(self._verify_sessions(), "verify sessions")
             began = self._clock.monotonic()
-            for path, commits in self._deferred.take_all().items():
+            for path, commits in self._pending.take_all().items():
                 with suppress(GoatherdError):
                     await self.take(path, commits)
-            if self._deferred:  # 10 000 take 0.25 s and more: not anew for every session that is made
+            if self._pending:  # 10 000 take 0.25 s and more: not anew for every session that is made
                 await self._clock.sleep(timedelta(seconds=RETRY_REST * (self._clock.monotonic() - began)))
 
 

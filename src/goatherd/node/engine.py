@@ -19,8 +19,8 @@ How a server drives it
     if the client has gone (COMPAT), so do not cancel it half-way: shield it.
 
     After the end: make `response.flush` durable (``engine.flush_log(path).flush()`` in a thread) *before* answering,
-    then tell the peers about `response.poke`. `response.settle` asks for GoatDB's one second of patience after a new
-    session. `engine.ingest` does the same for commits pulled from a peer.
+    then offer `response.changed_paths` to the peers. `response.wait_for_peers` requests GoatDB's delay of one second
+    after a new session. `engine.ingest` does the same for commits pulled from a peer.
 
 Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others, and within
 ``/sys/sessions`` whatever was refused for an unknown signer is tried again after something was learnt, until nothing
@@ -48,7 +48,8 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 * the answer waits for the disk (there: a crash may lose acknowledged commits)
 * repositories are opened only for well-formed paths, and a file appears with the first commit
 * invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
-* births of one key are merged before anybody is answered (`goatherd.node.births`); other leaves are not merged
+* concurrent creations of one key are merged before any answer (`goatherd.node.concurrent_creation`); other leaves are
+  not merged
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ from goatherd.identity.session import (
     sign_commit,
 )
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
-from goatherd.node.births import merge_births, portions_of, unmerged_births
+from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.node.steps import Step, Steps, drive, drive_inline
@@ -119,8 +120,8 @@ class Response:
         content_type: None for an empty body.
         cors: Whether CORS headers go with it (not with a refusal of the signature).
         flush: Repositories whose log must be made durable before this is sent.
-        poke: Repositories that have news for the peers.
-        settle: Whether to wait for the replicas before this is sent.
+        changed_paths: Repositories with new commits for the peers.
+        wait_for_peers: Whether to wait for the peers before the answer is sent.
         refused: Commits that were not accepted, and why; for logs and metrics only.
         lacking: Repositories that a client asked for and that hold no commit here.
         requester: The session that asked, where its work is counted; None for the root, by which servers ask.
@@ -133,8 +134,8 @@ class Response:
     content_type: str | None = None
     cors: bool = True
     flush: frozenset[str] = frozenset()
-    poke: frozenset[str] = frozenset()
-    settle: bool = False
+    changed_paths: frozenset[str] = frozenset()
+    wait_for_peers: bool = False
     refused: tuple[tuple[str, GoatherdError], ...] = ()
     lacking: frozenset[str] = frozenset()
     requester: str | None = None
@@ -412,7 +413,7 @@ class Engine:
         if unused is not None:
             return replace(made, flush=frozenset({UNUSED_LOG}), unused=session)
         changed = frozenset({SESSIONS_PATH})
-        return replace(made, flush=changed, poke=changed, settle=True)
+        return replace(made, flush=changed, changed_paths=changed, wait_for_peers=True)
 
     def _can_introduce(self, now_ms: int) -> bool:
         root = self.pool.current.session
@@ -527,7 +528,7 @@ class Engine:
             body=answer,
             content_type=TEXT_TYPE,
             flush=changed,
-            poke=changed,
+            changed_paths=changed,
             refused=tuple(done.refused),
             requester=None if requester.is_root else requester.id,
             lacking=frozenset(lacking),
@@ -728,30 +729,30 @@ class Engine:
         return signed
 
     def _merge_births(self, repository: Repository, keys: Iterable[str], *, check: bool) -> Steps[None]:
-        """Merge births that would end a real peer's process, before anybody is told about them.
+        """Merge creations that would end a real peer's process, before anybody is told about them.
 
         Args:
             repository: Where; what is new in it is held back.
             keys: The keys to look at.
-            check: Whether the births must be verified first, since the root's signature will stand under them.
+            check: Whether the creations must be verified first, since the root's signature will stand under them.
         """
         for key in keys:
-            births = unmerged_births(repository, key)
-            if not births or (check and not (yield from self._vouched(repository.path, births))):
+            creations = unmerged_creations(repository, key)
+            if not creations or (check and not (yield from self._vouched(repository.path, creations))):
                 continue
-            merged = yield Step(partial(self._sign_merges, births, repository, self.pool.current))
+            merged = yield Step(partial(self._sign_merges, creations, repository, self.pool.current))
             for merge in merged:
                 repository.add(merge)
                 if repository.path == SESSIONS_PATH:
                     self.pool.add_verified_session_commit_unsafe(merge)
 
     def _sign_merges(
-        self, births: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
+        self, creations: Sequence[Commit], repository: Repository, signer: OwnedSession, _: object
     ) -> list[Commit]:
-        """Return the commits that merge births, one on top of the other; none where their contents cannot be merged."""
+        """Return the commits that merge creations, each on top of the previous; none if they cannot be merged."""
         merged: list[Commit] = []
-        for portion in portions_of(births):
-            merge = merge_births([*merged[-1:], *portion], repository, signer.id, merged)
+        for portion in portions_of(creations):
+            merge = merge_creations([*merged[-1:], *portion], repository, signer.id, merged)
             if merge is None or merge.ts > signer.session.expiration_ms:
                 break
             if merge.id in repository:

@@ -211,8 +211,8 @@ class Peer:
         since = self._clock.monotonic() - RECENT.total_seconds()
         return tuple(instance for instance, at in self._answered.items() if at >= since)
 
-    def poke(self, path: str, *, pull: bool = False) -> None:
-        """Something is new in a repository: tell the peer now. With `pull` ask it too."""
+    def mark_changed(self, path: str, *, pull: bool = False) -> None:
+        """Mark a repository as changed, so that its new commits are sent now. With `pull`, request the peer's, too."""
         now = self._clock.monotonic()
         state = self._state(path)
         state.due = state.reset = now
@@ -220,13 +220,13 @@ class Peer:
         self._wake.set()
 
     def leave(self, path: str) -> None:
-        """Ask for a repository no longer, until it is poked again."""
+        """Ask for a repository no longer, until it changes again."""
         self._repositories.pop(path, None)
 
     def forget(self, path: str) -> None:
         """Commits were taken out of a repository: ask the peer about everything again, and for what is not here."""
         self._state(path).is_outdated = True
-        self.poke(path, pull=True)
+        self.mark_changed(path, pull=True)
 
     def settled(self, path: str) -> asyncio.Future[bool]:
         """Offer what is new, at once even if the peer seemed to be down.
@@ -234,14 +234,14 @@ class Peer:
         Returns:
             A future: True once everything has been offered and answered, False if that failed.
         """
-        self.hurry()
+        self.sync_now()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._state(path).watchers.append(watcher)
-        self.poke(path)
+        self.mark_changed(path)
         return watcher
 
-    def hurry(self) -> None:
-        """The peer, or the network, may be back: do not wait any longer."""
+    def sync_now(self) -> None:
+        """Synchronize now, without waiting for the end of the pause after a failure."""
         if self._failures:
             self._retry_at = 0.0
             self._wake.set()
@@ -332,10 +332,10 @@ class Peer:
             state.seen += 1
         if now - state.checked >= RECHECK.total_seconds():
             state.checked = now
-            self._doubt_everything(state, ids)
+            self._reset_peer_state(state, ids)
 
-    def _doubt_everything(self, state: _Repository, ids: Sequence[str]) -> None:
-        """Ask about every commit again: certainty ages. Nothing is sent that the next filter shows."""
+    def _reset_peer_state(self, state: _Repository, ids: Sequence[str]) -> None:
+        """Mark every commit as not confirmed by the peer. Commits that its next filter shows are not sent."""
         for commit_id in ids[: state.seen]:
             if commit_id not in state.waiting:
                 state.waiting[commit_id] = _Waiting()
@@ -442,7 +442,7 @@ class Peer:
         return due[:MAX_PATHS]
 
     async def _pause(self, now: float) -> None:
-        """Wait for the next repository to fall due, or for a poke."""
+        """Wait for the next repository to fall due, or for a change."""
         self._wake.clear()
         until = max(min((state.due for state in self._repositories.values()), default=now + 1.0), self._retry_at)
         sleep = asyncio.ensure_future(self._clock.sleep(timedelta(seconds=max(0.001, until - now))))

@@ -6,8 +6,9 @@ It believes what it is given: verification and authorization come before (`goath
 only what passed them. It never changes or drops a commit. Adding is idempotent by id: of two commits with one id the
 first stays (GoatDB's rule, here per repository and only for verified ones).
 
-Reading picks the head by GoatDB's order. Leaves are not merged here, except births: see
-`goatherd.node.births`. A real peer or client merges the rest, and its merge commit is a commit like any other.
+Reading picks the head by GoatDB's order. Leaves are not merged here, except concurrent
+creations: see `goatherd.node.concurrent_creation`. A real peer or client merges the rest; its merge commit is a commit
+like any other.
 
 COMPAT: a delta that does not fit its base, or one of rich text, which cannot be read yet, is *corrupted*: its key reads
 as its newest commit that is not, and `Item.fallback` says so. Chains of deltas are followed by loops, never by

@@ -342,9 +342,9 @@ class Server:
                     sender=headers.get(SENDER_HEADER.encode()),
                 ),
                 "/goatherd/v1/refresh": database.answer_refresh,
-                "/goatherd/v1/held": database.freezer.answer_held,
-                "/goatherd/v1/lacking": database.freezer.answer_lacking,
-                "/goatherd/v1/frozen": database.freezer.answer_put,
+                "/goatherd/v1/held": database.frozen_commits.answer_held,
+                "/goatherd/v1/lacking": database.frozen_commits.answer_lacking,
+                "/goatherd/v1/frozen": database.frozen_commits.answer_put,
                 "/goatherd/v1/unused": database.answer_unused,
             }
             if (answer := answers.get(path)) is not None:
@@ -362,7 +362,7 @@ class Server:
                 found = {**health(database.status, database.data), "expiry": database.expiry.report()}
                 return Response(status=200, body=to_json_bytes(found), content_type=JSON_TYPE)
             if path.startswith(FROZEN_PREFIX):
-                return database.freezer.answer_get(path.removeprefix(FROZEN_PREFIX))
+                return database.frozen_commits.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
                 paused = {"requests": self.gate.paused_count, "work": database.paused_count}
                 samples = [*gate_samples(self.gate.connection_count, self.stopped), *paused_samples(paused)]

@@ -13,7 +13,7 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.node.expiry import ExpiryWatch
+from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.providers.file import FileSecretProvider
 
 from .conftest import Goatherd
@@ -50,7 +50,7 @@ def test_each_command_that_meets_an_expired_root_names_the_command_that_replaces
 
 
 def test_the_log_of_a_server_names_it_too(document: IdentityDocument, caplog: pytest.LogCaptureFixture) -> None:
-    ExpiryWatch("localhost", lambda: document, SystemClock()).look()
+    ExpiryWatch("localhost", lambda: document, SystemClock()).check()
     assert [f"do='{COMMAND}'" in record.getMessage() for record in caplog.records] == [True]
     assert caplog.records[0].levelno == logging.ERROR
 

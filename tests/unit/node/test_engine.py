@@ -146,7 +146,7 @@ def test_good_commits_are_stored_and_bad_ones_are_silently_refused(node: Node) -
     header, body = signed_header(X), json.dumps([element("/data/test", [*bad, *good])]).encode()
     response = drive_inline(node.engine.batch_sync(header, body, NOW))
     assert response.status == 200
-    assert response.flush == response.poke == {"/data/test"}
+    assert response.flush == response.changed_paths == {"/data/test"}
     assert node.stored() == {commit.id for commit in good}
     assert len(response.refused) == len(bad)
 
@@ -161,7 +161,7 @@ def test_a_request_that_brings_nothing_asks_for_no_flush(node: Node) -> None:
 def test_one_commit_in_two_repositories_is_news_in_both(node: Node) -> None:
     commit = note(X)
     response = node.send([element("/data/a", [commit, commit]), element("/data/b", [commit])], signed_header(X))
-    assert response.flush == response.poke == {"/data/a", "/data/b"}
+    assert response.flush == response.changed_paths == {"/data/a", "/data/b"}
     assert node.stored("/data/a") == node.stored("/data/b") == {commit.id}
 
 
@@ -174,7 +174,7 @@ def test_of_two_requests_that_bring_the_same_commit_at_once_one_brings_it(node: 
     for request, step in zip(requests, verifying, strict=True):
         with pytest.raises(StopIteration) as done:
             request.send(step.run())
-        news.append(done.value.value.poke)
+        news.append(done.value.value.changed_paths)
     assert news == [{"/data/test"}, set()]
 
 
@@ -571,8 +571,8 @@ def test_a_new_session_is_stored_trusted_and_told_with_the_roots() -> None:
     node = Node(A, A, B)
     key = PrivateKey.generate()
     response = create(node, {"publicKey": key.public_key.to_jwk(), "owner": "root", "id": "mine"})
-    assert (response.status, response.settle) == (200, True)
-    assert response.flush == response.poke == {"/sys/sessions"}
+    assert (response.status, response.wait_for_peers) == (200, True)
+    assert response.flush == response.changed_paths == {"/sys/sessions"}
     answer = json.loads(response.body)
     assert list(answer["session"]) == ["publicKey", "id", "expiration"]
     assert answer["session"]["expiration"] == (NOW + 30 * DAY) / 1000

@@ -16,7 +16,7 @@ from goatherd.identity.expiry import Urgency, urgency
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, create, finalize, prepare, verified, with_phase
 from goatherd.node import Server
-from goatherd.node.expiry import ExpiryWatch
+from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.rotation.machine import Policy
 from goatherd.testing.herd import FakeClock
 
@@ -88,7 +88,7 @@ async def test_a_neglected_server_says_so_daily_and_ever_louder(caplog: pytest.L
     levels: list[tuple[int, int]] = []
     for hour in range(181 * 24):
         caplog.clear()
-        watch.look()
+        watch.check()
         levels += [(hour // 24, record.levelno) for record in caplog.records]
         clock.turn(timedelta(hours=1))
     assert levels[0] == (120, logging.WARNING)
@@ -101,12 +101,12 @@ async def test_a_new_root_ends_the_warning(caplog: pytest.LogCaptureFixture) -> 
     clock = FakeClock()
     documents = [first(clock, timedelta(days=20))]
     watch = ExpiryWatch("localhost", lambda: documents[-1], clock)
-    watch.look()
+    watch.check()
     assert "identity.expiring" in caplog.text
     assert "root-a" in caplog.text
     caplog.clear()
     documents.append(rotated(clock, timedelta(days=180)))
-    watch.look()
+    watch.check()
     assert not caplog.records
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.session import sign_commit
-from goatherd.node.births import merge_births, unmerged_births
+from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
 from goatherd.node.repository import Repository
 from goatherd.node.storage import MemoryLog
 from goatherd.wire.commit import Commit
@@ -144,9 +144,9 @@ def test_spoilt_commits_cause_nothing_but_their_own_refusal(seed: int, registry:
         )
         found.load()
         found.item("k")
-        births = unmerged_births(found, "k")
+        births = unmerged_creations(found, "k")
         if births:
-            merge_births(births, found, A.id)
+            merge_creations(births, found, A.id)
         for commit in found:
             with suppress(EncodeError):
                 commit.signed_text(X.id)

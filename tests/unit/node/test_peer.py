@@ -182,14 +182,14 @@ async def test_nothing_is_lost_between_servers_with_different_roots_until_they_t
         await eventually(refused)
         for _ in range(15):
             for node in (first, second):
-                node.server.database()._peers[0].hurry()
+                node.server.database()._peers[0].sync_now()
             await asyncio.sleep(0.01)
         assert await second.holds(PATH, two) == {c["id"] for c in await second.client.pull(PATH, two)}
         assert len(await second.holds(PATH, two)) == 1
         await first.client.push("/sys/sessions", [session_commit(one, two.session)], one)
         await second.client.push("/sys/sessions", [session_commit(two, one.session)], two)
         for node in (first, second):
-            node.server.database()._peers[0].hurry()
+            node.server.database()._peers[0].sync_now()
         await all_hold([first], PATH, await second.holds(PATH, two), one)
         await all_hold([second], PATH, {commit.id for commit in commits}, two)
         assert await second.client.answers(author)
@@ -369,9 +369,9 @@ async def test_a_session_goes_along_in_front_of_what_it_signed() -> None:
     link = Link(PATH)
     await link.let_pass(5)
     link.here.shelves["/sys/sessions"].put(*fake_commits(1))
-    link.peer.poke("/sys/sessions")
+    link.peer.mark_changed("/sys/sessions")
     link.here.shelves[PATH].put(*fake_commits(1))
-    link.peer.poke(PATH)
+    link.peer.mark_changed(PATH)
     before = len(link.there.batches)
     await link.until(lambda: len(link.there.batches) > before)
     assert [path for path, message in link.there.batches[before] if message["c"]] == ["/sys/sessions", PATH]
@@ -400,7 +400,7 @@ async def test_refused_commits_do_not_stand_in_the_way_of_new_ones() -> None:
     await link.let_pass(20)
     (news,) = fake_commits(1)
     link.here.shelves[PATH].put(news)
-    link.peer.poke(PATH)
+    link.peer.mark_changed(PATH)
     before = len(link.there.batches)
     await link.until(lambda: link.there.shelves[PATH].ids == [news["id"]], seconds=1)
     assert len(link.there.batches) == before + 1
@@ -500,7 +500,7 @@ async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
     await link.let_pass(60)
     link.there.down = None
     now = link.clock.seconds
-    link.peer.hurry()
+    link.peer.sync_now()
     await link.until(lambda: bool(link.there.batches))
     assert link.clock.seconds - now < 0.1
 
@@ -509,7 +509,7 @@ async def test_requests_are_signed_by_whoever_is_current_at_that_moment() -> Non
     link = Link(PATH)
     await link.until(lambda: len(link.there.signers) >= 2)
     link.here.current = root("next")
-    link.peer.poke(PATH)
+    link.peer.mark_changed(PATH)
     before = len(link.there.signers)
     await link.until(lambda: len(link.there.signers) > before)
     assert set(link.there.signers[:before]) == {"current"}
@@ -559,7 +559,7 @@ async def test_very_many_repositories_do_not_mean_very_many_questions() -> None:
     assert asked <= 1.2 * 60 / POLL_MAX.total_seconds() * MAX_PATHS
     (news,) = fake_commits(1)
     link.here.shelves["/data/r5"].put(news)
-    link.peer.poke("/data/r5")
+    link.peer.mark_changed("/data/r5")
     await link.until(lambda: link.there.shelves["/data/r5"].ids == [news["id"]], seconds=1)
 
 

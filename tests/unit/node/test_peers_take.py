@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from goatherd.errors import ItemExistsError, ItemNotFoundError
-from goatherd.node import births
+from goatherd.node import concurrent_creation
 from goatherd.node.engine import drive_inline
 from goatherd.wire.schema import Registry
 from tests.unit.goats import NOW, Node, commit_by, introduction, owned, root
@@ -59,7 +59,7 @@ def act(made: Node, lots: Random, now_ms: int) -> None:
 
 @pytest.mark.parametrize("seed", range(15))
 def test_whatever_a_server_makes_its_peers_take_in_any_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(births, "PORTION", 3)
+    monkeypatch.setattr(concurrent_creation, "PORTION", 3)
     lots = Random(seed)
     one, other = node(), node()
     for step in range(30):

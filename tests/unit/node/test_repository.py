@@ -11,7 +11,7 @@ import pytest
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError, PathError
 from goatherd.identity.session import sign_commit
-from goatherd.node.births import merge_births, unmerged_births
+from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
 from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
 from goatherd.node.storage import MemoryLog
 from goatherd.wire.commit import Commit
@@ -137,7 +137,7 @@ def test_a_key_that_is_written_all_the_time_is_not_sorted_all_the_time(monkeypat
     item = found.item("k")
     assert item is not None
     assert item.commit.id == last
-    assert not unmerged_births(found, "k")
+    assert not unmerged_creations(found, "k")
     assert compared in ([], [last])
 
 
@@ -201,8 +201,8 @@ def test_introductions_that_say_the_same_are_not_merged_and_others_are() -> None
     """GoatDB does not merge them either, and its clients look only at commits that have no child."""
     same = [introduction(root("root-b"), by).to_json() for by in (A, root("root-c"), A)]
     other = introduction(root("root-b", expiration_ms=NOW + 1), A).to_json()
-    assert unmerged_births(repository(same), "root-b") == []
-    assert len(unmerged_births(repository([*same, other]), "root-b")) == 4
+    assert unmerged_creations(repository(same), "root-b") == []
+    assert len(unmerged_creations(repository([*same, other]), "root-b")) == 4
 
 
 def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -> None:
@@ -222,8 +222,8 @@ def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -
         ),
     ]
     found = repository(births[::-1])
-    assert unmerged_births(found, "k") == births
-    merge = merge_births(births, found, A.id)
+    assert unmerged_creations(found, "k") == births
+    merge = merge_creations(births, found, A.id)
     assert merge is not None
     assert merge.data == {
         "text": "2",
@@ -235,7 +235,7 @@ def test_the_value_of_births_is_united_field_by_field_and_the_later_one_wins() -
     assert merge.parents == tuple(each.id for each in births)
     assert merge.ts == NOW + 3
     found.add(sign_commit(A, merge, now_ms=NOW + 3))
-    assert unmerged_births(found, "k") == []
+    assert unmerged_creations(found, "k") == []
     assert found.head("k") is not None
 
 
@@ -246,7 +246,7 @@ def test_a_marker_without_what_it_marks_does_not_keep_births_from_being_merged(o
         births = [
             commit_by(X, "k", {"tags": each}, ts=NOW + n, schema="free/1") for n, each in enumerate((first, second))
         ]
-        merge = merge_births(births, repository(births), A.id)
+        merge = merge_creations(births, repository(births), A.id)
         assert merge is not None
         assert merge.data == {"tags": second}
 
@@ -254,6 +254,6 @@ def test_a_marker_without_what_it_marks_does_not_keep_births_from_being_merged(o
 def test_children_of_one_commit_are_not_births() -> None:
     base = commit_by(X, "k", {"text": "0"})
     leaves = [commit_by(X, "k", {"text": str(n)}, parents=[base.id]) for n in range(2)]
-    assert unmerged_births(repository([base, *leaves]), "k") == []
+    assert unmerged_creations(repository([base, *leaves]), "k") == []
     orphans = [commit_by(X, "k", {"text": str(n)}, parents=["unknown"]) for n in range(2)]
-    assert len(unmerged_births(repository(orphans), "k")) == 2
+    assert len(unmerged_creations(repository(orphans), "k")) == 2

@@ -14,7 +14,7 @@ from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import close_freeze, revoke
 from goatherd.node import Server
-from goatherd.node.freeze import FOLDER
+from goatherd.node.frozen_commits import FOLDER
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.wire.commit import Commit

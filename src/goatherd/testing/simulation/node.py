@@ -131,13 +131,13 @@ class SimulatedNode:
             case "POST", "/goatherd/v1/refresh":
                 response = await database.answer_refresh(content, headers.get("x-goat-sig"))
             case "POST", "/goatherd/v1/held":
-                response = await database.freezer.answer_held(content, headers.get("x-goat-sig"))
+                response = await database.frozen_commits.answer_held(content, headers.get("x-goat-sig"))
             case "POST", "/goatherd/v1/lacking":
-                response = await database.freezer.answer_lacking(content, headers.get("x-goat-sig"))
+                response = await database.frozen_commits.answer_lacking(content, headers.get("x-goat-sig"))
             case "POST", "/goatherd/v1/frozen":
-                response = await database.freezer.answer_put(content, headers.get("x-goat-sig"))
+                response = await database.frozen_commits.answer_put(content, headers.get("x-goat-sig"))
             case "GET", _ if path.startswith(_FROZEN):
-                response = database.freezer.answer_get(path.removeprefix(_FROZEN))
+                response = database.frozen_commits.answer_get(path.removeprefix(_FROZEN))
             case "GET", "/goatherd/v1/identity":
                 return Answer(200, to_json_bytes(database.identity()))
             case _:

@@ -116,7 +116,10 @@ def frozen_lists(nodes: Iterable[SimulatedNode], document: IdentityDocument) -> 
     """Return the lists that the identity names, from whichever servers have them."""
     named = [one.freeze.digest for one in document.revoked if one.freeze is not None]
     answers = [
-        node.database.freezer.answer_get(digest) for digest in named for node in nodes if node.database is not None
+        node.database.frozen_commits.answer_get(digest)
+        for digest in named
+        for node in nodes
+        if node.database is not None
     ]
     return [FrozenList.from_bytes(answer.body) for answer in answers if answer.status == _OK]
 

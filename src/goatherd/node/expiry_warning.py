@@ -1,7 +1,7 @@
-"""Says aloud, again and again, that the root that signs is about to expire.
+"""Warn that the current root is about to expire, in the log and on the health page.
 
-Not a rotation, and not the metrics: lines in the log and a field of the health page, for a server that nobody has
-looked after. Rules: said at start, whenever it becomes more urgent, and once a day; as an error where nobody may sleep.
+Rules: the server logs the warning at its start, whenever it becomes more urgent, and once a day; it is an error when
+the root has expired or needs a rotation at once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _DAY: Final = timedelta(days=1)
 
 
 class ExpiryWatch:
-    """Watches the identity in use.
+    """Check how long the current root is still valid, and log warnings.
 
     Args:
-        org: Whose it is.
-        document: Returns the identity in use.
+        org: The organization.
+        document: Returns the identity document in use.
         clock: The time.
     """
 
@@ -48,13 +48,13 @@ class ExpiryWatch:
         self._said_at = 0.0
 
     async def run(self) -> None:
-        """Look once an hour, until cancelled."""
+        """Check once an hour, until cancelled."""
         while True:
-            self.look()
+            self.check()
             await self._clock.sleep(LOOK_EVERY)
 
-    def look(self) -> None:
-        """Look now, and say what there is to say and was not said today."""
+    def check(self) -> None:
+        """Check now, and log a warning unless the same one was logged in the last day."""
         document, now_ms = self._document(), self._clock.now_ms()
         stage = urgency(document, now_ms)
         news = (document.current.id, stage)

@@ -1,7 +1,7 @@
-"""Commits that peers sent and that could not be believed yet.
+"""Hold commits from peers whose signers are not trusted yet.
 
-Their signers may become known later: then they are looked at again (`goatherd.node.database`). Bounded; what does not
-fit is not lost, since the peer still has it and our filters say that we have not.
+A signer may become trusted later: then its commits are verified again (`goatherd.node.database`). The number of commits
+is bounded; a dropped commit is not lost, since the peer still holds it and this server's filters show it as missing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import orjson
 from goatherd.node.peer import FIRST_PATHS
 from goatherd.wire.json import to_json_bytes
 
-DEFERRED_COMMITS: Final = 10_000
-DEFERRED_BYTES: Final = 64 * 1024 * 1024
+PENDING_COMMITS: Final = 10_000
+PENDING_BYTES: Final = 64 * 1024 * 1024
 RETRY_REST: Final = 4
-"""How many times as long as a look at them took nothing is looked at again."""
+"""Pause after a verification of all pending commits, as a multiple of its duration."""
 
 
-class Deferred:
-    """Commits that peers sent and that could not be believed yet, within bounds; the oldest go first."""
+class PendingCommits:
+    """Hold commits whose signers are not trusted yet, within bounds; the oldest are dropped first."""
 
     def __init__(self) -> None:
         self._commits: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
@@ -38,12 +38,12 @@ class Deferred:
             return
         self._commits[fingerprint] = (path, commit)
         self._bytes += len(fingerprint)
-        while len(self._commits) > DEFERRED_COMMITS or self._bytes > DEFERRED_BYTES:
+        while len(self._commits) > PENDING_COMMITS or self._bytes > PENDING_BYTES:
             dropped, _ = self._commits.popitem(last=False)
             self._bytes -= len(dropped)
 
     def take_all(self) -> dict[str, list[Any]]:
-        """Return everything by repository, ``/sys/sessions`` first, and forget it."""
+        """Return all commits by repository, ``/sys/sessions`` first, and clear the store."""
         by_path: dict[str, list[Any]] = {}
         for path, commit in self._commits.values():
             by_path.setdefault(path, []).append(commit)
@@ -53,7 +53,7 @@ class Deferred:
 
 
 def fingerprint_of(path: str, raw: Any) -> bytes:
-    """Return a text that is the same only for the same commit of the same repository; no id is trusted to be that."""
+    """Return bytes that identify a commit of a repository by its whole content; its id alone does not."""
     try:
         return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # a lone surrogate

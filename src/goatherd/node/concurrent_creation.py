@@ -1,10 +1,10 @@
-"""The one merge that a first cut cannot do without: several births of one key. Pure.
+"""Merge concurrent creations of one key. Pure.
 
 Two clients that create the same key offline make two commits without parents. A real GoatDB server, or client, that has
 to merge them ends its process; one that is handed both together with a commit that has both as parents lives.
 So a server of ours makes that commit as soon as it holds such leaves, before it answers anybody.
 
-The value is what GoatDB's own rule for births gives: the fields of all, where the later one wins; sets and maps
+The value is what GoatDB's own rule for creations gives: the fields of all, where the later one wins; sets and maps
 are united. The commit is made from its parents alone, time, ids and seeds included, so that all servers that sign with
 the same root make the same one. Other leaves have a common ancestor, real peers merge them well, and reading picks the
 head; they are left to the full server.
@@ -25,10 +25,10 @@ from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.json import to_json
 
 PORTION = 500
-"""How many births one merge takes; peers refuse a commit of more than 1 000 parents."""
+"""Maximum number of creations in one merge; peers reject a commit of more than 1 000 parents."""
 
 
-def unmerged_births(repository: Repository, key: str) -> list[Commit]:
+def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
     """Return the leaves of a key that would kill a real GoatDB that merges them, oldest first; none if they would not.
 
     That is the case when there are several and not one commit of the key is known to be a parent.
@@ -45,26 +45,26 @@ def unmerged_births(repository: Repository, key: str) -> list[Commit]:
     return leaves[::-1]
 
 
-def portions_of(births: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
-    """Yield births, oldest first, in portions that one commit may have as parents beside the merge of those before."""
-    for start in range(0, len(births), PORTION):
-        yield births[start : start + PORTION]
+def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
+    """Yield creations, oldest first, in portions that one commit can have as parents beside the previous merge."""
+    for start in range(0, len(creations), PORTION):
+        yield creations[start : start + PORTION]
 
 
-def merge_births(
-    births: Sequence[Commit], repository: Repository, session_id: str, merged: Sequence[Commit] = ()
+def merge_creations(
+    creations: Sequence[Commit], repository: Repository, session_id: str, merged: Sequence[Commit] = ()
 ) -> Commit | None:
-    """Build the unsigned commit that has all the births as parents; None when their contents cannot be merged.
+    """Build the unsigned commit that has all the creations as parents; None when their contents cannot be merged.
 
     Args:
-        births: Oldest first, as `unmerged_births` gives them, behind a merge of those before; no more than a commit
-            may have parents.
+        creations: Oldest first, as `unmerged_creations` returns them, after a merge of the previous ones; no more than
+            a commit may have parents.
         repository: Where they are.
         session_id: The session that will sign, and counts as the merge's leader.
-        merged: Merges among the births that are not in the repository yet.
+        merged: Merges among the creations that are not in the repository yet.
     """
     whole = {merge.id: merge.record for merge in merged}
-    read = [whole[birth.id] if birth.id in whole else repository.record(birth) for birth in births]
+    read = [whole[creation.id] if creation.id in whole else repository.record(creation) for creation in creations]
     records = [record for record in read if record is not None]
     if not records:
         return None
@@ -75,7 +75,7 @@ def merge_births(
             for name, value in record["d"].items():
                 if name not in fields or not fields[name].take(value):
                     fields[name] = _Union(value)
-    names = "\n".join([session_id, *[commit.id for commit in births]])
+    names = "\n".join([session_id, *[commit.id for commit in creations]])
     digest = hashlib.sha512(names.encode(errors="surrogatepass")).digest()
     commit_id = id_of_digest(digest[:24])
     count = seed_count(1, DEFAULT_FPR)
@@ -83,11 +83,11 @@ def merge_births(
     try:
         return new_commit(
             commit_id=commit_id,
-            key=births[0].key,
+            key=creations[0].key,
             session_id=session_id,
-            ts=int(births[-1].ts) + 1,
+            ts=int(creations[-1].ts) + 1,
             org=repository.org,
-            parents=[commit.id for commit in births],
+            parents=[commit.id for commit in creations],
             data={name: union.value() for name, union in fields.items()},
             schema_marker=marker,
             connection=commit_id,
@@ -100,7 +100,7 @@ def merge_births(
 
 
 class _Union:
-    """What births make of one encoded field: sets and maps grow, of anything else the latest counts."""
+    """Merge one encoded field of concurrent creations: sets and maps grow, of anything else the latest counts."""
 
     __slots__ = ("_members", "_value")
 

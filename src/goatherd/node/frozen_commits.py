@@ -1,11 +1,11 @@
-"""What this server knows of the lists of what the cluster held of revoked roots, and what it holds of them itself.
+"""Store the lists of frozen commits of revoked roots, and report which commits of them this server holds.
 
-Not trust (`goatherd.trust` judges) and not the document, which names each list by its SHA-256: a list is believed
-because its digest is the one in the identity, so it does not matter who brought it. Kept on disk beside the
-logs, asked for from the peers when it is missing, handed out to whoever asks.
+`goatherd.trust` decides which commits count. The identity document names each list by its SHA-256, so any sender may
+provide a list if its digest is in the document. The lists are stored on disk beside the logs, fetched from peers if
+missing, and returned to every client that requests them.
 
-Rules: what this server holds of a root is told only after it has stopped to take in more of it; introductions of roots
-that the identity does not list are never told, so that what a thief has made does not travel further.
+Rules: the server reports its commits of a root only after it has begun to reject new ones; introductions of roots that
+the identity document does not list are never reported, so that an attacker's roots do not spread.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ BINARY_TYPE: Final = "application/octet-stream"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
-class Freezer:
-    """The lists of one organization.
+class FrozenCommitStore:
+    """Store the frozen-commit lists of one organization and apply them to its trust pool.
 
     Args:
-        engine: Whose pool is told.
-        folder: Where lists are kept; None keeps them in memory only.
+        engine: The engine whose trust pool is updated.
+        folder: Directory of the lists; None stores them in memory only.
         repositories: Returns the paths of the repositories on the disk. May block.
-        peers: Whom to ask for a list.
+        peers: Returns the peers from which lists are fetched.
         clock: The time.
-        changed: Called when a list has come into force.
+        changed: Called when a list has taken effect.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Freezer:
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
-    def look(self, document: IdentityDocument) -> None:
-        """Take up what an identity says; what is missing is fetched by `run`."""
+    def follow(self, document: IdentityDocument) -> None:
+        """Apply the lists that an identity document names; `run` fetches the missing ones."""
         self._document = document
         for digest in self._wanted():
             if digest not in self._lists:
@@ -87,7 +87,7 @@ class Freezer:
         self._wake.set()
 
     async def run(self) -> None:
-        """Fetch what is missing, until cancelled."""
+        """Fetch missing lists, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
