@@ -18,6 +18,7 @@ from goatherd.node import Server, unused_exchange
 from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.storage import UNUSED_NAME, FileLog, LogDirectory
 from goatherd.node.unused import UNUSED_LOG, UnusedSessions, record_of
+from tests.deadlines import ANSWER
 from tests.unit.node.nodes import (
     ORG,
     Node,
@@ -38,6 +39,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unused_exchange, "FIRST_LOOK", timedelta(0))
     monkeypatch.setattr(unused_exchange, "LOOK", timedelta(milliseconds=20))
     monkeypatch.setattr(unused_exchange, "FETCH_AGAIN", timedelta(milliseconds=20))
+    monkeypatch.setattr(unused_exchange, "AGAIN_AFTER", timedelta(milliseconds=20))
+    monkeypatch.setattr(unused_exchange, "CONFIRMED_WITHIN", ANSWER)
 
 
 @pytest.fixture
@@ -61,8 +64,9 @@ async def ready(nodes: list[Node]) -> None:
     async def all_may() -> bool:
         exchanges = [node.server.database()._exchange for node in nodes]
         peers = [len(node.server.peers) for node in nodes]
+        instances = {node.server.database().engine.instance for node in nodes}
         return all(
-            one is not None and one.may_defer and len(one._confirmed) >= count
+            one is not None and one.may_defer and len(one._confirmed) >= count and one._is_complete(instances)
             for one, count in zip(exchanges, peers, strict=True)
         )
 
