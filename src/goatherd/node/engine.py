@@ -56,7 +56,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -81,6 +81,7 @@ from goatherd.identity.session import (
     exact_expiration_ms,
     parse_signature,
     sign_commit,
+    verify_commit,
 )
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
@@ -636,11 +637,42 @@ class Engine:
             later, is_learnt = yield from self._take_in(decoded, done)
             early += later
             learnt = learnt or is_learnt
-        while early and learnt:
+        while early and (learnt or (yield from self._introduce_authors(early, now_ms))):
             early, learnt = yield from self._take_in(early, done)
         done.refused += [
             (commit.id, UnknownSignerError(f"session {commit.session!r} is not known")) for _, commit in early
         ]
+
+    def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> Steps[bool]:
+        """Introduce the unused sessions that have signed one of these commits; return whether there were any.
+
+        A client signs its first request before a server sends its commits on. But a commit can come by another way, for
+        example in a request that a root has signed, and must not wait for its author's first request here.
+        """
+        if self.unused is None or not self._can_introduce(now_ms):
+            return False
+        ids = {commit.session for _, commit in early}
+        unused = {one: session for one in ids if (session := self.unused.find(one, now_ms)) is not None}
+        if not unused:
+            return False
+        authors: dict[str, Session] = {}
+
+        def find_authors(_: object) -> None:
+            for _, commit in early:
+                session = unused.get(commit.session)
+                if session is not None and commit.session not in authors:
+                    # SECURITY: a forged commit introduces nothing (tests/unit/node/test_unused.py).
+                    with suppress(VerificationError):
+                        verify_commit(session, commit)
+                        authors[commit.session] = session
+
+        yield Step(find_authors)
+        introduced = [session for one, session in authors.items() if not self.is_introduced(one)]
+        for session in introduced:
+            self.introduce(session, now_ms)
+        if introduced:
+            self.on_first_use()
+        return bool(introduced)
 
     def _take_in(
         self, candidates: list[tuple[_Element, Commit]], done: Ingested

@@ -212,6 +212,22 @@ async def test_a_session_is_introduced_by_its_first_request_and_by_no_other(
             assert [one.id for one in unused.oldest(10, now_ms())] == [silent.id]
 
 
+async def test_a_session_is_introduced_by_a_commit_of_its_own_and_by_no_forgery(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
+        user, _ = await node.client.create_session()
+        victim, _ = await node.client.create_session()
+        forged = signed_commit(OwnedSession.generate(session_id=victim.id, owner=None, now_ms=now_ms()), "forged")
+        written = [signed_commit(user, "k"), signed_commit(user, "l")]
+        await node.client.push("/data/a", [*written, forged], signer)
+        assert introduced(node) == [user.id]
+        assert victim.id in table_of(node)
+        assert await node.holds("/data/a", signer) == {commit.id for commit in written}
+        await node.client.push("/data/a", [forged], signer)
+        assert introduced(node) == [user.id]
+
+
 async def test_a_session_signs_its_first_request_after_another_root_has_taken_over(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
