@@ -68,7 +68,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
 
 @asynccontextmanager
 async def serving(directory: Path, signer: OwnedSession) -> AsyncIterator[tuple[Server, NodeClient]]:
-    server = Server(directory, settings_of(await store_of(document_of(signer))), debug=True)
+    # Each session enters `/sys/sessions` when it is created.
+    server = Server(directory, settings_of(await store_of(document_of(signer))), debug=True, unused_sessions=0)
     async with server, Listener(server) as listener, NodeClient(listener.url) as client:
         yield server, client
 
