@@ -14,6 +14,7 @@ from goatherd.errors import (
     ForkedIdentityError,
     GenerationError,
     GoatherdError,
+    NodeRefusedError,
     NotAdoptedError,
     ObstructedError,
     StoreWentBackError,
@@ -157,6 +158,66 @@ async def test_the_older_identity_can_be_accepted_on_every_server_and_nothing_th
             held = list(member.server.database().engine.repository(NOTES))
             assert {commit.id for commit in held} == {by_b.id}
             assert pool.verify_commits(held) == [None]
+
+
+async def test_a_root_that_was_lost_with_the_later_state_can_be_revoked_once_the_older_one_is_accepted(
+    tmp_path: Path,
+) -> None:
+    """The identity does not list it; the servers trust it by what the root before it has signed."""
+    async with cluster_of(tmp_path, 2) as cluster:
+        store, a = Store(cluster), cluster.stolen
+        store.back_up("backup")
+        await rotator_of(cluster).rotate()
+        b = (await cluster.document()).current
+        by_b = signed_commit(b)
+        await cluster.clients[0].push(NOTES, [by_b], b)
+        await cluster.in_step(path=NOTES, ids={by_b.id})
+        store.restore("backup")
+        for member in cluster.members:
+            await member.stop()
+        for member in cluster.members:
+            await member.start(accept_identity=True)
+        assert {member.root for member in cluster.members} == {a.id}
+        await cluster.in_step(path=NOTES, ids={by_b.id})
+
+        report = await cluster.revoker().revoke(b.id, reason="who has its private key is not known")
+
+        assert (report.is_complete, report.current_id) == (True, a.id)
+        assert (await cluster.document()).revoked_ids == {b.id}
+        later = signed_commit(b)
+        for client in cluster.clients:
+            with pytest.raises(NodeRefusedError):
+                await client.push(NOTES, [later], b)
+        await cluster.in_step(path=NOTES, ids={by_b.id})
+
+
+async def test_no_command_goes_on_from_a_backup_of_before_a_revocation(tmp_path: Path) -> None:
+    """Its only root is one that the servers reject, so nothing that they trust is in it."""
+    async with cluster_of(tmp_path, 2) as cluster:
+        store, a = Store(cluster), cluster.stolen
+        store.back_up("backup")
+        assert (await cluster.revoker().revoke(a.id, reason="stolen")).is_complete
+        later = {member.root for member in cluster.members}
+        store.back_up("later")
+        store.restore("backup")
+        await refused_by_all(cluster, GenerationError)
+        restored = store.contents
+        commands: list[Callable[[], Awaitable[object]]] = [
+            rotator_of(cluster).rotate,
+            rotator_of(cluster).resume,
+            rotator_of(cluster).retire,
+            lambda: cluster.revoker().revoke(a.id, reason="stolen"),
+            Replacer(cluster.provider, "root", cluster.clients, policy=POLICY).replace,
+        ]
+        for command in commands:
+            with pytest.raises((StoreWentBackError, ObstructedError), match="and the store holds generation 1"):
+                await command()
+            assert store.contents == restored
+        survey = await rotator_of(cluster).survey()
+        assert not any("another identity" in one.text for one in survey.obstacles)
+        store.restore("later")
+        await until(lambda: not any(refusal_of(member) for member in cluster.members))
+        assert {member.root for member in cluster.members} == later
 
 
 async def test_one_server_that_lies_about_the_store_is_overruled_by_name(tmp_path: Path) -> None:

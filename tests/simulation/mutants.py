@@ -17,11 +17,20 @@ from typing import Any
 from goatherd import server_answers
 from goatherd.clock import SteadyClock
 from goatherd.errors import DecodeError
-from goatherd.identity import succession, transitions
+from goatherd.identity import lineage, succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.identity.freeze import FrozenList
 from goatherd.node import disk
-from goatherd.rotation import clocks, machine, repeating_store, revocation, rotator, signed_store, table
+from goatherd.rotation import (
+    clocks,
+    machine,
+    obstacles,
+    repeating_store,
+    revocation,
+    rotator,
+    signed_store,
+    table,
+)
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import cloud
 from goatherd.testing.simulation.run import run
@@ -238,11 +247,42 @@ def obedient() -> None:
     revocation.check_store_history = unvoted
 
 
+def oblivious() -> None:
+    """No command compares the store with what its servers have used."""
+
+    async def unchecked(document: IdentityDocument, **options: Any) -> IdentityDocument:
+        return document
+
+    rotator.check_store_history = revocation.check_store_history = unchecked
+    obstacles._find_contradiction = lambda node, store: None
+
+
+def nominal() -> None:
+    """A server takes a version for unchanged if its id is, though a restored store gives ids again."""
+    cloud._content_of = lambda found: b""
+
+
+def unborn() -> None:
+    """A document does not say from which ones it has grown."""
+    lineage.Lineage.followed_by = lambda self, generation, digest: lineage.Lineage()
+
+
+def straying() -> None:
+    """A server does not look from which documents another one has grown."""
+    succession.check_lineage = lambda new, seen: None
+
+
+def heedless() -> None:
+    """A server goes on to a document in which a root is gone that it knows."""
+    succession.find_lost_roots = lambda new, seen, introductions: ()
+
+
 TAKEN_AWAY = (
     *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
     *(uncompared, believing, uncorrected, resettable, fussy, grudging),
     *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
     *(gullible, careless, unanimous, obedient),
+    *(oblivious, nominal, unborn, straying, heedless),
 )
 MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
 

@@ -53,6 +53,7 @@ class NodeState:
     is_degraded: bool | None = None
     source: str | None = None
     roots: tuple[str, ...] = ()
+    revoked: tuple[str, ...] = ()
     view_interval: timedelta | None = None
     is_telling_interval: bool = False
     is_watching: bool = False
@@ -68,7 +69,7 @@ class NodeState:
 
     def is_of_another_identity(self, document: IdentityDocument) -> bool:
         """Whether it trusts none of the identity's roots, as far as it tells."""
-        return is_of_another_identity(self.roots, frozenset(root.id for root in document.roots))
+        return is_of_another_identity((*self.roots, *self.revoked), frozenset(root.id for root in document.roots))
 
     def is_stale(self, usual: timedelta) -> bool:
         """Whether its view of the store is older than three of its looks are apart.
@@ -190,6 +191,7 @@ def _state(url: str, trusts: bool | None, answer: ServerIdentity) -> NodeState:
         is_degraded=answer.is_degraded is True,
         source=answer.source,
         roots=answer.roots or (),
+        revoked=answer.revoked or (),
         view_interval=answer.view_interval,
         is_telling_interval=answer.says_interval,
         is_watching=answer.is_watching,

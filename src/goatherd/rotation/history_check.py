@@ -8,8 +8,8 @@ A store goes back when a backup is restored, or when a label is set back with th
 what it holds then. Whoever writes on from there raises the generation beyond theirs, and the root that has signed since
 the backup is gone. So a server that has used a later state, or another one with the same number, stops the command.
 
-Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, stops nothing.
-One that lies can be overruled by the operator, by name (`Policy.distrust`).
+Rules: a server that does not answer, that says nothing usable, or that shares no root with the identity, not even a
+revoked one, stops nothing. One that lies can be overruled by the operator, by name (`Policy.distrust`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from goatherd.errors import (
     GenerationError,
     IdentityError,
     SecretNotFoundError,
+    StoreWentBackError,
     VersionDisabledError,
 )
-from goatherd.identity.document import IdentityDocument, decode_document, source_digest
-from goatherd.providers.base import Guarantees, ReadConsistency, StoreReader
-from goatherd.providers.values import VersionState
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, source_digest
+from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, StoreReader
+from goatherd.providers.values import SecretVersion, VersionState
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.store_history import Held, find_contradictions, went_back
 from goatherd.server_answers import ServerIdentity
@@ -83,6 +84,52 @@ async def check_store_history(
         await clock.sleep(poll)
         poll = min(poll * 2, policy.poll_max)
     return document
+
+
+class Continuity:
+    """Remembers what a command has read or written last, and refuses another content of it: the store may be restored
+    while the command runs.
+
+    SECURITY: a store that was restored from a backup gives the same version ids again, so that a compare-and-swap on an
+    id would write over another document than the one that was decided on (tests/unit/rotation/test_store_history.py).
+
+    Args:
+        provider: The store.
+    """
+
+    def __init__(self, provider: SecretProvider) -> None:
+        self._provider = provider
+        self._last: tuple[str, int, str] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: another command takes the store as it is."""
+        self._last = None
+
+    def note(self, version: str, document: IdentityDocument) -> None:
+        """Remember what was written."""
+        self._last = (version, document.generation, document_digest(document))
+
+    def check(self, document: IdentityDocument, version: SecretVersion) -> None:
+        """Check that a document which was read is the one before, or has grown from it as far as it tells.
+
+        Raises:
+            StoreWentBackError: It is not.
+        """
+        digest = source_digest(document)
+        before, self._last = self._last, (version.id, document.generation, digest)
+        if before is None or before[2] == digest:
+            return
+        is_given_again = before[0] == version.id
+        guarantees = self._provider.guarantees
+        is_other = Held.of(document).is_other(before[1], before[2]) and (
+            guarantees.cas or not guarantees.best_effort_cas
+        )
+        if is_given_again or is_other:
+            raise StoreWentBackError(
+                f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
+                " this command read it before: a backup was restored meanwhile",
+                hint="Look at `goatherd doctor`, then run the command again.",
+            )
 
 
 async def find_later_versions(

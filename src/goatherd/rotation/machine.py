@@ -173,6 +173,7 @@ class NodeView:
         is_unmodified: It was seen to run unmodified GoatDB.
         answers: Whether it accepted a request signed by the current root.
         roots: Ids of the roots that it says it trusts.
+        revoked: Ids of the sessions that it says it rejects as revoked.
         generation: Of the identity that it says it uses; None at an unmodified server.
         digest: Of that identity's text; None where it does not say.
         clock_ahead_ms: How far its clock is ahead of ours, beyond what the time of the answer explains; below 0 behind.
@@ -189,6 +190,7 @@ class NodeView:
     is_unmodified: bool = False
     answers: bool | None = None
     roots: tuple[str, ...] | None = None
+    revoked: tuple[str, ...] = field(default=(), repr=False)
     generation: int | None = None
     digest: str | None = field(default=None, repr=False)
     clock_ahead_ms: int | None = field(default=None, compare=False)

@@ -167,6 +167,7 @@ class _Told:
     """What a server of ours says of itself; each part is None, or empty, where it says nothing that can be used."""
 
     roots: tuple[str, ...] | None
+    revoked: tuple[str, ...]
     generation: int | None
     digest: str | None
     clock_ahead_ms: int | None
@@ -504,6 +505,7 @@ class Observer:
             is_unmodified=url in self._memory and self._memory[url].unmodified,
             answers=sight.answers,
             roots=None if told is None else told.roots,
+            revoked=() if told is None else told.revoked,
             generation=None if told is None else told.generation,
             digest=None if told is None else told.digest,
             clock_ahead_ms=self._clock_ahead_ms(url) if told is None else told.clock_ahead_ms,
@@ -912,6 +914,7 @@ def read_told(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _To
     peers = identity.peers
     return _Told(
         roots=identity.roots,
+        revoked=identity.revoked or (),
         generation=identity.generation,
         digest=identity.digest,
         clock_ahead_ms=ahead_ms,

@@ -244,15 +244,21 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
 
 
 def _find_contradiction(node: NodeView, store: StoreView) -> Obstacle | None:
-    if node.roots is not None and is_of_another_identity(node.roots, store.root_ids):
+    if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
         return None
     held = Held(generation=store.generation, digest=store.digest, lineage=store.lineage)
     return find_contradiction(node.url, node.generation, node.digest if store.digest else None, held)
 
 
-def is_of_another_identity(roots: Sequence[str], store_roots: frozenset[str]) -> bool:
-    """Return whether a server that trusts `roots` has no root in common with the identity in the store."""
-    return bool(roots) and bool(store_roots) and store_roots.isdisjoint(roots)
+def is_of_another_identity(known: Sequence[str], store_roots: frozenset[str]) -> bool:
+    """Return whether a server has no root in common with the identity in the store.
+
+    Args:
+        known: Roots that the server trusts, and those that it rejects as revoked: in a backup from before a revocation
+            the revoked one may be the only root.
+        store_roots: Those that the store's identity lists.
+    """
+    return bool(known) and bool(store_roots) and store_roots.isdisjoint(known)
 
 
 def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
@@ -272,7 +278,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             "it, or leave it out if it is gone.",
             nodes=urls,
         )
-    if node.roots is not None and is_of_another_identity(node.roots, store.root_ids):
+    if node.roots is not None and is_of_another_identity((*node.roots, *node.revoked), store.root_ids):
         return Obstacle(
             kind=ObstacleKind.OTHER_IDENTITY,
             text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "

@@ -38,7 +38,7 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
-from goatherd.rotation.history_check import check_distrusted, check_store_history
+from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
 from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
@@ -162,6 +162,7 @@ class Replacer:
             troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._observer.identities)
+        self._continuity = Continuity(provider)
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
@@ -177,6 +178,7 @@ class Replacer:
             StuckError: The store refuses the change although nothing in it changes.
             ProviderError: The store failed. Run it again.
         """
+        self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
         first = await self._read_document()
@@ -271,7 +273,9 @@ class Replacer:
             are_nodes_discovered=self._observer.is_discovered,
         )
         roots = observation.store.root_ids
-        strange = frozenset(node.url for node in nodes if is_of_another_identity(node.roots or (), roots))
+        strange = frozenset(
+            node.url for node in nodes if is_of_another_identity((*(node.roots or ()), *node.revoked), roots)
+        )
         found = find_obstacles(observation, self.policy, now_ms, silent=strange)
         obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
         if obstacles:
@@ -293,7 +297,9 @@ class Replacer:
 
     async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
         found = await self._store.read(self._secret_id, CURRENT)
-        return decode_document(found.value.reveal()), found.version
+        document = decode_document(found.value.reveal())
+        self._continuity.check(document, found.version)
+        return document, found.version
 
     async def _read_document(self) -> IdentityDocument:
         return (await self._read())[0]

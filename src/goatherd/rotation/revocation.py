@@ -52,7 +52,7 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.clocks import check_own_clock
 from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
-from goatherd.rotation.history_check import check_store_history
+from goatherd.rotation.history_check import Continuity, check_store_history
 from goatherd.rotation.machine import Kept, Policy
 from goatherd.rotation.outcome import NodeOutcome, RevocationReport, claims_of
 from goatherd.rotation.policy import check_lifetime
@@ -137,6 +137,7 @@ class Revoker:
             troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
         )
         self._signatures = SignatureCheck(self._store, secret_id, self._identities)
+        self._continuity = Continuity(provider)
         self._highest = 0
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class Revoker:
             if not self._has_waited:
                 self._has_waited = True
                 await self._timed("spread", self._in_step(document, session_id))
+                await self._read()  # that took its time: what is in hand may be what a restored store no longer holds
             return transitions.revoke(
                 document,
                 session_id,
@@ -284,17 +286,17 @@ class Revoker:
         )
 
     async def _with_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
-        """Return the document with a root in it that has left it: it comes back to be revoked.
+        """Return the document with a root in it that is missing there: it comes back to be revoked.
 
-        With its public half what the cluster holds of it goes on being verified; and nodes, which trust it by its
-        introduction, refuse it by the revocation.
+        It was pruned, or the store was restored from a backup of before it. With its public half what the cluster holds
+        of it goes on being verified; and nodes, which trust it by its introduction, refuse it by the revocation.
         """
-        if document.root(session_id) is not None or not document.pruned:
+        if document.root(session_id) is not None:
             return document
         found = await self._resettler(document).find_pruned(document, session_id)
         if found is None:
             return document
-        return replace(document, roots=(*document.roots, found), pruned=document.pruned - 1)
+        return replace(document, roots=(*document.roots, found), pruned=max(0, document.pruned - 1))
 
     async def _heir(
         self, document: IdentityDocument, session_id: str, successor: str
@@ -784,12 +786,15 @@ class Revoker:
 
         Raises:
             GenerationError: The store goes on showing the older one.
+            StoreWentBackError: The store holds another one than it did, and not one that has grown from it.
         """
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
             found = await self._call_store(self._store.read(self._secret_id, CURRENT))
             document = decode_document(found.value.reveal())
             if document.generation >= self._highest:
+                if document.is_signed:  # whatever else may have altered it is for the signature's check to name
+                    self._continuity.check(document, found.version)
                 self._highest = document.generation
                 return document, found.version
             if self._clock.monotonic() >= until:
@@ -870,6 +875,7 @@ class Revoker:
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
+        self._continuity.note(version.id, document)
         self._highest = max(self._highest, document.generation)
         await self._settle_write(document, version, is_ours=True)
 
@@ -948,6 +954,7 @@ class Revoker:
         self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
         self._stolen, self._has_waited = None, False
         self._instances, self._highest = {}, 0
+        self._continuity.forget()
         if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
             raise ConfigurationError(
                 f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",

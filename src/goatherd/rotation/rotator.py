@@ -32,16 +32,13 @@ from goatherd.errors import (
     ProviderConfigurationError,
     ProviderError,
     SecretNotFoundError,
-    StoreWentBackError,
     UnhealthyError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.document import (
     IdentityDocument,
     decode_document,
-    document_digest,
     encode_document,
-    source_digest,
 )
 from goatherd.identity.document import Phase as DocumentPhase
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
@@ -67,7 +64,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.health import HealthSignal, HealthWatch
-from goatherd.rotation.history_check import check_distrusted, check_store_history, find_later_versions
+from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history, find_later_versions
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -179,7 +176,7 @@ class Rotator:
         self._well: HealthView | None = None
         self._listed = 0 if callable(nodes) else len(nodes)
         self._highest = 0
-        self._last: tuple[VersionId, int, str] | None = None
+        self._continuity = Continuity(provider)
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
@@ -305,7 +302,7 @@ class Rotator:
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
-        self._last = None
+        self._continuity.forget()
         self._set_clock()
         document, version = await self._read()
         await self._signatures.check(self._read_last)
@@ -324,7 +321,8 @@ class Rotator:
         Raises:
             ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
         """
-        self._flow = self._health_before = self._last = None
+        self._flow = self._health_before = None
+        self._continuity.forget()
         self._set_clock()
         document, version = await self._read()
         observation, document = await self._survey(document, version, is_probing=is_probing)
@@ -745,7 +743,7 @@ class Rotator:
                 f"the store shows generation {document.generation} after it has shown {self._highest}",
                 hint="Its replicas disagree, or somebody wrote an old value back.",
             )
-        self._refuse_another(document, found.version)
+        self._continuity.check(document, found.version)
         self._note_stored(document)
         self._read_last = document
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
@@ -759,7 +757,7 @@ class Rotator:
         (tests/cluster/test_restored_store.py). And a store whose reads lag may not show yet that a rotation began, or
         for `retire` that it ended.
         """
-        self._last = None
+        self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         return await check_store_history(
             (await self._read())[0],
@@ -774,29 +772,6 @@ class Rotator:
     async def _read_document(self) -> IdentityDocument:
         return (await self._read())[0]
 
-    def _refuse_another(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Check that the store holds what this run has read, or what has grown from it: it may be restored meanwhile.
-
-        SECURITY: a store that was restored from a backup gives the same version ids again, so that a compare-and-swap
-        on an id would write over another document than the one that was decided on
-        (tests/unit/rotation/test_store_history.py).
-        """
-        digest = source_digest(document)
-        before, self._last = self._last, (version.id, document.generation, digest)
-        if before is None or before[2] == digest:
-            return
-        is_given_again = before[0] == version.id
-        guarantees = self._provider.guarantees
-        is_other = Held.of(document).is_other(before[1], before[2]) and (
-            guarantees.cas or not guarantees.best_effort_cas
-        )
-        if is_given_again or is_other:
-            raise StoreWentBackError(
-                f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
-                " this command read it before: a backup was restored meanwhile",
-                hint="Look at `goatherd doctor`, then run the command again.",
-            )
-
     def _note_stored(self, document: IdentityDocument) -> None:
         self._highest = max(self._highest, document.generation)
         self._stored_phase = None if document.rotation is None else Phase(document.phase or Phase.STEADY)
@@ -804,7 +779,7 @@ class Rotator:
     async def _write(self, document: IdentityDocument, expected: str) -> None:
         raw = encode_document(document)
         version = await self._store.write(self._secret_id, raw, label=CURRENT, expected=expected)
-        self._last = (version.id, document.generation, document_digest(document))
+        self._continuity.note(version.id, document)
         self._note_stored(document)
         await self._tell(document, tuple(self._observer.nodes))
 

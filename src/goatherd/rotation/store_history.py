@@ -1,7 +1,7 @@
 """Compare what the store holds with what its servers have used: did the store go back, or take another way?
 
 Pure; `goatherd.rotation.history_check` asks the servers, before a command writes. Rules: a server that says nothing
-usable, or that shares no root with the identity, is no contradiction.
+usable, or that shares no root with the identity, not even a revoked one, is no contradiction.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def find_contradictions(
     last_signed = None if signed is None else Held.of(signed)
     found, agreeing = [], 0
     for url, answer in answers.items():
-        if url in distrust or listed.isdisjoint(answer.roots or ()):
+        if url in distrust or listed.isdisjoint((*(answer.roots or ()), *(answer.revoked or ()))):
             continue
         is_refusing = last_signed is not None and answer.has_seen_signed
         states = [one for one in (None if is_refusing else held, last_signed) if one is not None]

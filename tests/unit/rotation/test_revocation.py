@@ -19,6 +19,7 @@ from goatherd.errors import (
     IllegalStepError,
     NodeUnreachableError,
     RotationError,
+    StoreWentBackError,
     UnavailableError,
     UnsignedIdentityError,
 )
@@ -26,7 +27,7 @@ from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.freeze import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.transitions import activate, finalize, prepare, verified, with_phase
+from goatherd.identity.transitions import activate, correct_times, finalize, prepare, verified, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.providers.memory import MemorySecretProvider
@@ -1058,3 +1059,34 @@ async def test_whoever_is_to_be_judged_is_listed_and_judged_once(tmp_path: Path,
 def test_what_a_server_says_of_its_commits_is_made_printable_and_short(said: Any, understood: Any) -> None:
     found = HeldCommit.from_json(said)
     assert (found.key if isinstance(understood, str) else found) == understood
+
+
+async def test_a_revocation_ends_where_the_store_is_restored_meanwhile_and_gives_its_version_id_again(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        store = cluster.provider._store
+        backup = (dict(store.ledgers), dict(store.values))
+        started = prepare(
+            await cluster.document(),
+            root("fork"),
+            now_ms=now_ms(),
+            rotation_id="fork",
+            started_by="",
+            stable_version="1",
+        )
+        await cluster.put(correct_times(await cluster.document(), now_ms()))
+        push = cluster.nodes[0].push
+
+        async def restored_meanwhile(*arguments: Any, **options: Any) -> Any:
+            before = (await cluster.provider.read(SECRET)).version.id
+            store.ledgers, store.values = dict(backup[0]), dict(backup[1])
+            await cluster.put(started)
+            assert (await cluster.provider.read(SECRET)).version.id == before
+            return await push(*arguments, **options)
+
+        cluster.nodes[0].push = restored_meanwhile  # type: ignore[method-assign]
+        with pytest.raises(StoreWentBackError, match="a backup was restored meanwhile"):
+            await cluster.revoker().revoke(a.id, reason="stolen")
+        assert await cluster.document() == started, "it was overwritten"

@@ -81,6 +81,13 @@ def test_what_says_nothing_of_this_identity_stops_nothing(changed: dict[str, Any
     assert kinds(first(), says(rotated(first(), "b"), **changed)) == []
 
 
+def test_a_server_that_has_revoked_the_only_root_of_a_backup_is_no_server_of_another_identity() -> None:
+    """It trusts none of the roots in the store any more; the one that it rejects says that they belong together."""
+    after = says(rotated(first(), "b"), roots=["b"], revoked=[first().current.id])
+    assert kinds(first(), after) == [ObstacleKind.STORE_BEHIND]
+    assert kinds(first(), {**after, "revoked": ["another-identity"]}) == []
+
+
 def test_a_server_that_does_not_say_the_digest_is_compared_by_generation() -> None:
     before = rotated(first(), "b")
     assert kinds(rotated(first(), "d"), says(before, digest=None)) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import INVALID, Liar
 from goatherd.testing.simulation.node import SimulatedNode
 from goatherd.testing.simulation.people import Goal, Operator, SimulatedClient
+from goatherd.testing.simulation.restored_store import Restoration, StoreHistory
 from goatherd.testing.simulation.revocations import Order, loot, thiefs_session, uncounted
 from goatherd.testing.simulation.scenario import Command, Fate, Fault, Ill, Scenario
 from goatherd.testing.simulation.store import NOTICED
@@ -69,6 +70,13 @@ class Herd:
                 scenario.lie, Dice(seed, "liar"), another=self._another_instance, claimed=self._of_thieves
             )
 
+        self.restoration: Restoration | None = None
+        if scenario.went_back is not None:
+            world.history = StoreHistory(
+                world, is_strict=not scenario.faults, is_lineage_believed=not scenario.kind.is_best_effort
+            )
+            self.restoration = Restoration(self, scenario.went_back, world.history)
+
     def found(self) -> None:
         """Make the identity and put it in the store, before anybody is there to see it."""
         platform, now_ms = self.world.platform, self.world.clock.now_ms()
@@ -94,6 +102,8 @@ class Herd:
                 group.create_task(self._join(self.scenario.joins_at))
             if self.scenario.altered_at is not None:
                 group.create_task(self._alter(self.scenario.altered_at))
+            if self.restoration is not None:
+                group.create_task(self.restoration.happen(ended))
             for fault in self.scenario.faults:
                 group.create_task(self._suffer(fault))
             for number, command in enumerate(self.scenario.commands):
@@ -115,6 +125,8 @@ class Herd:
         if self.liar is not None:
             self.liar.liar = None
         world.is_calm = True
+        if self.restoration is not None:
+            await self.restoration.find_way_out()
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
         # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show
@@ -126,9 +138,15 @@ class Herd:
         self, name: str, goal: Goal, *, skew: timedelta = timedelta(0), order: Order | None = None
     ) -> Operator:
         """Run one command on the mended herd, to its end."""
+        return await self.operate(name, goal, [node.url for node in self.nodes], order or Order(), skew=skew)
+
+    async def operate(
+        self, name: str, goal: Goal, listed: Sequence[str], order: Order, *, skew: timedelta = timedelta(0)
+    ) -> Operator:
+        """Run one command of an operator who lists these servers, to its end."""
         operator = Operator(self.world, name, skew)
         self.operators.append(operator)
-        await self._ended(operator, operator.begin(goal, [node.url for node in self.nodes], order))
+        await self._ended(operator, operator.begin(goal, listed, order))
         return operator
 
     async def converge(self) -> bool:

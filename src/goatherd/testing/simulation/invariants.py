@@ -166,7 +166,7 @@ def _store(herd: Herd, document: IdentityDocument) -> Iterator[str]:
     platform = herd.world.platform
     if document.rotation is not None or document.next is not None:
         yield "the document is not steady"
-    signers = {signer.current.id for _, signer in herd.world.promises.documents}
+    signers = _signers(herd)
     # Roots that have left are trusted by their introductions.
     trusted = [frozenset(node.database.pool.root_ids) for node in herd.nodes if node.database is not None]
     forgotten = signers - {root.id for root in document.roots} - frozenset.intersection(*trusted)
@@ -211,7 +211,7 @@ def _nodes(herd: Herd, document: IdentityDocument) -> Iterator[str]:
 
 def _commits(herd: Herd) -> Iterator[str]:
     promises = herd.world.promises
-    signers = {document.current.id for _, document in promises.documents}
+    signers = _signers(herd)
     unheard = promises.wanted.keys() - promises.written.keys()
     if unheard:
         yield f"{len(unheard)} notes of clients were never acknowledged"
@@ -235,6 +235,12 @@ def _commits(herd: Herd) -> Iterator[str]:
             yield f"{node.name} lacks the introduction of {sorted(unknown)}"
         # SECURITY: signatures are verified again, by the node's own pool, whatever it verified before.
         yield from (f"{node.name} cannot verify {what}" for what in _unverifiable(engine.pool, held.values()))
+
+
+def _signers(herd: Herd) -> set[str]:
+    """Return the roots that may have signed: where the store went back, those by which servers have signed."""
+    history = herd.world.history
+    return {one.current.id for _, one in herd.world.promises.documents} if history is None else set(history.signers)
 
 
 def _heirs(herd: Herd) -> frozenset[str]:

@@ -18,7 +18,7 @@ import httpx2
 import orjson
 
 from goatherd.client import INSTANCE_HEADER
-from goatherd.errors import GoatherdError, ProviderError
+from goatherd.errors import GoatherdError, IdentityError, ProviderError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.node.database import Database
 from goatherd.settings import CloudSecretSettings, DBSettings
@@ -49,6 +49,7 @@ class SimulatedNode:
         database: Of that process; None until it serves.
         lives: How often it was started.
         liar: What it answers falsely; None for a server that was not broken into.
+        accepts: Whether it is started with ``--accept-identity`` the next time.
     """
 
     def __init__(self, world: World, name: str, peers: Sequence[str], dice: Dice) -> None:
@@ -59,6 +60,7 @@ class SimulatedNode:
         self.database: Database | None = None
         self.lives = 0
         self.liar: Liar | None = None
+        self.accepts = False
         self._world = world
         self._disk = MachineDisk()
         self._peers = [url for url in peers if url != self.url]
@@ -166,7 +168,14 @@ class SimulatedNode:
     async def _serve(self) -> None:
         while True:
             store = self._world.store(self.clock)
-            settings = CloudSecretSettings(store, SECRET, refresh_interval=REFRESH, clock=self.clock)
+            settings = CloudSecretSettings(
+                store,
+                SECRET,
+                refresh_interval=REFRESH,
+                clock=self.clock,
+                accept_identity=self.accepts,
+                seen=None if self._world.history is None else f"/{self.name}/seen.json",
+            )
             database = Database(
                 org=ORG,
                 directory=self._disk,
@@ -178,13 +187,16 @@ class SimulatedNode:
             )
             try:
                 await database.open()
-            except ProviderError as error:
+            except (ProviderError, IdentityError) as error:
+                if isinstance(error, IdentityError) and self._world.history is None:
+                    raise  # nothing but a store that went back makes a server refuse at its start
                 self._world.trace.tell(self.name, f"does not start: {error.code}")
                 await self.clock.sleep(_START_AGAIN)
                 continue
             break
         await database.open_repository(NOTES)
-        watch = _Watch(self._world, self.name, settings.settings)
+        watch = _Watch(self._world, self.name, settings.settings, is_accepted=self.accepts)
+        self.accepts = False
         settings.subscribe(watch.changed)
         self.database = database
         await self._write_notes(database)
@@ -204,10 +216,12 @@ class SimulatedNode:
 class _Watch:
     """Sees every identity that a server takes over."""
 
-    def __init__(self, world: World, name: str, settings: DBSettings) -> None:
+    def __init__(self, world: World, name: str, settings: DBSettings, *, is_accepted: bool) -> None:
         self._world = world
         self._name = name
         self._settings = settings
+        if world.history is not None:
+            world.history.uses(name, settings.document, is_accepted=is_accepted)
         self._tell("serves")
 
     def changed(self, settings: DBSettings) -> None:
@@ -217,6 +231,8 @@ class _Watch:
         # SECURITY: who has seen a signed document takes no other (tests/simulation, mutant "unsuspecting").
         if before.document.is_signed and not settings.document.is_signed:
             self._world.promises.broken.append(f"{self._name} follows what somebody without the key wrote")
+        if self._world.history is not None:
+            self._world.history.uses(self._name, settings.document)
         self._tell("follows")
 
     def _tell(self, what: str) -> None:

@@ -183,7 +183,10 @@ class Operator:
     def begin(self, goal: Goal, nodes: Sequence[str], order: Order | None = None) -> asyncio.Task[None]:
         """Run a command against the nodes with these URLs; `order` says how."""
         self._world.trace.tell(self.name, f"runs {goal} for {', '.join(one.removeprefix('http://') for one in nodes)}")
-        self._task = self.process.spawn(self._run(goal, nodes, order or Order()), goal)
+        order = order or Order()
+        if self._world.history is not None:
+            self._world.history.begins(self.name, goal, nodes, order)
+        self._task = self.process.spawn(self._run(goal, nodes, order), goal)
         return self._task
 
     def set_clock_at(self, step: int, skew: timedelta) -> None:
@@ -275,7 +278,7 @@ class Operator:
                     raise AssertionError(f"{goal} is no rotation")
 
     def _policy(self, order: Order) -> Policy:
-        policy = self._world.policy
+        policy = replace(self._world.policy, distrust=frozenset(order.distrust))
         if self._is_credulous:
             policy = replace(policy, clock_tolerance=_ANY)
         return policy if order.quorum is None else replace(policy, quorum=Quorum(count=order.quorum))

@@ -47,6 +47,7 @@ class Order:
         trust_alone: Servers whose word he takes.
         reopen: Whether the list is closed anew.
         destroy: Whether the stored keys are destroyed.
+        distrust: Servers whose word on the store's history does not count for a rotation.
     """
 
     quorum: int | None = None
@@ -54,6 +55,7 @@ class Order:
     trust_alone: Sequence[str] = ()
     reopen: bool = False
     destroy: bool = False
+    distrust: Sequence[str] = ()
 
 
 async def revoke(

@@ -16,6 +16,8 @@ from goatherd.rotation.table import Step
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import Lie
 from goatherd.testing.simulation.people import Goal
+from goatherd.testing.simulation.restored_store import Kind as WentBackKind
+from goatherd.testing.simulation.restored_store import WayOut, WentBack
 from goatherd.testing.simulation.store import Kind
 
 FAULTS_WITHIN: Final = 5.0
@@ -136,6 +138,7 @@ class Scenario:
             for never.
         lie: What one server answers falsely, from the beginning until all is mended; None where all are honest.
         quorum: How many servers must follow the operators' rotations; None for all.
+        went_back: How the store goes back to an earlier state; None where it does not.
         is_resumed_first: Whether, once all is mended, somebody carries on with a rotation before somebody else does
             with a revocation.
         is_restored: Whether, once all is mended, the previous root must come to sign again where its key is stored.
@@ -155,6 +158,7 @@ class Scenario:
     altered_at: float | None = None
     lie: Lie | None = None
     quorum: int | None = None
+    went_back: WentBack | None = None
     is_resumed_first: bool = False
     is_restored: bool = False
     is_rotated_again: bool = True
@@ -176,6 +180,8 @@ class Scenario:
             more = ", compared with no other" if wrong.is_credulous else ""
             since = f"step {wrong.step}" if wrong.before is None else f"the step to {wrong.before}"
             lines.append(f"ops-{wrong.command}: clock off by {days:.1f} days from {since} on{more}")
+        if self.went_back is not None:
+            lines.append(f"the store goes back: {self.went_back}")
         if self.lie is not None:
             lines.append(f"node-{self.nodes - 1} answers falsely: {self.lie}; quorum: {self.quorum or 'all'}")
         for fault in self.faults:
@@ -210,7 +216,7 @@ def draw(seed: int) -> Scenario:
     if clocks.chance(0.2):
         leaps = Dice(seed, "leaps")
         return _with_leap(scenario, leaps) if leaps.chance(0.2) else _with_wrong_clocks(scenario, clocks)
-    return _with_liar(seed, _with_theft(seed, scenario))
+    return _with_restored_store(seed, _with_liar(seed, _with_theft(seed, scenario)))
 
 
 def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
@@ -305,6 +311,41 @@ def _with_liar(seed: int, scenario: Scenario) -> Scenario:
         return replace(scenario, faults=(), skews=(), lag=0.0, commands=commands, altered_at=None)
     faults = tuple(replace(one, machine=one.machine % 3, other=(one.machine + 1) % 3) for one in scenario.faults)
     return replace(scenario, faults=faults, skews=())
+
+
+def _with_restored_store(seed: int, scenario: Scenario) -> Scenario:
+    """Have the store go back in some runs without a liar. Half of them know no other trouble."""
+    dice = Dice(seed, "restored stores")
+    is_blipping = any(fault.ill is Ill.STORE_BLIPS for fault in scenario.faults)
+    if not dice.chance(0.1) or scenario.lie is not None or is_blipping:
+        return scenario
+    backed_up_at = dice.choice([0.0, dice.uniform(0, 2.2)])
+    is_after = dice.chance(0.6)
+    is_best_effort = dice.chance(0.3)
+    went_back = WentBack(
+        kind=dice.choice([WentBackKind.BACKUP, WentBackKind.BACKUP, WentBackKind.LABEL]),
+        backed_up_at=backed_up_at,
+        at=dice.uniform(0, 2) if is_after else backed_up_at + dice.uniform(0.3, 5),
+        is_after=is_after,
+        forks=dice.choice([0, 1, 2, 2]),
+        is_unlisted=not is_best_effort and dice.chance(0.4),
+        goal=dice.choice([None, Goal.ROTATE, Goal.ROTATE, Goal.RESTORE, Goal.RESUME, Goal.RETIRE, Goal.REVOKE]),
+        asks_at=dice.uniform(0.1, 12),
+        way_out=dice.choice(list(WayOut)),
+        is_loss_theft=dice.chance(0.3),
+    )
+    scenario = replace(
+        scenario,
+        joins_at=None,
+        altered_at=None,
+        went_back=went_back,
+        kind=replace(scenario.kind, is_best_effort=is_best_effort),
+        is_rotated_again=True,
+    )
+    if dice.chance(0.5):
+        calm = replace(scenario.commands[0], fate=None, skew=timedelta(0))
+        return replace(scenario, faults=(), skews=(), lag=0.0, commands=(calm,))
+    return scenario
 
 
 def _skew(dice: Dice) -> timedelta:

@@ -13,7 +13,8 @@ version that nobody points at; a store that keeps no request ids meets its own w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import formatdate
@@ -47,16 +48,19 @@ class Kind:
         forgets: Whether it keeps no request ids, so that a repeated write meets its own first attempt.
         is_timeless: Whether it has no clock, as a directory of files: its answers bear no date, and versions have the
             time of whoever wrote them.
+        is_best_effort: Whether it promises compare-and-swap only while it is well, as it is here.
     """
 
     consistency: ReadConsistency = ReadConsistency.STRONG
     in_two: bool = False
     forgets: bool = False
     is_timeless: bool = False
+    is_best_effort: bool = False
 
     def __str__(self) -> str:
         more = ["writes in two calls"] * self.in_two + ["keeps no request ids"] * self.forgets
         more += ["has no clock"] * self.is_timeless
+        more += ["lets two writers win when it is not well"] * self.is_best_effort
         return ", ".join([f"reads {self.consistency}", *more])
 
 
@@ -89,6 +93,20 @@ class Trouble:
     blip: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """All that the store held at a moment."""
+
+    ledger: VersionedRecord
+    values: Mapping[int, SecretBytes]
+
+    @property
+    def current(self) -> tuple[int, SecretBytes]:
+        """Number and content of the version that label ``current`` was on."""
+        number = self.ledger.labels[CURRENT]
+        return number, self.values[number]
+
+
 @dataclass(slots=True)
 class Platform:
     """What is behind all providers of one run.
@@ -100,6 +118,7 @@ class Platform:
         calls: How many calls came in, attempts counted one by one.
         on_current: Told, in order, each version that label ``current`` was moved to.
         on_destroyed: Told each version that is destroyed, with what was in it.
+        parents: From what each content has grown, by digest: what its writer had read under the id that it expected.
     """
 
     loop: VirtualLoop
@@ -113,6 +132,7 @@ class Platform:
     calls: int = 0
     values: dict[int, SecretBytes] = field(default_factory=dict)
     past: list[tuple[float, VersionedRecord]] = field(default_factory=lambda: [(0.0, VersionedRecord())])
+    parents: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def ledger(self) -> VersionedRecord:
@@ -126,6 +146,15 @@ class Platform:
         now = ledger.labels.get(CURRENT)
         if now is not None and now != before:
             self.on_current(str(now), self.values[now])
+
+    def back_up(self) -> Backup:
+        """Return what there is now."""
+        return Backup(self.ledger, MappingProxyType(dict(self.values)))
+
+    def restore(self, backup: Backup) -> None:
+        """Be what a backup holds, and nothing else: version ids go on from there, and no read shows what was since."""
+        self.values = dict(backup.values)
+        self.past = [(0.0, backup.ledger)]
 
     def seen(self, *, by_label: bool) -> VersionedRecord:
         """Return the truth, or what was true a little while ago where the kind of store allows that."""
@@ -153,6 +182,7 @@ class SimulatedStore(SecretProvider):
     def __init__(self, platform: Platform, clock: MachineClock) -> None:
         super().__init__(timeout=PATIENCE, clock=clock)
         self._platform = platform
+        self._contents: dict[str, str] = {}
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -160,7 +190,13 @@ class SimulatedStore(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return Guarantees(cas=True, read_consistency=self._platform.kind.consistency, durable=False)
+        kind = self._platform.kind
+        return Guarantees(
+            cas=not kind.is_best_effort,
+            best_effort_cas=kind.is_best_effort,
+            read_consistency=kind.consistency,
+            durable=False,
+        )
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         raise NotImplementedError("the world makes the secret")
@@ -173,9 +209,18 @@ class SimulatedStore(SecretProvider):
                 raise call.error(VersionDisabledError, f"version {number} was destroyed")
             return SecretValue(version=seen.describe(number), value=self._platform.values[number])
 
-        return await self._call(call, str(at), work)
+        found = await self._call(call, str(at), work)
+        self._contents[found.version.id] = _digest(found.value)
+        return found
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        platform = self._platform
+        platform.parents.setdefault(_digest(value), self._contents.get(expected or ""))
+        written = await self._written(call, value, label, expected)
+        self._contents[written.id] = _digest(value)
+        return written
+
+    async def _written(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         platform = self._platform
         number = None if platform.kind.forgets else platform.ledger.made_by(call.request)
         if not platform.kind.in_two:
@@ -291,3 +336,7 @@ class SimulatedStore(SecretProvider):
     async def _travel(self) -> None:
         await asyncio.sleep(self._platform.dice.uniform(*FAST) * self._platform.trouble.slow)
         check_alive()
+
+
+def _digest(value: SecretBytes) -> str:
+    return hashlib.sha256(value.reveal()).hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from goatherd.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document
@@ -20,6 +20,9 @@ from goatherd.testing.simulation.machine import MachineClock
 from goatherd.testing.simulation.network import Network
 from goatherd.testing.simulation.store import Kind, Platform, SimulatedStore
 from goatherd.testing.simulation.trace import Trace
+
+if TYPE_CHECKING:
+    from goatherd.testing.simulation.restored_store import StoreHistory
 
 SECRET: Final = "cluster/root"  # noqa: S105 - the name of a secret
 ORG: Final = "localhost"
@@ -97,6 +100,8 @@ class World:
             on_current=self._on_current,
             on_destroyed=self._on_destroyed,
         )
+        self.history: StoreHistory | None = None
+        """Kept where the store goes back; servers then remember over a restart what they have used."""
         self.is_calm = False
         """Nobody writes anything new any more."""
         self.is_mending = False
@@ -133,11 +138,20 @@ class World:
         # SECURITY: what a server says gets into the identity only where it can be verified (tests/simulation).
         if MARK.encode() in value.reveal():
             self.promises.broken.append(f"generation {document.generation} holds what a server has invented")
-        documents.append((version, document))
+        if self.history is not None:
+            self.history.written(document)
+        self._note(version, document, "")
+
+    def was_put_back(self, version: str, value: SecretBytes) -> None:
+        """Note that the store has gone back to an earlier document, or on to a later one."""
+        self._note(version, decode_document(value.reveal()), "put back: ")
+
+    def _note(self, version: str, document: IdentityDocument, how: str) -> None:
+        self.promises.documents.append((version, document))
         signer, phase = document.current.id, document.phase or "steady"
         self.trace.tell(
             "store",
-            f"version {version}: generation {document.generation}, {phase}, {signer[:8]} signs",
+            f"{how}version {version}: generation {document.generation}, {phase}, {signer[:8]} signs",
         )
 
     def _on_destroyed(self, version: str, value: SecretBytes) -> None:
