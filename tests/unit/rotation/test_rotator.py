@@ -163,7 +163,7 @@ async def test_what_stands_in_the_way_is_told_once_and_only_what_was_asked_for(m
         await rotator_for(herd).resume()
     said = "not adopted in time: not seen that http://node-1 (no answer) signs with the next root"
     assert caught.value.report.reason == said
-    assert "goatherd doctor" in caught.value.hint
+    assert "goatherd status" in caught.value.hint
 
 
 async def test_a_node_that_hangs_is_said_to_give_no_answer(make_herd: MakeHerd) -> None:
