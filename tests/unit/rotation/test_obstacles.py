@@ -19,6 +19,7 @@ from goatherd.errors import (
     ObstructedError,
     RotationBusyError,
     RotationError,
+    WrongClockError,
 )
 from goatherd.identity.expiry import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -357,7 +358,8 @@ async def compare(cluster: Cluster) -> None:
             way_out = f". {EXPIRED_HINT}"  # the plan has it beside the obstacle, the error as its hint
             assert all(obstacle.removesuffix(way_out) in str(error) for obstacle in plan.obstacles)
             assert error.hint is not None
-            assert all(way_out[2:] in error.hint for obstacle in plan.obstacles if obstacle.endswith(way_out))
+            if not isinstance(error, WrongClockError):  # its hint is about the clock: the root may only seem expired
+                assert all(way_out[2:] in error.hint for obstacle in plan.obstacles if obstacle.endswith(way_out))
         else:
             assert is_unproven, "what the plan calls possible was refused"
             assert "did not reach" in str(error)
