@@ -218,6 +218,17 @@ def test_a_line_without_end_is_named_and_not_parsed(tmp_path: Path) -> None:
         load(tmp_path, "org = 'a'\n" + "a." * 30_000 + "a = 1")
 
 
+@pytest.mark.parametrize("key", [".".join("a" * 40), '"a"' + ".'a'" * 40, "[" + ".".join("a" * 40) + "]"])
+def test_a_key_of_many_parts_is_refused_by_its_line(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigurationError, match="line 2: a key has more than 32 parts"):
+        load(tmp_path, f"\n{key}{'' if key.startswith('[') else ' = 1'}\n")
+
+
+def test_dots_in_values_and_comments_are_no_parts_of_a_key(tmp_path: Path) -> None:
+    urls = [f"http://10.0.0.{number}:8080" for number in range(1, 41)]
+    assert len(load(tmp_path, f"# {'.' * 80}\nnodes = {urls}  # {'.' * 80}\n").nodes) == 40
+
+
 def test_a_pipe_that_lies_here_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "goatherd.toml")
     with pytest.raises(ConfigurationError, match="no regular file"):

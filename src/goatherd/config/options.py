@@ -44,6 +44,8 @@ FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
 FILE_VARIABLE = "GOATHERD_CONFIG"
 _MAX_LINE: Final = 10_000
+_MAX_DOTS: Final = 32
+_QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
 def _key(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
@@ -770,12 +772,17 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
 
 
 def _check_lines(text: str, path: Path) -> None:
-    """Refuse a line whose dotted keys would keep the parser busy for seconds: its time grows with their square."""
+    """Refuse a line whose dotted keys would cost the parser too much: its time and memory grow with their square."""
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > _MAX_LINE:
             raise ConfigurationError(
                 f"{path}, line {number}: longer than {_MAX_LINE} characters",
                 hint="Write a long list over several lines.",
+            )
+        if line.count(".") > _MAX_DOTS and _QUOTED.sub("", line).partition("#")[0].count(".") > _MAX_DOTS:
+            raise ConfigurationError(
+                f"{path}, line {number}: a key has more than {_MAX_DOTS} parts",
+                hint="A key has at most two parts, such as rotation.grace.",
             )
 
 
