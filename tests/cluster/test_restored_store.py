@@ -20,10 +20,12 @@ from goatherd.errors import (
     StoreWentBackError,
 )
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.replacement import Replacer
 from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Refusal
+from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER
 from tests.unit.node.nodes import signed_commit
 
@@ -69,6 +71,25 @@ def refusal_of(member: Member) -> Refusal | None:
     assert member.server is not None
     status = member.server.database().status
     return status.last_refusal if status.is_degraded else None
+
+
+async def lose_a_rotation(cluster: Cluster) -> tuple[OwnedSession, Commit]:
+    """Rotate, have the new root sign a commit, restore the store from before that, and stop the servers.
+
+    Returns:
+        The root that the store has lost, and its commit, which every server holds.
+    """
+    store = Store(cluster)
+    store.back_up("backup")
+    await rotator_of(cluster).rotate()
+    root = (await cluster.document()).current
+    commit = signed_commit(root)
+    await cluster.clients[0].push(NOTES, [commit], root)
+    await cluster.in_step(path=NOTES, ids={commit.id})
+    store.restore("backup")
+    for member in cluster.members:
+        await member.stop()
+    return root, commit
 
 
 async def refused_by_all(cluster: Cluster, error: type[GoatherdError]) -> None:
@@ -135,16 +156,8 @@ async def test_the_older_identity_can_be_accepted_on_every_server_and_nothing_th
     tmp_path: Path,
 ) -> None:
     async with cluster_of(tmp_path, 2) as cluster:
-        store, a = Store(cluster), cluster.stolen
-        store.back_up("backup")
-        await rotator_of(cluster).rotate()
-        b = (await cluster.document()).current
-        by_b = signed_commit(b)
-        await cluster.clients[0].push(NOTES, [by_b], b)
-        await cluster.in_step(path=NOTES, ids={by_b.id})
-        store.restore("backup")
-        for member in cluster.members:
-            await member.stop()
+        a = cluster.stolen
+        _, by_b = await lose_a_rotation(cluster)
         with pytest.raises(GenerationError, match="went back from 6 to 1"):
             await cluster.members[0].start()
         for member in cluster.members:
@@ -165,16 +178,8 @@ async def test_a_root_that_was_lost_with_the_later_state_can_be_revoked_once_the
 ) -> None:
     """The identity does not list it; the servers trust it by what the root before it has signed."""
     async with cluster_of(tmp_path, 2) as cluster:
-        store, a = Store(cluster), cluster.stolen
-        store.back_up("backup")
-        await rotator_of(cluster).rotate()
-        b = (await cluster.document()).current
-        by_b = signed_commit(b)
-        await cluster.clients[0].push(NOTES, [by_b], b)
-        await cluster.in_step(path=NOTES, ids={by_b.id})
-        store.restore("backup")
-        for member in cluster.members:
-            await member.stop()
+        a = cluster.stolen
+        b, by_b = await lose_a_rotation(cluster)
         for member in cluster.members:
             await member.start(accept_identity=True)
         assert {member.root for member in cluster.members} == {a.id}

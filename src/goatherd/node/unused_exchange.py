@@ -5,7 +5,7 @@ session answers 403, and GoatDB's client then never asks for a new one. So a new
 only if every peer has confirmed within a moment that it has stored it. If one has not, because it is away, or an
 unmodified GoatDB server, or an earlier Goatherd, the session is introduced at once, and replicates as GoatDB's do.
 A peer does not confirm either while it synchronizes with a server that the sender does not. Each request names the
-processes that the sender hands sessions to. In a chain of servers, every session is introduced when it is created.
+processes that the sender hands sessions to. In a longer chain of servers, sessions are introduced when created.
 
 Servers that are not among the peers show themselves: they ask for ``/sys/sessions``, signed by a root, and a Goatherd
 server says which process it is. While there is one that has confirmed nothing, every new session is introduced at once;
@@ -98,7 +98,7 @@ class _Courier:
                 instance = await self.client.hand_unused(records, self._recipients(), self._signer())
             except (NodeError, OSError) as error:
                 _log.debug("handing sessions to %s: %s", self.client.base_url, error)
-            except Exception:  # noqa: BLE001 - whoever waits gets an answer, and the session is introduced
+            except Exception:  # noqa: BLE001 - the callers that wait get an answer, and the session is introduced
                 _log.exception("handing sessions to %s", self.client.base_url)
             finally:
                 if instance is None:
@@ -183,11 +183,15 @@ class UnusedExchange:
         if sender not in self._confirmed:
             self._wake.set()
 
-    def _others(self) -> list[tuple[float, float]]:
-        """Return when those servers asked first and last that have confirmed nothing."""
+    def _recent_askers(self) -> dict[str, tuple[float, float]]:
+        """Return when each server process asked first and last, of those that have asked lately."""
         since = self._clock.monotonic() - REMEMBERED.total_seconds()
         self._askers = {sender: times for sender, times in self._askers.items() if times[1] >= since}
-        return [times for sender, times in self._askers.items() if sender not in self._confirmed]
+        return self._askers
+
+    def _others(self) -> list[tuple[float, float]]:
+        """Return when those servers asked first and last that have confirmed nothing."""
+        return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 
     async def share(self, session: Session) -> bool:
         """Hand a new session to all peers; return whether each has stored it."""
@@ -209,9 +213,7 @@ class UnusedExchange:
     def _is_complete(self, recipients: Collection[str]) -> bool:
         """Whether these processes include every server that this one synchronizes with."""
         peers = [courier.client.answered_by for courier in self._couriers]
-        since = self._clock.monotonic() - REMEMBERED.total_seconds()
-        askers = [sender for sender, (_, last) in self._askers.items() if last >= since]
-        return all(instance in recipients for instance in (*peers, *askers))
+        return all(instance in recipients for instance in (*peers, *self._recent_askers()))
 
     def _note_confirmed(self, instance: str | None) -> None:
         if instance is not None:
