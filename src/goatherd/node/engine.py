@@ -239,7 +239,7 @@ class Engine:
         self._in_use: dict[str, int] = {}
         self._pinned: set[str] = set()
         self._unwritable: set[str] = set()
-        self._wrong: dict[str, Mapping[str, Sequence[Commit]]] = {}
+        self._wrong: dict[str, tuple[Mapping[str, Sequence[Commit]], Mapping[str, Commit]]] = {}
         self._users: OrderedDict[tuple[str, str, int], bool] = OrderedDict()
         self._views = Views(self.rulebook, self.limits, pool, new_seeds)
         self.unused: UnusedSessions | None = None
@@ -306,7 +306,8 @@ class Engine:
             own_session=lambda: self.pool.current.id,
             registry=self.registry,
         )
-        repository.load(self._wrong.get(repository.path))
+        wrong, _ = self._wrong.get(repository.path, (None, None))
+        repository.load(wrong)
         return repository
 
     def withhold(self, path: str, wrong: Mapping[str, Sequence[Commit]], good: Mapping[str, Commit]) -> bool:
@@ -320,7 +321,7 @@ class Engine:
         Returns:
             Whether any of them was in use.
         """
-        self._wrong[path] = wrong
+        self._wrong[path] = wrong, good
         repository = self._repositories.get(path)
         if repository is None or not repository.withhold(wrong, good):
             return False
@@ -353,6 +354,10 @@ class Engine:
     def _register(self, path: str, read: Repository) -> Steps[Repository]:
         """Put a repository in the list, unless somebody was faster, and make it fit for real peers."""
         repository = self._repositories.setdefault(path, read)
+        if repository is read and path in self._wrong:
+            # SECURITY: the check of its log may have ended while a thread was reading it
+            # (tests/unit/node/test_data_check.py).
+            repository.withhold(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
                 yield from self._merge_births(repository, repository.item_keys(), check=True)

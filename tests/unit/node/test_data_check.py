@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,27 @@ async def test_a_good_copy_in_the_same_log_takes_the_place_of_an_altered_one(
         item = engine.repository(NOTES).item(commit.key)
         assert item is not None
         assert item.data["title"] == "a title"
+
+
+@pytest.mark.parametrize("has_good_copy", [False, True])
+async def test_damage_that_is_found_while_a_thread_reads_the_log_is_withheld_too(
+    tmp_path: Path, signer: OwnedSession, has_good_copy: bool
+) -> None:
+    commit = signed_commit(signer)
+    wrong = Commit.from_json(altered(commit), org=ORG)
+    good = {commit.id: commit} if has_good_copy else {}
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        await eventually(lambda: is_complete(server))
+        write(tmp_path, NOTES, [wrong, *good.values()])
+        engine = server.database().engine
+        opening = engine.opening(NOTES)
+        read = next(opening).run()
+        engine.withhold(NOTES, {commit.id: [wrong]}, good)
+        with suppress(StopIteration):
+            while True:
+                read = opening.send(read).run()
+        item = engine.repository(NOTES).item(commit.key)
+        assert (item and item.data["title"]) == ("a title" if has_good_copy else None)
 
 
 async def test_what_is_damaged_is_fetched_again_from_a_peer(tmp_path: Path, signer: OwnedSession) -> None:
