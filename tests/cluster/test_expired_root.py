@@ -17,7 +17,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.settings import CloudSecretSettings
-from tests.deadlines import ADOPTION, ANSWER
+from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports
 
 from .agents import REPO, Agented, Cluster, cluster
@@ -154,7 +154,11 @@ async def test_unmodified_servers_under_an_agent_and_restarted_by_hand_follow_wi
             assert a.id not in new.roots
             await new.sync()
             assert set(new.roots) == {a.id, b}, "the successor has introduced the expired root"
-            assert new.unverified([oldest]) == []
+            # The session that A introduced in its last day may have reached one server only: that one brings it now.
+            async with asyncio.timeout(HANG):
+                while new.unverified([oldest]):
+                    await asyncio.sleep(0.1)
+                    await new.sync()
             latest = await new.write("by one whom B has introduced")
             await old.sync()
         await old.sync()
