@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from goatherd.agent.own_api import OwnAPI
     from goatherd.node.server import Server
     from goatherd.operations.migrate import Target
+    from goatherd.rotation.discovery import NodeDirectory
     from goatherd.rotation.health import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.rotation.schedule import Schedule
@@ -99,6 +100,30 @@ async def open_store(options: Options, *, org: str | None = None) -> AsyncIterat
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
         yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named)
+
+
+def listed_nodes(options: Options) -> tuple[str, ...]:
+    """Return the addresses of the cluster's servers: those of --node, and those that are restarted by hand."""
+    return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
+
+
+def open_nodes(
+    options: Options, addresses: Sequence[str] | None = None, *, timeout: timedelta | None = None
+) -> NodeDirectory:
+    """Return the directory of the cluster's servers, to be entered with ``async with``.
+
+    Args:
+        options: The organization, the servers and the timeout.
+        addresses: Servers, or where to discover them; `listed_nodes` by default.
+        timeout: Timeout of one request, where the answers are large; the longer one of it and `options.timeout` counts.
+    """
+    from goatherd.rotation.discovery import NodeDirectory
+
+    return NodeDirectory(
+        listed_nodes(options) if addresses is None else addresses,
+        timeout=options.timeout if timeout is None else max(options.timeout, timeout),
+        org=options.org,
+    )
 
 
 def build_migration_target(options: Options) -> Target:
