@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx2
 
-from goatherd.agent.door import Door, Limits, Rule, TrustedSessions
 from goatherd.clock import SystemClock
+from goatherd.door import Door, Limits, Rule, TrustedSessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create

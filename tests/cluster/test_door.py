@@ -1,6 +1,6 @@
 """Everything that the door stops: the attack works on the server itself, and through the door nothing of it arrives.
 
-The server is `goatherd.testing.upstream_child`; tests/unit/agent/test_door_child.py holds it against the recorded
+The server is `goatherd.testing.upstream_child`; tests/unit/door/test_child.py holds it against the recorded
 answers of the original.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.agent.door import Limits, Rate, Rule
+from goatherd.door import Limits, Rate, Rule
 from goatherd.identity.session import OwnedSession, sign_commit, sign_data, verify_commit
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter

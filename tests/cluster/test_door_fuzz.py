@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goatherd.agent.door import Limits, Rate
-from goatherd.agent.door.request_checks import RefusedError, read_batch
+from goatherd.door import Limits, Rate
+from goatherd.door.request_checks import RefusedError, read_batch
 from tests.cluster.door_world import X, world
 from tests.unit.goats import commit_by, element, signed_header
 

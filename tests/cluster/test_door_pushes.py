@@ -17,8 +17,8 @@ import httpx2
 import pytest
 
 import goatherd.trust
-from goatherd.agent.door import Limits, Rule, door, proxy
-from goatherd.agent.door.delivery import smallest_portion
+from goatherd.door import Limits, Rule, door, proxy
+from goatherd.door.delivery import smallest_portion
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes

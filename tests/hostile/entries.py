@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from goatherd.agent.door import Limits as DoorLimits
-from goatherd.agent.door import key_filter, request_checks
 from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
 from goatherd.data_directory import check_understood
+from goatherd.door import Limits as DoorLimits
+from goatherd.door import key_filter, request_checks
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.freeze import FrozenList

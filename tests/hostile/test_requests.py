@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from goatherd.agent.door import Door, Limits, Rate, TrustedSessions
+from goatherd.door import Door, Limits, Rate, TrustedSessions
 from goatherd.serving.limits import CallerLimits
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.schema import Registry

@@ -18,9 +18,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import goatherd
-from goatherd.agent.door import DoorStatus
-from goatherd.agent.door.report import agent_samples, door_samples
 from goatherd.clock import SystemClock
+from goatherd.door import DoorStatus
+from goatherd.door.report import agent_samples, door_samples
 from goatherd.errors import (
     ConflictError,
     MissingExtraError,

@@ -101,7 +101,7 @@ class Agent:
         lease: The restart lease.
         rules: How to behave.
         notify: Tells the server to take its new file: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Makes what stands in front of the server, a `goatherd.agent.door.Door` or an
+        front: Makes what stands in front of the server, a `goatherd.door.Door` or an
             `goatherd.agent.own_address.OwnAddress`, with what the agent answers itself; open as long as the agent runs.
         clock: The time.
 

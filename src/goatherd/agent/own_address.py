@@ -11,17 +11,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Final
 
-from goatherd.agent.door.binding import (
+from goatherd.clock import Clock, SystemClock
+from goatherd.door.binding import (
     give_misdirected,
     instance_headers,
     is_misdirected,
     parse_bound_signature,
 )
-from goatherd.agent.door.exchange import Exchange, HeaderRewriter
-from goatherd.agent.door.proxy import OWN_PREFIX, Answerer
-from goatherd.agent.door.request_checks import Rule, check_headers, check_method, check_target
-from goatherd.agent.door.upstream import LostError, Upstream
-from goatherd.clock import Clock, SystemClock
+from goatherd.door.exchange import Exchange, HeaderRewriter
+from goatherd.door.proxy import OWN_PREFIX, Answerer
+from goatherd.door.request_checks import Rule, check_headers, check_method, check_target
+from goatherd.door.upstream import LostError, Upstream
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
 from goatherd.serving.caller import CONNECTION

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from goatherd.agent.door.report import HEALTH_PATH, METRICS_PATH, health, metrics
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.clock import Clock
+from goatherd.door.report import HEALTH_PATH, METRICS_PATH, health, metrics
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import parse_signature
@@ -20,7 +20,7 @@ from goatherd.trust import TrustPool
 from goatherd.wire.json import to_json_bytes
 
 if TYPE_CHECKING:
-    from goatherd.agent.door.door import DoorStatus
+    from goatherd.door.door import DoorStatus
 
 
 class OwnAPI:

@@ -19,7 +19,7 @@ from goatherd.config.options import Options
 from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
-    from goatherd.agent.door import Door
+    from goatherd.door import Door
 
 
 @command(
@@ -116,8 +116,8 @@ async def _serve(
     private: bool,
 ) -> None:
     """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
-    from goatherd.agent.door import Door, Limits, TrustedSessions
-    from goatherd.agent.door.report import DoorAPI
+    from goatherd.door import Door, Limits, TrustedSessions
+    from goatherd.door.report import DoorAPI
     from goatherd.settings import CloudSecretSettings
 
     provider, template = configured_provider(options)

@@ -26,8 +26,8 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization
     from goatherd.agent.agent import Front
-    from goatherd.agent.door import Door
     from goatherd.agent.own_api import OwnAPI
+    from goatherd.door import Door
     from goatherd.node.server import Server
     from goatherd.operations.migrate import Target
     from goatherd.rotation.discovery import NodeDirectory
@@ -339,7 +339,7 @@ def build_door(options: Options, url: str, *, host: str, port: int, public_url: 
         public_url: How callers reach it.
         private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
     """
-    from goatherd.agent.door import Door, Limits, TrustedSessions
+    from goatherd.door import Door, Limits, TrustedSessions
 
     @asynccontextmanager
     async def opened(handovers: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:

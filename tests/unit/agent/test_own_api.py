@@ -15,11 +15,11 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from goatherd.agent.door import Door, DoorStatus, Rule, TrustedSessions
-from goatherd.agent.door.report import DoorAPI
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.client import INSTANCE_HEADER, NodeClient
+from goatherd.door import Door, DoorStatus, Rule, TrustedSessions
+from goatherd.door.report import DoorAPI
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_request
@@ -105,7 +105,7 @@ async def test_the_agents_own_address_passes_on_what_our_tools_ask_of_a_server_a
 async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restarts_it(
     caplog: pytest.LogCaptureFixture, is_restarting: bool
 ) -> None:
-    caplog.set_level("INFO", "goatherd.agent.door")
+    caplog.set_level("INFO", "goatherd.door")
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child:
         trust = TrustedSessions(org=ORG, identity=first(), clock=clock)

@@ -1,6 +1,6 @@
 """The mechanics of one request between a caller and the child: read it, hand it on, stream the answer back.
 
-Not a judge: `goatherd.agent.door.proxy` decides. Rules: hop-by-hop headers end here, on both sides, and framing is made
+Not a judge: `goatherd.door.proxy` decides. Rules: hop-by-hop headers end here, on both sides, and framing is made
 anew; whoever goes away takes the other side's connection along; an answer that breaks off is cut off, never completed;
 nobody waits for a slow caller, or for a silent child, without end.
 """
@@ -13,10 +13,10 @@ from collections.abc import Awaitable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from goatherd.agent.door.key_filter import KeyFilter
-from goatherd.agent.door.report import content_type_of
-from goatherd.agent.door.request_checks import connection_tokens
-from goatherd.agent.door.upstream import Connection, LostError, Upstream
+from goatherd.door.key_filter import KeyFilter
+from goatherd.door.report import content_type_of
+from goatherd.door.request_checks import connection_tokens
+from goatherd.door.upstream import Connection, LostError, Upstream
 from goatherd.serving.caller import Caller
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Send, Share, send_refusal
 from goatherd.serving.limits import RefusedError

@@ -9,9 +9,9 @@ from datetime import timedelta
 import pytest
 
 import goatherd.trust
-from goatherd.agent.door import TrustedSessions
-from goatherd.agent.door import trusted_sessions as door_trust
 from goatherd.clock import SystemClock
+from goatherd.door import TrustedSessions
+from goatherd.door import trusted_sessions as door_trust
 from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit

@@ -20,14 +20,14 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from goatherd.agent.door.commit_index import Indexes
-from goatherd.agent.door.exchange import HeaderRewriter
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.proxy import Answerer, Proxy
-from goatherd.agent.door.request_checks import Rule
-from goatherd.agent.door.trusted_sessions import TrustedSessions
-from goatherd.agent.door.upstream import Upstream
 from goatherd.clock import Clock, SystemClock
+from goatherd.door.commit_index import Indexes
+from goatherd.door.exchange import HeaderRewriter
+from goatherd.door.limits import Limits
+from goatherd.door.proxy import Answerer, Proxy
+from goatherd.door.request_checks import Rule
+from goatherd.door.trusted_sessions import TrustedSessions
+from goatherd.door.upstream import Upstream
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.ids import new_id
@@ -37,7 +37,7 @@ from goatherd.serving.gate import Gate
 from goatherd.serving.listener import Listener
 from goatherd.telemetry import Event, event_text
 
-_log = logging.getLogger("goatherd.agent.door")
+_log = logging.getLogger("goatherd.door")
 
 GRACE: Final = timedelta(seconds=10)
 REFRESH: Final = timedelta(seconds=5)

@@ -20,19 +20,20 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from goatherd.agent.door.binding import give_misdirected, instance_headers, is_misdirected
-from goatherd.agent.door.commit_index import Indexes, RepositoryIndex
-from goatherd.agent.door.delivery import Delivery, Verified
-from goatherd.agent.door.exchange import Exchange, HeaderRewriter
-from goatherd.agent.door.key_filter import (
+from goatherd.clock import Clock
+from goatherd.door.binding import give_misdirected, instance_headers, is_misdirected
+from goatherd.door.commit_index import Indexes, RepositoryIndex
+from goatherd.door.delivery import Delivery, Verified
+from goatherd.door.exchange import Exchange, HeaderRewriter
+from goatherd.door.key_filter import (
     KeyFilter,
     root_introductions,
     script_with_server_url,
     session_answer,
     with_introductions,
 )
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.request_checks import (
+from goatherd.door.limits import Limits
+from goatherd.door.request_checks import (
     DroppedError,
     Element,
     Rule,
@@ -47,9 +48,8 @@ from goatherd.agent.door.request_checks import (
     read_mail_request,
     rule_of,
 )
-from goatherd.agent.door.trusted_sessions import TrustedSessions
-from goatherd.agent.door.upstream import Connection, LostError, Upstream
-from goatherd.clock import Clock
+from goatherd.door.trusted_sessions import TrustedSessions
+from goatherd.door.upstream import Connection, LostError, Upstream
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from goatherd.agent.door import Rule
 from goatherd.agent.own_address import OwnAddress
 from goatherd.client import INSTANCE_HEADER, NodeClient
+from goatherd.door import Rule
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.ids import new_id

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.door import Limits, Rule
+from goatherd.door import Limits, Rule
 
 DOCS = Path(__file__).parents[3] / "docs"
 REFERENCE = (DOCS / "reference/door.md").read_text()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.door import Door, Limits, Rule, TrustedSessions
-from goatherd.agent.door.key_filter import script_with_server_url
+from goatherd.door import Door, Limits, Rule, TrustedSessions
+from goatherd.door.key_filter import script_with_server_url
 from goatherd.errors import ConfigurationError
 from goatherd.testing.upstream_child import APPLICATION
 from goatherd.wire.json import to_json_bytes

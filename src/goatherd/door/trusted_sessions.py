@@ -19,9 +19,9 @@ from concurrent.futures import Executor
 from datetime import timedelta
 from typing import Any, Final
 
-from goatherd.agent.door.repository_reader import Ask, RepositoryReader, Rounds
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
+from goatherd.door.repository_reader import Ask, RepositoryReader, Rounds
 from goatherd.errors import (
     DecodeError,
     GoatherdError,
@@ -329,7 +329,7 @@ def _verdict_key(commit: Commit, signer: Session | None) -> bytes | None:
     """Return what a good verdict depends on: the whole commit, and its session's key and end; None where unknown.
 
     SECURITY: a session that is revoked, or has another key, has no remembered verdict
-    (tests/unit/agent/test_door_trust.py).
+    (tests/unit/door/test_trust.py).
     """
     if signer is None:
         return None

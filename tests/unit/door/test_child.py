@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.request_checks import check_session_request, read_batch, read_commit
+from goatherd.door.limits import Limits
+from goatherd.door.request_checks import check_session_request, read_batch, read_commit
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
 from goatherd.serving.limits import RefusedError

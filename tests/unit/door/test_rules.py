@@ -14,13 +14,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from goatherd.agent.door import request_checks
-from goatherd.agent.door.commit_index import FirstSeen, RepositoryIndex
-from goatherd.agent.door.delivery import parents_first
-from goatherd.agent.door.key_filter import KeyFilter, script_with_server_url, session_answer
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.repository_reader import Rounds
-from goatherd.agent.door.request_checks import (
+from goatherd.clock import SystemClock
+from goatherd.door import request_checks
+from goatherd.door.commit_index import FirstSeen, RepositoryIndex
+from goatherd.door.delivery import parents_first
+from goatherd.door.key_filter import KeyFilter, script_with_server_url, session_answer
+from goatherd.door.limits import Limits
+from goatherd.door.repository_reader import Rounds
+from goatherd.door.request_checks import (
     DroppedError,
     Rule,
     check_headers,
@@ -29,7 +30,6 @@ from goatherd.agent.door.request_checks import (
     read_batch,
     read_commit,
 )
-from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeUnreachableError
 from goatherd.serving.limits import Buckets, Rate, RefusedError, caller_of
 from goatherd.wire.commit import Commit
@@ -522,7 +522,7 @@ async def test_a_second_creation_waits_for_the_first_and_is_admitted_when_that_w
 async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("goatherd.agent.door.commit_index._SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr("goatherd.door.commit_index._SETTLING_SECONDS", 0.05)
     index = index_of(Held())
     await index.refresh()
     assert await index.admit([note("k")]) == [None]
@@ -822,7 +822,7 @@ def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
 ) -> None:
     """SECURITY: guards `read_batch`: parsed, such a body takes hundreds of times its size in memory."""
     body = to_json_bytes([element("/data/x", [])]).replace(b'"c":[]', b'"c":[' + (junk * 200_001)[:-1] + b"]")
-    monkeypatch.setattr("goatherd.agent.door.request_checks.parse_json", lambda _: pytest.fail("it was parsed"))
+    monkeypatch.setattr("goatherd.door.request_checks.parse_json", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(RefusedError) as refused:
         read_batch(body, LIMITS)
     assert (refused.value.rule, refused.value.status) == (Rule.BODY, 400)

@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from goatherd.agent.door.repository_reader import Ask, RepositoryReader, Rounds
-from goatherd.agent.door.request_checks import DroppedError, Rule
 from goatherd.clock import Clock
+from goatherd.door.repository_reader import Ask, RepositoryReader, Rounds
+from goatherd.door.request_checks import DroppedError, Rule
 from goatherd.errors import NodeUnreachableError, WireError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id, new_seeds
@@ -57,7 +57,7 @@ _CONTINUATIONS: Final = 4
 _SETTLING_SECONDS: Final = 5.0
 """How long a second creation waits for the first one that another request has just brought."""
 
-_log = logging.getLogger("goatherd.agent.door")
+_log = logging.getLogger("goatherd.door")
 
 
 class FirstSeen:
@@ -179,7 +179,7 @@ class RepositoryIndex:
             self._reader.renew()
             await self._take()
         answered = {each for each in answered if not self._reader.hides(each)}
-        # SECURITY: what the child did not store must not keep a key from others (tests/unit/agent/test_door_rules.py).
+        # SECURITY: what the child did not store must not keep a key from others (tests/unit/door/test_rules.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
@@ -299,7 +299,7 @@ class RepositoryIndex:
         """Return the commits that `claimant` is to deliver from now on, and those that another one delivers.
 
         SECURITY: only a commit that is the same to the last member counts as delivered by another
-        (tests/unit/agent/test_door_rules.py).
+        (tests/unit/door/test_rules.py).
         """
         own: list[Any] = []
         claimed: list[Any] = []

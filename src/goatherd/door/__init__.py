@@ -7,10 +7,10 @@ child), `upstream` (HTTP to the child), `exchange` (one request and its answer),
 `proxy` (the path of one request), `door` (the whole proxy).
 """
 
-from goatherd.agent.door.door import Door, DoorStatus
-from goatherd.agent.door.limits import Limits
-from goatherd.agent.door.request_checks import Rule
-from goatherd.agent.door.trusted_sessions import TrustedSessions
+from goatherd.door.door import Door, DoorStatus
+from goatherd.door.limits import Limits
+from goatherd.door.request_checks import Rule
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.serving.limits import Rate
 
 __all__ = ["Door", "DoorStatus", "Limits", "Rate", "Rule", "TrustedSessions"]

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.agent.door.request_checks import Rule
+from goatherd.door.request_checks import Rule
 from goatherd.metrics import (
     TEXT_TYPE,
     Sample,
@@ -24,7 +24,7 @@ from goatherd.telemetry import Event, Metric
 from goatherd.wire.json import to_json_bytes
 
 if TYPE_CHECKING:
-    from goatherd.agent.door.door import DoorStatus
+    from goatherd.door.door import DoorStatus
     from goatherd.identity.document import IdentityDocument
     from goatherd.settings import DBSettingsProvider, SettingsStatus
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from goatherd.agent.door.exchange import Exchange
-from goatherd.agent.door.request_checks import Rule
 from goatherd.client import INSTANCE_HEADER
+from goatherd.door.exchange import Exchange
+from goatherd.door.request_checks import Rule
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request

@@ -1,6 +1,6 @@
 """One push on its way to the server: verified ahead of the server's own work, and delivered in portions.
 
-Not a judge: `goatherd.agent.door.proxy` says what is verified and admitted. A small push is one portion, which goes to
+Not a judge: `goatherd.door.proxy` says what is verified and admitted. A small push is one portion, which goes to
 the server in the client's own request. A large one goes in several: while the server works on one, the next one is
 verified.
 
@@ -19,8 +19,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from goatherd.agent.door.commit_index import RepositoryIndex
-from goatherd.agent.door.request_checks import Element, Rule
+from goatherd.door.commit_index import RepositoryIndex
+from goatherd.door.request_checks import Element, Rule
 from goatherd.serving.limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
