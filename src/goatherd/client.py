@@ -367,7 +367,7 @@ class NodeClient:
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
     ) -> bytes:
-        """Return the list of what the server holds of a revoked root (`goatherd.identity.freeze`); `signer` is a root.
+        """Return what the server holds of a revoked root (`goatherd.identity.revocations`); `signer` is a root.
 
         Args:
             session_id: The revoked root.

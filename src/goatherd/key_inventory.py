@@ -26,7 +26,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.silence import silent_since_ms, unretired
+from goatherd.identity.key_age import silent_since_ms, unretired
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import Guarantees, StoreReader
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState, shown_label

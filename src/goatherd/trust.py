@@ -52,15 +52,15 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
-from goatherd.identity.freeze import FrozenList, commit_digest
-from goatherd.identity.introduction import (
+from goatherd.identity.revocations import FrozenList, commit_digest
+from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, parse_signature, verify_request
+from goatherd.identity.session_commits import (
     SESSIONS_NAMESPACE,
     better,
     claims_root,
     session_from_commit,
     verify_commit_by,
 )
-from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, parse_signature, verify_request
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

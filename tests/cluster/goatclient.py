@@ -13,8 +13,8 @@ from typing import Any
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, VerificationError
-from goatherd.identity.introduction import session_from_commit, verify_commit_by
 from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.identity.session_commits import session_from_commit, verify_commit_by
 from goatherd.ids import new_id, new_seeds
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit

@@ -22,7 +22,7 @@ from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.node.server import Listener, Server
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy

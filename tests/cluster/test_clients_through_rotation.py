@@ -227,7 +227,7 @@ async def test_what_a_client_believes_without_the_order_of_the_answers_comes_too
 ) -> None:
     """The test of the test above: in the order of the log a new client does not verify the oldest commit."""
     keep: Callable[..., list[object]] = lambda self, missing, **more: list(missing)  # noqa: E731
-    monkeypatch.setattr("goatherd.identity.following.RootIntroductions.for_client", keep)
+    monkeypatch.setattr("goatherd.identity.introductions_for_clients.RootIntroductions.for_client", keep)
     async with herd_of(tmp_path) as herd:
         old = await GoatClient.born(herd.urls[0], herd.clock)
         oldest = await old.write("the oldest")

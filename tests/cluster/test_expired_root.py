@@ -11,7 +11,7 @@ import pytest
 
 from goatherd.client import NodeClient
 from goatherd.errors import IllegalStepError, NodeError
-from goatherd.identity.expiry import REPLACE_EXPIRED
+from goatherd.identity.key_age import REPLACE_EXPIRED
 from goatherd.node.server import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Policy

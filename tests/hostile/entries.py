@@ -19,10 +19,10 @@ from goatherd.door import Limits as DoorLimits
 from goatherd.door import key_filter, request_checks
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import decode_document, encode_document
-from goatherd.identity.freeze import FrozenList
-from goatherd.identity.introduction import session_from_commit
+from goatherd.identity.revocations import FrozenList
 from goatherd.identity.session import Session, parse_signature
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.session_commits import session_from_commit
+from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create
 from goatherd.node.admission import Limits, decode_commit, decode_session_request
 from goatherd.node.data_check import decode_lines

@@ -256,7 +256,7 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
 
 
 def may_leave(document: Document) -> int:
-    """Return the roots that may leave the document (`goatherd.identity.pruning`)."""
+    """Return the roots that may leave the document (`goatherd.identity.transitions`)."""
     staying = 1 << document.current | (1 << document.before if document.before != NOBODY else 0)
     return document.roots & ~staying if document.phase is Phase.STEADY else 0
 

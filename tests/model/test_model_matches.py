@@ -13,7 +13,7 @@ from itertools import chain
 import pytest
 
 from goatherd.errors import GenerationError, GenerationJumpError, SuccessionError, UnsignedIdentityError
-from goatherd.identity import pruning, transitions
+from goatherd.identity import transitions
 from goatherd.identity.document import (
     IdentityDocument,
     decode_document,
@@ -22,10 +22,10 @@ from goatherd.identity.document import (
     encode_document,
 )
 from goatherd.identity.document import Phase as DocumentPhase
-from goatherd.identity.document_signature import MEMBER
+from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import MAX_JUMP, verify_successor
-from goatherd.identity.text import pretty
 from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Phase, Policy, Step, decide
@@ -94,7 +94,7 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
         case Step.CANCEL:
             real = transitions.cancel(real, at, reason="why")
         case Step.PRUNE:
-            leaving = pruning.may_leave(real)
+            leaving = transitions.may_leave(real)
             assert leaving == named(may_leave(abstract))
             return (*history, (transitions.prune(real, leaving, at), pruned(abstract, version, may_leave(abstract))))
         case Step.ROLL_BACK:

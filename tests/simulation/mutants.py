@@ -19,7 +19,7 @@ from goatherd.clock import SteadyClock
 from goatherd.errors import DecodeError
 from goatherd.identity import lineage, succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
-from goatherd.identity.freeze import FrozenList
+from goatherd.identity.revocations import FrozenList
 from goatherd.node import disk
 from goatherd.rotation import (
     clocks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from goatherd.identity.introduction import claims_root
+from goatherd.identity.session_commits import claims_root
 from goatherd.wire.commit import Commit
 
 

@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any
 
 from goatherd.crypto import PrivateKey
-from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import OwnedSession, Session, sign_commit, sign_request
+from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import Engine, Response, drive_inline
 from goatherd.node.repository import Log, Repository
 from goatherd.node.rules import Rule

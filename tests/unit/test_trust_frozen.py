@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from goatherd.errors import DecodeError, InvalidSignatureError, RevokedSessionError, UnknownSignerError
-from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 

@@ -16,7 +16,7 @@ import orjson
 
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import EXPIRED_HINT, REPLACE_EXPIRED, SHORT_LIFE
+from goatherd.identity.key_age import EXPIRED_HINT, REPLACE_EXPIRED, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.times import milliseconds
 

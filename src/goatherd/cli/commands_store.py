@@ -18,7 +18,7 @@ from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redacted
 from goatherd.identity.session import Session
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.operations.identity_store import Store
 from goatherd.plugins import policy_text
 from goatherd.providers.values import CURRENT, shown_label, shown_labels

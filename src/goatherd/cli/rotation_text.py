@@ -11,7 +11,7 @@ from typing import Any
 
 from goatherd.cli.output import Output
 from goatherd.identity.document import HistoryEntry, IdentityDocument
-from goatherd.identity.expiry import SHORT_LIFE
+from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.key_inventory import describe_kept
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Progress, Step, rotation_due_ms

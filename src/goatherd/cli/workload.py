@@ -18,8 +18,8 @@ from typing import Any, Self
 from goatherd.client import NodeClient
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import DecodeError, GoatherdError, NodeError, VerificationError
-from goatherd.identity.introduction import session_from_commit, verify_commit_by
 from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.identity.session_commits import session_from_commit, verify_commit_by
 from goatherd.ids import new_id
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit

@@ -36,7 +36,7 @@ from goatherd.errors import (
     UntrustedRootError,
     WireError,
 )
-from goatherd.identity.introduction import SESSIONS_NAMESPACE, session_from_commit
+from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.serving.limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter

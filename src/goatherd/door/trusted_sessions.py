@@ -32,9 +32,9 @@ from goatherd.errors import (
     UntrustedRootError,
     VerificationError,
 )
-from goatherd.identity.following import RootIntroductions
-from goatherd.identity.introduction import claims_root
+from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import Session
+from goatherd.identity.session_commits import claims_root
 from goatherd.trust import TrustPool, TrustSource
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
@@ -222,7 +222,7 @@ class TrustedSessions:
         return all(raw.get("id") in self._raw_introductions for raw in raws)
 
     def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the introductions of roots that a client is sent (`goatherd.identity.following`).
+        """Return the introductions of roots that a client is sent (`goatherd.identity.introductions_for_clients`).
 
         Args:
             session: The client's; None where it is not known.

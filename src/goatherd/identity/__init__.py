@@ -22,11 +22,11 @@ from goatherd.identity.document import (
     decode_document,
     encode_document,
 )
-from goatherd.identity.endorsement import Endorsement, endorse, verify_endorsement
 from goatherd.identity.redaction import days_left, notes, redacted
-from goatherd.identity.revocation import Freeze, Revocation
+from goatherd.identity.revocations import Freeze, Revocation
+from goatherd.identity.root_signatures import Endorsement, endorse, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.settings_text import from_settings, to_settings
+from goatherd.identity.settings_json import from_settings, to_settings
 from goatherd.identity.succession import Seen, check_generation, verify_succession, verify_successor
 from goatherd.identity.transitions import (
     activate,

@@ -23,12 +23,18 @@ from goatherd.errors import (
     NewerKeyError,
     SuccessionError,
 )
-from goatherd.identity.document_signature import MEMBER, DocumentSignature, is_signed_by, sign_tree
-from goatherd.identity.endorsement import Endorsement, verify_endorsement
 from goatherd.identity.lineage import Lineage
-from goatherd.identity.revocation import Freeze, Revocation, revocation_json, verify_proof
+from goatherd.identity.revocations import Freeze, Revocation, revocation_json, verify_proof
+from goatherd.identity.root_signatures import (
+    MEMBER,
+    DocumentSignature,
+    Endorsement,
+    is_signed_by,
+    sign_tree,
+    verify_endorsement,
+)
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.text import holds_private_key, parse, pretty, strings
+from goatherd.identity.strict_json import holds_private_key, parse, pretty, strings
 from goatherd.times import iso, read_iso
 
 VERSION: Final = 2

@@ -16,8 +16,8 @@ from goatherd.identity.document import (
     history_json,
     rotation_json,
 )
-from goatherd.identity.expiry import REPLACE_EXPIRED, SHORT_LIFE
-from goatherd.identity.revocation import Revocation, revocation_json
+from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE
+from goatherd.identity.revocations import Revocation, revocation_json
 from goatherd.identity.session import Session
 from goatherd.times import iso
 

@@ -32,16 +32,16 @@ from goatherd.identity.document import (
     read_id,
     read_session,
 )
-from goatherd.identity.endorsement import Endorsement, verify_endorsement
-from goatherd.identity.introduction import (
+from goatherd.identity.revocations import verify_proof
+from goatherd.identity.root_signatures import Endorsement, verify_endorsement
+from goatherd.identity.session import Session
+from goatherd.identity.session_commits import (
     claims_root,
     earlier_introduction_id,
     session_from_commit,
     verify_commit_by,
 )
-from goatherd.identity.revocation import verify_proof
-from goatherd.identity.session import Session
-from goatherd.identity.text import canonical, parse, pretty
+from goatherd.identity.strict_json import canonical, parse, pretty
 
 if TYPE_CHECKING:
     from goatherd.crypto import PublicKey

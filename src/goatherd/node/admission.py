@@ -16,7 +16,7 @@ from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.identity.introduction import session_from_commit
+from goatherd.identity.session_commits import session_from_commit
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.items import record_data

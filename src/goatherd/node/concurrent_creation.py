@@ -18,7 +18,7 @@ from typing import Any
 
 from goatherd.derived_ids import id_of_digest
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.identity.introduction import SESSIONS_SCHEMA
+from goatherd.identity.session_commits import SESSIONS_SCHEMA
 from goatherd.node.repository import Repository
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit

@@ -71,7 +71,6 @@ from goatherd.errors import (
     UnknownSignerError,
     VerificationError,
 )
-from goatherd.identity.introduction import SESSIONS_SCHEMA, session_fields, session_from_commit
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import (
     SESSION_LIFETIME,
@@ -83,6 +82,7 @@ from goatherd.identity.session import (
     sign_commit,
     verify_commit,
 )
+from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields, session_from_commit
 from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds

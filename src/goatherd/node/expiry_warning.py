@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import REPLACE_EXPIRED, Urgency, time_left, urgency
+from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, time_left, urgency
 from goatherd.telemetry import Event, event_text
 from goatherd.times import iso
 

@@ -22,8 +22,8 @@ from goatherd.clock import Clock
 from goatherd.errors import DecodeError, NodeError, PathError, SettingsError
 from goatherd.files import read_file, replace_file
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.freeze import MAX_SHOWN, FrozenList, commit_digest
-from goatherd.identity.introduction import claims_root
+from goatherd.identity.revocations import MAX_SHOWN, FrozenList, commit_digest
+from goatherd.identity.session_commits import claims_root
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.management import refuse_unless_root
 from goatherd.telemetry import Event, event_text

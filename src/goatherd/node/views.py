@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from goatherd.errors import VerificationError
-from goatherd.identity.following import RootIntroductions
-from goatherd.identity.introduction import SESSIONS_NAMESPACE
+from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import Session
+from goatherd.identity.session_commits import SESSIONS_NAMESPACE
 from goatherd.node.admission import Limits
 from goatherd.node.repository import Repository, Seeds
 from goatherd.node.rules import Access, Rulebook, ask

@@ -18,8 +18,8 @@ from typing import Any
 
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError
-from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.session_commits import session_from_commit
 from goatherd.rotation.vouching import session_commit
 from goatherd.wire.commit import Commit
 

@@ -41,7 +41,7 @@ from goatherd.errors import (
 from goatherd.files import lock_file
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import Seen
 from goatherd.node.data_check import Kind, decode_lines, order_repositories
 from goatherd.node.repository import Repository

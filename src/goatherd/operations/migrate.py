@@ -39,11 +39,11 @@ from goatherd.errors import (
 )
 from goatherd.files import remove_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document, settled, sign_document
-from goatherd.identity.endorsement import endorse
-from goatherd.identity.expiry import last_valid_ms
-from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
+from goatherd.identity.key_age import last_valid_ms
+from goatherd.identity.root_signatures import endorse
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
+from goatherd.identity.settings_json import from_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
 from goatherd.operations.identity_store import DEFAULT_ORG, Store

@@ -14,7 +14,7 @@ from enum import StrEnum
 from goatherd.clock import Clock
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
-from goatherd.identity.document_signature import MEMBER
+from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
 from goatherd.providers.base import SecretProvider

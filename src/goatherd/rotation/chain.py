@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from goatherd.errors import AuditBrokenError, DecodeError, SuccessionError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.endorsement import Endorsement, verify_endorsement
+from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.times import iso, read_iso
 

@@ -18,7 +18,7 @@ from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import claims_root
+from goatherd.identity.session_commits import claims_root
 from goatherd.settings.base import Introductions, IntroductionSource
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH

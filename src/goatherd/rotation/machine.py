@@ -126,7 +126,7 @@ class StoreView:
             they have not signed.
         root_ids: Every root that the document lists.
         leaving: Earlier roots that are to leave the document, oldest first, once every node holds their introduction by
-            the current root (`goatherd.identity.pruning`).
+            the current root (`goatherd.identity.transitions`).
         is_full: The document is too large for another rotation.
         clock_ahead_ms: How far the store's clock is ahead of ours, below 0 behind; None where it tells none.
         recorded_ahead_ms: How far the latest time that the document records is in the future.

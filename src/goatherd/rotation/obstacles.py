@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
-from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.rotation.action import Obstacle, ObstacleKind, Progress
 from goatherd.rotation.clocks import Clocks, describe_difference, describe_span
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum

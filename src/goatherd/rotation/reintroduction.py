@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
-from goatherd.identity.freeze import FrozenList, commit_digest
-from goatherd.identity.introduction import better, session_from_commit, verify_commit_by
+from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
+from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
 from goatherd.rotation.vouching import session_commit
 from goatherd.wire.commit import Commit
 

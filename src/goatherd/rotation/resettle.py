@@ -17,8 +17,7 @@ from typing import Any, Final, Protocol
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.freeze import FrozenList
-from goatherd.identity.revocation import Revocation
+from goatherd.identity.revocations import FrozenList, Revocation
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_seeds
 from goatherd.rotation.machine import Policy

@@ -13,7 +13,7 @@ from typing import Final
 
 from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.expiry import SHORT_LIFE
+from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.providers.base import StoreReader

@@ -42,8 +42,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
-from goatherd.identity.freeze import MAX_SHOWN, FrozenList, counted
-from goatherd.identity.revocation import Revocation
+from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, counted
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings

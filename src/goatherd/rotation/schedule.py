@@ -25,9 +25,8 @@ from cronsim import CronSim, CronSimError
 
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
-from goatherd.identity.expiry import REPLACE_EXPIRED
+from goatherd.identity.key_age import REPLACE_EXPIRED, unretired
 from goatherd.identity.recorded_times import limit_times
-from goatherd.identity.silence import unretired
 from goatherd.identity.transitions import RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.policy import check_lifetime

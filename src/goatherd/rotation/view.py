@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from goatherd.identity.document import IdentityDocument, source_digest
-from goatherd.identity.pruning import is_full, leaving
+from goatherd.identity.key_age import unretired
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.silence import unretired
-from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES
+from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, is_full, leaving
 from goatherd.providers.values import SecretVersion
 from goatherd.rotation.machine import Phase, Policy, StoreView, rotation_due_ms
 from goatherd.times import iso

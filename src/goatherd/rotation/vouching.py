@@ -16,7 +16,7 @@ from typing import Any, Final
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import SESSIONS_SCHEMA, earlier_introduction_id, session_fields, session_from_commit
+from goatherd.identity.key_age import silent_since_ms
 from goatherd.identity.session import (
     OwnedSession,
     Session,
@@ -25,7 +25,12 @@ from goatherd.identity.session import (
     sign_commit,
     verify_commit,
 )
-from goatherd.identity.silence import silent_since_ms
+from goatherd.identity.session_commits import (
+    SESSIONS_SCHEMA,
+    earlier_introduction_id,
+    session_fields,
+    session_from_commit,
+)
 from goatherd.server_answers import make_printable
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit

@@ -18,7 +18,7 @@ from goatherd.errors import GoatherdError
 from goatherd.files import create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import Session
-from goatherd.identity.settings_text import from_settings, to_settings, to_settings_keeping
+from goatherd.identity.settings_json import from_settings, to_settings, to_settings_keeping
 from goatherd.identity.succession import check_generation, check_signature, verify_succession, verify_successor
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, cancelled

@@ -32,7 +32,7 @@ from goatherd.errors import (
 )
 from goatherd.files import read_file, replace_file
 from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
-from goatherd.identity.text import parse, pretty
+from goatherd.identity.strict_json import parse, pretty
 from goatherd.providers.values import ORG_FIELD, SecretBytes, secret_id_for
 
 MAX_AGE: Final = timedelta(hours=24)

@@ -32,8 +32,8 @@ from goatherd.errors import (
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
-from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, parse_signature, sign_commit, verify_request
+from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.transitions import create
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT

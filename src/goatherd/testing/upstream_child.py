@@ -26,7 +26,6 @@ from urllib.parse import parse_qs
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, EncodeError, GoatherdError, VerificationError, WireError
-from goatherd.identity.introduction import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
 from goatherd.identity.session import (
     ROOT_OWNER,
     OwnedSession,
@@ -37,6 +36,7 @@ from goatherd.identity.session import (
     verify_commit,
     verify_data,
 )
+from goatherd.identity.session_commits import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
 from goatherd.ids import new_id, new_seeds
 from goatherd.serving.caller import CONNECTION, Caller
 from goatherd.serving.gate import Gate

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.identity.session_commits import session_fields
 from goatherd.ids import new_id
 from goatherd.settings.base import DBSettings, SettingsStatus
 from goatherd.wire.commit import new_commit

@@ -30,7 +30,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated, first, owned, published
 from tests.unit.settings.make import CountingProvider

@@ -21,7 +21,7 @@ from goatherd.agent.memory_directory import directory_for
 from goatherd.cli.commands_agent import _environ
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.config.options import load_options
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
 from tests.unit.identity.make import first

@@ -20,7 +20,7 @@ from goatherd.client import NewSession
 from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import revoke
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, published, rotated, secret_of, shows_key
 from tests.unit.settings.make import HandClock

@@ -21,7 +21,7 @@ from goatherd.agent.restart_rules import (
 )
 from goatherd.errors import IdentityError
 from goatherd.identity.document import IdentityDocument, Revocation
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import revoke
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, prepared, published, rotated, secret_of
 

@@ -18,7 +18,7 @@ from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create
 from goatherd.operations.status import NodeState
 from goatherd.operations.store_checks import _clock_check, _other_label_checks

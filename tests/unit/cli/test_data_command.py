@@ -13,7 +13,7 @@ from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.plugins import open_provider
 from goatherd.providers.values import SecretBytes

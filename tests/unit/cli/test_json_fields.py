@@ -26,7 +26,7 @@ from goatherd.cli.json_fields import DOCUMENTS, OBJECTS, Field
 from goatherd.clock import SystemClock
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider

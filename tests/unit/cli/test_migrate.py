@@ -16,7 +16,7 @@ from goatherd.cli.migration_text import outcome_lines
 from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.settings_json import from_settings
 from goatherd.node.storage import LogDirectory
 from goatherd.operations.migrate import Outcome, read_commits, verified_sessions
 from goatherd.trust import TrustPool

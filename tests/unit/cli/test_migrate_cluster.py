@@ -19,7 +19,7 @@ from goatherd.data_directory import REMAINS
 from goatherd.errors import SettingsError
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
 from goatherd.node.storage import LogDirectory
 from goatherd.operations.migrate import read_commits

@@ -13,7 +13,7 @@ import pytest
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.session import OwnedSession
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from tests.deadlines import ANSWER

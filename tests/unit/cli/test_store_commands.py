@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.identity.settings_text import from_settings
+from goatherd.identity.settings_json import from_settings
 
 from .conftest import Goatherd
 

@@ -19,8 +19,8 @@ from goatherd.identity import (
     verify_succession,
     verify_successor,
 )
-from goatherd.identity.introduction import earlier_introduction_id
-from goatherd.identity.pruning import may_leave
+from goatherd.identity.session_commits import earlier_introduction_id
+from goatherd.identity.transitions import may_leave
 from goatherd.rotation.vouching import introduction_id, session_commit
 from goatherd.wire.commit import Commit
 

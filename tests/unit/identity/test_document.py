@@ -25,7 +25,7 @@ from goatherd.identity import (
     roll_back,
 )
 from goatherd.identity.document import SIZE_LIMIT_BYTES
-from goatherd.identity.text import pretty
+from goatherd.identity.strict_json import pretty
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, published, rotated, secret_of, shows_key
 

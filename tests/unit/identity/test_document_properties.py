@@ -33,7 +33,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
 from goatherd.identity.document import Phase
-from goatherd.identity.text import _pretty, holds_private_key, pretty
+from goatherd.identity.strict_json import _pretty, holds_private_key, pretty
 
 from .make import NOW, everything_in, first, owned, secret_of, shows_key
 

@@ -33,9 +33,9 @@ from goatherd.identity import (
     with_phase,
 )
 from goatherd.identity.document import document_tree, sign_document
-from goatherd.identity.document_signature import MEMBER, DocumentSignature, tree_digest
+from goatherd.identity.root_signatures import MEMBER, DocumentSignature, tree_digest
 from goatherd.identity.session import parse_signature, sign_data
-from goatherd.identity.text import canonical, pretty
+from goatherd.identity.strict_json import canonical, pretty
 from goatherd.identity.transitions import replace_expired, restore
 from goatherd.wire.javascript_values import UNDEFINED
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from goatherd.identity.following import MARGIN, RootIntroductions
-from goatherd.identity.introduction import claims_root, session_fields
+from goatherd.identity.introductions_for_clients import MARGIN, RootIntroductions
+from goatherd.identity.session_commits import claims_root, session_fields
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from tests.unit.following import Client

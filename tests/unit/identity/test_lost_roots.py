@@ -20,7 +20,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.document import document_digest, sign_document
 from goatherd.identity.lineage import KEPT, Lineage
-from goatherd.identity.pruning import may_leave
+from goatherd.identity.transitions import may_leave
 
 from .make import NOW, first, owned, prepared, published, rotated
 from .test_chains import introduced, outlived

@@ -28,7 +28,7 @@ from goatherd.identity import (
     verify_endorsement,
     verify_successor,
 )
-from goatherd.identity.revocation import prove, verify_proof
+from goatherd.identity.revocations import prove, verify_proof
 from goatherd.identity.session import sign_data
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key

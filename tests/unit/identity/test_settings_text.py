@@ -19,7 +19,7 @@ from goatherd.identity import (
     revoke,
     to_settings,
 )
-from goatherd.identity.settings_text import to_settings_keeping
+from goatherd.identity.settings_json import to_settings_keeping
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, rotated, shows_key
 

@@ -29,9 +29,16 @@ from goatherd.identity import (
     with_phase,
 )
 from goatherd.identity.document import history_json
-from goatherd.identity.pruning import MOST_BYTES, is_full, leaving, may_leave
-from goatherd.identity.text import pretty
-from goatherd.identity.transitions import MAX_HISTORY, MAX_HISTORY_BYTES, restore
+from goatherd.identity.strict_json import pretty
+from goatherd.identity.transitions import (
+    MAX_HISTORY,
+    MAX_HISTORY_BYTES,
+    MOST_BYTES,
+    is_full,
+    leaving,
+    may_leave,
+    restore,
+)
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 

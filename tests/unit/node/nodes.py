@@ -13,8 +13,8 @@ from typing import Any
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import OwnedSession, Session, sign_commit
+from goatherd.identity.session_commits import session_fields
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id, new_seeds
 from goatherd.node import Listener, Server

@@ -16,8 +16,8 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.errors import StorageError
 from goatherd.identity.document import encode_document
-from goatherd.identity.introduction import earlier_introduction_id
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.session_commits import earlier_introduction_id
 from goatherd.identity.transitions import prune
 from goatherd.ids import new_id
 from goatherd.node import Server

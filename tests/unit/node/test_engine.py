@@ -14,8 +14,8 @@ import pytest
 
 from goatherd.crypto import PrivateKey
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
-from goatherd.identity.introduction import session_fields
 from goatherd.identity.session import sign_commit, verify_commit
+from goatherd.identity.session_commits import session_fields
 from goatherd.node.admission import Limits, NotAdmittedError
 from goatherd.node.engine import Step, drive, drive_inline
 from goatherd.node.rules import Access, Rule, Rulebook

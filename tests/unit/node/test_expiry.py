@@ -12,7 +12,7 @@ import pytest
 
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.expiry import Urgency, urgency
+from goatherd.identity.key_age import Urgency, urgency
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, create, finalize, prepare, verified, with_phase
 from goatherd.node import Server

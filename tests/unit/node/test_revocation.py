@@ -10,7 +10,7 @@ import pytest
 from goatherd.client import NodeClient
 from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, encode_document
-from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import close_freeze, revoke
 from goatherd.node import Server

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeError
-from goatherd.identity.introduction import session_from_commit
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.session_commits import session_from_commit
 from goatherd.node.storage import LogDirectory
 from goatherd.operations.creations import find_conflicts, join_creations
 from goatherd.operations.data import Anchor, Repair, check_organization, lock_organization, read_peers

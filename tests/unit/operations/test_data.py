@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from goatherd.errors import AgentBusyError, ConfigurationError, NodeUnreachableError, StorageError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.identity.settings_text import to_settings
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import Seen
 from goatherd.node.storage import LogDirectory
 from goatherd.operations.data import (

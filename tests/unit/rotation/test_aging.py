@@ -18,8 +18,8 @@ import pytest
 
 from goatherd.errors import SuccessionError
 from goatherd.identity.document import SIZE_WARNING_BYTES, IdentityDocument, encode_document
-from goatherd.identity.introduction import claims_root
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.session_commits import claims_root
 from goatherd.identity.succession import Seen
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Phase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.identity.document import decode_document, encode_document
-from goatherd.identity.endorsement import _verify_statement
+from goatherd.identity.root_signatures import _verify_statement
 from goatherd.rotation import Phase
 from tests.bench import bench_rotation
 from tests.unit.identity.make import first, rotated

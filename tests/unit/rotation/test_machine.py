@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.rotation import machine
 from goatherd.rotation.machine import (
     BACKWARD,

@@ -21,7 +21,7 @@ from goatherd.errors import (
     RotationError,
     WrongClockError,
 )
-from goatherd.identity.expiry import EXPIRED_HINT
+from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.providers.memory import MemorySecretProvider

@@ -9,7 +9,7 @@ import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError
 from goatherd.identity.document import SIZE_WARNING_BYTES, encode_document
-from goatherd.identity.pruning import MOST_BYTES
+from goatherd.identity.transitions import MOST_BYTES
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.action import Done, Illegal, IntroduceEarlier, LabelStable, Prepare, Prune
 from goatherd.rotation.events import Decided, Event

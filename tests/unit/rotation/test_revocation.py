@@ -25,7 +25,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
-from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import activate, correct_times, finalize, prepare, verified, with_phase
 from goatherd.ids import new_id

@@ -17,8 +17,8 @@ from goatherd.errors import (
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_digest, document_tree
 from goatherd.identity.session import OwnedSession
+from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import verify_successor
-from goatherd.identity.text import pretty
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE

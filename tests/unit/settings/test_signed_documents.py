@@ -26,8 +26,8 @@ from goatherd.identity import (
     with_phase,
 )
 from goatherd.identity.document import document_tree, settled, sign_document
+from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import MAX_JUMP
-from goatherd.identity.text import pretty
 from goatherd.settings import CloudSecretSettings, FileSettings
 from goatherd.settings.answer import describe_identity
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from goatherd.crypto import PrivateKey, PublicKey
-from goatherd.identity import document, text
+from goatherd.identity import document, strict_json
 from goatherd.identity.document import IdentityDocument
 from goatherd.node import peer
 from goatherd.settings import cloud
@@ -71,7 +71,7 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
 
     trees: dict[bytes | str, Mapping[str, Any]] = {}
     documents: dict[int, IdentityDocument] = {}
-    parse, from_tree = text.parse, document.document_from_tree
+    parse, from_tree = strict_json.parse, document.document_from_tree
 
     def parse_once(raw: bytes | str, *, max_bytes: int) -> Mapping[str, Any]:
         if raw not in trees:

@@ -11,9 +11,9 @@ from typing import Final
 
 from goatherd.errors import ConflictError, ProviderError, RotationBusyError
 from goatherd.identity.document import decode_document, document_tree, encode_document
-from goatherd.identity.freeze import commit_digest
+from goatherd.identity.revocations import commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.text import pretty
+from goatherd.identity.strict_json import pretty
 from goatherd.identity.transitions import create
 from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from goatherd.identity.freeze import FrozenList
+from goatherd.identity.revocations import FrozenList
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.network import Answer
 

@@ -17,7 +17,7 @@ from typing import Final
 from goatherd.client import NodeClient
 from goatherd.clock import Clock
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.freeze import FrozenList, commit_digest
+from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.values import CURRENT, VersionState
 from goatherd.rotation.events import Event

@@ -21,10 +21,10 @@ from goatherd.identity.document import (
     read_session,
     settled,
 )
-from goatherd.identity.expiry import EXPIRED_HINT, SHORT_LIFE
+from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.identity.text import holds_private_key, parse, pretty
+from goatherd.identity.strict_json import holds_private_key, parse, pretty
 from goatherd.wire.json import to_json_bytes
 
 SETTINGS_LIMIT_BYTES: Final = 256 * 1024 * 1024

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from goatherd.identity.introduction import claims_root
+from goatherd.identity.session_commits import claims_root
 from goatherd.wire.commit import Commit
 
 MARGIN: Final = 16
