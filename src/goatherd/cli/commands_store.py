@@ -41,7 +41,7 @@ def init(app: App) -> None:
 
 async def _init(app: App) -> None:
     # Here, since the package of the rotation is more than the other commands of this module need.
-    from goatherd.cli.rotation_text import warn_of_short_life
+    from goatherd.cli.text.rotation import warn_of_short_life
     from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime
 
@@ -136,7 +136,7 @@ async def _migrate(
     root_id: str | None,
     remove: bool | None,
 ) -> int | None:
-    from goatherd.cli.migration_text import outcome_lines, proof_line
+    from goatherd.cli.text.migration import outcome_lines, proof_line
     from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
 
     target = build_migration_target(app.options)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli import commands_cluster, commands_revoke
+from goatherd.cli import revoke, rotate
 from goatherd.cli.main import run
 from goatherd.config.build import build_policy
 from goatherd.rotation.policy import Policy
@@ -142,5 +142,5 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient(*given: Any, **named: Any) -> Policy:
         return replace(build_policy(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))
 
-    for module in (commands_cluster, commands_revoke):
+    for module in (rotate, revoke):
         monkeypatch.setattr(module, "build_policy", impatient)

@@ -157,7 +157,7 @@ def test_whoever_interrupts_a_rotation_is_told_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goatherd.cli.commands_cluster.open_store", interrupt)
+    monkeypatch.setattr("goatherd.cli.rotate.open_store", interrupt)
     result = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
     assert result.code == 130
     assert "goatherd rotate --resume" in result.err
@@ -223,11 +223,11 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("command", "module", "told"),
     [
-        (["rotate", "--unsafe-without-nodes"], "commands_cluster", "`goatherd rotate --resume` carries it on"),
-        (["retire", "--yes"], "commands_cluster", "`goatherd retire` does the rest"),
+        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` carries it on"),
+        (["retire", "--yes"], "rotate", "`goatherd retire` does the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
-            "commands_revoke",
+            "revoke",
             "the very same command, run again, carries it on",
         ),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.cli.migration_text import outcome_lines
+from goatherd.cli.text.migration import outcome_lines
 from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession

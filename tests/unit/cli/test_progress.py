@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.output import Output
-from goatherd.cli.progress import Progress
+from goatherd.cli.text.progress import Progress
 from goatherd.rotation.events import Decided, HealthSeen, NodesSeen, NodesUnknown
 from goatherd.rotation.machine import HealthView, NodeView, Wait
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.cli.rotation_text import restart_lines
+from goatherd.cli.text.rotation import restart_lines
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
 from tests.deadlines import HANG

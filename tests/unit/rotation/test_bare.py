@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.cli.rotation_text import bare_lines
+from goatherd.cli.text.rotation import bare_lines
 from goatherd.errors import NotAdoptedError
 from goatherd.rotation.machine import Evidence, NodeView, Observation, Outcome, Phase, Policy, Step, StoreView, missing
 from goatherd.rotation.observe import Observer

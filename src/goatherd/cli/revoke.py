@@ -12,7 +12,7 @@ import click
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.rotation_text import kept_data, warn_of_short_life
+from goatherd.cli.text.rotation import kept_data, warn_of_short_life
 from goatherd.config.build import build_policy, open_store
 from goatherd.errors import ConfigurationError
 from goatherd.key_inventory import describe_kept

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.commands_cluster import distrust_option
 from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.rotate import distrust_option
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_policy, open_store
 from goatherd.identity.document import IdentityDocument

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import click
 
-from goatherd.cli.commands_cluster import HOW_TO_GO_ON, drive_rotation, rotate
 from goatherd.cli.main import App, command
 from goatherd.cli.process import give_way, run_interruptible
+from goatherd.cli.rotate import HOW_TO_GO_ON, drive_rotation, rotate
 from goatherd.rotation.machine import Phase
 
 _SHARED: Final = frozenset(

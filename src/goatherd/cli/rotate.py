@@ -14,13 +14,13 @@ import click
 
 from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.commands_store import describe
-from goatherd.cli.key_inventory_text import due_lines, inventory_data, inventory_lines
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.process import give_way, run_interruptible
-from goatherd.cli.progress import Progress
 from goatherd.cli.replacing import replace_expired as drive_replacement
-from goatherd.cli.rotation_text import (
+from goatherd.cli.text.key_inventory import due_lines, inventory_data, inventory_lines
+from goatherd.cli.text.progress import Progress
+from goatherd.cli.text.rotation import (
     bare_lines,
     ending_data,
     ending_line,

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from goatherd.cli.auditing import audit_option
-from goatherd.cli.commands_cluster import distrust_option, survey_now
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
-from goatherd.cli.rotation_text import report_data, warn_of_short_life
+from goatherd.cli.rotate import distrust_option, survey_now
+from goatherd.cli.text.rotation import report_data, warn_of_short_life
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_store, store_name
 from goatherd.config.options import Options
