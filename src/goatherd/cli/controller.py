@@ -16,7 +16,8 @@ from goatherd.cli.auditing import audit_option
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
 from goatherd.cli.process import log_level_option, log_to_stderr
-from goatherd.cli.rotate import distrust_option, survey_now
+from goatherd.cli.rotate import distrust_option
+from goatherd.cli.status import survey_now
 from goatherd.cli.text.rotation import report_data, warn_of_short_life
 from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_store, store_name

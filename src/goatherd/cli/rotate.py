@@ -1,11 +1,10 @@
-"""The commands that look at or change a running cluster: status, doctor, rotate, retire."""
+"""`goatherd rotate`: replace the root key while the cluster serves."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,225 +12,32 @@ from typing import Any, Final
 import click
 
 from goatherd.cli.auditing import audit_option, audited
-from goatherd.cli.commands_store import describe
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import App, PathType, command
 from goatherd.cli.metrics_file import remembered, reported
 from goatherd.cli.process import give_way, run_interruptible
 from goatherd.cli.replacing import replace_expired as drive_replacement
-from goatherd.cli.text.key_inventory import due_lines, inventory_data, inventory_lines
 from goatherd.cli.text.progress import Progress
 from goatherd.cli.text.rotation import (
     bare_lines,
-    ending_data,
-    ending_line,
-    last_ending,
     plan_data,
     plan_lines,
-    progress_data,
-    progress_lines,
     report_data,
     report_lines,
     restart_lines,
     restarts_data,
     warn_of_short_life,
 )
-from goatherd.clock import SystemClock
 from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
 from goatherd.config.options import Options
-from goatherd.errors import ConfigurationError, DiscoveryError, GoatherdError, NotAdoptedError
-from goatherd.identity.document import IdentityDocument
-from goatherd.identity.redaction import notes, redacted
-from goatherd.key_inventory import KeyInventory, describe_kept, retained_copies, take_key_inventory
-from goatherd.operations.doctor import Examined, examine, obstacle_checks
+from goatherd.errors import ConfigurationError, NotAdoptedError
+from goatherd.key_inventory import retained_copies
 from goatherd.operations.runs import current_actor
-from goatherd.operations.status import NodeState, clock_notes, read_server_states
-from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING, Check
-from goatherd.providers.values import shown_label
-from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.health import HealthCommand
 from goatherd.rotation.machine import Phase, Step
-from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.rotator import Rotator
-from goatherd.rotation.store_history import KINDS
-from goatherd.server_answers import AgentReport
-from goatherd.settings.base import Origin
-from goatherd.times import format_duration
-
-
-@command(example="goatherd status --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
-def status(app: App) -> int:
-    """Show the store, the identity, and the state of every server.
-
-    The report covers every stored version: the private keys that it holds, and since when each key could be destroyed.
-    It also states how the last rotation ended, and why. Credentials that can read only the current version do not allow
-    this; the report then says so.
-
-    The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
-    """
-    return asyncio.run(_status(app))
-
-
-async def _status(app: App) -> int:
-    async with open_store(app.options) as store:
-        version, document = await store.read()
-        labels = {label: one.id for one in await store.versions() for label in one.labels}
-        keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
-        store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
-    nodes = await read_server_states(app.options.nodes, document, timeout=app.options.timeout, org=app.options.org)
-    now_ms = SystemClock().now_ms()
-    remarks = [*notes(document, now_ms), *clock_notes(document, store_ahead_ms, nodes, now_ms)]
-    survey = await survey_now(app.options) if nodes else Survey(obstacles=(), remarks=())
-    obstacles, progress = survey.obstacles, survey.progress
-    ending = last_ending(document)
-    data = {
-        "store": store.name,
-        "storeVersion": version.id,
-        "labels": labels,
-        "identity": redacted(document),
-        "rotation": progress_data(progress),
-        "lastRotation": ending_data(ending),
-        "privateKeys": inventory_data(keys, now_ms),
-        "notes": remarks,
-        "obstacles": [one.text for one in obstacles],
-        "storeClockAheadMs": store_ahead_ms,
-        "nodes": [node.to_json() for node in nodes],
-    }
-    lines = describe(app.out, store, version.id, document)
-    lines.insert(1, "labels      " + ", ".join(f"{shown_label(label)} -> {labels[label]}" for label in sorted(labels)))
-    if ending is not None:
-        lines.insert(2, ending_line(ending))
-    if progress is not None:
-        lines += ["", *progress_lines(progress)]
-    lines += ["", *inventory_lines(keys, app.out, now_ms)]
-    if nodes:
-        heads = ("NODE", "SIGNS WITH", "TRUSTS CURRENT", "GENERATION", "PHASE", "VIEW AGE", "")
-        lines += ["", *app.out.table(heads, [_node_row(node, document) for node in nodes])]
-    for one in obstacles:
-        if one.kind in KINDS:
-            lines.append(f"THE STORE WENT BACK: {one.text}")
-        else:
-            lines.append(f"obstacle to a rotation: {one.text}")
-    lines += dict.fromkeys(one.hint for one in obstacles if one.kind in KINDS)
-    lines += [f"note: {remark}" for remark in remarks]
-    app.out.result(data, lines)
-    return 0 if all(node.is_in_step(document.current.id) for node in nodes) else EXIT_FINDINGS
-
-
-def _node_row(node: NodeState, document: IdentityDocument) -> tuple[str, ...]:
-    trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
-    generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if node.view_age is None else f"{node.view_age.total_seconds():.1f} s"
-    if node.is_unmodified and node.agent is None:
-        generation, age = "-", "-"
-    kind = "an unmodified GoatDB server" if node.is_unmodified else ""
-    if node.agent is not None:
-        kind = f"{kind}{':' if node.agent.activity else ''} {_describe_agent(node.agent)}"
-    problem = node.problem or kind
-    if node.is_of_another_identity(document):
-        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join(node.roots[:5])}", problem)))
-    if node.source == Origin.LAST_KNOWN_GOOD:
-        problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
-    elif node.is_degraded and not problem:
-        problem = "degraded: cannot use what the store holds"
-    if node.data is not None and node.data.unusable is not None:
-        problem = "; ".join(filter(None, (problem, node.data.unusable)))
-    if node.data is not None and node.data.cannot_write is not None:
-        problem = "; ".join(filter(None, (problem, node.data.cannot_write)))
-    return (node.url, node.signs_with or "?", trusts, generation, node.phase or "?", age, problem)
-
-
-def _describe_agent(agent: AgentReport) -> str:
-    """Return what an agent reports of its server, as a phrase."""
-    if agent.activity is not None:
-        return agent.activity
-    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
-
-
-@command(example="goatherd doctor --provider file:///srv/keys/root --node http://10.0.0.1:8080", nodes=True)
-def doctor(app: App) -> int:
-    """Check the store, the identity and every server.
-
-    Checks of the store: access, latency, the permissions of these credentials (where the platform reports them), the
-    labels, and the clock. Checks of the identity: its format, its remaining lifetime, and whether a process drives the
-    rotation in progress. Each finding states what to do.
-
-    The command sends an unauthenticated POST /auth/session to every server and looks for a private key in the answer.
-    This creates one anonymous session on each server; an agent has made this check itself, and reports the result. The
-    command lists every obstacle to a rotation, as `goatherd rotate --plan` does. It compares the /sys/sessions of the
-    servers and lists sessions with conflicting creations: GoatDB servers and clients crash when they merge these. The
-    exit code is 11 if a check has failed; warnings do not change it.
-    """
-    checks = asyncio.run(_doctor(app.options))
-    failed = [check for check in checks if check.level == FAILED]
-    rows = []
-    for check in checks:
-        rows.append(f"{check.level:<4}  {check.name:<22}  {check.text}")
-        if check.hint:
-            rows.append(f"      {'':<22}  -> {check.hint}")
-    warnings, skipped = (sum(check.level == level for check in checks) for level in (WARNING, SKIPPED))
-    total = f"{len(checks)} checks, {len(failed)} failed, {warnings} warnings"
-    rows += ["", f"{total}, {skipped} not possible" if skipped else total]
-    app.out.result({"healthy": not failed, "checks": [check.to_json() for check in checks]}, rows)
-    return EXIT_FINDINGS if failed else 0
-
-
-async def _doctor(options: Options) -> list[Check]:
-    examined = Examined(
-        addresses=options.nodes,
-        timeout=options.timeout,
-        org=options.org,
-        policy=build_policy(options),
-        refresh_interval=options.settings_refresh_interval,
-    )
-    checks = await examine(open_store(options), examined)
-    is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
-    if (options.nodes or options.rotation_bare) and is_identity_known:
-        try:
-            checks += obstacle_checks(await _survey(options))
-        except GoatherdError as error:
-            checks.append(Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint))
-    return checks
-
-
-async def _survey(options: Options) -> Survey:
-    async with _watching_rotator(options) as rotator:
-        return await rotator.survey()
-
-
-async def survey_now(options: Options) -> Survey:
-    """Return what stands in the way of a rotation, without the operator's health checks, which are not run."""
-    try:
-        async with _watching_rotator(options, has_health=False) as rotator:
-            return await rotator.survey(is_probing=False, has_remarks=False)
-    except DiscoveryError as error:
-        unknown = Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint)
-        return Survey(obstacles=(unknown,), remarks=())
-
-
-@asynccontextmanager
-async def _watching_rotator(options: Options, *, has_health: bool = True) -> AsyncIterator[Rotator]:
-    """Give a rotator that is only to look.
-
-    Args:
-        options: The options.
-        has_health: Whether the operator's health checks are asked.
-    """
-    addresses = tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
-    async with (
-        open_store(options) as store,
-        NodeDirectory(addresses, timeout=options.timeout, org=options.org) as directory,
-    ):
-        yield Rotator(
-            store.provider,
-            store.secret_id,
-            directory if directory.is_discovered else await directory(),
-            org=store.org,
-            policy=build_policy(options, is_discovered=directory.is_discovered),
-            health=build_health_signals(options) if has_health else (),
-        )
 
 
 def distrust_option() -> Callable[[Any], Any]:
@@ -482,102 +288,3 @@ async def _asked(rotator: Rotator, what: str, to_phase: Phase | None, reason: st
     if what == "resume":
         return await rotator.resume(to_phase=to_phase)
     return await rotator.abandon(reason, by=Step.CANCEL if what == "cancel" else Step.ROLL_BACK)
-
-
-@command(
-    example="goatherd retire --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
-    nodes=True,
-)
-@distrust_option()
-@click.option(
-    "--grace",
-    "rotation_grace",
-    metavar="TIME",
-    help="Age that a rotation must have reached before its old key is destroyed (default: 30d).",
-)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--dry-run", is_flag=True, help="List the versions that would be destroyed; destroy nothing.")
-@audit_option()
-def retire(app: App, yes: bool, dry_run: bool) -> int:
-    """Destroy old private keys whose grace period has ended.
-
-    The command permanently destroys stored versions whose private keys have not signed for longer than the grace
-    period. The public keys of these roots stay trusted. Running the command again is harmless.
-
-    If the store has no clock, such as a directory of files, the command reads the clocks of the servers. If this
-    machine's clock is wrong, it destroys nothing.
-
-    The command keeps and lists versions with labels other than Goatherd's own; the exit code is then 11.
-
-    The command destroys nothing while a listed server has used a later identity than the store holds: the store was
-    then restored from a backup, and the key may be needed.
-    """
-    grace = format_duration(app.options.rotation_grace)
-    if dry_run:
-        return asyncio.run(_show_retirement(app, grace))
-    if not yes:
-        if not app.out.may_ask:
-            raise click.UsageError(
-                "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
-            )
-        due = [f"  {line}" for line in due_lines(asyncio.run(_find_due(app)), SystemClock().now_ms())]
-        if due:
-            click.echo("\n".join(due), err=True)
-            click.confirm(f"Destroy {_count(len(due), 'version')} for good?", abort=True, err=True)
-    return run_interruptible(app, _retire(app, grace), note="what was destroyed is; `goatherd retire` does the rest")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-async def _find_due(app: App) -> KeyInventory:
-    async with open_store(app.options) as store:
-        _, document = await store.read()
-        return await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
-
-
-async def _show_retirement(app: App, grace: str) -> int:
-    keys, now_ms = await _find_due(app), SystemClock().now_ms()
-    lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
-    lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.kept(now_ms)]
-    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
-    data = {
-        "dryRun": True,
-        "wouldDestroy": [one.version.id for one in keys.due(now_ms)],
-        "privateKeys": inventory_data(keys, now_ms),
-    }
-    app.out.result(data, [*lines, "", *inventory_lines(keys, app.out, now_ms)])
-    return 0
-
-
-async def _retire(app: App, grace: str) -> int:
-    addresses = tuple(dict.fromkeys((*app.options.nodes, *app.options.rotation_bare)))
-    async with (
-        open_store(app.options) as store,
-        NodeDirectory(addresses, timeout=app.options.timeout, org=app.options.org) as directory,
-    ):
-        async with audited(app, store, "retire", {"grace": app.options.rotation_grace}) as journal:
-            rotator = Rotator(
-                store.provider,
-                store.secret_id,
-                directory if directory.is_discovered else await directory(),
-                org=store.org,
-                policy=build_policy(app.options, is_discovered=directory.is_discovered),
-                started_by=current_actor(),
-                on_event=journal.told,
-            )
-            report = await rotator.retire()
-        _, document = await store.read()
-        keys = await take_key_inventory(store.provider, store.secret_id, document, app.options.rotation_grace)
-    found = list(report.destroyed)
-    lines = [f"destroyed version {version}" for version in found]
-    lines += [f"gave up version {version}: {keys.copies}" for version in report.given_up]
-    lines += [describe_kept(one.version, one.labels) for one in report.kept]
-    lines = lines or [f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"]
-    now_ms = SystemClock().now_ms()
-    app.out.result(
-        report_data(report) | {"privateKeys": inventory_data(keys, now_ms)},
-        [*lines, "", *inventory_lines(keys, app.out, now_ms)],
-    )
-    return EXIT_FINDINGS if report.kept else 0

@@ -224,7 +224,7 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
     ("command", "module", "told"),
     [
         (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` carries it on"),
-        (["retire", "--yes"], "rotate", "`goatherd retire` does the rest"),
+        (["retire", "--yes"], "retire", "`goatherd retire` does the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
             "revoke",
