@@ -431,7 +431,7 @@ class NodeClient:
         """Hand over sessions that have signed nothing yet; `signer` is a root there.
 
         Args:
-            sessions: As `goatherd.node.unused.record_of` makes them.
+            sessions: As `goatherd.node.unused_sessions.record_of` makes them.
             recipients: The ids of all server processes that they are handed to, and of the sender.
             signer: A root there.
             now_ms: The time; None takes the clock's.

@@ -26,8 +26,8 @@ from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create
 from goatherd.node.admission import Limits, decode_commit, decode_session_request
 from goatherd.node.data_check import decode_lines
+from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Repository
-from goatherd.node.storage import MemoryLog
 from goatherd.plugins import open_provider
 from goatherd.providers import versioned_record
 from goatherd.providers.azure.records import decode_leftover

@@ -20,7 +20,7 @@ from goatherd.errors import DecodeError
 from goatherd.identity import lineage, succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.identity.revocations import FrozenList
-from goatherd.node import disk
+from goatherd.node import log_storage
 from goatherd.rotation import (
     clocks,
     machine,
@@ -32,7 +32,7 @@ from goatherd.rotation import (
     table,
 )
 from goatherd.rotation.policy import Quorum
-from goatherd.settings import cloud
+from goatherd.settings import store as store_settings
 from goatherd.testing.simulation.run import run
 from goatherd.trust import TrustPool
 
@@ -68,12 +68,12 @@ def hasty() -> None:
     async def not_at_all(self: Any) -> None:
         return None
 
-    disk.Disk.durable = not_at_all
+    log_storage.Disk.durable = not_at_all
 
 
 def credulous() -> None:
     """A server takes whatever generation the store shows."""
-    cloud.verify_successor = lambda *given, **options: None
+    store_settings.verify_successor = lambda *given, **options: None
 
 
 def unsuspecting() -> None:
@@ -259,7 +259,7 @@ def oblivious() -> None:
 
 def nominal() -> None:
     """A server takes a version for unchanged if its id is, though a restored store gives ids again."""
-    cloud._content_of = lambda found: b""
+    store_settings._content_of = lambda found: b""
 
 
 def unborn() -> None:

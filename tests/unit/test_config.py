@@ -23,7 +23,7 @@ from goatherd.config.options import (
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.policy import SHORTEST_LIFETIME
-from goatherd.settings.cloud import REFRESH_INTERVAL
+from goatherd.settings.store import REFRESH_INTERVAL
 from goatherd.times import format_duration
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal
-from goatherd.crypto.signatures import raw_from_der
+from goatherd.crypto.keys import raw_from_der
 from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
 
 KEY = PrivateKey.generate()

@@ -47,7 +47,7 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.data_check import DataStatus
-from goatherd.node.report import gate_samples, metrics, paused_samples, unused_samples
+from goatherd.node.management import gate_samples, metrics, paused_samples, unused_samples
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, outcomes
 from goatherd.providers.memory import MemorySecretProvider

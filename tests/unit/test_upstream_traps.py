@@ -25,9 +25,9 @@ from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.node import concurrent_creation
 from goatherd.node.admission import Limits, decode_commit
 from goatherd.node.concurrent_creation import PORTION, unmerged_creations
+from goatherd.node.log_storage import LogDirectory, MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
-from goatherd.node.storage import LogDirectory, MemoryLog
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit

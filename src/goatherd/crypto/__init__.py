@@ -4,9 +4,8 @@
 - `signatures`: the raw form of signatures. `sealed`: data encrypted for the disk.
 """
 
-from goatherd.crypto.keys import PrivateKey, PublicKey, fingerprint, library_versions
+from goatherd.crypto.keys import SIGNATURE_BYTES, PrivateKey, PublicKey, fingerprint, library_versions
 from goatherd.crypto.sealed import SEAL_KEY_BYTES, open_sealed, seal
-from goatherd.crypto.signatures import SIGNATURE_BYTES
 
 __all__ = [
     "SEAL_KEY_BYTES",

@@ -1,4 +1,8 @@
-"""P-384 keys: their JWK, what they sign, and what they verify.
+"""Raw ECDSA signatures: ``r || s``, 96 bytes, big-endian (IEEE P1363), over P-384 with SHA-384.
+
+The members of a P-384 JWK (RFC 7518, 6.2). Rule: an error names a member and never quotes it.
+
+P-384 keys: their JWK, what they sign, and what they verify.
 
 What it is not: it knows no sessions and no GoatDB envelopes. Rules: verification raises and returns nothing; a private
 key never shows in ``repr``, in an error, or through pickling.
@@ -6,17 +10,69 @@ key never shows in ``repr``, in an error, or through pickling.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import cryptography
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from goatherd.crypto.jwk import COORDINATE_BYTES, base64url, check_kind, coordinate
-from goatherd.crypto.signatures import CURVE, SIGN, SIGNATURE_BYTES, VERIFY, der_from_raw, raw_from_der
 from goatherd.errors import DecodeError, InvalidSignatureError
+
+SIGNATURE_BYTES = 96
+CURVE = ec.SECP384R1()
+VERIFY = ec.ECDSA(hashes.SHA384())
+# COMPAT: Deno signs by RFC 6979, so the same key and text give the same bytes there and here.
+SIGN = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
+
+
+def raw_from_der(der: bytes) -> bytes:
+    """Return ``r || s`` of a signature in DER, as OpenSSL makes it."""
+    r, s = decode_dss_signature(der)
+    return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
+
+
+def der_from_raw(signature: bytes) -> bytes:
+    """Return the DER of a raw signature, as OpenSSL reads it."""
+    r = int.from_bytes(signature[:COORDINATE_BYTES], "big")
+    s = int.from_bytes(signature[COORDINATE_BYTES:], "big")
+    return encode_dss_signature(r, s)
+
+
+COMPRESSED_BYTES = 49
+"""Of a point that is written as x and the half of the curve that it is on."""
+COORDINATE_BYTES = 48
+_COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
+
+
+def coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
+    """Return 48 bytes; the error names the member and never quotes it."""
+    text = jwk.get(member)
+    if not isinstance(text, str) or _COORDINATE.fullmatch(text) is None:
+        raise DecodeError(f"JWK member {member!r} is not 64 characters of base64url")
+    return base64.urlsafe_b64decode(text)
+
+
+def base64url(raw: bytes) -> str:
+    """Return bytes as base64url, without padding where their count is a multiple of three."""
+    return base64.urlsafe_b64encode(raw).decode("ascii")
+
+
+def check_kind(jwk: Mapping[str, Any]) -> None:
+    """Check that a JWK is an elliptic-curve key over P-384.
+
+    Raises:
+        DecodeError: It is not.
+    """
+    if not isinstance(jwk, Mapping):
+        raise DecodeError("a JWK is a JSON object")
+    if jwk.get("kty") != "EC" or jwk.get("crv") != "P-384":
+        raise DecodeError("a GoatDB key is a JWK with kty EC and crv P-384")
 
 
 def library_versions() -> tuple[str, str]:

@@ -34,7 +34,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import parse_signature
 from goatherd.node.engine import Engine
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import Line, read_lines

@@ -1,4 +1,9 @@
-"""One organization, alive: its identity, trust pool, engine, data directory and peers.
+"""Hold commits from peers whose signers are not trusted yet.
+
+A signer may become trusted later: then its commits are verified again (`goatherd.node.database`). The number of commits
+is bounded; a dropped commit is not lost, since the peer still holds it and this server's filters show it as missing.
+
+One organization, alive: its identity, trust pool, engine, data directory and peers.
 
 Not HTTP (`goatherd.node.server`) and not the decisions (`goatherd.node.engine`, which is pure): this module gives the
 engine time, ids, threads and a disk, and does what its responses ask for.
@@ -28,6 +33,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+import orjson
+
 from goatherd.client import NO_SERVER, NodeClient
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
@@ -45,29 +52,72 @@ from goatherd.identity.session import OwnedSession, parse_signature
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
-from goatherd.node.disk import Disk, TrackedLog, TrackedUnusedLog
 from goatherd.node.engine import CANNOT_WRITE, Engine, Response, Step, Steps, drive
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
+from goatherd.node.log_storage import Disk, LogDirectory, TrackedLog, TrackedUnusedLog
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
-from goatherd.node.pending_commits import RETRY_REST, PendingCommits, fingerprint_of
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import Rule
-from goatherd.node.storage import LogDirectory
-from goatherd.node.unused import MAX_UNUSED, UNUSED_LOG, UnusedSessions
-from goatherd.node.unused_exchange import UnusedExchange
+from goatherd.node.unused_session_exchange import UnusedExchange
+from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.rotation.introductions import introduction_source
 from goatherd.serving.gate import LONGEST_PAUSE
 from goatherd.serving.limits import Buckets, Rate
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
-from goatherd.settings.answer import describe_identity
-from goatherd.settings.base import Settings
+from goatherd.settings.base import Settings, describe_identity
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
+
+PENDING_COMMITS: Final = 10_000
+PENDING_BYTES: Final = 64 * 1024 * 1024
+RETRY_REST: Final = 4
+"""Pause after a verification of all pending commits, as a multiple of its duration."""
+
+
+class PendingCommits:
+    """Hold commits whose signers are not trusted yet, within bounds; the oldest are dropped first."""
+
+    def __init__(self) -> None:
+        self._commits: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._commits)
+
+    def __contains__(self, fingerprint: bytes) -> bool:
+        return fingerprint in self._commits
+
+    def add(self, fingerprint: bytes, path: str, commit: Any) -> None:
+        if fingerprint in self._commits:
+            return
+        self._commits[fingerprint] = (path, commit)
+        self._bytes += len(fingerprint)
+        while len(self._commits) > PENDING_COMMITS or self._bytes > PENDING_BYTES:
+            dropped, _ = self._commits.popitem(last=False)
+            self._bytes -= len(dropped)
+
+    def take_all(self) -> dict[str, list[Any]]:
+        """Return all commits by repository, ``/sys/sessions`` first, and clear the store."""
+        by_path: dict[str, list[Any]] = {}
+        for path, commit in self._commits.values():
+            by_path.setdefault(path, []).append(commit)
+        self._commits.clear()
+        self._bytes = 0
+        return dict(sorted(by_path.items(), key=lambda pair: pair[0] not in FIRST_PATHS))
+
+
+def fingerprint_of(path: str, raw: Any) -> bytes:
+    """Return bytes that identify a commit of a repository by its whole content; its id alone does not."""
+    try:
+        return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # a lone surrogate
+        return path.encode() + b"\0" + to_json_bytes(raw)
+
 
 __all__ = ["Database", "DatabaseRepository"]
 
@@ -95,7 +145,7 @@ _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError,
 
 
 class DataDirectory(Protocol):
-    """Where a database's logs are; a `goatherd.node.storage.LogDirectory`, or a test's own. Calls may block."""
+    """Where a database's logs are; a `goatherd.node.log_storage.LogDirectory`, or a test's own. Calls may block."""
 
     def acquire(self) -> None: ...
 

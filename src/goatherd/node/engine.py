@@ -1,11 +1,16 @@
-"""What a GoatDB server answers: sync and sessions of one organization. Pure: bytes in, a `Response` out.
+"""Long work cut into steps, so that pure code can leave the heavy ones to threads without knowing of any. Pure.
+
+A generator of `Steps` does what is quick, and changes state, wherever it is advanced. What takes long it yields as a
+`Step`, which whoever drives it runs in a thread or at once, and sends back what the step returned.
+
+What a GoatDB server answers: sync and sessions of one organization. Pure: bytes in, a `Response` out.
 
 It does no I/O, reads no clock and rolls no dice. Only this module maps errors to HTTP statuses.
 
 How a server drives it
     An `Engine` lives on the event loop's thread. `load` (blocking, once, before serving) opens ``/sys/sessions`` and
     ``/sys/users``. `create_session` answers at once. `batch_sync`, `ingest` and `opening` may take long and are
-    generators (`goatherd.node.steps`). Each `Step` that one yields is work for a thread, `step.run()`, and what it
+    generators (`goatherd.node.engine`). Each `Step` that one yields is work for a thread, `step.run()`, and what it
     returns is sent back; everything between two steps runs where the generator is advanced, and nothing else of the
     engine runs in other threads::
 
@@ -55,11 +60,11 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from goatherd.errors import (
     AccessDeniedError,
@@ -87,8 +92,7 @@ from goatherd.node.admission import Limits, NotAdmittedError, check_against, dec
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
 from goatherd.node.rules import Access, Rule, Rulebook
-from goatherd.node.steps import Step, Steps, drive, drive_inline
-from goatherd.node.unused import UNUSED_LOG, UnusedSessions
+from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
 from goatherd.node.views import BIG_VIEW, Room, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
@@ -99,6 +103,59 @@ from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, encode_reply
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Work for a thread. It touches nothing that changes meanwhile."""
+
+    work: Callable[[Executor | None], Any]
+
+    def run(self, executor: Executor | None = None) -> Any:
+        """Do it; `executor` (never the one whose thread this occupies) spreads signatures over threads."""
+        return self.work(executor)
+
+
+Steps = Generator[Step, Any, R]
+
+
+def drive_inline(steps: Steps[R], executor: Executor | None = None) -> R:
+    """Run everything in this thread. An error of a step is raised inside the generator."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = step.run(executor)
+            except GoatherdError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as done:
+        answer: R = done.value
+        return answer
+
+
+async def drive(steps: Steps[R], run: Callable[[Step], Awaitable[Any]]) -> R:
+    """Advance here, and have the steps done by `run`. An error of a step is raised inside the generator."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await run(step)
+            except GoatherdError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as done:
+        answer: R = done.value
+        return answer
+
 
 __all__ = ["Engine", "Ingested", "Response", "Step", "Steps", "drive", "drive_inline"]
 
@@ -196,7 +253,7 @@ class Engine:
         org: The organization's id.
         pool: Whom it trusts. Shared with whoever swaps the identity.
         open_log: Gives the log of a repository. Called in steps' threads too, so it must be thread-safe, and give one
-            object per repository (`goatherd.node.storage.LogDirectory.open`).
+            object per repository (`goatherd.node.log_storage.LogDirectory.open`).
         new_id: Gives fresh ids.
         new_seeds: Gives fresh filter seeds.
         registry: The schemas that are known beyond GoatDB's own.

@@ -1,4 +1,9 @@
-"""Who may use a server's management endpoints: a root whose signature is for this server, this endpoint and this body.
+"""What monitoring asks of a node: one word of health, and numbers for Prometheus.
+
+Not GoatDB's ``/healthy``, which says whether requests are answered and stays as it is: a degraded node answers them
+all. Rules: codes, ids and numbers only; what each metric is stands in `goatherd.metrics`.
+
+Who may use a server's management endpoints: a root whose signature is for this server, this endpoint and this body.
 
 Not GoatDB's own endpoints: those take a request without a binding, as GoatDB's clients and servers send it
 (`goatherd.node.engine`).
@@ -7,12 +12,94 @@ Not GoatDB's own endpoints: those take a request without a binding, as GoatDB's 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import AccessDeniedError, VerificationError
 from goatherd.identity.request_binding import digest_body, read_binding
 from goatherd.identity.session import parse_signature
+from goatherd.metrics import Sample, build_samples, call_samples, exposition, identity_samples, settings_samples
 from goatherd.node.engine import Engine, Response, refuse_request
+from goatherd.telemetry import Metric
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from goatherd.identity.document import IdentityDocument
+    from goatherd.node.data_check import DataStatus
+    from goatherd.serving.limits import Excess
+    from goatherd.settings import SettingsStatus
+
+
+def data_samples(data: DataStatus) -> Iterator[Sample]:
+    """Return what the check of the logs has found."""
+    yield Sample(Metric.DATA_CHECKED, data.is_complete)
+    yield Sample(Metric.DATA_RECORDS, data.records)
+    yield Sample(Metric.DATA_UNUSABLE, data.damaged, ("damaged",))
+    yield Sample(Metric.DATA_UNUSABLE, data.unverifiable, ("unverifiable",))
+    yield Sample(Metric.DATA_UNWRITABLE, data.unwritable)
+
+
+def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
+    """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and why.
+
+    A degraded node serves and verifies with the identity that it has; no rotation begins with it. Damaged records do
+    not degrade a node: it withholds them. A node that cannot write some of its logs is degraded by `storage`: it
+    answers reads from what is written, and refuses writes with 507.
+    """
+    refusal = status.last_refusal
+    reason = refusal.code if status.is_degraded and refusal is not None else None
+    cannot_write = data is not None and data.unwritable > 0
+    return {
+        "status": "degraded" if status.is_degraded or cannot_write else "ok",
+        "source": str(status.origin),
+        "reason": "storage" if cannot_write else reason,
+        "data": None if data is None else data.to_json(),
+    }
+
+
+def gate_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sample]:
+    """Return what callers have taken too much of."""
+    yield Sample(Metric.CONNECTIONS, connections)
+    for excess, count in stopped.items():
+        yield Sample(Metric.STOPPED, count, (excess.value,))
+
+
+def paused_samples(paused: Mapping[str, int]) -> Iterator[Sample]:
+    """Return how many requests had to wait, by the cause."""
+    for cause, count in paused.items():
+        yield Sample(Metric.PAUSED, count, (cause,))
+
+
+def unused_samples(count: int, dropped: int) -> Iterator[Sample]:
+    """Return how many sessions have signed nothing yet."""
+    yield Sample(Metric.UNUSED_SESSIONS, count)
+    yield Sample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
+
+
+def metrics(
+    document: IdentityDocument,
+    status: SettingsStatus,
+    data: DataStatus | None = None,
+    gate: Iterable[Sample] = (),
+) -> bytes:
+    """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
+
+    Args:
+        document: The identity in use.
+        status: How fresh it is.
+        data: What the check of the logs has found.
+        gate: What `gate_samples`, `paused_samples` and `unused_samples` return.
+
+    Raises:
+        MissingExtraError: The extra ``node`` is not installed.
+    """
+    samples = [*build_samples(), *identity_samples(document), *settings_samples(status), *gate]
+    if data is not None:
+        samples += data_samples(data)
+    if status.calls is not None:
+        samples += call_samples(status.calls)
+    return exposition(samples)
+
 
 _BIG_BODY: Final = 64 * 1024
 

@@ -41,7 +41,7 @@ Seeds = Callable[[int], Sequence[int]]
 
 
 class Log(Protocol):
-    """Where a repository rests: an append-only list of JSON objects (`goatherd.node.storage`)."""
+    """Where a repository rests: an append-only list of JSON objects (`goatherd.node.log_storage`)."""
 
     @property
     def damaged(self) -> int:

@@ -42,9 +42,9 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.report import gate_samples, health, metrics, paused_samples, unused_samples
+from goatherd.node.management import gate_samples, health, metrics, paused_samples, unused_samples
 from goatherd.node.rules import Rule
-from goatherd.node.unused import MAX_UNUSED
+from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
 from goatherd.telemetry import Event, event_text

@@ -44,8 +44,8 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import Seen
 from goatherd.node.data_check import Kind, decode_lines, order_repositories
+from goatherd.node.log_storage import FileLog, LogDirectory
 from goatherd.node.repository import Repository
-from goatherd.node.storage import FileLog, LogDirectory
 from goatherd.operations.creations import Conflict, find_conflicts, join_creations
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit

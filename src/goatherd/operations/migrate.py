@@ -44,7 +44,7 @@ from goatherd.identity.root_signatures import endorse
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
 from goatherd.identity.settings_json import from_settings
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
 from goatherd.operations.identity_store import DEFAULT_ORG, Store
 from goatherd.providers.values import ORG_FIELD, SecretBytes

@@ -9,10 +9,9 @@
 """
 
 from goatherd.settings.base import DBSettings, DBSettingsProvider, Origin, Refusal, SettingsStatus
-from goatherd.settings.cloud import CloudSecretSettings
 from goatherd.settings.file import FileSettings
-from goatherd.settings.options import settings_from_options
-from goatherd.settings.sealed import KeySource, LastKnownGood
+from goatherd.settings.last_known_good import KeySource, LastKnownGood
+from goatherd.settings.store import CloudSecretSettings, settings_from_options
 
 __all__ = [
     "CloudSecretSettings",

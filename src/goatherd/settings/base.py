@@ -2,6 +2,11 @@
 
 What it is not: it reads and writes nothing. Rules: what is refused leaves the identity in use as it is and shows in
 `Settings.status`; between an answer and the swap that it causes nothing is awaited.
+
+The members of ``GET /goatherd/v1/identity`` that a Goatherd server and an agent have in common.
+
+Pure. SECURITY: built from ids and numbers, never from a document as a whole (tests/cluster/test_exchanges.py,
+tests/unit/agent/test_own_api.py).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.base import SharedLifetime
 from goatherd.providers.call_metrics import CallCounts
@@ -26,6 +31,7 @@ from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit
+
 
 _log = logging.getLogger("goatherd.settings")
 
@@ -424,3 +430,25 @@ async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
         task.cancel()
     if running:
         await asyncio.wait(running)
+
+
+def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dict[str, Any]:
+    """Return what a program says of the identity that it has read, and of how fresh that is."""
+    age, refusal, interval = status.age, status.last_refusal, status.view_interval
+    return {
+        "documentRoots": [root.id for root in document.roots],
+        "revoked": sorted(document.revoked_ids),
+        "generation": document.generation,
+        # Whether it refuses an unsigned document: a command that would sign one asks (rotation.signed_store).
+        "signed": status.has_seen_signed,
+        "digest": source_digest(document),
+        "phase": str(document.phase or "steady"),
+        "rotation": document.rotation.id if document.rotation is not None else None,
+        "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
+        "degraded": status.is_degraded,
+        "source": str(status.origin),
+        # A rotation that sees a server refuse the document goes back at once (rotation.observe).
+        "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
+        "viewIntervalMs": None if interval is None else round(interval / timedelta(milliseconds=1)),
+        "watching": status.is_watching,
+    }

@@ -14,7 +14,7 @@ from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.settings_json import to_settings
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.plugins import open_provider
 from goatherd.providers.values import SecretBytes
 from goatherd.wire.commit_log import frame

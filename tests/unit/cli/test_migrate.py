@@ -17,7 +17,7 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import Outcome, read_commits, verified_sessions
 from goatherd.trust import TrustPool
 

@@ -21,7 +21,7 @@ from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import read_commits
 from goatherd.providers.file import FileSecretProvider
 from goatherd.testing.upstream_child import SESSIONS, UpstreamChild

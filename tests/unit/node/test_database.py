@@ -23,8 +23,7 @@ from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
-from goatherd.node.disk import Disk
-from goatherd.node.storage import FileLog, LogDirectory
+from goatherd.node.log_storage import Disk, FileLog, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.vouching import session_commit as session_of_root
 from goatherd.serving.limits import Rate

@@ -14,8 +14,8 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
+from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Repository
-from goatherd.node.storage import MemoryLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import BUILTIN, Field, Registry, Schema
 from tests.unit.goats import NOW, ORG, Node, commit_by, element, introduction, new_id, owned, root, signed_header

@@ -12,8 +12,8 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError, PathError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
+from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
-from goatherd.node.storage import MemoryLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
 from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id, new_seeds, owned, root

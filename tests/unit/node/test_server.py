@@ -36,7 +36,7 @@ from goatherd.identity.session import OwnedSession, sign_request, verify_commit
 from goatherd.identity.transitions import activate, prepare, with_phase
 from goatherd.ids import new_id
 from goatherd.node import Listener, Server
-from goatherd.node.storage import FileLog
+from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.limits import CallerLimits
 from goatherd.settings import CloudSecretSettings

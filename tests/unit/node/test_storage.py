@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import PathError, StorageError
-from goatherd.node.storage import LogDirectory, MemoryLog, _scan
+from goatherd.node.log_storage import LogDirectory, MemoryLog, _scan
 from goatherd.wire.commit_log import frame
 
 
@@ -192,7 +192,7 @@ def test_a_second_server_is_told_who_has_the_directory(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):
             LogDirectory(tmp_path).acquire()
         code = (
-            "import sys; from pathlib import Path; from goatherd.node.storage import LogDirectory; "
+            "import sys; from pathlib import Path; from goatherd.node.log_storage import LogDirectory; "
             "LogDirectory(Path(sys.argv[1])).acquire()"
         )
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -14,10 +14,10 @@ from goatherd.crypto import PublicKey
 from goatherd.identity.session import OwnedSession, Session, sign_request
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
-from goatherd.node import Server, unused_exchange
+from goatherd.node import Server, unused_session_exchange
+from goatherd.node.log_storage import UNUSED_NAME, FileLog, LogDirectory
 from goatherd.node.rules import SESSIONS_PATH
-from goatherd.node.storage import UNUSED_NAME, FileLog, LogDirectory
-from goatherd.node.unused import UNUSED_LOG, UnusedSessions, record_of
+from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions, record_of
 from tests.deadlines import ANSWER
 from tests.unit.node.nodes import (
     ORG,
@@ -36,11 +36,11 @@ DAY = 86_400_000
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unused_exchange, "FIRST_LOOK", timedelta(0))
-    monkeypatch.setattr(unused_exchange, "LOOK", timedelta(milliseconds=20))
-    monkeypatch.setattr(unused_exchange, "FETCH_AGAIN", timedelta(milliseconds=20))
-    monkeypatch.setattr(unused_exchange, "AGAIN_AFTER", timedelta(milliseconds=20))
-    monkeypatch.setattr(unused_exchange, "CONFIRMED_WITHIN", ANSWER)
+    monkeypatch.setattr(unused_session_exchange, "FIRST_LOOK", timedelta(0))
+    monkeypatch.setattr(unused_session_exchange, "LOOK", timedelta(milliseconds=20))
+    monkeypatch.setattr(unused_session_exchange, "FETCH_AGAIN", timedelta(milliseconds=20))
+    monkeypatch.setattr(unused_session_exchange, "AGAIN_AFTER", timedelta(milliseconds=20))
+    monkeypatch.setattr(unused_session_exchange, "CONFIRMED_WITHIN", ANSWER)
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_the_table_is_bounded_and_drops_the_oldest(tmp_path: Path) -> None:
 def test_the_log_is_written_anew_once_most_of_it_is_of_no_more_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goatherd.node.unused._SPARE_RECORDS", 20)
-    monkeypatch.setattr("goatherd.node.unused._LEAVING", 4)
+    monkeypatch.setattr("goatherd.node.unused_sessions._SPARE_RECORDS", 20)
+    monkeypatch.setattr("goatherd.node.unused_sessions._LEAVING", 4)
     session = session_of()
     with LogDirectory(tmp_path) as logs:
         log = logs.open_unused()
@@ -140,7 +140,7 @@ def test_a_rewrite_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.
         log.rewrite(lambda: [{"id": "b"}])
         log.append({"id": "c"})
         with monkeypatch.context() as patch:
-            patch.setattr("goatherd.node.storage._replace", full)
+            patch.setattr("goatherd.node.log_storage._replace", full)
             with pytest.raises(Exception, match="No space"):
                 log.flush()
         assert log.unflushed == 2
@@ -357,7 +357,7 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
 async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introduced(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unused_exchange, "PERSISTENT", timedelta(milliseconds=200))
+    monkeypatch.setattr(unused_session_exchange, "PERSISTENT", timedelta(milliseconds=200))
     async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
         early, _ = await node.client.create_session()
         await node.client.pull(SESSIONS_PATH, signer)  # as a tool
@@ -377,7 +377,7 @@ async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introd
             return early.id in introduced(node)
 
         await eventually(is_introduced)
-        monkeypatch.setattr(unused_exchange, "REMEMBERED", timedelta(0))
+        monkeypatch.setattr(unused_session_exchange, "REMEMBERED", timedelta(0))
         await ask(**{SENDER_HEADER: new_id()})
         monkeypatch.undo()
         another, _ = await node.client.create_session()

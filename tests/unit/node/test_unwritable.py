@@ -18,7 +18,7 @@ from goatherd.client import NodeClient
 from goatherd.errors import NodeError, StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Listener, Server, database
-from goatherd.node.storage import FileLog
+from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
 from tests.unit.node.nodes import (
     ORG,

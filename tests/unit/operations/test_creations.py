@@ -16,7 +16,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import DecodeError, NodeError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import session_from_commit
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.creations import find_conflicts, join_creations
 from goatherd.operations.data import Anchor, Repair, check_organization, lock_organization, read_peers
 from goatherd.operations.data import repair_organization as repair

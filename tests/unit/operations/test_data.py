@@ -20,7 +20,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import Seen
-from goatherd.node.storage import LogDirectory
+from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.data import (
     Anchor,
     Kind,

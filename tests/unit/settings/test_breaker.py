@@ -19,7 +19,7 @@ from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
-from goatherd.settings.breaker import CAP, GAP, Breaker
+from goatherd.settings.refresh import CAP, GAP, Breaker
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

@@ -12,7 +12,7 @@ from goatherd.errors import SuccessionError
 from goatherd.identity import IdentityDocument, Seen, encode_document
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
-from goatherd.settings.cloud import CHAIN_RETRY
+from goatherd.settings.store import CHAIN_RETRY
 from goatherd.wire.commit import Commit
 from tests.unit.identity.make import first, owned
 from tests.unit.identity.test_chains import aged, chain, introduced, whole_chain

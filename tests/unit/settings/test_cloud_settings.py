@@ -41,7 +41,7 @@ from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings, DBSettings
-from goatherd.settings.breaker import CAP
+from goatherd.settings.refresh import CAP
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 
@@ -250,7 +250,7 @@ async def test_each_interval_reads_the_store_once_and_an_unchanged_version_is_no
     def must_not_be_called(raw: bytes) -> IdentityDocument:
         raise AssertionError("parsed again")
 
-    monkeypatch.setattr("goatherd.settings.cloud.decode_document", must_not_be_called)
+    monkeypatch.setattr("goatherd.settings.store.decode_document", must_not_be_called)
     await settle()
     provider.reads = 0
     for _ in range(10):
@@ -361,7 +361,7 @@ async def test_a_refused_version_is_parsed_once(
 ) -> None:
     await provider.put(STRANGER)
     assert await settings.refresh() is False
-    monkeypatch.setattr("goatherd.settings.cloud.decode_document", None)
+    monkeypatch.setattr("goatherd.settings.store.decode_document", None)
     for _ in range(3):
         assert await settings.refresh() is False
     assert settings.status.failures == 4

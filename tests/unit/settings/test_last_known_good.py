@@ -33,7 +33,7 @@ from goatherd.errors import (
 )
 from goatherd.identity import IdentityDocument, OwnedSession, Phase, create, encode_document, prepare, with_phase
 from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
-from goatherd.settings.breaker import CAP, GAP
+from goatherd.settings.refresh import CAP, GAP
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

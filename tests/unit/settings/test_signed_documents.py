@@ -29,7 +29,7 @@ from goatherd.identity.document import document_tree, settled, sign_document
 from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import MAX_JUMP
 from goatherd.settings import CloudSecretSettings, FileSettings
-from goatherd.settings.answer import describe_identity
+from goatherd.settings.base import describe_identity
 
 from .make import NOW, SECRET, CountingProvider
 

@@ -12,8 +12,7 @@ from goatherd.errors import ProviderAccessDeniedError, ProviderError, Unavailabl
 from goatherd.identity import OwnedSession, create, encode_document, prepare
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.settings import CloudSecretSettings
-from goatherd.settings.breaker import CAP
-from goatherd.settings.keeper import PUSH_SPREAD
+from goatherd.settings.refresh import CAP, PUSH_SPREAD
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
 

@@ -22,8 +22,7 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.credentials import ClusterCredentials, Credential, TokenFile
-from goatherd.providers.kubernetes.kubeconfig import read_kubeconfig
-from goatherd.providers.kubernetes.tls import make_context
+from goatherd.providers.kubernetes.kubeconfig import make_context, read_kubeconfig
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 

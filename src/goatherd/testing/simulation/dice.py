@@ -22,7 +22,7 @@ from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.identity import document, strict_json
 from goatherd.identity.document import IdentityDocument
 from goatherd.node import peer
-from goatherd.settings import cloud
+from goatherd.settings import store
 from goatherd.testing.simulation.keys import ideal_sign, ideal_verify, keys
 
 RELAXED: Final = 4
@@ -86,8 +86,8 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
 
     files: dict[str, bytes] = {}
     changes: list[tuple[Any, str, Any]] = [
-        (cloud, "read_if_there", lambda path: files.get(str(path))),
-        (cloud, "replace_file", lambda path, data: files.__setitem__(str(path), data)),
+        (store, "read_if_there", lambda path: files.get(str(path))),
+        (store, "replace_file", lambda path, data: files.__setitem__(str(path), data)),
         (peer, "POLL_MIN", RELAXED * peer.POLL_MIN),
         (peer, "POLL_MAX", RELAXED * peer.POLL_MAX),
         (document, "parse", parse_once),

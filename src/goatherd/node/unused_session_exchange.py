@@ -26,7 +26,7 @@ from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.node.engine import JSON_TYPE, Engine, Response
 from goatherd.node.management import refuse_unless_root
-from goatherd.node.unused import UnusedSessions, read_records, read_servers, record_of
+from goatherd.node.unused_sessions import UnusedSessions, read_records, read_servers, record_of
 from goatherd.wire.json import parse_json, to_json_bytes
 
 if TYPE_CHECKING:

@@ -4,7 +4,9 @@ What it is not: it decides nothing about rotation, and keeps no user session in 
 for each refresh, none for a request; bytes that were looked at are not parsed again; a version's id says nothing of
 its content, since a store that was restored from a backup gives the same ids again; no write unless the server
 identity itself changed; no lock is held while the store is waited for; when the store is asked is the affair of
-`goatherd.settings.keeper` alone, and a last known good copy counts only where the store gave no answer.
+`goatherd.settings.refresh` alone, and a last known good copy counts only where the store gave no answer.
+
+Which settings a server's options name, in the shape that GoatDB's options have.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,16 +39,18 @@ from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.succession import Seen, check_first, verify_successor
+from goatherd.plugins import provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
-from goatherd.settings.breaker import Breaker
-from goatherd.settings.keeper import Keeper, new_breaker
-from goatherd.settings.sealed import LastKnownGood
+from goatherd.settings.file import FileSettings
+from goatherd.settings.last_known_good import LastKnownGood
+from goatherd.settings.refresh import Breaker, Keeper, new_breaker
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit
+
 
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
 CHAIN_RETRY: Final = timedelta(minutes=1)
@@ -538,3 +542,53 @@ def _recall(path: Path) -> Seen | None:
         f"{path} is damaged: {problem}",
         hint="It tells which identity this node used last. Remove it to take the store's word once.",
     )
+
+
+def settings_from_options(
+    options: Mapping[str, object],
+    *,
+    path: Path | str | None = None,
+    refresh_interval: timedelta = REFRESH_INTERVAL,
+    seen: Path | str | None = None,
+    last_known_good: LastKnownGood | None = None,
+    clock: Clock | None = None,
+) -> CloudSecretSettings | FileSettings:
+    """Return the settings that a server's options name.
+
+    Args:
+        options: ``{"type": "cloud", "cloudConfig": {"provider", "secretId", "region"}}`` or
+            ``{"type": "file", "path"?}``.
+        path: The server's data directory, for ``file`` without a path.
+        refresh_interval: For ``cloud``.
+        seen: For ``cloud``: as for `CloudSecretSettings`.
+        last_known_good: For ``cloud``: as for `CloudSecretSettings`.
+        clock: The time.
+
+    Raises:
+        ConfigurationError: The options are of neither shape.
+        PluginNotFoundError, MissingExtraError: As `goatherd.plugins.provider_from_config`.
+    """
+    kind = options.get("type")
+    allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(kind if isinstance(kind, str) else "")
+    if allowed is None:
+        raise ConfigurationError('settings: type must be "cloud" or "file"')
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}")
+    if kind == "cloud":
+        config = options.get("cloudConfig")
+        if not isinstance(config, Mapping):
+            raise ConfigurationError("settings: cloud needs a cloudConfig")
+        provider, secret_id = provider_from_config(config)
+        return CloudSecretSettings(
+            provider,
+            secret_id,
+            refresh_interval=refresh_interval,
+            clock=clock,
+            seen=seen,
+            last_known_good=last_known_good,
+        )
+    place = options.get("path", path)
+    if not isinstance(place, str | Path) or not str(place):
+        raise ConfigurationError("settings: file needs a path")
+    return FileSettings(place, clock=clock)

@@ -6,7 +6,7 @@ that, and introduces it when it signs its first request (`goatherd.node.engine`)
 expires, or when the table is full: the oldest first. GoatDB's clients send their first request a moment after they got
 their session.
 
-Pure over a log. Which servers of the cluster must have a session too is for `goatherd.node.unused_exchange` to see to.
+Pure over a log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of the cluster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from goatherd.crypto import PublicKey
-from goatherd.crypto.jwk import COMPRESSED_BYTES
+from goatherd.crypto.keys import COMPRESSED_BYTES
 from goatherd.errors import DecodeError
 from goatherd.identity.session import SESSION_LIFETIME, Session
 from goatherd.node.repository import Log
