@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.cli.process import LAST
-from goatherd.cli.workload import Sample, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.operations.workload import Sample, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator

@@ -18,12 +18,12 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.main import run as run_here
-from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_json import to_settings
 from goatherd.node.server import Listener, Server
+from goatherd.operations.workload import Audit, Workload
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.workload import Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.operations.workload import Workload
 from goatherd.plugins import provider_schemes
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.workload import Audit, Workload
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.errors import NotAdoptedError, ObstructedError
 from goatherd.node.server import Listener, Server
+from goatherd.operations.workload import Audit, Workload
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import run as run_here
-from goatherd.cli.workload import decode_commit, learn_sessions, unverifiable_commits
 from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
 from goatherd.identity.session import Session
 from goatherd.node.server import Listener, Server
+from goatherd.operations.workload import decode_commit, learn_sessions, unverifiable_commits
 from goatherd.plugins import open_provider
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings, FileSettings

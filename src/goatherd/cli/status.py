@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from goatherd.cli.commands_store import describe
 from goatherd.cli.main import EXIT_FINDINGS, App, command
+from goatherd.cli.text.identity import describe
 from goatherd.cli.text.key_inventory import inventory_data, inventory_lines
 from goatherd.cli.text.rotation import (
     ending_data,

@@ -127,7 +127,7 @@ def test_a_bug_is_told_without_a_traceback_and_without_keys(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"this is {KEY}")
 
-    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    monkeypatch.setattr("goatherd.cli.show.open_store", fail)
     result = goatherd("show", "--provider", store)
     assert result.code == 1
     assert "Traceback" not in result.err
@@ -145,7 +145,7 @@ def test_of_several_errors_at_once_ours_is_told(goatherd: Goatherd, monkeypatch:
     def fail(*_: object, **__: object) -> None:
         raise BaseExceptionGroup("", [ValueError("x"), ExceptionGroup("", [NodeError("that one")])])
 
-    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    monkeypatch.setattr("goatherd.cli.show.open_store", fail)
     result = goatherd("show", "--provider", "file:///x/y")
     assert result.code == EXIT_CODES["node"]
     assert "that one" in result.err
@@ -167,7 +167,7 @@ def test_an_interruption_ends_with_130(goatherd: Goatherd, monkeypatch: pytest.M
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("goatherd.cli.commands_store.open_store", interrupt)
+    monkeypatch.setattr("goatherd.cli.show.open_store", interrupt)
     result = goatherd("show", "--provider", "file:///x/y")
     assert result.code == 130
     assert result.err.endswith("error: interrupted [interrupted]\n")

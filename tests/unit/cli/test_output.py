@@ -59,7 +59,7 @@ def test_a_connection_that_breaks_is_no_reader_that_has_gone(
     def fail(*_: object, **__: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("goatherd.cli.commands_store.open_store", fail)
+    monkeypatch.setattr("goatherd.cli.show.open_store", fail)
     result = goatherd("show", "--provider", store)
     assert result.code == 1
     assert "Broken pipe" in result.err

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.commands_serve import NODE_LIBRARIES
 from goatherd.cli.main import EXIT_CODES
 from goatherd.client import NodeClient
 from goatherd.errors import NodeError
+from goatherd.operations.serve import NODE_LIBRARIES
 from goatherd.serving.addresses import bind
 from tests.deadlines import ANSWER
 from tests.ports import free_ports

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.commands_serve import require_node_extra
 from goatherd.cli.main import PORT, App, checked, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build import SWITCH_INTERVAL, build_caller_limits, configured_provider
 from goatherd.config.options import Options
+from goatherd.operations.serve import require_node_extra
 from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:

@@ -1,25 +1,22 @@
-"""The commands that run servers: serve, demo."""
+"""goatherd serve: run a GoatDB server that takes its identity from a store."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build import build_server
 from goatherd.data_directory import check_data_directory
-from goatherd.errors import ConfigurationError, MissingExtraError
+from goatherd.errors import ConfigurationError
+from goatherd.operations.serve import require_node_extra
 
 if TYPE_CHECKING:
     pass
-
-NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
 
 
 @command(
@@ -95,39 +92,3 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
 
     host, port, grace = options.serve_host, options.serve_port, options.serve_shutdown_timeout
     run_fast(serve_forever(server, host, port, started=started, grace=grace))
-
-
-def require_node_extra() -> None:
-    """Make sure that the libraries of the extra ``node`` are installed.
-
-    Raises:
-        MissingExtraError: They are not; the hint is the install command.
-    """
-    missing = [name for name in NODE_LIBRARIES if not _is_installed(name)]
-    if missing:
-        raise MissingExtraError(
-            f"serving needs libraries that are not installed: {', '.join(missing)}",
-            hint="Install them: pip install 'goatherd[node]'",
-        )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-@command(example="goatherd demo\ngoatherd demo --json")
-def demo(app: App) -> int:
-    """Run three servers with one identity, and rotate twice under traffic.
-
-    The demo uses a temporary directory and loopback addresses, and takes less than a minute. The exit code is 11 if a
-    request was rejected or a commit was lost.
-    """
-    require_node_extra()
-    from goatherd.cli.demo import run_demo
-
-    report = asyncio.run(run_demo(app.out))
-    app.out.result(report.data(), report.lines(app.out))
-    return 0 if report.passed else EXIT_FINDINGS

@@ -1,0 +1,34 @@
+"""goatherd lease: show or create the restart lease."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.agent_parts import look_at_lease
+from goatherd.cli.main import App, command
+from goatherd.times import iso
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(example="goatherd lease --provider k8s://prod/goatdb-root --make")
+@click.option(
+    "--lease", "agent_lease", metavar="URI", help="Secret that holds the lease (default: beside the identity)."
+)
+@click.option("--make", is_flag=True, help="Create the lease if there is none.")
+def lease(app: App, make: bool) -> None:
+    """Show which node holds the restart lease, or create the lease.
+
+    The agents of `goatherd run` and `goatherd watch` restart their servers one at a time. They share a restart lease: a
+    small secret beside the identity, which holds no key. The first agent creates the lease if its credentials allow it.
+    Otherwise, create it with --make and other credentials.
+    """
+    ticket, is_new, name = asyncio.run(look_at_lease(app.options, make=make))
+    until = None if ticket.holder is None else iso(ticket.until_ms)
+    data = {"lease": name, "made": is_new, "holder": ticket.holder, "until": until}
+    state = "free" if ticket.holder is None else f"with {ticket.holder} until {until}"
+    app.out.result(data, [f"{name} {'was made, and ' if is_new else ''}is {state}"])

@@ -1,0 +1,129 @@
+"""goatherd migrate: bring a GoatDB cluster's identity into a store."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.config.build import build_migration_target
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(
+    example="goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --dry-run\n"
+    "goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --node http://10.0.0.2:8080 --remove-key",
+    nodes=True,
+)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PathType(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
+@click.option(
+    "--write-sessions/--no-write-sessions",
+    default=True,
+    show_default=True,
+    help="Write sessions that only settings.json knows into the server's /sys/sessions log.",
+)
+@click.option(
+    "--only-server",
+    is_flag=True,
+    help="State that no other server of the cluster was migrated before or may hold the same sessions.",
+)
+@click.option(
+    "--root",
+    "root_id",
+    metavar="ID",
+    help="Root that becomes the current root if the servers have different ones. The others stay trusted.",
+)
+@click.option(
+    "--remove-key/--keep-key",
+    default=None,
+    help="Remove settings.json after the identity was read back from the store (default: ask on a terminal).",
+)
+def migrate(
+    app: App,
+    sources: tuple[Path, ...],
+    dry_run: bool,
+    write_sessions: bool,
+    only_server: bool,
+    root_id: str | None,
+    remove_key: bool | None,
+) -> int | None:
+    """Bring a GoatDB cluster's identity into a store.
+
+    SOURCE is a settings.json, the data directory of one organization, or a data directory with one subdirectory for
+    each organization. Several are several servers of one cluster. Where they have different roots, nothing is written
+    unless --root names the one that signs from now on. The key pair is checked, private keys are taken out of the
+    roots, and every trusted user session is looked for in that server's /sys/sessions log, where it belongs. Stop the
+    server first. Afterwards the store is read back, and every --node that runs is asked whether it takes the key for
+    its root, and which sessions it holds. Running it again is harmless: an identity that is there already is left as it
+    is, another one is an error.
+
+    A session that only settings.json knows is written into the log by the same commit on every server. When servers are
+    migrated one at a time, name those that were migrated before, by --node or by their directories: such a session is
+    copied from there. Without them the command refuses to write it.
+    """
+    if root_id is not None and not write_sessions:
+        raise click.UsageError("--root writes into the logs; it does not go with --no-write-sessions")
+    going = _migrate(
+        app,
+        sources,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=only_server,
+        root_id=root_id,
+        remove=remove_key,
+    )
+    return asyncio.run(going)
+
+
+async def _migrate(
+    app: App,
+    sources: tuple[Path, ...],
+    *,
+    dry_run: bool,
+    write_sessions: bool,
+    is_only_server: bool,
+    root_id: str | None,
+    remove: bool | None,
+) -> int | None:
+    from goatherd.cli.text.migration import outcome_lines, proof_line
+    from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
+
+    target = build_migration_target(app.options)
+    done = await migrate_all(
+        target,
+        sources,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=is_only_server,
+        root_id=root_id,
+        tell=lambda line: app.out.event("roots", {"message": line}, line),
+    )
+    lines = [line for outcome in done.outcomes for line in outcome_lines(outcome)]
+    lines += [proof_line(proof) for proof in done.proofs]
+    refused = servers_rejecting_root(done.proofs)
+    removed: list[str] = []
+    if remove is None and done.removable and app.out.may_ask:
+        app.out.result({}, lines)
+        lines = []
+        files = ", ".join(str(source.settings) for source, _ in done.removable)
+        remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
+    if remove and not dry_run:
+        removed = await remove_keys(target, done)
+        lines += removed or ["nothing was removed, since a server does not know this key"]
+    kept = [] if dry_run else [str(outcome.settings) for outcome in done.outcomes if outcome.settings.exists()]
+    lines += [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
+    data = {
+        "dryRun": dry_run,
+        "organizations": [outcome.to_json() for outcome in done.outcomes],
+        "nodes": [proof.to_json() for proof in done.proofs],
+        "removed": removed,
+        "stillOnDisk": kept,
+    }
+    app.out.result(data, lines)
+    return EXIT_FINDINGS if refused else None

@@ -1,0 +1,41 @@
+"""goatherd policy: print the store permissions that a server or a rotator needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.main import App, command
+from goatherd.plugins import policy_text
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(
+    example="goatherd policy aws --role server aws://eu-west-1/goatdb/prod/root\n"
+    "goatherd policy vault --role rotator secret/goatdb/root | vault policy write goatherd-rotator -"
+)
+@click.argument("platform", metavar="PROVIDER")
+@click.argument("secret", required=False)
+@click.option(
+    "--role",
+    type=click.Choice(["server", "rotator", "admin"]),
+    required=True,
+    help="Role to print rights for: a server reads, a rotator rotates, an admin also creates and deletes.",
+)
+def policy(app: App, platform: str, secret: str | None, role: str) -> None:
+    """Print the store permissions that a server or a rotator needs.
+
+    PROVIDER is a URI's scheme, such as aws, gcp, azure, vault, k8s or file. SECRET is the secret's address; without
+    one, the configured store. The command prints exactly the permissions that the role needs. It contacts no store,
+    changes nothing and needs no SDK.
+    """
+    address = secret or app.options.provider
+    if not address:
+        raise click.UsageError("no secret is named; give its address, such as aws://eu-west-1/goatdb/prod/root")
+    text = policy_text(platform, role, address)
+    app.out.result(
+        {"provider": platform, "role": role, "secret": address, "policy": text}, text.removesuffix("\n").split("\n")
+    )

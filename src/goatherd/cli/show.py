@@ -1,0 +1,31 @@
+"""goatherd show: show the identity, without its keys."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.main import App, command
+from goatherd.cli.text.identity import describe
+from goatherd.config.build import open_store
+from goatherd.identity.redaction import redacted
+from goatherd.providers.values import CURRENT
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(example="goatherd show --provider file:///srv/keys/root\ngoatherd show --at stable --json")
+@click.option("--at", metavar="LABEL|VERSION", help="Label or version to show (default: current).")
+def show(app: App, at: str | None) -> None:
+    """Show the identity, without its keys."""
+    asyncio.run(_show(app, at))
+
+
+async def _show(app: App, at: str | None) -> None:
+    async with open_store(app.options) as store:
+        version, document = await store.read(CURRENT if at is None else await store.find(at))
+    data = {"store": store.name, "storeVersion": version.id, "labels": sorted(version.labels), **redacted(document)}
+    app.out.result(data, describe(app.out, store, version.id, document))

@@ -1,0 +1,68 @@
+"""What `goatherd demo` prints at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from goatherd.cli.output import Output
+from goatherd.operations.demo import DemoReport
+
+
+def demo_json(report: DemoReport) -> dict[str, Any]:
+    """Return the report as JSON: times in seconds and milliseconds as named, ids only."""
+    return {
+        "passed": report.passed,
+        "servers": report.servers,
+        "clients": report.clients,
+        "requests": report.requests,
+        "refused": report.refused,
+        "commits": report.audit.accepted,
+        "lost": len(report.audit.lost),
+        "unverifiable": len(report.audit.unverifiable),
+        "signer": report.signer,
+        "sessionsSignedBy": {name: report.audit.by_signer.get(root, 0) for name, root in report.roots.items()},
+        "passages": [
+            {
+                "name": passage.name,
+                "requests": passage.window.requests,
+                "refused": passage.window.refused,
+                "reasons": dict(passage.window.reasons),
+                "p50Ms": round(passage.window.p50_ms, 2),
+                "p99Ms": round(passage.window.p99_ms, 2),
+                "phaseSeconds": {name: round(seconds, 3) for name, seconds in passage.phases.items()},
+            }
+            for passage in report.passages
+        ],
+    }
+
+
+def demo_lines(report: DemoReport, out: Output) -> list[str]:
+    """Return the report as lines of text."""
+    rows = [
+        [
+            passage.name,
+            str(passage.window.requests),
+            str(passage.window.refused),
+            f"{passage.window.p50_ms:.1f} ms",
+            f"{passage.window.p99_ms:.1f} ms",
+            "  ".join(f"{name} {seconds:.2f} s" for name, seconds in passage.phases.items()),
+        ]
+        for passage in report.passages
+    ]
+    signed = ", ".join(f"{name} {report.audit.by_signer.get(root, 0)}" for name, root in report.roots.items())
+    checked = f"{len(report.audit.unverifiable)}   (each asked of all {report.servers} servers, each signature checked)"
+    lines = [
+        "",
+        *out.table(["", "requests", "refused", "p50", "p99", "time of each phase"], rows),
+        "",
+        f"  requests {report.requests}   refused {report.refused}",
+        f"  commits  {report.audit.accepted}   lost {len(report.audit.lost)}   unverifiable {checked}",
+        f"  session commits signed by root: {signed}",
+        "",
+    ]
+    for passage in report.passages:
+        lines += [f"  {passage.name}: {count} x {why}" for why, count in passage.window.reasons.items()]
+    if not report.clean_exits:
+        lines.append("  a server did not end cleanly")
+    lines.append("Nothing refused, nothing lost." if report.passed else "FAILED: see above.")
+    return lines

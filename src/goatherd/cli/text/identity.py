@@ -1,0 +1,52 @@
+"""Describe an identity: ids, fingerprints and times, no key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from goatherd.cli.output import Output
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.redaction import redacted
+from goatherd.operations.identity_store import Store
+from goatherd.times import iso
+
+if TYPE_CHECKING:
+    pass
+
+
+def _signature_text(document: IdentityDocument) -> str:
+    if document.is_signed:
+        return "by the current root"
+    if document.signature is None:
+        return "none: the next write signs the document, unless a signed one was seen before"
+    return "does not hold: `goatherd sign` shows what changed since"
+
+
+def describe(out: Output, store: Store, version: str, document: IdentityDocument) -> list[str]:
+    """Return what people are shown of an identity: ids, fingerprints and times."""
+    shown = redacted(document)
+    lines = [
+        f"store       {store.name}, version {version}",
+        f"generation  {document.generation}, last written {shown['lastUpdated'] or 'at an unknown time'}",
+        f"phase       {shown['phase']}",
+        f"signature   {_signature_text(document)}",
+    ]
+    if document.rotation is not None:
+        record = document.rotation
+        lines.append(f"rotation    {record.id}: {record.from_id} -> {record.to_id}")
+        lines.append(f"            started {iso(record.started_at)} by {record.started_by}")
+    if document.rotated_from is not None:
+        lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
+    rows = []
+    for root in shown["roots"]:
+        state = "signs" if root["id"] == document.current.id else "trusted"
+        if document.next is not None and root["id"] == document.next.id:
+            state = "next"
+        if root["revoked"]:
+            state = "REVOKED"
+        rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
+    lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
+    if document.pruned:
+        noun = "root is" if document.pruned == 1 else "roots are"
+        lines.append(f"{document.pruned} earlier {noun} kept in /sys/sessions, and trusted by introductions there")
+    return lines

@@ -1,0 +1,53 @@
+"""goatherd watch: keep settings.json up to date for a server that another program runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from goatherd.cli.agent_options import change_options, directory_options
+from goatherd.cli.agent_parts import AgentPlan, run_agent
+from goatherd.cli.main import App, PathType, command
+from goatherd.cli.process import log_to_stderr
+
+if TYPE_CHECKING:
+    pass
+
+
+@command(
+    example="goatherd watch --data /srv/goatdb --memory /run/goatdb-keys --on-change signal --signal TERM"
+    " --pid-file /run/goatdb.pid\n"
+    'goatherd watch --data /srv/goatdb --on-change command --command "systemctl restart goatdb"',
+    orgs=True,
+)
+@directory_options
+@change_options(["signal", "command", "ignore"])
+@click.option(
+    "--pid-file", type=PathType(path_type=Path), help="File with the server's process id, for --on-change signal."
+)
+def watch(
+    app: App,
+    orgs: tuple[str, ...],
+    pid_file: Path | None,
+    create: bool,
+    plain_file: bool,
+    accept_identity: bool,
+    log_level: str,
+) -> int:
+    """Keep settings.json up to date for a server that another program runs.
+
+    For a sidecar. The agent writes the file at its start and when the identity changes, one server of the cluster at a
+    time. Then it restarts the server by a signal or a command, and waits until the server signs with the new root. If
+    the server does not, the agent writes the previous root. The file stays when the agent exits, because the server may
+    need it for its next start.
+    """
+    log_to_stderr(log_level)
+    plan = AgentPlan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
+    if "agent.on_change" not in app.options.origin or app.options.agent_on_change == "restart":
+        raise click.UsageError("--on-change is missing: how to notify the server (signal, command or ignore)")
+    if app.options.agent_on_change == "signal" and pid_file is None:
+        raise click.UsageError("--on-change signal needs --pid-file FILE")
+    return asyncio.run(run_agent(plan, None, pid_file))
