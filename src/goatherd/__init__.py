@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from goatherd.client import NodeClient
+    from goatherd.cluster.client import NodeClient
     from goatherd.errors import GoatherdError
     from goatherd.identity.document import IdentityDocument, decode_document, encode_document
     from goatherd.identity.session import OwnedSession, Session

@@ -2,7 +2,7 @@
 
 The one parser of them, for flags, environment variables, the configuration file and Python programs. Pure: it resolves
 no name. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
-`goatherd.rotation.discovery`.
+`goatherd.cluster.discovery`.
 
 SECURITY: a message never repeats a user name, a password or a query (tests/unit/test_server_url.py).
 """

@@ -247,7 +247,7 @@ def make_visible(text: str) -> str:
     The escapes are those of JSON, so JSON stays the same JSON.
 
     SECURITY: the last line of defence for texts of servers and stores (tests/unit/cli/test_output.py,
-    tests/unit/rotation/test_audit.py).
+    tests/unit/audit/test_trail.py).
     """
     return _COMMANDS_TERMINAL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -261,6 +261,6 @@ def scrub(text: str) -> str:
     """Return `text` with everything hidden that is long enough to be a key or a signature.
 
     SECURITY: the last line of defence for texts that are not ours (tests/unit/cli/test_no_keys_in_output.py,
-    tests/unit/rotation/test_audit.py).
+    tests/unit/audit/test_trail.py).
     """
     return _KEY_MATERIAL.sub("<hidden>", text)

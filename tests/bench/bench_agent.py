@@ -14,8 +14,8 @@ from pathlib import Path
 
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.settings_file import SettingsFile
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.wire.json import to_json

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession, parse_signature, sign_commit, sign_request, signed_text
 from goatherd.ids import new_id
 from goatherd.wire.commit import Commit, new_commit

@@ -12,12 +12,12 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.plugins import open_provider
+from goatherd.revocation.report import RevocationReport
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
-from goatherd.rotation.outcome import RevocationReport
-from goatherd.rotation.revocation import Revoker
 from tests.ports import free_ports
 
 from . import herd

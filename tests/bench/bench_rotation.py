@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.cli.process import LAST
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.operations.workload import Sample, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.memory import MemorySecretProvider

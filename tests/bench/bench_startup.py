@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.ids import new_id

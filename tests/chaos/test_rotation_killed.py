@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import decode_document
 from goatherd.node.server import Server
 from goatherd.providers.base import SecretProvider

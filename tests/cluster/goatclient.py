@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from goatherd.client import NodeClient
 from goatherd.clock import Clock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.identity.session_commits import session_from_commit, verify_commit_by

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx2
 
-from goatherd.client import INSTANCE_HEADER
+from goatherd.cluster.client import INSTANCE_HEADER
 from goatherd.errors import DecodeError
 from goatherd.identity.session import parse_signature
 from goatherd.ids import new_id

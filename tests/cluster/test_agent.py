@@ -18,8 +18,8 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.main import run as run_here
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_json import to_settings
 from goatherd.node.server import Listener, Server

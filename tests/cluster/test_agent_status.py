@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.rotation.machine import Outcome, Policy
 from goatherd.rotation.rotator import Rotator
 from tests.deadlines import ANSWER

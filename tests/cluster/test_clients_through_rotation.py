@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.node.server import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Policy, Rotator
-from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports

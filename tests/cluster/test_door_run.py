@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id

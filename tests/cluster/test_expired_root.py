@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import IllegalStepError, NodeError
 from goatherd.identity.key_age import REPLACE_EXPIRED
 from goatherd.node.server import Listener, Server

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     ForkedIdentityError,
     GenerationError,
@@ -23,7 +24,6 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.replacement import Replacer
-from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Refusal
 from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -22,8 +22,8 @@ from goatherd.ids import new_id
 from goatherd.node.server import Listener, Server
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, VersionId
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
-from goatherd.rotation.revocation import Revoker
 from goatherd.settings import CloudSecretSettings
 from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit, signed_commit

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.operations.workload import Workload
 from goatherd.plugins import provider_schemes
 from goatherd.providers.base import SecretProvider

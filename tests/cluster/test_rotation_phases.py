@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NotAdoptedError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -26,7 +26,7 @@ from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
 from goatherd.rotation.events import PhaseEntered
-from goatherd.rotation.health import HTTPProbe
+from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.observe import Node
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER

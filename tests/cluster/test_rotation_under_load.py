@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NotAdoptedError, ObstructedError
 from goatherd.node.server import Listener, Server
 from goatherd.operations.workload import Audit, Workload

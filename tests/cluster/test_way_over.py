@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import run as run_here
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import Session
 from goatherd.node.server import Listener, Server
 from goatherd.operations.workload import decode_commit, learn_sessions, unverifiable_commits

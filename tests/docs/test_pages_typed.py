@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from goatherd.audit.records import verify as verify_trail
 from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
@@ -41,8 +42,7 @@ from goatherd.providers.vault.records import StoredPointer, encode_pointer, enco
 from goatherd.providers.vault.records import decode_pointer as decode_vault_pointer
 from goatherd.providers.vault.records import decode_value as decode_vault_value
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord, entry_for
-from goatherd.rotation.chain import verify as verify_trail
-from goatherd.rotation.schedule import check_cron
+from goatherd.schedule.due import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame, read_lines, scan

@@ -12,6 +12,7 @@ from itertools import chain
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import GenerationError, GenerationJumpError, SuccessionError, UnsignedIdentityError
 from goatherd.identity import transitions
 from goatherd.identity.document import (
@@ -28,10 +29,9 @@ from goatherd.identity.strict_json import pretty
 from goatherd.identity.succession import MAX_JUMP, verify_successor
 from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.rotation.cross_signing import cross_signature, introduction
 from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Phase, Policy, Step, decide
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.rotation.vouching import cross_signature, introduction
-from goatherd.server_answers import ServerIdentity
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 

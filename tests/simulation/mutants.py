@@ -14,19 +14,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from goatherd import server_answers
 from goatherd.clock import SteadyClock
+from goatherd.cluster import server_answers
 from goatherd.errors import DecodeError
 from goatherd.identity import lineage, succession, transitions
 from goatherd.identity.document import IdentityDocument, sign_document
 from goatherd.identity.revocations import FrozenList
 from goatherd.node import log_storage
+from goatherd.revocation import revoker
 from goatherd.rotation import (
     clocks,
     machine,
     obstacles,
     repeating_store,
-    revocation,
     rotator,
     signed_store,
     table,
@@ -191,8 +191,8 @@ def nearsighted() -> None:
         self._highest = 0
         return await guarded(self)
 
-    guarded = revocation.Revoker._read
-    revocation.Revoker._read = read
+    guarded = revoker.Revoker._read
+    revoker.Revoker._read = read
 
 
 def unrelated() -> None:
@@ -201,22 +201,22 @@ def unrelated() -> None:
     async def not_at_all(self: Any, *arguments: Any) -> None:
         return None
 
-    revocation.Revoker._introduce_roots = not_at_all
+    revoker.Revoker._introduce_roots = not_at_all
 
 
 def discreet() -> None:
     """A revocation looks at labelled versions only, and says that no other holds the stolen key."""
-    find = revocation.find_holdings
+    find = revoker.find_holdings
 
     async def labelled(*arguments: Any, **options: Any) -> Any:
         return tuple([one for one in await find(*arguments, **options) if one.version.labels])
 
-    revocation.find_holdings = labelled
+    revoker.find_holdings = labelled
 
 
 def gullible() -> None:
     """What one server alone says that it holds of a stolen root counts."""
-    revocation.counted = lambda lists, **options: FrozenList.union(lists.values())
+    revoker.counted = lambda lists, **options: FrozenList.union(lists.values())
 
 
 def careless() -> None:
@@ -239,12 +239,12 @@ def unanimous() -> None:
 
 def obedient() -> None:
     """In an emergency, too, one server's word is enough to say that the store went back."""
-    check = revocation.check_store_history
+    check = revoker.check_store_history
 
     async def unvoted(*arguments: Any, is_voted: bool = False, **options: Any) -> Any:
         return await check(*arguments, is_voted=False, **options)
 
-    revocation.check_store_history = unvoted
+    revoker.check_store_history = unvoted
 
 
 def oblivious() -> None:
@@ -253,7 +253,7 @@ def oblivious() -> None:
     async def unchecked(document: IdentityDocument, **options: Any) -> IdentityDocument:
         return document
 
-    rotator.check_store_history = revocation.check_store_history = unchecked
+    rotator.check_store_history = revoker.check_store_history = unchecked
     obstacles._find_contradiction = lambda node, store: None
 
 

@@ -1,7 +1,7 @@
 """Check a GoatDB server from outside: is it ready, which root signs, does it expose its private key.
 
 The checks decide nothing. Rules: they use only requests that any client can send; a private key in an answer is
-recognized by its root's id and dropped at once (`goatherd.client`); no answer never counts as a good answer.
+recognized by its root's id and dropped at once (`goatherd.cluster.client`); no answer never counts as a good answer.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from goatherd.client import NodeClient
 from goatherd.clock import Clock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import KeyLeakedError, NodeError
 from goatherd.identity.document import IdentityDocument
+from goatherd.rotation.cross_signing import signer_of
 from goatherd.rotation.observe import find_session_commit, read_sessions_filter
-from goatherd.rotation.vouching import signer_of
 
 _ATTEMPTS: Final = 3
 

@@ -207,9 +207,9 @@ def _handovers(
     from goatherd.agent import ManagedOrganization
     from goatherd.agent.memory_directory import make_private
     from goatherd.agent.settings_file import SettingsFile
-    from goatherd.client import NodeClient
+    from goatherd.cluster.client import NodeClient
+    from goatherd.cluster.introductions import introduction_source
     from goatherd.data_directory import SESSIONS_LOG, read_records
-    from goatherd.rotation.introductions import introduction_source
     from goatherd.settings import CloudSecretSettings
 
     options = plan.options

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
+from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, verify
+from goatherd.audit.trail import is_trail, read_lines
 from goatherd.cli.main import App, PathType, command
 from goatherd.config.build import open_store
 from goatherd.errors import AuditBrokenError, ConfigurationError, DecodeError
-from goatherd.rotation.audit import is_trail, read_lines
-from goatherd.rotation.chain import Anchors, Checked, Head, Record, read_record, verify
 from goatherd.times import iso
 
 WIDTH = 100

@@ -14,7 +14,7 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import record_run
 
 if TYPE_CHECKING:
-    from goatherd.rotation.audit import Journal
+    from goatherd.audit.trail import Journal
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

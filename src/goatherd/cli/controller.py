@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from goatherd.audit.trail import AuditTrail, Journal
 from goatherd.cli.auditing import audit_option
 from goatherd.cli.main import App, PathType, checked, command
 from goatherd.cli.metrics_file import reported
@@ -20,6 +21,7 @@ from goatherd.cli.rotate import distrust_option
 from goatherd.cli.status import survey_now
 from goatherd.cli.text.rotation import report_data, warn_of_short_life
 from goatherd.clock import SystemClock
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_health_signals, build_policy, build_schedule, open_store, store_name
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderError
@@ -27,13 +29,11 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.metrics import RotationMetrics, served
 from goatherd.operations.controller_start import find_start_problems, refuse_start
 from goatherd.operations.identity_store import Store
-from goatherd.rotation.alert import Alarm
-from goatherd.rotation.audit import AuditTrail, Journal
-from goatherd.rotation.controller import Controller, Turn
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
 from goatherd.rotation.rotator import Rotator
-from goatherd.rotation.schedule import (
+from goatherd.schedule.alerts import Alarm
+from goatherd.schedule.controller import Controller, Turn
+from goatherd.schedule.due import (
     Act,
     Missed,
     Schedule,
@@ -49,7 +49,7 @@ from goatherd.telemetry import event_text
 from goatherd.times import format_duration, iso
 
 if TYPE_CHECKING:
-    from goatherd.rotation.controller import Worker
+    from goatherd.schedule.controller import Worker
 
 PREVIEW = 5
 

@@ -15,8 +15,8 @@ from typing import Final
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.config.build import open_store, store_name
 from goatherd.operations.creations import Conflict
 from goatherd.operations.data import (

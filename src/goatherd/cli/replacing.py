@@ -8,10 +8,10 @@ from typing import Any
 
 from goatherd.cli.auditing import audited
 from goatherd.cli.main import EXIT_FINDINGS, App
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import open_store
 from goatherd.errors import ConfigurationError
 from goatherd.identity.key_age import REPLACE_EXPIRED
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, ExpiredRootReplaced
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import NodeStanding, ReplacementReport, Replacer

@@ -15,10 +15,10 @@ from goatherd.cli.text.rotation import (
     report_data,
 )
 from goatherd.clock import SystemClock
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_policy, open_store
 from goatherd.key_inventory import KeyInventory, describe_kept, take_key_inventory
 from goatherd.operations.runs import current_actor
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.rotator import Rotator
 from goatherd.times import format_duration
 

@@ -13,14 +13,14 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.process import run_interruptible
 from goatherd.cli.text.rotation import kept_data, warn_of_short_life
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_policy, open_store
 from goatherd.errors import ConfigurationError
 from goatherd.key_inventory import describe_kept
-from goatherd.rotation.discovery import NodeDirectory
+from goatherd.revocation.report import Claim, NodeOutcome, RevocationReport
+from goatherd.revocation.revoker import NEW, Revoker
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped
-from goatherd.rotation.outcome import Claim, NodeOutcome, RevocationReport
 from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.revocation import NEW, Revoker
 from goatherd.server_url import parse_server_url
 from goatherd.times import iso
 from goatherd.wire.paths import SESSIONS_PATH

@@ -27,14 +27,14 @@ from goatherd.cli.text.rotation import (
     restarts_data,
     warn_of_short_life,
 )
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_health_signals, build_policy, open_store, store_name
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, NotAdoptedError
 from goatherd.key_inventory import retained_copies
 from goatherd.operations.runs import current_actor
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.events import Event, Report
-from goatherd.rotation.health import HealthCommand
+from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.rotator import Rotator

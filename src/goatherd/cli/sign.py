@@ -11,11 +11,11 @@ from goatherd.cli.auditing import audit_option, audited
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.rotate import distrust_option
 from goatherd.clock import SystemClock
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_policy, open_store
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.identity_store import Store
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.history_check import check_distrusted
 from goatherd.rotation.observe import Observer
 

@@ -17,6 +17,8 @@ from goatherd.cli.text.rotation import (
     progress_lines,
 )
 from goatherd.clock import SystemClock
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.server_answers import AgentReport
 from goatherd.config.build import build_health_signals, build_policy, open_store
 from goatherd.config.options import Options
 from goatherd.errors import DiscoveryError
@@ -26,11 +28,9 @@ from goatherd.key_inventory import take_key_inventory
 from goatherd.operations.status import NodeState, clock_notes, read_server_states
 from goatherd.providers.values import shown_label
 from goatherd.rotation.action import Obstacle, ObstacleKind
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import KINDS
-from goatherd.server_answers import AgentReport
 from goatherd.settings.base import Origin
 
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization
     from goatherd.agent.agent import Front
     from goatherd.agent.own_api import OwnAPI
+    from goatherd.cluster.discovery import NodeDirectory
     from goatherd.door import Door
     from goatherd.node.server import Server
     from goatherd.operations.migrate import Target
-    from goatherd.rotation.discovery import NodeDirectory
-    from goatherd.rotation.health import HealthSignal
+    from goatherd.rotation.health_checks import HealthSignal
     from goatherd.rotation.machine import Policy
-    from goatherd.rotation.schedule import Schedule
+    from goatherd.schedule.due import Schedule
     from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
 
 SEEN_NAME: Final = ".goatherd.seen.json"
@@ -117,7 +117,7 @@ def open_nodes(
         addresses: Servers, or where to discover them; `listed_nodes` by default.
         timeout: Timeout of one request, where the answers are large; the longer one of it and `options.timeout` counts.
     """
-    from goatherd.rotation.discovery import NodeDirectory
+    from goatherd.cluster.discovery import NodeDirectory
 
     return NodeDirectory(
         listed_nodes(options) if addresses is None else addresses,
@@ -185,7 +185,7 @@ def build_policy(options: Options, *, is_discovered: bool = False) -> Policy:
 
 def build_health_signals(options: Options, *, runs_commands: bool = True) -> list[HealthSignal]:
     """Return the health signals that the options name; a command that is not to be run counts as well."""
-    from goatherd.rotation.health import HealthCommand, HTTPProbe
+    from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
 
     signals: list[HealthSignal] = []
     if options.rotation_health_url is not None:
@@ -203,8 +203,8 @@ def build_schedule(options: Options) -> Schedule:
         ConfigurationError: It cannot be meant.
     """
     from goatherd.operations.runs import current_actor
-    from goatherd.rotation.schedule import Missed, Schedule, make_schedule, read_zone
-    from goatherd.rotation.windows import Window
+    from goatherd.schedule.due import Missed, Schedule, make_schedule, read_zone
+    from goatherd.schedule.windows import Window
 
     name = options.controller_name or socket.gethostname()
     zone = read_zone(options.controller_timezone)

@@ -174,7 +174,7 @@ NODE_FORMS = (
 def node(text: str) -> str:
     if text.partition("://")[0] not in ("dns", "k8s-service"):
         return str(parse_server_url(text, hint=NODE_FORMS))
-    from goatherd.rotation.discovery import source_of
+    from goatherd.cluster.discovery import source_of
 
     source_of(text, timeout=timedelta(seconds=1))
     return text
@@ -206,7 +206,7 @@ def listen_host(value: object) -> str:
 
 
 def windows(value: object) -> tuple[str, ...]:
-    from goatherd.rotation.windows import Window
+    from goatherd.schedule.windows import Window
 
     texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -217,7 +217,7 @@ def windows(value: object) -> tuple[str, ...]:
 
 
 def cron(value: object) -> str:
-    from goatherd.rotation.schedule import check_cron
+    from goatherd.schedule.due import check_cron
 
     text = string(value)
     check_cron(text)
@@ -228,7 +228,7 @@ def timezone(value: object) -> str:
     text = string(value)
     if text != "UTC":
         # Here, since the package of the rotation brings the whole of cryptography with it.
-        from goatherd.rotation.schedule import read_zone
+        from goatherd.schedule.due import read_zone
 
         read_zone(text)
     return text

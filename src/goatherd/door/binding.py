@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from goatherd.client import INSTANCE_HEADER
+from goatherd.cluster.client import INSTANCE_HEADER
 from goatherd.door.exchange import Exchange
 from goatherd.door.request_checks import Rule
 from goatherd.errors import OtherServerError, VerificationError

@@ -195,7 +195,7 @@ def counted(
     if len(sole := set(listed) - set(distrusted)) == 1:
         enough |= sole
     # SECURITY: one server that was broken into can name what was signed after the revocation
-    # (tests/unit/rotation/test_revocation.py).
+    # (tests/unit/revocation/test_revoker.py).
     by_process: dict[str, set[bytes]] = {}
     for url, one in heard.items():
         by_process.setdefault((instances or {}).get(url, url), set()).update(one.digests)

@@ -35,8 +35,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
-from goatherd.client import NO_SERVER, NodeClient
 from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.client import NO_SERVER, NodeClient
+from goatherd.cluster.introductions import introduction_source
 from goatherd.errors import (
     AccessDeniedError,
     GoatherdError,
@@ -62,7 +63,6 @@ from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.rules import Rule
 from goatherd.node.unused_session_exchange import UnusedExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
-from goatherd.rotation.introductions import introduction_source
 from goatherd.serving.gate import LONGEST_PAUSE
 from goatherd.serving.limits import Buckets, Rate
 from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus

@@ -32,7 +32,7 @@ from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:
-    from goatherd.client import NodeClient
+    from goatherd.cluster.client import NodeClient
 
 _log = logging.getLogger("goatherd.node.freeze")
 

@@ -38,7 +38,7 @@ from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH
 
 if TYPE_CHECKING:
-    from goatherd.client import NodeClient
+    from goatherd.cluster.client import NodeClient
     from goatherd.identity.session import OwnedSession
 
 __all__ = ["Peer", "PeerStatus", "Replica", "View"]

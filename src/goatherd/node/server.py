@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import goatherd
-from goatherd.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.errors import GoatherdError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import parse_signature

@@ -20,8 +20,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.client import NO_SERVER
 from goatherd.clock import Clock
+from goatherd.cluster.client import NO_SERVER
 from goatherd.errors import DecodeError, GoatherdError, NodeError
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.node.engine import JSON_TYPE, Engine, Response
@@ -30,7 +30,7 @@ from goatherd.node.unused_sessions import UnusedSessions, read_records, read_ser
 from goatherd.wire.json import parse_json, to_json_bytes
 
 if TYPE_CHECKING:
-    from goatherd.client import NodeClient
+    from goatherd.cluster.client import NodeClient
 
 _log = logging.getLogger("goatherd.node")
 

@@ -20,7 +20,7 @@ from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import session_from_commit
-from goatherd.rotation.vouching import session_commit
+from goatherd.rotation.cross_signing import session_commit
 from goatherd.wire.commit import Commit
 
 

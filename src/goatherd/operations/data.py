@@ -242,7 +242,7 @@ class Repair:
 
 
 class Peer(Protocol):
-    """What a repair needs of another server; `goatherd.client.NodeClient` is one."""
+    """What a repair needs of another server; `goatherd.cluster.client.NodeClient` is one."""
 
     @property
     def base_url(self) -> str: ...

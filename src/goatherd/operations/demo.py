@@ -20,8 +20,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession

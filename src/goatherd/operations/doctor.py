@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.server_answers import DataReport
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, is_fresh_and_short, urgency
@@ -26,14 +28,12 @@ from goatherd.operations.creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks
+from goatherd.revocation.reintroduction import decode
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.clocks import describe_span
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.rotation.obstacles import Survey
 from goatherd.rotation.policy import Policy
-from goatherd.rotation.reintroduction import decode
 from goatherd.rotation.store_history import KINDS
-from goatherd.server_answers import DataReport
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
 from goatherd.wire.commit import Commit

@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import orjson
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.data_directory import REMAINS, check_understood, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
@@ -48,9 +49,8 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
 from goatherd.operations.identity_store import DEFAULT_ORG, Store
 from goatherd.providers.values import ORG_FIELD, SecretBytes
-from goatherd.rotation.discovery import NodeDirectory
-from goatherd.rotation.reintroduction import decode
-from goatherd.rotation.vouching import session_commit
+from goatherd.revocation.reintroduction import decode
+from goatherd.rotation.cross_signing import session_commit
 from goatherd.times import iso, milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit

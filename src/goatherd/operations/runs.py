@@ -1,6 +1,6 @@
 """Record one run of an operation in the audit trail: its beginning, its decisions and its end.
 
-What it is not: the trail itself (`goatherd.rotation.audit`). Rules: a trail that cannot be written stops the operation
+What it is not: the trail itself (`goatherd.audit.trail`). Rules: a trail that cannot be written stops the operation
 before it has done anything; the number of records that could not be written later is reported at the end.
 """
 
@@ -19,7 +19,7 @@ from goatherd.errors import GoatherdError
 from goatherd.operations.identity_store import Store
 
 if TYPE_CHECKING:
-    from goatherd.rotation.audit import Journal
+    from goatherd.audit.trail import Journal
 
 
 def current_actor() -> str:
@@ -54,7 +54,7 @@ async def record_run(
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
     # Here, since the package of the rotation is more than a listing of versions needs.
-    from goatherd.rotation.audit import AuditTrail, Journal
+    from goatherd.audit.trail import AuditTrail, Journal
 
     revokes = command == "revoke"
     # What a revoked or an expired root signs counts for nothing.

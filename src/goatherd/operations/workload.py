@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self
 
-from goatherd.client import NodeClient
 from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import DecodeError, GoatherdError, NodeError, VerificationError
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.identity.session_commits import session_from_commit, verify_commit_by

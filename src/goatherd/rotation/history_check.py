@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from goatherd.clock import Clock
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     ConfigurationError,
     GenerationError,
@@ -31,7 +32,6 @@ from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider,
 from goatherd.providers.values import SecretVersion, VersionState
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.store_history import Held, find_contradictions, went_back
-from goatherd.server_answers import ServerIdentity
 
 
 async def check_store_history(

@@ -12,7 +12,7 @@ How the questions are put so that an unmodified GoatDB 0.5.1 answers them:
   names a commit by which the server shows it. Elsewhere an anonymous session is created and the signature of its commit
   in ``/sys/sessions`` looked at, once for each start: GoatDB keeps every session permanently.
 - *Has it restarted?* Both answers name the process: one as ``instance``, the other as the commit's connection id. In
-  between a mark in the memory of the process says that it is the same one (`goatherd.rotation.process_mark`).
+  between a mark in the memory of the process says that it is the same one (`goatherd.cluster.process_mark`).
 
 Rules: no answer, or one that is no answer, is "not known" (None), never "no" and never "yes". Nothing here outlasts
 `Policy.node_timeout`.
@@ -29,6 +29,8 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
+from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     DecodeError,
     GenerationError,
@@ -41,10 +43,8 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession, Session, verify_commit
 from goatherd.ids import new_seeds
+from goatherd.rotation.cross_signing import Sought, signer_of
 from goatherd.rotation.machine import FlowProbe, NodeView, Policy
-from goatherd.rotation.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
-from goatherd.rotation.vouching import Sought, signer_of
-from goatherd.server_answers import ServerIdentity
 from goatherd.settings.base import Origin
 from goatherd.times import milliseconds
 from goatherd.wire.bloom import BloomFilter
@@ -70,7 +70,7 @@ _LONGEST_ID: Final = 64
 
 
 class Node(Protocol):
-    """What a rotation needs of a node; `goatherd.client.NodeClient` is one, the simulated herd has another."""
+    """What a rotation needs of a node; `goatherd.cluster.client.NodeClient` is one, the simulated herd has another."""
 
     @property
     def base_url(self) -> str: ...
@@ -324,7 +324,7 @@ class Observer:
         """Return those of the commits of ``/sys/sessions`` that the node holds, by id; as it sent them, unverified.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+            NodeUnreachableError, NodeRefusedError: As `goatherd.cluster.client.NodeClient.batch_sync`.
         """
         return await _read_held(self.nodes[url], commit_ids, signer, self._clock.now_ms())
 
@@ -777,7 +777,7 @@ async def prove_signer(
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+        NodeUnreachableError, NodeRefusedError: As `goatherd.cluster.client.NodeClient.batch_sync`.
     """
     claim = _claim_of(identity)
     if claim is None:
@@ -809,7 +809,7 @@ async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> 
     """Return a filter with which a server sends few of the sessions that it holds now, and those that come next.
 
     Raises:
-        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+        NodeUnreachableError, NodeRefusedError: As `goatherd.cluster.client.NodeClient.batch_sync`.
     """
     (before,) = await node.batch_sync([(SESSIONS_PATH, _message(all_but(())))], asker, now_ms)
     # Its own filter. At this size its error rate is small; below, everything may be sent.
@@ -826,7 +826,7 @@ async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_m
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NodeUnreachableError, NodeRefusedError: As `goatherd.client.NodeClient.batch_sync`.
+        NodeUnreachableError, NodeRefusedError: As `goatherd.cluster.client.NodeClient.batch_sync`.
     """
     for sync_filter in (_EMPTY,) if known in (None, _EMPTY) else (known, _EMPTY):
         (reply,) = await node.batch_sync([(SESSIONS_PATH, _message(sync_filter))], owned, now_ms)

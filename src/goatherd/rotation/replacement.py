@@ -1,7 +1,7 @@
 """An expired root: another takes its place, and the servers are followed until each signs with it.
 
 What it is: the one way past the end of a root's life. What it is not: a rotation, whose gates need a root that servers
-and clients still believe; nor a revocation (`goatherd.rotation.revocation`): an expired root was not stolen, so what it
+and clients still believe; nor a revocation (`goatherd.revocation.revoker`): an expired root was not stolen, so what it
 has signed stays valid everywhere, and new clients go on learning of it.
 
 The order, and why:
@@ -37,6 +37,13 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
+from goatherd.rotation.cross_signing import (
+    Sought,
+    earlier_introduction,
+    late_introduction,
+    sought_earlier,
+    sought_late_introduction,
+)
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
 from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
@@ -47,13 +54,6 @@ from goatherd.rotation.refusal import refusal
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.view import store_view
-from goatherd.rotation.vouching import (
-    Sought,
-    earlier_introduction,
-    late_introduction,
-    sought_earlier,
-    sought_late_introduction,
-)
 from goatherd.wire.paths import SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(

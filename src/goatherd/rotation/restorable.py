@@ -18,9 +18,9 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.providers.base import StoreReader
 from goatherd.providers.values import VersionState
+from goatherd.rotation.cross_signing import find_introduction_ids
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
-from goatherd.rotation.vouching import find_introduction_ids
 from goatherd.times import iso
 
 START_MARGIN: Final = timedelta(hours=1)

@@ -50,6 +50,15 @@ from goatherd.providers.capabilities import reserve_room
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.rotation.attempts import Attempts, evidence_of
 from goatherd.rotation.clocks import Clocks
+from goatherd.rotation.cross_signing import (
+    cross_signature,
+    earlier_introduction,
+    introduction,
+    repeated_introductions,
+    sought_cross_signature,
+    sought_earlier,
+    sought_introductions,
+)
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -63,7 +72,7 @@ from goatherd.rotation.events import (
     RunEnded,
     StoreTroubled,
 )
-from goatherd.rotation.health import HealthSignal, HealthWatch
+from goatherd.rotation.health_checks import HealthSignal, HealthWatch
 from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history, find_later_versions
 from goatherd.rotation.machine import (
     Abandon,
@@ -110,15 +119,6 @@ from goatherd.rotation.restorable import check_remaining_life, choose_root, find
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Held, find_contradiction
 from goatherd.rotation.view import store_view
-from goatherd.rotation.vouching import (
-    cross_signature,
-    earlier_introduction,
-    introduction,
-    repeated_introductions,
-    sought_cross_signature,
-    sought_earlier,
-    sought_introductions,
-)
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import milliseconds

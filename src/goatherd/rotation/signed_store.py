@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import IdentityError, ProviderError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.succession import check_first, verify_signed
 from goatherd.providers.base import StoreReader
 from goatherd.providers.values import CURRENT, SecretVersion, VersionState
-from goatherd.server_answers import ServerIdentity
 
 MOST_VERSIONS: Final = 8
 """So many earlier versions are read. A rotation writes five."""

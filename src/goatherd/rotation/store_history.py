@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import StoreWentBackError
 from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
 from goatherd.rotation.action import Obstacle, ObstacleKind
-from goatherd.server_answers import ServerIdentity
 
 KINDS: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})
 """The obstacles that say that the store went back."""

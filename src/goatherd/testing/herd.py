@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.agent.restart_rules import reasons_to_restart
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     DecodeError,
     ExpiredSessionError,
@@ -37,8 +38,7 @@ from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.transitions import create
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
-from goatherd.rotation.vouching import session_commit
-from goatherd.server_answers import ServerIdentity
+from goatherd.rotation.cross_signing import session_commit
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit

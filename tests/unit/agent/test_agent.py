@@ -25,8 +25,8 @@ from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.restart_lease import Lease, NoLease, lease_id_for
 from goatherd.agent.restart_rules import OnChange
 from goatherd.agent.settings_file import SettingsFile
-from goatherd.client import NewSession
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NewSession
 from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import IdentityDocument, Revocation
 from goatherd.identity.session import OwnedSession

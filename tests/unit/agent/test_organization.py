@@ -16,7 +16,7 @@ import pytest
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.server_checks import Standing
 from goatherd.agent.settings_file import FileState, SettingsFile
-from goatherd.client import NewSession
+from goatherd.cluster.client import NewSession
 from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
-from goatherd.client import INSTANCE_HEADER, NodeClient
+from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
 from goatherd.door import Door, DoorStatus, Rule, TrustedSessions
 from goatherd.door.report import DoorAPI
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError

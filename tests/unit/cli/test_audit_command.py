@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from goatherd.audit.trail import AuditTrail
 from goatherd.cli.main import EXIT_CODES, run
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.plugins import open_provider
-from goatherd.rotation.audit import AuditTrail
 
 from .conftest import Goatherd, Serving, secrets_in
 

@@ -19,7 +19,7 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.clock import SystemClock
-from goatherd.rotation.schedule import Missed
+from goatherd.schedule.due import Missed
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Result, Serving

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.settings_json import to_settings
 from goatherd.node.log_storage import LogDirectory

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create

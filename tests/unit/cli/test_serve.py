@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.operations.serve import NODE_LIBRARIES
 from goatherd.serving.addresses import bind

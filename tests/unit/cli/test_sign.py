@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity import IdentityDocument, decode_document, encode_document
 from goatherd.identity.document import document_tree
 from goatherd.identity.strict_json import pretty
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT
-from goatherd.server_answers import ServerIdentity
 
 from .conftest import Goatherd
 

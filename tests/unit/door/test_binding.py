@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.agent.own_address import OwnAddress
-from goatherd.client import INSTANCE_HEADER, NodeClient
+from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
 from goatherd.door import Rule
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_data

@@ -21,7 +21,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.session_commits import earlier_introduction_id
 from goatherd.identity.transitions import may_leave
-from goatherd.rotation.vouching import introduction_id, session_commit
+from goatherd.rotation.cross_signing import introduction_id, session_commit
 from goatherd.wire.commit import Commit
 
 from .make import DAY, NOW, first, owned, rotated

@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession, Session, sign_commit
 from goatherd.identity.session_commits import session_fields

@@ -13,8 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import INSTANCE_HEADER, NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
+from goatherd.cluster.process_mark import leave_mark
 from goatherd.errors import (
     InvalidSignatureError,
     NodeRefusedError,
@@ -36,7 +37,6 @@ from goatherd.ids import new_id
 from goatherd.node import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Policy, Rotator
-from goatherd.rotation.process_mark import leave_mark
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import HANG
 

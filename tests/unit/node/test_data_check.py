@@ -14,8 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Listener, Server, data_check
 from goatherd.node.data_check import BATCH, REST

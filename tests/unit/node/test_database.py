@@ -25,7 +25,7 @@ from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
 from goatherd.node.log_storage import Disk, FileLog, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.rotation.vouching import session_commit as session_of_root
+from goatherd.rotation.cross_signing import session_commit as session_of_root
 from goatherd.serving.limits import Rate
 from goatherd.trust import Verification
 from goatherd.wire.paths import SESSIONS_PATH

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.revocations import FrozenList, commit_digest

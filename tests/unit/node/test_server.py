@@ -19,8 +19,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     ItemExistsError,
     ItemNotFoundError,

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import SENDER_HEADER, NodeClient, NodeRefusedError
+from goatherd.cluster.client import SENDER_HEADER, NodeClient, NodeRefusedError
 from goatherd.crypto import PublicKey
 from goatherd.identity.session import OwnedSession, Session, sign_request
 from goatherd.identity.transitions import create

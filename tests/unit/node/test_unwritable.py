@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError, StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Listener, Server, database

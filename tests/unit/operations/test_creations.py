@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import DecodeError, NodeError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import session_from_commit

@@ -21,9 +21,9 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.file.layout import RESERVE
 from goatherd.providers.values import CURRENT, STABLE
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
 from goatherd.rotation.replacement import Replacer
-from goatherd.rotation.revocation import Revoker
 from goatherd.testing.herd import FakeClock
 
 ONCE = RetryPolicy(attempts=1)

@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -28,7 +29,6 @@ from goatherd.errors import (
 from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import ClusterAccess, load_access
-from goatherd.rotation.discovery import NodeDirectory
 from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.unit.providers.test_kubernetes_access import HandClock, certificate, config_of, written
 

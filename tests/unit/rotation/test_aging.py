@@ -29,8 +29,7 @@ from goatherd.testing.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage
-
-from .conftest import POLICY, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, document_of, rotator_for
 
 LATEST = 30
 KEPT_VERSIONS = 40

@@ -21,10 +21,9 @@ from goatherd.rotation.attempts import evidence_of
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
 from goatherd.testing.herd import FakeClock, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
-from .test_revocation import SECRET, cluster_of, root
-from .test_revocation import document_of as document_for
+from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
+from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
 class Refusing(MemorySecretProvider):

@@ -11,8 +11,7 @@ from goatherd.cli.text.rotation import bare_lines
 from goatherd.errors import NotAdoptedError
 from goatherd.rotation.machine import Evidence, NodeView, Observation, Outcome, Phase, Policy, Step, StoreView, missing
 from goatherd.rotation.observe import Observer
-
-from .conftest import POLICY, MakeHerd, check_steady, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 STORE = StoreView(
     version="3",

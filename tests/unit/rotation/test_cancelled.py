@@ -14,8 +14,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
 from goatherd.rotation import Outcome, Phase
 from goatherd.testing.herd import Herd
-
-from .conftest import MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
 
 EARLY = (Phase.PREPARED, Phase.PUBLISHED)
 

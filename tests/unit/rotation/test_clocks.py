@@ -16,13 +16,12 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import VersionState
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.rotation.clocks import Clocks, check_own_clock
-from goatherd.rotation.revocation import Revoker
-from goatherd.rotation.schedule import Act, Schedule, facts_of, make_schedule, next_due
+from goatherd.schedule.due import Act, Schedule, facts_of, make_schedule, next_due
 from goatherd.testing.herd import FakeClock, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 DAY = timedelta(days=1)
 DAY_MS = 86_400_000

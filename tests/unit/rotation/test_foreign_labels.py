@@ -14,15 +14,14 @@ from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import describe_kept
 from goatherd.providers.values import CURRENT, Label, shown_label
-from goatherd.rotation.alert import AlertKind
 from goatherd.rotation.machine import Kept
-from goatherd.rotation.schedule import Act
+from goatherd.schedule.alerts import AlertKind
+from goatherd.schedule.due import Act
 from goatherd.testing.herd import Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
-from .test_controller import LIFETIME, Rung, make
-from .test_revocation import SECRET, cluster_of, root
-from .test_revocation import document_of as document_for
+from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
+from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.schedule.test_controller import LIFETIME, Rung, make
 
 AUDIT = Label("audit")
 

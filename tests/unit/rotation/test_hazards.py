@@ -18,8 +18,7 @@ from goatherd.providers.values import STABLE, VersionState
 from goatherd.rotation import Outcome, Phase, machine
 from goatherd.rotation.machine import GATES, Evidence, Step
 from goatherd.testing.herd import DATA, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 Remove = Callable[[pytest.MonkeyPatch], None]
 

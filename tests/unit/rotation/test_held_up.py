@@ -13,8 +13,7 @@ from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, StoreTroubled
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
 class HeldUp:

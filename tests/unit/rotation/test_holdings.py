@@ -22,8 +22,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
 from goatherd.testing.herd import Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
 async def holdings_of(herd: Herd) -> tuple[Holding, ...]:

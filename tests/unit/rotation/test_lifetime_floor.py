@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.rotation import Outcome, Phase, Policy
 from goatherd.rotation.policy import Quorum, check_lifetime, check_quorum, lifetime_floor
-from goatherd.rotation.schedule import Schedule, make_schedule
-
-from .conftest import POLICY, MakeHerd, document_of, rotator_for
-from .test_revocation import cluster_of, root
-from .test_revocation import document_of as document_for
+from goatherd.schedule.due import Schedule, make_schedule
+from tests.unit.revocation.test_revoker import cluster_of, root
+from tests.unit.revocation.test_revoker import document_of as document_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 spans = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=40))

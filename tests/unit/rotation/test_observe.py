@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.process_mark import MarkState, find_mark, leave_mark
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
+from goatherd.rotation.cross_signing import Sought, introduction_id, session_commit
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.observe import Observer, Question, all_but
-from goatherd.rotation.process_mark import MarkState, find_mark, leave_mark
-from goatherd.rotation.vouching import Sought, introduction_id, session_commit
-from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import FakeClock, Herd, HerdNode
 from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.deadlines import HANG
-
-from .conftest import MakeHerd
+from tests.unit.rotation.conftest import MakeHerd
 
 
 def observer_of(herd: Herd, *nodes: Any) -> Observer:

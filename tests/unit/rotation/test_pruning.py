@@ -16,9 +16,8 @@ from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import GATES, Evidence, Goal, Intent, NodeView, Observation, Step, decide
 from goatherd.rotation.table import Phase as MachinePhase
 from goatherd.testing.herd import DATA, SESSIONS, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
-from .test_machine import NOW, store
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.test_machine import NOW, store
 
 GRACE = timedelta(hours=1)
 QUICK = replace(POLICY, grace=GRACE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import IllegalStepError, NodeUnreachableError, ObstructedError, UnavailableError
 from goatherd.identity import Phase
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -23,8 +23,7 @@ from goatherd.rotation.machine import Policy
 from goatherd.rotation.replacement import Replacer
 from goatherd.settings import CloudSecretSettings
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root
-
-from .test_revocation import Cluster, Counting, Faltering, client_of, cluster_of
+from tests.unit.revocation.test_revoker import Cluster, Counting, Faltering, client_of, cluster_of
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)

@@ -11,9 +11,8 @@ from goatherd.errors import NotAdoptedError
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, PhaseEntered, Report
 from goatherd.testing.herd import Herd
-
-from .conftest import MakeHerd, check_steady, rotator_for
-from .test_interrupted import EFFECTS, KilledError, Trap, kill, trapped
+from tests.unit.rotation.conftest import MakeHerd, check_steady, rotator_for
+from tests.unit.rotation.test_interrupted import EFFECTS, KilledError, Trap, kill, trapped
 
 EVERY = timedelta(seconds=5)
 

@@ -13,14 +13,13 @@ from goatherd.identity.document import IdentityDocument, decode_document, encode
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT, VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
+from goatherd.rotation.cross_signing import cross_signature_id, introduction_id, restoration_id, sought_introductions
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
 from goatherd.rotation.machine import Step
 from goatherd.rotation.restorable import read_earlier_root
-from goatherd.rotation.schedule import Schedule, facts_of, next_due
-from goatherd.rotation.vouching import cross_signature_id, introduction_id, restoration_id, sought_introductions
+from goatherd.schedule.due import Schedule, facts_of, next_due
 from goatherd.testing.herd import SESSIONS, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow
 

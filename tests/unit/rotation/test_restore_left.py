@@ -13,10 +13,9 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Outcome, Phase
-from goatherd.rotation.vouching import cross_signature_id
+from goatherd.rotation.cross_signing import cross_signature_id
 from goatherd.testing.herd import SESSIONS, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,7 @@ from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, NodesSeen, NodeTold, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Step, Wait
 from goatherd.testing.herd import SESSIONS, Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 
 async def test_a_healthy_rotation_refuses_nothing_and_loses_nothing(make_herd: MakeHerd) -> None:

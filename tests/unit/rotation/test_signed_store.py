@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     GenerationJumpError,
     GoatherdError,
@@ -22,14 +23,12 @@ from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Policy
 from goatherd.rotation.observe import Observer
-from goatherd.rotation.revocation import Revoker
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 HIGHEST = 2**53 - 1
 Way = Callable[..., Awaitable[IdentityDocument]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import ConfigurationError, DecodeError, NodeUnreachableError, StoreWentBackError
 from goatherd.identity.document import IdentityDocument, document_digest, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
@@ -16,12 +17,10 @@ from goatherd.rotation import Outcome
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import find_contradictions
-from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import Herd
 from tests.unit.identity.make import first, owned, prepared, rotated
-
-from .conftest import POLICY, MakeHerd, document_of, rotator_for
-from .test_held_up import HeldUp
+from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
+from tests.unit.rotation.test_held_up import HeldUp
 
 URL = "http://node-0"
 

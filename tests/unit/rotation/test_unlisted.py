@@ -12,8 +12,7 @@ from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.rotation.policy import unlisted_for
 from goatherd.testing.herd import Herd
-
-from .conftest import POLICY, MakeHerd, check_steady, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 INTERVAL = timedelta(seconds=10)
 ALLOWED = replace(POLICY, unlisted=unlisted_for(INTERVAL))

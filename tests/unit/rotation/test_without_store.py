@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import DegradedError
 from goatherd.rotation import Outcome
-from goatherd.server_answers import ServerIdentity
 from goatherd.testing.herd import Herd
-
-from .conftest import MakeHerd, document_of, rotator_for
+from tests.unit.rotation.conftest import MakeHerd, document_of, rotator_for
 
 
 def cut_off(herd: Herd, monkeypatch: pytest.MonkeyPatch, *, comes_back: bool) -> None:

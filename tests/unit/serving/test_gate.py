@@ -12,8 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.client import NodeClient
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id

@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import ConflictError, ProviderError, RotationBusyError
 from goatherd.identity.document import decode_document, document_tree, encode_document
 from goatherd.identity.revocations import commit_digest
@@ -19,7 +20,6 @@ from goatherd.operations.signing import examine_signature, sign_current, sign_ea
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 from goatherd.rotation import Outcome
-from goatherd.server_answers import ServerIdentity
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.liar import INVALID, Liar
 from goatherd.testing.simulation.node import SimulatedNode

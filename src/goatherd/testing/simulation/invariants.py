@@ -17,7 +17,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, VersionState
-from goatherd.rotation.vouching import introduction_id
+from goatherd.rotation.cross_signing import introduction_id
 from goatherd.testing.simulation.herd import Herd
 from goatherd.testing.simulation.liar import invented
 from goatherd.testing.simulation.people import Operator

@@ -1,6 +1,6 @@
 """The network between simulated machines: HTTP requests that take time, get lost, or find nobody.
 
-What it is: `Network`, and `Line`, which a real `goatherd.client.NodeClient` takes for its connection pool, so that its
+What it is: `Network`, and `Line`, which a real `goatherd.NodeClient` takes for its connection pool, so that its
 own deadline, signing and parsing are what is tested. What it is not: TCP; a request arrives once or not at all.
 
 What can go wrong: a machine is cut off (what is sent waits in vain until the cut is mended, then the connection is

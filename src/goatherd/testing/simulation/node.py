@@ -1,7 +1,7 @@
 """A server of the herd: Goatherd's own database, settings, engine and peers, on a simulated machine.
 
 What is real: `goatherd.node.database.Database` with its engine, trust pool, peers and group commit,
-`goatherd.settings.CloudSecretSettings` with its keeper and breaker, and `goatherd.client.NodeClient`. What is not: HTTP
+`goatherd.settings.CloudSecretSettings` with its keeper and breaker, and `goatherd.NodeClient`. What is not: HTTP
 framing, sockets, threads, files.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 import httpx2
 import orjson
 
-from goatherd.client import INSTANCE_HEADER
+from goatherd.cluster.client import INSTANCE_HEADER
 from goatherd.errors import GoatherdError, IdentityError, ProviderError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.node.database import Database

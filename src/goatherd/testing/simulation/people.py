@@ -1,8 +1,8 @@
 """Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon, retire and
 revoke.
 
-What is real: `goatherd.client.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer
-and `goatherd.rotation.revocation.Revoker`.
+What is real: `goatherd.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer
+and `goatherd.revocation.revoker.Revoker`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, UnavailableError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
+from goatherd.revocation.report import RevocationReport
 from goatherd.rotation import Policy, Quorum, Rotator
 from goatherd.rotation.action import Advance
 from goatherd.rotation.events import (
@@ -31,7 +32,6 @@ from goatherd.rotation.events import (
     RunEnded,
     StoreTroubled,
 )
-from goatherd.rotation.outcome import RevocationReport
 from goatherd.rotation.table import Step
 from goatherd.testing.simulation.dice import Dice
 from goatherd.testing.simulation.loop import Process

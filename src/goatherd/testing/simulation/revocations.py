@@ -1,6 +1,6 @@
 """A stolen root: the operator who revokes it, the thief who uses it, and what still counts of what it signed.
 
-What is real: `goatherd.rotation.revocation.Revoker`. What it is not: it says nothing of a rotation (`invariants`).
+What is real: `goatherd.revocation.revoker.Revoker`. What it is not: it says nothing of a rotation (`invariants`).
 
 What a revoked root has signed itself counts as far as it is in the frozen list, so a server's own note that nobody else
 held when the list was closed is lost, by design. What user sessions have signed counts always: their sessions are
@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.client import NodeClient
 from goatherd.clock import Clock
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.values import CURRENT, VersionState
+from goatherd.revocation.report import RevocationReport
+from goatherd.revocation.revoker import NEW, Revoker
+from goatherd.rotation.cross_signing import session_commit
 from goatherd.rotation.events import Event
-from goatherd.rotation.outcome import RevocationReport
-from goatherd.rotation.revocation import NEW, Revoker
-from goatherd.rotation.vouching import session_commit
 from goatherd.testing.simulation.machine import EPOCH_MS
 from goatherd.testing.simulation.node import SimulatedNode
 from goatherd.testing.simulation.store import SimulatedStore

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from goatherd.client import NodeClient
+from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.values import SecretBytes
 from goatherd.rotation import Policy

@@ -1,0 +1,478 @@
+"""The records of an audit trail: hash-chained, each signed by a root of the identity that it is about. Pure.
+
+What it is: one record as a line of bytes, and the check of a whole file line by line. What it is not: it opens no file
+(`audit` does).
+
+A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the line before it, the id of
+the root that signs, and the signature over all of that. It says ``"v":1``. Two kinds of records are special: ``signer``
+brings the public half of a root that has not signed the record before it; and a record after bytes that are no record
+(a crash tore the line) says so in its member ``torn``, with their number and hash, and is signed for that.
+
+Rules:
+1. Signed is the line as it lies in the file, up to the signature, so that no second reading of it can exist.
+2. What is checked is named by the number of its line: the first that is not as it was written.
+3. What the end of a file lacks cannot be seen in it. `Chain` can be given a checkpoint, kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from goatherd.errors import AuditBrokenError, DecodeError, SuccessionError, VerificationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.root_signatures import Endorsement, verify_endorsement
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.times import iso, read_iso
+
+GENESIS: Final = "0" * 64
+"""What stands for the hash of the line before the first."""
+SIGNER: Final = "signer"
+MAX_LINE: Final = 1 << 20
+MAX_TORN: Final = 16
+_VERSION: Final = 1
+# SECURITY: GoatDB signs texts that begin with "{" by the same key; nothing that is signed here is ever one of those
+# (tests/unit/audit/test_records.py).
+_DOMAIN: Final = b"goatherd audit/1\n"
+_LINE: Final = re.compile(rb'(\{"v":1,"seq":[^\n]*),"sig":"([A-Za-z0-9_-]{128})"\}\n')
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Torn:
+    """Bytes that stand where a record should: their number, and their SHA-256 without the line's end."""
+
+    size: int
+    digest: str
+
+    @classmethod
+    def of(cls, line: bytes) -> Torn:
+        raw = line.removesuffix(b"\n")
+        return cls(size=len(raw), digest=hashlib.sha256(raw).hexdigest())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.size, "sha256": self.digest}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The end of a trail: the number of its last record, and the SHA-256 of that line. Kept elsewhere, a checkpoint."""
+
+    seq: int = 0
+    digest: str = GENESIS
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.digest}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Head:
+        """Read what ``str`` wrote.
+
+        Raises:
+            DecodeError: It is something else.
+        """
+        match = re.fullmatch(r"(\d{1,15}):([0-9a-f]{64})", text.strip())
+        if match is None:
+            raise DecodeError("a checkpoint is a record's number, a colon, and 64 hexadecimal digits")
+        return cls(seq=int(match[1]), digest=match[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One record.
+
+    Attributes:
+        seq: 1 for the first.
+        at_ms: Milliseconds since 1970, by the clock of who wrote it.
+        actor: Who did it, for people.
+        by: The root that signed.
+        lost: How many records before this one could not be written.
+        torn: What stands between the record before and this one.
+        line: The whole line as it lies in the file.
+    """
+
+    seq: int
+    at_ms: int
+    actor: str
+    event: str
+    data: Mapping[str, Any]
+    prev: str
+    by: str
+    lost: int = 0
+    torn: tuple[Torn, ...] = ()
+    line: bytes = field(repr=False)
+
+    @property
+    def head(self) -> Head:
+        return Head(seq=self.seq, digest=hashlib.sha256(self.line).hexdigest())
+
+
+def write_record(
+    signer: OwnedSession,
+    after: Head,
+    *,
+    at_ms: int,
+    actor: str,
+    event: str,
+    data: Mapping[str, Any],
+    lost: int = 0,
+    torn: Sequence[Torn] = (),
+) -> Record:
+    """Make and sign the record that follows `after`.
+
+    Args:
+        data: Plain JSON values; never key material.
+
+    Raises:
+        ValueError: The line would be longer than `MAX_LINE`.
+    """
+    members: dict[str, Any] = {
+        "v": _VERSION,
+        "seq": after.seq + 1,
+        "at": iso(at_ms),
+        "actor": actor,
+        "event": event,
+        "data": data,
+        "prev": after.digest,
+        "by": signer.id,
+    }
+    if lost:
+        members["lost"] = lost
+    if torn:
+        members["torn"] = [one.to_json() for one in torn]
+    signed = json.dumps(members, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    signature = base64.urlsafe_b64encode(signer.signer.sign(_DOMAIN + signed))
+    line = signed + b',"sig":"' + signature + b'"}\n'
+    if len(line) > MAX_LINE:
+        raise ValueError(f"a record of {len(line)} bytes is longer than {MAX_LINE}")
+    return read_record(line)
+
+
+def read_record(line: bytes) -> Record:
+    """Read one line; its signature and its place are not looked at.
+
+    Raises:
+        DecodeError: It is no record; the message says why.
+    """
+    if len(line) > MAX_LINE:
+        raise DecodeError("is longer than a record can be")
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise DecodeError("is cut off" if not line.endswith(b"\n") else "is no record")
+    try:
+        members = json.loads(match[1] + b"}")
+        at = members["at"]
+        if not _TIME.fullmatch(at):
+            raise DecodeError("has no time")
+        record = Record(
+            seq=_integer(members["seq"]),
+            at_ms=read_iso(at),
+            actor=_text(members["actor"]),
+            event=_text(members["event"]),
+            data=_object(members["data"]),
+            prev=_text(members["prev"]),
+            by=_text(members["by"]),
+            lost=_integer(members.get("lost", 0)),
+            torn=tuple(Torn(size=_integer(t["bytes"]), digest=_text(t["sha256"])) for t in members.get("torn", ())),
+            line=line,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DecodeError("is no record") from None
+    return record
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("not a number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+# --- who may sign -----------------------------------------------------------------------------------------------------
+
+
+def signer_data(document: IdentityDocument) -> dict[str, Any]:
+    """Return what a ``signer`` record says of the root that signs now: its public half, and who vouches for it."""
+    named = {end for item in document.endorsements for end in (item.by, item.of)}
+    return {
+        "session": document.current.session.to_json(),
+        "roots": [root.to_json() for root in document.roots if root.id in named and root.id != document.current.id],
+        "endorsements": [item.to_json() for item in document.endorsements],
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """The identity as its store has it: every root, and since when which is revoked (milliseconds since 1970)."""
+
+    roots: Mapping[str, Session]
+    revoked: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: IdentityDocument) -> Anchors:
+        return cls(
+            roots={root.id: root for root in document.roots},
+            revoked={revocation.id: revocation.at for revocation in document.revoked},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What the check of a whole file has found, all of it good.
+
+    Attributes:
+        signers: Ids of the roots that have signed, in order of appearance.
+        rests_on: The root on whose word the rest is believed; None where the store vouches for all.
+        torn: Lines that a crash has torn, each stated by the record after it.
+        lost: How many records could not be written at the time, as later ones say.
+        by_revoked: How many records are signed by a root that was revoked afterwards, and are not yet followed by one
+            that another root has signed.
+    """
+
+    head: Head
+    first_ms: int
+    last_ms: int
+    signers: tuple[str, ...]
+    rests_on: str | None
+    torn: tuple[int, ...]
+    lost: int
+    by_revoked: int
+
+
+class Chain:
+    """Checks a trail line by line: `feed` each, then `finish`.
+
+    Args:
+        anchors: The identity, which says whose signatures count. A signer that it does not list, because that root has
+            left it, counts as without it, and only once a root that it lists has been vouched for from there. Without
+            the identity the first signer is believed, and every other one for whom one that is believed vouches.
+        checkpoint: A head of this trail, from elsewhere.
+    """
+
+    def __init__(self, *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> None:
+        self._anchors = anchors
+        self._checkpoint = checkpoint
+        self._line = 0
+        self._head = Head()
+        self._signers: dict[str, Session] = {}
+        self._pending: list[tuple[int, bytes, str]] = []
+        self._torn: list[int] = []
+        self._lost = 0
+        self._by_revoked = 0
+        self._times: list[int] = []
+        self._by: str | None = None
+        self._unlisted: tuple[int, str] | None = None
+
+    def feed(self, line: bytes) -> Record | None:
+        """Check the next line, its end included; None where it is no record, which the next one may explain.
+
+        Raises:
+            AuditBrokenError: This line, or one before it that this one does not explain, is not as it was written.
+        """
+        self._line += 1
+        try:
+            record = read_record(line)
+        except DecodeError as error:
+            self._pending.append((self._line, line, str(error)))
+            if len(self._pending) > MAX_TORN:
+                self._refuse_pending()
+            return None
+        self._explain(record)
+        self._place(record)
+        self._verify(record)
+        self._head = record.head
+        self._lost += record.lost
+        self._times = [*self._times[:1], record.at_ms]
+        if self._checkpoint is not None and record.seq == self._checkpoint.seq and record.head != self._checkpoint:
+            raise self._broken(f"is another record {record.seq} than the one of which the checkpoint was taken")
+        return record
+
+    def finish(self) -> Checked:
+        """Return what was found once every line was fed.
+
+        Raises:
+            AuditBrokenError: The last line is cut off, there is no record at all, or the file ends before the
+                checkpoint.
+        """
+        self._refuse_pending()
+        self._line += 1
+        if not self._times:
+            raise self._broken("is missing: the file holds no record")
+        if self._unlisted is not None:
+            line, signer = self._unlisted
+            raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+        if self._checkpoint is not None and self._head.seq < self._checkpoint.seq:
+            raise self._broken(
+                f"is missing: the file ends with record {self._head.seq}, the checkpoint is of {self._checkpoint.seq}"
+            )
+        return Checked(
+            head=self._head,
+            first_ms=self._times[0],
+            last_ms=self._times[-1],
+            signers=tuple(self._signers),
+            rests_on=None if self._anchors is not None else next(iter(self._signers)),
+            torn=tuple(self._torn),
+            lost=self._lost,
+            by_revoked=self._by_revoked,
+        )
+
+    def _broken(self, what: str, line: int | None = None) -> AuditBrokenError:
+        number = self._line if line is None else line
+        return AuditBrokenError(f"line {number} {what}", line=number)
+
+    def _refuse_pending(self) -> None:
+        if self._pending:
+            line, _, why = self._pending[0]
+            raise self._broken(why, line)
+
+    def _explain(self, record: Record) -> None:
+        found = tuple(Torn.of(raw) for _, raw, _ in self._pending)
+        if record.torn != found:
+            self._refuse_pending()
+            raise self._broken("says that torn bytes stand before it, but they do not")
+        self._torn += [line for line, _, _ in self._pending]
+        self._pending = []
+
+    def _place(self, record: Record) -> None:
+        expected = self._head.seq + 1
+        if record.seq != expected:
+            how = "is missing" if record.seq > expected else "stands here again, or out of order"
+            number = min(record.seq, expected)
+            raise self._broken(f"has record {record.seq} where {expected} belongs: record {number} {how}")
+        if record.prev != self._head.digest:
+            raise self._broken("does not follow the line before it: one of them was replaced")
+
+    def _verify(self, record: Record) -> None:
+        introduced = self._introduced(record) if record.event == SIGNER else None
+        session = introduced if introduced is not None else self._signers.get(record.by)
+        if session is None:
+            raise self._broken(f"is signed by {record.by!r:.70}, whom no record before it introduces")
+        match = _LINE.fullmatch(record.line)
+        assert match is not None
+        try:
+            session.public_key.verify(base64.urlsafe_b64decode(match[2]), _DOMAIN + match[1])
+        except VerificationError:
+            raise self._broken(f"is not as root {record.by!r:.70} has signed it") from None
+        if introduced is None and record.by != self._by:
+            raise self._broken(f"is signed by {record.by!r:.70}, which a record before it would have said")
+        self._check_revoked(record)
+        self._signers[record.by] = session
+        self._by = record.by
+
+    def _check_revoked(self, record: Record) -> None:
+        revoked_ms = None if self._anchors is None else self._anchors.revoked.get(record.by)
+        if revoked_ms is None:
+            # Whoever holds a stolen key cannot rewrite what another root has sealed with its own record.
+            self._by_revoked = 0
+        elif record.at_ms > revoked_ms:
+            raise self._broken(f"is signed by root {record.by!r:.70} after it was revoked")
+        else:
+            self._by_revoked += 1
+
+    def _introduced(self, record: Record) -> Session:
+        try:
+            session = Session.from_json(record.data.get("session", {}))
+            session.public_key.check()
+        except DecodeError:
+            raise self._broken("introduces a signer without a key") from None
+        if session.id != record.by:
+            raise self._broken("introduces another root than the one that signs it")
+        known = self._signers.get(session.id)
+        if known is not None and known.public_key != session.public_key:
+            raise self._broken(f"introduces {session.id!r:.70} with another key than before")
+        if self._anchors is not None:
+            root = self._anchors.roots.get(session.id)
+            if root is not None and root.public_key != session.public_key:
+                raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+            is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
+            # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
+            # the hash of everything before it. It must be the successor of that root, or anybody's lines at the end of
+            # the file would be sealed by the next record (tests/unit/audit/test_records.py).
+            if root is None:
+                if not is_vouched:
+                    raise self._broken(f"is signed by {session.id!r:.70}, which is no root of this identity")
+                self._unlisted = self._unlisted or (self._line, session.id)
+            elif self._unlisted is not None:
+                if not is_vouched:
+                    line, signer = self._unlisted
+                    raise self._broken(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+                if session.id not in self._anchors.revoked:
+                    self._unlisted = None
+        elif self._signers and known is None and not self._is_vouched_for(session, record.data):
+            raise self._broken(
+                f"is signed by {session.id!r:.70}, for which no signer before it vouches",
+            )
+        return session
+
+    def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
+        named = {**_sessions(data.get("roots")), session.id: session}
+        believed = dict(self._signers)
+        endorsements = _endorsements(data.get("endorsements"))
+        while True:
+            found = {}
+            for item in endorsements:
+                if item.by in believed and item.of in named and item.of not in believed:
+                    try:
+                        verify_endorsement(item, by=believed[item.by], of=named[item.of])
+                    except SuccessionError:
+                        continue
+                    found[item.of] = named[item.of]
+            believed |= found
+            if session.id in found:
+                return True
+            if not found:
+                return False
+
+
+def _sessions(value: Any) -> dict[str, Session]:
+    found = {}
+    for item in value if isinstance(value, list) else ():
+        try:
+            session = Session.from_json(item)
+            session.public_key.check()
+        except DecodeError:
+            continue
+        found[session.id] = session
+    return found
+
+
+def _endorsements(value: Any) -> list[Endorsement]:
+    found = []
+    for item in value if isinstance(value, list) else ():
+        members = item if isinstance(item, dict) else {}
+        by, of, signature = members.get("by"), members.get("of"), members.get("signature")
+        if isinstance(by, str) and isinstance(of, str) and isinstance(signature, str):
+            found.append(Endorsement(by=by, of=of, signature=signature))
+    return found
+
+
+def verify(lines: Iterable[bytes], *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> Checked:
+    """Check a whole trail.
+
+    Args:
+        lines: Each with its end.
+        anchors, checkpoint: As for `Chain`.
+
+    Raises:
+        AuditBrokenError: A line is not as it was written; it names the first such line and what is wrong with it.
+    """
+    chain = Chain(anchors=anchors, checkpoint=checkpoint)
+    for line in lines:
+        chain.feed(line)
+    return chain.finish()

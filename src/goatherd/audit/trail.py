@@ -1,0 +1,394 @@
+"""The audit trail of an identity: a file to which every decision is added, with its evidence.
+
+What it is: the one writer of that file, and its reader. What it is not: the form of a record and its check (`chain`).
+
+Rules:
+1. Only ever added to. A record is on the medium when `record` returns. One process at a time writes, by a lock.
+2. Before a run begins, a trail that cannot be written stops it (`record` raises). Once a rotation is under way nothing
+   stops it half-way: what cannot be written is logged, counted, and said by the next record that can be.
+3. A torn last line, which a crash leaves, is kept as it is. The next record states its length and hash, signed: nothing
+   that a tamperer could do to the file looks like a repair.
+4. Mode 0600; a file that others may write, a link, or something that is no trail is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.audit.events_as_data import Evidence, plain
+from goatherd.audit.records import (
+    MAX_LINE,
+    MAX_TORN,
+    SIGNER,
+    Head,
+    Torn,
+    read_record,
+    signer_data,
+    write_record,
+)
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import AuditError, DecodeError
+from goatherd.files import SUPPORTED, System
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession
+from goatherd.rotation.events import Event, RevocationStepped
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text
+
+_log = logging.getLogger("goatherd.rotation")
+
+_FLAGS: Final = (
+    os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)
+_LOCK_PATIENCE: Final = 5.0
+_LOCK_PAUSE: Final = 0.01
+_OPEN_TRIES: Final = 10
+_CHUNK: Final = 1 << 16
+_FIRST: Final = b'{"v":1,"seq":1,'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tail:
+    """Where a file ends. `by` is who signed its last record; `is_whole` says that it ends with a line's end."""
+
+    head: Head
+    by: str | None
+    torn: tuple[Torn, ...]
+    is_whole: bool
+
+
+class AuditTrail:
+    """Adds records to one file. `use` names the identity before the first `record`.
+
+    Attributes:
+        head: The end of the file after the last record of this object; None before the first.
+        missing: How many records could not be written so far.
+
+    Args:
+        path: The file; made where there is none, in a directory that exists.
+        actor: Who acts, for people: ``user@host:pid``.
+        clock: Tells the time.
+        system: The system calls.
+    """
+
+    def __init__(self, path: Path, *, actor: str, clock: Clock | None = None, system: System | None = None) -> None:
+        self.path = path
+        self.head: Head | None = None
+        self.missing = 0
+        self._actor = actor
+        self._clock: Clock = clock or SystemClock()
+        self._system = system or System()
+        self._signer: OwnedSession | None = None
+        self._introduction: Mapping[str, Any] = {}
+        self._lost = 0
+        self._is_failing = False
+
+    def use(self, document: IdentityDocument) -> None:
+        """Sign with the root that signs in `document` from now on. Call it whenever the document was read anew."""
+        if self._signer is None or self._signer.id != document.current.id:
+            self._introduction = signer_data(document)
+        self._signer = document.current
+
+    def now_ms(self) -> int:
+        """Return the time by the trail's clock, in milliseconds since 1970."""
+        return self._clock.now_ms()
+
+    def record(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> None:
+        """Add one record, and return when it is on the medium.
+
+        Args:
+            event: Its name.
+            data: Ids, times and texts.
+            at_ms: When it happened, in milliseconds since 1970; now, unless told.
+
+        Raises:
+            AuditError: It could not be added.
+            TypeError: `data` holds what has no place in a trail.
+        """
+        values = plain(data)
+        try:
+            self._append(event, values, self.now_ms() if at_ms is None else at_ms)
+        except AuditError:
+            self._miss()
+            raise
+        except OSError as error:
+            self._miss()
+            raise AuditError(f"audit trail {self.path}: {error.strerror or error}") from error
+
+    def _miss(self) -> None:
+        self._lost += 1
+        self.missing += 1
+
+    def note(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
+        """Add one record if it can be added, else log that it could not; the next one says that it is missing."""
+        try:
+            self.record(event, data, at_ms=at_ms)
+        except AuditError as error:
+            if not self._is_failing:
+                _log.error(event_text(LogEvent.AUDIT_FAILED, reason=str(error)))
+            self._is_failing = True
+            return False
+        self._is_failing = False
+        return True
+
+    def log_head(self) -> None:
+        """Log the end of the file, so that a checkpoint of it lies where the log does."""
+        if self.head is not None:
+            _log.info(event_text(LogEvent.AUDIT_HEAD, file=self.path, seq=self.head.seq, sha256=self.head.digest))
+
+    # --- the file -----------------------------------------------------------------------------------------------------
+
+    def _append(self, event: str, data: Mapping[str, Any], at_ms: int) -> None:
+        signer = self._signer
+        if signer is None:
+            raise AuditError(f"audit trail {self.path}: the identity whose root shall sign could not be read yet")
+        with self._locked() as descriptor:
+            tail = self._tail(descriptor)
+            out = b"" if tail.is_whole else b"\n"
+            head, torn, lost = tail.head, tail.torn, self._lost
+            if torn:
+                _log.warning(event_text(LogEvent.AUDIT_TORN, file=self.path, after=head.seq))
+            introduction = [(SIGNER, self._introduction)] if tail.by != signer.id else []
+            for name, values in (*introduction, (event, data)):
+                try:
+                    record = write_record(
+                        signer,
+                        head,
+                        at_ms=at_ms,
+                        actor=self._actor,
+                        event=name,
+                        data=values,
+                        lost=lost,
+                        torn=torn,
+                    )
+                except ValueError as error:
+                    raise AuditError(f"audit trail {self.path}: {error}") from None
+                out += record.line
+                head, torn, lost = record.head, (), 0
+            self._system.write(descriptor, out)
+            self._system.sync(descriptor)
+            self.head, self._lost = head, 0
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        if not SUPPORTED:
+            raise AuditError("an audit trail needs a POSIX system")
+        descriptor = self._open()
+        try:
+            self._lock(descriptor)
+            yield descriptor
+        finally:
+            self._system.close(descriptor)
+
+    def _open(self) -> int:
+        """Open the file that the path names; make it, and its name durable, where there is none."""
+        for _ in range(_OPEN_TRIES):
+            try:
+                descriptor = self._system.call(os.open, self.path, _FLAGS)
+            except FileNotFoundError:
+                try:
+                    descriptor = self._system.call(os.open, self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+                except FileExistsError:
+                    continue
+                parent = self._system.open_base(str(self.path.parent))
+                try:
+                    self._system.sync(parent)
+                finally:
+                    self._system.close(parent)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise AuditError(f"audit trail {self.path} is a symbolic link") from error
+                raise
+            return descriptor
+        raise AuditError(f"audit trail {self.path} comes and goes")
+
+    def _lock(self, descriptor: int) -> None:
+        until = time.monotonic() + _LOCK_PATIENCE
+        while not self._system.lock(descriptor):
+            if time.monotonic() > until:
+                raise AuditError(f"audit trail {self.path} is locked by another process")
+            time.sleep(_LOCK_PAUSE)
+        status = self._system.status(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise AuditError(f"audit trail {self.path} is no file")
+        if status.st_mode & 0o022 or status.st_uid not in (self._system.user(), 0):
+            raise AuditError(
+                f"audit trail {self.path} can be written by others",
+                hint="Only the user that rotates may write it: `chown` it, and `chmod 0600`.",
+            )
+
+    def _tail(self, descriptor: int) -> _Tail:
+        size = self._system.status(descriptor).st_size
+        if size == 0:
+            return _Tail(head=Head(), by=None, torn=(), is_whole=True)
+        if not _FIRST.startswith(os.pread(descriptor, len(_FIRST), 0).partition(b"\n")[0]):
+            raise AuditError(f"{self.path} is not an audit trail", hint="Name another file, or move this one away.")
+        torn: list[Torn] = []
+        is_whole = os.pread(descriptor, 1, size - 1) == b"\n"
+        for line in _lines_backwards(descriptor, size):
+            try:
+                # Where only the line's end is missing, writing that makes it whole.
+                record = read_record(line if line.endswith(b"\n") else line + b"\n")
+            except DecodeError:
+                torn.insert(0, Torn.of(line))
+                if len(torn) > MAX_TORN:
+                    break
+            else:
+                return _Tail(head=record.head, by=record.by, torn=tuple(torn), is_whole=is_whole)
+        else:
+            return _Tail(head=Head(), by=None, torn=tuple(torn), is_whole=is_whole)
+        raise AuditError(
+            f"audit trail {self.path} does not end with a record",
+            hint="`goatherd audit verify` says where it is broken. Keep it, and name another file.",
+        )
+
+
+def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
+    """Yield the lines of a file from its last to its first, each with its end; the last may have none."""
+    left, start = b"", size
+    while start > 0:
+        before = start
+        start = max(0, start - _CHUNK)
+        left = os.pread(descriptor, before - start, start) + left
+        while (cut := left.rfind(b"\n", 0, len(left) - 1)) >= 0:
+            yield left[cut + 1 :]
+            left = left[: cut + 1]
+        if len(left) > 2 * MAX_LINE:
+            break
+    yield left
+
+
+class Journal:
+    """Takes the events of runs and keeps their evidence: in the log, and in an audit trail where there is one.
+
+    Hand `told` to a `goatherd.rotation.Rotator` as its `on_event`.
+
+    Args:
+        trail: Where to add it.
+        holds: Keep evidence in memory until `use` names who signs it. For a run that revokes the root which signs: from
+            the moment of its revocation on its word counts for nothing, in the trail too.
+
+    Attributes:
+        on_step: Called after each step of a revocation: `mark`, read the identity, and `use` it up to the mark.
+    """
+
+    def __init__(self, trail: AuditTrail | None = None, *, holds: bool = False) -> None:
+        self.trail = trail
+        self.on_step: Callable[[], None] | None = None
+        self._holds = holds
+        self._held: list[tuple[int, str, Mapping[str, object]]] = []
+        self._given = 0
+        self._evidence = Evidence()
+
+    def mark(self) -> int:
+        """Return up to where evidence was told until now."""
+        return self._given + len(self._held)
+
+    def use(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
+        """Let the trail be signed by the root that signs in `document`, and add what was held back.
+
+        Args:
+            document: The identity.
+            up_to: A mark from before the identity was read; what was told since is held for the next one.
+        """
+        if self.trail is not None:
+            self.trail.use(document)
+        self._release(self.mark() if up_to is None else up_to)
+
+    def begin(self, event: str, data: Mapping[str, object]) -> None:
+        """Keep that something is about to begin.
+
+        Raises:
+            AuditError: The trail cannot be written, so that it must not begin.
+        """
+        self._log(event, data)
+        if self.trail is not None:
+            self.trail.record(event, data)
+
+    def told(self, event: Event) -> None:
+        """Keep the evidence of one event; never raises for a file that cannot be written."""
+        found = self._evidence.of(event)
+        if found is None:
+            return
+        self.note(*found)
+        if isinstance(event, RevocationStepped) and self.on_step is not None:
+            self.on_step()
+
+    def note(self, event: str, data: Mapping[str, object]) -> None:
+        """Keep something else that was decided."""
+        self._log(event, data)
+        if self.trail is not None:
+            self._held.append((self.trail.now_ms(), event, data))
+            if not self._holds:
+                self._release(self.mark())
+
+    def end(self, event: str, data: Mapping[str, object]) -> None:
+        """Keep how it ended, and log the end of the trail as a checkpoint."""
+        self.note(event, data)
+        self._release(self.mark())
+        if self.trail is not None:
+            self.trail.log_head()
+
+    def _release(self, up_to: int) -> None:
+        while self._held and self._given < up_to:
+            at_ms, event, data = self._held.pop(0)
+            self._given += 1
+            if self.trail is not None:
+                self.trail.note(event, data, at_ms=at_ms)
+
+    def _log(self, event: str, data: Mapping[str, object]) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            evidence = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
+            _log.info(event_text(LogEvent.ROTATION_EVIDENCE, what=event, evidence=evidence))
+
+
+def is_trail(path: Path) -> bool:
+    """Return whether a file begins as an audit trail does. It says nothing about the rest.
+
+    Raises:
+        AuditError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_FIRST)) == _FIRST
+    except OSError as error:
+        raise AuditError(f"audit trail {path}: {error.strerror or error}") from error
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a trail as it is now, each with its end.
+
+    Raises:
+        AuditError: It cannot be read.
+    """
+    try:
+        left = _settled_size(path)
+        with path.open("rb") as file:
+            while left > 0 and (line := file.readline(min(left, 2 * MAX_LINE))):
+                left -= len(line)
+                yield line
+    except OSError as error:
+        raise AuditError(f"audit trail {path}: {error.strerror or error}") from error
+
+
+def _settled_size(path: Path) -> int:
+    """Return a file's size at a moment when nobody is in the middle of a record, if one comes soon."""
+    system = System()
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        until = time.monotonic() + _LOCK_PATIENCE
+        while not system.lock(descriptor) and time.monotonic() < until:
+            time.sleep(_LOCK_PAUSE)
+        return system.status(descriptor).st_size
+    finally:
+        system.close(descriptor)

@@ -1,0 +1,493 @@
+"""Who the nodes are: addresses that were given, names that DNS knows, a Service of Kubernetes; asked anew at each look.
+
+- ``http://host:port``, ``https://…``: one node.
+- ``dns://host:port``: one for each A and AAAA record, from the platform's resolver (so ``/etc/hosts`` counts).
+- ``dns://_service._tcp.domain``: one for each SRV record (RFC 2782) and address of its target.
+- ``k8s-service://namespace/name:port``: one for each pod behind a Service, from its EndpointSlices.
+
+What it is: addresses in, open clients out. What it is not: it judges no node (`observe` looks at them).
+
+Rules:
+- SECURITY: what cannot be found out is an error, and so is an answer that names nobody: a rotation that takes either
+  for "no nodes" waits for nobody, and loses commits (tests/unit/cluster/test_discovery.py).
+- Half an answer is none: one source of several that fails, one record type that times out, a truncated list.
+- A node is its URL. What was found by name is at an address, and is still called by its name in TLS and in ``Host``.
+- DNS may answer with a part of what it knows, and leaves out what is not ready: a node that it named stays one for
+  `LINGER`. A Service's list is whole, and has the pods that are not ready too: they may hold the old key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv6Address, ip_address
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.client import NodeClient
+from goatherd.errors import (
+    ConfigurationError,
+    DiscoveryError,
+    GoatherdError,
+    MissingExtraError,
+    ProviderAccessDeniedError,
+)
+from goatherd.server_url import masked, parse_server_url
+
+if TYPE_CHECKING:
+    from dns.asyncresolver import Resolver
+
+    from goatherd.providers.kubernetes.access import ClusterAccess
+
+LINGER: Final = timedelta(seconds=30)
+"""How long a node that DNS once named counts as one after it was named last."""
+SCHEMES: Final = ("dns", "k8s-service")
+"""Of addresses that stand for any number of nodes."""
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_K8S_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_FAMILIES: Final = {"4": socket.AF_INET, "6": socket.AF_INET6}
+_FORMS: Final = (
+    "http://HOST:PORT, dns://HOST:PORT, dns://_SERVICE._tcp.DOMAIN (SRV records), or k8s-service://NAMESPACE/NAME:PORT"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node is, and by which name it is called there, if that is another than the URL's."""
+
+    url: str
+    server_name: str | None = None
+
+
+class Source(Protocol):
+    """Tells who some of the nodes are.
+
+    Attributes:
+        linger: How long a node counts after it was named last.
+    """
+
+    @property
+    def linger(self) -> timedelta: ...
+
+    async def find(self) -> Sequence[Place]:
+        """Return at least one place.
+
+        Raises:
+            DiscoveryError: Not known, now.
+        """
+        ...
+
+
+def is_discovered(address: str) -> bool:
+    """Whether an address stands for any number of nodes."""
+    return address.partition("://")[0] in SCHEMES
+
+
+def source_of(address: str, *, timeout: timedelta) -> Source:
+    """Return what finds the nodes of one address. Nothing is asked yet.
+
+    Args:
+        address: As the module's text has them.
+        timeout: Longest time for one answer.
+
+    Raises:
+        ConfigurationError: It is none of these.
+        MissingExtraError: SRV records or ``server=`` are asked for, and ``dnspython`` is not installed.
+    """
+    scheme = address.partition("://")[0]
+    if scheme == "dns":
+        return _dns_source(address, timeout)
+    if scheme == "k8s-service":
+        return _service_source(address, timeout)
+    return Listed(Place(str(parse_server_url(address))))
+
+
+class NodeDirectory:
+    """The nodes of any number of addresses; a `goatherd.rotation.observe.NodeSource`.
+
+    An async context manager: the clients that it hands out are its own, and closed when their node has gone.
+
+    Args:
+        addresses: As the module's text has them.
+        timeout: Longest time for one request to a node, and for one answer about who the nodes are.
+        clock: The time.
+        connect: Makes the client for a place; over HTTP by default.
+        org: The organization to ask an agent about, whose server may have several.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout: timedelta,
+        clock: Clock | None = None,
+        connect: Callable[[Place], NodeClient] | None = None,
+        org: str | None = None,
+    ) -> None:
+        self._org = org
+        self.is_discovered = any(is_discovered(address) for address in addresses)
+        self._sources = [source_of(address, timeout=timeout) for address in addresses]
+        self._timeout = timeout
+        self._clock: Clock = clock or SystemClock()
+        self._connect = connect or self._over_http
+        self._seen: list[dict[Place, float]] = [{} for _ in self._sources]
+        self._clients: dict[Place, NodeClient] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close(list(self._clients))
+
+    async def __call__(self) -> list[NodeClient]:
+        """Return a client for each node that there is now, one for each URL; none only where no address was given.
+
+        Raises:
+            DiscoveryError: It cannot be found out. Nobody is to be taken for gone.
+        """
+        places: dict[str, Place] = {}
+        for found in await self._find():
+            for place in found:
+                places.setdefault(place.url, place)
+        for place in places.values():
+            if place not in self._clients:
+                self._clients[place] = self._connect(place)
+        await self._close([place for place in self._clients if places.get(place.url) != place])
+        return [self._clients[place] for place in places.values()]
+
+    async def _find(self) -> list[list[Place]]:
+        answers = await asyncio.gather(*(source.find() for source in self._sources), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        now = self._clock.monotonic()
+        found = []
+        for source, seen, answer in zip(self._sources, self._seen, answers, strict=True):
+            assert not isinstance(answer, BaseException)
+            seen.update(dict.fromkeys(answer, now))
+            for place in [each for each, at in seen.items() if now - at > source.linger.total_seconds()]:
+                del seen[place]
+            found.append(list(seen))
+        return found
+
+    def _over_http(self, place: Place) -> NodeClient:
+        return NodeClient(
+            place.url, timeout=self._timeout, clock=self._clock, server_name=place.server_name, org=self._org
+        )
+
+    async def _close(self, places: Sequence[Place]) -> None:
+        for client in [self._clients.pop(place) for place in places]:
+            await client.aclose()
+
+
+# --- sources ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One node, where the operator says."""
+
+    place: Place
+    linger: timedelta = timedelta(0)
+
+    async def find(self) -> Sequence[Place]:
+        return [self.place]
+
+
+class PlatformNames:
+    """The addresses of one name, as every program on this machine sees them."""
+
+    linger = LINGER
+
+    def __init__(self, host: str, port: int, *, scheme: str, server_name: str, family: str | None) -> None:
+        self._host, self._port, self._scheme, self._server_name = host, port, scheme, server_name
+        self._family = _FAMILIES.get(family or "", socket.AF_UNSPEC)
+        self._running: asyncio.Task[list[Any]] | None = None
+
+    async def find(self) -> Sequence[Place]:
+        try:
+            # A lookup cannot be stopped: whoever comes back while one hangs waits for it, and takes no second thread.
+            if self._running is None or self._running.done():
+                self._running = asyncio.create_task(self._look(), name=f"look up {self._host}")
+                self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
+            answers = await asyncio.shield(self._running)
+        except OSError as error:
+            raise DiscoveryError(f"dns://{self._host}: {error.strerror or error}") from error
+        return _places([str(answer[4][0]) for answer in answers], self._port, self._scheme, self._server_name)
+
+    async def _look(self) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(self._host, self._port, family=self._family, type=socket.SOCK_STREAM)
+
+
+@dataclass(slots=True)
+class Records:
+    """What name servers say: SRV records and the addresses of their targets, or the addresses of one name.
+
+    Attributes:
+        port: None for SRV records, which have their own.
+        server_name: What the nodes are called; None for the host name that an SRV record has.
+    """
+
+    resolver: Resolver
+    host: str
+    port: int | None
+    scheme: str
+    server_name: str | None
+    family: str | None
+    linger: timedelta = field(default=LINGER)
+
+    async def find(self) -> Sequence[Place]:
+        if self.port is not None:
+            return await self._addresses(self.host, self.port)
+        targets = [(record.target.to_text(omit_final_dot=True), record.port) for record in await self._ask("SRV")]
+        # "A Target of "." means that the service is decidedly not available at this domain" (RFC 2782).
+        targets = [(target, port) for target, port in targets if target not in (".", "")]
+        if not targets:
+            raise DiscoveryError(f"dns://{self.host}: there are no SRV records", hint=_NOBODY)
+        found = await asyncio.gather(*(self._addresses(target, port) for target, port in targets))
+        return sorted((place for places in found for place in places), key=lambda place: place.url)
+
+    async def _addresses(self, host: str, port: int) -> list[Place]:
+        kinds = ["A"] if self.family == "4" else ["AAAA"] if self.family == "6" else ["A", "AAAA"]
+        answers = await asyncio.gather(*(self._ask(kind, host) for kind in kinds))
+        addresses = [record.address for records in answers for record in records]
+        return _places(addresses, port, self.scheme, self.server_name or host)
+
+    async def _ask(self, kind: str, host: str | None = None) -> list[Any]:
+        """Return the records of one type, none where the name has no such ones."""
+        from dns.exception import DNSException
+        from dns.resolver import NXDOMAIN
+
+        name = host or self.host
+        try:
+            answer = await self.resolver.resolve(name, kind, raise_on_no_answer=False)
+        except NXDOMAIN as error:
+            raise DiscoveryError(f"dns://{name}: there is no such name", hint=_NOBODY) from error
+        except (DNSException, OSError) as error:
+            raise DiscoveryError(f"dns://{name}: {kind} cannot be looked up: {error}") from error
+        return [] if answer.rrset is None else list(answer)
+
+
+class ServiceEndpoints:
+    """The pods behind a Service, ready or not, but for those that end and serve no more.
+
+    A pod that is not ready may hold the old key and come back with it, so it counts; one
+    that ends and still serves takes commits, so it counts as long:
+    https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#conditions.
+    """
+
+    linger = timedelta(0)
+
+    def __init__(
+        self,
+        cluster: Mapping[str, str],
+        namespace: str,
+        name: str,
+        port: str,
+        *,
+        scheme: str,
+        server_name: str,
+        timeout: timedelta,
+    ) -> None:
+        self._cluster, self._namespace, self._name, self._port = cluster, namespace, name, port
+        self._scheme, self._server_name, self._timeout = scheme, server_name, timeout
+        self._access: ClusterAccess | None = None
+
+    async def find(self) -> Sequence[Place]:
+        from goatherd.providers.base import PlatformError
+        from goatherd.providers.kubernetes.access import load_access
+        from goatherd.providers.kubernetes.address import KubernetesAddress
+        from goatherd.providers.kubernetes.client import KubernetesClient
+
+        where = f"k8s-service://{self._namespace}/{self._name}"
+        address = KubernetesAddress(kubeconfig=self._cluster.get("kubeconfig"), context=self._cluster.get("context"))
+        try:
+            # Kept, because a credential plugin would else run for each look.
+            if self._access is None:
+                self._access = await asyncio.to_thread(load_access, address)
+            client = KubernetesClient(self._access, timeout=self._timeout.total_seconds(), clock=SystemClock())
+            client.open()
+            try:
+                slices = await client.endpoint_slices(self._namespace, self._name)
+            finally:
+                await client.close()
+        except PlatformError as problem:
+            hint = _RIGHTS if issubclass(problem.kind, ProviderAccessDeniedError) else None
+            raise DiscoveryError(f"{where}: {problem}", hint=hint) from problem
+        except (GoatherdError, OSError) as error:
+            raise DiscoveryError(f"{where}: {error}", hint=getattr(error, "hint", None)) from error
+        places = self._places(slices)
+        if not places:
+            raise DiscoveryError(f"{where}: no pod is behind this Service, or there is no such Service", hint=_NOBODY)
+        return places
+
+    def _places(self, slices: Sequence[Mapping[str, Any]]) -> list[Place]:
+        found: dict[str, Place] = {}
+        # A pod of a Service for both families is in one slice of each; IPv4 comes first.
+        for each in sorted(slices, key=lambda one: str(one.get("addressType"))):
+            endpoints = [one for one in each.get("endpoints") or [] if _counts(one)]
+            if not endpoints:
+                continue
+            port = self._port_in(each)
+            for endpoint in endpoints:
+                address = str(endpoint["addresses"][0])  # "consumers should always use the first": they are fungible
+                pod = endpoint.get("targetRef") or {}
+                place = _places([address], port, self._scheme, self._server_name)[0]
+                found.setdefault(str(pod.get("uid") or place.url), place)
+        return list(found.values())
+
+    def _port_in(self, slice_: Mapping[str, Any]) -> int:
+        ports = [one for one in slice_.get("ports") or [] if isinstance(one.get("port"), int)]
+        for one in ports:
+            if self._port in (one.get("name") or "", str(one["port"])):
+                return int(one["port"])
+        known = ", ".join(f"{one.get('name') or '(no name)'} ({one['port']})" for one in ports) or "none"
+        raise DiscoveryError(
+            f"k8s-service://{self._namespace}/{self._name}: the pods have no port {self._port!r}",
+            hint=f"Give the port's name in the Service, or the number on which the pods listen: {known}.",
+        )
+
+
+_NOBODY: Final = "An answer that names nobody is not taken for a cluster without nodes."
+_RIGHTS: Final = "The account must be allowed to list endpointslices of discovery.k8s.io in that namespace."
+
+
+def _counts(endpoint: Mapping[str, Any]) -> bool:
+    conditions = endpoint.get("conditions") or {}
+    return bool(endpoint.get("addresses")) and not (
+        conditions.get("terminating") is True and conditions.get("serving") is False
+    )
+
+
+def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) -> list[Place]:
+    if not addresses:
+        raise DiscoveryError(f"{server_name}: it has no addresses", hint=_NOBODY)
+    # Name servers turn their answers around; in one order they are easier to follow.
+    return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
+
+
+def _bracketed(address: str) -> str:
+    try:
+        return f"[{address}]" if isinstance(ip_address(address), IPv6Address) else address
+    except ValueError:
+        return address  # a slice of type FQDN has names
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------
+
+
+def _dns_source(address: str, timeout: timedelta) -> Source:
+    host, port, options = _split(address, {"scheme", "family", "server", "tls-name"})
+    if not _NAME.fullmatch(host) or len(host) > 253:
+        raise _not_an_address(address)
+    scheme, family = _scheme(address, options), options.get("family")
+    if family not in (None, *_FAMILIES):
+        raise ConfigurationError(f"{address}: family must be 4 or 6")
+    is_srv = host.startswith("_")
+    if is_srv == bool(port):
+        raise ConfigurationError(
+            f"{address}: a name with SRV records has no port of its own" if is_srv else f"{address}: it has no port",
+            hint=f"Use {_FORMS}.",
+        )
+    number = None if is_srv else _number(address, port)
+    if number is not None and "server" not in options:
+        name = options.get("tls-name", host.rstrip("."))
+        return PlatformNames(host, number, scheme=scheme, server_name=name, family=family)
+    return Records(
+        resolver=_resolver(address, options.get("server"), timeout),
+        host=host,
+        port=number,
+        scheme=scheme,
+        server_name=options.get("tls-name"),
+        family=family,
+    )
+
+
+def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
+    try:
+        from dns.asyncresolver import Resolver
+        from dns.resolver import NoResolverConfiguration
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{address} needs a library that is not installed: dnspython",
+            hint="Install it: pip install 'goatherd[dns]'",
+        ) from error
+    try:
+        resolver = Resolver(configure=server is None)
+    except NoResolverConfiguration as error:
+        raise ConfigurationError(f"{address}: this machine names no name server; add ?server=ADDRESS") from error
+    resolver.lifetime = timeout.total_seconds()
+    resolver.use_search_by_default = server is None
+    if server is not None:
+        try:
+            parts = urlsplit(f"//{server}")
+            name_server, port = str(ip_address(parts.hostname or "")), parts.port or 53
+        except ValueError:
+            raise ConfigurationError(f"{address}: server must be an IP address, such as 127.0.0.1:8600") from None
+        resolver.nameservers, resolver.port = [name_server], port
+    return resolver
+
+
+def _service_source(address: str, timeout: timedelta) -> Source:
+    namespace, port, options = _split(address, {"scheme", "kubeconfig", "context", "tls-name"}, has_path=True)
+    namespace, _, name = namespace.partition("/")
+    if not all(_K8S_NAME.fullmatch(part) for part in (namespace, name)) or not port:
+        raise _not_an_address(address)
+    if not _K8S_NAME.fullmatch(port):
+        raise ConfigurationError(f"{address}: {port!r} is not the name or the number of a port")
+    return ServiceEndpoints(
+        options,
+        namespace,
+        name,
+        port,
+        scheme=_scheme(address, options),
+        server_name=options.get("tls-name", f"{name}.{namespace}.svc"),
+        timeout=timeout,
+    )
+
+
+def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
+    """Return what stands before the port, the port, and the options."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise _not_an_address(address) from None
+    if parts.fragment or "@" in address:
+        raise _not_an_address(address)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    place = unquote(parts.netloc + (parts.path if has_path else parts.path.rstrip("/")))
+    names = [name for name, _ in options]
+    unknown = sorted(set(names) - known)
+    if unknown or len(set(names)) < len(names) or not all(value for _, value in options):
+        what = f"no option {unknown[0]!r}" if unknown else "an option twice, or without a value"
+        raise ConfigurationError(f"{masked(address)}: {what}", hint=f"Options: {', '.join(sorted(known))}, once each.")
+    before, colon, port = place.rpartition(":")
+    return (before, port, dict(options)) if colon else (place, "", dict(options))
+
+
+def _scheme(address: str, options: Mapping[str, str]) -> str:
+    scheme = options.get("scheme", "http")
+    if scheme not in ("http", "https"):
+        raise ConfigurationError(f"{address}: scheme must be http or https")
+    return scheme
+
+
+def _number(address: str, port: str) -> int:
+    if not port.isascii() or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65_536:
+        raise ConfigurationError(f"{address}: {port!r} is not a port; a port is 1 to 65535")
+    return int(port)
+
+
+def _not_an_address(address: str) -> ConfigurationError:
+    return ConfigurationError(f"{masked(address)!r} is not an address of servers", hint=f"Use {_FORMS}.")

@@ -1,0 +1,77 @@
+"""Root introductions from this server's own log and from its peers, for a server that was away for many rotations.
+
+What it is: the reading and the asking. What it is not: it verifies nothing (`goatherd.identity.succession` does), so a
+peer that lies can at most give commits that are no link. Rules: the own log first, then one peer after the other, each
+asked only while the chain is still open; a place that gives nothing says why.
+
+Requests are signed with the current root of the document in question: whether that root is to be believed is what is
+asked about, but the peers know it. Plain ``/batch-sync``, so that unmodified GoatDB servers answer too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.client import NodeClient
+from goatherd.errors import DecodeError, GoatherdError, NodeError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session_commits import claims_root
+from goatherd.settings.base import Introductions, IntroductionSource
+from goatherd.wire.commit import Commit
+from goatherd.wire.paths import SESSIONS_PATH
+
+OWN_LOG: Final = "this server's own log"
+
+
+def introduction_source(
+    *,
+    org: str,
+    read_own: Callable[[], Iterable[Any]],
+    peers: Callable[[], Sequence[str]],
+    connect: Callable[[str], NodeClient],
+    clock: Clock,
+) -> IntroductionSource:
+    """Return what gives the root introductions of one organization.
+
+    Args:
+        org: The organization; commits carry it in what is signed.
+        read_own: Returns the records of this server's own ``/sys/sessions``; called in a thread, may raise
+            `GoatherdError`.
+        peers: The URLs of the other servers.
+        connect: Makes a client for a URL; it is closed here.
+        clock: The time.
+    """
+
+    async def give(document: IdentityDocument) -> AsyncIterator[Introductions]:
+        try:
+            commits = await asyncio.to_thread(lambda: _roots(read_own(), org))
+        except GoatherdError as error:
+            yield Introductions(place=OWN_LOG, problem=str(error))
+        else:
+            yield Introductions(place=OWN_LOG, commits=commits)
+        for url in peers():
+            client = connect(url)
+            try:
+                pulled = await client.pull(SESSIONS_PATH, document.current, clock.now_ms())
+                yield Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
+            except NodeError as error:
+                yield Introductions(place=url, problem=str(error))
+            finally:
+                await client.aclose()
+
+    return give
+
+
+def _roots(records: Iterable[Any], org: str) -> tuple[Commit, ...]:
+    commits = []
+    for record in records:
+        try:
+            commit = Commit.from_json(record, org=org)
+        except DecodeError:
+            continue
+        if claims_root(commit):
+            commits.append(commit)
+    return tuple(commits)

@@ -1,0 +1,464 @@
+"""What servers answer, checked in one place and made into values that nothing else has to check.
+
+What it is: the form of an answer, and its bounds. What it is not: the truth; a server says what it likes, and only
+signatures prove anything.
+
+Rules:
+1. A member that is missing is not known (None). A member of another kind, or out of its bounds, makes the whole answer
+   invalid: `DecodeError`, which `goatherd.cluster.client` reports as that server's failure.
+2. What comes out can be shown and stored: every text is printable and at most `LONGEST_TEXT` characters long, every
+   number and duration is one that can be computed with and written as JSON.
+3. Members that are not known here are ignored: a newer server may have them.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from goatherd.errors import DecodeError
+from goatherd.wire.messages import SyncMessage
+
+T = TypeVar("T")
+
+LONGEST_TEXT: Final = 200
+MOST_ENTRIES: Final = 10_000
+"""How many entries a list in an answer about an identity may have."""
+LAST_TIME: Final = 253_402_300_799_999
+"""The end of the year 9999, in milliseconds since 1970."""
+
+_MOST_COUNT: Final = 2**53 - 1
+_ACTIVITIES: Final = {
+    "starting": "is being started by its agent",
+    "restarting": "is being restarted by its agent",
+    "stopped": "has ended; its agent starts it again",
+}
+
+
+def make_printable(text: str) -> str:
+    """Return a text that a terminal shows as it is: what cannot be printed is a question mark, and it is cut short."""
+    short = text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+    return short if short.isprintable() else "".join([char if char.isprintable() else "?" for char in short])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReport:
+    """What a server says of its logs: whether it has read all of them, and how many records it cannot use."""
+
+    is_complete: bool
+    records: int
+    damaged: int
+    unverifiable: int
+    unwritable: int = 0
+
+    @property
+    def cannot_write(self) -> str | None:
+        """How many repositories cannot be written, in words; None for none."""
+        return f"storage: {self.unwritable} of its logs cannot be written" if self.unwritable else None
+
+    @property
+    def unusable(self) -> str | None:
+        """How many records cannot be used, in words; None for none."""
+        parts = [
+            f"{count} {what}"
+            for count, what in ((self.damaged, "damaged"), (self.unverifiable, "unverifiable"))
+            if count
+        ]
+        return f"unusable records in its logs: {' and '.join(parts)}" if parts else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorReport:
+    """What an agent says of the door in front of its server.
+
+    Attributes:
+        passed_on: Requests that the server answered.
+        stopped: Requests that the door stopped, in all.
+        is_exposed: Whether the server was reached past the door.
+    """
+
+    passed_on: int | None
+    stopped: int | None
+    is_exposed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReport:
+    """What an agent says of the unmodified server that it runs.
+
+    Attributes:
+        state: ``starting``, ``serving``, ``restarting`` or ``stopped``.
+        started: Id of the root that the server was started with.
+        restarts: How often the agent has started it again.
+        pending: Why the server is to be restarted.
+        checked_ms: When the agent asked it the attacker's question, without getting a private key; None if it has not.
+        check_commit: Id of the commit by which the server introduced the session of that question.
+        door: The door in front of it; None without one.
+    """
+
+    state: str | None
+    started: str | None
+    restarts: int | None
+    pending: tuple[str, ...]
+    checked_ms: int | None
+    check_commit: str | None
+    door: DoorReport | None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the server is not expected to answer now."""
+        return self.state in _ACTIVITIES
+
+    @property
+    def activity(self) -> str | None:
+        """What the agent is doing with the server, as a phrase for humans; None while the server simply serves."""
+        if self.state in _ACTIVITIES:
+            return _ACTIVITIES[self.state or ""]
+        return "waits for its turn to restart" if self.pending else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerReport:
+    """What a server says of one of its peers.
+
+    Attributes:
+        is_online: Whether the peer's last answer was a good one; None before the first.
+        instances: Ids of the server processes that have answered there lately.
+    """
+
+    is_online: bool | None
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerIdentity:
+    """The answer to ``GET /goatherd/v1/identity``: what a server, or its agent, says of itself. Unsigned.
+
+    Attributes:
+        org: The organization.
+        signer: Id of the session that signs there; an agent says it once it has asked its server.
+        roots: Ids of the roots that it trusts.
+        revoked: Ids of the sessions that it refuses.
+        generation: Of the identity that it uses.
+        has_seen_signed: Whether it refuses an identity document that is not signed.
+        digest: SHA-256 of that identity's text, hexadecimal.
+        phase: Phase of the rotation that it knows of.
+        view_age: How long ago the source of its identity gave a good answer.
+        view_interval: Longest time between two reads of the store.
+        says_interval: Whether it says how often it reads the store; None in `view_interval` then means never.
+        is_watching: Whether the store notifies it of changes.
+        is_degraded: Whether the last look at the source failed, or what it found was refused.
+        source: What its identity is from.
+        refusal: The code of that failure.
+        data: What it has found in its logs.
+        instance: Id of the server process.
+        peers: The peers that it synchronizes with; None where it does not say.
+        now_ms: Its time, in milliseconds since 1970.
+        agent: What its agent says; None where a server of Goatherd's own answers.
+    """
+
+    org: str | None = None
+    signer: str | None = None
+    roots: tuple[str, ...] | None = None
+    revoked: tuple[str, ...] | None = None
+    generation: int | None = None
+    has_seen_signed: bool = False
+    digest: str | None = None
+    phase: str | None = None
+    view_age: timedelta | None = None
+    view_interval: timedelta | None = None
+    says_interval: bool = False
+    is_watching: bool = False
+    is_degraded: bool | None = None
+    source: str | None = None
+    refusal: str | None = None
+    data: DataReport | None = None
+    instance: str | None = None
+    peers: tuple[PeerReport, ...] | None = None
+    now_ms: int | None = None
+    agent: AgentReport | None = None
+
+    @classmethod
+    def from_json(cls, answer: object) -> ServerIdentity | None:
+        """Read an answer; None for JSON of something that is neither a Goatherd server nor an agent.
+
+        Raises:
+            DecodeError: It is one of theirs by its members, and invalid.
+        """
+        if not isinstance(answer, Mapping) or (answer.get("signer") is None and answer.get("agent") is None):
+            return None
+        read = _Members(answer)
+        refusal = read.of("refusal", _mapping)
+        agent = read.of("agent", _agent)
+        signer = read.of("signer", _id)
+        return cls(
+            org=read.of("org", _id),
+            signer=signer,
+            roots=read.of("roots", _ids),
+            revoked=read.of("revoked", _ids),
+            generation=read.of("generation", _count),
+            has_seen_signed=read.of("signed", _bool) is True,
+            digest=read.of("digest", _digest),
+            phase=read.of("phase", _id),
+            view_age=read.of("viewAgeMs", _duration),
+            view_interval=read.of("viewIntervalMs", _duration),
+            says_interval="viewIntervalMs" in answer,
+            is_watching=read.of("watching", _bool) is True,
+            is_degraded=read.of("degraded", _bool),
+            source=read.of("source", _id),
+            refusal=None if refusal is None else _Members(refusal, "refusal.").of("code", _id),
+            data=read.of("data", _data),
+            instance=read.of("instance", _short_id),
+            peers=read.of("peers", _peers),
+            now_ms=read.of("nowMs", _time),
+            agent=agent,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCommit:
+    """What a server says of a commit that it holds; unverified.
+
+    Attributes:
+        digest: Its digest, hexadecimal.
+        path: The repository.
+        key: The item; in ``/sys/sessions`` the id of the session that it introduces.
+        ts: Its time by its author's word, in milliseconds since 1970; None where that is no time.
+    """
+
+    digest: str
+    path: str
+    key: str
+    ts: int | None
+
+    @classmethod
+    def from_json(cls, found: object) -> HeldCommit:
+        """Read one entry of an answer. The commit itself may be a thief's, so its texts are made printable.
+
+        Raises:
+            DecodeError: It is invalid.
+        """
+        values = _mapping(found)
+        read, ts = _Members(values), values.get("ts")
+        digest, path, key = read.of("digest", _text), read.of("path", _text), read.of("key", _text)
+        if digest is None or path is None or key is None:
+            raise DecodeError("a commit without digest, path or key")
+        is_time = isinstance(ts, int | float) and not isinstance(ts, bool) and 0 <= ts <= LAST_TIME
+        return cls(digest, make_printable(path), make_printable(key), int(values["ts"]) if is_time else None)
+
+
+def read_sync_reply(answer: object) -> dict[str, Any]:
+    """Return a reply to a sync message: its commits are objects, its filter can be decoded, its size is a number.
+
+    What the commits say is the reader's to check: each is decoded, and left out where it cannot be.
+
+    Raises:
+        DecodeError: It is invalid.
+    """
+    reply = dict(_mapping(answer))
+    read = _Members(reply)
+    commits = read.of("c", _list)
+    if commits is not None and not all(isinstance(one, dict) for one in commits):
+        raise DecodeError("c holds something that is no commit")
+    if (size := read.of("s", _number)) is not None and not 0 <= size <= _MOST_COUNT:
+        raise DecodeError("s is out of its bounds")
+    if "f" in reply:
+        SyncMessage.from_json(reply)
+    return reply
+
+
+def read_texts(answer: object, member: str) -> list[str]:
+    """Return a member of an answer that must be a list of texts.
+
+    Raises:
+        DecodeError: It is invalid, or not there.
+    """
+    found = _Members(_mapping(answer)).of(member, _list)
+    if found is None or not all(isinstance(one, str) for one in found):
+        raise DecodeError(f"no list of texts under {member}")
+    return found
+
+
+def read_entries(answer: object, member: str) -> list[Any]:
+    """Return a member of an answer that must be a list.
+
+    Raises:
+        DecodeError: It is invalid, or not there.
+    """
+    found = _Members(_mapping(answer)).of(member, _list)
+    if found is None:
+        raise DecodeError(f"no list under {member}")
+    return found
+
+
+def read_refresh(answer: object) -> dict[str, Any]:
+    """Return the answer to ``POST /goatherd/v1/refresh``: ``generation`` and ``changed``, as far as they are there.
+
+    Raises:
+        DecodeError: It is invalid.
+    """
+    read = _Members(_mapping(answer))
+    found = {"generation": read.of("generation", _count), "changed": read.of("changed", _bool)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+# --- members --------------------------------------------------------------------------------------------------------
+
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class _Members:
+    """The members of an object in an answer."""
+
+    def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
+        self._values = values
+        self._where = where
+
+    def of(self, name: str, read: Callable[[Any], T]) -> T | None:
+        """Return a member as `read` makes it; None where it is missing or null.
+
+        Raises:
+            DecodeError: It is invalid; the text names the member and not its value.
+        """
+        value = self._values.get(name)
+        if value is None:
+            return None
+        try:
+            return read(value)
+        except DecodeError as error:
+            raise DecodeError(f"{self._where}{name}: {error}") from None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DecodeError("not an object")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise DecodeError("not a list")
+    return value
+
+
+def _entries(value: object) -> list[Any]:
+    found = _list(value)
+    if len(found) > MOST_ENTRIES:
+        raise DecodeError(f"more than {MOST_ENTRIES} entries")
+    return found
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise DecodeError("not a SHA-256")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise DecodeError("not a text")
+    return value
+
+
+def _id(value: object) -> str:
+    text = _text(value)
+    if not text or len(text) > LONGEST_TEXT or not text.isprintable():
+        raise DecodeError("not a short printable text")
+    return text
+
+
+def _short_id(value: object) -> str:
+    text = _id(value)
+    if len(text) > 64:
+        raise DecodeError("longer than 64 characters")
+    return text
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    return tuple([_id(one) for one in _entries(value)])
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise DecodeError("neither true nor false")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DecodeError("not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DecodeError("not a number")
+    return value
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST_COUNT:
+        raise DecodeError("not a count")
+    return value
+
+
+def _time(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= LAST_TIME:
+        raise DecodeError("not a time")
+    return value
+
+
+def _duration(value: object) -> timedelta:
+    number = _number(value)
+    if not 0 <= number <= LAST_TIME:
+        raise DecodeError("not a duration")
+    return timedelta(milliseconds=number)
+
+
+def _data(value: object) -> DataReport:
+    read = _Members(_mapping(value))
+    records, damaged, unverifiable = (read.of(name, _count) for name in ("records", "damaged", "unverifiable"))
+    if records is None or damaged is None or unverifiable is None:
+        raise DecodeError("a count is missing")
+    is_complete = read.of("complete", _bool) is True
+    unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not say
+    return DataReport(
+        is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
+    )
+
+
+def _peers(value: object) -> tuple[PeerReport, ...]:
+    found = []
+    for one in _entries(value):
+        read = _Members(_mapping(one))
+        instances = tuple([_short_id(each) for each in read.of("instances", _entries) or ()])
+        found.append(PeerReport(is_online=read.of("online", _bool), instances=instances))
+    return tuple(found)
+
+
+def _agent(value: object) -> AgentReport:
+    read = _Members(_mapping(value))
+    check, pending = read.of("leakCheck", _mapping), read.of("pending", _entries)
+    found = None if check is None else _Members(check, "leakCheck.")
+    return AgentReport(
+        state=read.of("state", _id),
+        started=read.of("started", _id),
+        restarts=read.of("restarts", _count),
+        pending=tuple([make_printable(_text(one)) for one in pending or ()]),
+        checked_ms=None if found is None else found.of("atMs", _time),
+        check_commit=None if found is None else found.of("commit", _id),
+        door=read.of("door", _door),
+    )
+
+
+def _door(value: object) -> DoorReport:
+    read = _Members(_mapping(value))
+    stopped = read.of("stopped", _mapping)
+    return DoorReport(
+        passed_on=read.of("passedOn", _count),
+        stopped=None if stopped is None else sum(_count(one) for one in stopped.values()),
+        is_exposed=read.of("exposed", _bool) is True,
+    )

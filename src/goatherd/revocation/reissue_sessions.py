@@ -1,0 +1,355 @@
+"""The sessions that a revoked root had introduced, collected from the nodes and introduced again at all of them.
+
+What it is: the pulling, the pushing and the looking whether it has arrived. What it is not: the choice of sessions and
+the making of commits (`reintroduction`), nor the writing of the identity (`revocation`). Rules: what is there already
+is not pushed again; one node is pushed to and the nodes carry it to each other; what does not arrive is pushed to each.
+A node that fails holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Protocol
+
+from goatherd.clock import Clock
+from goatherd.errors import DecodeError, GoatherdError, RotationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.revocations import FrozenList, Revocation
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.ids import new_seeds
+from goatherd.revocation.reintroduction import Introduced, Survey, decode, introduce_again, survey
+from goatherd.revocation.report import NodeOutcome, RevocationReport
+from goatherd.rotation.machine import Policy
+from goatherd.rotation.observe import Node
+from goatherd.trust import TrustPool
+from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.commit import Commit
+from goatherd.wire.messages import VERSION
+from goatherd.wire.paths import SESSIONS_PATH
+
+BATCH: Final = 500
+
+_ROUNDS: Final = 500
+_MOST_FILTERS: Final = 64
+_CERTAIN: Final = 1e-9
+_THREADS: Final = 4
+_ERROR_RATE: Final = 1e-6
+_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+_ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+
+
+class SessionNode(Node, Protocol):
+    """What is needed of a node."""
+
+    async def lacking(
+        self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[str]: ...
+
+
+class OnEach(Protocol):
+    """Calls nodes side by side; one that fails has its problem noted (`Revoker`)."""
+
+    async def __call__(
+        self, urls: Collection[str], call: Callable[[Any], Awaitable[object]], *, is_long: bool = False
+    ) -> None: ...
+
+
+class Resettler:
+    """One run's work on the sessions of one revoked root.
+
+    Args:
+        nodes: By their URLs.
+        outcomes: What became of each, by its URL; filled in here.
+        report: Filled in here.
+        on_each: Calls nodes.
+        pushed: Told, after each batch, the node and how many sessions have been pushed so far.
+        org, policy, clock: As for `goatherd.revocation.revoker.Revoker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: Mapping[str, SessionNode],
+        outcomes: Mapping[str, NodeOutcome],
+        report: RevocationReport,
+        on_each: OnEach,
+        pushed: Callable[[str, int], None],
+        org: str,
+        policy: Policy,
+        clock: Clock,
+    ) -> None:
+        self._nodes = nodes
+        self._outcomes = outcomes
+        self._report = report
+        self._on_each = on_each
+        self._pushed = pushed
+        self._org = org
+        self._policy = policy
+        self._clock = clock
+
+    async def survey(
+        self,
+        document: IdentityDocument,
+        session_id: str,
+        *,
+        frozen: FrozenList | None = None,
+        leave_out: Collection[str] = (),
+    ) -> tuple[Survey, set[str]]:
+        """Collect ``/sys/sessions`` from every node, each asked for what the ones before did not have.
+
+        Args:
+            document: The identity.
+            session_id: The revoked root.
+            frozen: What counts of it; None, before there is such a list, counts everything.
+            leave_out: Sessions not to be introduced again.
+
+        Returns:
+            What there is to be introduced again, and the ids of all commits that were found.
+        """
+        raw: dict[str, Any] = {}
+        ours = [
+            one.url
+            for one in self._outcomes.values()
+            if not (one.is_unmodified or one.is_distrusted) and one.problem is None
+        ]
+        signer = document.current
+        for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
+            await self._on_each([url], lambda node: self._collect(node, signer, raw), is_long=True)
+        revoked = document.root(session_id)
+        assert revoked is not None
+
+        def look() -> Survey:
+            commits = decode(raw.values(), self._org)
+            # Roots that have left the document, and are trusted without the revoked one, are no thief's.
+            others = self._trusted(document, commits, {*document.revoked_ids, session_id})
+            with ThreadPoolExecutor(_THREADS) as executor:
+                return survey(
+                    commits,
+                    revoked,
+                    successor_id=signer.id,
+                    roots={*(root.id for root in document.roots), *(root.id for root in others)},
+                    frozen=frozen,
+                    leave_out=leave_out,
+                    executor=executor,
+                )
+
+        found = await asyncio.to_thread(look)
+        report = self._report
+        report.sessions = len(found.sessions)
+        report.long_lived = tuple(one.session.id for one in found.sessions if one.is_long)
+        report.rogue_roots, report.forged, report.left_out = found.rogue_roots, found.forged, found.left_out
+        return found, set(raw)
+
+    async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
+        """Return a root that has left the document, as the nodes hold it and the document's roots vouch for it."""
+        raw: dict[str, Any] = {}
+        for url in self._outcomes:
+            await self._on_each([url], lambda node: self._collect(node, document.current, raw), is_long=True)
+        commits = decode(raw.values(), self._org)
+        found = await asyncio.to_thread(self._trusted, document, commits, document.revoked_ids)
+        return next((root for root in found if root.id == session_id), None)
+
+    def _trusted(
+        self, document: IdentityDocument, commits: Iterable[Commit], revoked: Collection[str]
+    ) -> tuple[Session, ...]:
+        listed = [root for root in document.roots if root.id not in revoked]
+        if document.current.id in revoked:
+            return tuple(listed)  # only where nothing is written yet: its successor is not known here
+        pool = TrustPool(org=self._org, current=document.current, roots=listed, revoked=revoked)
+        pool.offer_session_commits(commits)
+        return pool.roots
+
+    async def _collect(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
+        for _ in range(_ROUNDS):
+            shown = await asyncio.to_thread(_filter_of, tuple(raw))
+            message = {"ver": VERSION, "f": shown, "s": len(raw), "c": [], "ad": []}
+            (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], signer, self._clock.now_ms())
+            before = len(raw)
+            for commit in reply.get("c") or ():
+                if isinstance(commit, Mapping) and isinstance(commit.get("id"), str):
+                    raw.setdefault(commit["id"], commit)
+            if len(raw) == before:
+                return
+
+    async def introduce_again(
+        self,
+        document: IdentityDocument,
+        entry: Revocation,
+        found: Survey,
+        known: Collection[str],
+        *,
+        comes_back: bool = True,
+    ) -> None:
+        """Introduce again whatever is not there, and see it arrive at every node.
+
+        A node that fails is left for the others, and tried again once they have it; its outcome says why.
+
+        Args:
+            document: The identity.
+            entry: The revocation.
+            found: What there is to be introduced again.
+            known: Ids of the commits that some node holds.
+            comes_back: Whether to try failed nodes again, for `Policy.adoption` at most.
+
+        Raises:
+            RotationError: No node keeps what is pushed to it.
+            NodeError: No node answers any more.
+        """
+        ready = [one for one in self._outcomes.values() if one.problem is None and not one.is_distrusted]
+        ready.sort(key=lambda one: one.is_unmodified)
+        if not ready:
+            return
+        wanted = [one.commit_id for one in found.sessions]
+        todo = [one for one in found.sessions if one.commit_id not in known]
+        failed: dict[str, GoatherdError] = {}
+        for start in range(0, len(todo), BATCH):
+            commits = await self._signed(todo[start : start + BATCH], document, entry)
+            for outcome in ready:
+                if outcome.url in failed:
+                    continue
+                push = partial(self._push_to, outcome, commits, document.current)
+                if (error := await self._attempt(outcome, push)) is None:
+                    self._report.pushed += len(commits)
+                    self._pushed(outcome.url, self._report.pushed)
+                    break
+                failed[outcome.url] = error
+        by_id = {one.commit_id: one for one in found.sessions}
+        left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
+        while True:
+            for outcome in left:
+                outcome.problem = None
+                failed.pop(outcome.url, None)
+                arrived = partial(self._arrived, outcome, wanted, by_id, document, entry)
+                if (error := await self._attempt(outcome, arrived)) is not None:
+                    failed[outcome.url] = error
+            left = [one for one in ready if one.url in failed]
+            deadline = deadline or self._clock.monotonic() + self._policy.adoption.total_seconds()
+            if len(left) in (0, len(ready)) or not comes_back or self._clock.monotonic() >= deadline:
+                break
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self._policy.poll_max)
+        if len(left) == len(ready):
+            raise next(iter(failed.values()))
+
+    async def _attempt(
+        self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
+    ) -> GoatherdError | None:
+        """Call one node; return why it failed, which its outcome says too."""
+        errors: list[GoatherdError] = []
+
+        async def attempt(node: SessionNode) -> None:
+            try:
+                await call(node)
+            except GoatherdError as error:
+                errors.append(error)
+                raise
+
+        await self._on_each([outcome.url], attempt, is_long=True)
+        return errors[0] if errors else None
+
+    async def _push_to(
+        self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession, _: SessionNode
+    ) -> None:
+        await self._push(outcome, commits, signer)
+
+    async def _signed(
+        self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
+    ) -> list[dict[str, Any]]:
+        def make() -> list[dict[str, Any]]:
+            with ThreadPoolExecutor(_THREADS) as executor:
+                return introduce_again(
+                    introduced, signer=document.current, at=entry.at, org=self._org, executor=executor
+                )
+
+        return await asyncio.to_thread(make)
+
+    async def _push(self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> None:
+        self._report.node_calls += 2
+        await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
+        lacking = await self._lacks(outcome, [commit["id"] for commit in commits], signer)
+        if lacking:
+            raise RotationError(
+                f"{outcome.url} did not keep {len(lacking)} of {len(commits)} session commits of {signer.id}",
+                hint="Look at its log; then run it again.",
+            )
+
+    async def _lacks(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
+        """Return the ids of the commits that a server does not hold.
+
+        An unmodified server only shows filters of what it holds, and a filter of a few commits claims every second id
+        that the server lacks. Filters with other seeds are asked for, at most `_MOST_FILTERS`, until the chance that
+        all of them claim an id wrongly is below `_CERTAIN`.
+        """
+        node = self._nodes[outcome.url]
+        if not outcome.is_unmodified:
+            told = set(await node.lacking(SESSIONS_PATH, wanted, signer, self._clock.now_ms()))
+            return [one for one in wanted if one in told]
+        held, doubt = list(wanted), 1.0
+        seen: set[tuple[int, ...]] = set()
+        message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}
+        for _ in range(_MOST_FILTERS):
+            (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], signer, self._clock.now_ms())
+            shown = _filter_in(reply)
+            if shown is None:
+                return list(wanted)
+            if shown.seeds not in seen:
+                seen.add(shown.seeds)
+                held = await asyncio.to_thread(_all_in, shown, held)
+                doubt *= shown.error_rate
+            if not held or doubt < _CERTAIN:
+                break
+        kept = set(held)
+        return [one for one in wanted if one not in kept]
+
+    async def _arrived(
+        self,
+        outcome: NodeOutcome,
+        wanted: Sequence[str],
+        by_id: Mapping[str, Introduced],
+        document: IdentityDocument,
+        entry: Revocation,
+        _: SessionNode,
+    ) -> None:
+        """Wait until the other nodes have brought all of it; what nobody brings is pushed."""
+        deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
+        poll, least = self._policy.poll_min, len(wanted) + 1
+        lacking = list(wanted)
+        while True:
+            # What was there once stays, so that each question is smaller than the one before.
+            lacking = await self._lacks(outcome, lacking, document.current)
+            outcome.introduced = len(wanted) - len(lacking)
+            if not lacking:
+                return
+            if len(lacking) < least:
+                least, deadline = len(lacking), self._clock.monotonic() + self._policy.settle.total_seconds()
+            alone = outcome.is_unmodified or len(self._nodes) == 1
+            if alone or self._clock.monotonic() >= deadline:
+                break
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self._policy.poll_max)
+        for start in range(0, len(lacking), BATCH):
+            part = [by_id[commit_id] for commit_id in lacking[start : start + BATCH]]
+            await self._push(outcome, await self._signed(part, document, entry), document.current)
+        outcome.introduced = len(wanted)
+
+
+def _filter_of(ids: Sequence[str]) -> dict[str, Any]:
+    if not ids:
+        return _EMPTY
+    bloom = BloomFilter.for_size(len(ids), _ERROR_RATE, new_seeds(seed_count(len(ids), _ERROR_RATE)))
+    bloom.update(ids)
+    return {"__t": "E", "__v": bloom.to_json()}
+
+
+def _filter_in(reply: Mapping[str, Any] | None) -> BloomFilter | None:
+    try:
+        return BloomFilter.from_json(reply["f"]["__v"]) if reply is not None else None
+    except (DecodeError, KeyError, TypeError):
+        return None
+
+
+def _all_in(shown: BloomFilter, wanted: Sequence[str]) -> list[str]:
+    return [one for one in wanted if one in shown]

@@ -1,0 +1,1010 @@
+"""A stolen root: another takes its place, what the cluster holds of it is frozen, its sessions are introduced again.
+
+What it is: the emergency, as steps that can each be repeated. What it is not: a rotation; nobody's consent is waited
+for before the stolen root is refused.
+
+The order, and why:
+
+1. *Introduce* the successor by a commit that the stolen root signs, at every server. Clients and unmodified servers can
+   learn of it in no other way. A thief could do as much, so nothing is lost by it.
+2. *Revoke*: the identity with the successor and the revocation is written. From here on nodes refuse the stolen root.
+3. *Freeze*: each node says what it holds of the root, after it has been seen to refuse it. What two of them hold is the
+   list; its digest goes into the identity, and closes it. What one node alone claims may have been signed since: it
+   counts only if the operator says so. So that nothing honest is alone, what is on its way between nodes gets a
+   moment to arrive before 2. Without every listed node's word the list stays open: nodes then go by what they hold.
+4. *Introduce again*: every user session that the root had introduced, by the successor. Then the root's word counts for
+   no session any more (*settled*).
+5. *Destroy* the stored versions that hold the root's private key, where that is asked for.
+
+Rules: every write is a compare-and-swap, tried twice at most on the same state of the store (`attempts`); a call of the
+store that fails after the first read is made again at once (`repeating_store`); whoever runs this again carries on
+where the identity and the nodes stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import (
+    ConfigurationError,
+    ConflictError,
+    DecodeError,
+    GenerationError,
+    IllegalStepError,
+    NodeError,
+    NodeRefusedError,
+    RotationError,
+)
+from goatherd.identity import transitions
+from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
+from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, counted
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.ids import new_id
+from goatherd.key_inventory import Holding, find_holdings
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.revocation.reissue_sessions import Resettler, SessionNode
+from goatherd.revocation.report import NodeOutcome, RevocationReport, claims_of
+from goatherd.rotation.attempts import Attempts
+from goatherd.rotation.clocks import check_own_clock
+from goatherd.rotation.cross_signing import earlier_introduction, introduction_ids, session_commit
+from goatherd.rotation.events import ConflictMet, Event, NodeTold, RevocationStep, RevocationStepped, StoreTroubled
+from goatherd.rotation.history_check import Continuity, check_store_history
+from goatherd.rotation.machine import Kept, Policy
+from goatherd.rotation.policy import check_lifetime
+from goatherd.rotation.repeating_store import RepeatingStore
+from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.wire.paths import SESSIONS_PATH
+
+if TYPE_CHECKING:
+    from goatherd.cluster.server_answers import HeldCommit, ServerIdentity
+
+R = TypeVar("R")
+
+NEW: Final = "new"
+NEXT: Final = "next"
+
+
+class RevocableNode(SessionNode, Protocol):
+    """What a revocation needs of a node; `goatherd.cluster.client.NodeClient` is one."""
+
+    async def held(
+        self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
+    ) -> bytes: ...
+
+    async def describe_held(
+        self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
+    ) -> list[HeldCommit]: ...
+
+    async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None: ...
+
+    async def frozen(self, digest: str) -> bytes | None: ...
+
+
+class Revoker:
+    """Revokes a root of one organization. One run at a time.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it, with no ``{org}`` left.
+        nodes: Every server that holds this identity.
+        org: The organization id, which is part of every signed commit.
+        policy: How patient to be (`adoption`; `flow_patience` with what is on its way), and how long the successor
+            lives (`lifetime`).
+        distrust: URLs of nodes whose lists of held commits do not count, nor their word on the store's history.
+            Nobody waits for them.
+        trust_alone: URLs of nodes whose lists count although no other node confirms them.
+        clock: Tells the time and waits.
+        on_event: Called with each event as it happens; must not block and must not raise.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        nodes: Sequence[RevocableNode],
+        *,
+        org: str = "localhost",
+        policy: Policy | None = None,
+        distrust: Collection[str] = (),
+        trust_alone: Collection[str] = (),
+        clock: Clock | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self._provider = provider
+        self._secret_id = secret_id
+        self._nodes = {node.base_url: node for node in nodes}
+        self._distrust, self._trust_alone = frozenset(distrust), frozenset(trust_alone)
+        self._org = org
+        self._clock: Clock = clock or SystemClock()
+        self._on_event = on_event
+        self._report = RevocationReport(revoked_id="")
+        self._outcomes: dict[str, NodeOutcome] = {}
+        self._stolen: OwnedSession | None = None
+        self._has_waited = False
+        self._instances: dict[str, str] = {}
+        self._store = RepeatingStore(
+            provider,
+            policy=self.policy,
+            clock=self._clock,
+            troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
+        )
+        self._signatures = SignatureCheck(self._store, secret_id, self._identities)
+        self._continuity = Continuity(provider)
+        self._highest = 0
+
+    # --- what an operator asks for ----------------------------------------------------------------------------------
+
+    async def plan(self, session_id: str, *, successor: str = NEW) -> RevocationReport:
+        """Return what is there to be done: as after a run, with nothing written or pushed anywhere.
+
+        Raises:
+            IllegalStepError: There is no such root, or no such successor.
+            StoreWentBackError: As `revoke`.
+            ProviderError, IdentityError: The store does not answer, or what it holds is not an identity.
+        """
+        self._begin(session_id)
+        document = await self._check_history((await self._read())[0])
+        self._take(document, session_id)
+        document = await self._with_root(document, session_id)
+        if session_id not in document.revoked_ids:
+            heir, _ = await self._heir(document, session_id, successor)
+            self._report.current_id = document.current.id if heir is None else heir.id
+        await self._look(document)
+        await self._timed("freeze", self._foresee(document, session_id))
+        await self._timed("survey", self._resettler(document).survey(document, session_id))
+        await self._look_for_keys(document, session_id)
+        return self._end()
+
+    async def revoke(
+        self,
+        session_id: str,
+        *,
+        reason: str,
+        successor: str = NEW,
+        leave_out: Collection[str] = (),
+        reopen: bool = False,
+        destroy: bool = False,
+    ) -> RevocationReport:
+        """Revoke a root, or carry on where an earlier run has stopped.
+
+        Args:
+            session_id: The root.
+            reason: For the record.
+            successor: Who signs from now on, where the root is the current one: `NEW`, `NEXT` (the next session of the
+                rotation under way), or the id of an earlier root whose private key the store still holds.
+            leave_out: Sessions not to be introduced again: once it is settled, nobody believes them.
+            reopen: Rebuild the list of frozen commits, including nodes that were unreachable when it was closed.
+            destroy: Destroy the stored versions that hold the root's private key, at once.
+
+        Raises:
+            IllegalStepError: There is no such root, or no such successor.
+            WrongClockError: This machine's clock differs from the store's, or from those of most servers.
+            StoreWentBackError: A server has used a later identity than the store holds, or another one: a backup was
+                restored. Nothing was written. `distrust` overrules a server.
+            ProviderError: The store did not take part. Run it again.
+            GenerationError: The store shows an older identity than it has shown before.
+            StuckError: The store refuses a change although nothing in it changes.
+            RotationError: A node did not keep what was pushed to it.
+            LifetimeError: The new root would live too short.
+        """
+        if successor == NEW:
+            check_lifetime(self.policy)
+        self._begin(session_id)
+        # Where the store does not answer at all, nothing has begun, and the operator hears of it at once.
+        first, _ = await self._read()
+        with self._store.repeating():
+            await self._check_history(first)
+            return await self._run(session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy)
+
+    async def _run(
+        self,
+        session_id: str,
+        reason: str,
+        successor: str,
+        *,
+        leave_out: Collection[str],
+        reopen: bool,
+        destroy: bool,
+    ) -> RevocationReport:
+        document = await self._timed("revoke", self._revoked(session_id, reason, successor))
+        await self._timed("adoption", self._adopted(document))
+        if self._has_only_unmodified():
+            await self._timed(
+                "introduce again", self._reissued_at_unmodified(document, session_id, leave_out, reopen=reopen)
+            )
+            return await self._finished(document, session_id, destroy=destroy)
+        document, frozen = await self._timed("freeze", self._closed(document, session_id, reopen=reopen))
+        resettler = self._resettler(document)
+        found, known = await self._timed(
+            "survey", resettler.survey(document, session_id, frozen=frozen, leave_out=leave_out)
+        )
+        if frozen is not None:
+            entry = _entry(document, session_id)
+            await self._timed("introduce again", resettler.introduce_again(document, entry, found, known))
+            await self._timed("introduce roots", self._introduce_roots(document, known))
+            document = await self._settled(document, session_id)
+        return await self._finished(document, session_id, destroy=destroy)
+
+    async def _finished(self, document: IdentityDocument, session_id: str, *, destroy: bool) -> RevocationReport:
+        if destroy:
+            document = await self._timed("destroy", self._destroy(session_id))
+        self._take(document, session_id)
+        await self._look_for_keys(document, session_id)
+        return self._end()
+
+    # --- 1 and 2: the identity --------------------------------------------------------------------------------------
+
+    async def _revoked(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
+        heir: OwnedSession | None = None
+
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            nonlocal heir
+            if session_id in document.revoked_ids:
+                return None
+            document = await self._with_root(document, session_id)
+            if heir is None:
+                heir, self._stolen = await self._heir(document, session_id, successor)
+                self._check_clock()
+                await self._call_store(self._store.reserve_room(self._secret_id))
+                if heir is not None:
+                    await self._spread(document, heir.session)
+            if not self._has_waited:
+                self._has_waited = True
+                await self._timed("spread", self._in_step(document, session_id))
+                await self._read()  # that took its time: what is in hand may be what a restored store no longer holds
+            return transitions.revoke(
+                document,
+                session_id,
+                self._clock.now_ms(),
+                reason=reason,
+                successor=heir if session_id == document.current.id else None,
+                proving=None if session_id == document.current.id else self._stolen,
+            )
+
+        document, is_written = await self._rewrite("write the revocation", change)
+        if is_written:
+            self._stepped(RevocationStep.REVOKED, document, session_id)
+        # To be heard by nodes that have missed the introduction of the successor.
+        self._stolen = self._stolen or await self._stored_root(document, session_id)
+        return document
+
+    def _check_clock(self) -> None:
+        """Check this machine's clock, by what the store and the servers have answered so far."""
+        now_ms = self._clock.now_ms()
+        check_own_clock(
+            self._provider.store_clock.ahead_ms(now_ms),
+            [(url, node.clock_ahead_ms(now_ms)) for url, node in self._nodes.items()],
+            self.policy.clock_tolerance,
+        )
+
+    async def _with_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+        """Return the document with a root in it that is missing there: it comes back to be revoked.
+
+        It was pruned, or the store was restored from a backup of before it. With its public half what the cluster holds
+        of it goes on being verified; and nodes, which trust it by its introduction, refuse it by the revocation.
+        """
+        if document.root(session_id) is not None:
+            return document
+        found = await self._resettler(document).find_pruned(document, session_id)
+        if found is None:
+            return document
+        return replace(document, roots=(*document.roots, found), pruned=max(0, document.pruned - 1))
+
+    async def _heir(
+        self, document: IdentityDocument, session_id: str, successor: str
+    ) -> tuple[OwnedSession | None, OwnedSession | None]:
+        """Return who signs from now on, None where that stays as it is, and the stolen root with its key if there."""
+        if document.root(session_id) is None:
+            raise IllegalStepError(
+                f"{session_id} is no root of this identity", hint="`goatherd show` lists the roots that there are."
+            )
+        if session_id != document.current.id:
+            return None, await self._stored_root(document, session_id)
+        if successor == NEW:
+            # Servers that cannot be reached are no obstacle to an emergency; those that answer say what they are.
+            check_lifetime(self.policy, unmodified=await self._unmodified())
+            now_ms = self._clock.now_ms()
+            fresh = OwnedSession.generate(
+                session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=self.policy.lifetime
+            )
+            return fresh, document.current
+        if successor == NEXT or (document.next is not None and document.next.id == successor):
+            if document.next is None:
+                raise IllegalStepError("there is no next root: no rotation is under way that has prepared one")
+            return document.next, document.current
+        earlier = await self._stored_root(document, successor)
+        if earlier is None:
+            raise IllegalStepError(f"the store holds no private key of root {successor}")
+        return earlier, document.current
+
+    async def _unmodified(self) -> tuple[str, ...]:
+        found: list[str] = []
+
+        async def ask(node: RevocableNode) -> None:
+            answer = await node.identity()
+            if answer is None or answer.agent is not None:
+                found.append(node.base_url)
+
+        await self._on_each(tuple(self._nodes), ask)
+        return tuple(found)
+
+    async def _identities(self) -> dict[str, ServerIdentity]:
+        answers: dict[str, ServerIdentity] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            answer = await node.identity()
+            if answer is not None:
+                answers[node.base_url] = answer
+
+        await self._on_each(tuple(self._nodes), ask)
+        return answers
+
+    async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
+        """Return an earlier root with its private key, from the version that holds it."""
+        known = document.root(session_id)
+        for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
+            if session_id in holding.private_ids:
+                found = await self._call_store(self._store.read(self._secret_id, holding.version.id))
+                held = decode_document(found.value.reveal())
+                for owned in (held.current, held.next):
+                    if owned is not None and owned.session == known:
+                        return owned
+        return None
+
+    async def _spread(self, document: IdentityDocument, heir: Session) -> None:
+        stolen, now_ms = document.current, self._clock.now_ms()
+        if document.root(heir.id) is not None or stolen.session.is_expired(now_ms):
+            return
+        commits = [
+            session_commit(heir, signer=stolen, commit_id=commit_id, ts=now_ms, org=self._org)
+            for commit_id in introduction_ids(heir.id)
+        ]
+
+        async def introduce(node: RevocableNode) -> None:
+            await node.push(SESSIONS_PATH, commits, stolen, now_ms)
+            self._stepped(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
+
+        await self._on_each(tuple(self._nodes), introduce)
+
+    # --- 3: the freeze ----------------------------------------------------------------------------------------------
+
+    async def _adopted(self, document: IdentityDocument) -> None:
+        """Tell the nodes until each has the revocation, or patience ends."""
+        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
+        poll = self.policy.poll_min
+        while True:
+            await self._look(document)
+            behind = [
+                one.url
+                for one in self._outcomes.values()
+                if not (one.refuses or one.is_unmodified or one.is_distrusted)
+            ]
+            if not behind or self._clock.monotonic() >= deadline:
+                return
+            await self._tell(document, behind)
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _look(self, document: IdentityDocument) -> None:
+        revoked = document.revoked_ids
+
+        async def look(node: RevocableNode) -> None:
+            outcome = self._outcomes[node.base_url]
+            answer = await node.identity()
+            if answer is not None and answer.agent is not None:
+                answer = None  # the agent follows the revocation; its server believes the root as before
+            outcome.problem = None
+            outcome.is_unmodified = answer is None
+            if answer is None:
+                outcome.refuses = False
+                return
+            if answer.instance is not None:
+                self._instances[node.base_url] = answer.instance
+            outcome.refuses = answer.revoked is not None and revoked <= set(answer.revoked) and bool(revoked)
+            if not outcome.refuses and answer.refusal is not None:
+                outcome.problem = f"refuses the identity: {answer.refusal}"
+
+        await self._on_each(tuple(self._outcomes), look)
+
+    async def _closed(
+        self, document: IdentityDocument, session_id: str, *, reopen: bool
+    ) -> tuple[IdentityDocument, FrozenList | None]:
+        """Close the list if that can be done and was not; return it, None while it is open."""
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified]
+        entry = _entry(document, session_id)
+        is_to_close = entry.freeze is None or reopen
+        lists = await self._lists(document, session_id, is_repeated=is_to_close)
+        frozen = self._counted(lists)
+        complete = bool(ours) and all(one.url in lists for one in ours if not one.is_distrusted)
+        if entry.freeze is not None and not (reopen and complete):
+            known = await self._compare(document, entry.freeze.digest, lists, frozen)
+            await self._describe(document, session_id, lists, known)
+            return document, known
+        if not complete:
+            return document, None
+        if entry.freeze is not None:
+            before = await self._find_list(entry.freeze.digest, frozen)
+            if before is None and any(one.problem is not None for one in ours):
+                raise _list_lost()  # who has failed may have it
+            # A list that no server has any more binds nobody: it is given up for what they hold now.
+            frozen = frozen if before is None else FrozenList.union([frozen, before])
+        for url, found in lists.items():
+            self._outcomes[url].in_flight = len(frozen.digests - found.digests)
+        await self._describe(document, session_id, lists, frozen)
+        await self._hand_over(document, frozen, lists)
+        return await self._close(session_id, frozen), frozen
+
+    async def _in_step(self, document: IdentityDocument, session_id: str) -> None:
+        """Wait until commits that one node holds have reached another, since nodes soon refuse them from each other.
+
+        Nodes that do not answer are not waited for, nor are commits that were signed after the first look: servers
+        accept the stolen root meanwhile.
+        """
+        deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
+        poll, first = self.policy.poll_min, None
+        while True:
+            lists = await self._early(document, session_id)
+            left = self._left_out(lists, self._counted(lists))
+            first = left if first is None else first & left
+            if len(lists) < 2 or not first or self._clock.monotonic() >= deadline:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _foresee(self, document: IdentityDocument, session_id: str) -> None:
+        """Note what one node alone would claim, for a plan."""
+        entry = next((one for one in document.revoked if one.id == session_id), None)
+        if entry is None:
+            await self._in_step(document, session_id)
+        lists = await self._early(document, session_id)
+        frozen = self._counted(lists)
+        if entry is not None and entry.freeze is not None:
+            try:
+                frozen = await self._known(entry.freeze.digest, frozen)
+            except RotationError:
+                return  # the run itself says so
+        await self._describe(document, session_id, lists, frozen)
+
+    async def _early(self, document: IdentityDocument, session_id: str) -> dict[str, FrozenList]:
+        lists: dict[str, FrozenList] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            try:
+                raw = await node.held(session_id, document.current, self._clock.now_ms(), early=True)
+            except NodeRefusedError:
+                return  # an unmodified server, or one that tells only after the revocation
+            lists[node.base_url] = FrozenList.from_bytes(raw)
+
+        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], ask)
+        return lists
+
+    async def _lists(self, document: IdentityDocument, session_id: str, *, is_repeated: bool) -> dict[str, FrozenList]:
+        """Ask the nodes what they hold, and ask again while one alone claims something and the answers still change."""
+        lists: dict[str, FrozenList] = {}
+
+        async def ask(node: RevocableNode) -> None:
+            raw = await node.held(session_id, document.current, self._clock.now_ms())
+            found = lists[node.base_url] = FrozenList.from_bytes(raw)
+            self._outcomes[node.base_url].held = len(found)
+
+        urls = [one.url for one in self._outcomes.values() if one.refuses and not one.is_unmodified]
+        deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
+        before: dict[str, FrozenList] | None = None
+        while True:
+            await self._on_each(urls, ask, is_long=True)
+            is_alone = bool(self._left_out(lists, self._counted(lists)))
+            if not (is_repeated and is_alone) or lists == before or self._clock.monotonic() >= deadline:
+                break
+            before, urls = dict(lists), list(lists)
+            await self._clock.sleep(self.policy.poll_max)
+        for url, found in lists.items():
+            self._stepped(RevocationStep.FROZEN, document, session_id, node=url, count=len(found))
+        return lists
+
+    def _counted(self, lists: Mapping[str, FrozenList]) -> FrozenList:
+        return counted(
+            lists,
+            listed=[one.url for one in self._outcomes.values() if not one.is_unmodified],
+            distrusted=self._distrust,
+            trusted_alone=self._trust_alone,
+            instances=self._instances,
+        )
+
+    def _left_out(self, lists: Mapping[str, FrozenList], frozen: FrozenList) -> set[bytes]:
+        trusted = FrozenList.union(one for url, one in lists.items() if url not in self._distrust)
+        return set(trusted.digests - frozen.digests)
+
+    async def _describe(
+        self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
+    ) -> None:
+        """Note what each node claims and is left out of the list, and ask it what that is."""
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified and not one.is_distrusted]
+        asked: dict[str, list[str]] = {}
+        for url, found in lists.items():
+            outcome = self._outcomes[url]
+            outcome.is_sole = [one.url for one in ours] == [url]
+            others = FrozenList.union(one for at, one in lists.items() if at != url and at not in self._distrust)
+            left = found.digests - frozen.digests
+            # What others hold too is late for a closed list, and nobody's alone.
+            left = left if outcome.is_distrusted else left - others.digests
+            outcome.alone = len(left)
+            if url in self._trust_alone:
+                outcome.counted_alone = len((found.digests & frozen.digests) - others.digests)
+            if left:
+                asked[url] = [digest.hex() for digest in sorted(left)[:MAX_SHOWN]]
+
+        async def ask(node: RevocableNode) -> None:
+            try:
+                told = await node.describe_held(
+                    session_id, asked[node.base_url], document.current, self._clock.now_ms()
+                )
+            except NodeError:
+                return  # the claims are counted all the same
+            self._outcomes[node.base_url].claims = claims_of(told)
+
+        await self._on_each(list(asked), ask, is_long=True)
+
+    async def _close(self, session_id: str, union: FrozenList) -> IdentityDocument:
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            now_ms, freeze = self._clock.now_ms(), _entry(document, session_id).freeze
+            # A store may apply a write and report a conflict, so this may be our own.
+            if freeze is not None and (freeze.commits, freeze.digest) == (len(union), union.digest):
+                return None
+            return transitions.close_freeze(document, session_id, now_ms, commits=len(union), digest=union.digest)
+
+        changed, _ = await self._rewrite("write the closed list of commits", change)
+        self._stepped(RevocationStep.CLOSED, changed, session_id, count=len(union))
+        return changed
+
+    async def _compare(
+        self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
+    ) -> FrozenList:
+        """Find out what nodes hold beyond a closed list, and give the list to those that lack it."""
+        known = await self._known(digest, union)
+        for url, found in lists.items():
+            self._outcomes[url].late = len(found.digests - known.digests)
+        await self._hand_over(document, known, lists)
+        return known
+
+    async def _known(self, digest: str, union: FrozenList) -> FrozenList:
+        """Return the list that the identity names, from whoever has it.
+
+        Raises:
+            RotationError: Nobody has it.
+        """
+        found = await self._find_list(digest, union)
+        if found is None:
+            raise _list_lost()
+        return found
+
+    async def _find_list(self, digest: str, union: FrozenList) -> FrozenList | None:
+        if union.digest == digest:
+            return union
+        found: list[FrozenList] = []
+
+        async def ask(node: RevocableNode) -> None:
+            raw = await node.frozen(digest)
+            if raw is not None and (one := FrozenList.from_bytes(raw)).digest == digest:
+                found.append(one)
+
+        await self._on_each([one.url for one in self._outcomes.values() if not one.is_unmodified], ask, is_long=True)
+        return found[0] if found else None
+
+    async def _hand_over(self, document: IdentityDocument, frozen: FrozenList, urls: Iterable[str]) -> None:
+        async def give(node: RevocableNode) -> None:
+            if await node.frozen(frozen.digest) is None:
+                await node.keep_frozen(frozen.to_bytes(), document.current, self._clock.now_ms())
+
+        await self._on_each(tuple(urls), give, is_long=True)
+
+    # --- 4: the sessions --------------------------------------------------------------------------------------------
+
+    def _resettler(self, document: IdentityDocument) -> Resettler:
+        revoked_id = self._report.revoked_id
+
+        def pushed(url: str, count: int) -> None:
+            self._stepped(RevocationStep.INTRODUCED_AGAIN, document, revoked_id, node=url, count=count)
+
+        return Resettler(
+            nodes=self._nodes,
+            outcomes=self._outcomes,
+            report=self._report,
+            on_each=self._on_each,
+            pushed=pushed,
+            org=self._org,
+            policy=self.policy,
+            clock=self._clock,
+        )
+
+    async def _introduce_roots(self, document: IdentityDocument, known: Collection[str]) -> None:
+        """Introduce the other good roots by the one that signs now: some were introduced by the revoked one alone.
+
+        Clients that are told of the current root only, since the others have expired, verify by it what those have
+        signed.
+        """
+        without = {document.current.id, *document.revoked_ids}
+        if document.next is not None:
+            without.add(document.next.id)  # somebody's rotation, which introduces it
+        good = [root.id for root in document.roots if root.id not in without]
+        commits = [earlier_introduction(document, one, org=self._org) for one in good]
+        todo = [one for one in commits if one["id"] not in known]
+        if not todo:
+            return
+
+        async def introduce(node: RevocableNode) -> None:
+            await node.push(SESSIONS_PATH, todo, document.current, self._clock.now_ms())
+
+        await self._on_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
+
+    def _has_only_unmodified(self) -> bool:
+        return bool(self._outcomes) and all(one.is_unmodified for one in self._outcomes.values())
+
+    async def _reissued_at_unmodified(
+        self, document: IdentityDocument, session_id: str, leave_out: Collection[str], *, reopen: bool
+    ) -> None:
+        """Reissue the sessions where every listed server is unmodified, and retry while servers restart.
+
+        There is no frozen list: no server would keep it or refuse by it. The first Goatherd server that is listed in a
+        later run closes it.
+        """
+        resettler, entry = self._resettler(document), _entry(document, session_id)
+        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
+        poll = self.policy.poll_min
+        while True:
+            found, known = await resettler.survey(document, session_id, leave_out=leave_out)
+            reissued = tuple(one for one in found.sessions if one.commit_id in known)
+            if reissued and not reopen and not self._report.pushed:
+                # SECURITY: unmodified servers take what the stolen root introduces after the first run, too; it must
+                # not get the successor's signature (tests/unit/revocation/test_revoker.py).
+                self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
+                found = replace(found, sessions=reissued)
+                self._report.sessions = len(reissued)
+            # Nodes that fail have their problem noted, and are asked again below.
+            with suppress(NodeError):
+                await resettler.introduce_again(document, entry, found, known, comes_back=False)
+                await self._introduce_roots(document, known)
+            done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
+            if done or self._clock.monotonic() >= deadline:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+            await self._look(document)
+
+    async def _settled(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
+        ours = [one for one in self._outcomes.values() if not one.is_unmodified]
+        entry = _entry(document, session_id)
+        done = ours and all(
+            one.is_distrusted or (one.problem is None and one.introduced == self._report.sessions) for one in ours
+        )
+        if entry.settled_at is not None or entry.freeze is None or not done:
+            return document
+
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            is_recorded = _entry(document, session_id).settled_at is not None
+            return None if is_recorded else transitions.settle(document, session_id, self._clock.now_ms())
+
+        changed, _ = await self._rewrite("record the revocation as settled", change)
+        self._stepped(RevocationStep.SETTLED, changed, session_id, count=self._report.sessions)
+        return changed
+
+    # --- 5: the keys ------------------------------------------------------------------------------------------------
+
+    async def _destroy(self, session_id: str) -> IdentityDocument:
+        document, version = await self._read()
+        # Whatever can refuse the record of what is destroyed refuses now: a destroyed key does not come back.
+        await self._signatures.check(document)
+        if session_id not in document.retired_ids:
+            transitions.retire(document, session_id, self._clock.now_ms())
+        report = self._report
+        report.destroyed = report.given_up = ()
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        while await self._destroy_each(document, version.id, attempts):
+            await self._clock.sleep(self.policy.poll_max)
+        if report.given_up or session_id in document.retired_ids:
+            return document
+        # Whose keys are in a version that could not be looked at is not known.
+        if any(session_id in one.private_ids or one.problem is not None for one in await self._holdings(document)):
+            return document
+
+        async def change(document: IdentityDocument) -> IdentityDocument | None:
+            is_recorded = session_id in document.retired_ids
+            return None if is_recorded else transitions.retire(document, session_id, self._clock.now_ms())
+
+        changed, _ = await self._rewrite(f"record root {session_id} as retired", change)
+        return changed
+
+    async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
+        """Destroy what holds a revoked key and bears no label of another's; return whether to look and try again.
+
+        Raises:
+            StuckError: The store refuses to destroy a version, and shows nothing that would stand in the way.
+        """
+        report, kept, is_over = self._report, [], True
+        for holding in await self._holdings(document):
+            at = holding.version.id
+            may_hold_it = holding.private_ids & document.revoked_ids or holding.is_unknown_leftover
+            if not may_hold_it or at in (current, *report.given_up, *report.destroyed):
+                continue
+            if holding.foreign_labels:
+                kept.append(Kept(version=at, labels=holding.foreign_labels))
+                continue
+            evidence = (at, holding.version.labels)
+            if not attempts.may_try(evidence, f"destroy version {at}"):
+                is_over = False
+                continue
+            try:
+                await self._call_store(self._store.destroy(self._secret_id, at))
+            except ConflictError as conflict:
+                # A label was put there just now, or one of ours has not left it yet.
+                attempts.note(evidence, conflict)
+                self._emit(ConflictMet())
+                is_over = False
+                continue
+            attempts.note(evidence)
+            if not self._provider.guarantees.destroys:
+                report.given_up = (*report.given_up, at)
+                continue
+            report.destroyed = (*report.destroyed, at)
+            self._stepped(RevocationStep.DESTROYED, document, self._report.revoked_id, detail=at)
+        report.kept = tuple(kept)
+        return not is_over
+
+    async def _holdings(self, document: IdentityDocument) -> Sequence[Holding]:
+        return await self._call_store(find_holdings(self._store, self._secret_id, document))
+
+    async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
+        report = self._report
+        others: dict[str, None] = {}
+        left, unknown = [], []
+        for holding in await self._holdings(document):
+            if holding.version.id in report.given_up:
+                continue
+            if session_id in holding.private_ids:
+                left.append(str(holding.version.id))
+            if holding.is_unknown_leftover:
+                unknown.append(str(holding.version.id))
+            others.update(dict.fromkeys(sorted(holding.private_ids - {session_id, report.current_id})))
+        report.keys_left, report.unknown_left = tuple(left), tuple(unknown)
+        report.also_stored = tuple(one for one in others if one not in document.revoked_ids)
+
+    # --- the store and the nodes ------------------------------------------------------------------------------------
+
+    async def _call_store(self, call: Awaitable[R]) -> R:
+        self._report.store_calls += 1
+        return await call
+
+    async def _read(self) -> tuple[IdentityDocument, SecretVersion]:
+        """Read the identity; one that is older than what this run has read or written is read again.
+
+        Raises:
+            GenerationError: The store goes on showing the older one.
+            StoreWentBackError: The store holds another one than it did, and not one that has grown from it.
+        """
+        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
+        while True:
+            found = await self._call_store(self._store.read(self._secret_id, CURRENT))
+            document = decode_document(found.value.reveal())
+            if document.generation >= self._highest:
+                if document.is_signed:  # whatever else may have altered it is for the signature's check to name
+                    self._continuity.check(document, found.version)
+                self._highest = document.generation
+                return document, found.version
+            if self._clock.monotonic() >= until:
+                raise GenerationError(
+                    f"the store shows generation {document.generation} after it has shown {self._highest}",
+                    hint="Its replicas disagree, or somebody wrote an old value back.",
+                )
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _check_history(self, first: IdentityDocument) -> IdentityDocument:
+        async def read() -> IdentityDocument:
+            return (await self._read())[0]
+
+        async def ask() -> dict[str, ServerIdentity]:
+            answers: dict[str, ServerIdentity] = {}
+
+            async def one(node: RevocableNode) -> None:
+                answer = await node.identity()
+                if answer is not None:
+                    answers[node.base_url] = answer
+
+            await self._on_each(tuple(self._nodes), one)
+            return answers
+
+        return await check_store_history(
+            first,
+            read=read,
+            ask=ask,
+            policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
+            guarantees=self._provider.guarantees,
+            clock=self._clock,
+            is_voted=True,
+        )
+
+    async def _rewrite(
+        self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
+    ) -> tuple[IdentityDocument, bool]:
+        """Change the stored identity by compare-and-swap; decide again on what another writer has written first.
+
+        Args:
+            name: What the change does, as it stands in an error after "cannot".
+            change: Returns the new document; None where the stored one needs no change.
+
+        Returns:
+            The document as it is stored, and whether this call has written it.
+
+        Raises:
+            StuckError: The store has refused the change twice, and is as it was before.
+            UnsignedIdentityError: What the store holds was changed since a root signed it.
+        """
+        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        poll = self.policy.poll_min
+        sent: set[str] = set()
+        while True:
+            document, version = await self._read()
+            evidence = (version.id, document_digest(document))
+            if attempts.may_try(evidence, name):
+                await self._signatures.check(document)
+                changed = await change(document)
+                if changed is None:
+                    is_ours = evidence[1] in sent  # the write was applied, and its answer lost
+                    await self._settle_write(document, version, is_ours=is_ours)
+                    return document, is_ours
+                sent.add(document_digest(changed))
+                try:
+                    await self._write(changed, version.id)
+                except ConflictError as conflict:
+                    attempts.note(evidence, conflict)
+                    self._emit(ConflictMet())
+                else:
+                    return changed, True
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _write(self, document: IdentityDocument, expected: str) -> None:
+        """Write, put ``stable`` on it too (there is no going back behind a revocation), and tell the nodes."""
+        version = await self._call_store(
+            self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
+        )
+        self._continuity.note(version.id, document)
+        self._highest = max(self._highest, document.generation)
+        await self._settle_write(document, version, is_ours=True)
+
+    async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
+        await self._move_stable(document, version)
+        if is_ours:
+            self._take(document, self._report.revoked_id)
+            await self._tell(document, tuple(self._nodes))
+
+    async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
+        """Put ``stable`` on a version, unless somebody's rotation is under way in it, which may have to go back."""
+        if STABLE in version.labels or document.rotation is not None:
+            return
+        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
+        while True:
+            listed = await self._call_store(self._store.versions(self._secret_id))
+            at = next((one.id for one in listed if STABLE in one.labels), None)
+            if at == version.id:
+                return
+            try:
+                await self._call_store(self._store.label(self._secret_id, STABLE, version.id, expected=at))
+            except ConflictError:
+                self._emit(ConflictMet())
+            else:
+                return
+            # Somebody else has moved it, or the list was an old one. Whoever has written since moves it on.
+            _, now = await self._read()
+            if now.id != version.id or self._clock.monotonic() >= until:
+                return
+            await self._clock.sleep(poll)
+            poll = min(poll * 2, self.policy.poll_max)
+
+    async def _tell(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+        """Tell the nodes to look; one that does not know the successor yet still listens to the stolen root."""
+
+        async def tell(node: RevocableNode) -> None:
+            now_ms = self._clock.now_ms()
+            try:
+                answer = await node.refresh(document.current, now_ms)
+            except NodeRefusedError as error:
+                if error.status != 403 or self._stolen is None:
+                    raise
+                answer = await node.refresh(self._stolen, now_ms)
+            self._emit(NodeTold(url=node.base_url, heard=answer is not None))
+
+        await self._on_each(urls, tell)
+
+    async def _on_each(
+        self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
+    ) -> None:
+        """Call all of them side by side. A node that fails keeps nobody waiting; its outcome says why.
+
+        Args:
+            urls: Whom.
+            call: What to do.
+            is_long: It may take as long as its client lets it.
+        """
+
+        async def one(url: str) -> None:
+            self._report.node_calls += 1
+            try:
+                async with asyncio.timeout(None if is_long else self.policy.node_timeout.total_seconds()):
+                    await call(self._nodes[url])
+            except (NodeError, DecodeError, RotationError, TimeoutError) as error:
+                self._outcomes[url].problem = str(error) or "no answer in time"
+                self._emit(NodeTold(url=url, heard=False, problem=str(error)))
+
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(one(url))
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+
+    def _begin(self, session_id: str) -> None:
+        self._report = RevocationReport(revoked_id=session_id)
+        self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
+        self._stolen, self._has_waited = None, False
+        self._instances, self._highest = {}, 0
+        self._continuity.forget()
+        if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
+            raise ConfigurationError(
+                f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",
+                hint=f"Listed servers: {', '.join(self._nodes) or 'none'}.",
+            )
+        if both := sorted(self._distrust & self._trust_alone):
+            raise ConfigurationError(f"--distrust and --trust-alone both name {', '.join(both)}; give one of them")
+
+    def _take(self, document: IdentityDocument, session_id: str) -> None:
+        report = self._report
+        report.current_id, report.generation = document.current.id, document.generation
+        entry = next((one for one in document.revoked if one.id == session_id), None)
+        if entry is not None:
+            report.has_proof = entry.proof is not None
+            report.settled = entry.settled_at is not None
+            report.closed = entry.freeze is not None
+            report.frozen = 0 if entry.freeze is None else entry.freeze.commits
+
+    def _end(self) -> RevocationReport:
+        self._report.nodes = tuple(self._outcomes.values())
+        return self._report
+
+    async def _timed(self, name: str, work: Awaitable[R]) -> R:
+        began = self._clock.monotonic()
+        done = await work
+        self._report.seconds[name] = self._clock.monotonic() - began
+        return done
+
+    def _stepped(self, step: RevocationStep, document: IdentityDocument, session_id: str, **more: Any) -> None:
+        self._emit(
+            RevocationStepped(
+                step=step,
+                revoked_id=session_id,
+                current_id=document.current.id,
+                at_ms=self._clock.now_ms(),
+                generation=document.generation,
+                **more,
+            )
+        )
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _entry(document: IdentityDocument, session_id: str) -> Revocation:
+    return next(one for one in document.revoked if one.id == session_id)
+
+
+def _list_lost() -> RotationError:
+    return RotationError(
+        "no node has the list of what the cluster held, and what they hold now differs from it",
+        hint="Close it anew with what they hold now: --reopen.",
+    )

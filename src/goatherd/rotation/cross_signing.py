@@ -1,0 +1,331 @@
+"""The commits of ``/sys/sessions`` by which one root introduces another.
+
+Pure. Rules: a commit is a function of the identity document alone (id, time and signature included), so that whoever
+carries a rotation on makes the very same commit again, and pushing it twice is pushing it once.
+
+No introduction of a root has a parent (ADR 17). A GoatDB client that was away looks at an introduction only if no
+commit that it holds has it as a parent. All introductions of one root say the same, so GoatDB does not merge them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.cluster.server_answers import make_printable
+from goatherd.derived_ids import derived_id
+from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.key_age import silent_since_ms
+from goatherd.identity.session import (
+    OwnedSession,
+    Session,
+    exact_expiration_ms,
+    parse_signature,
+    sign_commit,
+    verify_commit,
+)
+from goatherd.identity.session_commits import (
+    SESSIONS_SCHEMA,
+    earlier_introduction_id,
+    session_fields,
+    session_from_commit,
+)
+from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
+from goatherd.wire.commit import Commit, new_commit
+
+COPIES: Final = 3
+"""How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
+an answer with a chance of 1 in 15, and all three with one of 1 in 3600."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """A commit of ``/sys/sessions`` to look for.
+
+    Attributes:
+        commit_id: Its id.
+        session: The root that it introduces.
+        signers: The roots any of which must have signed it.
+    """
+
+    commit_id: str
+    session: Session
+    signers: tuple[Session, ...]
+
+    @property
+    def session_id(self) -> str:
+        """Id of the root that it introduces."""
+        return self.session.id
+
+    def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
+        """Return whether this is that commit, and not another one under the same id.
+
+        Its signature is verified, over what the server holds, which must introduce this root, with its key, for as long
+        as it lives. The bytes are not compared: another version of Goatherd may have made them a little differently.
+
+        SECURITY: the next root signs only where servers hold a commit by which everybody can follow it
+        (tests/unit/rotation/test_cross_signing.py, tests/unit/rotation/test_observe.py).
+
+        Args:
+            raw: The commit as a server has sent it.
+            org: The organization, which is part of what is signed.
+        """
+        signer = next((one for one in self.signers if one.id == signer_of(raw)), None)
+        if signer is None or raw.get("id") != self.commit_id:
+            return False
+        try:
+            commit = Commit.from_json(dict(raw), org=org)
+            found = session_from_commit(commit)
+            verify_commit(signer, commit)
+        except (DecodeError, VerificationError):
+            return False
+        is_same = (found.id, found.owner, found.public_key) == (
+            self.session.id,
+            self.session.owner,
+            self.session.public_key,
+        )
+        lives_on = found.expiration_ms >= exact_expiration_ms(self.session.expiration_ms)
+        return is_same and lives_on and commit.session == signer.id
+
+
+def introduction_id(session_id: str) -> str:
+    """Return the id of the commit that introduces this root to its cluster."""
+    return derived_id("introduction", session_id)
+
+
+def introduction_ids(session_id: str) -> tuple[str, ...]:
+    """Return the ids of all commits that introduce this root to its cluster; `introduction_id` gives the first.
+
+    An unmodified server's answer lacks what a client's filter contains by chance. A client that does not get one
+    introduction at the same time as the later ones never follows those, so each is sent `COPIES` times.
+    """
+    others = [derived_id(f"introduction/{number}", session_id) for number in range(2, COPIES + 1)]
+    return (introduction_id(session_id), *others)
+
+
+def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
+    """Return commits that say the same as `introduction`, under other ids; none for a root that is restored.
+
+    Args:
+        document: A prepared or published document.
+        org: See `introduction`.
+    """
+    record = document.rotation
+    assert record is not None
+    if record.is_restore:
+        return []
+    return [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
+
+
+def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
+    """Return the commits any of which shows that the next root was introduced; none when no rotation is in progress.
+
+    A new root has one, signed by the current root. An earlier root that is restored was introduced before: by the root
+    that it replaced, or by one that replaced it (its cross-signature). A server that holds none of these is given a new
+    one, which is the last of those returned.
+    """
+    record = document.rotation
+    if record is None:
+        return ()
+    if not record.is_restore:
+        return (_sought(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
+    # SECURITY: what a revoked root has signed introduces nothing (tests/unit/rotation/test_cross_signing.py).
+    believed = {root.id for root in document.roots} - document.revoked_ids
+    found = [_sought(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
+    for entry in document.history:
+        if entry.rotation_id is None:
+            continue
+        if entry.from_id == record.to_id and entry.to_id in believed:
+            ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
+            found += [_sought(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
+        elif entry.to_id == record.to_id and entry.from_id in believed:
+            found.append(_sought(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
+    return (*found, _sought(document, restoration_id(record.id), record.to_id, {record.from_id}))
+
+
+def cross_signature_id(rotation_id: str) -> str:
+    """Return the id of the commit by which the new root of a rotation introduces the one that it replaces."""
+    return derived_id("cross-signature/2", rotation_id)
+
+
+def former_cross_signature_id(rotation_id: str) -> str:
+    """Return the id that commit had while it still followed the earlier root's introduction (ADR 17)."""
+    return derived_id("cross-signature", rotation_id)
+
+
+def restoration_id(rotation_id: str) -> str:
+    """Return the id of the commit that introduces a restored root to a server that holds no introduction of it."""
+    return derived_id("restoration", rotation_id)
+
+
+def _sought(document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]) -> Sought:
+    known = [root.session for root in (document.next, document.current) if root is not None] + list(document.roots)
+    session = next(root for root in known if root.id == session_id)
+    signers = {root.id: root for root in known if root.id in signer_ids}
+    return Sought(commit_id=commit_id, session=session, signers=tuple(signers.values()))
+
+
+def sought_cross_signature(document: IdentityDocument) -> Sought | None:
+    """Return what to look for to see that A was introduced by B, or None when no rotation is under way."""
+    record = document.rotation
+    if record is None:
+        return None
+    return _sought(document, cross_signature_id(record.id), record.from_id, {record.to_id})
+
+
+def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces the next root, signed by the current one.
+
+    Args:
+        document: A prepared or published document.
+        org: The organization that the nodes' data belongs to; it is part of what is signed.
+    """
+    record = document.rotation
+    assert record is not None
+    commit_id = restoration_id(record.id) if record.is_restore else introduction_id(record.to_id)
+    return _introduce_next(document, commit_id, org)
+
+
+def _introduce_next(document: IdentityDocument, commit_id: str, org: str) -> dict[str, Any]:
+    record, successor = document.rotation, document.next
+    assert record is not None
+    assert successor is not None
+    return session_commit(
+        successor.session, signer=document.current, commit_id=commit_id, ts=record.started_at, org=org
+    )
+
+
+def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces the earlier root, signed by the current one.
+
+    Args:
+        document: An activated or verified document.
+        org: See `introduction`.
+    """
+    record, sought = document.rotation, sought_cross_signature(document)
+    assert record is not None
+    assert sought is not None
+    earlier = document.root(record.from_id)
+    assert earlier is not None
+    assert document.rotated_at is not None
+    return session_commit(earlier, signer=document.current, commit_id=sought.commit_id, ts=document.rotated_at, org=org)
+
+
+def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of the commits by which roots of this identity can have been introduced.
+
+    Args:
+        rotations: Ids of rotations.
+        roots: Ids of roots that took part in them.
+        listed: Ids of roots that the document lists, which may have introduced those that left it.
+    """
+    found = [
+        one
+        for rotation in rotations
+        for one in (cross_signature_id(rotation), former_cross_signature_id(rotation), restoration_id(rotation))
+    ]
+    by = tuple(listed)
+    for root in roots:
+        found += [introduction_id(root), *(earlier_introduction_id(root, signer) for signer in by if signer != root)]
+    return tuple(found)
+
+
+def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
+    """Return what to look for to see that an earlier root is introduced by the current one."""
+    current = document.current.id
+    return _sought(document, earlier_introduction_id(session_id, current), session_id, {current})
+
+
+def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
+    """Return the commit that introduces an earlier root of a steady document, signed by the current one.
+
+    By it the root goes on being trusted when it has left the document.
+
+    Args:
+        document: A steady document.
+        session_id: A root of it.
+        org: See `introduction`.
+    """
+    earlier = document.root(session_id)
+    assert earlier is not None
+    return session_commit(
+        earlier,
+        signer=document.current,
+        commit_id=sought_earlier(document, session_id).commit_id,
+        # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
+        ts=document.rotated_at or silent_since_ms(document, session_id),
+        org=org,
+    )
+
+
+def sought_late_introduction(document: IdentityDocument, expired_id: str) -> Sought:
+    """Return what to look for to see that the current root was introduced by the expired one before it."""
+    return _sought(document, introduction_id(document.current.id), document.current.id, {expired_id})
+
+
+def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
+    """Return the commit by which an expired root introduces the current one, which has taken its place.
+
+    Clients that know only the expired root follow by it. Its time is that of the endorsement in the document, at which
+    the expired root's signature is valid.
+
+    Args:
+        document: A steady document.
+        expired: The root that signed before, with its private key.
+        org: See `introduction`.
+    """
+    current = document.current
+    (signature,) = (one.signature for one in document.endorsements if (one.by, one.of) == (expired.id, current.id))
+    ts = parse_signature(signature).ts
+    assert isinstance(ts, int)
+    return session_commit(current.session, signer=expired, commit_id=introduction_id(current.id), ts=ts, org=org)
+
+
+def session_commit(
+    session: Session,
+    *,
+    signer: OwnedSession,
+    commit_id: str,
+    ts: int,
+    org: str,
+    parents: Sequence[str] = (),
+    connection: str | None = None,
+) -> dict[str, Any]:
+    """Return a signed commit of ``/sys/sessions`` that says who a session is.
+
+    Args:
+        session: The session to introduce; only its public half is written.
+        signer: The root that vouches for it, and the commit's author.
+        commit_id: 24 characters of a-z and 0-9.
+        ts: Milliseconds since 1970; the time of the signature too.
+        org: See `introduction`.
+        parents: Ids of the commits that this one follows.
+        connection: Id of the process that writes it; None for one that depends on the signer only.
+    """
+    draft = new_commit(
+        commit_id=commit_id,
+        key=session.id,
+        session_id=signer.id,
+        ts=ts,
+        org=org,
+        data=session_fields(session),
+        schema_marker=SESSIONS_SCHEMA,
+        connection=connection or derived_id("connection", signer.id),
+        parents=parents,
+        # COMPAT: GoatDB's commits always carry one; nothing is recorded in it, as for any first or second of a key.
+        ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
+    )
+    return sign_commit(signer, draft, now_ms=ts).to_json()
+
+
+def signer_of(commit: Mapping[str, Any]) -> str | None:
+    """Return the id in a commit's signature envelope, printable; nothing is verified."""
+    signature = commit.get("sig")
+    if not isinstance(signature, str):
+        return None
+    try:
+        return make_printable(parse_signature(signature).session_id)
+    except InvalidSignatureError:
+        return None

@@ -1,0 +1,170 @@
+"""Whether the cluster is well, as the operator sees it: an HTTP probe or a command of his own.
+
+What it is: the two signals, and the watch that counts bad answers in a row for a rotation. What it is not: it decides
+nothing (`goatherd.rotation.machine` does) and says nothing about a node's part in the rotation (`observe` does).
+
+Rules: no answer in time is a bad answer. A bad answer is one short line that goes into the document's history and into
+logs; so it holds a status or an exit code, and nothing that a server or a command has written, nor the credentials or
+the query of a URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+from goatherd.clock import Clock
+from goatherd.rotation.machine import HealthView
+from goatherd.server_url import check_http_url
+
+if TYPE_CHECKING:
+    import httpx2
+
+_SHELL: Final = "/bin/sh"
+
+
+class HealthSignal(Protocol):
+    """Something that says whether the cluster is well.
+
+    Attributes:
+        name: What it is, for people.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def ask(self) -> str | None:
+        """Return None where all is well, else why not, in one line. Raises nothing."""
+        ...
+
+
+class HTTPProbe:
+    """Well is what answers a GET with a status of 200 to 299. Redirects are not followed.
+
+    Args:
+        url: An http or https URL; credentials and query in it are used, and not shown.
+        timeout: Longest time for one answer.
+
+    Raises:
+        ConfigurationError: Not such a URL.
+    """
+
+    def __init__(self, url: str, *, timeout: timedelta) -> None:
+        parts = urlsplit(check_http_url(url, hint="Write it as http://127.0.0.1:9000/healthy."))
+        assert parts.hostname is not None
+        self._url = url
+        self._timeout = timeout.total_seconds()
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        # SECURITY: without credentials and query (tests/unit/rotation/test_health_checks.py).
+        self.name = f"GET {parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+    async def ask(self) -> str | None:
+        import httpx2
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                # No pool: an answer over a connection from before an outage would say nothing about after it.
+                async with httpx2.AsyncClient(verify=not self._url.startswith("http://"), timeout=None) as http:
+                    return await self._asked(http)
+        except (TimeoutError, httpx2.TimeoutException):
+            return f"{self.name}: no answer within {self._timeout:g} s"
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            return f"{self.name}: {type(error).__name__}"
+
+    async def _asked(self, http: httpx2.AsyncClient) -> str | None:
+        async with http.stream("GET", self._url) as response:
+            status = response.status_code
+        return None if 200 <= status < 300 else f"{self.name}: status {status}"
+
+
+class HealthCommand:
+    """Well is a command that ends with 0. It is run by ``/bin/sh -c``, in a process group of its own.
+
+    What it writes goes nowhere. When its time is over, the whole group is killed.
+
+    Args:
+        command: The command line; what it starts in the background it must end by itself.
+        timeout: Longest time for one run.
+        is_run: False only names it, and counts it as well.
+    """
+
+    def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
+        self._command = command
+        self._is_run = is_run
+        self._timeout = timeout.total_seconds()
+        # SECURITY: of the line only its first word: arguments may hold a token
+        # (tests/unit/rotation/test_health_checks.py).
+        self.name = f"command {(command.split() or [''])[0]}"
+
+    async def ask(self) -> str | None:
+        if not self._is_run:
+            return None
+        nothing = asyncio.subprocess.DEVNULL
+        try:
+            process = await asyncio.create_subprocess_exec(
+                _SHELL, "-c", self._command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+            )
+        except OSError as error:
+            return f"{self.name}: cannot be started: {error.strerror}"
+        try:
+            async with asyncio.timeout(self._timeout):
+                code = await process.wait()
+        except TimeoutError:
+            return f"{self.name}: did not end within {self._timeout:g} s"
+        finally:
+            if process.returncode is None:
+                await _kill_group(process)
+        return None if code == 0 else f"{self.name}: ended with {code}"
+
+
+async def _kill_group(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # Reaped here: a run that is cancelled leaves no zombie and no pipe.
+    await asyncio.shield(process.wait())
+
+
+class HealthWatch:
+    """Asks signals, not too often, and counts bad answers in a row.
+
+    Args:
+        signals: All of them must be well.
+        clock: Tells when the next question is due.
+        interval: Shortest time between two questions.
+    """
+
+    def __init__(self, signals: Sequence[HealthSignal], *, clock: Clock, interval: timedelta) -> None:
+        self.signals = tuple(signals)
+        self._clock = clock
+        self._interval = interval.total_seconds()
+        self._asked: float | None = None
+        self._failures = 0
+        self._problem: str | None = None
+
+    async def ask(self) -> str | None:
+        """Ask all signals now, side by side, and return what is wrong; it counts nothing."""
+        answers = await asyncio.gather(*(one.ask() for one in self.signals))
+        return "; ".join(answer for answer in answers if answer is not None) or None
+
+    async def look(self, *, anew: bool = False) -> HealthView:
+        """Return the latest word; ask when the interval has passed.
+
+        Args:
+            anew: Ask whatever the interval says: what was said before a change says nothing about after it.
+        """
+        now = self._clock.monotonic()
+        if anew or self._asked is None or now - self._asked >= self._interval:
+            self._asked = now
+            self._problem = await self.ask()
+            self._failures = 0 if self._problem is None else self._failures + 1
+        return HealthView(failures=self._failures, problem=self._problem)
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self._asked, self._failures, self._problem = None, 0, None

@@ -1,0 +1,378 @@
+"""The loop that rotates by a schedule: look at the identity, do what is due, look again.
+
+What it is: the patience between looks, the choice of method, alerts, and an end at a safe point. What it is not: it
+does not decide when (`schedule`) nor how (`rotator`).
+
+Rules:
+- No state of its own that matters: when a rotation is due follows from the document, so that a controller may die at
+  any moment and any number may run. The store's compare-and-swap decides who begins; the others are told, and look
+  again later. What is remembered here only keeps it from asking too often.
+- Asked to stop, it begins nothing. A rotation that goes on by itself is brought to its end; one that waits for nodes
+  which do not follow is left as it stands, recorded in the store, for whoever carries it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from goatherd.audit.trail import Journal
+from goatherd.clock import Clock, SystemClock
+from goatherd.errors import (
+    GoatherdError,
+    IllegalStepError,
+    NotAdoptedError,
+    RotationBusyError,
+)
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.key_inventory import describe_kept
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import CURRENT
+from goatherd.rotation.events import Decided, Event, Report
+from goatherd.rotation.machine import Kept, Wait
+from goatherd.schedule.alerts import Alarm, Alert, AlertKind
+from goatherd.schedule.due import Act, Schedule, Verdict, facts_of, next_due, share
+from goatherd.telemetry import Event as LogEvent
+from goatherd.telemetry import event_text
+from goatherd.times import iso, milliseconds
+
+_log = logging.getLogger("goatherd.rotation")
+
+QUIET_FAILURES: Final = 2
+"""So many looks at a store in a row may fail before somebody is told."""
+SHORT_WAIT: Final = timedelta(seconds=3)
+"""A controller that is to stop leaves a rotation that has waited for the same nodes for so long."""
+RETIRE_PAUSE: Final = timedelta(days=1)
+"""A store may take its time to destroy; it is not asked again before."""
+_SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
+
+
+class Worker(Protocol):
+    """What does the work; `goatherd.rotation.Rotator` is one."""
+
+    async def rotate(self) -> Report: ...
+
+    async def resume(self) -> Report: ...
+
+    async def retire(self) -> Report: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One look, and what came of it.
+
+    Attributes:
+        verdict: What was to be done, and when; None where the identity could not be read.
+        has_acted: Whether something was begun.
+        report: How it ended, if it did its work.
+        error: Why it did not.
+        has_yielded: Somebody else was first, which is no failure.
+    """
+
+    verdict: Verdict | None = None
+    has_acted: bool = False
+    report: Report | None = None
+    error: GoatherdError | None = None
+    has_yielded: bool = False
+
+
+class Controller:
+    """Rotates the root of one identity by a schedule.
+
+    Args:
+        provider: The store.
+        secret_id: The identity's secret in it, with no ``{org}`` left.
+        schedule: When to rotate, checked.
+        worker: Makes what does the work; it is given a function that must be told each of the work's events.
+        clock: Tells the time and waits.
+        interval: How often the identity is looked at, give or take a little.
+        alarm: Who is told.
+        journal: Where decisions and their evidence are kept.
+        on_look: Called with the document and the verdict after each look; must not block and must not raise.
+        stop_patience: How long a rotation that goes on may take to its end when the controller is to stop.
+    """
+
+    def __init__(
+        self,
+        provider: SecretProvider,
+        secret_id: str,
+        schedule: Schedule,
+        *,
+        worker: Callable[[Callable[[Event], None]], Worker],
+        clock: Clock | None = None,
+        interval: timedelta = timedelta(minutes=1),
+        alarm: Alarm | None = None,
+        journal: Journal | None = None,
+        on_look: Callable[[IdentityDocument, Verdict], None] | None = None,
+        stop_patience: timedelta = timedelta(seconds=20),
+    ) -> None:
+        self.schedule = schedule
+        self._provider = provider
+        self._secret_id = secret_id
+        self._clock: Clock = clock or SystemClock()
+        self._interval = interval
+        self._alarm = alarm or Alarm()
+        self._journal = journal or Journal()
+        self._on_look = on_look
+        self._stop_patience = stop_patience.total_seconds()
+        self._worker = worker(self._told)
+        self._missed = 0
+        # By what has failed: a retirement that cannot go on keeps no rotation waiting, nor the other way round.
+        self._failures: dict[AlertKind, int] = {}
+        self._not_before_ms: dict[AlertKind, int] = {}
+        self._kept: tuple[Kept, ...] = ()
+        self._retired_ms: int | None = None
+        self._turns = 0
+        self._planned: str | None = None
+        self._rung: set[tuple[AlertKind, object]] = set()
+        self._is_stopping = False
+        self._is_acting = False
+        self._wait: tuple[tuple[tuple[str, ...], str], float] | None = None
+        self._turn: asyncio.Task[Turn] | None = None
+
+    # --- one look -----------------------------------------------------------------------------------------------------
+
+    async def look(self) -> tuple[IdentityDocument, Verdict]:
+        """Return the identity and what comes next; writes nothing.
+
+        Raises:
+            ProviderError, IdentityError: The store does not answer, or what it holds is no identity.
+        """
+        found = await self._provider.read(self._secret_id, CURRENT)
+        document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
+        facts = facts_of(
+            document,
+            now_ms,
+            written_ms=found.version.created_ms,
+            tolerance=self.schedule.policy.clock_tolerance,
+        )
+        return document, next_due(facts, self.schedule, now_ms)
+
+    async def turn(self) -> Turn:
+        """Look once, and do what is due."""
+        self._turns += 1
+        self._is_acting = False
+        try:
+            document, verdict = await self.look()
+        except GoatherdError as error:
+            await self._miss(error)
+            return Turn(error=error)
+        self._missed = 0
+        self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
+        self._journal.use(document)
+        if self._on_look is not None:
+            self._on_look(document, verdict)
+        await self._warn(document, verdict)
+        self._tell_plan(verdict)
+        now_ms = self._clock.now_ms()
+        if not self._may_act(verdict, now_ms):
+            for kind, until_ms in self._not_before_ms.items():
+                if now_ms >= until_ms:
+                    self._failures.pop(kind, None)
+            return Turn(verdict=verdict)
+        return await self._act(verdict, document.current.id)
+
+    def _may_act(self, verdict: Verdict, now_ms: int) -> bool:
+        not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
+        if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
+            return False
+        rested_ms = 0 if self._retired_ms is None else self._retired_ms + milliseconds(RETIRE_PAUSE)
+        return verdict.act is not Act.RETIRE or now_ms >= rested_ms
+
+    async def _act(self, verdict: Verdict, root_id: str) -> Turn:
+        _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
+        kind = _failure_of(verdict.act)
+        self._is_acting = True
+        try:
+            report = await self._work(verdict)
+        except NotAdoptedError as error:
+            # It is in the document's history, by which every controller waits before the next attempt.
+            await self._ring(Alert(kind=kind, reason=str(error), code=error.code, root_id=root_id, failures=1))
+            return Turn(verdict=verdict, has_acted=True, error=error)
+        except GoatherdError as error:
+            lost = isinstance(error, RotationBusyError)
+            if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
+                _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
+                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._pause())
+                return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
+            await self._fail(kind, error, root_id=root_id)
+            return Turn(verdict=verdict, has_acted=True, error=error)
+        if verdict.act is Act.RETIRE:
+            self._retired_ms = self._clock.now_ms()
+        self._failures.pop(kind, None)
+        self._rung.clear()
+        if verdict.act is Act.RETIRE:
+            await self._tell_kept(report.kept, root_id)
+        outcome = report.outcome.value
+        done = event_text(LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=outcome, current=report.current_id)
+        _log.info(done)
+        return Turn(verdict=verdict, has_acted=True, report=report)
+
+    async def _work(self, verdict: Verdict) -> Report:
+        """Do what is due, with a record before and after; not at all where there can be none before."""
+        work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
+        self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
+        try:
+            report = await work[verdict.act]()
+        except GoatherdError as error:
+            self._journal.end("controller-failed", {"act": verdict.act, "code": error.code, "reason": str(error)})
+            raise
+        except asyncio.CancelledError:
+            self._journal.end("controller-stopped", {"act": verdict.act})
+            raise
+        with contextlib.suppress(GoatherdError):
+            # So that the new root seals what the earlier one has signed.
+            document, _ = await self.look()
+            self._journal.use(document)
+        self._journal.end("controller-done", {"act": verdict.act, "current": report.current_id})
+        return report
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None, *, once: bool = False) -> Turn | None:
+        """Look and act until `stop` is set, and return at a safe point.
+
+        Args:
+            stop: Ask it to end.
+            hurry: Ask it not to wait for the end of a rotation.
+            once: End after one look, and what it led to.
+
+        Returns:
+            The last look; None where it was cut off.
+        """
+        _log.info(event_text(LogEvent.CONTROLLER_STARTED, controller=self.schedule.controller, secret=self._secret_id))
+        hurry = hurry or asyncio.Event()
+        is_left = False
+        done: Turn | None = None
+        while not stop.is_set():
+            self._turn = asyncio.create_task(self.turn())
+            try:
+                await _first(self._turn, stop)
+                if not self._turn.done():
+                    await self._wind_down(self._turn, hurry)
+                is_left = self._is_acting and self._turn.cancelled()
+                done = None if self._turn.cancelled() else self._turn.result()
+            finally:
+                # Somebody may cancel the whole loop.
+                self._turn.cancel()
+            if once:
+                break
+            if not stop.is_set():
+                sleeping = asyncio.ensure_future(self._clock.sleep(self._until_next(done)))
+                await _first(sleeping, stop)
+                if not sleeping.cancel():
+                    sleeping.result()
+        _log.info(event_text(LogEvent.CONTROLLER_STOPPED, leaves_rotation=str(is_left).lower()))
+        return done
+
+    async def _wind_down(self, turn: asyncio.Task[Turn], hurry: asyncio.Event) -> None:
+        self._is_stopping = True
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({turn, hurrying}, timeout=self._stop_patience, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        turn.cancel()
+        await asyncio.wait({turn})
+
+    def _told(self, event: Event) -> None:
+        self._journal.told(event)
+        if not isinstance(event, Decided):
+            return
+        if not isinstance(event.action, Wait):
+            self._wait = None
+            return
+        now, about = self._clock.monotonic(), (event.action.nodes, event.action.reason)
+        if self._wait is None or self._wait[0] != about:
+            self._wait = about, now
+        # Between two looks nothing is half done: the safe point at which a rotation is left. Short waits belong to a
+        # rotation that goes on.
+        if self._is_stopping and self._turn is not None and now - self._wait[1] >= SHORT_WAIT.total_seconds():
+            self._turn.cancel()
+
+    def _until_next(self, turn: Turn | None) -> timedelta:
+        pause = self._pause()
+        if self._missed:
+            # A store that is away is asked ever more seldom.
+            pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
+        verdict = None if turn is None or turn.has_acted else turn.verdict
+        if verdict is not None and verdict.at_ms is not None:
+            not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
+            left = timedelta(milliseconds=max(verdict.at_ms, not_before_ms) - self._clock.now_ms())
+            if left > timedelta(0):
+                pause = min(pause, left)
+        return max(pause, _SHORTEST_PAUSE)
+
+    def _pause(self) -> timedelta:
+        """Return the interval, up to a tenth longer: controllers that were started together drift apart."""
+        return self._interval * (1 + 0.1 * share(self.schedule, f"pause {self._turns}"))
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    async def _miss(self, error: GoatherdError) -> None:
+        """Tell of a look that has failed: at once where it will not mend itself."""
+        self._missed += 1
+        if error.retryable and self._missed <= QUIET_FAILURES:
+            _log.warning(event_text(LogEvent.CONTROLLER_TROUBLED, reason=str(error), failures=self._missed))
+            return
+        alert = Alert(kind=AlertKind.STORE_AWAY, reason=str(error), code=error.code, failures=self._missed)
+        await self._ring_once(alert, error.code)
+
+    async def _fail(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
+        """Rest after a failure that is in no document, and tell somebody."""
+        failures = self._failures[kind] = self._failures.get(kind, 0) + 1
+        schedule = self.schedule
+        pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
+        pause = int(pause * (1 + 0.25 * share(schedule, f"rest {self._turns}")))
+        self._not_before_ms[kind] = self._clock.now_ms() + pause
+        reason, code = str(error), error.code
+        await self._ring(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
+
+    async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
+        """Ring the alarm for versions that a label keeps from being destroyed: once, and again when they are others."""
+        if kept and kept != self._kept:
+            reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)
+            await self._ring(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
+        self._kept = kept
+
+    async def _warn(self, document: IdentityDocument, verdict: Verdict) -> None:
+        root_id = document.current.id
+        if verdict.skipped_ms is not None:
+            reason = f"no rotation came of the slot {iso(verdict.skipped_ms)}; {verdict.why}"
+            await self._ring_once(
+                Alert(kind=AlertKind.SLOT_SKIPPED, reason=reason, root_id=root_id), verdict.skipped_ms
+            )
+        if verdict.urgent:
+            await self._ring_once(Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id), root_id)
+
+    async def _ring_once(self, alert: Alert, about: object) -> None:
+        if (alert.kind, about) not in self._rung:
+            self._rung.add((alert.kind, about))
+            await self._ring(alert)
+
+    async def _ring(self, alert: Alert) -> None:
+        self._journal.note("alert", alert.to_json())
+        await self._alarm.ring(alert)
+
+    def _tell_plan(self, verdict: Verdict) -> None:
+        planned = f"{verdict.act} {verdict.slot_ms} {verdict.skipped_ms}"
+        if planned != self._planned:
+            self._planned = planned
+            at = "never" if verdict.at_ms is None else iso(verdict.at_ms)
+            _log.info(event_text(LogEvent.CONTROLLER_PLANNED, act=verdict.act.value, at=at, why=verdict.why))
+
+
+async def _first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:
+    """Return when the work is done or it is time to stop."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+
+
+def _failure_of(act: Act) -> AlertKind:
+    return AlertKind.RETIREMENT_FAILED if act is Act.RETIRE else AlertKind.ROTATION_FAILED

@@ -1,0 +1,500 @@
+"""When a root is to be replaced: one function from what the identity document says, and the time, to what comes next.
+
+What it is: cron expression or key age, maintenance windows, jitter, what becomes of a missed slot, patience after
+failures. What it is not: it reads no store, waits for nothing and remembers nothing (`controller` is the loop).
+
+Rules:
+1. Pure. Everything comes from the document: when the root was made, what was tried since and failed (its history), who
+   is rotating. So any number of controllers, and one that has just been started, come to the same answer.
+2. Two controllers differ in their jitter only, which is a hash of the controller's name and of what is waited for.
+3. The end of a key beats every calendar: near it the root is replaced outside of windows and slots, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+
+from goatherd.errors import ConfigurationError
+from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
+from goatherd.identity.key_age import REPLACE_EXPIRED, unretired
+from goatherd.identity.recorded_times import limit_times
+from goatherd.identity.transitions import RESTORED, SUCCESSES
+from goatherd.rotation.machine import Policy, rotation_due_ms
+from goatherd.rotation.policy import check_lifetime
+from goatherd.schedule.windows import Window, first_span
+from goatherd.times import milliseconds
+
+SHORTEST: Final = timedelta(hours=1)
+"""No schedule rotates more often: each rotation leaves a public key in the document for good."""
+URGENT_FRACTION: Final = 0.25
+URGENT_CAP: Final = timedelta(days=20)
+"""With less than this fraction of its lifetime left, and at most this time, a root is replaced whatever the calendar
+says. COMPAT: a GoatDB server rewrites the expiration of a root with less than 15 days left, then exposes it."""
+_LOOK_BACK: Final = tuple(timedelta(days=days) for days in (0.1, 3, 70, 400, 3000))
+_GAPS: Final = 50
+
+
+class Missed(StrEnum):
+    """What becomes of a slot that passed without a rotation."""
+
+    CATCH_UP = "catch-up"
+    SKIP = "skip"
+
+
+class Act(StrEnum):
+    """What a controller does next."""
+
+    ROTATE = "rotate"
+    RESUME = "resume"
+    RETIRE = "retire"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Underway:
+    """The rotation that the document records. Times are milliseconds since 1970."""
+
+    id: str
+    phase: Phase
+    started_by: str
+    phase_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the document says, as far as a schedule asks; ids and times only. Times are milliseconds since 1970.
+
+    Attributes:
+        unretired: Earlier roots of which it is not on record that no version holds their key, and since when they are
+            silent.
+        is_ahead: The document records a time in the future: a machine with a wrong clock wrote it.
+    """
+
+    generation: int
+    current_id: str
+    expires_ms: int
+    updated_ms: int
+    history: tuple[HistoryEntry, ...] = ()
+    underway: Underway | None = None
+    unretired: tuple[tuple[str, int], ...] = ()
+    is_ahead: bool = False
+
+
+def facts_of(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
+    """Return what a schedule may know of a document.
+
+    Times in the future are limited (`goatherd.identity.recorded_times`). A rotation whose phase began in the future by
+    the store's clock as well counts as one that nobody drives: a controller that waited for that time would do nothing.
+
+    Args:
+        document: As it was read.
+        now_ms: Milliseconds since 1970.
+        written_ms: When the store says that it was written.
+        tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+    """
+    limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
+    is_ahead, document = limited is not document, limited
+    record = document.rotation
+    if record is not None and is_ahead and written_ms > now_ms + milliseconds(tolerance):
+        record = replace(record, phase_at=0)
+    return Facts(
+        is_ahead=is_ahead,
+        generation=document.generation,
+        current_id=document.current.id,
+        expires_ms=document.current.session.expiration_ms,
+        updated_ms=document.last_updated or 0,
+        history=document.history,
+        underway=None
+        if record is None
+        else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
+        unretired=unretired(document),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When to rotate. Make it with `make_schedule`, which checks it.
+
+    Attributes:
+        controller: The name of the controller, whose hash spreads several of them.
+        started_by: What this controller writes into the rotations that it begins; it resumes these at once.
+        cron: Five fields as in a crontab, in `zone`; None rotates by key age.
+        max_age: With key age: the oldest that a key may get; None leaves it to the policy's renewal.
+        windows: A rotation begins only within one; empty means always.
+        missed: What becomes of a slot of `cron` that is over.
+        tolerance: How long after its slot a rotation may begin before the slot counts as missed.
+        jitter: Longest deliberate delay after a slot or the opening of a window.
+        backoff, backoff_max: Pause after one failure, doubled with each further one up to the longest.
+        stale: A rotation that has not moved for this long has lost its driver, and is carried on.
+        retires: Whether old private keys are destroyed after `policy.grace`.
+    """
+
+    controller: str
+    started_by: str = ""
+    cron: str | None = None
+    max_age: timedelta | None = None
+    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
+    windows: tuple[Window, ...] = ()
+    missed: Missed = Missed.CATCH_UP
+    tolerance: timedelta = timedelta(hours=1)
+    jitter: timedelta = timedelta(minutes=10)
+    backoff: timedelta = timedelta(minutes=5)
+    backoff_max: timedelta = timedelta(hours=6)
+    stale: timedelta = timedelta(minutes=15)
+    retires: bool = True
+    policy: Policy = field(default_factory=Policy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What comes next, when and why. Times are milliseconds since 1970.
+
+    Attributes:
+        at_ms: From when on; in the past means now. None where nothing will come by itself.
+        why: For people.
+        slot_ms: The slot or due time that it serves, before jitter and windows.
+        urgent: The key is near its end or past it: somebody should be told.
+        skipped_ms: A slot that passed without a rotation and will not be caught up.
+    """
+
+    act: Act
+    at_ms: int | None
+    why: str
+    slot_ms: int | None = None
+    urgent: bool = False
+    skipped_ms: int | None = None
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether it is to be done now."""
+        return self.act is not Act.NOTHING and self.at_ms is not None and self.at_ms <= now_ms
+
+
+def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
+    """Return the schedule, checked.
+
+    Raises:
+        ConfigurationError: The cron expression is none, has no time to come or rotates more often than every hour, the
+            key's oldest age is below that or beyond its lifetime, or both are given.
+        LifetimeError: New roots would live too short.
+    """
+    check_lifetime(schedule.policy)
+    if schedule.cron is not None:
+        _check_cron(schedule, now_ms)
+        if schedule.max_age is not None:
+            raise ConfigurationError("a cron expression and a greatest age exclude one another")
+    if schedule.max_age is not None and not SHORTEST <= schedule.max_age < schedule.policy.lifetime:
+        raise ConfigurationError(
+            "the greatest age of a key must be at least 1h and less than the lifetime of a new one",
+            hint="The lifetime is `rotation.lifetime`.",
+        )
+    if schedule.windows and first_span(schedule.windows, schedule.zone, now_ms) is None:
+        raise ConfigurationError("no maintenance window ever opens")
+    return schedule
+
+
+def read_zone(name: str) -> ZoneInfo:
+    """Return a time zone by its name.
+
+    Raises:
+        ConfigurationError: This machine knows no such zone.
+    """
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ConfigurationError(
+            f"{name!r} is no time zone that this machine knows",
+            hint="Such as Europe/Berlin or UTC; where the system has no zones, `pip install tzdata` brings them.",
+        ) from None
+
+
+def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
+    """Return what comes next: what is due now, else what will be due first.
+
+    Args:
+        facts: What the document says.
+        schedule: When to rotate.
+        now_ms: Milliseconds since 1970.
+    """
+    if facts.underway is not None:
+        return _resumption(facts.underway, schedule, now_ms)
+    rotation = _rotation(facts, schedule, now_ms)
+    retirement = _retirement(facts, schedule, now_ms)
+    if retirement is None or rotation.is_due(now_ms):
+        return rotation
+    if rotation.at_ms is None:
+        return retirement if retirement.is_due(now_ms) else rotation
+    assert retirement.at_ms is not None
+    return retirement if retirement.at_ms < rotation.at_ms else rotation
+
+
+def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:
+    """Return when the next rotations would begin if each succeeded at once, in milliseconds since 1970."""
+    begins: list[int] = []
+    if facts.underway is not None or now_ms > facts.expires_ms:
+        return begins
+    verdict = _rotation(facts, schedule, now_ms)
+    at_ms = verdict.at_ms
+    lifetime = milliseconds(schedule.policy.lifetime)
+    while at_ms is not None and len(begins) < count:
+        begin = max(at_ms, now_ms)
+        begins.append(begin)
+        done = HistoryEntry(at=begin + 1, event="rotated", from_id=None, to_id=f"after {len(begins)}")
+        facts = Facts(
+            generation=facts.generation,
+            current_id=f"after {len(begins)}",
+            expires_ms=begin + lifetime,
+            updated_ms=begin + 1,
+            history=(done,),
+        )
+        at_ms = _rotation(facts, schedule, begin + 1).at_ms
+    return begins
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+def _resumption(underway: Underway, schedule: Schedule, now_ms: int) -> Verdict:
+    who = underway.started_by or "somebody who gave no name"
+    since = _text(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
+    told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
+    if schedule.started_by and underway.started_by == schedule.started_by:
+        return Verdict(act=Act.RESUME, at_ms=now_ms, why=f"{told}: it is ours, and goes on")
+    # Windows do not count here: half a rotation is no state to wait for Sunday in.
+    stale_ms = underway.phase_ms + milliseconds(schedule.stale)
+    at_ms = stale_ms + int(share(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
+    left = "nobody drives it, it is carried on" if at_ms <= now_ms else "left to its driver until it counts as stale"
+    return Verdict(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
+
+
+def _rotation(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict:
+    if now_ms > facts.expires_ms:
+        return Verdict(
+            act=Act.NOTHING,
+            at_ms=None,
+            why=f"root {facts.current_id} has expired and can endorse no successor; replace it with "
+            f"`{REPLACE_EXPIRED}`",
+            urgent=True,
+        )
+    issued_ms = _issued_ms(facts, schedule.policy)
+    rested_ms, rest = _rested(facts, schedule)
+    not_before_ms = max(rested_ms, now_ms)
+    if schedule.cron is None:
+        planned = _by_age(facts, schedule, issued_ms, not_before_ms)
+    else:
+        planned = _by_cron(facts, schedule, issued_ms, not_before_ms, now_ms)
+    reserve = min(int((facts.expires_ms - issued_ms) * URGENT_FRACTION), milliseconds(URGENT_CAP))
+    urgent_ms = max(facts.expires_ms - reserve, rested_ms)
+    if planned.at_ms is None or urgent_ms < planned.at_ms:
+        end = _text(facts.expires_ms, schedule)
+        planned = replace(
+            planned,
+            act=Act.ROTATE,
+            at_ms=urgent_ms,
+            why=f"root {facts.current_id} expires at {end}; so near its end neither windows nor slots are waited for",
+            slot_ms=facts.expires_ms - reserve,
+            urgent=facts.expires_ms - reserve <= now_ms,
+        )
+    return replace(planned, why=f"{planned.why}; {rest}") if rested_ms > now_ms else planned
+
+
+def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> Verdict:
+    due_ms = rotation_due_ms(issued_ms=issued_ms, expires_ms=facts.expires_ms, policy=schedule.policy)
+    if schedule.max_age is not None:
+        due_ms = min(due_ms, issued_ms + milliseconds(schedule.max_age))
+    why = f"root {facts.current_id}, of {_text(issued_ms, schedule)}, is to be replaced from {_text(due_ms, schedule)}"
+    return Verdict(act=Act.ROTATE, at_ms=_possible(schedule, due_ms, not_before_ms), why=why, slot_ms=due_ms)
+
+
+def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int, now_ms: int) -> Verdict:
+    latest_ms = _latest_slot(schedule, now_ms)
+    skipped_ms = None
+    if latest_ms is not None and latest_ms > _served_ms(facts, issued_ms):
+        at_ms, begin_ms = _possible(schedule, latest_ms, not_before_ms), _begin(schedule, latest_ms)
+        is_late = at_ms is None or begin_ms is None or at_ms > begin_ms + milliseconds(schedule.tolerance)
+        if not is_late or schedule.missed is Missed.CATCH_UP:
+            why = _slot_text(schedule, latest_ms) + (", missed, is caught up" if is_late else "")
+            return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=latest_ms)
+        skipped_ms = latest_ms
+    next_ms = next(_slots(schedule, now_ms), None)
+    if next_ms is None:
+        why = f"`{schedule.cron}` has no slot to come"
+        return Verdict(act=Act.NOTHING, at_ms=None, why=why, skipped_ms=skipped_ms)
+    why = _slot_text(schedule, next_ms)
+    if skipped_ms is not None:
+        why += f"; the one of {_text(skipped_ms, schedule)} was missed and is skipped"
+    at_ms = _possible(schedule, next_ms, not_before_ms)
+    return Verdict(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=next_ms, skipped_ms=skipped_ms)
+
+
+def _retirement(facts: Facts, schedule: Schedule, now_ms: int) -> Verdict | None:
+    if not schedule.retires:
+        return None
+    if facts.is_ahead:
+        why = "the identity records times in the future, which are corrected, so that grace periods end"
+        return Verdict(act=Act.RETIRE, at_ms=now_ms, why=why, slot_ms=None)
+    if not facts.unretired:
+        return None
+    root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
+    at_ms = since_ms + milliseconds(schedule.policy.grace)
+    at_ms += int(share(schedule, root_id) * milliseconds(schedule.jitter))
+    why = f"root {root_id} has not signed since {_text(since_ms, schedule)}: its private key is destroyed in the store"
+    return Verdict(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def _begin(schedule: Schedule, slot_ms: int) -> int | None:
+    """Return when a rotation for a slot would begin if nothing else stood in its way: in a window, after the jitter."""
+    place = share(schedule, str(slot_ms))
+    if not schedule.windows:
+        return slot_ms + int(place * milliseconds(schedule.jitter))
+    span = first_span(schedule.windows, schedule.zone, slot_ms)
+    if span is None:
+        return None
+    # The jitter may use up what is left of the window, and no more.
+    from_ms = max(slot_ms, span.open_ms)
+    return from_ms + int(place * min(milliseconds(schedule.jitter), span.close_ms - from_ms))
+
+
+def _possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
+    """Return the first moment, `not_before_ms` at the earliest, at which the rotation for a slot may begin."""
+    begin_ms = _begin(schedule, slot_ms)
+    return None if begin_ms is None else _open(schedule, max(begin_ms, not_before_ms))
+
+
+def _open(schedule: Schedule, from_ms: int) -> int | None:
+    """Return the first moment from `from_ms` on that lies in a window."""
+    if not schedule.windows:
+        return from_ms
+    span = first_span(schedule.windows, schedule.zone, from_ms)
+    return None if span is None else max(span.open_ms, from_ms)
+
+
+def _rested(facts: Facts, schedule: Schedule) -> tuple[int, str]:
+    """Return until when failures make us wait, and why, from the attempts since the last success."""
+    failures: list[HistoryEntry] = []
+    for entry in reversed(facts.history):
+        if _is_success(entry):
+            break
+        if entry.event in ("cancelled", "rolled-back"):
+            failures.append(entry)
+    if not failures:
+        return 0, ""
+    doubled = min(milliseconds(schedule.backoff) << (len(failures) - 1), milliseconds(schedule.backoff_max))
+    pause = int(doubled * (1 + 0.25 * share(schedule, str(failures[0].at))))
+    count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
+    until_ms = failures[0].at + pause
+    return until_ms, f"after {count} ({failures[0].event}: {failures[0].reason}) not before {_text(until_ms, schedule)}"
+
+
+def _is_success(entry: HistoryEntry) -> bool:
+    return entry.event in SUCCESSES or (entry.event == "revoked" and entry.to_id is not None)
+
+
+def _issued_ms(facts: Facts, policy: Policy) -> int:
+    """Return when the current root first came to sign, or when it was restored last.
+
+    A restored root is not due at once because of the time that it signed before: half of what it had left must pass.
+    Without a history that is when the identity was made or brought into the store; where the history no longer reaches
+    back so far, it is reckoned from the expiration by the policy's lifetime.
+    """
+    restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
+    if restored:
+        return max(restored)
+    came = [entry.at for entry in facts.history if _is_success(entry) and entry.to_id == facts.current_id]
+    reckoned = facts.expires_ms - milliseconds(policy.lifetime)
+    if came:
+        return min(came)
+    return reckoned if facts.history else max(reckoned, facts.updated_ms)
+
+
+def _served_ms(facts: Facts, issued_ms: int) -> int:
+    """Return up to when slots are of no interest: the last success, else the birth of the identity."""
+    return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
+
+
+def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
+    for back in _LOOK_BACK:
+        latest = None
+        for slot_ms in _slots(schedule, now_ms - milliseconds(back)):
+            if slot_ms > now_ms:
+                break
+            latest = slot_ms
+        if latest is not None:
+            return latest
+    return None
+
+
+def _slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
+    """Yield the slots after a moment, without end where there is none.
+
+    As Debian's cron: what the clocks leave out comes at once after it, what they repeat comes once.
+    """
+    assert schedule.cron is not None
+    last_ms = after_ms
+    for slot in CronSim(schedule.cron, datetime.fromtimestamp(after_ms / 1000, schedule.zone)):
+        slot_ms = round(slot.astimezone(UTC).timestamp() * 1000)
+        # It reckons by the wall clock, so that from within a repeated hour it may first name a time that is over.
+        if slot_ms > last_ms:
+            last_ms = slot_ms
+            yield slot_ms
+
+
+_CRON_HINT: Final = (
+    "Five fields as in a crontab: minute, hour, day of month, month, day of week, such as `0 3 * * SUN`."
+)
+
+
+def check_cron(text: str) -> None:
+    """Check the form of a cron expression.
+
+    Raises:
+        ConfigurationError: It has not five fields, or one of them is wrong.
+    """
+    if len(text.split()) != 5:
+        raise ConfigurationError(f"{text!r} is not a cron expression of five fields", hint=_CRON_HINT)
+    try:
+        CronSim(text, datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ConfigurationError(f"{text!r} is not a cron expression: {error}", hint=_CRON_HINT) from None
+
+
+def _check_cron(schedule: Schedule, now_ms: int) -> None:
+    assert schedule.cron is not None
+    check_cron(schedule.cron)
+    slots: list[int] = []
+    for slot_ms in _slots(schedule, now_ms):
+        slots.append(slot_ms)
+        if len(slots) == _GAPS:
+            break
+    if not slots:
+        raise ConfigurationError(f"{schedule.cron!r} has no time to come", hint=_CRON_HINT)
+    if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
+        raise ConfigurationError(
+            f"{schedule.cron!r} rotates more often than every hour",
+            hint="Each rotation leaves a public key in the identity for good.",
+        )
+
+
+def share(schedule: Schedule, what: str) -> float:
+    """Return this controller's place between 0 and 1, the same each time it asks about the same thing."""
+    digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _slot_text(schedule: Schedule, slot_ms: int) -> str:
+    return f"slot {_text(slot_ms, schedule)} of `{schedule.cron}`"
+
+
+def _text(moment_ms: int, schedule: Schedule) -> str:
+    return datetime.fromtimestamp(moment_ms / 1000, schedule.zone).strftime("%Y-%m-%d %H:%M:%S %Z")

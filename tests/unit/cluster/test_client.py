@@ -1,0 +1,365 @@
+"""`NodeClient` against servers made of an `httpx2.MockTransport`: what it sends, believes and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.crypto import PublicKey
+from goatherd.errors import ClockSkewError, ConfigurationError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.session import OwnedSession, parse_signature, verify_request
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.messages import VERSION
+
+NOW_MS = 1_795_529_337_420
+URL = "http://goat.test:8080"
+
+Handler = Callable[[httpx2.Request], httpx2.Response]
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return NOW_MS
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, duration: timedelta) -> None:
+        raise AssertionError("a client does not sleep")
+
+
+def owned(session_id: str = "signer", owner: str | None = "root") -> OwnedSession:
+    return OwnedSession.generate(session_id=session_id, owner=owner, now_ms=NOW_MS)
+
+
+def client_of(handler: Handler) -> NodeClient:
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(handler))
+    return NodeClient(URL + "/", http=http, clock=FixedClock())
+
+
+def replies(request: httpx2.Request, *messages: dict[str, Any]) -> httpx2.Response:
+    paths = [element["path"] for element in json.loads(request.content)]
+    body = [{"path": path, "res": message} for path, message in zip(paths, messages, strict=True)]
+    return httpx2.Response(200, content=json.dumps(body), headers={"content-type": "text/plain;charset=UTF-8"})
+
+
+def message(*commits: dict[str, Any], size: int | None = None) -> dict[str, Any]:
+    bits = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+    return {"ver": VERSION, "f": bits, "s": len(commits) if size is None else size, "c": list(commits)}
+
+
+# --- sessions -------------------------------------------------------------------------------------------------------
+
+
+def session_answer(request: httpx2.Request, *, root_extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    root = owned("the-root").session.to_json()
+    return {
+        "session": {"id": "new", "publicKey": json.loads(request.content)["publicKey"], "expiration": 1798121328.246},
+        "roots": [{**root, **(root_extra or {})}],
+    }
+
+
+async def test_a_new_session_has_the_servers_id_and_the_clients_own_key() -> None:
+    seen: list[httpx2.Request] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return httpx2.Response(200, json=session_answer(request))
+
+    session, roots = await client_of(handler).create_session()
+
+    assert (seen[0].method, str(seen[0].url)) == ("POST", URL + "/auth/session")
+    assert session.id == "new"
+    assert session.session.expiration_ms == 1798121328246
+    assert session.signer.public_key == session.session.public_key
+    assert [root.id for root in roots] == ["the-root"]
+    assert "d" not in json.loads(seen[0].content)["publicKey"], "a private key was sent"
+
+
+async def test_a_root_that_comes_with_a_private_key_is_named_and_the_key_is_not_kept() -> None:
+    private = {"kty": "EC", "crv": "P-384", "d": "SECRET-PART", "x": "x", "y": "y"}
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=session_answer(request, root_extra={"privateKey": private}))
+
+    new = await client_of(handler).new_session()
+
+    assert new.leaked == ("the-root",)
+    assert "SECRET-PART" not in repr(new)
+    assert all("privateKey" not in root.extra for root in new.roots)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"nonsense", b"{}", b"[]", b"null", b'{"session":{},"roots":[]}', b'{"session":null,"roots":[]}']
+)
+async def test_an_answer_that_is_no_session_is_refused_by_name(answer: bytes) -> None:
+    client = client_of(lambda _: httpx2.Response(200, content=answer))
+    with pytest.raises(NodeRefusedError, match=r"POST http://goat\.test:8080/auth/session"):
+        await client.create_session()
+
+
+async def test_a_session_for_somebody_elses_key_is_refused() -> None:
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        answer = session_answer(request)
+        answer["session"]["publicKey"] = owned("other").session.public_key.to_jwk()
+        return httpx2.Response(200, json=answer)
+
+    with pytest.raises(NodeRefusedError, match="another key"):
+        await client_of(handler).create_session()
+
+
+# --- sync -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_is_signed_afresh_and_comes_back_in_order() -> None:
+    signer = owned()
+    seen: list[httpx2.Request] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return replies(request, message(size=1), message(size=2))
+
+    client = client_of(handler)
+    for _ in range(2):
+        answer = await client.batch_sync([("/data/a", message()), ("data/b", message())], signer)
+        assert [reply["s"] for reply in answer] == [1, 2]
+
+    assert [element["path"] for element in json.loads(seen[0].content)] == ["/data/a", "data/b"]
+    headers = [request.headers["x-goat-sig"] for request in seen]
+    for header in headers:
+        verify_request(signer.session, header, now_ms=NOW_MS)
+    assert parse_signature(headers[0]).data["id"] != parse_signature(headers[1]).data["id"]
+
+
+async def test_the_time_to_sign_with_can_be_given() -> None:
+    signer = owned()
+    seen: list[str] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers["x-goat-sig"])
+        return httpx2.Response(200, content=b"[]")
+
+    await client_of(handler).batch_sync([], signer, NOW_MS - 1_000_000)
+    with pytest.raises(ClockSkewError):
+        verify_request(signer.session, seen[0], now_ms=NOW_MS)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b"{}",
+        b'[{"path":"/data/b","res":{}}]',
+        b'[{"path":"/data/a"}]',
+        b'[{"path":"/data/a","res":[]}]',
+        b"[5]",
+        b'[{"path":"/data/a","res":{}},{"path":"/data/a","res":{}}]',
+    ],
+)
+async def test_replies_that_do_not_fit_the_request_are_refused(answer: bytes) -> None:
+    client = client_of(lambda _: httpx2.Response(200, content=answer))
+    with pytest.raises(NodeRefusedError, match=r"POST http://goat\.test:8080/batch-sync"):
+        await client.batch_sync([("/data/a", message())], owned())
+
+
+async def test_whether_a_server_trusts_a_session_is_read_from_its_answer_to_an_empty_batch() -> None:
+    bodies: list[bytes] = []
+
+    def handler(status: int) -> Handler:
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            bodies.append(request.content)
+            return httpx2.Response(status, content=b"[]" if status == 200 else b"")
+
+        return handle
+
+    assert await client_of(handler(200)).answers(owned()) is True
+    assert await client_of(handler(403)).answers(owned()) is False
+    with pytest.raises(NodeRefusedError) as refusal:
+        await client_of(handler(500)).answers(owned())
+    assert refusal.value.status == 500
+    assert bodies == [b"[]"] * 3
+
+
+async def test_whether_a_server_accepts_a_signature_is_read_from_its_answer_to_an_empty_batch() -> None:
+    asked: list[tuple[bytes, str]] = []
+
+    def handler(status: int) -> Handler:
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            asked.append((request.content, request.headers["x-goat-sig"]))
+            return httpx2.Response(status, content=b"[]" if status == 200 else b"")
+
+        return handle
+
+    assert await client_of(handler(200)).accepts_signature("old") is True
+    assert await client_of(handler(403)).accepts_signature("old") is False
+    with pytest.raises(NodeRefusedError):
+        await client_of(handler(500)).accepts_signature("old")
+    assert set(asked) == {(b"[]", "old")}
+
+
+async def test_a_push_goes_out_in_chunks_and_asks_for_nothing_back() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(json.loads(request.content)[0]["msg"])
+        return replies(request, message(size=len(seen)))
+
+    commits = [{"id": f"c{n}"} for n in range(1201)]
+    reply = await client_of(handler).push("/data/a", commits, owned())
+
+    assert [len(sent["c"]) for sent in seen] == [500, 500, 201]
+    assert [commit for sent in seen for commit in sent["c"]] == commits
+    assert all(sent["f"]["__v"]["s"] == [] for sent in seen), "no seeds: 'I have everything'"
+    assert reply is not None
+    assert reply["s"] == 3
+    assert await client_of(handler).push("/data/a", [], owned()) is None
+
+
+async def test_a_pull_asks_on_with_a_truthful_filter_until_a_server_that_caps_its_replies_has_sent_all() -> None:
+    stored = [{"id": f"commit-{n}", "k": str(n)} for n in range(25)]
+    rounds: list[int] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        sent = json.loads(request.content)[0]["msg"]
+        known = BloomFilter.from_json(sent["f"]["__v"])
+        lacking = [commit for commit in stored if commit["id"] not in known]
+        rounds.append(len(lacking))
+        return replies(request, message(*lacking[:10], size=len(stored)))
+
+    assert await client_of(handler).pull("/data/a", owned()) == stored
+    assert rounds == [25, 15, 5]
+
+
+async def test_a_pull_ends_although_a_server_promises_more_than_it_sends() -> None:
+    client = client_of(lambda request: replies(request, message({"id": "only"}, size=1000)))
+    assert await client.pull("/data/a", owned()) == [{"id": "only"}]
+
+
+# --- Goatherd's own -------------------------------------------------------------------------------------------------
+
+
+async def test_the_identity_of_a_server_that_is_not_ours_is_none() -> None:
+    ours = {"org": "localhost", "signer": "r", "roots": ["r"]}
+    assert await client_of(lambda _: httpx2.Response(200, json=ours)).identity() == ServerIdentity(
+        org="localhost", signer="r", roots=("r",)
+    )
+    assert await client_of(lambda _: httpx2.Response(404)).identity() is None
+    assert await client_of(lambda _: httpx2.Response(200, html="<html>index</html>")).identity() is None
+    with pytest.raises(NodeRefusedError):
+        await client_of(lambda _: httpx2.Response(500)).identity()
+
+
+async def test_a_refresh_is_signed_and_reports_what_the_server_says() -> None:
+    signer = owned()
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        verify_request(signer.session, request.headers["x-goat-sig"], now_ms=NOW_MS)
+        assert (request.method, request.url.path) == ("POST", "/goatherd/v1/refresh")
+        return httpx2.Response(200, json={"generation": 3, "changed": True})
+
+    assert await client_of(handler).refresh(signer) == {"generation": 3, "changed": True}
+    assert await client_of(lambda _: httpx2.Response(404)).refresh(signer) is None
+    with pytest.raises(NodeRefusedError) as refusal:
+        await client_of(lambda _: httpx2.Response(403)).refresh(signer)
+    assert refusal.value.status == 403
+
+
+# --- trouble --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def silent_server() -> AsyncIterator[str]:
+    """A server that takes connections and never says a word."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_silence_ends_at_the_deadline_and_names_the_url(silent_server: str) -> None:
+    async with NodeClient(silent_server, timeout=timedelta(milliseconds=50)) as client:
+        with pytest.raises(NodeUnreachableError, match=f"{silent_server}/batch-sync.*0.05 s"):
+            await client.answers(owned())
+        assert await client.healthy() is False
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_an_answer_without_end_is_cut_off_also_one_that_unpacks_to_one(
+    monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr("goatherd.cluster.client.MAX_ANSWER_BYTES", 3 << 20)
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        packer = zlib.compressobj(wbits=31)
+        for _ in range(1000):
+            sent += 1
+            part = b"x" * (1 << 20)
+            yield packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) if packed else part
+
+    headers = {"content-encoding": "gzip"} if packed else {}
+    client = client_of(lambda _: httpx2.Response(200, headers=headers, content=endless()))
+    with pytest.raises(NodeRefusedError, match=r"/auth/session: an answer of more than 3 MiB"):
+        await client.create_session()
+    assert sent == 4
+
+
+async def test_a_packed_answer_is_read() -> None:
+    headers = {"content-encoding": "gzip"}
+    assert await client_of(lambda _: httpx2.Response(200, headers=headers, content=gzip.compress(b"[]"))).answers(
+        owned()
+    )
+
+
+async def test_a_refused_connection_is_unreachable_and_names_the_url() -> None:
+    async with NodeClient("http://127.0.0.1:1") as client:
+        with pytest.raises(NodeUnreachableError, match=r"http://127\.0\.0\.1:1/auth/session") as error:
+            await client.create_session()
+        assert error.value.retryable
+        assert await client.healthy() is False
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://h:99999", "h:80", "http://me:secret@h"])
+def test_a_client_of_what_is_no_server_url_is_refused_before_it_connects(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        NodeClient(url)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_pool_that_was_lent_stays_open() -> None:
+    http = httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: httpx2.Response(200, text="OK")))
+    async with NodeClient(URL, http=http) as client:
+        assert await client.healthy()
+    assert not http.is_closed
+    await http.aclose()
+
+
+# --- the module -----------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_client_does_not_import_the_http_library() -> None:
+    code = "import sys, goatherd.cluster.client; sys.exit('httpx2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_keys_compare_by_value() -> None:
+    """`new_session` relies on it to notice a session for another key."""
+    jwk = owned().session.public_key.to_jwk()
+    assert PublicKey.from_jwk(jwk) == PublicKey.from_jwk(dict(jwk))

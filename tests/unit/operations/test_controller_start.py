@@ -1,0 +1,120 @@
+"""What a controller finds out before it sleeps: what ends its start, and what is a warning."""
+
+from __future__ import annotations
+
+import pytest
+
+from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
+from goatherd.operations.controller_start import StartProblem, find_missing_program, find_start_problems, refuse_start
+from goatherd.providers.capabilities import Finding, Verdict
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.testing.herd import Herd
+from tests.unit.rotation.conftest import MakeHerd, rotator_for
+from tests.unit.rotation.test_obstacles import part, stranger
+
+
+class Telling:
+    """A store that says what these credentials may do."""
+
+    def __init__(self, herd: Herd, *findings: Finding, fails: Exception | None = None) -> None:
+        self._provider = herd.provider
+        self._findings, self._fails = list(findings), fails
+
+    def __getattr__(self, name: str) -> object:
+        if name == "read" and self._fails is not None:
+            raise self._fails
+        return getattr(self._provider, name)
+
+    async def diagnose(self, _: str) -> list[Finding]:
+        return self._findings
+
+
+async def problems_of(herd: Herd, *, store: object = None, **options: object) -> list[StartProblem]:
+    surveyor = rotator_for(herd, **options)
+    return await find_start_problems(store or herd.provider, herd.secret_id, surveyor, {})  # type: ignore[arg-type]
+
+
+async def test_a_cluster_in_good_order_has_no_problem(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    problems = await problems_of(herd)
+    assert problems == []
+    refuse_start(problems)
+
+
+async def test_a_server_that_is_down_or_alone_may_be_in_order_later(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    herd.nodes[0].faults.cut_off = True
+    part(herd, [1], [2])
+    problems = await problems_of(herd)
+    assert [one.is_permanent for one in problems] == [False, False]
+    assert "http://node-0 did not answer" in problems[0].text
+    assert "each for itself: http://node-1; http://node-2" in problems[1].text
+    refuse_start(problems)
+
+
+async def test_a_server_of_another_identity_ends_the_start(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    with pytest.raises(ConfigurationError, match="the controller was not started: http://other belongs to another"):
+        refuse_start(await problems_of(herd, nodes=[*herd.nodes, stranger(herd)]))
+
+
+async def test_an_unmodified_server_that_rejects_the_current_root_may_only_have_a_wrong_clock(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    other = stranger(herd)
+    other.unmodified = True
+    problem, _ = await problems_of(herd, nodes=[*herd.nodes, other])
+    assert "it belongs to another identity, or its clock differs by more than three minutes" in problem.text
+    assert not problem.is_permanent
+
+
+async def test_servers_that_do_not_say_with_whom_they_synchronize_are_left_without_a_session(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0, unmodified=[0, 1, 2])
+    (problem,) = await problems_of(herd)
+    assert "do not say with whom they synchronize" in problem.text
+    assert not any(node.asked["create_session"] for node in herd.nodes)
+
+
+async def test_a_right_that_is_missing_ends_the_start_and_one_that_will_be_missing_does_not(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0)
+    late = Finding(name="rights", verdict=Verdict.CAUTION, text="the token expires in an hour")
+    (warned,) = await problems_of(herd, store=Telling(herd, late))
+    assert (warned.text, warned.is_permanent) == (late.text, False)
+    wrong = Finding(name="rights", verdict=Verdict.WRONG, text="may not write", hint="Grant it.")
+    with pytest.raises(ConfigurationError, match="may not write") as caught:
+        refuse_start(await problems_of(herd, store=Telling(herd, wrong, late)))
+    assert caught.value.hint == "Grant it."
+
+
+async def test_a_store_that_does_not_answer_may_answer_later_and_one_that_denies_access_ends_the_start(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0)
+    about = {"provider": "memory", "secret_id": herd.secret_id, "operation": "read"}
+    assert isinstance(herd.provider, MemorySecretProvider)
+    (away,) = await problems_of(herd, store=Telling(herd, fails=UnavailableError("no answer", **about)))
+    assert not away.is_permanent
+    with pytest.raises(ProviderAccessDeniedError):
+        await problems_of(herd, store=Telling(herd, fails=ProviderAccessDeniedError("denied", **about)))
+
+
+@pytest.mark.parametrize(
+    ("line", "missing"),
+    [
+        ("true", None),
+        ("cat > /dev/null", None),
+        ("/bin/sh -c true", None),
+        ("no-such-program-anywhere now", "no-such-program-anywhere"),
+        ("/no/such/program", "/no/such/program"),
+        ("NAME=value true", None),
+        ("(true)", None),
+        ("", None),
+    ],
+)
+async def test_a_program_is_looked_up_as_the_shell_will_do_it(line: str, missing: str | None) -> None:
+    assert await find_missing_program(line) == missing

@@ -1,0 +1,491 @@
+"""The controller on a simulated herd: it rotates in time, yields, rests after failures, and ends at safe points."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.errors import UnavailableError
+from goatherd.identity.document import IdentityDocument
+from goatherd.providers.values import CURRENT
+from goatherd.rotation import Phase, Rotator
+from goatherd.rotation.events import Decided, Event, PhaseEntered
+from goatherd.rotation.machine import Wait
+from goatherd.schedule.alerts import Alarm, Alert, AlertKind
+from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
+from goatherd.schedule.due import Act, Missed, Schedule, Verdict
+from goatherd.testing.herd import Herd
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+
+DAY = timedelta(days=1)
+LIFETIME = timedelta(days=180)
+ALWAYS_DUE = replace(POLICY, lifetime=timedelta(days=180), renewal_fraction=1.0, renewal_cap=timedelta(days=179))
+
+
+class Rung(Alarm):
+    """An alarm that remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alerts: list[Alert] = []
+
+    async def ring(self, alert: Alert) -> None:
+        await super().ring(alert)
+        self.alerts.append(alert)
+
+    @property
+    def kinds(self) -> list[AlertKind]:
+        return [alert.kind for alert in self.alerts]
+
+
+def make(
+    herd: Herd, name: str = "a", *, alarm: Alarm | None = None, provider: Any = None, **options: Any
+) -> Controller:
+    plan = Schedule(
+        controller=name,
+        started_by=f"controller {name}",
+        jitter=options.pop("jitter", timedelta(0)),
+        policy=options.pop("policy", POLICY),
+        **{key: options.pop(key) for key in list(options) if key in Schedule.__dataclass_fields__},
+    )
+    return Controller(
+        provider or herd.provider,
+        herd.secret_id,
+        plan,
+        worker=lambda told: rotator_for(
+            herd,
+            policy=plan.policy,
+            started_by=plan.started_by,
+            **({"provider": provider} if provider else {}),
+            listener=told,
+        ),
+        clock=herd.clock,
+        alarm=alarm,
+        **options,
+    )
+
+
+async def test_a_key_that_is_due_is_replaced_once(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    controller = make(herd, max_age=timedelta(days=40))
+    first = await controller.turn()
+    assert (first.has_acted, first.verdict and first.verdict.act) == (False, Act.ROTATE)
+    herd.clock.turn(DAY * 41)
+    done = await controller.turn()
+    assert done.report is not None
+    document = await check_steady(herd)
+    assert document.current.id == done.report.to_id
+    assert not (await controller.turn()).has_acted
+
+
+async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 170)
+    seen: list[tuple[IdentityDocument, Verdict]] = []
+    controller = make(herd, on_look=lambda *told: seen.append(told))
+    _, verdict = await controller.look()
+    assert verdict.is_due(herd.clock.now_ms())
+    assert (await document_of(herd)).generation == 1
+    assert seen == []
+
+
+async def test_of_controllers_that_act_at_the_same_moment_one_rotates_and_the_others_yield(
+    make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+    alarm = Rung()
+    controllers = [make(herd, name, alarm=alarm) for name in "abcd"]
+    turns = await asyncio.gather(*(controller.turn() for controller in controllers))
+    assert sorted(turn.has_yielded for turn in turns) == [False, True, True, True]
+    assert sum(turn.report is not None for turn in turns) == 1
+    document = await check_steady(herd)
+    assert len(document.roots) == 2
+    assert alarm.alerts == []
+    assert caplog.text.count("controller.yielded") == 3
+    # None of them does it again.
+    again = [await controller.turn() for controller in controllers]
+    assert not any(turn.has_acted for turn in again)
+
+
+@pytest.mark.slow
+async def test_in_weeks_of_several_controllers_that_die_every_slot_is_served_once(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    # Mondays at noon, UTC.
+    plan = {
+        "cron": "0 12 * * MON",
+        "jitter": timedelta(minutes=30),
+        "policy": replace(POLICY, grace=timedelta(days=60)),
+    }
+    controllers = [make(herd, name, **plan) for name in "abc"]
+    served: list[int] = []
+    for step in range(4 * 7 * 4):
+        herd.clock.turn(timedelta(hours=6))
+        if step % 20 == 0:
+            # One of them is started anew: it knows nothing but the document.
+            controllers[step % 3] = make(herd, "abc"[step % 3], **plan)
+        for controller in controllers:
+            done = await controller.turn()
+            assert done.error is None
+            if done.report is not None and done.verdict is not None and done.verdict.act is Act.ROTATE:
+                assert done.verdict.slot_ms is not None
+                served.append(done.verdict.slot_ms)
+    assert len(served) == 4
+    assert len(set(served)) == 4
+
+
+@pytest.mark.parametrize("missed", list(Missed))
+async def test_a_slot_that_passed_while_no_controller_ran_is_caught_up_or_skipped_and_told(
+    make_herd: MakeHerd, missed: Missed
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 8)
+    alarm = Rung()
+    controller = make(herd, alarm=alarm, cron="0 12 * * MON", missed=missed)
+    done = await controller.turn()
+    assert done.has_acted is (missed is Missed.CATCH_UP)
+    await controller.turn()
+    assert alarm.kinds == ([] if missed is Missed.CATCH_UP else [AlertKind.SLOT_SKIPPED])
+
+
+@pytest.mark.slow
+async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_seldom(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+    herd.nodes[1].faults.forgets_pushes = True
+    alarm = Rung()
+    attempts: list[int] = []
+    controller = make(herd, alarm=alarm, backoff=timedelta(minutes=10))
+    for _ in range(60):
+        done = await controller.turn()
+        if done.has_acted:
+            attempts.append(herd.clock.now_ms())
+        herd.clock.turn(timedelta(minutes=2))
+    assert set(alarm.kinds) == {AlertKind.ROTATION_FAILED}
+    assert len(alarm.alerts) == len(attempts) >= 3
+    assert "holds the introduction" in alarm.alerts[0].reason
+    pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    assert pauses[0] >= 600_000
+    assert pauses[1] >= 1_200_000
+    herd.nodes[1].faults.forgets_pushes = False
+    herd.clock.turn(timedelta(hours=7))
+    assert (await controller.turn()).report is not None
+    await check_steady(herd)
+
+
+async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+    alarm = Rung()
+
+    class Refusing:
+        calls = 0
+
+        async def rotate(self) -> Any:
+            self.calls += 1
+            raise UnavailableError("no", provider="memory", secret_id="s", operation="write")
+
+        resume = retire = rotate
+
+    refusing = Refusing()
+    controller = Controller(
+        herd.provider,
+        herd.secret_id,
+        Schedule(controller="a"),
+        worker=lambda told: refusing,
+        clock=herd.clock,
+        alarm=alarm,
+    )
+    for _ in range(120):
+        await controller.turn()
+        herd.clock.turn(timedelta(minutes=1))
+    # 5, 10, 20, 40 minutes, each up to a quarter longer.
+    assert 4 <= refusing.calls <= 6
+    assert [alert.failures for alert in alarm.alerts] == list(range(1, refusing.calls + 1))
+    assert {alert.code for alert in alarm.alerts} == {"provider.unavailable"}
+
+
+async def test_a_store_that_is_away_is_told_after_a_few_looks_and_asked_ever_more_seldom(
+    make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+
+    class Away:
+        is_away = True
+        reads = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(herd.provider, name)
+
+        async def read(self, secret_id: str, at: Any = CURRENT) -> Any:
+            self.reads += 1
+            if self.is_away:
+                raise UnavailableError("away", provider="memory", secret_id=secret_id, operation="read")
+            return await herd.provider.read(secret_id, at)
+
+    away, alarm, stop = Away(), Rung(), asyncio.Event()
+    controller = make(herd, alarm=alarm, provider=away)
+    began = herd.clock.now_ms()
+
+    async def tick() -> None:
+        if herd.clock.now_ms() - began > 3_600_000:
+            stop.set()
+
+    herd.clock.on_tick = tick
+    await controller.run(stop)
+    assert away.reads < 20, "an hour of looks every minute would be sixty"
+    assert alarm.kinds == [AlertKind.STORE_AWAY]
+    assert caplog.text.count("controller.troubled") == 2
+    away.is_away = False
+    assert (await controller.turn()).error is None
+
+
+async def test_a_rotation_that_a_dead_controller_left_is_carried_on_when_it_is_stale(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd, started_by="controller dead").rotate(to_phase=Phase.PUBLISHED)
+    controller = make(herd, stale=timedelta(minutes=15))
+    herd.clock.turn(timedelta(minutes=14))
+    assert not (await controller.turn()).has_acted
+    herd.clock.turn(timedelta(minutes=1))
+    done = await controller.turn()
+    assert done.verdict is not None
+    assert done.verdict.act is Act.RESUME
+    assert done.report is not None
+    await check_steady(herd)
+
+
+async def test_its_own_rotation_is_carried_on_without_waiting(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd, started_by="controller a").rotate(to_phase=Phase.ACTIVATED)
+    assert (await make(herd).turn()).report is not None
+    await check_steady(herd)
+
+
+async def test_old_private_keys_are_destroyed_after_the_grace_period(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    controller = make(herd)
+    herd.clock.turn(timedelta(days=29))
+    assert not (await controller.turn()).has_acted
+    herd.clock.turn(timedelta(days=2))
+    done = await controller.turn()
+    assert done.report is not None
+    assert done.report.destroyed
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    assert not (await controller.turn()).has_acted
+
+
+async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_recorded_by_the_next(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    herd.clock.turn(timedelta(days=31))
+
+    async def die(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rotator, "_write", die)  # destroying is no write
+        with pytest.raises(asyncio.CancelledError):
+            await rotator_for(herd).retire()
+    assert (await document_of(herd)).retired_ids == frozenset()
+    controller = make(herd)
+    assert (await controller.turn()).has_acted
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    herd.clock.turn(RETIRE_PAUSE)
+    assert not (await controller.turn()).has_acted
+
+
+async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+
+    class Keeping:
+        calls = 0
+
+        async def retire(self) -> Any:
+            self.calls += 1
+            return type("Report", (), {"outcome": Act.NOTHING, "current_id": "x", "kept": ()})()
+
+        rotate = resume = retire
+
+    keeping = Keeping()
+    plan = Schedule(controller="a", jitter=timedelta(0), policy=POLICY)
+    controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=herd.clock)
+    herd.clock.turn(timedelta(days=31))
+    for _ in range(5 * 4):
+        await controller.turn()
+        herd.clock.turn(timedelta(hours=6))
+    assert keeping.calls == 5 * DAY // RETIRE_PAUSE
+
+
+async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    alarm = Rung()
+    controller = make(herd, alarm=alarm, cron="0 12 1 1 *", missed=Missed.SKIP)
+    document = await document_of(herd)
+    left = document.current.session.expiration_ms - herd.clock.now_ms()
+    herd.clock.turn(timedelta(milliseconds=left + 1000))
+    for _ in range(3):
+        done = await controller.turn()
+        assert not done.has_acted
+    assert alarm.kinds == [AlertKind.KEY_NEAR_END]
+    assert "expired" in alarm.alerts[0].reason
+
+
+# --- the loop, and its end --------------------------------------------------------------------------------------------
+
+
+def stop_when(
+    controller_events: list[Event], stop: asyncio.Event, sought: Callable[[Event], bool]
+) -> Callable[[Event], None]:
+    def told(event: Event) -> None:
+        controller_events.append(event)
+        if sought(event):
+            stop.set()
+
+    return told
+
+
+async def run_until(
+    herd: Herd, sought: Callable[[Event], bool], *, patience: timedelta = timedelta(seconds=60), hurry: bool = False
+) -> list[Event]:
+    stop, hurrying = asyncio.Event(), asyncio.Event()
+    events: list[Event] = []
+    listener = stop_when(events, stop, sought)
+    plan = Schedule(controller="a", started_by="controller a", jitter=timedelta(0), policy=POLICY)
+    if hurry:
+        hurrying.set()
+
+    def worker(told: Callable[[Event], None]) -> Any:
+        def both(event: Event) -> None:
+            listener(event)
+            told(event)
+
+        return rotator_for(herd, started_by="controller a", listener=both)
+
+    controller = Controller(
+        herd.provider, herd.secret_id, plan, worker=worker, clock=herd.clock, stop_patience=patience
+    )
+    async with asyncio.timeout(60):
+        await controller.run(stop, hurrying)
+    return events
+
+
+def decided(kind: type) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, Decided) and isinstance(event.action, kind)
+
+
+async def test_asked_to_stop_in_a_rotation_that_goes_on_it_brings_it_to_its_end(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+    await run_until(herd, lambda event: isinstance(event, Decided))
+    document = await check_steady(herd)
+    assert document.current.id != "root-a"
+
+
+async def test_asked_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_to_be_carried_on(
+    make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+
+    def waits(event: Event) -> bool:
+        if isinstance(event, PhaseEntered) and event.phase is Phase.PREPARED:
+            herd.nodes[1].faults.cut_off = True
+        return decided(Wait)(event)
+
+    events = await run_until(herd, waits)
+    document = await document_of(herd)
+    assert document.phase == "published"
+    assert herd.clock.now_ms() - (document.last_updated or 0) < 10_000, "not until its patience with nodes ends"
+    assert decided(Wait)([event for event in events if isinstance(event, Decided)][-1])
+    assert "controller.stopped leaves_rotation=true" in caplog.text
+    herd.nodes[1].faults.cut_off = False
+    assert (await make(herd).turn()).report is not None
+    await check_steady(herd)
+
+
+async def test_in_a_hurry_it_leaves_at_once_whatever_it_does(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+    await run_until(herd, lambda event: isinstance(event, Decided), hurry=True)
+    assert (await make(herd, policy=ALWAYS_DUE).turn()).report is not None
+    await check_steady(herd)
+
+
+async def test_asked_to_stop_while_it_waits_for_its_time_it_ends_at_once(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    stop = asyncio.Event()
+
+    async def tick() -> None:
+        stop.set()
+
+    herd.clock.on_tick = tick
+    async with asyncio.timeout(60):
+        await make(herd).run(stop)
+    assert (await document_of(herd)).generation == 1
+
+
+async def test_the_loop_sleeps_until_what_it_has_announced_and_no_longer_than_the_interval(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    controller = make(herd, interval=timedelta(minutes=1))
+    now = herd.clock.now_ms()
+
+    def verdict(at_ms: int | None) -> Turn:
+        return Turn(verdict=Verdict(act=Act.ROTATE, at_ms=at_ms, why=""))
+
+    assert controller._until_next(verdict(now + 5000)) == timedelta(seconds=5)
+    for turn in (verdict(now + 999_999), verdict(None), verdict(now - 1), Turn(), None):
+        assert timedelta(seconds=60) <= controller._until_next(turn) <= timedelta(seconds=66)
+
+
+# --- alerts -----------------------------------------------------------------------------------------------------------
+
+ALERT = Alert(kind=AlertKind.ROTATION_FAILED, reason="not adopted in time", root_id="root-a", code="rotation.x")
+
+
+async def test_an_alert_is_an_error_in_the_log_and_a_command_that_gets_it_as_json(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Alarm(f"cat > {tmp_path}/told").ring(ALERT)
+    assert json.loads((tmp_path / "told").read_text()) == ALERT.to_json()
+    (record,) = caplog.records
+    assert (record.levelno, record.message.split()[0]) == (logging.ERROR, "controller.alert")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [("exit 3", "ended with 3"), ("sleep 60", "did not end within"), ("nonsense-that-is-not-there", "ended with 127")],
+    ids=["fails", "hangs", "is not there"],
+)
+async def test_an_alert_command_that_does_not_end_well_is_logged_and_nothing_more(
+    command: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Alarm(command, timeout=timedelta(seconds=1)).ring(ALERT)
+    assert "controller.alert_failed" in caplog.text
+    assert told in caplog.text
+
+
+async def test_a_command_that_does_not_read_what_it_is_told_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    await Alarm("exec true").ring(replace(ALERT, reason="x" * 60 + " " + "y " * 100_000))
+    assert "alert_failed" not in caplog.text
+
+
+async def test_an_alert_holds_no_key(caplog: pytest.LogCaptureFixture) -> None:
+    key = "A1b2C3d4" * 8
+    await Alarm().ring(replace(ALERT, reason=f"the plugin said {key}"))
+    assert key not in caplog.text
