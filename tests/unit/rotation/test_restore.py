@@ -330,6 +330,7 @@ async def test_the_grace_period_of_each_root_counts_from_when_it_last_signed(mak
     b = (await rotated(herd)).current.id
     herd.clock.turn(20 * DAY)
     await rotator_for(herd).restore()
+    await check_steady(herd)  # what the client wrote arrives before its session expires
     herd.clock.turn(20 * DAY)
     await rotator_for(herd).retire()  # 40 days after the rotation, 20 after the restore
     assert await keys_in_store(herd) == {"root-a", b}
