@@ -35,11 +35,11 @@ lint: .venv/.dev ## ruff (rules and format) and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: .venv/.dev ## mypy --strict over src
+types: .venv/.dev ## mypy --strict over src, and over the fakes, the simulation and the vectors' checker
 	$(BIN)/mypy
 
 vectors: .venv/.dev ## GoatDB's own vectors, file by file
-	$(BIN)/python -m goatherd.testing.vectors tests/vectors
+	$(BIN)/python -m tests.vectors
 
 bench: .venv/.dev ## ratios: signing, verifying, commits per second, start-up, cost of a store
 	$(BIN)/python -m tests.bench $(ARGS)

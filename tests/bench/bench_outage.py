@@ -31,7 +31,7 @@ from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
-from goatherd.testing.herd import FakeClock
+from tests.fakes.herd import FakeClock
 
 NODES: Final = 200
 INTERVAL: Final = timedelta(seconds=30)

@@ -1,6 +1,6 @@
 """What a rotation costs: on 3, 10 and 100 simulated nodes, and on five real ones under load.
 
-Simulated (`goatherd.testing.herd`): the time of each phase on the herd's clock, calls of the store, questions to a
+Simulated (`tests.fakes.herd`): the time of each phase on the herd's clock, calls of the store, questions to a
 node, and milliseconds of work (the rotator's own and the nodes' answers; what the herd does by itself is taken out).
 
 Real: five ``goatherd serve`` processes around the file store, that look at it by themselves once an hour, so that only
@@ -35,7 +35,7 @@ from goatherd.plugins import open_provider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.events import Event, PhaseEntered
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.ports import free_ports
 
 from . import herd

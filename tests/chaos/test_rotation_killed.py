@@ -29,9 +29,9 @@ from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.providers.vault import VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.cluster.herd import Herd, herd_around
 from tests.deadlines import ANSWER
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,9 @@ from goatherd.door import Door, Limits, Rule, TrustedSessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
-from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
+from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import NOW, ORG, element, owned, root, signed_header
 
 NOTE = Schema(ns="note", version=1, fields=(Field(name="text", type="string", required=True),))

@@ -1,6 +1,6 @@
 """Everything that the door stops: the attack works on the server itself, and through the door nothing of it arrives.
 
-The server is `goatherd.testing.upstream_child`; tests/unit/door/test_child.py holds it against the recorded
+The server is `tests.fakes.upstream_child`; tests/unit/door/test_child.py holds it against the recorded
 answers of the original.
 """
 

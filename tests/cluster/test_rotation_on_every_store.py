@@ -63,7 +63,7 @@ def file(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def aws(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("boto3", reason="NO BOTO3, SO NOTHING IS ROTATED ON AWS: make .venv/.dev")
     from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-    from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+    from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
@@ -76,7 +76,7 @@ def aws(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 def aws_moto(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("boto3", reason="NO BOTO3, SO NOTHING IS ROTATED ON AWS: make .venv/.dev")
     from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-    from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
+    from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
     program = find_moto()
     if program is None:
@@ -96,7 +96,7 @@ def gcp(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     from google.auth.credentials import AnonymousCredentials
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-    from goatherd.testing.gcp_fake import FakeSecretManager
+    from tests.fakes.gcp_fake import FakeSecretManager
 
     with FakeSecretManager("goatherd-testing") as fake:
         address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)
@@ -110,7 +110,7 @@ def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Its clock and the providers' run fifty times faster, so that the seconds that a change takes are none."""
     pytest.importorskip("azure.keyvault.secrets", reason="NO SDK, SO NOTHING IS ROTATED ON AZURE: make .venv/.dev")
     from goatherd.providers.azure import AzureAddress, AzureSecretProvider
-    from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
+    from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
     with FakeKeyVault(speed=50.0) as vault:
         address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
@@ -124,8 +124,8 @@ def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @contextlib.contextmanager
 def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("kubernetes_asyncio", reason="NO CLIENT, SO NOTHING IS ROTATED ON KUBERNETES: make .venv/.dev")
-    from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import provider_of
+    from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:
         yield Place(factory=lambda: provider_of(fake, top), secret_id="default/root")
@@ -134,7 +134,7 @@ def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @contextlib.contextmanager
 def vault(top: Path, monkeypatch: pytest.MonkeyPatch, *, role: str = "rotator") -> Iterator[Place]:
     from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
-    from goatherd.testing.openbao import WHY_SKIPPED, BaoServer, find_bao
+    from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
 
     program = find_bao()
     if program is None:

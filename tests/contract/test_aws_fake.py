@@ -10,10 +10,10 @@ import pytest
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing import provider_checks
-from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from goatherd.testing.contract import AnswerContract, ProviderContract, check_name, run_check
 from goatherd.testing.provider_checks import Check
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
 
 @pytest.fixture(autouse=True)

@@ -32,9 +32,9 @@ from goatherd.providers.aws.client import THREADS
 from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId
-from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from goatherd.testing.faults import Fault, FaultProxy, Mode
 from tests.deadlines import HANG
+from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.fakes.faults import Fault, FaultProxy, Mode
 
 SECRET = "goatdb/prod/root"
 NO_RETRY = RetryPolicy(attempts=1)

@@ -14,9 +14,9 @@ from goatherd.providers.base import Call, SecretProvider
 from goatherd.providers.values import Label, VersionId
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract
-from goatherd.testing.faults import Fault, FaultProxy, Mode
-from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
 from goatherd.testing.subject import ContractViolationError
+from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
 REGION = "eu-west-1"
 

@@ -10,8 +10,8 @@ import pytest
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.testing.aws_fake import ACCESS_KEY, ACCOUNT, REGION, FakeSecretsManager, Seen
-from goatherd.testing.iam_evaluator import UnknownPolicyElementError, is_allowed, request_context
+from tests.fakes.aws_fake import ACCESS_KEY, ACCOUNT, REGION, FakeSecretsManager, Seen
+from tests.fakes.iam_evaluator import UnknownPolicyElementError, is_allowed, request_context
 
 SECRET = "goatdb/prod/root"
 URI = f"aws://{REGION}/{SECRET}"

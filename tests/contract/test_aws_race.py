@@ -13,9 +13,9 @@ import pytest
 from goatherd.errors import ConflictError
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from goatherd.testing.moto import WHY_SKIPPED, MotoServer, find_moto
 from tests.deadlines import HANG
+from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
 MODULE = "tests.contract.test_aws_race"
 ROOT = Path(__file__).parents[2]

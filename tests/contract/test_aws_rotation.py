@@ -17,8 +17,8 @@ from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.machine import Kept
-from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, check_steady, document_of, rotator_for
 
 

@@ -12,9 +12,9 @@ pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.base import SecretProvider
 from goatherd.testing.answer_checks import a_change_that_was_not_made_is_not_reported_as_made
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock
 
 SPEED = 50.0
 

@@ -29,9 +29,9 @@ from goatherd.plugins import open_provider
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
-from goatherd.testing.faults import Fault, FaultProxy, Mode
 from tests.deadlines import HANG
+from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
+from tests.fakes.faults import Fault, FaultProxy, Mode
 
 SPEED = 50.0
 ONCE = RetryPolicy(attempts=1)

@@ -16,7 +16,7 @@ from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, Secre
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider, policy
 from goatherd.providers.azure.permissions import DATA_ACTIONS
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
+from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
 SPEED = 50.0
 URI = "azure://my-vault/root"

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock
+from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock
 
 SPEED = 50.0
 
@@ -20,7 +20,7 @@ ROTATOR = """
 import asyncio, json, sys
 from goatherd.errors import ConflictError
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
-from goatherd.testing.azure_fake import FakeCredential, FastClock
+from tests.fakes.azure_fake import FakeCredential, FastClock
 
 async def main(url, ca, speed, me):
     address = AzureAddress(vault="fake", url=url, ca=ca, check_challenge=False)

@@ -30,8 +30,8 @@ from goatherd.providers.azure.permissions import DATA_ACTIONS
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.capabilities import Verdict
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
-from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock, Trouble, _Version
 from tests.deadlines import HANG
+from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock, Trouble, _Version
 
 SPEED = 50.0
 ONCE = RetryPolicy(attempts=1)

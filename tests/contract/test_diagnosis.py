@@ -15,7 +15,7 @@ from goatherd.providers.capabilities import DiagnosableSecretProvider, Finding, 
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import STABLE
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 READS = "may read and not write: right for a server, too little to rotate"
 ROTATES = "may read and write, and not destroy: right for a rotator, too little for `goatherd retire`"
@@ -81,8 +81,8 @@ async def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path)
 async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret_is(tmp_path: Path):
     yaml = pytest.importorskip("yaml")
     from goatherd.providers.kubernetes import policy
-    from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import provider_of
+    from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:
         async with provider_of(fake, tmp_path) as admin:
@@ -108,7 +108,7 @@ async def test_google_tells_each_role_what_it_may_do_and_what_is_missing():
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
     from goatherd.providers.gcp.permissions import permissions
-    from goatherd.testing.gcp_fake import FakeSecretManager
+    from tests.fakes.gcp_fake import FakeSecretManager
 
     with FakeSecretManager("goatherd-testing") as fake:
         address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)

@@ -89,7 +89,7 @@ async def test_aws(monkeypatch: pytest.MonkeyPatch):
     boto3 = pytest.importorskip("boto3", reason="needs the extra aws")
     from goatherd.providers.aws import AWSAddress, AWSSecretProvider
     from goatherd.providers.aws.permissions import policy
-    from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+    from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     (command,) = commands("store-aws.md", "aws secretsmanager get-secret-value ")
     words = command.split()[3:]
@@ -125,7 +125,7 @@ async def test_gcp():
     from google.auth.credentials import AnonymousCredentials
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-    from goatherd.testing.gcp_fake import FakeSecretManager
+    from tests.fakes.gcp_fake import FakeSecretManager
 
     (command,) = commands("store-gcp.md", "gcloud secrets versions access ")
     found = re.fullmatch(r"gcloud secrets versions access (\S+) --secret=(\S+)", command)
@@ -157,8 +157,8 @@ with urllib.request.urlopen(request, timeout=60) as answer:
 async def test_kubernetes(tmp_path: Path):
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     from goatherd.providers.kubernetes.permissions import policy
-    from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import provider_of
+    from tests.fakes.kubernetes_fake import FakeKubernetes
 
     script = "\n".join(
         [*commands("store-kubernetes.md", "n="), *commands("store-kubernetes.md", "kubectl get secret ")]

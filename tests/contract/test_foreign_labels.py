@@ -13,8 +13,8 @@ from goatherd.clock import SystemClock
 from goatherd.identity.document import decode_document
 from goatherd.providers.values import CURRENT, Label
 from goatherd.rotation.machine import Kept
-from goatherd.testing.herd import FakeClock, Herd
 from tests.cluster.test_rotation_on_every_store import STORES, Place, vault
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, rotator_for
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The contract over Google Secret Manager: the official client, over TLS, against `goatherd.testing.gcp_fake`."""
+"""The contract over Google Secret Manager: the official client, over TLS, against `tests.fakes.gcp_fake`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import AnswerContract, ProviderContract
-from goatherd.testing.gcp_fake import FakeSecretManager
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.fakes.gcp_fake import FakeSecretManager
 
 PROJECT = "goatherd-testing"
 

@@ -33,9 +33,9 @@ from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.gcp import provider as module
 from goatherd.providers.gcp.journal import ANNOUNCED
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, SecretVersion, VersionId, VersionState
-from goatherd.testing.faults import Fault, FaultProxy, Mode
-from goatherd.testing.gcp_fake import ACCESS, READ, Failure, FakeSecretManager, StatusError
 from tests.deadlines import HANG
+from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.gcp_fake import ACCESS, READ, Failure, FakeSecretManager, StatusError
 
 PROJECT = "goatherd-testing"
 QUICK = RetryPolicy(attempts=5, base=timedelta(milliseconds=100))

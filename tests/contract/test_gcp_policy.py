@@ -16,7 +16,7 @@ from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.values import CURRENT, STABLE, VersionId
-from goatherd.testing.gcp_fake import FakeSecretManager
+from tests.fakes.gcp_fake import FakeSecretManager
 
 PROJECT = "goatherd-testing"
 

@@ -15,8 +15,8 @@ from google.cloud.secretmanager_v1 import types as wire
 from goatherd.errors import ConflictError
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.values import VersionState
-from goatherd.testing.gcp_fake import FakeSecretManager
 from tests.deadlines import HANG
+from tests.fakes.gcp_fake import FakeSecretManager
 
 MODULE = "tests.contract.test_gcp_race"
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation import Outcome, Phase
-from goatherd.testing.gcp_fake import FakeSecretManager
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.gcp_fake import FakeSecretManager
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
 
 PROJECT = "goatherd-testing"

@@ -33,10 +33,10 @@ from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionId, VersionState
 from goatherd.rotation import Policy, Rotator
-from goatherd.testing.faults import Fault, FaultProxy, Mode
-from goatherd.testing.herd import FakeClock
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG
+from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.herd import FakeClock
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 pytestmark = pytest.mark.slow
 ONCE = RetryPolicy(attempts=1)
@@ -308,7 +308,7 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
     from goatherd.providers.azure import AzureAddress, AzureSecretProvider
     from goatherd.providers.azure.records import POINTER_TYPE, WITH_VALUE_TYPES, value_after_pointer
-    from goatherd.testing.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
+    from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 
     class DyingVault(FakeKeyVault):
         """Dies for all clients at its nth request, or holds up the one that has made it."""
@@ -371,7 +371,7 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
 def aws_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("boto3", reason="needs the extra aws")
     from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-    from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+    from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 
     with FakeSecretsManager() as fake, pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
@@ -407,8 +407,8 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
     from google.auth.credentials import AnonymousCredentials
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
-    from goatherd.testing.gcp_fake import FakeSecretManager
-    from goatherd.testing.gcp_fake.service import ENABLED
+    from tests.fakes.gcp_fake import FakeSecretManager
+    from tests.fakes.gcp_fake.service import ENABLED
 
     with FakeSecretManager("goatherd-testing") as fake:
         address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)
@@ -438,8 +438,8 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 def kubernetes_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
-    from goatherd.testing.kubernetes_fake import FakeKubernetes
     from tests.contract.test_kubernetes_fake import kubeconfig
+    from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:
 

@@ -32,8 +32,8 @@ from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretPro
 from goatherd.providers.kubernetes.record import HISTORY, POINTER
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
-from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
 
 NEVER = RetryPolicy(attempts=1)
 QUICK = RetryPolicy(attempts=3, base=timedelta(milliseconds=5))

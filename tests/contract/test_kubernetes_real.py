@@ -45,9 +45,9 @@ from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
-from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import kubeconfig
 from tests.deadlines import HANG
+from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.ports import free_ports
 
 APISERVER = os.environ.get("GOATHERD_KUBE_APISERVER")

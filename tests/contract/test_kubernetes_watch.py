@@ -15,9 +15,9 @@ from goatherd.errors import ProviderAccessDeniedError, ThrottledError, Unavailab
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
-from goatherd.testing.kubernetes_fake import FakeKubernetes, Trouble
 from tests.contract.test_kubernetes_fake import ROOT, provider_of
 from tests.deadlines import HANG
+from tests.fakes.kubernetes_fake import FakeKubernetes, Trouble
 
 
 @pytest.fixture

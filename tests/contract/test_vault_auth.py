@@ -20,8 +20,8 @@ from goatherd.errors import ProviderAccessDeniedError, ProviderConfigurationErro
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, TokenAuth, VaultAddress, VaultSecretProvider, policy
 from goatherd.providers.vault.auth import AuthMethod
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

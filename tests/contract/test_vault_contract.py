@@ -10,7 +10,7 @@ import pytest
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.vault import OpenBaoSecretProvider, TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.testing.contract import ProviderContract
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

@@ -24,9 +24,9 @@ from goatherd.errors import (
 from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
-from goatherd.testing.faults import Fault, FaultProxy, Mode
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG
+from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

@@ -14,8 +14,8 @@ import pytest
 from goatherd.errors import ConflictError
 from goatherd.providers.values import VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from tests.deadlines import HANG
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

@@ -32,8 +32,8 @@ from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.rotation import Policy, Rotator
-from goatherd.testing.herd import FakeClock
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.fakes.herd import FakeClock
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

@@ -17,7 +17,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

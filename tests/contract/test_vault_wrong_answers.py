@@ -12,8 +12,8 @@ import pytest
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.testing.contract import AnswerContract
-from goatherd.testing.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 from goatherd.testing.wrong_answers import WrongAnswer, WrongAnswers
+from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)

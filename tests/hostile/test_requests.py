@@ -21,10 +21,10 @@ import pytest
 
 from goatherd.door import Door, Limits, Rate, TrustedSessions
 from goatherd.serving.limits import CallerLimits
-from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, X, identity
 from tests.deadlines import HANG
+from tests.fakes.upstream_child import UpstreamChild
 from tests.hostile.shapes import SHAPES, inside
 from tests.unit.goats import ORG, commit_by, element, owned, root, signed_header
 from tests.unit.node.nodes import cluster, document_of, now_ms

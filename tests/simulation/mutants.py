@@ -33,8 +33,8 @@ from goatherd.rotation import (
 )
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import store as store_settings
-from goatherd.testing.simulation.run import run
 from goatherd.trust import TrustPool
+from tests.simulation.run import run
 
 NO_HASHES = "0"
 

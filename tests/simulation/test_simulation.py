@@ -1,6 +1,6 @@
 """The real rotator, settings and servers in a simulated world: many seeds, every step, and the simulation itself.
 
-Each test runs ``python -m goatherd.testing.simulation`` as a process, as whoever replays a seed does: there, the hashes
+Each test runs ``python -m tests.simulation`` as a process, as whoever replays a seed does: there, the hashes
 of Python are seeded, and nothing that it changes in this process can be seen by other tests.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.testing.simulation.loop import DeadlockError, Process, VirtualLoop
+from tests.simulation.loop import DeadlockError, Process, VirtualLoop
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1800.0
@@ -30,7 +30,7 @@ async def simulate(*arguments: str, hashes: str | None = None) -> tuple[int, str
         environment["PYTHONHASHSEED"] = hashes
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "goatherd.testing.simulation", *arguments),
+        *("-m", "tests.simulation", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -106,8 +106,8 @@ async def test_a_broken_rule_is_told_with_the_command_that_replays_it() -> None:
     assert "ops-0        is killed at step 200" in said
     script = (
         "import sys\n"
-        "from goatherd.testing.simulation import invariants\n"
-        "from goatherd.testing.simulation.command import main\n"
+        "from tests.simulation import invariants\n"
+        "from tests.simulation.command import main\n"
         "invariants.at_rest = lambda herd: ['a rule']\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -115,10 +115,11 @@ async def test_a_broken_rule_is_told_with_the_command_that_replays_it() -> None:
         *(sys.executable, "-c", script, "--seeds", "3-4"),
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONHASHSEED": "0"},
+        cwd=ROOT,
     )
     out, _ = await process.communicate()
     assert process.returncode == 1
-    assert "BROKEN: a rule\nreplay: python -m goatherd.testing.simulation --seed 4\n" in out.decode()
+    assert "BROKEN: a rule\nreplay: python -m tests.simulation --seed 4\n" in out.decode()
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_a_deadlock_is_an_error_and_not_a_hang() -> None:
 
 
 def test_a_killed_process_has_no_effect_even_when_it_cleans_up() -> None:
-    from goatherd.testing.simulation.machine import MachineClock, MachineDisk
+    from tests.simulation.machine import MachineClock, MachineDisk
 
     async def work(loop: VirtualLoop) -> tuple[list[str], int]:
         told: list[str] = []

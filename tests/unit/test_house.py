@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
+OF_TESTS = sorted(path for name in ("fakes", "simulation", "vectors") for path in (ROOT / "tests" / name).rglob("*.py"))
 NAMELESS = {"core", "common", "utils", "util", "helpers", "models", "services", "types", "interfaces", "misc"}
 
 # Written in pieces, so that this file does not find itself.
@@ -30,10 +31,14 @@ def tracked() -> list[Path]:
     if listed.returncode:
         pytest.skip("not a git checkout")
     paths = (ROOT / line for line in listed.stdout.splitlines())
-    return [path for path in paths if path.is_file() and not {"vectors", "exchanges"} & set(path.parts)]
+    return [
+        path
+        for path in paths
+        if path.is_file() and (path.suffix == ".py" or not {"vectors", "exchanges"} & set(path.parts))
+    ]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+@pytest.mark.parametrize("path", SOURCES + OF_TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_says_what_it_is(path: Path) -> None:
     assert path.read_text().startswith('"""'), "a module begins with a docstring"
 
@@ -44,7 +49,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 def test_init_modules_hold_a_docstring_and_imports_and_nothing_else() -> None:
-    for path in SOURCES:
+    for path in SOURCES + OF_TESTS:
         # The package's own one hands its names out when they are asked for (docs/adr/0001-layers.md).
         if path.name == "__init__.py" and path.parent.name != "goatherd":
             text = path.read_text()

@@ -59,7 +59,7 @@ from goatherd.rotation.rotator import Rotator
 from goatherd.serving.limits import Excess
 from goatherd.settings import CloudSecretSettings
 from goatherd.telemetry import Metric
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from goatherd.testing.vectors import check_directory, main
-from goatherd.testing.vectors.sheet import Sheet, shown
+from tests.vectors import check_directory, main
+from tests.vectors.sheet import Sheet, shown
 
-VECTORS = Path(__file__).parents[1] / "vectors"
+ROOT = Path(__file__).parents[2]
+VECTORS = ROOT / "tests/vectors"
 COMPLETE = [
     "base32",
     "bloom",
@@ -71,7 +72,7 @@ def test_every_file_is_judged() -> None:
 
 def test_the_command_prints_a_line_per_file_and_succeeds() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "goatherd.testing.vectors", str(VECTORS)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tests.vectors"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout
     assert "base32 32 ok / 32\n" in done.stdout
@@ -267,11 +268,12 @@ def test_holes_of_an_array_are_undefined_but_in_the_stable_text(tmp_path: Path) 
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"kind": "base32", "cases": [{"name": "\ud800é"}]}))
     done = subprocess.run(
-        [sys.executable, "-m", "goatherd.testing.vectors", str(tmp_path)],
+        [sys.executable, "-m", "tests.vectors", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        cwd=ROOT,
     )
     assert (done.returncode, done.stderr) == (1, "")
     assert "FAILED cases[0] \\ud800\\xe9: KeyError" in done.stdout
@@ -334,7 +336,7 @@ def test_wrong_usage_has_its_own_status(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_no_failure_shows_a_private_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SECURITY: guards `goatherd.testing.vectors.sheet.shown`."""
+    """SECURITY: guards `tests.vectors.sheet.shown`."""
     text = (VECTORS / "sessions.json").read_text()
     keys = set(re.findall(r'\\"d\\": ?\\"([\w-]{64})', text)) | set(re.findall(r'"d\\*": *\\*"([\w-]{64})', text))
     assert len(keys) > 5

@@ -1,8 +1,8 @@
 """Wrong answers of a store: success for what was not done, was done twice, or is about another version; empty or cut.
 
 What it is: `WrongAnswers`, which stands where requests are answered (in a fake, or in a client's transport) and gives
-one wrong answer when a check asks for it. What it is not: errors, lost answers or a broken network
-(`goatherd.testing.faults`): here the store always says that all is well. Rules: one request in an operation is answered
+one wrong answer when a check asks for it. What it is not: errors, lost answers or a broken network:
+here the store always says that all is well. Rules: one request in an operation is answered
 wrongly, the others rightly; an answer that is an error is passed on as it is.
 """
 

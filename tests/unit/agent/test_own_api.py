@@ -27,9 +27,9 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.serving.addresses import find_machine_addresses
 from goatherd.telemetry import Metric
-from goatherd.testing.upstream_child import UpstreamChild
 from tests.cluster.door_world import Standing
 from tests.deadlines import HANG
+from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import ORG, root
 from tests.unit.identity.make import NOW, activated, first, owned, shows_key
 from tests.unit.settings.make import HandClock

@@ -23,7 +23,7 @@ from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
 from goatherd.rotation.events import ConflictMet, Decided, NodesSeen, NodeTold, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
-from goatherd.testing.herd import FakeClock
+from tests.fakes.herd import FakeClock
 from tests.unit.audit.trails import NOW_MS, after, before, root, secret_text
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
 

@@ -25,8 +25,8 @@ from goatherd.operations.store_checks import _clock_check, _other_label_checks
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretVersion, VersionId, VersionState
 from goatherd.rotation.machine import Policy
-from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit
+from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving

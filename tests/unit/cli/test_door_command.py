@@ -19,7 +19,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.providers.file import FileSecretProvider
-from goatherd.testing.upstream_child import UpstreamChild
+from tests.fakes.upstream_child import UpstreamChild
 
 pytestmark = pytest.mark.slow
 

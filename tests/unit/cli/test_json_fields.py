@@ -30,8 +30,8 @@ from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
-from goatherd.testing.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.deadlines import HANG
+from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.ports import free_ports
 from tests.unit.goats import introduction
 

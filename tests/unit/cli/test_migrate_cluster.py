@@ -24,9 +24,9 @@ from goatherd.identity.succession import verify_succession
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import read_commits
 from goatherd.providers.file import FileSecretProvider
-from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
+from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd

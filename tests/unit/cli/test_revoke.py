@@ -15,8 +15,8 @@ from goatherd.cluster.client import NodeClient
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create
-from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from tests.deadlines import ANSWER
+from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd, Serving, secrets_in

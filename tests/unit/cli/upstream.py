@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from goatherd.identity.session import OwnedSession
-from goatherd.testing.upstream_child import UpstreamChild
+from tests.fakes.upstream_child import UpstreamChild
 
 
 @contextmanager

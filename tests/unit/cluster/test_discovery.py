@@ -23,9 +23,9 @@ from goatherd.errors import ConfigurationError, DiscoveryError, MissingExtraErro
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Outcome
 from goatherd.rotation.observe import Node
-from goatherd.testing.gcp_fake.authority import certified, trust
-from goatherd.testing.herd import FakeClock, Herd
-from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
+from tests.fakes.gcp_fake.authority import certified, trust
+from tests.fakes.herd import FakeClock, Herd
+from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 from tests.unit.cluster.name_server import NameServer
 from tests.unit.rotation.conftest import check_steady, document_of, rotator_for
 
@@ -405,7 +405,7 @@ async def test_a_port_that_the_pods_do_not_have_is_an_error_that_names_those_tha
 
 
 async def test_a_list_that_comes_in_parts_is_not_known(cluster: FakeKubernetes, service: str) -> None:
-    from goatherd.testing.kubernetes_fake import Trouble
+    from tests.fakes.kubernetes_fake import Trouble
 
     part = {"kind": "EndpointSliceList", "metadata": {"continue": "x"}, "items": [slice_of(endpoint("10.0.0.1"))]}
     cluster.troubles = [Trouble(status=200, body=part)]

@@ -16,11 +16,11 @@ from goatherd.door.request_checks import check_session_request, read_batch, read
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
 from goatherd.serving.limits import RefusedError
-from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
 from tests.cluster.door_world import A, Standing, X, Y
 from tests.deadlines import HANG
+from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import NOW, commit_by, element, introduction, owned, root, signed_header
 
 EXCHANGES = Path(__file__).parents[2] / "exchanges"

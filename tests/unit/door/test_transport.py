@@ -15,9 +15,9 @@ import pytest
 from goatherd.door import Door, Limits, Rule, TrustedSessions
 from goatherd.door.key_filter import script_with_server_url
 from goatherd.errors import ConfigurationError
-from goatherd.testing.upstream_child import APPLICATION
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, Standing, X, identity, world
+from tests.fakes.upstream_child import APPLICATION
 from tests.unit.goats import ORG, commit_by, element, signed_header
 
 Reader = asyncio.StreamReader

@@ -18,7 +18,7 @@ from goatherd.identity.transitions import activate, create, finalize, prepare, v
 from goatherd.node import Server
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.rotation.machine import Policy
-from goatherd.testing.herd import FakeClock
+from tests.fakes.herd import FakeClock
 
 from .nodes import settings_of, store_of
 

@@ -8,7 +8,7 @@ from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, Unava
 from goatherd.operations.controller_start import StartProblem, find_missing_program, find_start_problems, refuse_start
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import MakeHerd, rotator_for
 from tests.unit.rotation.test_obstacles import part, stranger
 

@@ -20,9 +20,9 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.creations import find_conflicts, join_creations
 from goatherd.operations.data import Anchor, Repair, check_organization, lock_organization, read_peers
 from goatherd.operations.data import repair_organization as repair
-from goatherd.testing.upstream_child import SESSIONS, UpstreamChild
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame
+from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import NOW, ORG, introduction, owned, pool_of, root
 
 A, B = root("root-a"), root("root-b")

@@ -24,7 +24,7 @@ from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
 from goatherd.rotation.replacement import Replacer
-from goatherd.testing.herd import FakeClock
+from tests.fakes.herd import FakeClock
 
 ONCE = RetryPolicy(attempts=1)
 PATIENT = Policy(settle=timedelta(0), store_patience=timedelta(seconds=5))

@@ -9,7 +9,7 @@ import google_crc32c
 import pytest
 from google.cloud.secretmanager_v1 import types as wire
 
-from goatherd.testing.gcp_fake import SecretManager, StatusError
+from tests.fakes.gcp_fake import SecretManager, StatusError
 
 PARENT = "projects/goatherd-testing"
 NAME = f"{PARENT}/secrets/herd"

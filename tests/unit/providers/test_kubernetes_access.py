@@ -25,7 +25,7 @@ from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.access import load_access
-from goatherd.testing.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
+from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 SECRET_TOKEN = "S3CRET-token"
 PLUGIN = {"command": "aws", "apiVersion": "client.authentication.k8s.io/v1"}

@@ -29,7 +29,7 @@ from goatherd.errors import (
 from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import ClusterAccess, load_access
-from goatherd.testing.kubernetes_fake import FakeKubernetes
+from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.unit.providers.test_kubernetes_access import HandClock, certificate, config_of, written
 
 NEVER = RetryPolicy(attempts=1)

@@ -14,8 +14,8 @@ from goatherd.errors import ConfigurationError, ProviderAccessDeniedError
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import policy, volume_policy
 from goatherd.providers.values import STABLE
-from goatherd.testing.kubernetes_fake import FakeKubernetes
 from tests.contract.test_kubernetes_fake import provider_of
+from tests.fakes.kubernetes_fake import FakeKubernetes
 
 ROOT = "goatdb/root"
 NEVER = RetryPolicy(attempts=1, base=timedelta(0))

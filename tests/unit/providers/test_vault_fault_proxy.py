@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.testing.faults import Fault, FaultProxy, Mode
+from tests.fakes.faults import Fault, FaultProxy, Mode
 
 
 class Echo:

@@ -14,7 +14,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.events import Event
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 
 POLICY = Policy(adoption=timedelta(seconds=25), settle=timedelta(seconds=25), node_timeout=timedelta(seconds=2))
 OWN_CLOCK = replace(POLICY, clock_tolerance=timedelta(days=1000))

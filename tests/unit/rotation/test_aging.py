@@ -25,10 +25,10 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Phase
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
-from goatherd.testing.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage
+from tests.fakes.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, document_of, rotator_for
 
 LATEST = 30

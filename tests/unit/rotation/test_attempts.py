@@ -20,7 +20,7 @@ from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.attempts import evidence_of
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
 from tests.unit.revocation.test_revoker import document_of as document_for
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

@@ -13,7 +13,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
 from goatherd.rotation import Outcome, Phase
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
 
 EARLY = (Phase.PREPARED, Phase.PUBLISHED)

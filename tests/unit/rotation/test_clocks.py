@@ -20,7 +20,7 @@ from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.rotation.clocks import Clocks, check_own_clock
 from goatherd.schedule.due import Act, Schedule, facts_of, make_schedule, next_due
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 DAY = timedelta(days=1)

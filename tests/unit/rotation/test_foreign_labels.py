@@ -17,7 +17,7 @@ from goatherd.providers.values import CURRENT, Label, shown_label
 from goatherd.rotation.machine import Kept
 from goatherd.schedule.alerts import AlertKind
 from goatherd.schedule.due import Act
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.revocation.test_revoker import SECRET, cluster_of, root
 from tests.unit.revocation.test_revoker import document_of as document_for
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

@@ -8,7 +8,7 @@ from datetime import timedelta
 from goatherd.providers.base import Call, Guarantees
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import VersionId
-from goatherd.testing.herd import FakeClock, Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for
 
 

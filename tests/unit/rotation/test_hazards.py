@@ -17,7 +17,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, sign_d
 from goatherd.providers.values import STABLE, VersionState
 from goatherd.rotation import Outcome, Phase, machine
 from goatherd.rotation.machine import GATES, Evidence, Step
-from goatherd.testing.herd import DATA, Herd
+from tests.fakes.herd import DATA, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 Remove = Callable[[pytest.MonkeyPatch], None]

@@ -18,7 +18,7 @@ from goatherd.errors import ConfigurationError, NotAdoptedError, UnhealthyError
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, HealthSeen, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 PATIENT = timedelta(seconds=60)

@@ -21,7 +21,7 @@ from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 

@@ -21,7 +21,7 @@ from goatherd.errors import (
 from goatherd.identity.document import decode_document
 from goatherd.providers.values import VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
-from goatherd.testing.herd import Herd, HerdNode
+from tests.fakes.herd import Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow

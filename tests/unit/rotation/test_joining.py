@@ -15,7 +15,7 @@ from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Decided, Event, NodesUnknown
 from goatherd.rotation.machine import FORWARD, Abandon, Advance, Prepare, Wait
 from goatherd.rotation.observe import Node, Observer
-from goatherd.testing.herd import Herd, HerdNode
+from tests.fakes.herd import Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow

@@ -18,11 +18,11 @@ from goatherd.identity.session import OwnedSession
 from goatherd.rotation.cross_signing import Sought, introduction_id, session_commit
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.observe import Observer, Question, all_but
-from goatherd.testing.herd import FakeClock, Herd, HerdNode
-from goatherd.testing.upstream_child import UpstreamChild
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.deadlines import HANG
+from tests.fakes.herd import FakeClock, Herd, HerdNode
+from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.rotation.conftest import MakeHerd
 
 

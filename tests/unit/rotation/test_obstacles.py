@@ -29,7 +29,7 @@ from goatherd.providers.values import Label
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.machine import NodeView
 from goatherd.rotation.obstacles import CLOCK_TOLERANCE, find_flow, find_named_twice
-from goatherd.testing.herd import FakeClock, Herd, HerdNode
+from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 
 

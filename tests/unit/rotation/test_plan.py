@@ -15,7 +15,7 @@ from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import FORWARD, GATES, Step, after
 from goatherd.rotation.plan import COSTS, EFFECTS, RISKS, Cost
-from goatherd.testing.herd import SESSIONS, Herd
+from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, rotator_for
 
 READS, WRITES = ("read", "versions"), ("write", "label", "destroy")

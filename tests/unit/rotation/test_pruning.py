@@ -15,7 +15,7 @@ from goatherd.rotation.action import Done, Illegal, IntroduceEarlier, LabelStabl
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import GATES, Evidence, Goal, Intent, NodeView, Observation, Step, decide
 from goatherd.rotation.table import Phase as MachinePhase
-from goatherd.testing.herd import DATA, SESSIONS, Herd
+from tests.fakes.herd import DATA, SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_machine import NOW, store
 

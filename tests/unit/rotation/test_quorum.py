@@ -17,7 +17,7 @@ from goatherd.errors import (
 )
 from goatherd.rotation import Outcome, Phase, Quorum
 from goatherd.rotation.events import Event, PhaseEntered
-from goatherd.testing.herd import DATA, Faults, Herd
+from tests.fakes.herd import DATA, Faults, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 TWO = replace(POLICY, quorum=Quorum(count=2))

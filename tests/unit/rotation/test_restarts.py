@@ -10,7 +10,7 @@ import pytest
 from goatherd.errors import NotAdoptedError
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, PhaseEntered, Report
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import MakeHerd, check_steady, rotator_for
 from tests.unit.rotation.test_interrupted import EFFECTS, KilledError, Trap, kill, trapped
 

@@ -18,7 +18,7 @@ from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
 from goatherd.rotation.machine import Step
 from goatherd.rotation.restorable import read_earlier_root
 from goatherd.schedule.due import Schedule, facts_of, next_due
-from goatherd.testing.herd import SESSIONS, Herd
+from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow

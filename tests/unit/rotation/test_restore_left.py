@@ -14,7 +14,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.cross_signing import cross_signature_id
-from goatherd.testing.herd import SESSIONS, Herd
+from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 pytestmark = pytest.mark.slow

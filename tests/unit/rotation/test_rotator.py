@@ -15,7 +15,7 @@ from goatherd.errors import IllegalStepError, NotAdoptedError, ObstructedError, 
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, NodesSeen, NodeTold, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Step, Wait
-from goatherd.testing.herd import SESSIONS, Herd
+from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 

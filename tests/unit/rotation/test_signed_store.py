@@ -27,7 +27,7 @@ from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Policy
 from goatherd.rotation.observe import Observer
 from goatherd.rotation.signed_store import SignatureCheck
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 HIGHEST = 2**53 - 1

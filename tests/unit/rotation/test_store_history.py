@@ -17,7 +17,7 @@ from goatherd.rotation import Outcome
 from goatherd.rotation.action import ObstacleKind
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import find_contradictions
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.identity.make import first, owned, prepared, rotated
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 from tests.unit.rotation.test_held_up import HeldUp

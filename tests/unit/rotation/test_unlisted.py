@@ -11,7 +11,7 @@ from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.rotation.policy import unlisted_for
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 INTERVAL = timedelta(seconds=10)

@@ -23,7 +23,7 @@ from goatherd.rotation.machine import Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, Missed, Schedule, Verdict
-from goatherd.testing.herd import Herd
+from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 DAY = timedelta(days=1)

@@ -17,8 +17,8 @@ from goatherd.clock import SystemClock
 from goatherd.serving.gate import Gate, Receive, Scope, Send
 from goatherd.serving.limits import CallerLimits
 from goatherd.serving.listener import Listener
-from goatherd.testing.faults import FaultProxy
 from tests.deadlines import HANG
+from tests.fakes.faults import FaultProxy
 
 Ending = Callable[[], Awaitable[None]]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.testing.vectors.upstream_log import UpstreamLog
 from goatherd.wire.commit_log import frame, scan
+from tests.vectors.upstream_log import UpstreamLog
 
 RECORDS = st.lists(
     st.fixed_dictionaries(

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.testing.vectors.diff import diff_data, wrap_changes
 from goatherd.wire import richtext
 from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, rich_text_filter
 from goatherd.wire.equality import core_equal, loose_equal
@@ -20,6 +19,7 @@ from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Field, Registry, Schema
+from tests.vectors.diff import diff_data, wrap_changes
 
 from .test_json import JSON_VALUES
 

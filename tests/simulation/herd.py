@@ -1,0 +1,390 @@
+"""A herd that lives through a `Scenario`, and is then healed: servers, clients, operators and their world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from types import MappingProxyType
+from typing import Final
+
+from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.errors import ConflictError, ProviderError, RotationBusyError
+from goatherd.identity.document import decode_document, document_tree, encode_document
+from goatherd.identity.revocations import commit_digest
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
+from goatherd.identity.strict_json import pretty
+from goatherd.identity.transitions import create
+from goatherd.operations.signing import examine_signature, sign_current, sign_earlier
+from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
+from goatherd.rotation import Outcome
+from tests.simulation.dice import Dice
+from tests.simulation.liar import INVALID, Liar
+from tests.simulation.node import SimulatedNode
+from tests.simulation.people import Goal, Operator, SimulatedClient
+from tests.simulation.restored_store import Restoration, StoreHistory
+from tests.simulation.revocations import Order, loot, thiefs_session, uncounted
+from tests.simulation.scenario import Command, Fate, Fault, Ill, Scenario
+from tests.simulation.store import NOTICED
+from tests.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
+
+COMMAND_LIMIT: Final = 120.0
+"""Seconds within which every command ends by itself, whatever is wrong: its phases' deadlines, and some more."""
+CONVERGED_WITHIN: Final = 120.0
+_BUSY: Final = RotationBusyError.code
+_STEPS_OF_A_WRITE: Final = 60
+_LIFETIME: Final = timedelta(days=90)
+
+
+class Herd:
+    """See the module.
+
+    Args:
+        world: Where.
+        scenario: What happens.
+        seed: For what the scenario does not say.
+    """
+
+    def __init__(self, world: World, scenario: Scenario, seed: int) -> None:
+        self.world = world
+        self.scenario = scenario
+        names = [f"node-{number}" for number in range(scenario.nodes + (scenario.joins_at is not None))]
+        urls = [f"http://{name}" for name in names]
+        self.nodes = [SimulatedNode(world, name, urls, Dice(seed, name)) for name in names]
+        for node, skew in zip(self.nodes, scenario.skews, strict=False):
+            node.clock.skew = skew
+        dice = Dice(seed, "clients")
+        first = self.nodes[: scenario.nodes]
+        self.clients = [
+            SimulatedClient(world, f"client-{number}", dice.choice(first), Dice(seed, f"client-{number}"))
+            for number in range(scenario.clients)
+        ]
+        self.operators: list[Operator] = []
+        self._absence: asyncio.Task[None] | None = None
+        self.liar: SimulatedNode | None = None
+        if scenario.lie is not None:
+            self.liar = self.nodes[scenario.nodes - 1]
+            self.liar.liar = Liar(
+                scenario.lie, Dice(seed, "liar"), another=self._another_instance, claimed=self._of_thieves
+            )
+
+        self.restoration: Restoration | None = None
+        if scenario.went_back is not None:
+            world.history = StoreHistory(
+                world, is_strict=not scenario.faults, is_lineage_believed=not scenario.kind.is_best_effort
+            )
+            self.restoration = Restoration(self, scenario.went_back, world.history)
+
+    def found(self) -> None:
+        """Make the identity and put it in the store, before anybody is there to see it."""
+        platform, now_ms = self.world.platform, self.world.clock.now_ms()
+        root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
+        value = SecretBytes(encode_document(create(root, now_ms)))
+        entry = RecordedVersion(created_ms=now_ms, request="", digest="", size=value.size)
+        platform.values[1] = value
+        platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
+
+    async def live(self) -> None:
+        """Start everything, and let happen what the scenario says until every command has ended."""
+        self.found()
+        for node in self.nodes[: self.scenario.nodes]:
+            node.start()
+        for client in self.clients:
+            client.start()
+        async with asyncio.timeout(30):
+            await self.until(lambda: all(node.is_up for node in self.nodes[: self.scenario.nodes]))
+        self.world.platform.trouble.lag = self.scenario.lag
+        ended = [asyncio.Event() for _ in self.scenario.commands]
+        async with asyncio.TaskGroup() as group:
+            if self.scenario.joins_at is not None:
+                group.create_task(self._join(self.scenario.joins_at))
+            if self.scenario.altered_at is not None:
+                group.create_task(self._alter(self.scenario.altered_at))
+            if self.restoration is not None:
+                group.create_task(self.restoration.happen(ended))
+            for fault in self.scenario.faults:
+                group.create_task(self._suffer(fault))
+            for number, command in enumerate(self.scenario.commands):
+                group.create_task(self._obey(number, command, ended))
+
+    async def heal(self) -> None:
+        """Mend everything that is wrong, and start what is down."""
+        world = self.world
+        world.trace.tell("world", "everything is mended")
+        if self._absence is not None:
+            self._absence.cancel()
+        world.platform.trouble = type(world.platform.trouble)(lag=min(0.3, self.scenario.lag))
+        world.network.trouble = type(world.network.trouble)()
+        world.network.mended()
+        for node in self.nodes:
+            node.clock.skew = timedelta(0)
+            if node.process is None:
+                node.start()
+        if self.liar is not None:
+            self.liar.liar = None
+        world.is_calm = True
+        if self.restoration is not None:
+            await self.restoration.find_way_out()
+        async with asyncio.timeout(CONVERGED_WITHIN):
+            await self.until(lambda: all(node.is_up for node in self.nodes))
+        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show
+        # nothing to carry on.
+        await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
+        await self._take_back()
+
+    async def command(
+        self, name: str, goal: Goal, *, skew: timedelta = timedelta(0), order: Order | None = None
+    ) -> Operator:
+        """Run one command on the mended herd, to its end."""
+        return await self.operate(name, goal, [node.url for node in self.nodes], order or Order(), skew=skew)
+
+    async def operate(
+        self, name: str, goal: Goal, listed: Sequence[str], order: Order, *, skew: timedelta = timedelta(0)
+    ) -> Operator:
+        """Run one command of an operator who lists these servers, to its end."""
+        operator = Operator(self.world, name, skew)
+        self.operators.append(operator)
+        await self._ended(operator, operator.begin(goal, listed, order))
+        return operator
+
+    async def converge(self) -> bool:
+        """Wait until all nodes hold the same and are on good terms with the store; return whether they came to."""
+        try:
+            async with asyncio.timeout(CONVERGED_WITHIN):
+                await self.until(self._agrees, every=0.5)
+        except TimeoutError:
+            return False
+        return True
+
+    async def until(self, is_true: Callable[[], bool], *, every: float = 0.1) -> None:
+        """Wait for something."""
+        while not is_true():
+            await asyncio.sleep(every)
+
+    def _agrees(self) -> bool:
+        if any(client.waiting for client in self.clients):
+            return False
+        generation = self.world.promises.documents[-1][1].generation
+        held: set[tuple[frozenset[str], ...]] = set()
+        without = uncounted(self.nodes, self.world.promises.documents[-1][1])
+        for node in self.nodes:
+            if node.database is None or node.generation != generation or node.database.status.is_degraded:
+                return False
+            repositories = node.database.engine.repositories
+            held.add(tuple(frozenset(repositories[path].ids) - without for path in (SESSIONS, NOTES)))
+        return len(held) == 1
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    async def _join(self, at: float) -> None:
+        await asyncio.sleep(at)
+        node = self.nodes[self.scenario.nodes]
+        self.world.trace.tell(node.name, "joins")
+        if node.process is None:
+            node.start()
+
+    async def _alter(self, at: float) -> None:
+        """Be somebody who can write to the store, but holds no root's key, and rewrites history."""
+        await asyncio.sleep(at)
+        async with self.world.store(self.world.clock) as store:
+            for _ in range(20):
+                try:
+                    found = await store.read(SECRET, CURRENT)
+                    document = decode_document(found.value.reveal())
+                    tree = {**document_tree(document), "generation": document.generation + 1, "history": []}
+                    await store.write(SECRET, pretty(tree), label=CURRENT, expected=found.version.id)
+                except ProviderError:
+                    await asyncio.sleep(0.3)
+                else:
+                    self.world.trace.tell("intruder", "has altered the document")
+                    return
+
+    async def _take_back(self) -> None:
+        """Be the operator who is told that the document is not signed, and takes the last signed one back."""
+        self.world.is_mending = True
+        async with self.world.store(self.world.clock) as store:
+            while not self.world.promises.documents[-1][1].is_signed:
+                examined = await examine_signature(store, SECRET)
+                if not examined.document.is_signed:
+                    sign = sign_current if examined.signed is None else sign_earlier
+                    try:
+                        await sign(
+                            store, SECRET, examined, ask=_nobody, policy=self.world.policy, clock=self.world.clock
+                        )
+                    except ConflictError:
+                        self.world.trace.tell("mender", "meets a conflict")
+                await asyncio.sleep(0.5)
+        self.world.is_mending = False
+
+    async def _obey(self, number: int, command: Command, ended: list[asyncio.Event]) -> None:
+        try:
+            if command.after is not None:
+                await ended[command.after].wait()
+            await asyncio.sleep(command.at)
+            wrong = next((one for one in self.scenario.wrong_clocks if one.command == number), None)
+            is_later = wrong is not None and (wrong.step or wrong.before)
+            skew = command.skew if wrong is None or is_later else wrong.skew
+            is_credulous = wrong is not None and wrong.is_credulous
+            operator = Operator(self.world, f"ops-{number}", skew, is_credulous=is_credulous)
+            if wrong is not None and wrong.step:
+                operator.set_clock_at(wrong.step, wrong.skew)
+            elif wrong is not None and wrong.before:
+                operator.set_clock_before(wrong.before, wrong.skew, partial(self._cut_short, operator))
+            self.operators.append(operator)
+            if command.fate is Fate.KILLED:
+                operator.kill_at(command.step)
+            elif command.fate is Fate.INTERRUPTED:
+                operator.cancel_at(command.step)
+            known = self.nodes if self._knows_joiner() else self.nodes[: self.scenario.nodes]
+            order = Order(quorum=self.scenario.quorum)
+            await self._ended(operator, operator.begin(command.goal, [node.url for node in known], order))
+            self._judge(operator, command)
+        finally:
+            ended[number].set()
+
+    def _cut_short(self, operator: Operator) -> None:
+        """Have a server be away for longer than any command may wait, and an operator die after his next write."""
+        away = Fault(ill=Ill.CRASH, at=0.0, lasts=COMMAND_LIMIT + 20)
+        self._absence = asyncio.create_task(self._suffer(away))
+        operator.kill_at(operator.process.steps + _STEPS_OF_A_WRITE)
+
+    def _judge(self, operator: Operator, command: Command) -> None:
+        """See that a lie ends no command but as that server's failure. Where there is other trouble nobody can tell."""
+        scenario, liar = self.scenario, self.liar
+        if liar is None or scenario.faults or any(one.fate is not None or one.skew for one in scenario.commands):
+            return
+        problem = how_it_failed(operator, command.goal, liar.url, scenario)
+        if problem is not None:
+            self.world.promises.broken.append(f"{operator.name}: {problem}")
+
+    def _another_instance(self) -> str | None:
+        return next((node.database.instance for node in self.nodes if node.database is not None), None)
+
+    def _of_thieves(self) -> frozenset[bytes]:
+        roots = [loot(self.world, root_id) for root_id in self.world.promises.stolen]
+        digests = [commit_digest(thiefs_session(root)) for root in roots if root is not None]
+        return frozenset(digest for digest in digests if digest is not None)
+
+    def _knows_joiner(self) -> bool:
+        return self.scenario.joiner_listed and self.nodes[-1].lives > 0
+
+    async def _ended(self, operator: Operator, task: asyncio.Task[None]) -> None:
+        lives = [node.lives for node in self.nodes]
+        _, late = await asyncio.wait({task}, timeout=COMMAND_LIMIT)
+        if late:
+            self.world.promises.broken.append(f"{operator.name} did not end within {COMMAND_LIMIT:g} s")
+            await operator.process.kill()
+        if operator.is_left_half_way and self._has_only_blips():
+            self.world.promises.broken.append(f"{operator.name} gave up half-way because of blips: {operator.ended}")
+        if operator.report is None:
+            return
+        for node, before in zip(self.nodes, lives, strict=True):
+            counted, real = operator.report.restarts.get(node.url) or 0, node.lives - before
+            if counted > real:
+                self.world.promises.broken.append(
+                    f"{operator.name} reports {counted} restarts of {node.name}, which started {real} times"
+                )
+
+    def _has_only_blips(self) -> bool:
+        """Whether single calls that fail are all that the store does wrong."""
+        ills = {fault.ill for fault in self.scenario.faults if fault.ill.startswith("store")}
+        return ills == {Ill.STORE_BLIPS}
+
+    async def _suffer(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at)
+        who = "store" if fault.ill.startswith("store") else self.nodes[fault.machine].name
+        self.world.trace.tell(who, f"fault: {fault.ill}")
+        mend = await self._strike(fault)
+        await asyncio.sleep(fault.lasts)
+        self.world.trace.tell(who, f"over: {fault.ill}")
+        done = mend()
+        if done is not None:
+            await done
+
+    async def _strike(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
+        """Make it happen; return what ends it."""
+        node, trouble = self.nodes[fault.machine], self.world.network.trouble
+        match fault.ill:
+            case Ill.CRASH | Ill.RESTART:
+                await (node.crash() if fault.ill is Ill.CRASH else node.stop())
+                return lambda: None if node.process is not None else node.start()
+            case Ill.CUT_OFF:
+                trouble.cut.add(node.name)
+                return self._mending(lambda: trouble.cut.discard(node.name))
+            case Ill.CUT_PAIR:
+                pair = (node.name, self.nodes[fault.other].name)
+                trouble.cut_pairs.add(pair)
+                return self._mending(lambda: trouble.cut_pairs.discard(pair))
+            case Ill.REFUSING:
+                trouble.cut.add(node.name)
+                trouble.refusing.add(node.name)
+                return self._mending(
+                    lambda: trouble.cut.discard(node.name), lambda: trouble.refusing.discard(node.name)
+                )
+            case Ill.SLOW:
+                trouble.slow[node.name] = 10 ** (1 + 2 * fault.degree)
+                return self._mending(lambda: trouble.slow.pop(node.name, None))
+            case Ill.LOSES_ANSWERS:
+                trouble.loses_answers[node.name] = fault.degree
+                return self._mending(lambda: trouble.loses_answers.pop(node.name, None))
+            case Ill.CLOCK:
+                before, node.clock.skew = node.clock.skew, timedelta(seconds=160 * (fault.degree - 0.5))
+                return self._mending(lambda: setattr(node.clock, "skew", before))
+        return self._strike_store(fault)
+
+    def _strike_store(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
+        name, trouble = self.nodes[fault.machine].name, self.world.platform.trouble
+        match fault.ill:
+            case Ill.STORE_DOWN | Ill.STORE_HANGS:
+                trouble.down, trouble.hangs = True, fault.ill is Ill.STORE_HANGS
+                return self._mending(lambda: setattr(trouble, "down", False), lambda: setattr(trouble, "hangs", False))
+            case Ill.STORE_CUT:
+                trouble.cut.add(name)
+                return self._mending(lambda: trouble.cut.discard(name))
+            case Ill.STORE_THROTTLES:
+                trouble.throttles = fault.degree
+                return self._mending(lambda: setattr(trouble, "throttles", 0.0))
+            case Ill.STORE_BLIPS:
+                # Longer than the longest pause of a command, so that its next call succeeds.
+                trouble.blips = 1.5 + 3 * fault.degree
+                return self._mending(lambda: setattr(trouble, "blips", 0.0))
+            case Ill.STORE_LOSES_ANSWERS:
+                trouble.loses_answers = fault.degree
+                return self._mending(lambda: setattr(trouble, "loses_answers", 0.0))
+            case _:
+                trouble.slow = 1 + 100 * fault.degree
+                return self._mending(lambda: setattr(trouble, "slow", 1.0))
+
+    def _mending(self, *changes: Callable[[], object]) -> Callable[[], None]:
+        def mend() -> None:
+            for change in changes:
+                change()
+            self.world.network.mended()
+
+        return mend
+
+
+async def _nobody() -> dict[str, ServerIdentity]:
+    return {}
+
+
+def how_it_failed(operator: Operator, goal: Goal, liar: str, scenario: Scenario) -> str | None:
+    """Return why the end of a command in a herd with nothing but one liar is not as it must be; None if it is."""
+    said = operator.ended or "nothing"
+    if goal.is_revocation:
+        return None if operator.revocation is not None else f"a lie ended a revocation: {said}"
+    report = operator.report
+    is_outvoted = goal is Goal.ROTATE and scenario.quorum is not None and scenario.lie in INVALID
+    if is_outvoted and (report is None or report.outcome is not Outcome.ROTATED):
+        return f"a quorum did not outvote a server without a valid answer: {said}"
+    if report is None:
+        return None if liar in said or _BUSY in said else f"a lie ended {goal} with: {said}"
+    if goal is not Goal.ROTATE or report.outcome is Outcome.ROTATED:
+        return None
+    return (
+        None
+        if liar in (report.reason or "")
+        else f"a lie ended a rotation without the liar being named: {report.reason}"
+    )

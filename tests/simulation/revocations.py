@@ -1,0 +1,159 @@
+"""A stolen root: the operator who revokes it, the thief who uses it, and what still counts of what it signed.
+
+What is real: `goatherd.revocation.revoker.Revoker`. What it is not: it says nothing of a rotation (`invariants`).
+
+What a revoked root has signed itself counts as far as it is in the frozen list, so a server's own note that nobody else
+held when the list was closed is lost, by design. What user sessions have signed counts always: their sessions are
+introduced again, and an operator who is told that a server alone holds some of it asks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.client import NodeClient
+from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.revocations import FrozenList, commit_digest
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.providers.values import CURRENT, VersionState
+from goatherd.revocation.report import RevocationReport
+from goatherd.revocation.revoker import NEW, Revoker
+from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.events import Event
+from goatherd.wire.commit import Commit
+from tests.simulation.machine import EPOCH_MS
+from tests.simulation.node import SimulatedNode
+from tests.simulation.store import SimulatedStore
+from tests.simulation.world import NOTES, ORG, POLICY, SECRET, SESSIONS, World
+
+_POLICY: Final = replace(POLICY, flow_patience=timedelta(seconds=3))
+_THIEFS: Final = "a-lie-of-the-thief"
+_WHEN_MS: Final = 1_010_000
+_OK: Final = 200
+_LIFETIME: Final = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What an operator says beside what he wants; all but the quorum of a revocation.
+
+    Attributes:
+        quorum: How many servers must follow a rotation; None for all.
+        root_id: Which root; None for the one that signs, or the one before it.
+        trust_alone: Servers whose word he takes.
+        reopen: Whether the list is closed anew.
+        destroy: Whether the stored keys are destroyed.
+        distrust: Servers whose word on the store's history does not count for a rotation.
+    """
+
+    quorum: int | None = None
+    root_id: str | None = None
+    trust_alone: Sequence[str] = ()
+    reopen: bool = False
+    destroy: bool = False
+    distrust: Sequence[str] = ()
+
+
+async def revoke(
+    world: World,
+    store: SimulatedStore,
+    nodes: Sequence[NodeClient],
+    clock: Clock,
+    order: Order,
+    *,
+    earlier: bool,
+    heard: Callable[[Event], None],
+) -> RevocationReport:
+    """Revoke a root, as an operator does who has looked who signs.
+
+    Args:
+        world: Where; it is told which root is stolen.
+        store: His way to the store.
+        nodes: The servers that he lists.
+        clock: His.
+        order: What he says.
+        earlier: Without a root in `order`: the one that signed before, where there is one that counts.
+        heard: As `Revoker`'s ``on_event``.
+    """
+    root_id = order.root_id
+    if root_id is None:
+        found = await store.read(SECRET, CURRENT)
+        root_id = _chosen(decode_document(found.value.reveal()), earlier=earlier)
+    world.promises.stolen[root_id] = None
+    revoker = Revoker(
+        store, SECRET, nodes, org=ORG, policy=_POLICY, trust_alone=order.trust_alone, clock=clock, on_event=heard
+    )
+    return await revoker.revoke(root_id, reason="stolen", successor=NEW, reopen=order.reopen, destroy=order.destroy)
+
+
+def _chosen(document: IdentityDocument, *, earlier: bool) -> str:
+    others = [root.id for root in document.roots if root.id not in {document.current.id, *document.revoked_ids}]
+    return others[-1] if earlier and others else document.current.id
+
+
+# --- what counts ------------------------------------------------------------------------------------------------------
+
+
+def uncounted(nodes: Iterable[SimulatedNode], document: IdentityDocument) -> frozenset[str]:
+    """Return the ids of commits that revoked roots have signed and that are in no frozen list."""
+    revoked = document.revoked_ids
+    if not revoked:
+        return frozenset()
+    up = [node.database for node in nodes if node.database is not None]
+    counted = set[bytes]().union(*(one.digests for one in frozen_lists(nodes, document)))
+    return frozenset(
+        commit.id
+        for each in up
+        for path in (SESSIONS, NOTES)
+        for commit in each.engine.repository(path)
+        if commit.session in revoked and commit_digest(commit) not in counted
+    )
+
+
+def frozen_lists(nodes: Iterable[SimulatedNode], document: IdentityDocument) -> list[FrozenList]:
+    """Return the lists that the identity names, from whichever servers have them."""
+    named = [one.freeze.digest for one in document.revoked if one.freeze is not None]
+    answers = [
+        node.database.frozen_commits.answer_get(digest)
+        for digest in named
+        for node in nodes
+        if node.database is not None
+    ]
+    return [FrozenList.from_bytes(answer.body) for answer in answers if answer.status == _OK]
+
+
+def holders(world: World, root_id: str) -> tuple[str, ...]:
+    """Return the versions that hold the private key of a root, newest first: the truth."""
+    platform, found = world.platform, []
+    for number in sorted(platform.values, reverse=True):
+        if platform.ledger.describe(number).state is VersionState.ENABLED:
+            held = decode_document(platform.values[number].reveal())
+            if root_id in {one.id for one in (held.current, held.next) if one is not None}:
+                found.append(str(number))
+    return tuple(found)
+
+
+# --- the thief --------------------------------------------------------------------------------------------------------
+
+
+def loot(world: World, root_id: str) -> OwnedSession | None:
+    """Return a root with its private key, as somebody has it who has read the store while it signed."""
+    return next((one.current for _, one in world.promises.documents if one.current.id == root_id), None)
+
+
+def thiefs_session(stolen: OwnedSession) -> Commit:
+    """Return the commit by which a stolen root makes the thief an administrator."""
+    key = stolen.session.public_key  # of any key that he has: this one needs no new one
+    session = Session(
+        id=f"{_THIEFS}-{stolen.id}"[:64],
+        public_key=key,
+        owner="admin",
+        expiration_ms=EPOCH_MS + _LIFETIME // timedelta(milliseconds=1),
+    )
+    commit_id = "".join(one for one in f"thief{stolen.id}".lower() if one.isalnum()).ljust(24, "0")[:24]
+    raw = session_commit(session, signer=stolen, commit_id=commit_id, ts=EPOCH_MS + _WHEN_MS, org=ORG)
+    return Commit.from_json(raw, org=ORG)
