@@ -27,7 +27,7 @@ test-deep: .venv/.dev tools ## what takes long: exploration at full size, thousa
 
 tools: ## servers and linters that the tests run against, into build/tools: OpenBao, moto, promtool, hadolint
 	@for tool in openbao moto linters promtool; do \
-	    tools/install-$$tool || echo "tools/install-$$tool failed: the tests that need it are skipped, and counted" >&2; \
+	    scripts/install-$$tool || echo "scripts/install-$$tool failed: the tests that need it are skipped, and counted" >&2; \
 	done
 
 lint: .venv/.dev ## ruff (rules and format) and the import contracts

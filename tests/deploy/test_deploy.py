@@ -32,7 +32,7 @@ def named(path: Path) -> str:
 def linted(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = LINTERS / tool
     if not program.exists():
-        pytest.skip(f"{tool} IS NOT INSTALLED, SO deploy/ IS NOT LINTED: run tools/install-linters")
+        pytest.skip(f"{tool} IS NOT INSTALLED, SO deploy/ IS NOT LINTED: run scripts/install-linters")
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -25,8 +25,8 @@ import httpx2
 VARIABLE: Final = "GOATHERD_MOTO"
 INSTALLED: Final = Path("build/tools/moto/bin/moto_server")
 WHY_SKIPPED: Final = (
-    f"NO MOTO, SO THE AWS PROVIDER IS TESTED AGAINST OUR OWN FAKE ONLY: run tools/install-moto, or set {VARIABLE} to a "
-    "moto_server"
+    f"NO MOTO, SO THE AWS PROVIDER IS TESTED AGAINST OUR OWN FAKE ONLY: run scripts/install-moto, or set {VARIABLE} to "
+    "a moto_server"
 )
 
 _READY_WITHIN: Final = 30.0
@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def find_moto() -> Path | None:
-    """Return the server's program: from `GOATHERD_MOTO`, or where tools/install-moto puts it; or None."""
+    """Return the server's program: from `GOATHERD_MOTO`, or where scripts/install-moto puts it; or None."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     for place in (Path(__file__).resolve().parents[2], Path.cwd()):

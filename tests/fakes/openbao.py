@@ -32,7 +32,7 @@ INSTALLED: Final = Path("build/tools/openbao/bin/bao")
 ROOT_TOKEN: Final = f"goatherd-test-{secrets.token_hex(8)}"
 """Of this process's servers, so that another's, which took the port first, is not mistaken for ours."""
 WHY_SKIPPED: Final = (
-    "NO OPENBAO, SO THE VAULT PROVIDER IS NOT TESTED: run tools/install-openbao, put `bao` on the PATH, or set "
+    "NO OPENBAO, SO THE VAULT PROVIDER IS NOT TESTED: run scripts/install-openbao, put `bao` on the PATH, or set "
     f"{VARIABLE}"
 )
 
@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def find_bao(root: Path | None = None) -> Path | None:
-    """Return the server's program: from `GOATHERD_BAO`, where tools/install-openbao puts it, or the PATH; or None.
+    """Return the server's program: from `GOATHERD_BAO`, where scripts/install-openbao puts it, or the PATH; or None.
 
     Args:
         root: The directory of the repository; by default found from this file, else the working directory.

@@ -506,7 +506,7 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
         assert str(rule["alert"]) in (ROOT / "docs/how-to/monitor.md").read_text()
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: tools/install-promtool")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
 @pytest.mark.parametrize("arguments", [["check", "rules"], ["test", "rules"]], ids=" ".join)
 def test_promtool_accepts_the_alerts_and_they_fire_when_they_should(arguments: list[str]) -> None:
     path = ALERTS if arguments[0] == "check" else ALERTS.with_name("alerts_test.yaml")
@@ -514,7 +514,7 @@ def test_promtool_accepts_the_alerts_and_they_fire_when_they_should(arguments: l
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: tools/install-promtool")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
 def test_promtool_finds_nothing_wrong_with_what_is_exported(node_text: bytes) -> None:
     for text in (node_text, exposition(everything().samples())):
         done = subprocess.run([str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False)
