@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from goatherd.clock import SystemClock
-from goatherd.door import Door, Limits, Rule, TrustedSessions
+from goatherd.door import Door, DoorLimits, Rule, TrustedSessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create
@@ -120,7 +120,7 @@ class Identity:
 @contextlib.asynccontextmanager
 async def world(
     *,
-    limits: Limits | None = None,
+    limits: DoorLimits | None = None,
     private: bool = False,
     leaks: bool = True,
     forwarded_by: tuple[str, ...] = (),

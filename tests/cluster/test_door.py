@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.door import Limits, Rate, Rule
+from goatherd.door import DoorLimits, Rate, Rule
 from goatherd.identity.session import OwnedSession, sign_commit, sign_data, verify_commit
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
@@ -888,14 +888,16 @@ FEW = Rate(per_second=0.001, burst=3)
 @pytest.mark.parametrize(
     ("limits", "attempt"),
     [
-        (Limits(requests=FEW), lambda w: w.http.get(w.door.url + "/healthy")),
-        (Limits(session_requests=FEW), lambda w: w.send(True, [])),
-        (Limits(new_sessions=FEW), lambda w: w.http.post(w.door.url + "/auth/session", json=NEW)),
-        (Limits(new_repositories=FEW), lambda w: w.send(True, [element(f"/data/{new_id()}")])),
+        (DoorLimits(requests=FEW), lambda w: w.http.get(w.door.url + "/healthy")),
+        (DoorLimits(session_requests=FEW), lambda w: w.send(True, [])),
+        (DoorLimits(new_sessions=FEW), lambda w: w.http.post(w.door.url + "/auth/session", json=NEW)),
+        (DoorLimits(new_repositories=FEW), lambda w: w.send(True, [element(f"/data/{new_id()}")])),
     ],
     ids=["requests", "session", "new sessions", "repositories"],
 )
-async def test_who_asks_too_often_is_told_when_to_come_again(limits: Limits, attempt: Callable[[World], Any]) -> None:
+async def test_who_asks_too_often_is_told_when_to_come_again(
+    limits: DoorLimits, attempt: Callable[[World], Any]
+) -> None:
     async with world(limits=limits) as w:
         statuses = [await attempt(w) for _ in range(5)]
         assert [each.status_code for each in statuses] == [200, 200, 200, 429, 429]
@@ -904,7 +906,7 @@ async def test_who_asks_too_often_is_told_when_to_come_again(limits: Limits, att
 
 
 async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
-    async with world(limits=Limits(repositories=3, new_repositories=Rate(per_second=0.001, burst=4))) as w:
+    async with world(limits=DoorLimits(repositories=3, new_repositories=Rate(per_second=0.001, burst=4))) as w:
         forged = envelope(signed_header(Y), i=X.id)
         for number in range(20):
             assert (await w.send(True, [element(f"/data/f{number}")], forged)).status_code == 403
@@ -915,7 +917,7 @@ async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
 
 
 async def test_there_is_always_room_for_one_more_repository_and_no_id_is_forgotten_for_it() -> None:
-    async with world(limits=Limits(repositories=3)) as w:
+    async with world(limits=DoorLimits(repositories=3)) as w:
         first = note(X)
         assert (await w.push(True, "/data/0", first)).status_code == 200
         for number in range(1, 6):
@@ -929,7 +931,7 @@ async def test_there_is_always_room_for_one_more_repository_and_no_id_is_forgott
 
 
 async def test_the_indexes_of_repositories_are_not_more_than_so_many() -> None:
-    async with world(limits=Limits(repositories=3)) as w:
+    async with world(limits=DoorLimits(repositories=3)) as w:
         for number in range(8):
             assert (await w.push(True, f"/data/{number}", note(X))).status_code == 200
             await w.door._indexes[ORG]._indexes[f"/data/{number}"].refresh()
@@ -940,7 +942,7 @@ NEW = {"publicKey": owned("new").session.public_key.to_jwk()}
 
 
 async def test_nobody_uses_up_the_share_of_another_s_session() -> None:
-    async with world(limits=Limits(session_requests=FEW)) as w:
+    async with world(limits=DoorLimits(session_requests=FEW)) as w:
         forged = envelope(signed_header(Y), i=X.id)
         for _ in range(10):
             assert (await w.send(True, [], forged)).status_code == 403
@@ -948,14 +950,14 @@ async def test_nobody_uses_up_the_share_of_another_s_session() -> None:
 
 
 async def test_addresses_are_counted_apart_where_a_trusted_proxy_names_them() -> None:
-    async with world(limits=Limits(requests=FEW), forwarded_by=("127.0.0.0/8",)) as w:
+    async with world(limits=DoorLimits(requests=FEW), forwarded_by=("127.0.0.0/8",)) as w:
         for caller in ("192.0.2.1", "192.0.2.2"):
             answers = [
                 await w.http.get(w.door.url + "/healthy", headers={"x-forwarded-for": f"spoofed, {caller}"})
                 for _ in range(4)
             ]
             assert [each.status_code for each in answers] == [200, 200, 200, 429]
-    async with world(limits=Limits(requests=FEW)) as w:
+    async with world(limits=DoorLimits(requests=FEW)) as w:
         answers = [
             await w.http.get(w.door.url + "/healthy", headers={"x-forwarded-for": f"192.0.2.{n}"}) for n in range(4)
         ]
@@ -964,7 +966,7 @@ async def test_addresses_are_counted_apart_where_a_trusted_proxy_names_them() ->
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
 async def test_a_body_that_is_too_large_is_413(is_chunked: bool) -> None:
-    async with world(limits=Limits(body_bytes=100_000)) as w:
+    async with world(limits=DoorLimits(body_bytes=100_000)) as w:
 
         async def parts() -> Any:
             for _ in range(20):
@@ -978,7 +980,7 @@ async def test_a_body_that_is_too_large_is_413(is_chunked: bool) -> None:
 
 
 async def test_bodies_that_do_not_fit_into_memory_together_wait() -> None:
-    async with world(limits=Limits(buffered_bytes=50_000)) as w:
+    async with world(limits=DoorLimits(buffered_bytes=50_000)) as w:
         response = await w.send(True, b" " * 60_000)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"

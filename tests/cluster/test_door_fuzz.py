@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goatherd.door import Limits, Rate
+from goatherd.door import DoorLimits, Rate
 from goatherd.door.request_checks import RefusedError, read_batch
 from tests.cluster.door_world import X, world
 from tests.unit.goats import commit_by, element, signed_header
@@ -18,7 +18,7 @@ from tests.unit.goats import commit_by, element, signed_header
 pytestmark = pytest.mark.slow
 
 FREE = Rate(per_second=1e6, burst=1e6)
-LIMITS = Limits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
+LIMITS = DoorLimits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
 
 LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 import goatherd.trust
-from goatherd.door import Limits, Rule, door, proxy
+from goatherd.door import DoorLimits, Rule, door, proxy
 from goatherd.door.delivery import smallest_portion
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
@@ -339,7 +339,7 @@ async def push_at_random(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             while w.door._proxy._deliveries or w.door.status.requests:
                 await asyncio.sleep(0.01)
         assert not w.door._indexes[ORG]._indexes[NOTES]._claims
-        assert w.door._gate.budget._left == Limits().buffered_bytes
+        assert w.door._gate.budget._left == DoorLimits().buffered_bytes
 
 
 @pytest.mark.slow
@@ -408,7 +408,7 @@ async def test_what_waits_for_its_session_keeps_no_memory_from_others(
 ) -> None:
     """A small body has been read when it waits, a large one has not."""
     monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
-    async with world(limits=Limits(buffered_bytes=110_000)) as w:
+    async with world(limits=DoorLimits(buffered_bytes=110_000)) as w:
         commit, late = commit_by(X, "k", {"text": "x"}), commit_by(FRESH, "j", {"text": "x"})
         async with not_listed(w, [late], size) as pushing:
             body = to_json_bytes([element(NOTES, [commit])]).ljust(100_000)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from goatherd.admission.requests import decode_session_request
 from goatherd.audit.records import verify as verify_trail
 from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
 from goatherd.data_directory import check_understood
-from goatherd.door import Limits as DoorLimits
-from goatherd.door import key_filter, request_checks
+from goatherd.door import DoorLimits, key_filter, request_checks
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.revocations import FrozenList
@@ -25,10 +25,11 @@ from goatherd.identity.session import Session, parse_signature
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create
-from goatherd.node.admission import Limits, decode_commit, decode_session_request
+from goatherd.node.commit_checks import read_commit
 from goatherd.node.data_check import decode_lines
 from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Repository
+from goatherd.node.views import SyncLimits
 from goatherd.plugins import open_provider
 from goatherd.providers import versioned_record
 from goatherd.providers.azure.records import decode_leftover
@@ -113,10 +114,10 @@ def _object(data: bytes) -> Mapping[str, Any]:
 
 
 def _commit(data: bytes) -> object:
-    return decode_commit(
+    return read_commit(
         parse_json(data),
         Repository("/data/a", MemoryLog(), org=ORG, connection="c", own_session=lambda: X.id),
-        Limits(),
+        SyncLimits(),
         NOW,
     )
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from goatherd.door import Door, Limits, Rate, TrustedSessions
+from goatherd.door import Door, DoorLimits, Rate, TrustedSessions
 from goatherd.serving.limits import CallerLimits
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, X, identity
@@ -155,7 +155,7 @@ async def test_no_request_holds_the_loop_of_the_door() -> None:
     thread.start()
     try:
         await asyncio.to_thread(ready.wait, HANG)
-        limits = Limits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
+        limits = DoorLimits(requests=FREE, session_requests=FREE, new_sessions=FREE, mails=FREE, new_repositories=FREE)
         trust = TrustedSessions(org=ORG, identity=identity())
         async with Door(upstream=started[0].url, trust=trust, limits=limits) as door:
             await trust.refresh()

@@ -8,13 +8,13 @@ from functools import cache
 from itertools import count
 from typing import Any
 
+from goatherd.admission.access import AccessRule
 from goatherd.crypto import PrivateKey
 from goatherd.identity.session import OwnedSession, Session, sign_commit, sign_request
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import Engine, Response, drive_inline
 from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Log, Repository
-from goatherd.node.rules import Rule
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -107,7 +107,7 @@ class Node:
         current: OwnedSession,
         *roots: OwnedSession,
         logs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-        rules: Sequence[Rule] = (),
+        rules: Sequence[AccessRule] = (),
         registry: Registry = BUILTIN,
         load: bool = True,
         **more: Any,

@@ -23,11 +23,12 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.node import concurrent_creation
-from goatherd.node.admission import Limits, decode_commit
+from goatherd.node.commit_checks import read_commit
 from goatherd.node.concurrent_creation import PORTION, unmerged_creations
 from goatherd.node.log_storage import LogDirectory, MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
+from goatherd.node.views import SyncLimits
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
@@ -155,7 +156,7 @@ def test_many_births_are_merged_in_portions_that_every_peer_takes(monkeypatch: p
     merges = sorted([each for each in map(repository.get, repository.ids) if each and each.parents], key=lambda c: c.ts)
     assert [len(each.parents) for each in merges] == [3, 4, 4, 3]
     for each in merges:
-        decode_commit(each.to_json(), other.repository("/data/test"), Limits(parents=PORTION + 1), NOW)
+        read_commit(each.to_json(), other.repository("/data/test"), SyncLimits(parents=PORTION + 1), NOW)
     (leaf,) = one.repository("/data/test").leaves("k")
     assert leaf.data is not None
     assert leaf.data["text"] == "10"
@@ -165,7 +166,7 @@ def test_many_births_are_merged_in_portions_that_every_peer_takes(monkeypatch: p
 
 
 def test_a_portion_of_births_is_no_more_than_a_peer_takes_as_parents() -> None:
-    assert Limits().parents >= PORTION + 1
+    assert SyncLimits().parents >= PORTION + 1
 
 
 def test_all_servers_of_one_root_make_the_same_merge() -> None:

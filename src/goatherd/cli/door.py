@@ -116,7 +116,7 @@ async def _serve(
     private: bool,
 ) -> None:
     """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
-    from goatherd.door import Door, Limits, TrustedSessions
+    from goatherd.door import Door, DoorLimits, TrustedSessions
     from goatherd.door.report import DoorAPI
     from goatherd.settings import CloudSecretSettings
 
@@ -138,7 +138,7 @@ async def _serve(
                 port=port,
                 public_url=public_url,
                 private=private,
-                limits=Limits(**build_caller_limits(options)),
+                limits=DoorLimits(**build_caller_limits(options)),
                 forwarded_by=options.limits_forwarded_by,
                 own=own.answer,
             ) as opened:

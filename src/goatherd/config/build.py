@@ -339,7 +339,7 @@ def build_door(options: Options, url: str, *, host: str, port: int, public_url: 
         public_url: How callers reach it.
         private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
     """
-    from goatherd.door import Door, Limits, TrustedSessions
+    from goatherd.door import Door, DoorLimits, TrustedSessions
 
     @asynccontextmanager
     async def opened(handovers: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:
@@ -355,7 +355,7 @@ def build_door(options: Options, url: str, *, host: str, port: int, public_url: 
             port=port,
             public_url=public_url,
             private=private,
-            limits=Limits(**build_caller_limits(options)),
+            limits=DoorLimits(**build_caller_limits(options)),
             forwarded_by=options.limits_forwarded_by,
             own=own.answer,
             guard=own.guard,

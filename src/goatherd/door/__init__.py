@@ -8,9 +8,9 @@ child), `upstream` (HTTP to the child), `exchange` (one request and its answer),
 """
 
 from goatherd.door.door import Door, DoorStatus
-from goatherd.door.limits import Limits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import Rule
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.serving.limits import Rate
 
-__all__ = ["Door", "DoorStatus", "Limits", "Rate", "Rule", "TrustedSessions"]
+__all__ = ["Door", "DoorLimits", "DoorStatus", "Rate", "Rule", "TrustedSessions"]

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from goatherd.clock import Clock, SystemClock
 from goatherd.door.commit_index import Indexes
 from goatherd.door.exchange import HeaderRewriter
-from goatherd.door.limits import Limits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.proxy import Answerer, Proxy
 from goatherd.door.request_checks import Rule
 from goatherd.door.trusted_sessions import TrustedSessions
@@ -124,7 +124,7 @@ class Door:
         trust: TrustedSessions | Sequence[TrustedSessions],
         host: str = "127.0.0.1",
         port: int = 0,
-        limits: Limits | None = None,
+        limits: DoorLimits | None = None,
         private: bool = False,
         public_url: str | None = None,
         forwarded_by: Iterable[str] = (),
@@ -142,7 +142,7 @@ class Door:
         self._guard = guard or RequestGuard(lambda: instance)
         self._is_restarting = is_restarting
         self.trusts = (trust,) if isinstance(trust, TrustedSessions) else tuple(trust)
-        self._limits = limits or Limits()
+        self._limits = limits or DoorLimits()
         self._private = private
         self._public_url = public_url
         self._clock: Clock = clock or SystemClock()

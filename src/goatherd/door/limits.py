@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from goatherd.admission.limits import RequestLimits
 from goatherd.serving.limits import CallerLimits, Rate
-
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits(CallerLimits):
+class DoorLimits(CallerLimits, RequestLimits):
     """Limits on the requests that the door passes on.
 
     Attributes:
@@ -21,14 +20,7 @@ class Limits(CallerLimits):
         new_repositories: Repositories of one address that nobody has asked for since the door opened; the child makes
             a file for each and never closes it.
         repositories: Repositories that are remembered as asked for; the one not asked for for longest is forgotten.
-        elements: Of one batch; real clients and servers send up to 19.
-        seeds: Hash functions of one filter.
-        filter_bytes: Bytes of one filter.
         size: The count ``s`` of one message; the child sizes its answer's filter by it.
-        parents: Of one commit.
-        ancestor_bytes: Bytes of one ancestors filter.
-        depth: Nesting of one element.
-        ahead: How far in the future a commit's time may lie.
         index_commits: Ids held to judge what depends on the child's commits (concurrent creations, circular deltas).
         login_age: How old a login token may be.
     """
@@ -37,12 +29,6 @@ class Limits(CallerLimits):
     new_repositories: Rate = field(default=Rate(per_second=2, burst=200))
     repositories: int = 50_000
     elements: int = 64
-    seeds: int = 64
-    filter_bytes: int = 4 * _MIB
     size: int = 1_000_000
-    parents: int = 1000
-    ancestor_bytes: int = _MIB
-    depth: int = 64
-    ahead: timedelta = timedelta(days=1)
     index_commits: int = 1_000_000
     login_age: timedelta = timedelta(hours=1)

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from goatherd.admission.access import is_allowed_by_default
 from goatherd.clock import Clock
 from goatherd.door.binding import give_misdirected, instance_headers, is_misdirected
 from goatherd.door.commit_index import Indexes, RepositoryIndex
@@ -32,7 +33,7 @@ from goatherd.door.key_filter import (
     session_answer,
     with_introductions,
 )
-from goatherd.door.limits import Limits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import (
     DroppedError,
     Element,
@@ -42,7 +43,6 @@ from goatherd.door.request_checks import (
     check_method,
     check_session_request,
     check_target,
-    may_write_privately,
     read_batch,
     read_commit,
     read_mail_request,
@@ -129,7 +129,7 @@ class Proxy:
         upstream: Upstream,
         trusts: Sequence[TrustedSessions],
         indexes: Mapping[str, Indexes],
-        limits: Limits,
+        limits: DoorLimits,
         gate: Gate,
         clock: Clock,
         executor: Executor | None,
@@ -669,7 +669,7 @@ class Proxy:
 
     def _may_write(self, trust: TrustedSessions, path: str, commit: Commit) -> bool:
         author = trust.pool.session(commit.session)
-        return author.is_root or may_write_privately(path, author.owner)
+        return author.is_root or is_allowed_by_default(path, author.owner)
 
     async def _admitted(self, index: RepositoryIndex, commits: Sequence[Verified]) -> list[Verified]:
         problems = await index.admit([each.commit for each in commits])

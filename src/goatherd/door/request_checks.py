@@ -12,7 +12,6 @@ is refused repeats it indefinitely and is offline for all its repositories meanw
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +21,12 @@ from functools import lru_cache
 from typing import Any, Final
 from unicodedata import category, normalize
 
-from goatherd.crypto import PublicKey
-from goatherd.door.limits import Limits
+from goatherd.admission.commits import NotAdmittedError, decode_commit, is_nested_deeper
+from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
+from goatherd.door.limits import DoorLimits
 from goatherd.errors import (
     AuthorMismatchError,
     DecodeError,
-    EncodeError,
     ExpiredSessionError,
     GoatherdError,
     PathError,
@@ -36,18 +35,16 @@ from goatherd.errors import (
     UntrustedRootError,
     WireError,
 )
-from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
+from goatherd.identity.session_commits import SESSIONS_NAMESPACE
 from goatherd.serving.limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
-from goatherd.wire.items import record_data
-from goatherd.wire.json import levels, parse_json
+from goatherd.wire.json import parse_json
 from goatherd.wire.messages import decode_request_element
-from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
+from goatherd.wire.paths import SESSIONS_PATH
 from goatherd.wire.schema import BUILTIN, Registry
 
-NAME_LENGTH: Final = 100
 SESSION_BYTES: Final = 64 * 1024
 """Bytes of a commit in `SESSIONS_PATH`; GoatDB's have one or two thousand."""
 
@@ -242,7 +239,7 @@ class Element:
     is_large: bool = False
 
 
-def read_batch(body: bytes, limits: Limits) -> list[Element]:
+def read_batch(body: bytes, limits: DoorLimits) -> list[Element]:
     """Read the body of ``POST /batch-sync``, everything in it but the commits.
 
     Raises:
@@ -298,7 +295,7 @@ _MEMBERS: Final = frozenset({"ver", "f", "s", "c", "ad"})
 _BASE64: Final = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
-def _is_as_always(raw: Any, limits: Limits) -> bool:
+def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
     """Whether an element is what GoatDB's clients write, so that decoding it would find nothing to refuse.
 
     Most requests are polls, and this is most of what the door does with one.
@@ -329,19 +326,17 @@ def _is_as_always(raw: Any, limits: Limits) -> bool:
     return all(type(seed) is int and 0 <= seed < 2**53 for seed in seeds)
 
 
-def _read_element(raw: Any, limits: Limits) -> Element:
+def _read_element(raw: Any, limits: DoorLimits) -> Element:
     if _is_as_always(raw, limits):
         path = _read_path(raw["path"])
         _check_size(raw["msg"].get("s"), limits)
         return Element(raw, path, list(raw["msg"]["c"]))
     try:
         given, message = decode_request_element(raw)
+        path = _read_path(given)
+        check_filter_size(message.filter, limits)
     except DecodeError as error:
         raise RefusedError(Rule.MESSAGE, 400, str(error)) from None
-    path = _read_path(given)
-    held = message.filter
-    if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
-        raise RefusedError(Rule.MESSAGE, 400, "a filter of this size is not believable")
     _check_size(raw["msg"].get("s"), limits)
     _check_marks(raw)
     _check_nesting({name: value for name, value in raw["msg"].items() if name != "c"}, limits.depth)
@@ -350,23 +345,19 @@ def _read_element(raw: Any, limits: Limits) -> Element:
 
 def _read_path(given: str) -> str:
     try:
-        # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
-        kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/", 2)[:2]))
+        return read_repository_path(given)
     except PathError as error:
         raise RefusedError(Rule.PATH, 400, str(error)) from None
-    if len(kind) > NAME_LENGTH or len(name) > NAME_LENGTH:
-        raise RefusedError(Rule.PATH, 400, "a repository's name is too long")
-    return f"/{kind}/{name}"
 
 
-def _check_size(size: Any, limits: Limits) -> None:
+def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
         # SECURITY: 1e8 here ends the child's process (tests/cluster/test_door.py).
         raise RefusedError(Rule.MESSAGE, 400, "the count s is not believable")
 
 
 def _check_nesting(value: Any, depth: int) -> None:
-    if not _is_harmless(value, depth):
+    if is_nested_deeper(value, depth, _POISON):
         raise RefusedError(Rule.MESSAGE, 400, "nested too deeply, or with a member that stops the child's decoder")
 
 
@@ -390,27 +381,20 @@ def _is_marked(value: Any) -> bool:
 _POISON: Final = ("hasOwnProperty", "__proto__")
 
 
-def _is_harmless(value: Any, depth: int) -> bool:
-    """Whether JSON is nested at most so deep and has no member ``hasOwnProperty``."""
-    for index, level in enumerate(levels(value)):
-        if index == depth or any(name in item for item in level if type(item) is dict for name in _POISON):
-            return False
-    return True
+def read_commit(
+    raw: Any, path: str, *, org: str, limits: DoorLimits, now_ms: int, registry: Registry = BUILTIN
+) -> Commit:
+    """Decode a commit and check everything that needs neither its signer nor what the server holds.
 
-
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_KEY = re.compile(r"[a-z0-9_-]{1,200}")
-
-
-def read_commit(raw: Any, path: str, *, org: str, limits: Limits, now_ms: int, registry: Registry = BUILTIN) -> Commit:
-    """Decode a commit and check everything that needs neither its signer nor what the child holds.
+    The form is judged as in the node (`goatherd.admission.commits`); what only an unmodified server cannot handle is
+    rejected here.
 
     Raises:
-        DroppedError: It is not to be stored.
+        DroppedError: The commit must not be stored.
     """
     if not isinstance(raw, dict):
         raise DroppedError(Rule.COMMIT, "a commit is a JSON object")
-    if not _is_harmless(raw, limits.depth):
+    if is_nested_deeper(raw, limits.depth, _POISON):
         raise DroppedError(Rule.CONTENTS, "nested too deeply, or with a member that stops the child's decoder")
     if _is_marked(raw) or _is_marked(raw.get("c")):
         # SECURITY: as for messages; the signature covers what is judged here, not what the child might unpack.
@@ -419,77 +403,38 @@ def read_commit(raw: Any, path: str, *, org: str, limits: Limits, now_ms: int, r
         # SECURITY: not signed, and the child takes it for its own counter (tests/cluster/test_door.py).
         raise DroppedError(Rule.COMMIT, "a commit on the wire has no age")
     try:
-        commit = Commit.from_json(raw, org=org, registry=registry)
+        commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)
+    except NotAdmittedError as error:
+        raise DroppedError(Rule(error.fault.value), str(error)) from None
     except WireError as error:
         raise DroppedError(Rule.COMMIT, str(error)) from None
-    if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:
-        raise DroppedError(Rule.COMMIT, "a commit's id or key is not one that GoatDB makes")
-    if not math.isfinite(commit.ts) or commit.ts <= 0:
-        raise DroppedError(Rule.TIME, f"commit {commit.id!r} has no time")
-    if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
-        raise DroppedError(Rule.TIME, f"commit {commit.id!r} is from the future")
-    _check_ancestors(commit, limits)
-    if commit.contents != raw["c"]:
-        try:
-            commit.check_lasting(registry)
-        except WireError as error:
-            raise DroppedError(Rule.CONTENTS, str(error)) from None
-    _check_contents(commit, path, registry)
+    _check_ancestors(commit)
+    if path != SESSIONS_PATH and commit.namespace == SESSIONS_NAMESPACE:
+        # COMPAT: the child learns sessions from commits of this schema in any repository.
+        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session outside of {SESSIONS_PATH}")
+    if commit.is_delta and commit.base == commit.id:
+        raise DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on itself")
+    if not commit.is_delta and commit.schema is None:
+        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} holds the null item")
     return commit
 
 
-def _check_ancestors(commit: Commit, limits: Limits) -> None:
-    if len(commit.parents) > limits.parents or commit.id in commit.parents:
-        raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has impossible parents")
+def _check_ancestors(commit: Commit) -> None:
+    """Reject claims about ancestors on which GoatDB crashes when it merges; a server of our own accepts them."""
     held = commit.ancestors_filter
     if held is not None:
-        if len(held.bits) > limits.ancestor_bytes or not 0 < len(held.seeds) <= limits.seeds:
+        if not held.seeds:
             raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible ancestors filter")
         if _is_full(held):
             # SECURITY: a filter that holds everything vetoes merges, or makes them throw.
             raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} claims every commit as its ancestor")
     capacity = 0 if held is None else 8 * len(held.bits)
-    if not 0 <= commit.ancestors_count <= capacity:
+    if commit.ancestors_count > capacity:
         raise DroppedError(Rule.ANCESTORS, f"commit {commit.id!r} has an impossible number of ancestors")
 
 
 def _is_full(held: BloomFilter) -> bool:
     return bool(held.bits) and held.bits.count(0xFF) == len(held.bits)
-
-
-def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
-    """Refuse contents on which the child, or its clients, die when they open or merge them."""
-    if path == SESSIONS_PATH:
-        try:
-            # SECURITY: any other value in there keeps the child from ever starting again (tests/cluster/test_door.py);
-            # its key must be the session's id.
-            session_from_commit(commit)
-        except DecodeError as error:
-            raise DroppedError(Rule.SESSION_ITEM, str(error)) from None
-    elif commit.namespace == SESSIONS_NAMESPACE:
-        # COMPAT: the child learns sessions from commits of this schema in any repository.
-        raise DroppedError(Rule.SESSION_ITEM, f"commit {commit.id!r} is a session outside of {SESSIONS_PATH}")
-    if commit.is_delta:
-        if commit.base == commit.id:
-            raise DroppedError(Rule.DELTA, f"commit {commit.id!r} builds on itself")
-        return
-    if commit.schema is None or commit.schema == "null":
-        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r} holds the null item")
-    schema, record = registry.from_marker(commit.schema), commit.record
-    if schema is None or record is None:
-        return  # a schema of the application's; only the child knows it
-    try:
-        problem = schema.problem(record_data(record, registry))
-    except EncodeError as error:
-        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r}: {error}") from None
-    if problem is not None:
-        raise DroppedError(Rule.CONTENTS, f"commit {commit.id!r}: {problem}")
-
-
-def may_write_privately(path: str, owner: str | None) -> bool:
-    """Whether GoatDB's documentation lets a session with `owner`, no root, write a repository."""
-    kind, _, name = path.removeprefix("/").partition("/")
-    return kind != "sys" and (kind != "user" or (owner is not None and owner == name))
 
 
 _VERDICTS: Final[tuple[tuple[type[GoatherdError], Rule], ...]] = (
@@ -517,26 +462,9 @@ def check_session_request(body: bytes) -> None:
             (COMPAT: 500 there, after the fact).
     """
     try:
-        request = parse_json(body)
-    except DecodeError:
-        request = None
-    if request is None:
-        raise _key_refused("InvalidPublicKey")
-    jwk = request.get("publicKey", "") if isinstance(request, dict) else ""
-    if jwk is not None and not isinstance(jwk, dict | list):
-        raise _key_refused("MissingPublicKey")
-    if not isinstance(jwk, dict) or "d" in jwk or jwk.get("ext") is False:
-        raise _key_refused("InvalidPublicKey")
-    if jwk.get("key_ops", ["verify"]) != ["verify"]:
-        raise _key_refused("InvalidPublicKey")
-    try:
-        PublicKey.from_jwk(jwk).check()
-    except DecodeError:
-        raise _key_refused("InvalidPublicKey") from None
-
-
-def _key_refused(error: str) -> RefusedError:
-    return RefusedError(Rule.SESSION_KEY, 400, error, body=b'{"error":"%s"}' % error.encode())
+        decode_session_request(body)
+    except DecodeError as error:
+        raise RefusedError(Rule.SESSION_KEY, 400, str(error), body=b'{"error":"%s"}' % str(error).encode()) from None
 
 
 def read_mail_request(body: bytes) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 * `storage`: where commits rest, on disk or in memory
 * `repository`: the commits of one repository: graph, leaves, heads, items
 * `concurrent_creation`: merges of concurrent creations of one key
-* `rules`, `admission`: who may read and write what, and what a commit must look like
+* `commit_checks`: which commits a repository accepts, beyond `goatherd.admission`
 * `views`: what one requester may see of a repository
 * `engine`: what a request means; pure
 * `disk`, `pending_commits`: when commits are on the disk; commits whose signers are not trusted yet

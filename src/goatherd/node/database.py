@@ -35,6 +35,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import orjson
 
+from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import NO_SERVER, NodeClient
 from goatherd.cluster.introductions import introduction_source
@@ -60,7 +61,6 @@ from goatherd.node.log_storage import Disk, LogDirectory, TrackedLog, TrackedUnu
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
-from goatherd.node.rules import Rule
 from goatherd.node.unused_session_exchange import UnusedExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.serving.gate import LONGEST_PAUSE
@@ -294,7 +294,7 @@ class Database:
         verifiers: Executor | None = None,
         clock: Clock | None = None,
         registry: Registry = BUILTIN,
-        rules: Sequence[Rule] = (),
+        rules: Sequence[AccessRule] = (),
         peers: Sequence[str] = (),
         debug: bool = False,
         new_id: Callable[[], str] = random_id,

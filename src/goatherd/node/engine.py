@@ -43,13 +43,13 @@ Differences from GoatDB 0.5.1, each with its reason in docs/reference/compatibil
   else in /sys/sessions is refused, not stored
 * a session that arrives in one message with the root that introduces it is accepted at once (there: next round)
 * /sys/* and /user/<id> are closed to others unless the application's rules open them
-* limits (`goatherd.node.admission.Limits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
+* limits (`goatherd.node.views.SyncLimits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
 * commits from more than a day ahead are refused
 * commits that change a key's schema, miss required fields or have wrong types, or deltas on deltas, are refused:
   they kill the servers and clients that merge or read them
 * commits of schemas that are not registered are stored and passed on (there: skipped)
-* an answer holds at most `Limits.reply_commits` commits per element, and `Limits.reply_bytes` in all, found by
-  about `Limits.reply_lookups` looks; the rest follows in later rounds
+* an answer holds at most `SyncLimits.reply_commits` commits per element, and `SyncLimits.reply_bytes` in all, found by
+  about `SyncLimits.reply_lookups` looks; the rest follows in later rounds
 * the answer waits for the disk (there: a crash may lose acknowledged commits)
 * repositories are opened only for well-formed paths, and a file appears with the first commit
 * invalid keys at /auth/session are 400 (P-256, off the curve, short: there 500); 503 when the root has expired
@@ -66,6 +66,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from goatherd.admission.access import Access, AccessRule, Rulebook
+from goatherd.admission.commits import NotAdmittedError
+from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.errors import (
     AccessDeniedError,
     DecodeError,
@@ -88,12 +91,11 @@ from goatherd.identity.session import (
     verify_commit,
 )
 from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields, session_from_commit
-from goatherd.node.admission import Limits, NotAdmittedError, check_against, decode_commit, decode_session_request
+from goatherd.node.commit_checks import check_against, read_commit
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
-from goatherd.node.rules import Access, Rule, Rulebook
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
-from goatherd.node.views import BIG_VIEW, Room, Views
+from goatherd.node.views import BIG_VIEW, Room, SyncLimits, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, read_batch
@@ -277,8 +279,8 @@ class Engine:
         new_id: Callable[[], str],
         new_seeds: Seeds,
         registry: Registry = BUILTIN,
-        rules: Sequence[Rule] = (),
-        limits: Limits | None = None,
+        rules: Sequence[AccessRule] = (),
+        limits: SyncLimits | None = None,
         instance: str | None = None,
     ) -> None:
         self.org = org
@@ -288,7 +290,7 @@ class Engine:
         self.guard = RequestGuard(lambda: self.instance)
         self.registry = registry
         self.rulebook = Rulebook(rules)
-        self.limits = limits or Limits()
+        self.limits = limits or SyncLimits()
         self._open_log = open_log
         self._new_id = new_id
         self._new_seeds = new_seeds
@@ -667,14 +669,9 @@ class Engine:
         return [self._element(path, message) for path, message in read_batch(body, self.limits.elements)]
 
     def _element(self, given_path: str, message: SyncMessage) -> _Element:
-        # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
-        kind, name = check_repository_path("/" + "/".join(given_path.removeprefix("/").split("/")[:2]))
-        if len(kind) > 100 or len(name) > 100:
-            raise PathError("a repository's names have at most 100 characters")
-        held = message.filter
-        if len(held.seeds) > self.limits.seeds or len(held.bits) > self.limits.filter_bytes:
-            raise DecodeError("a filter of this size is not believable")
-        return _Element(given_path, f"/{kind}/{name}", message)
+        path = read_repository_path(given_path)
+        check_filter_size(message.filter, self.limits)
+        return _Element(given_path, path, message)
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 
@@ -785,7 +782,7 @@ class Engine:
                     raw = commits[index]
                     if _is_known(raw, repository):
                         continue
-                    decoded.append((portion.element, decode_commit(raw, repository, self.limits, now_ms)))
+                    decoded.append((portion.element, read_commit(raw, repository, self.limits, now_ms)))
                 except DecodeError as error:
                     refused.append(_bare(error))
         return decoded, refused

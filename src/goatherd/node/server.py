@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import goatherd
+from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.errors import GoatherdError, VerificationError
@@ -43,7 +44,6 @@ from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
 from goatherd.node.management import gate_samples, health, metrics, paused_samples, unused_samples
-from goatherd.node.rules import Rule
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
@@ -132,7 +132,7 @@ class Server:
         peers: Iterable[str] = (),
         clock: Clock | None = None,
         registry: Registry = BUILTIN,
-        rules: Sequence[Rule] = (),
+        rules: Sequence[AccessRule] = (),
         debug: bool = False,
         threads: int | None = None,
         limits: CallerLimits | None = None,

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from goatherd.admission.access import Access, Rulebook, apply_rule
+from goatherd.admission.limits import RequestLimits
 from goatherd.errors import VerificationError
 from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import Session
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE
-from goatherd.node.admission import Limits
 from goatherd.node.repository import Repository, Seeds
-from goatherd.node.rules import Access, Rulebook, ask
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
@@ -71,10 +71,29 @@ class Room:
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyncLimits(RequestLimits):
+    """Limits on one batch and on its answer.
+
+    Attributes:
+        spare_size: How far above what is here, and came along, a peer's count is accepted when a reply's filter is
+            sized.
+        reply_commits: Commits in the answer to one element. The rest follows in later rounds.
+        reply_bytes: Bytes of commits and filters in one answer. The rest follows in later rounds.
+        reply_lookups: Lookups in filters for one answer, about; 5 million take a second. Elements left over get their
+            commits in later rounds.
+    """
+
+    spare_size: int = 1000
+    reply_commits: int = 10_000
+    reply_bytes: int = 64 * 1024 * 1024
+    reply_lookups: int = 10_000_000
+
+
 class Views:
     """The views of one organization's repositories."""
 
-    def __init__(self, rulebook: Rulebook, limits: Limits, pool: TrustPool, new_seeds: Seeds) -> None:
+    def __init__(self, rulebook: Rulebook, limits: SyncLimits, pool: TrustPool, new_seeds: Seeds) -> None:
         self._rulebook = rulebook
         self._limits = limits
         self._pool = pool
@@ -106,7 +125,7 @@ class Views:
             view.version = repository.version
         else:
             allowed = {
-                key: ask(rule, Access(repository=repository.path, key=key, session=requester, operation="read"))
+                key: apply_rule(rule, Access(repository=repository.path, key=key, session=requester, operation="read"))
                 for key in repository.item_keys()
             }
             commits = [commit for commit in repository.shown_since(0) if allowed[commit.key]]

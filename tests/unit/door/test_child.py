@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.door.limits import Limits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import check_session_request, read_batch, read_commit
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
@@ -198,7 +198,7 @@ async def test_the_stand_in_verifies_again_what_is_sent_again_before_it_is_store
 
 
 def test_nothing_is_refused_that_a_real_client_or_server_was_recorded_to_send() -> None:
-    limits = Limits()
+    limits = DoorLimits()
     commits = batches = sessions = 0
     for path, now_ms, body in bodies():
         try:
@@ -220,7 +220,7 @@ def test_nothing_is_refused_that_a_real_client_or_server_was_recorded_to_send() 
 
 def test_nothing_is_refused_of_what_a_real_server_stored() -> None:
     """Every commit in the recorded data directories, but those that the recordings call malformed."""
-    limits = Limits()
+    limits = DoorLimits()
     seen = 0
     for name in ("batch-sync-client", "two-round", "two-round-peer", "session-create", "login", "rotated-restart"):
         recording = load(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.door import Limits, Rule
+from goatherd.door import DoorLimits, Rule
 
 DOCS = Path(__file__).parents[3] / "docs"
 REFERENCE = (DOCS / "reference/door.md").read_text()
@@ -27,7 +27,7 @@ def test_no_rule_is_documented_that_is_none() -> None:
 
 def test_every_limit_is_documented() -> None:
     table = REFERENCE.partition("## Limits")[2]
-    assert {field.name for field in fields(Limits)} <= set(re.findall(r"`([a-z_]+)`", table))
+    assert {field.name for field in fields(DoorLimits)} <= set(re.findall(r"`([a-z_]+)`", table))
 
 
 def rows(text: str) -> list[str]:

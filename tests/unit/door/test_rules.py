@@ -14,19 +14,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from goatherd.admission.commits import is_nested_deeper
 from goatherd.clock import SystemClock
 from goatherd.door import request_checks
 from goatherd.door.commit_index import FirstSeen, RepositoryIndex
 from goatherd.door.delivery import parents_first
 from goatherd.door.key_filter import KeyFilter, script_with_server_url, session_answer
-from goatherd.door.limits import Limits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.repository_reader import Rounds
 from goatherd.door.request_checks import (
     DroppedError,
     Rule,
     check_headers,
     check_target,
-    may_write_privately,
     read_batch,
     read_commit,
 )
@@ -41,7 +41,7 @@ from tests.cluster.door_world import A, X
 from tests.deadlines import HANG
 from tests.unit.goats import NOW, ORG, commit_by, element, key_of, new_id
 
-LIMITS = Limits()
+LIMITS = DoorLimits()
 
 
 # --- paths and headers ------------------------------------------------------------------------------------------------
@@ -211,9 +211,7 @@ def test_the_short_way_for_polls_lets_nothing_through_that_the_long_way_refuses(
     raw = parse_json(json.dumps({"path": "/a/b", "msg": message}).replace("Infinity", "1e999"))
     if request_checks._is_as_always(raw, LIMITS):
         decode_request_element(raw)
-        assert request_checks._is_harmless(
-            {name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth
-        )
+        assert not is_nested_deeper({name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth)
 
 
 def test_what_clients_send_goes_the_short_way() -> None:
@@ -303,22 +301,6 @@ def test_any_commit_is_read_or_taken_out(changes: dict[str, Any], removed: list[
 def test_whatever_is_no_commit_is_taken_out(raw: Any) -> None:
     with pytest.raises(DroppedError):
         read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW)
-
-
-@pytest.mark.parametrize(
-    ("path", "owner", "expected"),
-    [
-        ("/data/x", None, True),
-        ("/sys/users", None, False),
-        ("/sys/users", "u1", False),
-        ("/user/u1", None, False),
-        ("/user/u1", "u1", True),
-        ("/user/u2", "u1", False),
-        ("/users/u2", "u1", True),
-    ],
-)
-def test_who_may_write_where_by_the_documentation(path: str, owner: str | None, expected: bool) -> None:
-    assert may_write_privately(path, owner) is expected
 
 
 # --- how much ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import Door, Limits, Rule, TrustedSessions
+from goatherd.door import Door, DoorLimits, Rule, TrustedSessions
 from goatherd.door.key_filter import script_with_server_url
 from goatherd.errors import ConfigurationError
 from goatherd.wire.json import to_json_bytes
@@ -44,7 +44,7 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def scripted(
-    talk: Callable[[Reader, Writer, Scripted], Awaitable[None]], limits: Limits | None = None
+    talk: Callable[[Reader, Writer, Scripted], Awaitable[None]], limits: DoorLimits | None = None
 ) -> AsyncIterator[tuple[Scripted, Door]]:
     """A scripted server with a door in front that asks nothing of its own."""
     state = Scripted()
@@ -599,7 +599,7 @@ async def test_a_server_that_is_silent_is_504() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await reader.read()
 
-    limits = Limits(answer_timeout=timedelta(milliseconds=200))
+    limits = DoorLimits(answer_timeout=timedelta(milliseconds=200))
     async with scripted(talk, limits) as (_state, door), line(door.port) as (reader, writer):
         writer.write(GET)
         assert (await answer_of(reader))[0] == 504
@@ -705,7 +705,7 @@ async def test_a_caller_who_does_not_take_the_answer_is_cut_off() -> None:
                 writer.write(b"x" * 65536)
                 await writer.drain()
 
-    limits = Limits(answer_timeout=timedelta(milliseconds=300))
+    limits = DoorLimits(answer_timeout=timedelta(milliseconds=300))
     async with scripted(talk, limits) as (_, door), line(door.port) as (reader, writer):
         writer.write(GET)
         await head_of(reader)
@@ -739,7 +739,7 @@ async def test_a_slow_server_is_not_read_faster_than_the_caller_reads() -> None:
 
 
 async def test_headers_that_come_too_slowly_end_the_connection() -> None:
-    limits = Limits(header_timeout=timedelta(milliseconds=200))
+    limits = DoorLimits(header_timeout=timedelta(milliseconds=200))
     async with world(limits=limits) as w:
         for start in (b"", b"GET /x HTTP/1.1\r\nhost: "):
             async with line(w.door.port) as (reader, writer):
@@ -755,7 +755,7 @@ async def test_headers_that_come_too_slowly_end_the_connection() -> None:
 
 
 async def test_headers_without_end_are_not_kept() -> None:
-    async with world(limits=Limits(header_bytes=10_000)) as w, line(w.door.port) as (reader, writer):
+    async with world(limits=DoorLimits(header_bytes=10_000)) as w, line(w.door.port) as (reader, writer):
         writer.write(b"GET /x HTTP/1.1\r\nhost: h\r\n")
         with contextlib.suppress(ConnectionError):
             for number in range(2000):
@@ -769,7 +769,7 @@ async def test_headers_without_end_are_not_kept() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [b"/batch-sync", b"/upload"])
 async def test_a_body_that_comes_too_slowly_is_408(path: bytes) -> None:
-    limits = Limits(body_timeout=timedelta(milliseconds=200))
+    limits = DoorLimits(body_timeout=timedelta(milliseconds=200))
     async with world(limits=limits) as w, line(w.door.port) as (reader, writer):
         writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: h\r\nx-goat-sig: a\r\ncontent-length: 100\r\n\r\nabc")
         assert (await answer_of(reader))[0] == 408
@@ -778,7 +778,7 @@ async def test_a_body_that_comes_too_slowly_is_408(path: bytes) -> None:
 
 
 async def test_one_address_holds_so_many_connections_and_no_more() -> None:
-    async with world(limits=Limits(connections_per_address=3)) as w, contextlib.AsyncExitStack() as stack:
+    async with world(limits=DoorLimits(connections_per_address=3)) as w, contextlib.AsyncExitStack() as stack:
         for _ in range(3):
             await stack.enter_async_context(line(w.door.port))
         await until(lambda: w.door.status.connections == 3)

@@ -16,8 +16,8 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id
 from goatherd.node import Server, unused_session_exchange
 from goatherd.node.log_storage import UNUSED_NAME, FileLog, LogDirectory
-from goatherd.node.rules import SESSIONS_PATH
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions, record_of
+from goatherd.wire.paths import SESSIONS_PATH
 from tests.deadlines import ANSWER
 from tests.unit.node.nodes import (
     ORG,

@@ -1,14 +1,15 @@
-"""Who may read and write what (docs/reference/goatdb-protocol.md#authorization). Pure.
+"""Decide who may read and write which repository (docs/reference/goatdb-protocol.md#authorization).
 
-For a repository, the first of these that speaks about it decides, and none means everything is allowed:
+The first of these that concerns the repository decides; if none does, everything is allowed:
 
 1. enforced: ``/sys/sessions`` may only be read; ``/sys/stats`` is closed;
-2. the application's rules, in order: a text is the repository's path, a pattern is searched in it;
+2. the application's rules, in order: a string is the repository's path, a pattern is searched in it;
 3. defaults: ``/sys/*`` is for roots only, ``/user/<id>`` for its owner only. (COMPAT: GoatDB has these two as well but
-   never applies them. An application that wants signed-in users to read ``/sys/users`` says so by a rule.)
+   never applies them. An application that wants signed-in users to read ``/sys/users`` adds a rule.)
 
 Roots, and the session that signs here, may do everything. A commit is judged by the session that signed it, a read by
-the session that asks.
+the session that sent the request. The node applies all three; the door, which does not know the application's rules,
+applies the defaults to commits.
 """
 
 from __future__ import annotations
@@ -26,14 +27,21 @@ STATS_PATH = "/sys/stats"
 Operation = Literal["read", "write"]
 
 
+def is_allowed_by_default(path: str, owner: str | None) -> bool:
+    """Return whether GoatDB's documentation lets a session of `owner`, no root, read and write a repository."""
+    if path.startswith("/user/"):
+        return owner is not None and path == f"/user/{owner}"
+    return not path.startswith("/sys/")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """One question to a rule.
+    """One read or write that a rule decides about.
 
     Attributes:
         repository: The repository's path.
         key: The item's key.
-        session: Who asks, or who signed the commit.
+        session: The session that reads, or that signed the commit.
         operation: ``read`` or ``write``.
     """
 
@@ -47,13 +55,13 @@ Allow = Callable[[Access], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AccessRule:
     """An application's rule.
 
     Attributes:
         repository: A repository's path, or a pattern that is searched in it.
-        allow: Answers whether an access is allowed. Asked once per key and owner between two changes of a repository,
-            for reading, so it must depend on nothing but the access and the repositories.
+        allow: Returns whether an access is allowed. For reading it is called once per key and owner between two changes
+            of a repository, so it must depend on nothing but the access and the repositories.
     """
 
     repository: str | re.Pattern[str]
@@ -66,33 +74,29 @@ class Rule:
 
 
 class Rulebook:
-    """The rules of one organization."""
+    """The access rules of one organization."""
 
-    def __init__(self, rules: Sequence[Rule] = ()) -> None:
+    def __init__(self, rules: Sequence[AccessRule] = ()) -> None:
         self._rules = tuple(rules)
 
     def rule_for(self, path: str) -> Allow | None:
         """Return the rule that decides about a repository; None when everything is allowed."""
         if path == SESSIONS_PATH:
-            return _read_only
+            return _allow_reading
         if path == STATS_PATH:
-            return _nothing
+            return _allow_nothing
         for rule in self._rules:
             if rule.matches(path):
                 return rule.allow
-        # SECURITY: what the documentation of GoatDB promises is private (tests/unit/test_upstream_traps.py).
-        if path.startswith("/sys/"):
-            return _nothing
-        if path.startswith("/user/"):
-            return _owner_only
-        return None
+        # SECURITY: private according to GoatDB's documentation (tests/unit/test_upstream_traps.py).
+        return _allow_default if path.startswith(("/sys/", "/user/")) else None
 
     def reads_whole(self, path: str, session: Session) -> bool | None:
-        """Whether a session may read everything in a repository, or nothing; None where it is asked key by key."""
+        """Whether a session may read everything in a repository, or nothing; None if that depends on the key."""
         rule = self.rule_for(path)
         if rule is None or session.is_root:
             return True
-        if rule in (_read_only, _nothing, _owner_only):
+        if rule in (_allow_reading, _allow_nothing, _allow_default):
             return rule(Access(repository=path, key="", session=session, operation="read"))
         return None
 
@@ -101,25 +105,24 @@ class Rulebook:
         if access.session.is_root:
             return True
         rule = self.rule_for(access.repository)
-        return rule is None or ask(rule, access)
+        return rule is None or apply_rule(rule, access)
 
 
-def ask(rule: Allow, access: Access) -> bool:
-    """Return a rule's answer; one that raises allows nothing, and stops nobody else."""
+def apply_rule(rule: Allow, access: Access) -> bool:
+    """Return a rule's answer; False for a rule that raises, so that other requests go on."""
     try:
         return bool(rule(access))
     except Exception:  # noqa: BLE001 - application code
         return False
 
 
-def _read_only(access: Access) -> bool:
+def _allow_reading(access: Access) -> bool:
     return access.operation == "read"
 
 
-def _nothing(access: Access) -> bool:  # noqa: ARG001 - the shape of a rule
+def _allow_nothing(access: Access) -> bool:  # noqa: ARG001 - the shape of a rule
     return False
 
 
-def _owner_only(access: Access) -> bool:
-    owner = access.session.owner
-    return owner is not None and access.repository == f"/user/{owner}"
+def _allow_default(access: Access) -> bool:
+    return is_allowed_by_default(access.repository, access.session.owner)

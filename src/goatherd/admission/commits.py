@@ -1,0 +1,128 @@
+"""Decode a commit and check everything that needs neither its signer nor other commits.
+
+GoatDB stores anything that it can decode, and some commits crash servers or clients that merge them. The checks reject
+nothing that GoatDB's own clients and servers write. Rejection is silent on the wire, as GoatDB's is; `NotAdmittedError`
+holds the reason.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from goatherd.admission.limits import RequestLimits
+from goatherd.errors import DecodeError, EncodeError, WireError
+from goatherd.identity.session_commits import session_from_commit
+from goatherd.wire.commit import Commit
+from goatherd.wire.items import record_data
+from goatherd.wire.json import levels
+from goatherd.wire.paths import SESSIONS_PATH
+from goatherd.wire.schema import BUILTIN, Registry
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY = re.compile(r"[a-z0-9_-]{1,200}")
+
+
+class CommitFault(StrEnum):
+    """The part of a commit that is wrong. The door has a rule of the same name for each."""
+
+    COMMIT = "commit"
+    TIME = "time"
+    ANCESTORS = "ancestors"
+    CONTENTS = "contents"
+    SESSION_ITEM = "session-item"
+
+
+class NotAdmittedError(DecodeError):
+    """A well-formed commit that no server of Goatherd's accepts.
+
+    Args:
+        text: The reason.
+        fault: The part that is wrong.
+    """
+
+    code = "wire.not_admitted"
+
+    def __init__(self, text: str, fault: CommitFault = CommitFault.COMMIT) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> bool:
+    """Return whether JSON is nested deeper than `depth`, or an object in it has a member of a forbidden name."""
+    for index, level in enumerate(levels(value)):
+        if index == depth or any(name in item for item in level if type(item) is dict for name in forbidden):
+            return True
+    return False
+
+
+def decode_commit(
+    raw: Any, path: str, *, org: str, limits: RequestLimits, now_ms: int, registry: Registry = BUILTIN
+) -> Commit:
+    """Decode a commit, and check its form.
+
+    Args:
+        raw: The commit as received. Its nesting is checked by the caller (`is_nested_deeper`).
+        path: The repository.
+        org: The organization, which commits carry in what is signed.
+        limits: The limits on one commit.
+        now_ms: The server's clock.
+        registry: The schemas that are known.
+
+    Raises:
+        WireError: Not a commit.
+        NotAdmittedError: A commit that could crash a server or a client, or would win every later conflict.
+    """
+    commit = Commit.from_json(raw, org=org, registry=registry)
+    if _ID.fullmatch(commit.id) is None or _KEY.fullmatch(commit.key) is None:
+        raise NotAdmittedError("a commit's id or key is not one that GoatDB makes")
+    if not math.isfinite(commit.ts) or commit.ts <= 0:
+        raise NotAdmittedError(f"commit {commit.id!r} has no time", CommitFault.TIME)
+    if commit.ts > now_ms + limits.ahead.total_seconds() * 1000:
+        # SECURITY: a commit from the far future would win every later conflict (tests/unit/test_upstream_traps.py).
+        raise NotAdmittedError(f"commit {commit.id!r} is from the future", CommitFault.TIME)
+    _check_ancestors(commit, limits)
+    if commit.contents != raw["c"]:
+        try:
+            commit.check_lasting(registry)
+        except WireError as error:
+            raise NotAdmittedError(str(error), CommitFault.CONTENTS) from None
+    _check_contents(commit, path, registry)
+    return commit
+
+
+def _check_ancestors(commit: Commit, limits: RequestLimits) -> None:
+    if len(commit.parents) > limits.parents or commit.id in commit.parents:
+        raise NotAdmittedError(f"commit {commit.id!r} has impossible parents", CommitFault.ANCESTORS)
+    held = commit.ancestors_filter
+    if held is not None and (len(held.bits) > limits.ancestor_bytes or len(held.seeds) > limits.seeds):
+        raise NotAdmittedError(f"commit {commit.id!r} has an impossible ancestors filter", CommitFault.ANCESTORS)
+    if not 0 <= commit.ancestors_count < 2**53:
+        raise NotAdmittedError(f"commit {commit.id!r} has an impossible number of ancestors", CommitFault.ANCESTORS)
+
+
+def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
+    """Reject contents on which GoatDB's servers or clients crash when they open or merge them."""
+    if path == SESSIONS_PATH:
+        try:
+            # SECURITY: any other value there keeps GoatDB from ever starting again; the key must be the session's id
+            # (tests/unit/node/test_engine.py, tests/cluster/test_door.py).
+            session_from_commit(commit)
+        except DecodeError as error:
+            raise NotAdmittedError(str(error), CommitFault.SESSION_ITEM) from None
+    if commit.is_delta:
+        return
+    if commit.schema == "null":
+        raise NotAdmittedError(f"commit {commit.id!r} holds the null item", CommitFault.CONTENTS)
+    schema, record = registry.from_marker(commit.schema), commit.record
+    if schema is None or record is None:
+        return  # a schema of the application's, which only its servers know
+    try:
+        problem = schema.problem(record_data(record, registry))
+    except EncodeError as error:
+        raise NotAdmittedError(f"commit {commit.id!r}: {error}", CommitFault.CONTENTS) from None
+    if problem is not None:
+        raise NotAdmittedError(f"commit {commit.id!r}: {problem}", CommitFault.CONTENTS)

@@ -1,0 +1,47 @@
+"""Check a commit against a repository: its form, which `goatherd.admission` judges, and the commits it would join."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from goatherd.admission.commits import CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
+from goatherd.admission.limits import RequestLimits
+from goatherd.node.repository import Repository
+from goatherd.wire.commit import Commit
+
+
+def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms: int) -> Commit:
+    """Decode a commit from a peer or client and check everything that needs no signature.
+
+    Raises:
+        DecodeError: Not a commit.
+        NotAdmittedError: A commit that could crash a server or a client.
+    """
+    if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth):
+        raise NotAdmittedError("a commit's contents are nested too deeply", CommitFault.CONTENTS)
+    commit = decode_commit(
+        raw, repository.path, org=repository.org, limits=limits, now_ms=now_ms, registry=repository.registry
+    )
+    check_against(commit, repository)
+    return commit
+
+
+def check_against(commit: Commit, repository: Repository) -> None:
+    """Check what depends on the commits of the repository; called once more when the commit is about to be stored.
+
+    Raises:
+        NotAdmittedError: The commit contradicts stored ones.
+    """
+    if commit.is_delta:
+        # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself
+        # (tests/unit/node/test_engine.py).
+        base = repository.get(commit.base or "")
+        if commit.base == commit.id or repository.is_base(commit.id):
+            raise NotAdmittedError(f"commit {commit.id!r} is a delta that a delta builds on")
+        if base is not None and (base.is_delta or base.key != commit.key):
+            raise NotAdmittedError(f"commit {commit.id!r} is a delta on a delta, or on another item")
+        return
+    known = repository.namespace_of(commit.key)
+    if known is not None and commit.namespace != known:
+        raise NotAdmittedError(f"commit {commit.id!r} changes the schema of {commit.key!r} from {known!r}")
