@@ -25,6 +25,8 @@ SETTINGS_NAME: Final = "settings.json"
 REMAINS: Final = "settings.json.migrated"
 """What is in the place of a settings.json whose key `goatherd migrate` has removed: a note, without the key."""
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
+SEEN_NAME: Final = ".goatherd.seen.json"
+"""In an organization's directory: the generation and the public keys of the identity that its server used last."""
 
 _NEWER_SUFFIX: Final = ".goat"
 _SHARD_MAGIC: Final = (b"TAOG", b"GOAT")

@@ -29,11 +29,11 @@ from goatherd.agent.restart_rules import (
     view_of,
 )
 from goatherd.agent.server_checks import LeakCheck, Standing, check_key_exposure, check_standing
-from goatherd.agent.sessions import SESSIONS_LOG, Findings, SessionBook
+from goatherd.agent.sessions import Findings, SessionBook
 from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
-from goatherd.data_directory import REMAINS
+from goatherd.data_directory import REMAINS, SESSIONS_LOG
 from goatherd.errors import (
     GoatherdError,
     IdentityError,

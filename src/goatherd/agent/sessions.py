@@ -27,7 +27,6 @@ from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import Scan, read_lines, scan
 
-SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 _EVERYTHING: Final = 1 << 60
 _TAIL: Final = 1024
 

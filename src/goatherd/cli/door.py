@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
-import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from goatherd.cli.main import PORT, App, checked, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
-from goatherd.config.build import SWITCH_INTERVAL, build_caller_limits, configured_provider
-from goatherd.config.options import Options
+from goatherd.config.build_servers import build_door, build_store_settings
 from goatherd.operations.serve import require_node_extra
 from goatherd.server_url import parse_listen_host, parse_server_url
 
@@ -86,65 +81,12 @@ def door(
     require_node_extra()
     log_to_stderr(log_level, others=log_level)
 
-    def started(opened: Door) -> None:
+    from goatherd.operations.run_door import run_door
+
+    def print_ready(opened: Door) -> None:
         data = {"ready": True, "url": opened.url, "upstream": upstream, "org": app.options.org}
         text = f"ready at {opened.url}: a door in front of {upstream}, organization {app.options.org}"
         app.out.line(json.dumps(data) if app.out.as_json else text)
 
-    serving = _serve(
-        app.options,
-        started,
-        upstream=upstream,
-        host=door_host,
-        port=door_port,
-        public_url=public_url,
-        private=private,
-    )
-    # As `goatherd.node.server.serve`: a thread that has verified a signature must not wait long to go on.
-    sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-    run_fast(serving)
-
-
-async def _serve(
-    options: Options,
-    started: Callable[[Door], None],
-    *,
-    upstream: str,
-    host: str,
-    port: int,
-    public_url: str | None,
-    private: bool,
-) -> None:
-    """Keep a door open, with the identity from the store, until SIGTERM or SIGINT."""
-    from goatherd.door import Door, DoorLimits, TrustedSessions
-    from goatherd.door.report import DoorAPI
-    from goatherd.settings import CloudSecretSettings
-
-    provider, template = configured_provider(options)
-    store = CloudSecretSettings(provider, template, refresh_interval=options.settings_refresh_interval)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        async with store.for_org(options.org) as settings:
-            trust = TrustedSessions(org=options.org, identity=(await settings.load()).document)
-            own = DoorAPI(settings)
-            settings.subscribe(lambda changed: trust.swap(changed.document))
-            async with Door(
-                upstream=upstream,
-                trust=trust,
-                host=host,
-                port=port,
-                public_url=public_url,
-                private=private,
-                limits=DoorLimits(**build_caller_limits(options)),
-                forwarded_by=options.limits_forwarded_by,
-                own=own.answer,
-            ) as opened:
-                own.figures = lambda: opened.status
-                started(opened)
-                await stop.wait()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    setup = build_door(app.options, upstream, host=door_host, port=door_port, public_url=public_url, private=private)
+    run_fast(run_door(setup, build_store_settings(app.options), app.options.org, on_ready=print_ready))

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from goatherd.cli.agent_options import directory_options
-from goatherd.cli.agent_parts import AgentPlan, fetch_settings
 from goatherd.cli.main import App, command
 from goatherd.cli.process import log_to_stderr
-
-if TYPE_CHECKING:
-    pass
+from goatherd.config.build_servers import build_organizations, build_server_files, chosen_organizations
 
 
 @command(
@@ -28,8 +24,12 @@ def fetch(
     For an init container, or before another program starts the server. The server must not run: it would overwrite the
     file. The file stays until you remove it or its tmpfs is unmounted.
     """
+    from goatherd.operations.run_agent import fetch_settings
+
     log_to_stderr(log_level)
-    plan = AgentPlan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
-    written = asyncio.run(fetch_settings(plan))
-    data = {"organizations": [{"org": org, "file": file, "current": current} for org, file, current in written]}
-    app.out.result(data, [f"wrote {file}: root {current}" for _, file, current in written])
+    named = chosen_organizations(app.options, orgs)
+    files = build_server_files(app.options, named, creates=create, plain_file=plain_file)
+    organizations, _ = build_organizations(app.options, files, accept_identity=accept_identity)
+    written = asyncio.run(fetch_settings(files, organizations))
+    data = {"organizations": [{"org": one.org, "file": str(one.file), "current": one.current_id} for one in written]}
+    app.out.result(data, [f"wrote {one.file}: root {one.current_id}" for one in written])

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.agent_parts import look_at_lease
 from goatherd.cli.main import App, command
+from goatherd.config.build_servers import build_lease_secret
 from goatherd.times import iso
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(example="goatherd lease --provider k8s://prod/goatdb-root --make")
@@ -27,7 +23,10 @@ def lease(app: App, make: bool) -> None:
     small secret beside the identity, which holds no key. The first agent creates the lease if its credentials allow it.
     Otherwise, create it with --make and other credentials.
     """
-    ticket, is_new, name = asyncio.run(look_at_lease(app.options, make=make))
+    from goatherd.operations.run_agent import open_and_read_lease
+
+    provider, name = build_lease_secret(app.options)
+    ticket, is_new = asyncio.run(open_and_read_lease(provider, name, make=make))
     until = None if ticket.holder is None else iso(ticket.until_ms)
     data = {"lease": name, "made": is_new, "holder": ticket.holder, "until": until}
     state = "free" if ticket.holder is None else f"with {ticket.holder} until {until}"

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from goatherd.cli.agent_options import change_options, directory_options
-from goatherd.cli.agent_parts import AgentPlan, child_environment, own_address, run_agent
 from goatherd.cli.main import PORT, App, command
 from goatherd.cli.process import log_to_stderr
-from goatherd.config.build import build_door
+from goatherd.config.build_servers import (
+    build_agent_rules,
+    build_child_environment,
+    build_door,
+    build_notifier,
+    build_organizations,
+    build_own_address,
+    build_server_files,
+    chosen_organizations,
+)
 from goatherd.operations.serve import require_node_extra
 from goatherd.providers.values import ORG_FIELD
 
@@ -108,31 +116,40 @@ def run(
     """
     from goatherd.agent import Supervisor
     from goatherd.agent.child_process import find_command
+    from goatherd.operations.run_agent import run_agent
 
     log_to_stderr(log_level)
     find_command(child)
-    environ = child_environment(app.options)
-    supervisor = Supervisor(child, environ=environ, grace=app.options.agent_grace)
-    plan = AgentPlan(app.options, orgs, create=create, plain_file=plain_file, accept_identity=accept_identity)
+    options, named = app.options, chosen_organizations(app.options, orgs)
+    supervisor = Supervisor(child, environ=build_child_environment(options), grace=options.agent_grace)
+    url = options.agent_url.replace(ORG_FIELD, named[0])
     front: Front | None = None
     if agent_port is not None:
         if door is not None:
             raise click.UsageError("--agent-port does not go with --door: the door's address is the agent's, too")
         require_node_extra()
-        front = own_address(app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]), host=agent_host, port=agent_port)
+        front = build_own_address(url, host=agent_host, port=agent_port)
     if door is not None:
         require_node_extra()
-        front = build_door(
-            app.options,
-            app.options.agent_url.replace(ORG_FIELD, plan.orgs[0]),
-            host=door_host,
-            port=door,
-            public_url=public_url,
-            private=private,
-        )
-    elif public_url is not None or private or app.options.origin.get("limits.forwarded_by") == "flag":
+        from goatherd.operations.run_door import door_of_agent
+
+        setup = build_door(options, url, host=door_host, port=door, public_url=public_url, private=private)
+        front = door_of_agent(setup)
+    elif public_url is not None or private or options.origin.get("limits.forwarded_by") == "flag":
         raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
-    return asyncio.run(run_agent(plan, supervisor, None, front))
+    files = build_server_files(options, named, creates=create, plain_file=plain_file)
+    organizations, lease_secret = build_organizations(options, files, accept_identity=accept_identity)
+    running = run_agent(
+        files,
+        organizations,
+        supervisor=supervisor,
+        lease_secret=lease_secret,
+        rules=build_agent_rules(options),
+        notify=build_notifier(options, supervisor=supervisor, pid_file=None),
+        front=front,
+        grace=options.agent_grace,
+    )
+    return asyncio.run(running)
 
 
 run.allow_interspersed_args = False  # what follows the command is the command's

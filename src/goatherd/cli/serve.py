@@ -10,10 +10,8 @@ import click
 
 from goatherd.cli.main import App, PathType, command
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
-from goatherd.config.build import build_server
-from goatherd.data_directory import check_data_directory
-from goatherd.errors import ConfigurationError
-from goatherd.operations.serve import require_node_extra
+from goatherd.config.build_servers import build_server, served_directory
+from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
 
 if TYPE_CHECKING:
     pass
@@ -73,22 +71,24 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     The data directory must exist, and hold the organization's data or be empty; --create creates it.
     """
     require_node_extra()
-    from goatherd.node.server import serve as serve_forever
-
     options = app.options
-    if options.serve_data is None:
-        raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
+    data = served_directory(options)
     # At INFO, libraries write a line for each request.
     log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
-    server = build_server(options, accept_identity=accept_identity)
-    check_data_directory(options.serve_data, [options.org], create=create)
 
-    def started(url: str) -> None:
-        database = server.database()
-        signer = database.pool.current.id
-        data = {"ready": True, "url": url, "org": options.org, "signer": signer}
-        text = f"ready at {url}: organization {options.org}, root {signer} signs"
-        app.out.line(json.dumps(data) if app.out.as_json else text)
+    def print_ready(ready: ServerReady) -> None:
+        shape = {"ready": True, "url": ready.url, "org": ready.org, "signer": ready.signer}
+        text = f"ready at {ready.url}: organization {ready.org}, root {ready.signer} signs"
+        app.out.line(json.dumps(shape) if app.out.as_json else text)
 
-    host, port, grace = options.serve_host, options.serve_port, options.serve_shutdown_timeout
-    run_fast(serve_forever(server, host, port, started=started, grace=grace))
+    serving = serve_organization(
+        build_server(options, accept_identity=accept_identity),
+        data,
+        options.org,
+        creates=create,
+        host=options.serve_host,
+        port=options.serve_port,
+        grace=options.serve_shutdown_timeout,
+        on_ready=print_ready,
+    )
+    run_fast(serving)

@@ -1,19 +1,18 @@
-"""Open what the options describe: the store, the policy of a rotation, the schedule, a server, a door.
+"""Open what the options describe: the store, the servers of the cluster, the policy of a rotation, the schedule.
 
-What it is not: it does nothing with what it opens; `goatherd.operations` does. Rules: an SDK, the rotation and the
-server are imported by the function that needs them, since most commands need none of them.
+What it is not: it does nothing with what it opens; `goatherd.operations` does. Servers, agents and doors are built by
+`goatherd.config.build_servers`. Rule: an SDK and the rotation are imported by the function that needs them, since most
+commands need none of them.
 """
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
@@ -24,22 +23,11 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 
 if TYPE_CHECKING:
-    from goatherd.agent import ManagedOrganization
-    from goatherd.agent.agent import Front
-    from goatherd.agent.own_api import OwnAPI
     from goatherd.cluster.discovery import NodeDirectory
-    from goatherd.door import Door
-    from goatherd.node.server import Server
     from goatherd.operations.migrate import Target
     from goatherd.rotation.health_checks import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.schedule.due import Schedule
-    from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
-
-SEEN_NAME: Final = ".goatherd.seen.json"
-"""In an organization's directory: which identity must not be gone back behind. Public keys only."""
-SESSIONS_RENEWAL: Final = timedelta(minutes=25)
-SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
 
 def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
@@ -230,141 +218,3 @@ def build_schedule(options: Options) -> Schedule:
         policy=build_policy(options),
     )
     return make_schedule(schedule, SystemClock().now_ms())
-
-
-def build_server(options: Options, *, accept_identity: bool = False) -> Server:
-    """Return the server that the options describe, not started."""
-    from goatherd.node.server import Server
-    from goatherd.serving.limits import CallerLimits
-
-    assert options.serve_data is not None
-    settings = build_settings(options, accept_identity=accept_identity)
-    return Server(
-        options.serve_data,
-        settings,
-        org_id=options.org,
-        peers=options.serve_peers,
-        limits=CallerLimits(**build_caller_limits(options)),
-        forwarded_by=options.limits_forwarded_by,
-        unused_sessions=options.serve_unused_sessions,
-    )
-
-
-def build_caller_limits(options: Options) -> dict[str, Any]:
-    """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
-    from goatherd.serving.addresses import allow_open_files
-    from goatherd.serving.limits import Rate
-
-    rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
-    of_a_session = options.limits_session_requests_per_second
-    return {
-        "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
-        "connections_per_address": options.limits_connections_per_address,
-        "requests": Rate(per_second=rate, burst=5 * rate),
-        "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
-        "session_requests": Rate(per_second=of_a_session, burst=5 * of_a_session),
-    }
-
-
-def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:
-    """Return the settings provider that the options describe: a settings.json where one is named, else the store.
-
-    Raises:
-        ConfigurationError: Both are named on the command line, or neither anywhere.
-    """
-    from goatherd.settings import CloudSecretSettings, FileSettings
-
-    if options.serve_settings is not None and options.origin.get("provider") == "flag":
-        if options.origin.get("serve.settings") == "flag":
-            raise ConfigurationError(
-                "--settings and --provider cannot be combined",
-                hint="--settings FILE serves from a file, --provider URI from a store. Give one of them.",
-            )
-    elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
-        path = options.serve_settings or options.serve_data
-        assert path is not None
-        return FileSettings(path)
-    provider, secret_id = configured_provider(options)
-    seen = None if options.serve_data is None else options.serve_data / ORG_FIELD / SEEN_NAME
-    copy = build_last_known_good(options, is_per_org=ORG_FIELD in secret_id)
-    return CloudSecretSettings(
-        provider,
-        secret_id,
-        refresh_interval=options.settings_refresh_interval,
-        accept_identity=accept_identity,
-        seen=seen,
-        last_known_good=copy,
-    )
-
-
-def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
-    """Return the sealed copy that the options describe; None where they name none.
-
-    Args:
-        options: The options.
-        is_per_org: Each organization has an identity of its own.
-
-    Raises:
-        ConfigurationError: A copy without a key, a key without a copy, or one copy for many identities.
-    """
-    from goatherd.settings import KeySource, LastKnownGood
-
-    path, key = options.settings_last_known_good, options.settings_last_known_good_key
-    if path is None and key is None:
-        return None
-    if path is None or key is None:
-        missing = "last_known_good" if path is None else "last_known_good_key"
-        raise ConfigurationError(
-            f"settings.{missing} is missing",
-            hint="A last known good identity needs both: a path for the copy, and where the key is that seals it.",
-        )
-    if is_per_org and ORG_FIELD not in str(path):
-        raise ConfigurationError(
-            f"settings.last_known_good is one file, and there is an identity for each {ORG_FIELD}",
-            hint=f"Write {ORG_FIELD} into the path, too.",
-        )
-    store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
-    max_age = options.settings_last_known_good_max_age
-    return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
-
-
-def build_door(options: Options, url: str, *, host: str, port: int, public_url: str | None, private: bool) -> Front:
-    """Return what opens the door of `goatherd run`, whose agent has the identities already.
-
-    Args:
-        options: What callers may take, and the proxies in front of the door.
-        url: Where the server answers.
-        host: Where the door listens.
-        port: Its port.
-        public_url: How callers reach it.
-        private: Whether it closes ``/sys/*`` and ``/user/<id>`` to writers.
-    """
-    from goatherd.door import Door, DoorLimits, TrustedSessions
-
-    @asynccontextmanager
-    async def opened(handovers: Sequence[ManagedOrganization], own: OwnAPI) -> AsyncIterator[Door]:
-        trusts = []
-        for handover in handovers:
-            trust = TrustedSessions(org=handover.org, identity=handover.document)
-            handover.follow(trust.swap)
-            trusts.append(trust)
-        made = Door(
-            upstream=url,
-            trust=trusts,
-            host=host,
-            port=port,
-            public_url=public_url,
-            private=private,
-            limits=DoorLimits(**build_caller_limits(options)),
-            forwarded_by=options.limits_forwarded_by,
-            own=own.answer,
-            guard=own.guard,
-            is_restarting=lambda: own.is_down,
-        )
-        own.figures = lambda: made.status
-        sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(made)
-            yield made
-
-    return opened

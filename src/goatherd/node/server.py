@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +46,7 @@ from goatherd.node.management import gate_samples, health, metrics, paused_sampl
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
+from goatherd.serving.threads import shorten_switch_interval
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
@@ -66,10 +66,6 @@ GRACE: Final = timedelta(seconds=10)
 SMALL_BODY: Final = 64 * 1024
 """A larger body is read only if the request's signature is good."""
 LOG_SECONDS: Final = 60.0
-
-# A thread that has verified a signature (0.6 ms without the GIL) waits for whoever runs Python: 5 ms at Python's own
-# setting, and both cores idle. `make bench` shows the difference.
-SWITCH_INTERVAL: Final = timedelta(microseconds=200)
 
 LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
 FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
@@ -528,7 +524,7 @@ async def serve(
     Raises:
         GoatherdError: The identity or the data cannot be loaded, or the address cannot be had.
     """
-    sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())
+    shorten_switch_interval()
     async with _stop_signal() as (stop, on_more), server, Listener(server, host, port, grace=grace) as listener:
         on_more.append(listener.hurry)
         _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))

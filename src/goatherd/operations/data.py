@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 
 from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
 from goatherd.data_directory import (
+    SEEN_NAME,
     SETTINGS_NAME,
     is_organization_directory,
     organization_directories,
@@ -51,8 +52,6 @@ from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import Line
 from goatherd.wire.paths import SESSIONS_PATH
-
-SEEN_NAME: Final = ".goatherd.seen.json"
 
 _EVERYTHING: Final = 1 << 60
 

@@ -23,7 +23,7 @@ import orjson
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.data_directory import REMAINS, check_understood, refuse_running
+from goatherd.data_directory import REMAINS, SESSIONS_LOG, SETTINGS_NAME, check_understood, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     ConfigurationError,
@@ -57,8 +57,6 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import scan
 from goatherd.wire.paths import SESSIONS_PATH
 
-SETTINGS_NAME = "settings.json"
-SESSIONS_LOG = Path("sys/sessions.jsonl")
 _SHOWN: Final = 10
 _LARGEST_COPY: Final = 1 << 24
 _PATIENCE: Final = timedelta(seconds=60)

@@ -1,17 +1,73 @@
-"""Run a GoatDB server of our own."""
+"""Run a GoatDB server of our own on a data directory.
+
+What it is not: the server (`goatherd.node`). Rule: a data directory that may belong to another server is not used.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from goatherd.data_directory import check_data_directory
 from goatherd.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    pass
+    from goatherd.node.server import Server
+
+NODE_LIBRARIES: Final = ("uvicorn", "httptools", "prometheus_client")
 
 
-NODE_LIBRARIES = ("uvicorn", "httptools", "prometheus_client")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerReady:
+    """A server that answers requests: its URL, its organization, and the id of its current root."""
+
+    url: str
+    org: str
+    signer: str
+
+
+async def serve_organization(
+    server: Server,
+    data: Path,
+    org: str,
+    *,
+    creates: bool,
+    host: str,
+    port: int,
+    grace: timedelta,
+    on_ready: Callable[[ServerReady], None],
+) -> None:
+    """Run a server until SIGTERM or SIGINT, which stop it gracefully. A second signal makes it stop sooner.
+
+    Meant for a process of its own.
+
+    Args:
+        server: Not entered yet.
+        data: Its data directory.
+        org: Its organization.
+        creates: Whether the data directory, or the organization's directory in it, is created if it is missing.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        grace: How long requests in progress may take at the end.
+        on_ready: Called once the server answers requests.
+
+    Raises:
+        ConfigurationError: The data directory is missing, or holds something else.
+        GoatherdError: The identity or the data cannot be loaded, or the address is in use.
+    """
+    # Here, since the command line asks this module first whether the libraries of the server are installed.
+    from goatherd.node.server import serve
+
+    check_data_directory(data, [org], create=creates)
+
+    def report_ready(url: str) -> None:
+        on_ready(ServerReady(url=url, org=org, signer=server.database().pool.current.id))
+
+    await serve(server, host, port, started=report_ready, grace=grace)
 
 
 def require_node_extra() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from goatherd.agent.memory_directory import directory_for
-from goatherd.cli.agent_parts import child_environment
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.config.build_servers import build_child_environment
 from goatherd.config.options import load_options
 from goatherd.identity.settings_json import to_settings
 from goatherd.providers.values import VersionId
@@ -274,7 +274,7 @@ def test_the_key_that_seals_the_last_known_good_identity_is_not_passed_on(
     monkeypatch.setenv("SEAL", "secret")
     monkeypatch.setenv("OTHER", "kept")
     flags: dict[str, Any] = {"settings_last_known_good_key": "env:SEAL", "settings_last_known_good": tmp_path / "x"}
-    environ = child_environment(load_options(flags, {}, directory=tmp_path))
+    environ = build_child_environment(load_options(flags, {}, directory=tmp_path))
     assert "SEAL" not in environ
     assert environ["OTHER"] == "kept"
 
@@ -296,10 +296,12 @@ def test_what_opens_the_store_is_not_in_the_servers_environment(
 ) -> None:
     for name in (*hidden, *kept):
         monkeypatch.setenv(name, "a credential")
-    environ = child_environment(load_options({"provider": store}, {}, directory=tmp_path))
+    environ = build_child_environment(load_options({"provider": store}, {}, directory=tmp_path))
     assert not set(hidden) & set(environ)
     assert set(kept) <= set(environ)
-    passed = child_environment(load_options({"provider": store, "agent_pass_env": hidden}, {}, directory=tmp_path))
+    passed = build_child_environment(
+        load_options({"provider": store, "agent_pass_env": hidden}, {}, directory=tmp_path)
+    )
     assert set(hidden) <= set(passed)
 
 

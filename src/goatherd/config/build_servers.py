@@ -1,0 +1,340 @@
+"""Build what the options describe for servers: a server, an agent, a door, and their settings.
+
+What it is not: it starts nothing; `goatherd.operations` does. Rule: heavy modules are imported by the function
+that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from goatherd.clock import SystemClock
+from goatherd.config.build import configured_provider
+from goatherd.config.options import Options
+from goatherd.config.values import organization
+from goatherd.errors import ConfigurationError
+from goatherd.plugins import open_provider
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import ORG_FIELD, secret_id_for
+
+if TYPE_CHECKING:
+    from goatherd.agent import ManagedOrganization, Rules, Supervisor
+    from goatherd.agent.agent import Front, Notify
+    from goatherd.node.server import Server
+    from goatherd.operations.run_agent import ServerFiles
+    from goatherd.operations.run_door import DoorSetup
+    from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
+
+SESSIONS_RENEWAL: Final = timedelta(minutes=25)
+NO_LEASE: Final = "none"
+
+
+def build_server(options: Options, *, accept_identity: bool = False) -> Server:
+    """Return the server that the options describe, not started.
+
+    Raises:
+        ConfigurationError: No data directory is named, or no source of the identity.
+    """
+    from goatherd.node.server import Server
+    from goatherd.serving.limits import CallerLimits
+
+    settings = build_settings(options, accept_identity=accept_identity)
+    return Server(
+        served_directory(options),
+        settings,
+        org_id=options.org,
+        peers=options.serve_peers,
+        limits=CallerLimits(**build_caller_limits(options)),
+        forwarded_by=options.limits_forwarded_by,
+        unused_sessions=options.serve_unused_sessions,
+    )
+
+
+def build_caller_limits(options: Options) -> dict[str, Any]:
+    """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
+    from goatherd.serving.addresses import allow_open_files
+    from goatherd.serving.limits import Rate
+
+    rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
+    of_a_session = options.limits_session_requests_per_second
+    return {
+        "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
+        "connections_per_address": options.limits_connections_per_address,
+        "requests": Rate(per_second=rate, burst=5 * rate),
+        "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
+        "session_requests": Rate(per_second=of_a_session, burst=5 * of_a_session),
+    }
+
+
+def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSettings | FileSettings:
+    """Return the settings provider that the options describe: a settings.json where one is named, else the store.
+
+    Raises:
+        ConfigurationError: Both are named on the command line, or neither anywhere.
+    """
+    from goatherd.data_directory import SEEN_NAME
+    from goatherd.settings import CloudSecretSettings, FileSettings
+
+    if options.serve_settings is not None and options.origin.get("provider") == "flag":
+        if options.origin.get("serve.settings") == "flag":
+            raise ConfigurationError(
+                "--settings and --provider cannot be combined",
+                hint="--settings FILE serves from a file, --provider URI from a store. Give one of them.",
+            )
+    elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
+        path = options.serve_settings or options.serve_data
+        assert path is not None
+        return FileSettings(path)
+    provider, secret_id = configured_provider(options)
+    seen = None if options.serve_data is None else options.serve_data / ORG_FIELD / SEEN_NAME
+    copy = build_last_known_good(options, is_per_org=ORG_FIELD in secret_id)
+    return CloudSecretSettings(
+        provider,
+        secret_id,
+        refresh_interval=options.settings_refresh_interval,
+        accept_identity=accept_identity,
+        seen=seen,
+        last_known_good=copy,
+    )
+
+
+def build_store_settings(options: Options) -> CloudSecretSettings:
+    """Return the identity in the store, for a door: it keeps no record of its own and no copy."""
+    from goatherd.settings import CloudSecretSettings
+
+    provider, template = configured_provider(options)
+    return CloudSecretSettings(provider, template, refresh_interval=options.settings_refresh_interval)
+
+
+def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGood | None:
+    """Return the sealed copy that the options describe; None where they name none.
+
+    Args:
+        options: The options.
+        is_per_org: Each organization has an identity of its own.
+
+    Raises:
+        ConfigurationError: A copy without a key, a key without a copy, or one copy for many identities.
+    """
+    from goatherd.settings import KeySource, LastKnownGood
+
+    path, key = options.settings_last_known_good, options.settings_last_known_good_key
+    if path is None and key is None:
+        return None
+    if path is None or key is None:
+        missing = "last_known_good" if path is None else "last_known_good_key"
+        raise ConfigurationError(
+            f"settings.{missing} is missing",
+            hint="A last known good identity needs both: a path for the copy, and where the key is that seals it.",
+        )
+    if is_per_org and ORG_FIELD not in str(path):
+        raise ConfigurationError(
+            f"settings.last_known_good is one file, and there is an identity for each {ORG_FIELD}",
+            hint=f"Write {ORG_FIELD} into the path, too.",
+        )
+    store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
+    max_age = options.settings_last_known_good_max_age
+    return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
+
+
+def served_directory(options: Options) -> Path:
+    """Return the data directory of `goatherd serve`.
+
+    Raises:
+        ConfigurationError: None is named.
+    """
+    if options.serve_data is None:
+        raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_SERVE_DATA.")
+    return options.serve_data
+
+
+def build_door(
+    options: Options, upstream: str, *, host: str, port: int, public_url: str | None, private: bool
+) -> DoorSetup:
+    """Return the door that the options describe.
+
+    Args:
+        options: The limits of callers, and the proxies in front of the door.
+        upstream: URL of the server behind the door.
+        host: Address to listen on.
+        port: Port to listen on.
+        public_url: URL at which clients reach the door.
+        private: Whether only roots and owners may write to ``/sys/*`` and ``/user/<id>``.
+    """
+    from goatherd.door import DoorLimits
+    from goatherd.operations.run_door import DoorSetup
+
+    return DoorSetup(
+        upstream=upstream,
+        host=host,
+        port=port,
+        public_url=public_url,
+        private=private,
+        limits=DoorLimits(**build_caller_limits(options)),
+        forwarded_by=options.limits_forwarded_by,
+    )
+
+
+def build_own_address(url: str, *, host: str, port: int) -> Front:
+    """Return what opens the agent's own address, where there is no door."""
+    from goatherd.agent.own_address import OwnAddress
+
+    return lambda _, own: OwnAddress(upstream=url, answer=own.answer, guard=own.guard, host=host, port=port)
+
+
+def chosen_organizations(options: Options, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the organizations of a server: those of repeated --org, else the one of the options."""
+    return tuple(dict.fromkeys(map(organization, given))) or (options.org,)
+
+
+def build_server_files(options: Options, orgs: Sequence[str], *, creates: bool, plain_file: bool) -> ServerFiles:
+    """Return the data directory of an unmodified GoatDB server, and where its settings.json files go.
+
+    Args:
+        options: The data directory, and the directory on a tmpfs.
+        orgs: The organizations of the server.
+        creates: Whether missing directories are created.
+        plain_file: Write to the disk instead of a tmpfs.
+
+    Raises:
+        ConfigurationError: No data directory is named.
+        AgentError: There is no tmpfs.
+    """
+    from goatherd.agent.memory_directory import directory_for, find_memory
+    from goatherd.operations.run_agent import ServerFiles
+
+    if options.agent_data is None:
+        raise ConfigurationError("no data directory is named", hint="Give --data DIR, or set GOATHERD_AGENT_DATA.")
+    data = options.agent_data.resolve()
+    memory = None if plain_file else directory_for(find_memory(options.agent_memory, os.environ), data)
+    return ServerFiles(data=data, orgs=tuple(orgs), memory=memory, creates=creates)
+
+
+def build_organizations(
+    options: Options, files: ServerFiles, *, accept_identity: bool
+) -> tuple[list[ManagedOrganization], tuple[SecretProvider, str] | None]:
+    """Return the organizations of an agent's server with their identities in the store, and where the lease is stored.
+
+    Nothing is read from the store yet.
+
+    Args:
+        options: The store, the server's URL, and its peers.
+        files: The server's data directory.
+        accept_identity: Follow the store, once, to an identity that no trusted root has endorsed.
+
+    Raises:
+        ConfigurationError: No store is named, or its address is the same for several organizations.
+    """
+    from goatherd.agent import ManagedOrganization
+    from goatherd.cluster.client import NodeClient
+    from goatherd.cluster.introductions import introduction_source
+    from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
+    from goatherd.settings import CloudSecretSettings
+
+    provider, template = configured_provider(options, files.orgs)
+    copy = build_last_known_good(options, is_per_org=ORG_FIELD in template)
+    organizations = []
+    for org in files.orgs:
+        directory = files.directory_of(org)
+        settings = CloudSecretSettings(
+            provider,
+            secret_id_for(template, org),
+            refresh_interval=options.settings_refresh_interval,
+            accept_identity=accept_identity,
+            seen=directory / SEEN_NAME,
+            last_known_good=None if copy is None else copy.for_org(org),
+        )
+        settings.introductions = introduction_source(
+            org=org,
+            read_own=partial(read_records, directory / SESSIONS_LOG),
+            peers=lambda: tuple(dict.fromkeys((*options.nodes, *options.serve_peers))),
+            connect=lambda url: NodeClient(url, timeout=options.timeout),
+            clock=SystemClock(),
+        )
+        organizations.append(
+            ManagedOrganization(
+                org=org,
+                settings=settings,
+                directory=directory,
+                file=files.settings_file_of(org),
+                client=NodeClient(options.agent_url.replace(ORG_FIELD, org), timeout=options.timeout),
+                clock=SystemClock(),
+            )
+        )
+    # One process serves all organizations, so it restarts for all of them: the lease is beside the first one's secret.
+    return organizations, _locate_lease(options, (provider, template), files.orgs[0])
+
+
+def build_lease_secret(options: Options) -> tuple[SecretProvider, str]:
+    """Return the provider, not open yet, and the id of the secret that holds the restart lease.
+
+    Raises:
+        ConfigurationError: The options name no store, or say that there is no lease.
+    """
+    found = _locate_lease(options, None, options.org)
+    if found is None:
+        raise ConfigurationError("there is no lease: agent.lease is `none`", hint="Give --lease URI.")
+    return found
+
+
+def _locate_lease(
+    options: Options, identity: tuple[SecretProvider, str] | None, org: str
+) -> tuple[SecretProvider, str] | None:
+    """Return the secret of the lease: the one that is named, else one beside the identity; None for no lease."""
+    from goatherd.agent.restart_lease import lease_id_for
+
+    if options.agent_lease == NO_LEASE:
+        return None
+    if options.agent_lease is not None:
+        return open_provider(options.agent_lease)
+    provider, template = identity or configured_provider(options)
+    return provider, lease_id_for(secret_id_for(template, org))
+
+
+def build_agent_rules(options: Options) -> Rules:
+    """Return how the agent behaves."""
+    from goatherd.agent import OnChange, Rules
+
+    return Rules(
+        on_change=OnChange(options.agent_on_change),
+        stop_signal=options.agent_stop_signal,
+        ready_timeout=options.agent_ready_timeout,
+        crashes=options.agent_crashes,
+    )
+
+
+def build_notifier(options: Options, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify | None:
+    """Return what makes the server read a new settings.json; None if it is restarted, or left alone.
+
+    Raises:
+        ConfigurationError: It is a command, and none is given.
+    """
+    from goatherd.operations.run_agent import command_notifier, signal_notifier
+
+    if options.agent_on_change == "command":
+        if not options.agent_command:
+            raise ConfigurationError("--on-change command needs a command", hint="Give --command TEXT.")
+        words = shlex.split(options.agent_command)
+        return command_notifier(words, timeout=options.agent_ready_timeout, environ=build_child_environment(options))
+    if options.agent_on_change == "signal":
+        return signal_notifier(options.agent_signal, supervisor=supervisor, pid_file=pid_file)
+    return None
+
+
+def build_child_environment(options: Options) -> dict[str, str]:
+    """Return the environment of the agent's server: the agent's own, without the credentials of the store."""
+    from goatherd.operations.run_agent import hide_credentials
+
+    return hide_credentials(
+        os.environ,
+        store=options.provider or (options.cloud_config or {}).get("provider", ""),
+        sealing_key=options.settings_last_known_good_key,
+        passed=options.agent_pass_env,
+    )

@@ -1,0 +1,286 @@
+"""Run an unmodified GoatDB server with its identity from a store, or write its settings.json once and exit.
+
+What it is: the steps around the life of an agent: check and lock the data directory, end the server of an agent that
+was killed, prepare and clear the directory on the tmpfs. What it is not: the agent itself (`goatherd.agent`). Rules:
+nothing is written into a data directory that may belong to another server; no key stays where no agent would find it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
+from goatherd.agent.agent import Front, Notify, run_command, take_over
+from goatherd.agent.data_directory_lock import DataDirectoryLock
+from goatherd.agent.memory_directory import clear, clear_if_empty, directory_for, make_private
+from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
+from goatherd.agent.settings_file import SettingsFile
+from goatherd.clock import Clock, SystemClock
+from goatherd.data_directory import (
+    SETTINGS_NAME,
+    check_data_directory,
+    check_logs_whole,
+    organization_directories,
+    refuse_running,
+    refuse_unnamed_organizations,
+)
+from goatherd.errors import AgentError
+from goatherd.plugins import credential_variables
+from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import ORG_FIELD, secret_id_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFiles:
+    """The data directory of an unmodified GoatDB server, and where its settings.json files are stored.
+
+    Attributes:
+        data: The data directory, as an absolute path.
+        orgs: The organizations that the server serves.
+        memory: Directory on a tmpfs for this data directory; None to write settings.json to the disk.
+        creates: Whether the data directory, or an organization's directory in it, is created if it is missing.
+    """
+
+    data: Path
+    orgs: tuple[str, ...]
+    memory: Path | None
+    creates: bool
+
+    @property
+    def directory_names(self) -> list[str]:
+        """The names of the organizations' directories."""
+        return [secret_id_for(ORG_FIELD, org) for org in self.orgs]
+
+    def directory_of(self, org: str) -> Path:
+        """Return an organization's directory in the data directory."""
+        return self.data / secret_id_for(ORG_FIELD, org)
+
+    def settings_file_of(self, org: str) -> SettingsFile:
+        """Return an organization's settings.json."""
+        target = None if self.memory is None else self.memory / f"{secret_id_for(ORG_FIELD, org)}.json"
+        return SettingsFile(link=self.directory_of(org) / SETTINGS_NAME, target=target)
+
+    def check_data_directory(self) -> None:
+        """Check that the data directory belongs to these organizations, and create it if that is wanted.
+
+        Raises:
+            ConfigurationError: It is missing, or holds something else.
+        """
+        check_data_directory(self.data, self.directory_names, create=self.creates)
+
+    def is_memory_of_this_server(self, directory: Path) -> bool:
+        """Whether a directory was made on a tmpfs by an agent of this data directory."""
+        return directory == directory_for(directory.parent, self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenSettings:
+    """A settings.json that was written: the organization, the file, and the current root in it."""
+
+    org: str
+    file: Path
+    current_id: str
+
+
+async def run_agent(
+    files: ServerFiles,
+    organizations: Sequence[ManagedOrganization],
+    *,
+    supervisor: Supervisor | None,
+    lease_secret: tuple[SecretProvider, str] | None,
+    rules: Rules,
+    notify: Notify | None = None,
+    front: Front | None = None,
+    grace: timedelta,
+    clock: Clock | None = None,
+) -> int:
+    """Keep the settings.json of a GoatDB server up to date until SIGTERM, or until the server ends.
+
+    Args:
+        files: The server's data directory.
+        organizations: The organizations of the server, with their identities in the store.
+        supervisor: Runs the server process; None if another program runs the server.
+        lease_secret: The provider, not open yet, and the id of the secret that holds the restart lease; None for a
+            cluster of one server. Not used if the server is never restarted.
+        rules: How the agent behaves.
+        notify: Makes the server read its new file, for `OnChange.SIGNAL` and `OnChange.COMMAND`.
+        front: Opens the door, or the agent's own address.
+        grace: How long a server that an agent left running may take to stop.
+        clock: The time.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigurationError: The data directory is missing, or holds an organization that is not named.
+        AgentBusyError: Another agent uses the data directory.
+        AgentError: The server cannot be run, or exposed its private key.
+    """
+    clock = clock or SystemClock()
+    # SECURITY: the server would make a root of its own for an organization whose --org was forgotten
+    # (tests/unit/agent/test_commands.py).
+    refuse_unnamed_organizations(files.data, files.directory_names)
+    files.check_data_directory()
+    async with AsyncExitStack() as stack:
+        lock = stack.enter_context(DataDirectoryLock(files.data))
+        await take_over(lock, grace, clock)
+        if supervisor is not None:
+            for directory in organization_directories(files.data):
+                await asyncio.to_thread(check_logs_whole, directory)
+        agent: Agent | None = None
+
+        def clear_memory(directory: Path) -> None:
+            is_ours = agent is not None and agent.owns_files and supervisor is not None
+            (clear if is_ours else clear_if_empty)(directory)
+
+        if files.memory is not None:
+            stack.callback(clear_memory, files.memory)
+        _prepare_memory(files, lock)
+        _move_settings(files, organizations)
+        left = lock.before.memory
+        if (
+            supervisor is not None
+            and left is not None
+            and left != files.memory
+            and files.is_memory_of_this_server(left)
+        ):
+            # SECURITY: it holds keys of organizations that this agent does not serve, so no agent would clear it
+            # (tests/unit/agent/test_commands.py).
+            clear(left)
+        lease: Lease | NoLease = NoLease()
+        if lease_secret is not None and rules.on_change is not OnChange.IGNORE:
+            provider, secret_id = lease_secret
+            await stack.enter_async_context(provider)
+            lease = Lease(provider, secret_id, holder=f"{socket.gethostname()}:{os.getpid()}", token=lock.token)
+        agent = Agent(
+            organizations,
+            lock=lock,
+            supervisor=supervisor,
+            lease=lease,
+            rules=rules,
+            notify=notify,
+            front=front,
+            clock=clock,
+        )
+        return await agent.run()
+
+
+async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrganization]) -> list[WrittenSettings]:
+    """Write the settings.json of each organization once. The files stay.
+
+    Args:
+        files: The data directory of the server, which must not run.
+        organizations: The organizations of the server, with their identities in the store.
+
+    Raises:
+        ConfigurationError: The data directory is missing, or holds something else.
+        AgentBusyError: An agent uses the data directory.
+        StorageError: The server runs, or a log in the data directory is damaged.
+        ProviderError, IdentityError: An identity cannot be read. Nothing was written.
+    """
+    files.check_data_directory()
+    written = []
+    async with AsyncExitStack() as stack:
+        lock = stack.enter_context(DataDirectoryLock(files.data))
+        if files.memory is not None:
+            stack.callback(clear_if_empty, files.memory)
+        _prepare_memory(files, lock)
+        for organization in organizations:
+            directory = files.directory_of(organization.org)
+            refuse_running(directory)
+            check_logs_whole(directory)
+            await stack.enter_async_context(organization)
+            await organization.load(asyncio.Event())
+            await organization.check_place(is_left_over=organization.org in lock.before.orgs)
+        _move_settings(files, organizations)
+        for organization in organizations:
+            await organization.write()
+            assert organization.running is not None
+            current_id = organization.running.current.id
+            written.append(WrittenSettings(org=organization.org, file=organization.file.link, current_id=current_id))
+        lock.save(orgs={*lock.before.orgs, *files.orgs})
+    return written
+
+
+async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make: bool) -> tuple[LeaseRecord, bool]:
+    """Return the restart lease, and whether it was created now.
+
+    Args:
+        provider: Not open yet.
+        secret_id: The secret that holds the lease.
+        make: Whether to create the lease if there is none.
+    """
+    async with provider:
+        return await read_lease(provider, secret_id, make=make)
+
+
+def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
+    """Create the directory on the tmpfs, after noting it where the next agent finds it."""
+    if files.memory is not None:
+        lock.save(memory=files.memory)
+        make_private(files.memory)
+
+
+def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
+    """Move settings.json files from the directory of an earlier --memory to the one of now.
+
+    SECURITY: the key would stay there, where no agent looks any more (tests/unit/agent/test_commands.py).
+    """
+    for organization in organizations:
+        before = organization.file.move_in(lambda file: files.is_memory_of_this_server(file.parent))
+        if before is not None:
+            clear_if_empty(before)
+
+
+def hide_credentials(
+    environ: Mapping[str, str], *, store: str, sealing_key: str | None, passed: Collection[str]
+) -> dict[str, str]:
+    """Return the environment for a server: without what opens the store or the last known good identity.
+
+    SECURITY: an attacker who finds a hole in the server must not get the key that comes after this one
+    (tests/unit/agent/test_commands.py).
+
+    Args:
+        environ: The agent's own environment.
+        store: The URI of the store, or its scheme; empty for none.
+        sealing_key: Source of the key that seals the last known good identity, such as ``env:NAME``.
+        passed: Names of variables to pass on although they hold credentials.
+    """
+    hidden = [sealing_key.removeprefix("env:")] if sealing_key is not None and sealing_key.startswith("env:") else []
+    hidden += credential_variables(store) if store else ()
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in passed or not any(fnmatchcase(name, pattern) for pattern in hidden)
+    }
+
+
+def command_notifier(command: Sequence[str], *, timeout: timedelta, environ: Mapping[str, str]) -> Notify:
+    """Return what runs a command that makes the server read its new file."""
+    return lambda: run_command(command, timeout, SystemClock(), environ)
+
+
+def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify:
+    """Return what sends the server a signal: to the supervisor's process, else to the process that a file names."""
+
+    async def notify() -> None:
+        if supervisor is not None:
+            supervisor.send(number)
+            return
+        assert pid_file is not None
+        try:
+            pid = int(await asyncio.to_thread(pid_file.read_text))
+            if pid > 1:
+                os.kill(pid, number)
+        except (OSError, ValueError) as error:
+            raise AgentError(f"cannot signal the server of {pid_file}: {error}") from error
+
+    return notify
