@@ -361,6 +361,13 @@ class ProviderConfigurationError(ProviderError):
     code = "provider.invalid_configuration"
 
 
+class ProviderMisuseError(ProviderError):
+    """A program calls a provider that it has closed, or one that is open in another event loop."""
+
+    code = "provider.misuse"
+    hint = "Make the call inside the provider's `async with` block."
+
+
 # --- settings, nodes, rotation --------------------------------------------------------------------------------------
 
 

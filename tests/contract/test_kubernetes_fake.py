@@ -20,6 +20,7 @@ from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
+    ProviderMisuseError,
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -453,9 +454,13 @@ async def test_a_refusal_that_quotes_the_request_is_not_quoted(
         assert SECRET.decode() not in shown
 
 
-async def test_a_provider_that_is_not_entered_says_so(fake: FakeKubernetes, tmp_path: Path):
-    with pytest.raises(ProviderConfigurationError, match="not open"):
-        await provider_of(fake, tmp_path).read(ROOT)
+async def test_a_provider_opens_itself_and_says_so_when_it_is_closed(fake: FakeKubernetes, tmp_path: Path):
+    provider = provider_of(fake, tmp_path)
+    with pytest.raises(SecretNotFoundError):
+        await provider.read(ROOT)
+    await provider.aclose()
+    with pytest.raises(ProviderMisuseError, match="the provider is closed"):
+        await provider.read(ROOT)
 
 
 async def test_a_deadline_ends_a_call_that_nobody_answers(fake: FakeKubernetes, tmp_path: Path):

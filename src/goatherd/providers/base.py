@@ -16,12 +16,13 @@ import secrets
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePath
 from types import TracebackType
-from typing import ClassVar, Final, Protocol, Self, TypeVar
+from typing import ClassVar, Final, NoReturn, Protocol, Self, TypeVar
 
 from goatherd.clock import Clock, RemoteClock, SystemClock
 from goatherd.errors import (
@@ -31,6 +32,7 @@ from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
+    ProviderMisuseError,
     SecretDeletedError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -39,6 +41,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.addresses import AddressForm, parse_config
 from goatherd.providers.call_metrics import CallCounts
+from goatherd.providers.lifetime import LifetimeMisuseError, SharedLifetime
 from goatherd.providers.values import (
     COMPONENT,
     CURRENT,
@@ -164,7 +167,11 @@ class Call:
 
 
 class SecretProvider(ABC):
-    """One kind of store. An async context manager; a provider that owns no connection also works without.
+    """One kind of store.
+
+    An async context manager: ``async with`` opens it and closes it after its last user. Without, the first call opens
+    it, and it is closed by `aclose` or at the end of the event loop. A call after it was closed is an error, unless
+    the provider owns no connection.
 
     Every public method may raise, besides what its own docstring lists:
         ProviderAccessDeniedError: The store or the operating system refuses.
@@ -172,6 +179,7 @@ class SecretProvider(ABC):
         UnavailableError: No answer within the deadline, or a damaged one. After a write it means "unknown": read
             again to see. A damaged value is never reported as a missing one.
         ProviderConfigurationError: The address, a name or the set-up cannot work.
+        ProviderMisuseError: It was closed, or is open in another event loop.
 
     A plugin subclasses this, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods, and
     documents *Address, Credentials, Permissions, Guarantees* in its class docstring; one that declares
@@ -246,6 +254,16 @@ class SecretProvider(ABC):
     ) -> None:
         await self._lifetime.leave(self._close)
 
+    def __enter__(self) -> NoReturn:
+        raise TypeError(f"use `async with`, not `with`: {type(self).__name__} is an asynchronous context manager")
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - `with` looks for both
+        """Never called: `__enter__` raises."""
+
+    async def aclose(self) -> None:
+        """Close what the first call has opened; for a provider that is not used in an ``async with`` block."""
+        await self._lifetime.release()
+
     # --- the algebra ----------------------------------------------------------------------------------------------
 
     async def create(self, secret_id: str, value: SecretBytes | bytes, label: str = CURRENT) -> SecretVersion:
@@ -266,24 +284,27 @@ class SecretProvider(ABC):
         return await self._run(call, make)
 
     async def read(
-        self, secret_id: str, at: Label | VersionId = CURRENT, *, attempts: int | None = None
+        self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
     ) -> SecretValue:
         """Return the version that a label points at, or the one with an id, with its value.
 
         Args:
             secret_id: The secret.
-            at: ``Label("current")`` or ``VersionId("7")``. Plain text is refused: it could mean either.
+            at: A label, as everywhere that a label is a string; or ``VersionId("7")``, such as `SecretVersion.id`.
             attempts: The most for this call, where its caller will come again anyhow; never more than `retry` allows.
 
         Raises:
             SecretNotFoundError: No such secret or version, or no version holds the label.
             VersionDisabledError: The version's value was disabled or destroyed.
-            TypeError: `at` is plain text.
         """
-        if not isinstance(at, Label | VersionId):
-            raise TypeError("at must be a Label or a VersionId")
         call = self._start("read", secret_id)
-        place = self._check_label(call, at) if isinstance(at, Label) else at
+        if not isinstance(at, Label | VersionId) and not is_label(at):
+            raise call.error(
+                ProviderConfigurationError,
+                f"not a label: {str(at)!r}",
+                hint=f"A string is a label. For the id of a version, write VersionId({str(at)!r}).",
+            )
+        place = at if isinstance(at, VersionId) else self._check_label(call, at)
         found = await self._run(call, lambda now: self._read(now, place), attempts)
         if found.value.size > self.guarantees.max_value_bytes:
             raise call.error(SecretTooLargeError, f"version {found.version.id} is {found.value.size} bytes long")
@@ -431,6 +452,77 @@ class SecretProvider(ABC):
             await self._confirm_deleted(now)
 
         await self._run(call, remove)
+
+    # --- the four calls of GoatDB's proposal --------------------------------------------------------------------------
+
+    async def get_secret(self, secret_id: str) -> SecretBytes:
+        """Return the current value of a secret; ``getSecret`` is the same.
+
+        Raises:
+            SecretNotFoundError: There is no such secret.
+        """
+        return (await self.read(secret_id)).value
+
+    async def get_secret_version(self, secret_id: str, version: Label | VersionId | str) -> SecretBytes:
+        """Return the value of one version of a secret; ``getSecretVersion`` is the same.
+
+        Args:
+            secret_id: The secret.
+            version: A label such as ``"stable"``, or the version's id. A string that is both is the label.
+
+        Raises:
+            SecretNotFoundError: No such secret, or no version with this label or id.
+            VersionDisabledError: The version's value was disabled or destroyed.
+        """
+        if not isinstance(version, Label | VersionId):
+            version = Label(version) if self.takes_label(version) else VersionId(version)
+            if isinstance(version, Label):
+                with suppress(SecretNotFoundError):
+                    return (await self.read(secret_id, version)).value
+                version = VersionId(version)
+        return (await self.read(secret_id, version)).value
+
+    async def update_secret(
+        self, secret_id: str, value: SecretBytes | bytes | str, *, version_label: str = CURRENT
+    ) -> SecretVersion:
+        """Put a new version into an existing secret and move a label to it; ``updateSecret`` is the same.
+
+        What the label points at now is replaced, whatever it is; `write` compares it with what the caller has seen.
+        A value that the current version holds already is not stored again: the label moves to that version. So
+        ``update_secret(secret_id, await get_secret(secret_id), version_label="stable")`` labels the current version.
+
+        Args:
+            secret_id: The secret.
+            value: The bytes; a string is encoded as UTF-8.
+            version_label: The label to move. With another one than ``"current"``, readers go on with the current value.
+
+        Raises:
+            ConflictError: Another writer moved the label during this call. Nothing that a reader sees was changed.
+            SecretNotFoundError: There is no such secret: `create` makes one.
+            SecretTooLargeError: The value is longer than the store takes.
+        """
+        raw = value.encode() if isinstance(value, str) else value
+        hidden = raw if isinstance(raw, SecretBytes) else SecretBytes(raw)
+        known = await self.versions(secret_id)
+        holder = next((one.id for one in known if version_label in one.labels), None)
+        current = await self.read(secret_id)
+        if current.value != hidden:
+            return await self.write(secret_id, hidden, label=version_label, expected=holder)
+        if holder != current.version.id:
+            await self.label(secret_id, version_label, current.version.id, expected=holder)
+        return current.version
+
+    async def delete_secret(self, secret_id: str) -> None:
+        """Remove a secret with all its versions and labels; ``deleteSecret`` is the same.
+
+        Raises:
+            SecretNotFoundError: There is no such secret.
+        """
+        await self.delete(secret_id)
+
+    # GoatDB's spelling.
+    getSecret, getSecretVersion = get_secret, get_secret_version  # noqa: N815
+    updateSecret, deleteSecret = update_secret, delete_secret  # noqa: N815
 
     # --- what a plugin writes ---------------------------------------------------------------------------------------
 
@@ -589,7 +681,7 @@ class SecretProvider(ABC):
             async with scope:
                 while True:
                     try:
-                        return await _guarded(call, action)
+                        return await _guarded(call, lambda now: self._do_opened(now, action))
                     except (ThrottledError, UnavailableError) as error:
                         last = error
                         if isinstance(error, UnavailableError) and call.operation not in _READING:
@@ -615,6 +707,15 @@ class SecretProvider(ABC):
             waited = f"no answer within {self.timeout.total_seconds():g} s"
             reason = call.waits[-1] if call.waits else str(last or "")
             raise call.error(UnavailableError, f"{waited}: {reason}" if reason else waited) from last
+
+    async def _do_opened(self, call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
+        kind = type(self)
+        if kind._open is not SecretProvider._open or kind._close is not SecretProvider._close:
+            try:
+                await self._lifetime.hold_open(self._open, self._close)
+            except LifetimeMisuseError as error:
+                raise call.error(ProviderMisuseError, f"the provider {error}", hint=error.hint) from None
+        return await action(call)
 
 
 _READING: Final = frozenset({"read", "versions"})
@@ -643,44 +744,6 @@ async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> R
             f"the plugin failed with {type(error).__name__} at {place}",
             hint="This is a bug in the plugin: it must raise goatherd.errors only.",
         ) from None
-
-
-Work = Callable[[], Awaitable[None]]
-
-
-class SharedLifetime:
-    """Opens a shared resource on first use and closes it after the last.
-
-    It counts the users of one async context manager; it is no lock, and users do not wait for each other. The
-    resource is not used before opening has ended, or while it closes. Where opening fails, it fails for the
-    caller that did it, and the next one tries again.
-    """
-
-    def __init__(self) -> None:
-        self._users = 0
-        self._busy: asyncio.Future[None] | None = None
-
-    async def enter(self, opening: Work) -> None:
-        """Start to use the resource: do `opening` for the first user, else wait until it has ended."""
-        while self._busy is not None:
-            await asyncio.wait({self._busy})
-        if self._users == 0:
-            await self._alone(opening)
-        self._users += 1
-
-    async def leave(self, closing: Work) -> None:
-        """Stop using the resource: do `closing` after the last user."""
-        self._users -= 1
-        if self._users == 0:
-            await self._alone(closing)
-
-    async def _alone(self, work: Work) -> None:
-        busy = self._busy = asyncio.get_running_loop().create_future()
-        try:
-            await work()
-        finally:
-            self._busy = None
-            busy.set_result(None)
 
 
 class PlatformError(Exception):
@@ -717,6 +780,10 @@ class PlatformError(Exception):
         if isinstance(error, ThrottledError):
             error.retry_after = self.retry_after
         return error
+
+
+CloudSecretProvider = SecretProvider
+"""The name that GoatDB's proposal has for a secret provider."""
 
 
 class StoreReader(Protocol):

@@ -25,8 +25,8 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError, IdentityError, SettingsError
 from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession, Session
-from goatherd.providers.base import SharedLifetime
 from goatherd.providers.call_metrics import CallCounts
+from goatherd.providers.lifetime import SharedLifetime
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.azure.address import AzureAddress, check_name, parse_config, parse_uri
+from goatherd.providers.azure.address import AzureAddress, check_name, parse_config, parse_uri, parse_vault
 
 
 def test_a_plain_address_names_a_vault_of_the_public_cloud():
@@ -112,3 +112,21 @@ def test_goatdbs_configuration_shape_takes_the_options_too():
 def test_a_configuration_that_is_not_whole_is_refused(config: dict[str, object]):
     with pytest.raises(ConfigurationError):
         parse_config(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://my-vault.vault.azure.net", "https://my-vault.vault.azure.net"),
+        ("https://My-Vault.vault.azure.cn/", "https://my-vault.vault.azure.cn"),
+        ("my-vault", "https://my-vault.vault.azure.net"),
+    ],
+)
+def test_a_vault_is_named_by_its_url_or_its_name(given: str, url: str):
+    assert parse_vault(given).url == url
+
+
+@pytest.mark.parametrize("given", ["http://my-vault.vault.azure.net", "https://my-vault", "azure://my-vault/x", ""])
+def test_what_is_not_a_vault_is_refused(given: str):
+    with pytest.raises(ConfigurationError):
+        parse_vault(given)

@@ -222,10 +222,11 @@ async def test_a_secret_deleted_by_an_attempt_whose_answer_was_lost_is_deleted()
         await provider.delete("root")
 
 
-async def test_plain_text_is_not_taken_for_a_label_or_a_version():
+async def test_a_string_is_a_label_and_a_label_is_not_taken_for_a_version():
     provider = await made()
-    with pytest.raises(TypeError, match="Label or a VersionId"):
-        await provider.read("root", "current")  # type: ignore[arg-type]
+    assert (await provider.read("root", "current")).version == (await provider.read("root", CURRENT)).version
+    with pytest.raises(ProviderConfigurationError, match="not a label"):
+        await provider.read("root", "1")
     with pytest.raises(TypeError, match="label stands where a version id must"):
         await provider.write("root", b"x", expected=CURRENT)
     with pytest.raises(ProviderConfigurationError):

@@ -11,6 +11,7 @@ from goatherd.errors import (
     ConfigurationError,
     ProviderConfigurationError,
     ProviderError,
+    ProviderMisuseError,
     SecretTooLargeError,
     ThrottledError,
     UnavailableError,
@@ -187,9 +188,13 @@ async def test_an_older_version_than_the_one_asked_for_is_damaged():
             await one.read("goatdb/root")
 
 
-async def test_a_provider_that_is_not_open_says_so():
-    with pytest.raises(ProviderConfigurationError, match="not open"):
-        await provider(lambda request: LOOKUP).read("goatdb/root")
+async def test_a_provider_opens_itself_and_says_so_when_it_is_closed():
+    one = provider(lambda request: LOOKUP)
+    with pytest.raises(UnavailableError, match="no 'metadata'"):
+        await one.read("goatdb/root")
+    await one.aclose()
+    with pytest.raises(ProviderMisuseError, match="the provider is closed"):
+        await one.read("goatdb/root")
 
 
 async def test_a_certificate_file_that_is_not_there_is_named_when_it_is_opened():

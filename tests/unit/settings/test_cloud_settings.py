@@ -552,7 +552,8 @@ async def test_organizations_that_come_at_once_share_a_store_that_takes_time_to_
             return await super()._read(call, at)
 
     slow = Slow()
-    await slow.create(SECRET, encode_document(FIRST))
+    async with slow:
+        await slow.create(SECRET, encode_document(FIRST))
     single = CloudSecretSettings(slow, SECRET)
 
     async def use(org: str) -> OwnedSession:

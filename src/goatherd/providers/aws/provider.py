@@ -100,14 +100,14 @@ class AWSSecretProvider(SecretProvider):
 
     def __init__(
         self,
-        address: AWSAddress | None = None,
+        region: str | AWSAddress | None = None,
         *,
         timeout: timedelta = timedelta(seconds=10),
         retry: RetryPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
         super().__init__(timeout=timeout, retry=retry, clock=clock)
-        self.address = address or AWSAddress()
+        self.address = region if isinstance(region, AWSAddress) else AWSAddress(region=region)
         self._api = SecretsManagerAPI(self.address, timeout, self.clock, self.store_clock)
         self._guarantees = Guarantees(
             cas=True,

@@ -120,6 +120,21 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     )
 
 
+def parse_vault(vault_url: str) -> AzureAddress:
+    """Return the address of a vault by its URL, such as ``https://my-vault.vault.azure.net``, or by its name.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    host = vault_url.removeprefix("https://").rstrip("/").lower()
+    vault, _, suffix = host.partition(".")
+    if vault_url.startswith("https://") and not suffix:
+        raise ConfigurationError(
+            f"not the URL of a key vault: {vault_url[:200]!r}", hint="Such as https://name.vault.azure.net."
+        )
+    return address(vault, {"suffix": suffix} if suffix else {})
+
+
 def check_name(name: str) -> None:
     """Check a secret's name.
 

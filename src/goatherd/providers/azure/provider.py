@@ -54,6 +54,7 @@ from goatherd.providers.azure.address import (
     check_name,
     parse_config,
     parse_uri,
+    parse_vault,
 )
 from goatherd.providers.azure.client import KeyVault, ListedSecret, Listing, StoredSecret
 from goatherd.providers.azure.records import (
@@ -178,7 +179,7 @@ class AzureSecretProvider(SecretProvider):
 
     def __init__(
         self,
-        address: AzureAddress,
+        vault_url: str | AzureAddress,
         *,
         timeout: timedelta = timedelta(seconds=20),
         retry: RetryPolicy | None = None,
@@ -187,7 +188,7 @@ class AzureSecretProvider(SecretProvider):
         settle: timedelta = SETTLE,
     ) -> None:
         super().__init__(timeout=timeout, retry=retry, clock=clock)
-        self.address = address
+        self.address = vault_url if isinstance(vault_url, AzureAddress) else parse_vault(vault_url)
         self._credential = credential
         self._settle = math.ceil(settle.total_seconds())
         self._vault: KeyVault | None = None

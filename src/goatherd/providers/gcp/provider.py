@@ -100,7 +100,7 @@ class GCPSecretProvider(SecretProvider):
 
     def __init__(
         self,
-        address: GCPAddress,
+        project_id: str | GCPAddress,
         *,
         timeout: timedelta = timedelta(seconds=10),
         retry: RetryPolicy | None = None,
@@ -110,15 +110,15 @@ class GCPSecretProvider(SecretProvider):
         """Take the address; connect to nothing.
 
         Args:
-            address: The project and how to reach it.
+            project_id: The project's id or number; or an address that says more, such as the location.
             timeout: The deadline of one call, retries included.
             retry: How often and how fast to retry.
             clock: For the pauses between retries.
             credentials: Instead of the application default credentials.
         """
         super().__init__(timeout=timeout, retry=retry, clock=clock)
-        self.address = address
-        self._api = SecretManagerAPI(address, credentials, min(_ATTEMPT, timeout * _SHARE))
+        self.address = project_id if isinstance(project_id, GCPAddress) else GCPAddress(project=project_id)
+        self._api = SecretManagerAPI(self.address, credentials, min(_ATTEMPT, timeout * _SHARE))
         self._created: dict[tuple[str, int, int], int] = {}
         self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION, custom_labels=True)
 
