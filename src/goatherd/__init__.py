@@ -63,7 +63,7 @@ __all__ = [
 
 _HOMES = {
     "plugins": ("open_provider",),
-    "client": ("NodeClient",),
+    "cluster.client": ("NodeClient",),
     "errors": ("GoatherdError",),
     "identity.document": ("IdentityDocument", "decode_document", "encode_document"),
     "identity.session": ("OwnedSession", "Session"),
