@@ -29,7 +29,7 @@ from goatherd.agent.restart_rules import (
     view_of,
 )
 from goatherd.agent.server_checks import LeakCheck, Standing, check_key_exposure, check_standing
-from goatherd.agent.sessions import Findings, SessionBook
+from goatherd.agent.session_log import SessionLogContents, SessionLogReader
 from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
@@ -110,7 +110,7 @@ class ManagedOrganization:
         self._settings = settings
         self._client = client
         self._clock = clock
-        self._book = SessionBook(directory / SESSIONS_LOG, org)
+        self._book = SessionLogReader(directory / SESSIONS_LOG, org)
         self._running: IdentityDocument | None = None
         self._good: IdentityDocument | None = None
         self._refused: int | None = None
@@ -287,7 +287,7 @@ class ManagedOrganization:
         self._seen = _Seen(stamp=stamp, view=view)
         return True
 
-    async def _text(self, wanted: IdentityDocument) -> tuple[bytes, Findings]:
+    async def _text(self, wanted: IdentityDocument) -> tuple[bytes, SessionLogContents]:
         require_life(wanted, self._clock.now_ms())
         found = await self._book.read(wanted)
         self._tell(found)
@@ -295,7 +295,7 @@ class ManagedOrganization:
         verify_safe(text)
         return text, found
 
-    def _tell(self, found: Findings) -> None:
+    def _tell(self, found: SessionLogContents) -> None:
         news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
         if found.revoked_roots != self._told_revoked:
             self._told_revoked = found.revoked_roots

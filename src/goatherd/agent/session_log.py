@@ -8,7 +8,7 @@ Records behind a damaged line count as well. At its next start GoatDB cuts the l
 ``trustedSessions`` is then all that it still knows of them.
 
 COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time. It trusts
-whatever its log holds, verified or not: `Findings.unvouched` tells what that would be.
+whatever its log holds, verified or not: `SessionLogContents.unvouched` tells what that would be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TAIL: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class SessionLogContents:
     """What the log holds.
 
     Attributes:
@@ -50,7 +50,7 @@ class Findings:
     damage: str | None = None
 
 
-class SessionBook:
+class SessionLogReader:
     """Reads one organization's log again and again, and remembers what was verified.
 
     Args:
@@ -69,7 +69,7 @@ class SessionBook:
         self._keys: dict[str, bool] = {}
         self._reading = asyncio.Lock()
 
-    async def read(self, document: IdentityDocument) -> Findings:
+    async def read(self, document: IdentityDocument) -> SessionLogContents:
         """Return the sessions that the log holds now, judged by the roots of `document`.
 
         Raises:
@@ -129,7 +129,7 @@ class SessionBook:
         file.seek(self._read_to - len(self._tail))
         return file.read(len(self._tail)) == self._tail
 
-    def _findings(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> Findings:
+    def _findings(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> SessionLogContents:
         listed = frozenset(root.id for root in document.roots)
         sessions, unvouched, revoked = [], [], []
         for key in self._keys:
@@ -142,13 +142,13 @@ class SessionBook:
                 unvouched.append(key)
                 continue
             # COMPAT: what a root has signed counts at a GoatDB server when the root is among its known sessions
-            # (tests/unit/agent/test_sessions.py).
+            # (tests/unit/agent/test_session_log.py).
             if not session.is_root or key not in listed:
                 sessions.append(session)
         damage = None
         if found.records_after_damage:
             damage = f"a line is not JSON, and {found.records_after_damage} good records stand behind it"
-        return Findings(
+        return SessionLogContents(
             sessions=tuple(sessions),
             unvouched=tuple(unvouched),
             unvouched_roots=tuple(key for key in unvouched if self._keys[key]),

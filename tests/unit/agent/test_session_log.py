@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent.sessions import SessionBook
+from goatherd.agent.session_log import SessionLogReader
 from goatherd.errors import SettingsError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.transitions import revoke
@@ -20,11 +20,11 @@ USERS = [owned(f"user-{number}", owner=None).session for number in range(5)]
 A, B, STRANGER = owned("a"), owned("b"), owned("stranger")
 
 
-def book(tmp_path: Path) -> SessionBook:
-    return SessionBook(tmp_path / "sys" / "sessions.jsonl", "localhost")
+def book(tmp_path: Path) -> SessionLogReader:
+    return SessionLogReader(tmp_path / "sys" / "sessions.jsonl", "localhost")
 
 
-async def ids(one: SessionBook, document: IdentityDocument) -> set[str]:
+async def ids(one: SessionLogReader, document: IdentityDocument) -> set[str]:
     return {session.id for session in (await one.read(document)).sessions}
 
 
