@@ -1,21 +1,22 @@
 """A GoatDB data directory as files: which organizations it holds, and whether this version understands them.
 
 A data directory holds one directory for each organization, and that one ``<type>/<repository>.jsonl`` logs and, for a
-GoatDB server, ``settings.json``. This module reads names, the first bytes of files and the kind of keys; it reads no
-commits and changes nothing. Every command that starts on a data directory calls it first, so that files of another
-GoatDB version and mistyped paths are errors and not empty databases. Calls block.
+GoatDB server, ``settings.json``. This module changes nothing. Its checks read names, the first bytes of files and
+the kind of keys. Every command that starts on a data directory calls them first, so that files of another GoatDB
+version and mistyped paths are errors and not empty databases. Calls block.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
+from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import read_lines, scan
 from goatherd.wire.json import parse_json
 
@@ -55,6 +56,37 @@ def read_records(log: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise StorageError(f"cannot read {log}: {error.strerror}") from error
     return [line.record for line in read_lines(raw) if line.record is not None]
+
+
+def read_commits(log: Path, org: str) -> list[Commit]:
+    """Return the commits of a log, those that cannot be decoded left out; none where there is no log.
+
+    Raises:
+        StorageError: The log cannot be read, or good records follow a damaged one.
+    """
+    try:
+        found = scan(log.read_bytes())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{log} cannot be read: {error.strerror}") from error
+    if found.records_after_damage:
+        raise StorageError(
+            f"{log}: {found.damage}, and {found.records_after_damage} good records follow it",
+            hint=f"Run `goatherd data repair {log.parent.parent}` first. At its next start GoatDB would cut them off.",
+        )
+    return decode_commits(found.records, org)
+
+
+def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:
+    """Decode the records of a log, and leave out those that are no commits."""
+    commits = []
+    for record in records:
+        try:
+            commits.append(Commit.from_json(record, org=org))
+        except DecodeError:
+            continue
+    return commits
 
 
 def organization_directories(data: Path) -> list[Path]:

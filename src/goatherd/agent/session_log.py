@@ -1,11 +1,12 @@
-"""The sessions that a GoatDB server's own ``/sys/sessions`` log introduces, each verified.
+"""Read the sessions in a GoatDB server's own ``/sys/sessions`` log again and again while the server runs.
 
-What it is not: it writes nothing, and repairs no log. Rules: a session is reported only when a root that the identity
-trusts has signed it; what was read and verified once is neither read nor verified again, so that a restart costs only
-what is new; the verifying happens in threads.
+It writes nothing, and repairs no log. Rules: a session is reported only when a root that the identity trusts has signed
+it; what was read and verified once is neither read nor verified again, so that a restart costs only what is new; the
+verifying happens in threads.
 
 Records behind a damaged line count as well. At its next start GoatDB cuts the log off there, and what it is given as
-``trustedSessions`` is then all that it still knows of them.
+``trustedSessions`` is then all that it still knows of them. (`goatherd.data_directory.read_commits` reads a log once,
+without a server, and refuses such a log.)
 
 COMPAT: without its known sessions in ``trustedSessions``, GoatDB's start takes quadratic time. It trusts
 whatever its log holds, verified or not: `SessionLogContents.unvouched` tells what that would be.
@@ -20,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from goatherd.errors import DecodeError, SettingsError, VerificationError
+from goatherd.data_directory import decode_commits
+from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.trust import TrustPool
@@ -33,7 +35,7 @@ _TAIL: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLogContents:
-    """What the log holds.
+    """The sessions in a log, and what is wrong with it.
 
     Attributes:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
@@ -51,7 +53,7 @@ class SessionLogContents:
 
 
 class SessionLogReader:
-    """Reads one organization's log again and again, and remembers what was verified.
+    """Read one organization's log again and again, and remember what was verified.
 
     Args:
         path: The log.
@@ -76,7 +78,7 @@ class SessionLogReader:
             SettingsError: The log is there and cannot be read.
         """
         async with self._reading:
-            found, fresh = await asyncio.to_thread(self._fresh)
+            found, fresh = await asyncio.to_thread(self._read_new_commits)
             if self._pool is None:
                 self._pool = TrustPool(
                     org=self._org, current=document.current, roots=document.roots, revoked=document.revoked_ids
@@ -91,13 +93,13 @@ class SessionLogReader:
             with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude(verification)
-            return self._findings(self._pool, found, document)
+            return self._judge_sessions(self._pool, found, document)
 
-    def _fresh(self) -> tuple[Scan, list[Commit]]:
+    def _read_new_commits(self) -> tuple[Scan, list[Commit]]:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or not self._goes_on(file):
+                if status.st_ino != self._inode or not self._continues(file):
                     # Another file, or cut off: from the start. What is known already is told by its id.
                     self._inode, self._read_to, self._tail = status.st_ino, 0, b""
                 file.seek(self._read_to)
@@ -110,17 +112,10 @@ class SessionLogReader:
         except OSError as error:
             raise SettingsError(f"cannot read {self._path}: {error.strerror}") from error
         behind = [line.record for line in read_lines(data[found.good_end :]) if line.record is not None]
-        commits = []
-        for record in (*found.records, *behind):
-            if _id_of(record) in self._offered:
-                continue
-            try:
-                commits.append(Commit.from_json(record, org=self._org))
-            except DecodeError:
-                continue
-        return found, commits
+        new = [record for record in (*found.records, *behind) if _id_of(record) not in self._offered]
+        return found, decode_commits(new, self._org)
 
-    def _goes_on(self, file: BinaryIO) -> bool:
+    def _continues(self, file: BinaryIO) -> bool:
         """Return whether what was read last is still where it was.
 
         COMPAT: GoatDB cuts good records off and writes on, and the log may be as long as before at the next look
@@ -129,7 +124,7 @@ class SessionLogReader:
         file.seek(self._read_to - len(self._tail))
         return file.read(len(self._tail)) == self._tail
 
-    def _findings(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> SessionLogContents:
+    def _judge_sessions(self, pool: TrustPool, found: Scan, document: IdentityDocument) -> SessionLogContents:
         listed = frozenset(root.id for root in document.roots)
         sessions, unvouched, revoked = [], [], []
         for key in self._keys:

@@ -23,7 +23,7 @@ import orjson
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.data_directory import REMAINS, SESSIONS_LOG, SETTINGS_NAME, check_understood, refuse_running
+from goatherd.data_directory import REMAINS, SESSIONS_LOG, SETTINGS_NAME, check_understood, read_commits, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     ConfigurationError,
@@ -34,7 +34,6 @@ from goatherd.errors import (
     SecretExistsError,
     SecretNotFoundError,
     SettingsError,
-    StorageError,
     UnknownSignerError,
     VerificationError,
 )
@@ -54,7 +53,6 @@ from goatherd.rotation.cross_signing import session_commit
 from goatherd.times import iso, milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from goatherd.wire.commit_log import scan
 from goatherd.wire.paths import SESSIONS_PATH
 
 _SHOWN: Final = 10
@@ -508,32 +506,6 @@ def _read_settings(source: Source, now_ms: int) -> tuple[IdentityDocument, tuple
         return from_settings(_read_bytes(source.settings), now_ms)
     except IdentityError as error:
         raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
-
-
-def read_commits(path: Path, org: str) -> list[Commit]:
-    """Return the commits of a log, those that cannot be decoded left out; none where there is no log.
-
-    Raises:
-        StorageError: Good records follow a damaged one.
-    """
-    try:
-        found = scan(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    if found.records_after_damage:
-        raise StorageError(
-            f"{path}: {found.damage}, and {found.records_after_damage} good records follow it",
-            hint=f"Run `goatherd data repair {path.parent.parent}` first. At its next start GoatDB would cut them off.",
-        )
-    commits = []
-    for record in found.records:
-        try:
-            commits.append(Commit.from_json(record, org=org))
-        except DecodeError:
-            continue
-    return commits
 
 
 def read_session_log(data: Path, document: IdentityDocument, org: str) -> SessionLog:

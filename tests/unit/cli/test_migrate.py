@@ -14,11 +14,12 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.text.migration import outcome_lines
 from goatherd.clock import SystemClock
+from goatherd.data_directory import read_commits
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.migrate import Outcome, read_commits, verified_sessions
+from goatherd.operations.migrate import Outcome, verified_sessions
 from goatherd.trust import TrustPool
 
 from .conftest import Goatherd

@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
-from goatherd.data_directory import REMAINS
+from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
 from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.migrate import read_commits
 from goatherd.providers.file import FileSecretProvider
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
