@@ -30,7 +30,7 @@ from typing import Final
 from goatherd.cli.process import LAST
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
-from goatherd.operations.workload import Sample, Workload
+from goatherd.operations.workload import RequestSample, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Phase, Rotator
@@ -246,7 +246,7 @@ async def measure(*, nodes: int = NODES, rounds: int = ROUNDS, clients: int = 6)
     return measured
 
 
-def _take(measured: Measured, done: dict[str, float], samples: Sequence[Sample], rest: float) -> None:
+def _take(measured: Measured, done: dict[str, float], samples: Sequence[RequestSample], rest: float) -> None:
     """Add one rotation, and the requests during it and since `rest` before it."""
     phases = done.pop("phases")
     assert isinstance(phases, dict)

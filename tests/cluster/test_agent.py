@@ -23,7 +23,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError, NotAdoptedError, ObstructedError
 from goatherd.identity.settings_json import to_settings
 from goatherd.node.server import Listener, Server
-from goatherd.operations.workload import Audit, Workload
+from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
@@ -213,7 +213,7 @@ async def test_a_server_that_replaces_its_file_by_rename_gets_it_back_in_memory(
 # --- a herd ---------------------------------------------------------------------------------------------------------
 
 
-async def audit_of(made: Cluster, load: Workload) -> Audit:
+async def audit_of(made: Cluster, load: Workload) -> LoadAudit:
     await load.stop()
     return await load.audit([made.first.session], patience=90 * SECOND)
 

@@ -13,7 +13,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NotAdoptedError, ObstructedError
 from goatherd.node.server import Listener, Server
-from goatherd.operations.workload import Audit, Workload
+from goatherd.operations.workload import LoadAudit, Workload
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
@@ -34,7 +34,7 @@ async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION) -> AsyncIter
         yield Rotator(cluster.provider, cluster.secret_id, nodes, policy=policy, started_by="test")
 
 
-async def audit_of(cluster: Herd, load: Workload) -> Audit:
+async def audit_of(cluster: Herd, load: Workload) -> LoadAudit:
     """Only the very first root is given: everything else must be vouched for, step by step, in /sys/sessions."""
     await load.stop()
     return await load.audit([cluster.first.session], patience=ADOPTION)

@@ -9,7 +9,7 @@ import click
 
 from goatherd.cli.main import App, command
 from goatherd.config.build import open_two_stores
-from goatherd.operations.copy import Copied, check_addresses, check_lasting, copy_secret
+from goatherd.operations.copy import CopyReport, check_addresses, check_lasting, copy_secret
 from goatherd.providers.values import shown_label, shown_labels
 
 
@@ -36,7 +36,7 @@ def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -
     )
 
 
-async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resume: bool) -> Copied:
+async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resume: bool) -> CopyReport:
     def told(old: str, new: str) -> None:
         app.out.event("copied", {"from": old, "to": new}, f"copied version {old} as {new}")
 
@@ -45,7 +45,7 @@ async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resum
         return await copy_secret(first, second, dry_run=dry_run, resume=resume, progress=told)
 
 
-def _data(done: Copied) -> dict[str, Any]:
+def _data(done: CopyReport) -> dict[str, Any]:
     return {
         "dryRun": done.is_dry,
         "complete": not done.is_dry,
@@ -58,7 +58,7 @@ def _data(done: Copied) -> dict[str, Any]:
     }
 
 
-def _lines(app: App, done: Copied) -> list[str]:
+def _lines(app: App, done: CopyReport) -> list[str]:
     rows = [(item.source, item.target or "-", shown_labels(done.labels_of(item))) for item in done.plan.items]
     lines = app.out.table(("FROM VERSION", "TO VERSION", "LABELS"), rows)
     lines += [f"skipped version {each.id}: {each.reason}" for each in done.plan.skipped]

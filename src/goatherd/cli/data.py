@@ -18,19 +18,17 @@ from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.config.build import open_store, store_name
-from goatherd.operations.creations import Conflict
-from goatherd.operations.data import (
+from goatherd.operations.check_data import (
     Anchor,
-    Finding,
-    Repair,
-    Report,
+    DataReport,
+    LogFinding,
     check_organization,
     find_anchor,
     find_organizations,
     lock_organization,
-    read_peers,
-    repair_organization,
 )
+from goatherd.operations.concurrent_creations import Conflict
+from goatherd.operations.repair_data import Repair, read_peers, repair_organization
 
 SHOWN: Final = 100
 PATIENCE: Final = timedelta(seconds=120)
@@ -83,7 +81,7 @@ def data(app: App, action: str, directory: Path, offline: bool) -> int:
     return 0 if all(one.is_complete for one in repairs) else EXIT_FINDINGS
 
 
-async def _check(app: App, org: str, path: Path, *, offline: bool) -> Report:
+async def _check(app: App, org: str, path: Path, *, offline: bool) -> DataReport:
     anchor = await _anchor(app, org, path, offline=offline)
     async with AsyncExitStack() as stack:
         logs = stack.enter_context(lock_organization(path))
@@ -127,7 +125,7 @@ def _threads() -> ThreadPoolExecutor:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _check_lines(reports: Sequence[Report], directory: Path) -> list[str]:
+def _check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
     lines = []
     for report in reports:
         lines.append(f"{report.directory}: {len(report.logs)} logs, {report.records} records")
@@ -160,13 +158,13 @@ def _conflict_lines(conflicts: Sequence[Conflict]) -> list[str]:
     return lines
 
 
-def _verified(report: Report) -> str:
+def _verified(report: DataReport) -> str:
     if report.anchor is None:
         return "signatures were NOT verified: no store is named, and no file here names the roots. Give --provider URI."
     return f"signatures were verified with the identity of {report.anchor}"
 
 
-def _finding_lines(findings: Sequence[Finding], directory: Path) -> list[str]:
+def _finding_lines(findings: Sequence[LogFinding], directory: Path) -> list[str]:
     lines = []
     for one in findings[:SHOWN]:
         commit = f" (commit {one.commit_id})" if one.commit_id is not None and one.commit_id not in one.reason else ""

@@ -44,7 +44,7 @@ async def _export(app: App, file: Path, data: Path | None, *, replace: bool, uns
         version, document = await store.read()
     sessions: tuple[Session, ...] = ()
     if data is not None:
-        from goatherd.operations.migrate import verified_sessions
+        from goatherd.operations.migration_files import verified_sessions
 
         sessions = verified_sessions(data, document, store.org)
     text = to_settings(document, sessions, now_ms=None if unsafe_short_life else SystemClock().now_ms())

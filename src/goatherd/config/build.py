@@ -24,7 +24,7 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 
 if TYPE_CHECKING:
     from goatherd.cluster.discovery import NodeDirectory
-    from goatherd.operations.migrate import Target
+    from goatherd.operations.migrate import MigrationTarget
     from goatherd.rotation.health_checks import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.schedule.due import Schedule
@@ -114,11 +114,11 @@ def open_nodes(
     )
 
 
-def build_migration_target(options: Options) -> Target:
+def build_migration_target(options: Options) -> MigrationTarget:
     """Return where `goatherd migrate` puts what it finds."""
-    from goatherd.operations.migrate import Target
+    from goatherd.operations.migrate import MigrationTarget
 
-    return Target(
+    return MigrationTarget(
         open_store=lambda org: open_store(options, org=org),
         secret_for=lambda orgs: configured_provider(options, orgs)[1],
         addresses=options.nodes,

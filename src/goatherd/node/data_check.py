@@ -1,7 +1,7 @@
 """Check the logs of a running server: read every record, verify its signature, withhold what is damaged.
 
-Not the repair, which needs a server that is stopped (`goatherd.operations.data`). A line that is no commit never gets
-into a repository; this module counts such lines. A commit whose signature is wrong was changed after it had been
+Not the repair, which needs a server that is stopped (`goatherd.operations.repair_data`). A line that is no commit never
+gets into a repository; this module counts such lines. A commit whose signature is wrong was changed after it had been
 accepted: it is taken out of the open repository and fetched from the peers like any commit that is not there. A commit
 whose signer is unknown is served as it was, and counted.
 

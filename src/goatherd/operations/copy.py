@@ -45,7 +45,7 @@ Progress = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
+class VersionCopy:
     """One version to copy. `target` is its id in the destination, once it is there."""
 
     source: VersionId
@@ -55,7 +55,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class SkippedVersion:
     """A version that stays behind, and why."""
 
     id: VersionId
@@ -67,7 +67,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CopyPlan:
     """What is to be there in the end.
 
     Attributes:
@@ -78,9 +78,9 @@ class Plan:
         listing: What the source listed, to see whether it changed meanwhile.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[VersionCopy, ...]
     labels: Mapping[Label, VersionId]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedVersion, ...]
     left_labels: Mapping[Label, VersionId]
     listing: tuple[SecretVersion, ...] = field(repr=False)
 
@@ -92,7 +92,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Copied:
+class CopyReport:
     """What a copy has done, or would do.
 
     Attributes:
@@ -102,12 +102,12 @@ class Copied:
         shows_current_early: The destination has a current version before the copy is complete.
     """
 
-    plan: Plan
+    plan: CopyPlan
     present: int
     is_dry: bool
     shows_current_early: bool
 
-    def labels_of(self, item: Item) -> list[str]:
+    def labels_of(self, item: VersionCopy) -> list[str]:
         """Return the labels that lead to a version."""
         return sorted(label for label, holder in self.plan.labels.items() if holder == item.source)
 
@@ -120,7 +120,7 @@ async def copy_secret(
     dry_run: bool = False,
     progress: Progress | None = None,
     clock: Clock | None = None,
-) -> Copied:
+) -> CopyReport:
     """Copy a secret with its readable versions and its labels.
 
     Args:
@@ -137,44 +137,44 @@ async def copy_secret(
         ConflictError: Somebody changed one of the two meanwhile.
         ProviderError: Either store.
     """
-    plan = await _plan(source, destination)
+    plan = await _plan_copy(source, destination)
     _refuse_rotation(plan)
-    there = await _present(destination)
+    there = await _list_destination(destination)
     if there and not resume:
         raise IdentityExistsError(
             f"{destination.name} holds a secret already; nothing was changed",
             hint="If it is a copy that was interrupted, --resume carries it on.",
         )
-    plan, holders = await _matched(plan, destination, there)
+    plan, holders = await _match_versions(plan, destination, there)
     promised = destination.provider.guarantees
     is_early = len(plan.items) > 1 and (promised.first_is_current or plan.carrier == CURRENT)
-    done = Copied(plan=plan, present=len(there), is_dry=dry_run, shows_current_early=is_early)
+    done = CopyReport(plan=plan, present=len(there), is_dry=dry_run, shows_current_early=is_early)
     if dry_run:
         return done
     plan, holders = await _write_versions(plan, destination, holders, progress)
-    await _unchanged(source, plan)
+    await _check_unchanged(source, plan)
     await _move_labels(plan, destination, holders)
-    await _verify(plan, destination, clock or SystemClock())
+    await _verify_copy(plan, destination, clock or SystemClock())
     return replace(done, plan=plan)
 
 
-async def _plan(source: Store, destination: Store) -> Plan:
+async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
     listing = tuple(await source.versions())
-    items: list[Item] = []
-    skipped: list[Skipped] = []
+    items: list[VersionCopy] = []
+    skipped: list[SkippedVersion] = []
     for version in reversed(listing):
         if version.state is not VersionState.ENABLED:
-            skipped.append(Skipped(id=version.id, reason=version.state.value))
+            skipped.append(SkippedVersion(id=version.id, reason=version.state.value))
             continue
         if version.is_leftover:
-            skipped.append(Skipped(id=version.id, reason="left by an interrupted change"))
+            skipped.append(SkippedVersion(id=version.id, reason="left by an interrupted change"))
             continue
         try:
             found = await source.provider.read(source.secret_id, version.id)
         except VersionDisabledError:
-            skipped.append(Skipped(id=version.id, reason="cannot be read any more"))
+            skipped.append(SkippedVersion(id=version.id, reason="cannot be read any more"))
             continue
-        items.append(Item(source=version.id, value=found.value, digest=digest_of(found.value)))
+        items.append(VersionCopy(source=version.id, value=found.value, digest=digest_of(found.value)))
     held = {label: version.id for version in listing for label in version.labels}
     labels = {label: holder for label, holder in held.items() if destination.provider.takes_label(label)}
     history = destination.provider.guarantees.history
@@ -182,7 +182,7 @@ async def _plan(source: Store, destination: Store) -> Plan:
     if history is not None and len(loose) > history:
         for item in loose[: len(loose) - history]:
             items.remove(item)
-            skipped.append(Skipped(id=item.source, reason=f"the destination keeps {history} old versions"))
+            skipped.append(SkippedVersion(id=item.source, reason=f"the destination keeps {history} old versions"))
     known = {item.source for item in items}
     if labels.get(CURRENT) not in known:
         raise SecretNotFoundError(
@@ -191,14 +191,14 @@ async def _plan(source: Store, destination: Store) -> Plan:
             secret_id=source.secret_id,
             operation="copy",
         )
-    plan = Plan(
+    plan = CopyPlan(
         items=tuple(items),
         labels={label: holder for label, holder in labels.items() if holder in known},
         skipped=tuple(skipped),
         left_labels={label: held[label] for label in sorted(held.keys() - labels.keys())},
         listing=listing,
     )
-    await _unchanged(source, plan)
+    await _check_unchanged(source, plan)
     limit = destination.provider.guarantees.max_value_bytes
     for item in items:
         if item.value.size > limit:
@@ -211,7 +211,7 @@ async def _plan(source: Store, destination: Store) -> Plan:
     return plan
 
 
-def _refuse_rotation(plan: Plan) -> None:
+def _refuse_rotation(plan: CopyPlan) -> None:
     """Refuse while the current document names versions of its own store, to which a roll-back would lead."""
     current = next(item for item in plan.items if item.source == plan.labels[CURRENT])
     try:
@@ -225,7 +225,7 @@ def _refuse_rotation(plan: Plan) -> None:
         )
 
 
-async def _unchanged(source: Store, plan: Plan) -> None:
+async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
     before = {(version.id, version.labels, version.state) for version in plan.listing}
     now = {(version.id, version.labels, version.state) for version in await source.versions()}
     if now != before:
@@ -238,7 +238,7 @@ async def _unchanged(source: Store, plan: Plan) -> None:
         )
 
 
-async def _present(destination: Store) -> list[SecretVersion]:
+async def _list_destination(destination: Store) -> list[SecretVersion]:
     """Return the destination's versions, oldest first; none where there is no secret."""
     try:
         found = await destination.versions()
@@ -248,9 +248,9 @@ async def _present(destination: Store) -> list[SecretVersion]:
     return [version for version in reversed(found) if not version.is_leftover]
 
 
-async def _matched(
-    plan: Plan, destination: Store, there: Sequence[SecretVersion]
-) -> tuple[Plan, dict[Label, VersionId]]:
+async def _match_versions(
+    plan: CopyPlan, destination: Store, there: Sequence[SecretVersion]
+) -> tuple[CopyPlan, dict[Label, VersionId]]:
     """Return the plan with the ids of what is there already, and which version holds which label there."""
     holders = {label: version.id for version in there for label in version.labels}
     items = list(plan.items)
@@ -279,8 +279,8 @@ async def _matched(
 
 
 async def _write_versions(
-    plan: Plan, destination: Store, holders: dict[Label, VersionId], progress: Progress | None
-) -> tuple[Plan, dict[Label, VersionId]]:
+    plan: CopyPlan, destination: Store, holders: dict[Label, VersionId], progress: Progress | None
+) -> tuple[CopyPlan, dict[Label, VersionId]]:
     provider, secret_id, carrier = destination.provider, destination.secret_id, plan.carrier
     items = list(plan.items)
     for number, item in enumerate(items):
@@ -305,7 +305,7 @@ async def _write_versions(
     return replace(plan, items=tuple(items)), holders
 
 
-async def _move_labels(plan: Plan, destination: Store, holders: dict[Label, VersionId]) -> None:
+async def _move_labels(plan: CopyPlan, destination: Store, holders: dict[Label, VersionId]) -> None:
     targets = {item.source: item.target for item in plan.items}
     # `current` last: until then, nobody starts from the copy.
     for label in sorted(plan.labels, key=lambda each: (each == CURRENT, each)):
@@ -316,7 +316,7 @@ async def _move_labels(plan: Plan, destination: Store, holders: dict[Label, Vers
             holders[label] = target
 
 
-async def _verify(plan: Plan, destination: Store, clock: Clock) -> None:
+async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None:
     """Read everything back.
 
     Raises:
@@ -326,7 +326,7 @@ async def _verify(plan: Plan, destination: Store, clock: Clock) -> None:
     patience = timedelta(0) if strong else SETTLE
     end = clock.monotonic() + patience.total_seconds()
     while True:
-        problem = await _difference(plan, destination)
+        problem = await _describe_difference(plan, destination)
         if problem is None:
             return
         if clock.monotonic() >= end:
@@ -340,7 +340,7 @@ async def _verify(plan: Plan, destination: Store, clock: Clock) -> None:
         await clock.sleep(_PAUSE)
 
 
-async def _difference(plan: Plan, destination: Store) -> str | None:
+async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None:
     provider, secret_id = destination.provider, destination.secret_id
     targets = {item.source: item.target for item in plan.items}
     try:

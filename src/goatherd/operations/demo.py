@@ -27,7 +27,7 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
-from goatherd.operations.workload import Audit, Window, Workload
+from goatherd.operations.workload import LoadAudit, LoadWindow, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
@@ -50,7 +50,7 @@ class Passage:
     """One stretch of the demo: its name, the load during it, and the seconds of each rotation phase in it."""
 
     name: str
-    window: Window
+    window: LoadWindow
     phases: Mapping[str, float]
 
 
@@ -61,7 +61,7 @@ class DemoReport:
     servers: int
     clients: int
     passages: tuple[Passage, ...]
-    audit: Audit
+    audit: LoadAudit
     roots: Mapping[str, str]
     signer: str
     clean_exits: bool

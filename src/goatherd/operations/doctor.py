@@ -24,7 +24,7 @@ from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urg
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, notes
 from goatherd.identity.succession import verify_signed
-from goatherd.operations.creations import Conflict, find_conflicts
+from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.status import SKEW_WARNING, NodeState, read_server_state
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check, store_checks

@@ -31,7 +31,7 @@ _TICK = timedelta(milliseconds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class RequestSample:
     """One request: when it was sent (monotonic seconds), how long it took (seconds), and what came of it."""
 
     kind: str
@@ -42,7 +42,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class LoadWindow:
     """What happened between two moments. Latencies in milliseconds, over writes and reads together."""
 
     requests: int
@@ -53,7 +53,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class LoadAudit:
     """What the nodes hold at the end.
 
     Attributes:
@@ -101,7 +101,7 @@ class Workload:
         timeout: timedelta = timedelta(seconds=30),
     ) -> None:
         self.urls = tuple(urls)
-        self.samples: list[Sample] = []
+        self.samples: list[RequestSample] = []
         self.accepted: dict[str, str] = {}
         self._count = clients
         self._pause = pause
@@ -134,7 +134,7 @@ class Workload:
         """Return the monotonic time that samples are stamped with."""
         return self._clock.monotonic()
 
-    def window(self, since: float, until: float | None = None) -> Window:
+    def window(self, since: float, until: float | None = None) -> LoadWindow:
         """Sum up the requests that were sent from `since` to `until`."""
         inside = [s for s in self.samples if s.at >= since and (until is None or s.at < until)]
         times = sorted(s.seconds * 1000 for s in inside)
@@ -142,7 +142,7 @@ class Workload:
         for sample in inside:
             if not sample.accepted:
                 reasons[sample.reason] = reasons.get(sample.reason, 0) + 1
-        return Window(
+        return LoadWindow(
             requests=len(inside),
             refused=sum(reasons.values()),
             p50_ms=_quantile(times, 0.50),
@@ -150,7 +150,7 @@ class Workload:
             reasons=reasons,
         )
 
-    async def audit(self, roots: Sequence[Session], *, patience: timedelta = timedelta(seconds=20)) -> Audit:
+    async def audit(self, roots: Sequence[Session], *, patience: timedelta = timedelta(seconds=20)) -> LoadAudit:
         """Ask every node for everything and check it: nothing lost, everything verifiable from `roots`.
 
         Nodes are given `patience` to converge; a commit counts as lost only after that.
@@ -173,7 +173,7 @@ class Workload:
                 by_signer = signers
             bad = await asyncio.to_thread(unverifiable_commits, known, [decode_commit(c) for c in commits])
             unverifiable |= bad
-        return Audit(
+        return LoadAudit(
             accepted=len(self.accepted), lost=lost, unverifiable=tuple(sorted(unverifiable)), by_signer=by_signer
         )
 
@@ -257,7 +257,7 @@ class Workload:
 
     def _record(self, kind: str, started: float, accepted: bool, reason: str = "") -> None:
         self.samples.append(
-            Sample(kind=kind, at=started, seconds=self.now() - started, accepted=accepted, reason=reason)
+            RequestSample(kind=kind, at=started, seconds=self.now() - started, accepted=accepted, reason=reason)
         )
 
 

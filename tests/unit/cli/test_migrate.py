@@ -19,7 +19,8 @@ from goatherd.identity.document import decode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.migrate import Outcome, verified_sessions
+from goatherd.operations.migrate import MigratedServer
+from goatherd.operations.migration_files import verified_sessions
 from goatherd.trust import TrustPool
 
 from .conftest import Goatherd
@@ -456,7 +457,7 @@ def test_git_is_never_given_the_key_as_an_argument(
 )
 def test_one_session_is_told_as_one(tmp_path: Path, count: int, found: list[str]) -> None:
     ids = tuple(f"s{number}" for number in range(count))
-    outcome = Outcome(
+    outcome = MigratedServer(
         org="localhost",
         settings=tmp_path,
         store="file root",

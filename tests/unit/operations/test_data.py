@@ -20,18 +20,17 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import Seen
+from goatherd.node.data_check import Kind
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.data import (
+from goatherd.operations.check_data import (
     Anchor,
-    Kind,
-    Repair,
-    Report,
+    DataReport,
     check_organization,
     find_anchor,
     find_organizations,
     lock_organization,
-    repair_organization,
 )
+from goatherd.operations.repair_data import Repair, repair_organization
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame
 from goatherd.wire.json import to_json_bytes
@@ -109,7 +108,7 @@ def tree(directory: Path) -> dict[str, tuple[bytes, int, int]]:
     }
 
 
-def check(directory: Path, anchor: Anchor | None = ANCHOR) -> Report:
+def check(directory: Path, anchor: Anchor | None = ANCHOR) -> DataReport:
     with lock_organization(directory) as logs:
         return check_organization(logs, ORG, anchor)
 

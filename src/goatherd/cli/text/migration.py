@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from goatherd.operations.migrate import Outcome, Proof
+from goatherd.operations.migrate import MigratedServer, RootAcceptance
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
+def outcome_lines(outcome: MigratedServer) -> list[str]:
     """Return what was done for one organization on one server, as lines."""
     would = "would have been put" if outcome.dry_run else "is now"
     found = [
@@ -28,7 +28,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     return found
 
 
-def proof_line(proof: Proof) -> str:
+def proof_line(proof: RootAcceptance) -> str:
     """Return what one server answered, as a line."""
     if proof.trusts is None:
         return f"{proof.org}: {proof.url} was asked and gave no answer: {proof.problem}"

@@ -17,9 +17,10 @@ from goatherd.errors import DecodeError, NodeError
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.node.log_storage import LogDirectory
-from goatherd.operations.creations import find_conflicts, join_creations
-from goatherd.operations.data import Anchor, Repair, check_organization, lock_organization, read_peers
-from goatherd.operations.data import repair_organization as repair
+from goatherd.operations.check_data import Anchor, check_organization, lock_organization
+from goatherd.operations.concurrent_creations import find_conflicts, join_creations
+from goatherd.operations.repair_data import Repair, read_peers
+from goatherd.operations.repair_data import repair_organization as repair
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild

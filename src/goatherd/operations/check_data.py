@@ -1,0 +1,380 @@
+"""Check the logs of an organization's data directory: is every record whole, and signed by a session that may sign.
+
+What it is not: the repair (`goatherd.operations.repair_data`); it changes nothing. It works on the directories of
+unmodified GoatDB servers as well, which have the same logs. Rule: `lock_organization` first, since no server may run on
+the directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
+from goatherd.data_directory import (
+    SEEN_NAME,
+    SETTINGS_NAME,
+    is_organization_directory,
+    organization_directories,
+    refuse_running,
+)
+from goatherd.errors import (
+    AgentBusyError,
+    ConfigurationError,
+    IdentityError,
+    RevokedSessionError,
+    StorageError,
+    VerificationError,
+)
+from goatherd.files import lock_file
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_json import from_settings
+from goatherd.identity.succession import Seen
+from goatherd.node.data_check import Kind, decode_lines, order_repositories
+from goatherd.node.log_storage import FileLog, LogDirectory
+from goatherd.operations.concurrent_creations import Conflict, find_conflicts
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.commit_log import Line
+from goatherd.wire.paths import SESSIONS_PATH
+
+_EVERYTHING: Final = 1 << 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogFinding:
+    """One line of a log that cannot be used.
+
+    Attributes:
+        repository: The repository's path.
+        file: The log.
+        offset: Where the line begins, in bytes.
+        length: How many bytes it has.
+        kind: What is wrong.
+        reason: The same in words.
+        code: The code of the verification's error; None for other kinds.
+        commit_id: The commit's id, where one can be read.
+    """
+
+    repository: str
+    file: Path
+    offset: int
+    length: int
+    kind: Kind
+    reason: str
+    code: str | None = None
+    commit_id: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "repository": self.repository,
+            "file": str(self.file),
+            "offset": self.offset,
+            "length": self.length,
+            "kind": self.kind.value,
+            "reason": self.reason,
+            "code": self.code,
+            "commit": self.commit_id,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The roots by whose signatures the records of an organization are verified.
+
+    Attributes:
+        source: Where they are from, in words.
+        roots: The roots.
+        revoked: Ids of revoked roots; what they have signed and the log holds counts.
+        current: The session that can sign requests to peers; None where no private key is known.
+    """
+
+    source: str
+    roots: tuple[Session, ...]
+    revoked: frozenset[str] = frozenset()
+    current: OwnedSession | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, document: IdentityDocument, source: str) -> Anchor:
+        """Return the anchor that an identity document gives."""
+        return cls(source=source, roots=document.roots, revoked=document.revoked_ids, current=document.current)
+
+    def pool(self, org: str) -> TrustPool:
+        """Return a trust pool that knows the roots and nothing else."""
+        # A pool has a session that signs. It signs nothing here, and a session without an owner vouches for nothing.
+        current = self.current or OwnedSession.generate(session_id="check", owner=None, now_ms=0)
+        return TrustPool(org=org, current=current, roots=self.roots, revoked=self.revoked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogReport:
+    """What one log holds.
+
+    Attributes:
+        repository: The repository's path.
+        file: The log.
+        records: How many lines are commits, unverifiable ones included.
+        findings: The lines that cannot be used, in the order of the file.
+    """
+
+    repository: str
+    file: Path
+    records: int
+    findings: tuple[LogFinding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReport:
+    """What the logs of one organization hold.
+
+    Attributes:
+        org: The organization.
+        directory: Its directory.
+        anchor: Where the roots are from; None: no signature was verified.
+        logs: One report for each log.
+        conflicts: Concurrent creations of a session, in this directory and on the peers that were asked.
+        problems: Why peers could not be asked.
+    """
+
+    org: str
+    directory: Path
+    anchor: str | None
+    logs: tuple[LogReport, ...]
+    conflicts: tuple[Conflict, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> int:
+        """How many commits there are."""
+        return sum(log.records for log in self.logs)
+
+    @property
+    def findings(self) -> tuple[LogFinding, ...]:
+        """Everything that cannot be used, by log."""
+        return tuple(finding for log in self.logs for finding in log.findings)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether there is nothing to repair, as far as every peer could be asked."""
+        return not (self.findings or self.conflicts or self.problems)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "org": self.org,
+            "directory": str(self.directory),
+            "verifiedWith": self.anchor,
+            "logs": len(self.logs),
+            "records": self.records,
+            "findings": [finding.to_json() for finding in self.findings],
+            "conflicts": [conflict.to_json() for conflict in self.conflicts],
+            "problems": list(self.problems),
+        }
+
+
+# --- finding the directory and the roots ------------------------------------------------------------------------------
+
+
+def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
+    """Return the organizations that a path holds, by name: a data directory, or the directory of one organization.
+
+    Args:
+        path: What the operator has named.
+        org: The organization to choose; what the only one is called, where its directory is named otherwise.
+
+    Raises:
+        ConfigurationError: It holds none, or not this one.
+        StorageError: It cannot be read.
+    """
+    if not path.is_dir():
+        raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
+    found = [(one.name, one) for one in organization_directories(path)]
+    if not found and is_organization_directory(path):
+        return [(org or path.resolve().name, path)]
+    chosen = [(name, one) for name, one in found if org is None or name == org]
+    if not chosen:
+        what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
+        raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")
+    return chosen
+
+
+@contextmanager
+def lock_organization(directory: Path) -> Iterator[LogDirectory]:
+    """Hold an organization's directory against servers and agents.
+
+    Raises:
+        StorageError: A server runs on it; the message names its process.
+        AgentBusyError: An agent looks after it.
+        NewerFormatError: A newer GoatDB has written in it.
+    """
+    descriptor: int | None = None
+    try:
+        try:
+            descriptor = lock_file(directory.parent / AGENT_LOCK_NAME, create=False)
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            raise AgentBusyError(
+                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}", hint="Stop it, and run this again."
+            ) from None
+        except OSError as error:
+            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
+        with LogDirectory(directory) as logs:
+            refuse_running(directory)
+            yield logs
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def find_anchor(directory: Path, now_ms: int) -> Anchor | None:
+    """Return the roots that an organization's own files name; None where no file does.
+
+    They are the ones of the identity that a server here took from a store, else those of settings.json. Whoever can
+    write the directory can write these files too: only a store shows that records were not forged.
+
+    Raises:
+        IdentityError: A file is there and is malformed.
+        StorageError: A file is there and cannot be read.
+    """
+    for name in (SEEN_NAME, SETTINGS_NAME):
+        path = directory / name
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            if name == SEEN_NAME:
+                seen = Seen.from_bytes(raw)
+                return Anchor(source=str(path), roots=seen.roots, revoked=seen.revoked_ids)
+            document, _, _ = from_settings(raw, now_ms)
+        except IdentityError as error:
+            raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
+        return Anchor.of(document, str(path))
+    return None
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def check_organization(
+    logs: LogDirectory,
+    org: str,
+    anchor: Anchor | None,
+    executor: Executor | None = None,
+    held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
+) -> DataReport:
+    """Read every record of an organization, and verify it where there is an anchor. Blocks; writes nothing.
+
+    Args:
+        logs: The organization's directory, locked.
+        org: The organization.
+        anchor: Whose signatures count; None verifies nothing.
+        executor: Spreads the verification.
+        held_by_peers: What other servers hold in ``/sys/sessions`` (`read_peers`), by their URLs.
+
+    Raises:
+        StorageError: A log cannot be read.
+        ConfigurationError: The records are of another identity or organization.
+    """
+    pool = None if anchor is None else anchor.pool(org)
+    found, verified, signers = [], 0, set()
+    sessions: list[Commit] = []
+    for repository in ordered_repositories(logs):
+        log = logs.open(repository)
+        findings: list[LogFinding] = []
+        commits: list[tuple[Line, Commit]] = []
+        for line, outcome in decode_lines(log.read(), org):
+            if isinstance(outcome, Commit):
+                commits.append((line, outcome))
+            else:
+                problem = (outcome.kind, outcome.reason, outcome.commit_id)
+                findings.append(_finding(repository, log, line, *problem))
+        good = [commit for _, commit in commits]
+        if pool is not None:
+            verdicts = verify_commits(pool, repository, good, executor)
+            good = [commit for commit, verdict in zip(good, verdicts, strict=True) if verdict is None]
+            verified += len(good)
+            for (line, commit), verdict in zip(commits, verdicts, strict=True):
+                signers.add(commit.session)
+                if verdict is not None:
+                    text = str(verdict)
+                    findings.append(_finding(repository, log, line, Kind.UNVERIFIABLE, text, commit.id, verdict.code))
+        if repository == SESSIONS_PATH:
+            sessions = good
+        findings.sort(key=lambda finding: finding.offset)
+        found.append(LogReport(repository=repository, file=log.file, records=len(commits), findings=tuple(findings)))
+    report = DataReport(
+        org=org,
+        directory=logs.path,
+        anchor=None if anchor is None else anchor.source,
+        logs=tuple(found),
+        conflicts=tuple(find_conflicts({str(logs.path): sessions, **(held_by_peers or {})})),
+    )
+    if anchor is not None and report.records and not verified:
+        # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
+        # (tests/unit/operations/test_data.py).
+        knows_signer = any(root.id in signers for root in anchor.roots)
+        if report.records > 1 or not knows_signer:
+            raise ConfigurationError(
+                f"none of the {report.records} commits in {logs.path} verifies with the identity of {anchor.source} as"
+                f" organization {org!r}; nothing was changed",
+                hint="Is it the identity of this cluster, and the organization's name? See --provider and --org.",
+            )
+    return report
+
+
+def ordered_repositories(logs: LogDirectory) -> list[str]:
+    return order_repositories(logs.repositories())
+
+
+def decode_log_commits(data: bytes, org: str) -> list[Commit]:
+    return [outcome for _, outcome in decode_lines(data, org) if isinstance(outcome, Commit)]
+
+
+def _finding(
+    repository: str, log: FileLog, line: Line, kind: Kind, reason: str, commit_id: str | None, code: str | None = None
+) -> LogFinding:
+    return LogFinding(
+        repository=repository,
+        file=log.file,
+        offset=line.start,
+        length=line.end - line.start,
+        kind=kind,
+        reason=reason,
+        code=code,
+        commit_id=commit_id,
+    )
+
+
+def verify_commits(
+    pool: TrustPool, repository: str, commits: Sequence[Commit], executor: Executor | None
+) -> list[VerificationError | None]:
+    """Verify commits that we hold; those of ``/sys/sessions`` are a root's word, and are learnt."""
+    if repository != SESSIONS_PATH:
+        return pool.verify_commits(commits, executor, held=True)
+    pool.offer_session_commits(commits)
+    verification = pool.prepare_pending(_EVERYTHING)
+    verification.run(executor)
+    pool.conclude(verification)
+    verdicts = pool.verify_commits(commits, executor, held=True)
+    return [verdict or _not_by_a_root(pool, commit) for verdict, commit in zip(verdicts, commits, strict=True)]
+
+
+def _not_by_a_root(pool: TrustPool, commit: Commit) -> VerificationError | None:
+    try:
+        pool.root(commit.session)
+    except RevokedSessionError:
+        return None
+    except VerificationError as error:
+        return error
+    return None

@@ -1,0 +1,154 @@
+"""Merge the identities of several servers of one cluster into one, and describe what that means for each server.
+
+Pure but for `describe_double_keys`, which reads logs. Rule: identities with different roots are merged only where the
+operator has chosen the root that signs from now on; the other roots stay trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from goatherd.data_directory import read_commits
+from goatherd.errors import SettingsError
+from goatherd.identity.document import IdentityDocument, settled
+from goatherd.identity.key_age import last_valid_ms
+from goatherd.identity.root_signatures import endorse
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.operations.migration_files import SHOWN, MigrationSource
+from goatherd.times import iso
+
+
+def merge_server_identities(
+    org: str, found: Sequence[tuple[Path, IdentityDocument]], root_id: str | None = None, *, now_ms: int
+) -> IdentityDocument:
+    """Return the one identity that several servers' settings hold for an organization.
+
+    GoatDB pushes the expiration of its root forward when it starts, each server by itself: the latest one counts.
+
+    Args:
+        org: The organization.
+        found: Each settings.json and what it holds.
+        root_id: The root that signs from now on, where the servers have different ones; the others stay trusted.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        SettingsError: They hold different ones and none was chosen, or none has the chosen one.
+    """
+    current = {document.current.id: document.current for _, document in found}
+    held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
+    if root_id is not None and root_id not in current:
+        raise SettingsError(f"no server of {org} has root {root_id}: {held}")
+    if len(current) > 1 and root_id is None:
+        raise SettingsError(
+            f"the servers of {org} have different roots: {held}",
+            hint="They do not accept one another. If they are two clusters, migrate each into a secret of its own. If"
+            " they are to be one, choose the root that signs from now on with --root ID: the others stay trusted, so"
+            " that their clients keep their sessions and their data. With --dry-run, --root tells what that means.",
+        )
+    kept = [(path, document) for path, document in found if document.current.id == (root_id or document.current.id)]
+    newest = _choose_latest(org, kept)
+    known = {root.id for root in newest.roots}
+    others = {root.id: root for _, document in found for root in document.roots if root.id not in known}
+    whole = replace(newest, roots=(*newest.roots, *others.values()))
+    given_up = [root for root in current.values() if root.id != newest.current.id]
+    if not given_up:
+        return whole
+    # Both ways: a server or client that trusts one of the roots finds its way to the other.
+    endorsements = [
+        endorse(by, of, min(now_ms, last_valid_ms(by.session)))
+        for root in given_up
+        for by, of in ((root, newest.current.session), (newest.current, root.session))
+    ]
+    return settled(replace(whole, endorsements=(*whole.endorsements, *endorsements)))
+
+
+def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
+    """Return what servers with the same root hold, with the latest expiration.
+
+    Raises:
+        SettingsError: The root has different keys.
+    """
+    first = found[0][1]
+    forged = [
+        str(path) for path, document in found if document.current.session.public_key != first.current.session.public_key
+    ]
+    if forged:
+        raise SettingsError(
+            f"root {first.current.id} of {org} has another key in {', '.join(forged)} than in {found[0][0]}",
+            hint="One of them is forged. Find out which before anything trusts these servers again.",
+        )
+    return max((document for _, document in found), key=lambda document: document.current.session.expiration_ms)
+
+
+def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
+    """Whether an identity has this very root among its own, as the one that signs or as an earlier one."""
+    kept = document.root(root.id)
+    return kept is not None and kept.public_key == root.session.public_key
+
+
+def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
+    """Return which root is to be introduced by which, where servers had different ones: each pair both ways."""
+    current = identity.current
+    given_up = {root.id: root for root in roots if root.id != current.id}
+    return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
+
+
+def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
+    """Return what it means that one of several roots was chosen, line by line; nothing where there is one root only."""
+    current = identity.current.id
+    given_up = {document.current.id: document.current.session for _, document in found}
+    given_up.pop(current, None)
+    if not given_up:
+        return []
+    lines = [f"{org}: root {current} wins: it signs from now on, on every server"]
+    for root_id, root in given_up.items():
+        paths = ", ".join(str(path) for path, document in found if document.current.id == root_id)
+        lines.append(
+            f"{org}: root {root_id} ({paths}) stays trusted until {iso(root.expiration_ms)}, and what it has signed"
+            " permanently. Its clients keep their sessions and their data; they learn the other root from"
+            " /sys/sessions, and the clients of the other root learn this one"
+        )
+        lines.append(
+            f"{org}: the private key of root {root_id} does not go into the store. It is on that server's disk; if it"
+            f" may be exposed, run `goatherd revoke {root_id}` as soon as every server starts from the store"
+        )
+    return lines
+
+
+def describe_double_keys(
+    org: str, sources: Sequence[MigrationSource], found: Sequence[tuple[Path, IdentityDocument]]
+) -> list[str]:
+    """Return a warning of items that servers with different roots have created each for itself.
+
+    COMPAT: an unmodified GoatDB server ends when it meets two commits without parents for one key, and so does its
+    client.
+    """
+    if len({document.current.id for _, document in found}) < 2:
+        return []
+    created: list[dict[tuple[str, str], set[str]]] = []
+    for source in sources:
+        keys: dict[tuple[str, str], set[str]] = {}
+        for path in sorted(source.data.rglob("*.jsonl")) if source.data is not None else ():
+            name = str(path.relative_to(source.data or path).with_suffix(""))
+            for commit in read_commits(path, org):
+                if not commit.parents:
+                    keys.setdefault((name, commit.key), set()).add(commit.id)
+        created.append(keys)
+    double = {
+        key
+        for number, one in enumerate(created)
+        for other in created[number + 1 :]
+        for key in one.keys() & other.keys()
+        if not (one[key] <= other[key] or other[key] <= one[key])
+    }
+    if not double:
+        return []
+    shown = ", ".join(f"/{name}/{key}" for name, key in sorted(double)[:SHOWN])
+    text = (
+        f"{org}: {len(double)} items were created on more than one server independently ({shown}). An unmodified GoatDB"
+        " server ends when it meets both versions, and so do its clients: serve this data with `goatherd serve`, which"
+        " merges them"
+    )
+    return [text]

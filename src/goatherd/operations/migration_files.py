@@ -1,0 +1,177 @@
+"""Read what an unmodified GoatDB server has on its disk: settings.json, and the log of ``/sys/sessions``.
+
+What it is not: it writes nothing, and verifies commits only where it says so. Rule: what cannot be read is an error;
+only a file that is not there counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from goatherd.data_directory import SESSIONS_LOG, SETTINGS_NAME, check_understood, read_commits
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityError,
+    SettingsError,
+    VerificationError,
+)
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import Session
+from goatherd.identity.settings_json import from_settings
+from goatherd.operations.identity_store import DEFAULT_ORG
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+
+_LARGEST_COPY: Final = 1 << 24
+
+SHOWN: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationSource:
+    """One organization's files. `data` is None when only a settings.json outside a data directory was given."""
+
+    settings: Path
+    data: Path | None
+    org: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLog:
+    """What a ``/sys/sessions`` log was found to hold.
+
+    Attributes:
+        pool: The sessions that a trusted root introduced there.
+        latest: For each session id, the id of its last commit.
+        problems: What could not be believed, for people.
+    """
+
+    pool: TrustPool
+    latest: dict[str, str]
+    problems: tuple[str, ...]
+
+
+def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
+    """Return the organizations that a path holds, sorted by name.
+
+    Args:
+        source: A data directory, one with a directory for each organization, or a settings.json.
+        given: The only organization to look for; None for all.
+
+    Raises:
+        ConfigurationError: It holds none.
+        NewerFormatError: A newer GoatDB has written in it.
+    """
+    if source.is_file():
+        return [_describe_source(source, given)]
+    if (source / SETTINGS_NAME).is_file():
+        return [_describe_source(source / SETTINGS_NAME, given)]
+    if source.is_dir():
+        found = sorted(path for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file())
+        found = [path for path in found if given is None or path.parent.name == given]
+        for path in found:
+            check_understood(path.parent)
+        if found:
+            return [MigrationSource(settings=path, data=path.parent, org=path.parent.name) for path in found]
+    raise ConfigurationError(
+        f"there is no {SETTINGS_NAME} in {source}, nor in a directory of it",
+        hint="Name the data directory of a GoatDB server, or a settings.json.",
+    )
+
+
+def _describe_source(settings: Path, given: str | None) -> MigrationSource:
+    directory = settings.resolve().parent
+    data = directory if (directory / "sys").is_dir() else None
+    if data is not None:
+        check_understood(data)
+    if given is not None or data is None:
+        return MigrationSource(settings=settings, data=data, org=given or DEFAULT_ORG)
+    # The organization is part of what is signed, so the log itself tells it from the other candidate.
+    commits = read_commits(data / SESSIONS_LOG, directory.name)
+    if (
+        commits
+        and not _is_signed_for(settings, commits)
+        and _is_signed_for(settings, read_commits(data / SESSIONS_LOG, DEFAULT_ORG))
+    ):
+        return MigrationSource(settings=settings, data=data, org=DEFAULT_ORG)
+    return MigrationSource(settings=settings, data=data, org=directory.name)
+
+
+def _is_signed_for(settings: Path, commits: Iterable[Commit]) -> bool:
+    document, _, _ = from_settings(_read_bytes(settings), 0)
+    roots = {root.id: root for root in document.roots}
+    pool = TrustPool(org=DEFAULT_ORG, current=document.current, roots=document.roots)
+    for commit in commits:
+        if commit.session in roots:
+            try:
+                pool.verify_commit(commit)
+            except VerificationError:
+                continue
+            return True
+    return False
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
+    try:
+        return from_settings(_read_bytes(source.settings), now_ms)
+    except IdentityError as error:
+        raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
+
+
+def read_session_log(data: Path, document: IdentityDocument, org: str) -> SessionLog:
+    """Read and verify a server's ``/sys/sessions`` log against the roots of an identity."""
+    commits = read_commits(data / SESSIONS_LOG, org)
+    pool = TrustPool(org=org, current=document.current, roots=document.roots, revoked=document.revoked_ids)
+    pool.offer_session_commits(commits)
+    latest = {commit.key: commit.id for commit in commits}
+    problems = []
+    for session_id in latest:
+        try:
+            pool.session(session_id)
+        except VerificationError as error:
+            problems.append(f"session {session_id} of the log is not believed: {error}")
+    return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
+
+
+def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple[Session, ...]:
+    """Return the user sessions that a server's log introduces, each vouched for by a root of the identity.
+
+    Raises:
+        ConfigurationError: `data` has no ``/sys/sessions`` log.
+    """
+    if not (data / SESSIONS_LOG).is_file():
+        raise ConfigurationError(f"{data} has no {SESSIONS_LOG}", hint="Name the data directory of one organization.")
+    log = read_session_log(data, document, org)
+    found = []
+    for session_id in log.latest:
+        try:
+            session = log.pool.session(session_id)
+        except VerificationError:
+            continue
+        if not session.is_root:
+            found.append(session)
+    return tuple(found)
+
+
+def find_key_copies(settings: Path) -> list[Path]:
+    """Return the files beside a settings.json that hold a private key as well, such as a backup of it."""
+    return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
+
+
+def _holds_key(path: Path) -> bool:
+    try:
+        if not path.is_file() or path.suffix == ".jsonl" or path.stat().st_size > _LARGEST_COPY:
+            return False
+        return b'"privateKey"' in path.read_bytes()
+    except OSError:
+        return False

@@ -1,0 +1,324 @@
+"""Write sessions that only a settings.json knows into the ``/sys/sessions`` logs, by the same commit on every server.
+
+COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits without parents for
+one session. So a session that another server holds is copied from there, and where that cannot be found out, nothing is
+written. Rule: a log that a process holds open is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
+from goatherd.cluster.discovery import NodeDirectory
+from goatherd.data_directory import SESSIONS_LOG, read_commits, refuse_running
+from goatherd.derived_ids import derived_id
+from goatherd.errors import (
+    DecodeError,
+    NodeError,
+    SecretNotFoundError,
+    SettingsError,
+    UnknownSignerError,
+    VerificationError,
+)
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
+from goatherd.identity.session_commits import better, session_from_commit, verify_commit_by
+from goatherd.node.log_storage import LogDirectory
+from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
+from goatherd.revocation.reintroduction import decode
+from goatherd.rotation.cross_signing import session_commit
+from goatherd.times import milliseconds
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.paths import SESSIONS_PATH
+
+if TYPE_CHECKING:
+    from goatherd.operations.migrate import MigrationTarget
+
+_PATIENCE: Final = timedelta(seconds=60)
+"""For one answer about 50 000 sessions."""
+_LONG_AGO_MS: Final = 1_577_836_800_000
+"""2020-01-01, before any GoatDB: the time of a commit where its session has an unusual expiration."""
+
+
+def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
+    """Return one session for each id, as the server that knows most about it has it.
+
+    Raises:
+        SettingsError: Two servers have different keys for one session.
+    """
+    agreed: dict[str, Session] = {}
+    for users in users_of_each:
+        for user in users:
+            known = agreed.get(user.id)
+            if known is not None and known.public_key != user.public_key:
+                raise SettingsError(
+                    f"session {user.id!r} has different keys in the settings.json of two servers",
+                    hint="One of them is forged. Find out which before anything trusts these servers again.",
+                )
+            agreed[user.id] = better(known, user)
+    return agreed
+
+
+def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, list[Commit]]:
+    """Return, for each session that a server's log introduces, that log's commits about it."""
+    held: dict[str, list[Commit]] = {}
+    for source in sources if len(sources) > 1 else ():
+        if source.data is None:
+            continue
+        log = read_session_log(source.data, identity, source.org)
+        commits = read_commits(source.data / SESSIONS_LOG, source.org)
+        for session_id in log.latest:
+            try:
+                log.pool.session(session_id)
+            except VerificationError:
+                continue
+            held.setdefault(session_id, [commit for commit in commits if commit.key == session_id])
+    return held
+
+
+async def find_held_by_servers(
+    target: MigrationTarget,
+    org: str,
+    document: IdentityDocument,
+    read: Sequence[tuple[MigrationSource, Sequence[Session]]],
+    held: Collection[str],
+    is_only_server: bool,
+) -> dict[str, list[Commit]]:
+    """Return, for each session that no log introduces, the commits about it that the running servers hold.
+
+    COMPAT: two different commits without parents for one session end GoatDB servers and clients. So what another run
+    has written on another server must be known here.
+
+    Raises:
+        SettingsError: Another run has migrated a server, and not every server could be asked.
+    """
+    missing: set[str] = set()
+    for source, users in read:
+        if source.data is not None:
+            keys = {commit.key for commit in read_commits(source.data / SESSIONS_LOG, org)}
+            missing |= {user.id for user in users if user.id not in keys and user.id not in held}
+    if not missing:
+        return {}
+    async with target.open_store(org) as store:
+        try:
+            _, present = await store.read()
+        except SecretNotFoundError:
+            present = None
+        name = store.name
+    found: dict[str, list[Commit]] = {}
+    silent = []
+    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _PATIENCE)) as directory:
+        clients = await directory()
+        for client in clients:
+            try:
+                commits = await _pull_sessions(client, document, present)
+            except NodeError as error:
+                silent.append(str(error))
+                continue
+            for session_id, of_session in _select_signed(commits, document, present, org).items():
+                if session_id in missing:
+                    found.setdefault(session_id, of_session)
+    unknown = sorted(missing - found.keys())
+    if unknown and present is not None and (silent or not clients) and not is_only_server:
+        why = f" ({'; '.join(silent)})" if silent else ""
+        raise SettingsError(
+            f"another run has put the identity of {org} into {name}, and {len(unknown)} sessions are in this"
+            f" settings.json only: {' '.join(unknown[:SHOWN])}. A server that was migrated before may create them"
+            f" differently, which ends GoatDB servers and clients{why}",
+            hint="Name the servers that were migrated before: each by --node URL while it runs, or its data directory"
+            " beside this one. --only-server if there is none; --no-write-sessions leaves these sessions out.",
+        )
+    return found
+
+
+async def _pull_sessions(
+    client: NodeClient, document: IdentityDocument, present: IdentityDocument | None
+) -> list[dict[str, Any]]:
+    try:
+        return await client.pull(SESSIONS_PATH, document.current)
+    except NodeError:
+        if present is None or present.current.id == document.current.id:
+            raise
+        return await client.pull(SESSIONS_PATH, present.current)
+
+
+def _select_signed(
+    sent: Iterable[Any], document: IdentityDocument, present: IdentityDocument | None, org: str
+) -> dict[str, list[Commit]]:
+    """Return the commits that a root of the identity has signed, by session."""
+    identity = present or document
+    pool = TrustPool(org=org, current=identity.current, roots=identity.roots, revoked=identity.revoked_ids)
+    commits = decode(sent, org)
+    pool.offer_session_commits(commits)
+    believed: dict[str, list[Commit]] = {}
+    for commit in commits:
+        if pool.add_session_commit(commit):
+            believed.setdefault(commit.key, []).append(commit)
+    return believed
+
+
+def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], int]:
+    """Return the trusted sessions whose log entry is missing or says less than settings.json; and how many are fine."""
+    lacking, fine = [], 0
+    for user in users:
+        try:
+            known = log.pool.session(user.id)
+        except UnknownSignerError:
+            lacking.append(user)
+            continue
+        if known.public_key != user.public_key:
+            raise SettingsError(
+                f"session {user.id!r} has one key in settings.json and another in the log",
+                hint="One of them is forged. Find out which before anything trusts this server again.",
+            )
+        says_more = user.expiration_ms > known.expiration_ms or (known.owner is None and user.owner is not None)
+        if says_more:
+            lacking.append(user)
+        else:
+            fine += 1
+    return lacking, fine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionComparison:
+    """The trusted sessions of a settings.json against the log: which it lacks, how many are fine, and the log."""
+
+    lacking: list[Session]
+    fine: int
+    latest: dict[str, str]
+    problems: tuple[str, ...]
+    directory: LogDirectory | None
+
+    def write(self, signer: OwnedSession, org: str, held: Mapping[str, Sequence[Commit]]) -> None:
+        """Append session commits for each session that the log lacks.
+
+        Args:
+            signer: The root that signs.
+            org: The organization; it is part of what is signed.
+            held: What other servers hold about a session. It is copied where this log holds nothing.
+        """
+        if self.directory is None or not self.lacking:
+            return
+        now_ms = SystemClock().now_ms()
+        log = self.directory.open(SESSIONS_PATH)
+        log.records()  # cuts a torn last line off, so that nothing is appended to it
+        for session in self.lacking:
+            known = self.latest.get(session.id)
+            copied = held.get(session.id, ()) if known is None else ()
+            for commit in copied:
+                log.append(commit.to_json())
+            if copied:
+                if _is_said_by(copied, session):
+                    continue
+                followed = {parent for commit in copied for parent in commit.parents}
+                known = next(commit.id for commit in reversed(copied) if commit.id not in followed)
+            log.append(introduction_of_migrated(session, signer, org, known, now_ms))
+        log.flush()
+
+    def write_roots(
+        self, pairs: Iterable[tuple[Session, OwnedSession]], org: str, held: Mapping[str, Sequence[Commit]]
+    ) -> None:
+        """Append the introduction of each root by the other, where the log does not hold it.
+
+        Args:
+            pairs: A root, and the one that introduces it.
+            org: The organization; it is part of what is signed.
+            held: As for `write`.
+        """
+        if self.directory is None:
+            return
+        for root, by in pairs:
+            commits = read_commits(self.directory.path / SESSIONS_LOG, org)
+            of_root = [commit for commit in commits if commit.key == root.id]
+            if any(_is_by(by.session, commit) for commit in of_root):
+                continue
+            log = self.directory.open(SESSIONS_PATH)
+            log.records()
+            if not of_root:
+                of_root = list(held.get(root.id, ()))
+                for commit in of_root:
+                    log.append(commit.to_json())
+            parent = of_root[-1].id if of_root else None
+            log.append(introduction_of_migrated(root, by, org, parent, SystemClock().now_ms()))
+            log.flush()
+
+
+def _is_by(signer: Session, commit: Commit) -> bool:
+    try:
+        verify_commit_by(signer, commit)
+    except VerificationError:
+        return False
+    return True
+
+
+def _is_said_by(commits: Iterable[Commit], session: Session) -> bool:
+    """Whether commits about a session say as much as is known of it."""
+    best: Session | None = None
+    for commit in commits:
+        try:
+            best = better(best, session_from_commit(commit))
+        except DecodeError:
+            continue
+    return best is not None and better(best, session) == best
+
+
+def introduction_of_migrated(
+    session: Session, signer: OwnedSession, org: str, parent: str | None, now_ms: int
+) -> dict[str, Any]:
+    """Return the commit that introduces a session that only settings.json knows: on every server the same.
+
+    It does not depend on when that server is migrated, nor on rotations before.
+
+    COMPAT: GoatDB 0.5.1 ends with "Merge commit got empty ancestors filter" where it meets two commits of one session
+    that have no parents.
+
+    Args:
+        session: The session.
+        signer: The root that introduces it.
+        org: The organization; it is part of what is signed.
+        parent: The commit that the log holds about the session; None for none.
+        now_ms: Milliseconds since 1970; the commit is not of a later time.
+    """
+    # When GoatDB made the session, since that is the same everywhere, and signatures are deterministic (RFC 6979).
+    ts = session.expiration_ms - milliseconds(SESSION_LIFETIME)
+    if not 0 < ts <= min(now_ms, signer.session.expiration_ms):
+        ts = _LONG_AGO_MS
+    text = f"{signer.id}/{org}/{session.id}/{session.owner or ''}/{session.expiration_ms}/{ts}/{parent or ''}"
+    return session_commit(
+        session,
+        signer=signer,
+        commit_id=derived_id("migrated session", text),
+        ts=ts,
+        org=org,
+        parents=(parent,) if parent else (),
+    )
+
+
+@contextmanager
+def compare_sessions(
+    source: MigrationSource, users: tuple[Session, ...], identity: IdentityDocument, *, writes: bool
+) -> Iterator[SessionComparison]:
+    """Compare settings.json with the log; with `writes` while holding the data directory against a server."""
+    if source.data is None:
+        problems = (
+            ("no data directory was given, so nobody looked for the trusted sessions in its log",) if users else ()
+        )
+        yield SessionComparison(lacking=list(users), fine=0, latest={}, problems=problems, directory=None)
+        return
+    with ExitStack() as stack:
+        directory = None
+        if writes:
+            refuse_running(source.data)
+            directory = stack.enter_context(LogDirectory(source.data))
+        log = read_session_log(source.data, identity, source.org)
+        lacking, fine = find_missing_sessions(log, users)
+        yield SessionComparison(
+            lacking=lacking, fine=fine, latest=log.latest, problems=log.problems, directory=directory
+        )

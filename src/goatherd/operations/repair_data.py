@@ -1,0 +1,407 @@
+"""Repair the logs of an organization's data directory.
+
+`repair_organization` moves what cannot be used into files beside the logs, ``*.damaged``, and takes back what can be
+verified, from those files and from peers. It joins concurrent creations of a session, which end GoatDB processes
+(`goatherd.operations.concurrent_creations`), here and on the peers. It needs `lock_organization`: no server may run on
+the directory.
+
+Rules: no byte is ever deleted; a log without findings is not written; a repair that was interrupted is completed by the
+next one; a commit is taken only after its signature was verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    NodeError,
+    StorageError,
+    UnknownSignerError,
+)
+from goatherd.identity.session import OwnedSession, Session
+from goatherd.node.data_check import Kind
+from goatherd.node.log_storage import FileLog, LogDirectory
+from goatherd.node.repository import Repository
+from goatherd.operations.check_data import (
+    Anchor,
+    DataReport,
+    LogFinding,
+    check_organization,
+    decode_log_commits,
+    ordered_repositories,
+    verify_commits,
+)
+from goatherd.operations.concurrent_creations import Conflict, find_conflicts, join_creations
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
+from goatherd.wire.commit_log import Line
+from goatherd.wire.paths import SESSIONS_PATH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What a repair did for one organization.
+
+    Attributes:
+        before: What the logs held.
+        after: What they hold now.
+        set_aside: The findings that were moved into ``*.damaged`` files.
+        restored: How many commits were taken back from those files, since they verify now.
+        fetched: How many commits were fetched from peers.
+        lacking: Ids of commits that were set aside and that neither a file nor a peer could give back.
+        unidentified: How many lines were set aside whose commit's id cannot be read.
+        joined: The sessions whose concurrent creations were joined.
+        given: How many commits that join creations the peers were given.
+        problems: Why peers could not be asked, or creations not joined.
+    """
+
+    before: DataReport
+    after: DataReport
+    set_aside: tuple[LogFinding, ...]
+    restored: int
+    fetched: int
+    lacking: tuple[str, ...]
+    unidentified: int
+    joined: tuple[str, ...]
+    given: int
+    problems: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to repair, here and on every peer."""
+        return self.after.is_clean and not self.problems
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as data."""
+        return {
+            "org": self.before.org,
+            "directory": str(self.before.directory),
+            "verifiedWith": self.before.anchor,
+            "setAside": [finding.to_json() for finding in self.set_aside],
+            "restored": self.restored,
+            "fetched": self.fetched,
+            "lacking": list(self.lacking),
+            "unidentified": self.unidentified,
+            "joined": list(self.joined),
+            "given": self.given,
+            "conflicts": [conflict.to_json() for conflict in self.after.conflicts],
+            "left": [finding.to_json() for finding in self.after.findings],
+            "problems": list(self.problems),
+        }
+
+
+class RepairPeer(Protocol):
+    """What a repair needs of another server; `goatherd.cluster.client.NodeClient` is one."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def create_session(self) -> tuple[OwnedSession, list[Session]]: ...
+
+    async def pull(
+        self, path: str, signer: OwnedSession, now_ms: int | None = None, *, known: Collection[str] = ()
+    ) -> list[dict[str, Any]]: ...
+
+    async def push(
+        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+    ) -> object: ...
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------
+
+
+async def repair_organization(
+    logs: LogDirectory,
+    org: str,
+    anchor: Anchor | None,
+    peers: Sequence[RepairPeer] = (),
+    executor: Executor | None = None,
+) -> Repair:
+    """Set aside what cannot be used, and take back what can be verified, from the set-aside files and from peers.
+
+    Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
+    one of them.
+
+    A commit whose signer is unknown stays in its log while ``/sys/sessions`` has lines set aside: its session may have
+    been introduced in one of them.
+
+    Args:
+        logs: The organization's directory, locked.
+        org: The organization.
+        anchor: Whose signatures count. None: only what is no commit is set aside, and nothing is taken back.
+        peers: Servers that may hold what is damaged here.
+        executor: Spreads the verification.
+
+    Raises:
+        ConfigurationError: There are peers and no anchor, or the records are of another identity.
+        StorageError: A log cannot be read or written; run it again.
+    """
+    _check_verifiable(peers, anchor)
+    before = check_organization(logs, org, anchor, executor)
+    sessions = logs.open(SESSIONS_PATH)
+    is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
+    moved: list[LogFinding] = []
+    for log in before.logs:
+        chosen = [one for one in log.findings if not (is_incomplete and one.code == UnknownSignerError.code)]
+        if chosen:
+            logs.open(log.repository).set_aside([_line(finding) for finding in chosen])
+            moved += chosen
+    restored, fetched, held, problems = 0, 0, set[str](), list[str]()
+    joined: tuple[str, ...] = ()
+    given, held_by_peers = 0, dict[str, list[Commit]]()
+    if anchor is not None:
+        fetcher = _Fetcher(peers, anchor.current)
+        pool = anchor.pool(org)
+        pool.offer_session_commits(decode_log_commits(sessions.read(), org))
+        for repository in _repositories_set_aside(logs):
+            taker = _Taker(logs.open(repository), repository, org, pool, executor)
+            restored += taker.take_set_aside()
+            fetched += taker.take_sent(await fetcher.pull(repository, taker.ids))
+            held |= set(taker.ids)
+        joiner = _Joiner(logs, org, anchor, fetcher, executor)
+        joined, given, held_by_peers = await joiner.join()
+        problems = fetcher.problems
+    if moved or restored or fetched or joined or held_by_peers:
+        after = check_organization(logs, org, anchor, executor, held_by_peers)
+    else:
+        after = before
+    ids = [finding.commit_id for finding in moved if finding.kind is not Kind.TORN]  # its write was never confirmed
+    return Repair(
+        before=before,
+        after=after,
+        set_aside=tuple(moved),
+        restored=restored,
+        fetched=fetched,
+        lacking=tuple(dict.fromkeys(one for one in ids if one is not None and one not in held)),
+        unidentified=ids.count(None),
+        joined=joined,
+        given=given,
+        problems=tuple(dict.fromkeys(problems)),
+    )
+
+
+async def read_peers(
+    logs: LogDirectory, org: str, anchor: Anchor | None, peers: Sequence[RepairPeer], executor: Executor | None = None
+) -> tuple[dict[str, list[Commit]], tuple[str, ...]]:
+    """Return what peers hold in ``/sys/sessions``, verified, by their URLs; and why peers could not be asked.
+
+    Raises:
+        ConfigurationError: There are peers and no anchor.
+        StorageError: The log of the sessions cannot be read.
+    """
+    _check_verifiable(peers, anchor)
+    if anchor is None:
+        return {}, ()
+    fetcher = _Fetcher(peers, anchor.current)
+    held = await _Joiner(logs, org, anchor, fetcher, executor).read_peers()
+    return held, tuple(dict.fromkeys(fetcher.problems))
+
+
+def _check_verifiable(peers: Sequence[RepairPeer], anchor: Anchor | None) -> None:
+    if peers and anchor is None:
+        raise ConfigurationError(
+            "what peers send could not be verified: it is not known whose signatures count",
+            hint="Give --provider URI.",
+        )
+
+
+class _Joiner:
+    """Joins concurrent creations of sessions, in a log and on peers."""
+
+    def __init__(
+        self, logs: LogDirectory, org: str, anchor: Anchor, fetcher: _Fetcher, executor: Executor | None
+    ) -> None:
+        self._logs = logs
+        self._log = logs.open(SESSIONS_PATH)
+        self._org = org
+        self._anchor = anchor
+        self._fetcher = fetcher
+        self._executor = executor
+
+    async def join(self) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
+        """Join what can be joined.
+
+        Returns:
+            The sessions whose creations were joined, how many commits the peers were given, and what these hold now.
+        """
+        held = await self.read_peers()
+        local = decode_log_commits(self._log.read(), self._org)
+        conflicts = find_conflicts({str(self._logs.path): local, **held})
+        if conflicts:
+            local = self._believed(local, self._anchor.pool(self._org))
+            conflicts = find_conflicts({str(self._logs.path): local, **held})
+        signer = self._anchor.current
+        if conflicts and signer is None:
+            self._fetcher.problems.append(
+                "concurrent creations of a session can be joined by the current root only, whose private key is not"
+                " known here: give --provider URI"
+            )
+        if not conflicts or signer is None:
+            return (), 0, held
+        joined: list[tuple[Conflict, dict[str, Any]]] = []
+        for conflict in conflicts:
+            try:
+                joined.append((conflict, join_creations(conflict, signer=signer, org=self._org)))
+            except DecodeError as error:
+                self._fetcher.problems.append(str(error))
+        if not joined:
+            return (), 0, held
+        self._write(joined, {commit.id for commit in local})
+        given = 0
+        for url in held:
+            commits = [commit for conflict, commit in joined if url in conflict.holders]
+            if commits and await self._fetcher.push(url, SESSIONS_PATH, commits, signer):
+                given += len(commits)
+        return tuple(conflict.session_id for conflict, _ in joined), given, await self.read_peers()
+
+    async def read_peers(self) -> dict[str, list[Commit]]:
+        """Return the commits of ``/sys/sessions`` that each peer holds and a root has signed."""
+        pool = self._anchor.pool(self._org)
+        pool.offer_session_commits(decode_log_commits(self._log.read(), self._org))
+        held = {}
+        for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():
+            commits = []
+            for record in records:
+                try:
+                    commits.append(Commit.from_json(record, org=self._org))
+                except DecodeError:
+                    continue
+            held[url] = self._believed(commits, pool)
+        return held
+
+    def _believed(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
+        verdicts = verify_commits(pool, SESSIONS_PATH, commits, self._executor)
+        return [commit for commit, verdict in zip(commits, verdicts, strict=True) if verdict is None]
+
+    def _write(self, joined: Iterable[tuple[Conflict, dict[str, Any]]], present: Collection[str]) -> None:
+        self._log.records()  # cuts a torn last line off, so that nothing is appended to it
+        for conflict, commit in joined:
+            for creation in conflict.creations:
+                if creation.id not in present:
+                    self._log.append(creation.to_json())
+            self._log.append(commit)
+        self._log.flush()
+
+
+def _line(finding: LogFinding) -> Line:
+    return Line(finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not Kind.TORN)
+
+
+def _repositories_set_aside(logs: LogDirectory) -> list[str]:
+    return [path for path in ordered_repositories(logs) if logs.open(path).set_aside_file.exists()]
+
+
+class _Taker:
+    """Takes verified commits into one repository."""
+
+    def __init__(self, log: FileLog, path: str, org: str, pool: TrustPool, executor: Executor | None) -> None:
+        self._log = log
+        self._path = path
+        self._org = org
+        self._pool = pool
+        self._executor = executor
+        self._repository = Repository(path, log, org=org, connection="", own_session=lambda: "")
+        self._repository.load()
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the commits in the log."""
+        return self._repository.ids
+
+    def take_set_aside(self) -> int:
+        """Take back what was set aside and verifies now, and return how many commits these are."""
+        try:
+            data = self._log.set_aside_file.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{self._log.set_aside_file}: {error.strerror}") from error
+        fresh = self._fresh(decode_log_commits(data, self._org))
+        verdicts = verify_commits(self._pool, self._path, fresh, self._executor)
+        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+
+    def take_sent(self, records: Iterable[Any]) -> int:
+        """Take what a peer has sent and verifies, and return how many commits these are.
+
+        SECURITY: as from any peer; nothing of a revoked root counts (tests/unit/operations/test_data.py).
+        """
+        commits = []
+        for record in records:
+            try:
+                commits.append(Commit.from_json(record, org=self._org))
+            except DecodeError:
+                continue
+        fresh = self._fresh(commits)
+        if self._path == SESSIONS_PATH:
+            # A root may be introduced by one that comes later.
+            taken: list[Commit] = []
+            while learnt := [commit for commit in fresh if self._pool.add_session_commit(commit)]:
+                taken += learnt
+                known = {commit.id for commit in learnt}
+                fresh = [commit for commit in fresh if commit.id not in known]
+            return self._add(taken)
+        verdicts = self._pool.verify_commits(fresh, self._executor)
+        return self._add([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
+
+    def _fresh(self, commits: Iterable[Commit]) -> list[Commit]:
+        return [commit for commit in commits if commit.id not in self._repository]
+
+    def _add(self, commits: Iterable[Commit]) -> int:
+        count = sum(self._repository.add(commit) for commit in commits)
+        self._log.flush()
+        return count
+
+
+class _Fetcher:
+    """Asks peers for commits.
+
+    Attributes:
+        problems: Why a peer could not be asked.
+    """
+
+    def __init__(self, peers: Sequence[RepairPeer], current: OwnedSession | None) -> None:
+        self._peers = peers
+        self._current = current
+        self._anonymous: dict[str, OwnedSession] = {}
+        self.problems: list[str] = []
+
+    async def pull(self, path: str, known: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what the peers hold of a repository beyond `known`; unverified."""
+        found: list[dict[str, Any]] = []
+        for peer in self._peers:
+            try:
+                found += await peer.pull(path, await self._signer(peer), known=set(known))
+            except NodeError as error:
+                self.problems.append(str(error))
+        return found
+
+    async def pull_each(self, path: str) -> dict[str, list[dict[str, Any]]]:
+        """Return all that each peer holds of a repository, by its URL; unverified. One that fails is left out."""
+        found = {}
+        for peer in self._peers:
+            try:
+                found[peer.base_url] = await peer.pull(path, await self._signer(peer))
+            except NodeError as error:
+                self.problems.append(str(error))
+        return found
+
+    async def push(self, url: str, path: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
+        """Give a peer commits, and return whether it answered."""
+        (peer,) = [peer for peer in self._peers if peer.base_url == url]
+        try:
+            await peer.push(path, commits, signer)
+        except NodeError as error:
+            self.problems.append(str(error))
+            return False
+        return True
+
+    async def _signer(self, peer: RepairPeer) -> OwnedSession:
+        """Return who asks: the current root, or a new anonymous session where its private key is not known."""
+        if self._current is not None:
+            return self._current
+        if peer.base_url not in self._anonymous:
+            self._anonymous[peer.base_url], _ = await peer.create_session()
+        return self._anonymous[peer.base_url]
