@@ -67,8 +67,8 @@ class TestMoto(ProviderContract):
     def provider(self) -> SecretProvider:
         return AWSSecretProvider(self.address)
 
-    # Where moto 5.2.5 is known to do otherwise than the API reference says. test_aws_fake.py runs these checks against
-    # a fake that does as it says, and test_aws_wire.py looks at what we send. A moto that has mended them fails here.
+    # Where moto 5.2.5 is known to do otherwise than the API reference says. test_aws_contract.py runs these checks
+    # against a fake that does as it says, and looks at what we send. A moto that has repaired them fails here.
 
     def test_of_many_label_movers_exactly_one_wins(self, monkeypatch: pytest.MonkeyPatch):
         """It moves a label of one's own although the holder is not named."""

@@ -97,7 +97,7 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path:
     import yaml
 
     from goatherd.providers.kubernetes import policy
-    from tests.contract.test_kubernetes_fake import kubeconfig
+    from tests.contract.test_kubernetes_contract import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:

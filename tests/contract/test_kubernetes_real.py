@@ -45,7 +45,7 @@ from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
-from tests.contract.test_kubernetes_fake import kubeconfig
+from tests.contract.test_kubernetes_contract import kubeconfig
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.ports import free_ports

@@ -21,7 +21,7 @@ from goatherd.providers.kubernetes import policy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation import Outcome, Phase
 from goatherd.settings import CloudSecretSettings
-from tests.contract.test_kubernetes_fake import provider_of
+from tests.contract.test_kubernetes_contract import provider_of
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock, Herd
 from tests.fakes.kubernetes_fake import FakeKubernetes

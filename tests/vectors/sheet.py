@@ -91,7 +91,7 @@ class Sheet:
 def shown(value: Any) -> str:
     """Return a short text of a value in which no private key shows.
 
-    SECURITY: tests/unit/test_vectors.py.
+    SECURITY: tests/vectors/test_vectors.py.
     """
     text = _PRIVATE.sub(r"\1…", value if isinstance(value, str) else repr(value))
     text = text.encode("utf-8", "backslashreplace").decode()

@@ -616,7 +616,7 @@ def _check_owner(path: Path) -> None:
     """Refuse a file that is only found in the current directory if another user can have written it.
 
     SECURITY: it names commands to run and the store to trust, and people change into directories of others
-    (tests/unit/test_config.py).
+    (tests/unit/config/test_options.py).
 
     Raises:
         ConfigurationError: Another user can have written it.
@@ -847,7 +847,7 @@ def effective_settings(options: Options) -> tuple[Setting, ...]:
     """Return every option with its value and where that comes from, in the order of the reference page.
 
     SECURITY: no value may show a secret: credentials and query of a URL, the arguments of a command, and whatever is
-    named like one are hidden (tests/unit/test_config.py).
+    named like one are hidden (tests/unit/config/test_options.py).
     """
     return tuple(
         Setting(

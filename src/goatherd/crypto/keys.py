@@ -199,7 +199,7 @@ class PublicKey:
 class PrivateKey:
     """A P-384 private key in memory.
 
-    SECURITY: its ``repr`` shows nothing and it cannot be pickled (tests/unit/test_crypto.py).
+    SECURITY: its ``repr`` shows nothing and it cannot be pickled (tests/unit/crypto/test_keys.py).
     """
 
     __slots__ = ("_key", "public_key")

@@ -93,7 +93,7 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         raise SuccessionError(f"the revocation of {revocation.id} names other sessions")
     try:
         envelope = parse_signature(revocation.proof)
-        # SECURITY: as for an endorsement, nothing else may be signed with it (tests/unit/identity/test_revocation.py).
+        # SECURITY: as for an endorsement, nothing else may be signed with it (tests/unit/identity/test_revocations.py).
         valid = envelope.data is UNDEFINED
         if valid:
             verify_data(revoked, envelope, external=_statement(revoked.id, successor, revocation.at))
@@ -117,7 +117,7 @@ def revocation_json(revocation: Revocation) -> dict[str, Any]:
 
 def _statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:
     # SECURITY: the first member keeps a proof from ever being an endorsement, a commit or a request
-    # (tests/unit/identity/test_revocation.py).
+    # (tests/unit/identity/test_revocations.py).
     return {"goatherd": DOMAIN, "revoked": revoked_id, "at": at, "successor": successor.to_json()}
 
 

@@ -141,13 +141,13 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
 
 
 # A document is looked at all the time. SECURITY: everything that is verified is in the key, the public key and the
-# digest of the whole document included (tests/unit/identity/test_document_signature.py).
+# digest of the whole document included (tests/unit/identity/test_root_signatures.py).
 @lru_cache(maxsize=256)
 def _verifies(signature: str, by: Session, digest: str) -> bool:
     try:
         envelope = parse_signature(signature)
         # SECURITY: as for an endorsement, nothing else may be signed with it
-        # (tests/unit/identity/test_document_signature.py).
+        # (tests/unit/identity/test_root_signatures.py).
         if envelope.data is not UNDEFINED:
             return False
         verify_data(by, envelope, external=_document_statement(digest))

@@ -231,7 +231,7 @@ def _number(value: Any) -> float:
     """Return JavaScript's ``Number(value)`` as far as JSON values go; NaN for what is no number.
 
     SECURITY: this is read from a header before its signature is checked; a text of megabytes must cost nothing, so one
-    longer than any number that is meant is none (tests/unit/test_session.py).
+    longer than any number that is meant is none (tests/unit/identity/test_session.py).
     """
     if value is None:
         return 0.0

@@ -138,7 +138,7 @@ def _reached(
             # SECURITY: past a revoked root leads only the proof, never what it has endorsed or introduced. A document
             # that came out of the store, and a proof by the revoked key itself: whoever can write the store but has no
             # root's key lacks the one, whoever has stolen a key lacks the other
-            # (tests/unit/identity/test_revocation.py).
+            # (tests/unit/identity/test_revocations.py).
             if (proof := proofs.get(by.id)) is not None and proof.successor not in reached:
                 heir = listed[proof.successor or ""]
                 verify_proof(proof, revoked=by, successor=heir)
@@ -283,11 +283,11 @@ def verify_successor(
     commits = tuple(introductions)
     verify_succession(new, [root for root in seen.roots if root.id not in seen.revoked_ids], commits)
     # SECURITY: who can write the secret but holds no root's key can alter what no chain covers: expirations, history,
-    # which roots are listed and which are revoked (tests/unit/identity/test_document_signature.py).
+    # which roots are listed and which are revoked (tests/unit/identity/test_root_signatures.py).
     check_signature(new, seen)
     lost = find_lost_roots(new, seen, commits)
     # SECURITY: somebody who goes on from a restored backup must not take the root with him that has signed since
-    # (tests/unit/identity/test_lost_roots.py).
+    # (tests/unit/identity/test_lineage.py).
     if lost and not (is_pruning_believed and new.pruned - _seen(seen).pruned >= len(lost)):
         error = SuccessionError(
             f"root {lost[0].id}, which is trusted here, is gone from the identity: it is neither retired nor revoked,"

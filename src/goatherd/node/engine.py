@@ -509,7 +509,7 @@ class Engine:
         unused = None if self.unused is None else self.unused.find(envelope.session_id, now_ms)
         if unused is None or self.is_introduced(envelope.session_id):
             return None
-        # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused.py).
+        # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused_sessions.py).
         self.pool.verify_request(envelope, now_ms, unused=unused)
         if self._can_introduce(now_ms):
             self.introduce(unused, now_ms)
@@ -720,7 +720,7 @@ class Engine:
             for _, commit in early:
                 session = unused.get(commit.session)
                 if session is not None and commit.session not in authors:
-                    # SECURITY: a forged commit introduces nothing (tests/unit/node/test_unused.py).
+                    # SECURITY: a forged commit introduces nothing (tests/unit/node/test_unused_sessions.py).
                     with suppress(VerificationError):
                         verify_commit(session, commit)
                         authors[commit.session] = session

@@ -296,7 +296,7 @@ class UnusedExchange:
             return Response(status=400)
         if given:
             # SECURITY: a server that the sender does not hand sessions to would refuse their first requests
-            # (tests/unit/node/test_unused.py).
+            # (tests/unit/node/test_unused_sessions.py).
             if not self.may_defer or not self._is_complete(recipients):
                 return Response(status=409)
             self._unused.take(given, self._engine.is_introduced, self._engine_now())

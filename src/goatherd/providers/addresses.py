@@ -146,7 +146,7 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
         ConfigurationError: One is unknown, empty, or not among its choices.
     """
     for name, value in options.items():
-        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/test_vault_address.py).
+        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/vault/test_address.py).
         if name in _SECRETS:
             raise ConfigurationError(
                 f"{form.scheme} address: {name!r} must not be part of it", hint="Use the environment or a file."

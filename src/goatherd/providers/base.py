@@ -619,7 +619,7 @@ class SecretProvider(ABC):
         Raises:
             ConfigurationError: It is not components of ``[A-Za-z0-9._-]`` between slashes, none of them dots only.
         """
-        # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_provider_base.py).
+        # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_base.py).
         if ORG_FIELD in secret_id:
             raise ConfigurationError(
                 f"the secret id still holds {ORG_FIELD}: name an organization",
@@ -736,7 +736,7 @@ async def _guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> R
         raise call.error(UnavailableError, "the store did not answer in time") from None
     except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
         # SECURITY: the text of a stranger's exception may quote the value, so neither it nor the chain is shown
-        # (tests/unit/providers/test_provider_base.py::test_a_stranger_exception_is_named_but_not_quoted).
+        # (tests/unit/providers/test_base.py::test_a_stranger_exception_is_named_but_not_quoted).
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         raise call.error(

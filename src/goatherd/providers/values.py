@@ -125,7 +125,7 @@ def secret_id_for(template: str, org: str) -> str:
         ConfigurationError: The id is not one component of ``[A-Za-z0-9._-]``, so that it could lead elsewhere.
     """
     # SECURITY: an organization named `../other` must not reach another secret
-    # (tests/unit/providers/test_provider_base.py::test_an_organization_cannot_step_out_of_its_place).
+    # (tests/unit/providers/test_base.py::test_an_organization_cannot_step_out_of_its_place).
     if not COMPONENT.fullmatch(org) or org.strip(".") == "":
         raise ConfigurationError(f"organization {org!r} cannot stand in a secret id: use A-Z a-z 0-9 . _ - only")
     return template.replace(ORG_FIELD, org)
@@ -154,7 +154,7 @@ class SecretBytes:
         """The length in bytes."""
         return len(self._value)
 
-    # SECURITY: tests/unit/providers/test_secret_bytes.py tries every way out that Python offers.
+    # SECURITY: tests/unit/providers/test_values.py tries every way out that Python offers.
     def __repr__(self) -> str:
         return "SecretBytes(<hidden>)"
 

@@ -448,7 +448,7 @@ class CloudSecretSettings(Settings):
 
     def _verify(self, document: IdentityDocument, seen: Seen) -> None:
         # SECURITY: whoever can write the secret but holds no root's key cannot make this node follow him
-        # (tests/unit/settings/test_cloud_settings.py).
+        # (tests/unit/settings/test_store.py).
         try:
             self._verify_successor(document, seen)
         except SuccessionError:

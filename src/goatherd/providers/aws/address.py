@@ -115,7 +115,7 @@ def _check_endpoint(endpoint: str) -> None:
     except ValueError:
         raise ConfigurationError("aws address: the endpoint is no URL", hint="Write https://host[:port].") from None
     # SECURITY: a secret does not cross a network in the clear
-    # (tests/unit/providers/test_aws_address.py::test_an_endpoint_without_tls_must_be_this_machine).
+    # (tests/unit/providers/aws/test_address.py::test_an_endpoint_without_tls_must_be_this_machine).
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise ConfigurationError("aws address: the endpoint must be https (http only to this machine)")
     if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:

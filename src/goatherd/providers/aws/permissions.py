@@ -63,7 +63,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
     check_role(role)
     # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
-    # (tests/unit/providers/test_aws_permissions.py::test_a_name_that_would_grant_more_is_refused).
+    # (tests/unit/providers/aws/test_permissions.py::test_a_name_that_would_grant_more_is_refused).
     if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):
         raise ConfigurationError(f"not a secret's name: {secret_id[:80]!r}")
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):

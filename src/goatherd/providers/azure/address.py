@@ -142,7 +142,7 @@ def check_name(name: str) -> None:
         ConfigurationError: Key Vault does not take it, or takes it for the same as another one.
     """
     # SECURITY: names that differ in case only are one secret in Key Vault, so of two organizations `A` and `a`, one
-    # would get the other's identity (tests/unit/providers/test_azure_address.py, `…_capital_letters…`).
+    # would get the other's identity (tests/unit/providers/azure/test_address.py, `…_capital_letters…`).
     if not _SECRET.fullmatch(name):
         raise ConfigurationError(
             f"not a name that Goatherd gives a secret in a key vault: {name[:200]!r}",

@@ -412,7 +412,7 @@ class SecretDirectory:
                 raise self._not_a_directory() from None
             stack.callback(self._system.close, descriptor)
             # SECURITY: through a directory that others can enter, others read or replace the key
-            # (tests/unit/providers/test_file_provider.py).
+            # (tests/unit/providers/file/test_provider.py).
             self._check_private(self._system.status(descriptor), self._path, "700")
             yield _Opened(descriptor, parent, name)
 

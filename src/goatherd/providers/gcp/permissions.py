@@ -62,7 +62,7 @@ def policy(role: str, uri: str) -> str:
     wanted = permissions(role)
     address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
     # SECURITY: what is pasted into a shell is made of checked names only
-    # (tests/unit/providers/test_gcp_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
+    # (tests/unit/providers/gcp/test_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))
     lines = [f"# Goatherd {role}: {_PURPOSE[role]}.", f"MEMBER=serviceAccount:goatherd-{role}@{_domain(address)}"]
     if ORG_FIELD in secret_id:

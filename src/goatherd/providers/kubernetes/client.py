@@ -162,7 +162,7 @@ class KubernetesClient:
     async def replace(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Replace a Secret if it still has the resourceVersion in `content`; None when it has not, or is gone."""
         # SECURITY: without a resourceVersion the server replaces whatever is there
-        # (tests/contract/test_kubernetes_fake.py::test_every_replacement_names_the_state_that_it_replaces).
+        # (tests/contract/test_kubernetes_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
             raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
         status, answer = await finish_request(self._call("PUT", _path(namespace, name), body=content))
@@ -397,7 +397,7 @@ class KubernetesClient:
             raise _invalid(answer or {})
         if code in (400, 405, 406, 415):
             # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
-            # (tests/contract/test_kubernetes_fake.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
+            # (tests/contract/test_kubernetes_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
             raise PlatformError(
                 ProviderConfigurationError,
                 f"the server does not understand {what}: HTTP {code}{_reason(answer or {}, ', ')}",

@@ -208,7 +208,7 @@ class CredentialPlugin:
                 raise self._wrong(f"{name}, which is not a string")
         token, cert, key = status.get("token"), status.get("clientCertificateData"), status.get("clientKeyData")
         # SECURITY: a line break would end the header and begin another
-        # (tests/unit/providers/test_kubernetes_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
+        # (tests/unit/providers/kubernetes/test_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
         if token and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise self._wrong("a token that cannot stand in a header")
         if bool(cert) != bool(key):
@@ -261,7 +261,7 @@ async def run_plugin(settings: PluginSettings) -> object:
     if code != 0:
         # SECURITY: what a plugin prints to its output may be a token and is not shown; what it prints to its error
         # output is meant to be read, and is shown without anything that looks like a token
-        # (tests/unit/providers/test_kubernetes_credentials.py::test_no_error_of_a_plugin_shows_a_token).
+        # (tests/unit/providers/kubernetes/test_credentials.py::test_no_error_of_a_plugin_shows_a_token).
         raise _failed(settings, f"it ended with {code}: {shortened(told.decode(errors='replace')) or 'without a word'}")
     try:
         answer = json.loads(printed)

@@ -92,7 +92,7 @@ def _as_file(pem: Path | bytes) -> Iterator[str]:
     """Give OpenSSL a path, which is all that it takes.
 
     SECURITY: bytes get one in memory and never on a disk
-    (tests/unit/providers/test_kubernetes_access.py::test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk).
+    (tests/unit/providers/kubernetes/test_access.py::test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk).
     """
     if isinstance(pem, Path):
         yield str(pem)
@@ -279,7 +279,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
     if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep) if path):  # noqa: PTH110, PTH111
         raise ConfigurationError(f"cannot read the kubeconfig {paths}: No such file or directory")
     # SECURITY: the library's errors, and those of its YAML reader, quote the file and so the key; none is passed on
-    # (tests/unit/providers/test_kubernetes_access.py::test_a_damaged_kubeconfig_is_named_and_not_quoted).
+    # (tests/unit/providers/kubernetes/test_access.py::test_a_damaged_kubeconfig_is_named_and_not_quoted).
     try:
         merger = KubeConfigMerger(paths)
         config: Any = merger.config.value if merger.config is not None else None
@@ -337,7 +337,7 @@ def _checked_server(server: str, source: str) -> str:
     except ValueError:
         raise ConfigurationError(f"{source}: the server is no URL", hint="Such as https://10.0.0.1:6443.") from None
     # SECURITY: a token is not sent where the network can read it
-    # (tests/unit/providers/test_kubernetes_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
+    # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):
         raise ConfigurationError(f"{source}: the server must be an https address")

@@ -45,7 +45,7 @@ def policy(role: str, uri: str) -> str:
     """
     check_role(role)
     # SECURITY: what is pasted into YAML is two names of a-z, 0-9, '-' and '.' and cannot grant more
-    # (tests/unit/providers/test_kubernetes_permissions.py::test_a_name_that_would_change_the_policy_is_refused).
+    # (tests/unit/providers/kubernetes/test_permissions.py::test_a_name_that_would_change_the_policy_is_refused).
     _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
     if ORG_FIELD in secret_id:
         raise ConfigurationError(

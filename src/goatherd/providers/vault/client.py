@@ -355,7 +355,7 @@ class VaultClient:
         """Return where a standby sends us: the active node.
 
         SECURITY: the token goes along, as with Vault's own clients, so only from a server whose certificate was
-        checked, and never from TLS to none (tests/unit/providers/test_vault_client.py).
+        checked, and never from TLS to none (tests/unit/providers/vault/test_client.py).
         """
         try:
             target = urljoin(url, location or "")

@@ -49,7 +49,7 @@ def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
         mount, _, secret_id = secret_id.partition("/")
     components = [*mount.split("/"), *(component.replace(ORG_FIELD, "x") for component in secret_id.split("/"))]
     # SECURITY: what is pasted into HCL cannot end the string and grant more
-    # (tests/unit/providers/test_vault_permissions.py::test_a_path_that_would_change_the_policy_is_refused).
+    # (tests/unit/providers/vault/test_permissions.py::test_a_path_that_would_change_the_policy_is_refused).
     if not secret_id or not all(_COMPONENT.fullmatch(each) and each.strip(".") for each in components):
         raise ConfigurationError(
             f"not a mount and a path: {mount}/{secret_id}", hint="Write it as secret/goatdb/root, the mount first."

@@ -30,7 +30,7 @@ from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import ClusterAccess, load_access
 from tests.fakes.kubernetes_fake import FakeKubernetes
-from tests.unit.providers.test_kubernetes_access import HandClock, certificate, config_of, written
+from tests.unit.providers.kubernetes.test_access import HandClock, certificate, config_of, written
 
 NEVER = RetryPolicy(attempts=1)
 V1 = "client.authentication.k8s.io/v1"

@@ -38,7 +38,7 @@ from goatherd.providers.base import Call
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, VersionId
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
-CONTRACT = Path(__file__).resolve().parents[2] / "contract"
+CONTRACT = Path(__file__).resolve().parents[3] / "contract"
 SETTLE = 3
 CALL = Call(provider="azure", secret_id="root", operation="write")
 

@@ -119,5 +119,5 @@ def test_what_is_no_role_or_account_is_refused(role: str, account: str):
 
 
 def test_the_page_shows_the_server_policy_as_it_is_printed():
-    page = (Path(__file__).parents[3] / "docs/how-to/store-aws.md").read_text()
+    page = (Path(__file__).parents[4] / "docs/how-to/store-aws.md").read_text()
     assert f"```json\n{policy('server', URI)}\n```" in page
