@@ -1,4 +1,4 @@
-"""The command that shows the effective configuration: config."""
+"""goatherd config: show every option with its value and where the value comes from."""
 
 from __future__ import annotations
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from goatherd.cli.main import App, PathType, command
-from goatherd.clock import SystemClock
 from goatherd.config.build import open_store
-from goatherd.errors import IdentityExistsError
-from goatherd.files import create_file, read_file, replace_file
-from goatherd.identity.session import Session
-from goatherd.identity.settings_json import to_settings
-
-if TYPE_CHECKING:
-    pass
+from goatherd.operations.export import export_settings
 
 
 @command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")
@@ -41,40 +33,12 @@ def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_
 
 async def _export(app: App, file: Path, data: Path | None, *, replace: bool, unsafe_short_life: bool) -> None:
     async with open_store(app.options) as store:
-        version, document = await store.read()
-    sessions: tuple[Session, ...] = ()
-    if data is not None:
-        from goatherd.operations.migration_files import verified_sessions
-
-        sessions = verified_sessions(data, document, store.org)
-    text = to_settings(document, sessions, now_ms=None if unsafe_short_life else SystemClock().now_ms())
-    write_settings(file, text, replace=replace)
+        done = await export_settings(store, file, data=data, replace=replace, unsafe_short_life=unsafe_short_life)
     shape = {
-        "file": str(file),
-        "version": version.id,
-        "current": document.current.id,
-        "roots": len(document.roots),
-        "trustedSessions": len(sessions),
+        "file": str(done.file),
+        "version": done.version_id,
+        "current": done.current_id,
+        "roots": done.roots,
+        "trustedSessions": done.sessions,
     }
-    app.out.result(
-        shape,
-        [f"wrote {file}: root {document.current.id}, {len(document.roots)} roots, {len(sessions)} user sessions"],
-    )
-
-
-def write_settings(file: Path, text: bytes, *, replace: bool) -> None:
-    """Write a file that holds a key: mode 0600, whole or not at all. The same content again is no change.
-
-    Raises:
-        IdentityExistsError: There is another file, and `replace` is False.
-    """
-    if replace:
-        replace_file(file, text)
-        return
-    try:
-        create_file(file, text)
-    except IdentityExistsError as error:
-        if read_file(file) == text:
-            return
-        error.hint = "It was not touched. --replace overwrites it, and the key in it."
-        raise
+    app.out.result(shape, [f"wrote {file}: root {done.current_id}, {done.roots} roots, {done.sessions} user sessions"])

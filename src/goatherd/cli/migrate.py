@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
 from goatherd.config.build import build_migration_target
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(
@@ -91,7 +87,7 @@ async def _migrate(
     root_id: str | None,
     remove: bool | None,
 ) -> int | None:
-    from goatherd.cli.text.migration import outcome_lines, proof_line
+    from goatherd.cli.text.migration import kept_lines, migration_json, migration_lines
     from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
 
     target = build_migration_target(app.options)
@@ -104,9 +100,7 @@ async def _migrate(
         root_id=root_id,
         tell=lambda line: app.out.event("roots", {"message": line}, line),
     )
-    lines = [line for outcome in done.outcomes for line in outcome_lines(outcome)]
-    lines += [proof_line(proof) for proof in done.proofs]
-    refused = servers_rejecting_root(done.proofs)
+    lines = migration_lines(done)
     removed: list[str] = []
     if remove is None and done.removable and app.out.may_ask:
         app.out.result({}, lines)
@@ -116,14 +110,6 @@ async def _migrate(
     if remove and not dry_run:
         removed = await remove_keys(target, done)
         lines += removed or ["nothing was removed, since a server does not know this key"]
-    kept = [] if dry_run else [str(outcome.settings) for outcome in done.outcomes if outcome.settings.exists()]
-    lines += [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
-    data = {
-        "dryRun": dry_run,
-        "organizations": [outcome.to_json() for outcome in done.outcomes],
-        "nodes": [proof.to_json() for proof in done.proofs],
-        "removed": removed,
-        "stillOnDisk": kept,
-    }
-    app.out.result(data, lines)
-    return EXIT_FINDINGS if refused else None
+    kept = done.find_kept_settings()
+    app.out.result(migration_json(done, removed, kept), [*lines, *kept_lines(kept)])
+    return EXIT_FINDINGS if servers_rejecting_root(done.proofs) else None

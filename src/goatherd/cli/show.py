@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from goatherd.cli.text.identity import describe
 from goatherd.config.build import open_store
 from goatherd.identity.redaction import redacted
 from goatherd.providers.values import CURRENT
-
-if TYPE_CHECKING:
-    pass
 
 
 @command(example="goatherd show --provider file:///srv/keys/root\ngoatherd show --at stable --json")

@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, ProviderConfigurationError
 from goatherd.operations.identity_store import DEFAULT_ORG, Store
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 
 if TYPE_CHECKING:
+    from goatherd.cluster.client import NodeClient
     from goatherd.cluster.discovery import NodeDirectory
     from goatherd.operations.migrate import MigrationTarget
     from goatherd.rotation.health_checks import HealthSignal
     from goatherd.rotation.machine import Policy
     from goatherd.schedule.due import Schedule
+
+LARGE_ANSWER_TIMEOUT: Final = timedelta(minutes=2)
+"""For one answer about 50 000 sessions."""
 
 
 def configured_provider(options: Options, orgs: Sequence[str] | None = None) -> tuple[SecretProvider, str]:
@@ -114,6 +118,16 @@ def open_nodes(
     )
 
 
+@asynccontextmanager
+async def open_peers(options: Options, urls: Sequence[str]) -> AsyncIterator[list[NodeClient]]:
+    """Open clients for servers whose logs are read as a whole; such an answer gets at least two minutes."""
+    from goatherd.cluster.client import NodeClient
+
+    async with AsyncExitStack() as stack:
+        timeout = max(options.timeout, LARGE_ANSWER_TIMEOUT)
+        yield [await stack.enter_async_context(NodeClient(url, timeout=timeout)) for url in dict.fromkeys(urls)]
+
+
 def build_migration_target(options: Options) -> MigrationTarget:
     """Return where `goatherd migrate` puts what it finds."""
     from goatherd.operations.migrate import MigrationTarget
@@ -130,7 +144,19 @@ def build_migration_target(options: Options) -> MigrationTarget:
 
 @asynccontextmanager
 async def open_two_stores(options: Options, source: str, destination: str) -> AsyncIterator[tuple[Store, Store]]:
-    """Open the stores at two addresses."""
+    """Open the stores at two addresses.
+
+    Raises:
+        ProviderConfigurationError: Both are the same address.
+    """
+    if source == destination:
+        raise ProviderConfigurationError(
+            "source and destination are the same secret",
+            provider=source.partition(":")[0],
+            secret_id=source,
+            operation="copy",
+            hint="Give the address of another store, or of another secret in it.",
+        )
     async with (
         open_store(replace(options, provider=source)) as first,
         open_store(replace(options, provider=destination)) as second,

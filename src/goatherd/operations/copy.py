@@ -359,24 +359,8 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
     return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` leads elsewhere"
 
 
-def check_addresses(source: str, destination: str) -> None:
-    """Refuse a copy onto itself.
-
-    Raises:
-        ProviderConfigurationError: Both are one address.
-    """
-    if source == destination:
-        raise ProviderConfigurationError(
-            "source and destination are the same secret",
-            provider=source.partition(":")[0],
-            secret_id=source,
-            operation="copy",
-            hint="Give the address of another store, or of another secret in it.",
-        )
-
-
-def check_lasting(destination: Store) -> None:
-    """Refuse a copy into a store that ends with this process.
+def check_durable(destination: Store) -> None:
+    """Refuse a store that ends with this process, for callers that end when the copy is made.
 
     Raises:
         ProviderConfigurationError: It does.

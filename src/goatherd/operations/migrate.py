@@ -129,11 +129,17 @@ class Migration:
         outcomes: One for each organization of each server.
         proofs: One for each organization and running server that was asked.
         removable: The settings.json whose key may leave the disk: the store gave the identity back.
+        is_dry: Nothing was written.
     """
 
     outcomes: tuple[MigratedServer, ...]
     proofs: tuple[RootAcceptance, ...]
     removable: tuple[tuple[MigrationSource, IdentityDocument], ...]
+    is_dry: bool
+
+    def find_kept_settings(self) -> list[Path]:
+        """Return the settings.json files that are still on the disk, with the private key; none after a dry run."""
+        return [] if self.is_dry else [one.settings for one in self.outcomes if one.settings.exists()]
 
 
 async def migrate_all(
@@ -216,7 +222,10 @@ async def migrate_all(
     )
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
     return Migration(
-        outcomes=tuple(outcomes), proofs=tuple(proofs), removable=() if servers_rejecting_root(proofs) else tuple(safe)
+        outcomes=tuple(outcomes),
+        proofs=tuple(proofs),
+        removable=() if servers_rejecting_root(proofs) else tuple(safe),
+        is_dry=dry_run,
     )
 
 

@@ -2,7 +2,38 @@
 
 from __future__ import annotations
 
-from goatherd.operations.migrate import MigratedServer, RootAcceptance
+from collections.abc import Sequence
+from pathlib import Path
+
+from goatherd.operations.migrate import MigratedServer, Migration, RootAcceptance
+
+
+def migration_lines(done: Migration) -> list[str]:
+    """Return what was done and what the servers answered, as lines."""
+    lines = [line for outcome in done.outcomes for line in outcome_lines(outcome)]
+    return lines + [proof_line(proof) for proof in done.proofs]
+
+
+def kept_lines(kept: Sequence[Path]) -> list[str]:
+    """Return a reminder for each settings.json that is still there."""
+    return [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
+
+
+def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]) -> dict[str, object]:
+    """Return a migration as JSON.
+
+    Args:
+        done: What was done.
+        removed: What was said about settings.json files that were removed.
+        kept: The settings.json files that are still there.
+    """
+    return {
+        "dryRun": done.is_dry,
+        "organizations": [outcome.to_json() for outcome in done.outcomes],
+        "nodes": [proof.to_json() for proof in done.proofs],
+        "removed": list(removed),
+        "stillOnDisk": [str(file) for file in kept],
+    }
 
 
 def outcome_lines(outcome: MigratedServer) -> list[str]:

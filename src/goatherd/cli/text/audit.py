@@ -1,0 +1,72 @@
+"""What `goatherd audit` prints of a trail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from goatherd.audit.records import Checked, Record
+from goatherd.times import iso
+
+WIDTH: Final = 100
+
+
+def checked_json(checked: Checked, file: Path) -> dict[str, Any]:
+    """Return the result of a verification as JSON."""
+    return {
+        "file": str(file),
+        "whole": True,
+        "records": checked.head.seq,
+        "head": str(checked.head),
+        "first": iso(checked.first_ms),
+        "last": iso(checked.last_ms),
+        "signers": list(checked.signers),
+        "restsOn": checked.rests_on,
+        "torn": list(checked.torn),
+        "lost": checked.lost,
+        "byRevoked": checked.by_revoked,
+    }
+
+
+def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list[str]:
+    """Return the result of a verification as lines."""
+    lines = [
+        f"{file}: {checked.head.seq} records, {iso(checked.first_ms)} to {iso(checked.last_ms)}, as they were written",
+        f"signed by   {', '.join(checked.signers)}",
+        f"head        {checked.head}",
+    ]
+    if checked.rests_on is not None:
+        lines.append(f"note: all of it rests on root {checked.rests_on}; no store was asked whether that is yours")
+    lines += [f"note: line {line} was torn by a crash, and the record after it states so" for line in checked.torn]
+    if checked.lost:
+        lines.append(f"note: {checked.lost} records could not be written at the time, as those after them say")
+    if checked.by_revoked:
+        lines.append(
+            f"note: the last {checked.by_revoked} records are signed by a root that was revoked: an attacker who has"
+            " its key could have replaced them"
+        )
+    if not has_checkpoint:
+        lines.append("note: whether records are missing at the end can be seen only with a --checkpoint kept elsewhere")
+    return lines
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """Return a record as JSON."""
+    return {
+        "seq": record.seq,
+        "at": iso(record.at_ms),
+        "actor": record.actor,
+        "event": record.event,
+        "data": dict(record.data),
+        "by": record.by,
+        "lost": record.lost,
+        "sha256": record.head.digest,
+    }
+
+
+def record_line(record: Record) -> str:
+    """Return a record as one line, shortened."""
+    text = ", ".join(f"{name}={value}" for name, value in record.data.items() if value not in (None, [], "", {}))
+    text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    printable = "".join(char if char.isprintable() else "?" for char in f"{record.actor}  {record.event}  {text}")
+    return f"{record.seq:>6}  {iso(record.at_ms)}  {printable}"

@@ -1,0 +1,104 @@
+"""What `goatherd data` prints: damaged records, sessions in conflict, and what a repair did about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from goatherd.operations.check_data import DataReport, LogFinding
+from goatherd.operations.concurrent_creations import Conflict
+from goatherd.operations.repair_data import Repair
+
+SHOWN: Final = 100
+
+
+def check_lines(reports: Sequence[DataReport], directory: Path) -> list[str]:
+    """Return what a check of a data directory found, as lines."""
+    lines = []
+    for report in reports:
+        lines.append(f"{report.directory}: {len(report.logs)} logs, {report.records} records")
+        lines.append(f"  {_describe_anchor(report)}")
+        lines += _list_findings(report.findings, report.directory)
+        lines += _list_conflicts(report.conflicts)
+        lines += [f"  problem: {problem}" for problem in report.problems]
+    count = sum(len(report.findings) for report in reports)
+    conflicts = sum(len(report.conflicts) for report in reports)
+    if count:
+        lines.append(
+            f"{count} found. `goatherd data repair {directory}` moves them aside; --peer URL fetches them again."
+        )
+    if conflicts:
+        lines.append(
+            f"{conflicts} sessions in conflict. `goatherd data repair {directory}` joins their creations; --peer URL"
+            " for each other server joins them there too."
+        )
+    if not count and not conflicts:
+        lines.append("nothing found")
+    return lines
+
+
+def _list_conflicts(conflicts: Sequence[Conflict]) -> list[str]:
+    lines = [f"  sys/sessions.jsonl: conflict: {one.text}" for one in conflicts[:SHOWN]]
+    if len(conflicts) > SHOWN:
+        lines.append(f"  and {len(conflicts) - SHOWN} more; --json lists all")
+    if conflicts:
+        lines.append('  GoatDB merges these by ending: "Merge commit got empty ancestors filter"')
+    return lines
+
+
+def _describe_anchor(report: DataReport) -> str:
+    if report.anchor is None:
+        return "signatures were NOT verified: no store is named, and no file here names the roots. Give --provider URI."
+    return f"signatures were verified with the identity of {report.anchor}"
+
+
+def _list_findings(findings: Sequence[LogFinding], directory: Path) -> list[str]:
+    lines = []
+    for one in findings[:SHOWN]:
+        commit = f" (commit {one.commit_id})" if one.commit_id is not None and one.commit_id not in one.reason else ""
+        where = f"{one.file.relative_to(directory)}, byte {one.offset}, {one.length} bytes"
+        lines.append(f"  {where}: {one.kind.value}: {one.reason}{commit}")
+    if len(findings) > SHOWN:
+        lines.append(f"  and {len(findings) - SHOWN} more; --json lists all")
+    return lines
+
+
+def repair_lines(repairs: Sequence[Repair]) -> list[str]:
+    """Return what a repair of a data directory did, as lines."""
+    lines = []
+    for one in repairs:
+        directory = one.before.directory
+        lines.append(f"{directory}: {one.before.records} records before, {one.after.records} now")
+        lines.append(f"  {_describe_anchor(one.before)}")
+        if not one.set_aside and not one.restored and not one.fetched and not one.joined:
+            lines.append("  nothing was moved or fetched")
+        if one.set_aside:
+            files = sorted({finding.file.relative_to(directory) for finding in one.set_aside})
+            lines.append(f"  moved aside: {len(one.set_aside)}, into " + ", ".join(f"{file}.damaged" for file in files))
+            lines += [f"  {line}" for line in _list_findings(one.set_aside, directory)]
+        if one.restored:
+            lines.append(f"  taken back from .damaged files, since they verify: {one.restored}")
+        if one.fetched:
+            lines.append(f"  fetched from peers: {one.fetched}")
+        if one.joined:
+            lines.append(f"  joined: the creations of {len(one.joined)} sessions: {' '.join(one.joined[:SHOWN])}")
+            lines.append(
+                f"  peers were given {one.given} of the joining commits"
+                if one.given
+                else "  other servers get the joining commits when they synchronize with this one, or now by --peer URL"
+            )
+        if one.lacking:
+            lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")
+        if one.unidentified:
+            lines.append(f"  lines whose commit cannot be told: {one.unidentified}")
+        if one.lacking or one.unidentified:
+            lines.append("  A server with --peer fetches what its peers hold. `repair --peer URL` does so now.")
+        lines += [f"  problem: {problem}" for problem in one.problems]
+        if one.after.conflicts:
+            lines.append(f"  still in conflict: {len(one.after.conflicts)} sessions")
+            lines += _list_conflicts(one.after.conflicts)
+        if one.after.findings:
+            lines.append(f"  left as they are: {len(one.after.findings)}")
+            lines += [f"  {line}" for line in _list_findings(one.after.findings, directory)]
+    return lines

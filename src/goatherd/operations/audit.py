@@ -1,0 +1,78 @@
+"""Verify an audit trail, or read its records.
+
+What it is not: the trail (`goatherd.audit`). Rule: a file that is no trail is called so, and not a damaged trail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, verify
+from goatherd.audit.trail import is_trail, read_lines
+from goatherd.errors import AuditBrokenError, DecodeError
+from goatherd.operations.identity_store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrailRecords:
+    """The records of a trail, unverified, and the number of lines that are no records."""
+
+    records: tuple[Record, ...]
+    unreadable: int
+
+
+async def read_trail_anchors(store: Store) -> Anchors:
+    """Return the roots that may sign a trail: those of the identity in an open store."""
+    _, document = await store.read()
+    return Anchors.of(document)
+
+
+def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None = None) -> Checked:
+    """Verify every record of a trail: its place in the chain, and its signature.
+
+    Args:
+        file: The trail.
+        anchors: The roots that may sign it; None to trust the first signer in the file.
+        checkpoint: A head of this trail that was kept in another place; it shows whether the end is missing.
+
+    Raises:
+        AuditBrokenError: A record was changed, removed, moved or is not signed by such a root; or the file is no trail.
+        AuditError: The file cannot be read.
+    """
+    try:
+        return verify(read_lines(file), anchors=anchors, checkpoint=checkpoint)
+    except AuditBrokenError as error:
+        if error.line == 1 and not is_trail(file):
+            raise _describe_other_file(file) from None
+        raise
+
+
+def read_trail(file: Path, *, last: int | None = None) -> TrailRecords:
+    """Return the records of a trail without verifying them.
+
+    Args:
+        file: The trail.
+        last: Return only so many records, the newest.
+
+    Raises:
+        AuditBrokenError: The file is no trail.
+        AuditError: The file cannot be read.
+    """
+    records, unreadable = [], 0
+    for line in read_lines(file):
+        try:
+            records.append(read_record(line))
+        except DecodeError:
+            unreadable += 1
+    if unreadable and not records and not is_trail(file):
+        raise _describe_other_file(file)
+    return TrailRecords(records=tuple(records if last is None else records[-last:]), unreadable=unreadable)
+
+
+def _describe_other_file(file: Path) -> AuditBrokenError:
+    return AuditBrokenError(
+        f"{file} is not an audit trail: it does not begin with a record",
+        line=1,
+        hint="Check the path. If this file was an audit trail, its beginning was cut off or overwritten.",
+    )

@@ -1,0 +1,91 @@
+"""Write the identity as a settings.json that an unmodified GoatDB server reads.
+
+What it is not: it stops no server and changes nothing in the store. Rules: a file that holds another identity is not
+overwritten unless that is asked for; a root that the server would extend and then expose is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from goatherd.clock import SystemClock
+from goatherd.errors import IdentityExistsError
+from goatherd.files import create_file, read_file, replace_file
+from goatherd.identity.session import Session
+from goatherd.identity.settings_json import to_settings
+from goatherd.operations.identity_store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedSettings:
+    """A settings.json that was written.
+
+    Attributes:
+        file: The file.
+        version_id: The stored version that it was made from.
+        current_id: The current root in it.
+        roots: How many roots it holds.
+        sessions: How many trusted user sessions it holds.
+    """
+
+    file: Path
+    version_id: str
+    current_id: str
+    roots: int
+    sessions: int
+
+
+async def export_settings(
+    store: Store, file: Path, *, data: Path | None = None, replace: bool = False, unsafe_short_life: bool = False
+) -> ExportedSettings:
+    """Write the identity as a settings.json, readable by its owner only.
+
+    Args:
+        store: The open store.
+        file: The file to write.
+        data: Data directory of one organization; the user sessions of its ``/sys/sessions`` log become
+            ``trustedSessions``.
+        replace: Overwrite a file that holds something else, and the key in it.
+        unsafe_short_life: Accept a root with less than 15 days left.
+
+    Raises:
+        IdentityExistsError: There is another file, and `replace` is False.
+        ConfigurationError: `data` has no ``/sys/sessions`` log.
+        IdentityError: The root has less than 15 days left, or the identity is malformed.
+        ProviderError: The store cannot be read.
+    """
+    version, document = await store.read()
+    sessions: tuple[Session, ...] = ()
+    if data is not None:
+        # Here, since it imports a server's storage, which an export without --data does not need.
+        from goatherd.operations.migration_files import verified_sessions
+
+        sessions = verified_sessions(data, document, store.org)
+    text = to_settings(document, sessions, now_ms=None if unsafe_short_life else SystemClock().now_ms())
+    _write_settings(file, text, replace=replace)
+    return ExportedSettings(
+        file=file,
+        version_id=version.id,
+        current_id=document.current.id,
+        roots=len(document.roots),
+        sessions=len(sessions),
+    )
+
+
+def _write_settings(file: Path, text: bytes, *, replace: bool) -> None:
+    """Write a file that holds a key: mode 0600, whole or not at all. The same content again is no change.
+
+    Raises:
+        IdentityExistsError: There is another file, and `replace` is False.
+    """
+    if replace:
+        replace_file(file, text)
+        return
+    try:
+        create_file(file, text)
+    except IdentityExistsError as error:
+        if read_file(file) == text:
+            return
+        error.hint = "It was not touched. --replace overwrites it, and the key in it."
+        raise
