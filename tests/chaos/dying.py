@@ -26,7 +26,7 @@ from goatherd.providers.base import SecretProvider
 
 ON_A_SERVER = "/v1/"
 """Where OpenBao's API is."""
-PRELOADED = ("cli.rotate", "cli.output", "providers.file", "providers.vault", "client", "rotation")
+PRELOADED = ("cli.rotate", "cli.output", "providers.file", "providers.vault", "cluster.client", "rotation")
 
 
 class Death:
