@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from datetime import timedelta
@@ -536,23 +537,32 @@ async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_wr
 async def test_the_lock_of_a_deleted_secret_is_no_lock_on_the_one_made_in_its_place(
     store: FileSecretProvider, keys: Path
 ):
-    (keys / "root" / "README").write_text("keeps the directory")
-    held: list[int] = []
+    root, first, second = keys / "root", keys.parent / "first", keys.parent / "second"
+    (root / "README").write_text("keeps the directory")
+    shutil.copytree(root, first)
+    await at(keys).delete("root")
+    await at(keys).create("root", b"another")
+    root.rename(second)
+    first.rename(root)
+    held = os.open(second / "lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
 
     class ReplacedBetween(System):
         def lock(self, descriptor: int) -> bool:
-            if not held:
-                asyncio.run(at(keys).delete("root"))
-                asyncio.run(at(keys).create("root", b"another"))
-                held.append(os.open(keys / "root" / "lock", os.O_RDWR))
-                fcntl.flock(held[0], fcntl.LOCK_EX)
+            if second.exists():
+                for path in root.iterdir():
+                    path.unlink()
+                for path in second.iterdir():
+                    path.rename(root / path.name)
+                second.rmdir()
             return super().lock(descriptor)
 
     with pytest.raises(UnavailableError, match="another writer holds the lock"):
-        await at(keys, system=ReplacedBetween(), timeout=timedelta(milliseconds=200)).write(
+        await at(keys, system=ReplacedBetween(), timeout=timedelta(milliseconds=500)).write(
             "root", b"third", expected="1"
         )
-    os.close(held[0])
+    assert not second.exists()
+    os.close(held)
     assert (await store.read("root")).value.reveal() == b"another"
 
 
