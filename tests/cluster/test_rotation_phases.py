@@ -16,6 +16,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.node import Node
 from goatherd.errors import NotAdoptedError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
@@ -27,7 +28,6 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
 from goatherd.rotation.events import PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
-from goatherd.rotation.observe import Node
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER
 from tests.ports import free_ports

@@ -120,7 +120,7 @@ class _Sender:
 
 
 class HerdNode:
-    """One simulated server. It is a `goatherd.rotation.observe.Node`.
+    """One simulated server. It is a `goatherd.cluster.node.Node`.
 
     Attributes:
         unmodified: It is a GoatDB 0.5.1: no ``/goatherd/v1``, and it signs with the key that it started with.

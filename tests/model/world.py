@@ -703,7 +703,7 @@ class World:
         )
 
     def _holds_introduction(self, store: Store, document: Document, node: Node) -> bool:
-        """Whether a node holds any commit that introduces the next root (`sought_introductions`)."""
+        """Whether a node holds any commit that introduces the next root (`expected_introductions`)."""
         if document.target == document.rotation:
             return bool(node.introductions >> document.rotation & 1)
         known = 1 << document.rotation | document.ended

@@ -12,10 +12,9 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.session_queries import find_session_commit, read_sessions_filter, read_signer
 from goatherd.errors import KeyLeakedError, NodeError
 from goatherd.identity.document import IdentityDocument
-from goatherd.rotation.cross_signing import signer_of
-from goatherd.rotation.observe import find_session_commit, read_sessions_filter
 
 _ATTEMPTS: Final = 3
 
@@ -88,7 +87,7 @@ async def check_key_exposure(client: NodeClient, document: IdentityDocument, clo
             commit = None
         if commit is None or not isinstance(commit.get("id"), str):
             return LeakCheck(at_ms)
-        return LeakCheck(at_ms, signer_of(commit), commit["id"])
+        return LeakCheck(at_ms, read_signer(commit), commit["id"])
     return None
 
 

@@ -12,12 +12,12 @@ from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.rotate import distrust_option
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.observer import Observer
 from goatherd.config.build import build_policy, open_store
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.identity_store import Store
 from goatherd.operations.signing import Examined, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.rotation.history_check import check_distrusted
-from goatherd.rotation.observe import Observer
 
 _STATES = {
     SignatureState.VALID: "the current root has signed it",
@@ -70,11 +70,11 @@ async def _sign(app: App, way: str | None) -> int:
             ):
                 policy, clock = build_policy(app.options, is_discovered=directory.is_discovered), SystemClock()
                 nodes = directory if directory.is_discovered else await directory()
-                observer = Observer.from_policy(nodes, policy, clock=clock, org=store.org)
+                observer = Observer(nodes, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
                 check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
                 write = sign_current if way == "accept" else sign_earlier
                 written = await write(
-                    store.provider, store.secret_id, examined, ask=observer.identities, policy=policy, clock=clock
+                    store.provider, store.secret_id, examined, ask=observer.read_identities, policy=policy, clock=clock
                 )
                 journal.note("identity-signed", {"generation": written.generation, "current": written.current.id})
     app.out.result(_data(store, examined, written), _lines(store, examined, written))

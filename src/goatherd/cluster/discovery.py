@@ -111,7 +111,7 @@ def source_of(address: str, *, timeout: timedelta) -> Source:
 
 
 class NodeDirectory:
-    """The nodes of any number of addresses; a `goatherd.rotation.observe.NodeSource`.
+    """The nodes of any number of addresses; a `goatherd.cluster.node.NodeSource`.
 
     An async context manager: the clients that it hands out are its own, and closed when their node has gone.
 

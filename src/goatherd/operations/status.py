@@ -15,11 +15,11 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.server_answers import AgentReport, DataReport, ServerIdentity
+from goatherd.cluster.session_queries import prove_signer
 from goatherd.errors import DiscoveryError, NodeError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.rotation.clocks import THE_STORE, describe_difference, describe_span
-from goatherd.rotation.observe import prove_signer
 from goatherd.rotation.obstacles import is_of_another_identity
 from goatherd.times import format_duration, iso
 

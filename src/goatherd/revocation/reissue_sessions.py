@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from goatherd.clock import Clock
+from goatherd.cluster.node import Node
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
@@ -23,7 +24,6 @@ from goatherd.ids import new_seeds
 from goatherd.revocation.reintroduction import Introduced, Survey, decode, introduce_again, survey
 from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.machine import Policy
-from goatherd.rotation.observe import Node
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit

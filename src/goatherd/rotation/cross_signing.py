@@ -9,85 +9,30 @@ commit that it holds has it as a parent. All introductions of one root say the s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
-from goatherd.cluster.server_answers import make_printable
+from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.derived_ids import derived_id
-from goatherd.errors import DecodeError, InvalidSignatureError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import silent_since_ms
 from goatherd.identity.session import (
     OwnedSession,
     Session,
-    exact_expiration_ms,
     parse_signature,
     sign_commit,
-    verify_commit,
 )
 from goatherd.identity.session_commits import (
     SESSIONS_SCHEMA,
     earlier_introduction_id,
     session_fields,
-    session_from_commit,
 )
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
-from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.commit import new_commit
 
 COPIES: Final = 3
 """How many times a new root is introduced. An unmodified server that holds 60 session commits leaves one of them out of
 an answer with a chance of 1 in 15, and all three with one of 1 in 3600."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sought:
-    """A commit of ``/sys/sessions`` to look for.
-
-    Attributes:
-        commit_id: Its id.
-        session: The root that it introduces.
-        signers: The roots any of which must have signed it.
-    """
-
-    commit_id: str
-    session: Session
-    signers: tuple[Session, ...]
-
-    @property
-    def session_id(self) -> str:
-        """Id of the root that it introduces."""
-        return self.session.id
-
-    def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
-        """Return whether this is that commit, and not another one under the same id.
-
-        Its signature is verified, over what the server holds, which must introduce this root, with its key, for as long
-        as it lives. The bytes are not compared: another version of Goatherd may have made them a little differently.
-
-        SECURITY: the next root signs only where servers hold a commit by which everybody can follow it
-        (tests/unit/rotation/test_cross_signing.py, tests/unit/rotation/test_observe.py).
-
-        Args:
-            raw: The commit as a server has sent it.
-            org: The organization, which is part of what is signed.
-        """
-        signer = next((one for one in self.signers if one.id == signer_of(raw)), None)
-        if signer is None or raw.get("id") != self.commit_id:
-            return False
-        try:
-            commit = Commit.from_json(dict(raw), org=org)
-            found = session_from_commit(commit)
-            verify_commit(signer, commit)
-        except (DecodeError, VerificationError):
-            return False
-        is_same = (found.id, found.owner, found.public_key) == (
-            self.session.id,
-            self.session.owner,
-            self.session.public_key,
-        )
-        lives_on = found.expiration_ms >= exact_expiration_ms(self.session.expiration_ms)
-        return is_same and lives_on and commit.session == signer.id
 
 
 def introduction_id(session_id: str) -> str:
@@ -119,7 +64,7 @@ def repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict
     return [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
 
 
-def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
+def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, ...]:
     """Return the commits any of which shows that the next root was introduced; none when no rotation is in progress.
 
     A new root has one, signed by the current root. An earlier root that is restored was introduced before: by the root
@@ -130,19 +75,19 @@ def sought_introductions(document: IdentityDocument) -> tuple[Sought, ...]:
     if record is None:
         return ()
     if not record.is_restore:
-        return (_sought(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
+        return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: what a revoked root has signed introduces nothing (tests/unit/rotation/test_cross_signing.py).
     believed = {root.id for root in document.roots} - document.revoked_ids
-    found = [_sought(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
+    found = [_expect(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
     for entry in document.history:
         if entry.rotation_id is None:
             continue
         if entry.from_id == record.to_id and entry.to_id in believed:
             ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
-            found += [_sought(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
+            found += [_expect(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
         elif entry.to_id == record.to_id and entry.from_id in believed:
-            found.append(_sought(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
-    return (*found, _sought(document, restoration_id(record.id), record.to_id, {record.from_id}))
+            found.append(_expect(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
+    return (*found, _expect(document, restoration_id(record.id), record.to_id, {record.from_id}))
 
 
 def cross_signature_id(rotation_id: str) -> str:
@@ -160,19 +105,19 @@ def restoration_id(rotation_id: str) -> str:
     return derived_id("restoration", rotation_id)
 
 
-def _sought(document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]) -> Sought:
+def _expect(document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]) -> ExpectedCommit:
     known = [root.session for root in (document.next, document.current) if root is not None] + list(document.roots)
     session = next(root for root in known if root.id == session_id)
     signers = {root.id: root for root in known if root.id in signer_ids}
-    return Sought(commit_id=commit_id, session=session, signers=tuple(signers.values()))
+    return ExpectedCommit(commit_id=commit_id, session=session, signers=tuple(signers.values()))
 
 
-def sought_cross_signature(document: IdentityDocument) -> Sought | None:
+def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | None:
     """Return what to look for to see that A was introduced by B, or None when no rotation is under way."""
     record = document.rotation
     if record is None:
         return None
-    return _sought(document, cross_signature_id(record.id), record.from_id, {record.to_id})
+    return _expect(document, cross_signature_id(record.id), record.from_id, {record.to_id})
 
 
 def introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
@@ -204,13 +149,15 @@ def cross_signature(document: IdentityDocument, *, org: str) -> dict[str, Any]:
         document: An activated or verified document.
         org: See `introduction`.
     """
-    record, sought = document.rotation, sought_cross_signature(document)
+    record, expected = document.rotation, expected_cross_signature(document)
     assert record is not None
-    assert sought is not None
+    assert expected is not None
     earlier = document.root(record.from_id)
     assert earlier is not None
     assert document.rotated_at is not None
-    return session_commit(earlier, signer=document.current, commit_id=sought.commit_id, ts=document.rotated_at, org=org)
+    return session_commit(
+        earlier, signer=document.current, commit_id=expected.commit_id, ts=document.rotated_at, org=org
+    )
 
 
 def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
@@ -232,10 +179,10 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
     return tuple(found)
 
 
-def sought_earlier(document: IdentityDocument, session_id: str) -> Sought:
+def expected_earlier_introduction(document: IdentityDocument, session_id: str) -> ExpectedCommit:
     """Return what to look for to see that an earlier root is introduced by the current one."""
     current = document.current.id
-    return _sought(document, earlier_introduction_id(session_id, current), session_id, {current})
+    return _expect(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
 def earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
@@ -253,16 +200,16 @@ def earlier_introduction(document: IdentityDocument, session_id: str, *, org: st
     return session_commit(
         earlier,
         signer=document.current,
-        commit_id=sought_earlier(document, session_id).commit_id,
+        commit_id=expected_earlier_introduction(document, session_id).commit_id,
         # Of the document alone, so that the commit is the same whoever makes it; and no later than now.
         ts=document.rotated_at or silent_since_ms(document, session_id),
         org=org,
     )
 
 
-def sought_late_introduction(document: IdentityDocument, expired_id: str) -> Sought:
+def expected_late_introduction(document: IdentityDocument, expired_id: str) -> ExpectedCommit:
     """Return what to look for to see that the current root was introduced by the expired one before it."""
-    return _sought(document, introduction_id(document.current.id), document.current.id, {expired_id})
+    return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
 def late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:
@@ -318,14 +265,3 @@ def session_commit(
         ancestors_filter=BloomFilter.for_size(1, DEFAULT_FPR, range(1, 1 + seed_count(1, DEFAULT_FPR))),
     )
     return sign_commit(signer, draft, now_ms=ts).to_json()
-
-
-def signer_of(commit: Mapping[str, Any]) -> str | None:
-    """Return the id in a commit's signature envelope, printable; nothing is verified."""
-    signature = commit.get("sig")
-    if not isinstance(signature, str):
-        return None
-    try:
-        return make_printable(parse_signature(signature).session_id)
-    except InvalidSignatureError:
-        return None

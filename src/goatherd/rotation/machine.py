@@ -23,6 +23,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from goatherd.cluster.node import FlowProbe, NodeView
 from goatherd.identity.lineage import Lineage
 from goatherd.rotation.action import (
     Abandon,
@@ -101,6 +102,7 @@ __all__ = [
     "decide",
     "describe",
     "find_obstacles_to_begin",
+    "has_shown",
     "missing",
     "rotation_due_ms",
 ]
@@ -162,72 +164,6 @@ class StoreView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeView:
-    """What one node was seen to do. None means: not known (not asked, or no answer).
-
-    Attributes:
-        reachable: It answered something, be it a refusal.
-        rejects: Why it says that it will not take the document; None when it does not say so.
-        without_store: It says that it serves a last known good identity, because it cannot reach the store.
-        is_bare: Nobody restarts it, so it is not waited for to sign with B (`Policy.bare`).
-        is_unmodified: It was seen to run unmodified GoatDB.
-        answers: Whether it accepted a request signed by the current root.
-        roots: Ids of the roots that it says it trusts.
-        revoked: Ids of the sessions that it says it rejects as revoked.
-        generation: Of the identity that it says it uses; None at an unmodified server.
-        digest: Of that identity's text; None where it does not say.
-        clock_ahead_ms: How far its clock is ahead of ours, beyond what the time of the answer explains; below 0 behind.
-        instance: The id of the server process that answered.
-        partners: Ids of the server processes that it says it has synchronized with lately.
-        is_partner_unknown: It has a peer of which it cannot say which process that is, or whether it can be reached.
-        holds_earlier: Those of `StoreView.leaving` whose introduction by the current root it holds.
-        activity: What its agent is doing with it, as a phrase such as "is being restarted by its agent".
-        problem: One line for people, when something could not be seen.
-    """
-
-    url: str
-    reachable: bool
-    is_unmodified: bool = False
-    answers: bool | None = None
-    roots: tuple[str, ...] | None = None
-    revoked: tuple[str, ...] = field(default=(), repr=False)
-    generation: int | None = None
-    digest: str | None = field(default=None, repr=False)
-    clock_ahead_ms: int | None = field(default=None, compare=False)
-    instance: str | None = None
-    partners: frozenset[str] | None = None
-    is_partner_unknown: bool = False
-    trusts_next: bool | None = None
-    holds_introduction: bool | None = None
-    signs_with: str | None = None
-    holds_cross_signature: bool | None = None
-    rejects: str | None = None
-    without_store: bool = False
-    is_bare: bool = False
-    holds_earlier: frozenset[str] | None = None
-    activity: str | None = None
-    problem: str | None = None
-
-    def shows(self, evidence: Evidence, store: StoreView) -> bool:
-        """Whether the node was positively seen to give `evidence` for the next root of the rotation in `store`."""
-        if evidence is Evidence.ANSWERS:
-            # What it holds is known only from an answer to a root that it trusts.
-            return self.answers is True or self.holds_introduction is not None
-        if evidence is Evidence.TRUSTS_NEXT:
-            return self.trusts_next is True
-        if evidence is Evidence.HOLDS_INTRODUCTION:
-            return self.holds_introduction is True
-        if evidence is Evidence.SIGNS_WITH_NEXT:
-            # SECURITY: a server that still signs with A loses nothing: all trust A, so what A signs is kept everywhere
-            # (tests/unit/rotation/test_bare.py).
-            # One that missed the end of an earlier rotation may sign with a restored root already, by an older document
-            # (tests/model, "taking an older document for the new one").
-            is_behind = self.generation is not None and self.generation < store.generation
-            return self.is_bare or (self.signs_with is not None and self.signs_with == store.to_id and not is_behind)
-        return self.holds_cross_signature is True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView:
     """One stored version and whose private keys it holds (session ids).
 
@@ -263,21 +199,6 @@ class HealthView:
     """
 
     failures: int
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowProbe:
-    """What came of making an anonymous session at one server and asking the others whether they know it.
-
-    Attributes:
-        at: URL of the server that made the session.
-        unreached: URLs of the servers that did not know it in time.
-        problem: Why there was no session to ask for.
-    """
-
-    at: str
-    unreached: tuple[str, ...] = ()
     problem: str | None = None
 
 
@@ -381,11 +302,30 @@ def _choose(observation: Observation, policy: Policy, intent: Intent, now_ms: in
     return _rotating(observation, policy, intent, now_ms)
 
 
+def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
+    """Return whether a server has positively shown `evidence` for the next root of the rotation in `store`."""
+    if evidence is Evidence.ANSWERS:
+        # Which commits the server holds is known only from an answer to a root that it trusts.
+        return node.answers is True or node.holds_introduction is not None
+    if evidence is Evidence.TRUSTS_NEXT:
+        return node.trusts_next is True
+    if evidence is Evidence.HOLDS_INTRODUCTION:
+        return node.holds_introduction is True
+    if evidence is Evidence.SIGNS_WITH_NEXT:
+        # SECURITY: a server that still signs with A loses nothing: all trust A, so what A signs is kept everywhere
+        # (tests/unit/rotation/test_bare.py).
+        # One that missed the end of an earlier rotation may sign with a restored root already, by an older document
+        # (tests/model, "taking an older document for the new one").
+        is_behind = node.generation is not None and node.generation < store.generation
+        return node.is_bare or (node.signs_with is not None and node.signs_with == store.to_id and not is_behind)
+    return node.holds_cross_signature is True
+
+
 def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
     """Return, for each evidence that `step` needs, the nodes that have not shown it (only non-empty entries)."""
     lacking: dict[Evidence, tuple[str, ...]] = {}
     for evidence in GATES[step]:
-        urls = tuple(node.url for node in observation.nodes if not node.shows(evidence, observation.store))
+        urls = tuple(node.url for node in observation.nodes if not has_shown(node, evidence, observation.store))
         if urls:
             lacking[evidence] = urls
     return lacking

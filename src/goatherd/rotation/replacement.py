@@ -27,6 +27,9 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.node import Node, NodeSource
+from goatherd.cluster.observer import Observer, Question
+from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.errors import ConflictError, IllegalStepError
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
@@ -38,16 +41,14 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.rotation.action import Obstacle, ObstacleKind
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
-    Sought,
     earlier_introduction,
+    expected_earlier_introduction,
+    expected_late_introduction,
     late_introduction,
-    sought_earlier,
-    sought_late_introduction,
 )
 from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodesSeen, NodeTold, StoreTroubled
 from goatherd.rotation.history_check import Continuity, check_distrusted, check_store_history
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse
-from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import find_obstacles, is_of_another_identity
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.refusal import refusal
@@ -154,14 +155,21 @@ class Replacer:
         self._org = org
         self._clock: Clock = clock or SystemClock()
         self._on_event = on_event
-        self._observer = Observer.from_policy(nodes, self.policy, clock=self._clock, org=org, on_failure=self._failed)
+        self._observer = Observer(
+            nodes,
+            clock=self._clock,
+            timeout=self.policy.node_timeout,
+            bare=self.policy.bare,
+            org=org,
+            on_failure=self._failed,
+        )
         self._store = RepeatingStore(
             provider,
             policy=self.policy,
             clock=self._clock,
             troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._observer.identities)
+        self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
         self._continuity = Continuity(provider)
         self._seen: tuple[NodeView, ...] = ()
 
@@ -189,7 +197,7 @@ class Replacer:
         await check_store_history(
             first,
             read=self._read_document,
-            ask=self._observer.identities,
+            ask=self._observer.read_identities,
             policy=self.policy,
             guarantees=self._provider.guarantees,
             clock=self._clock,
@@ -261,7 +269,7 @@ class Replacer:
             poll = await self._pause(poll)
 
     async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
-        nodes = await self._observer.look(Question(asker=document.current, answers=True))
+        nodes = await self._observer.observe(Question(asker=document.current, answers=True))
         now_ms = self._clock.now_ms()
         check_lifetime(self.policy, unmodified=self._observer.known_unmodified)
         observation = Observation(
@@ -322,11 +330,11 @@ class Replacer:
     ) -> tuple[NodeView, ...]:
         """Notify the servers and push the introductions until each has followed, or `Policy.adoption` has passed."""
         current = document.current
-        cross = sought_earlier(document, expired_id)
-        introductions: tuple[Sought, ...] = ()
+        cross = expected_earlier_introduction(document, expired_id)
+        introductions: tuple[ExpectedCommit, ...] = ()
         commits = [earlier_introduction(document, expired_id, org=self._org)]
         if key is not None:
-            introductions = (sought_late_introduction(document, expired_id),)
+            introductions = (expected_late_introduction(document, expired_id),)
             # First, so that a client which knows only the expired root can verify the other one when it meets it.
             commits.insert(0, late_introduction(document, key, org=self._org))
         question = Question(
@@ -342,10 +350,10 @@ class Replacer:
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         poll = self.policy.poll_min
         while True:
-            nodes = await self._observer.look(question)
+            nodes = await self._observer.observe(question)
             if nodes and all(_is_introduced(node, has_key=key is not None) for node in nodes):
                 # Only now: to ask an unmodified server who signs leaves a session there.
-                nodes = await self._observer.look(replace(question, signer=True))
+                nodes = await self._observer.observe(replace(question, signer=True))
             if nodes != self._seen:
                 self._seen = nodes
                 self._emit(NodesSeen(nodes=nodes))
@@ -356,8 +364,8 @@ class Replacer:
                 node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=key is not None)
             ]
             behind = [node.url for node in nodes if node.trusts_next is False]
-            await self._observer.on_each(lacking, push)
-            await self._observer.on_each(behind, notify)
+            await self._observer.call_each(lacking, push)
+            await self._observer.call_each(behind, notify)
             poll = await self._pause(poll)
 
     async def _pause(self, poll: timedelta) -> timedelta:

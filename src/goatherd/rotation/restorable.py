@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
+from goatherd.cluster.observer import Observer
 from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import SHORT_LIFE
@@ -19,7 +20,6 @@ from goatherd.identity.succession import find_introduced
 from goatherd.providers.base import StoreReader
 from goatherd.providers.values import VersionState
 from goatherd.rotation.cross_signing import find_introduction_ids
-from goatherd.rotation.observe import Observer
 from goatherd.rotation.policy import Policy, lifetime_floor
 from goatherd.times import iso
 
@@ -147,7 +147,7 @@ async def find_left_root(
             f"{', '.join(one.id for one in document.roots if one.id != document.current.id)}.",
         )
     ids = find_introduction_ids(rotations, roots, [root.id for root in document.roots])
-    async for commits in observer.gather(ids, document.current):
+    async for commits in observer.read_commits(ids, document.current):
         found = find_introduced(document, commits).get(root_id)
         if found is not None:
             return found

@@ -22,6 +22,8 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock, SteadyClock, SystemClock
+from goatherd.cluster.node import Node, NodeSource
+from goatherd.cluster.observer import Observer, Question
 from goatherd.errors import (
     ConflictError,
     GenerationError,
@@ -53,11 +55,11 @@ from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.cross_signing import (
     cross_signature,
     earlier_introduction,
+    expected_cross_signature,
+    expected_earlier_introduction,
+    expected_introductions,
     introduction,
     repeated_introductions,
-    sought_cross_signature,
-    sought_earlier,
-    sought_introductions,
 )
 from goatherd.rotation.events import (
     ConflictMet,
@@ -109,7 +111,6 @@ from goatherd.rotation.machine import (
     describe_wait,
     find_obstacles_to_begin,
 )
-from goatherd.rotation.observe import Node, NodeSource, Observer, Question
 from goatherd.rotation.obstacles import Survey, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum
@@ -171,7 +172,14 @@ class Rotator:
         self._recorded_ahead_ms = 0
         self._started_by = started_by
         self._on_event = on_event
-        self._observer = Observer.from_policy(nodes, self.policy, clock=self._clock, org=org, on_failure=self._failed)
+        self._observer = Observer(
+            nodes,
+            clock=self._clock,
+            timeout=self.policy.node_timeout,
+            bare=self.policy.bare,
+            org=org,
+            on_failure=self._failed,
+        )
         self._health = HealthWatch(health, clock=self._clock, interval=self.policy.health_interval)
         self._well: HealthView | None = None
         self._listed = 0 if callable(nodes) else len(nodes)
@@ -191,7 +199,7 @@ class Rotator:
             clock=self._clock,
             troubled=lambda error: self._emit(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._observer.identities)
+        self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
         self._read_last: IdentityDocument | None = None
         self._phase: Phase | None = None
         self._stored_phase: Phase | None = None
@@ -246,7 +254,7 @@ class Rotator:
         await self._signatures.check(self._read_last)
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
-            unmodified = await self._observer.unmodified()
+            unmodified = await self._observer.find_unmodified()
             root = document.root(root_id)
             if root is None:
                 now_ms = self._clock.now_ms()
@@ -486,7 +494,7 @@ class Rotator:
         nodes: tuple[NodeView, ...] = ()
         if intent.goal is Goal.RETIRE and self._store_ahead_ms() is None:
             # Nothing else is asked of the nodes, and what is destroyed does not come back.
-            nodes = await self._observer.look_at_clocks()
+            nodes = await self._observer.read_clocks()
         document, version = await self._read(nodes)
         is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
         if is_beginning and document.rotation is None:
@@ -509,7 +517,7 @@ class Rotator:
         if signer or store.phase is not Phase.STEADY:
             async with asyncio.TaskGroup() as group:
                 question = self._question(document, signer=signer, leaving=store.leaving)
-                looking = group.create_task(self._observer.look(question))
+                looking = group.create_task(self._observer.observe(question))
                 asking = group.create_task(self._look_at_health(store, intent))
             nodes, health = looking.result(), asking.result()
         self._note(store, nodes, document, health, intent)
@@ -538,12 +546,12 @@ class Rotator:
         # Only what costs nothing is asked: who signs at an unmodified server would cost a session.
         leaving = store.leaving if store.is_full else ()
         question = replace(self._question(document, signer=False, leaving=leaving), process=False, answers=True)
-        nodes = await self._observer.look(question)
+        nodes = await self._observer.observe(question)
         document = self._limited(document, version, nodes)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
             await self._tell(document, cut_off)
-            nodes = await self._observer.look(question)
+            nodes = await self._observer.observe(question)
         if any((node.generation or 0) > document.generation for node in nodes):
             latest, its_version = await self._read_after(document, is_waiting=is_probing)
             if latest.generation != document.generation:
@@ -636,12 +644,12 @@ class Rotator:
                 await self._write(prepared, expected)
             case Introduce(nodes=urls):
                 commits = [introduction(document, org=self._org), *repeated_introductions(document, org=self._org)]
-                await self._observer.on_each(
+                await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case CrossSign(node=url):
                 commit = cross_signature(document, org=self._org)
-                await self._observer.on_each(
+                await self._observer.call_each(
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
@@ -661,7 +669,7 @@ class Rotator:
                 await self._write(transitions.correct_times(document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 commits = [earlier_introduction(document, one, org=self._org) for one in ids]
-                await self._observer.on_each(
+                await self._observer.call_each(
                     urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                 )
             case Prune(session_ids=ids, expected=expected):
@@ -762,7 +770,7 @@ class Rotator:
         return await check_store_history(
             (await self._read())[0],
             read=self._read_document,
-            ask=self._observer.identities,
+            ask=self._observer.read_identities,
             policy=self.policy,
             guarantees=self._provider.guarantees,
             clock=self._clock,
@@ -847,15 +855,15 @@ class Rotator:
     def _question(self, document: IdentityDocument, *, signer: bool, leaving: Sequence[str] = ()) -> Question:
         record = document.rotation
         if record is None:
-            earlier = tuple(sought_earlier(document, one) for one in leaving)
+            earlier = tuple(expected_earlier_introduction(document, one) for one in leaving)
             return Question(asker=document.current, signer=signer, earlier=earlier)
         early = document.next is not None
         return Question(
             asker=document.current,
             next_root=document.next if early else document.current,
             is_next_new=early and not record.is_restore,
-            introductions=sought_introductions(document) if early else (),
-            cross_signature=None if early else sought_cross_signature(document),
+            introductions=expected_introductions(document) if early else (),
+            cross_signature=None if early else expected_cross_signature(document),
             signer=signer,
             process=True,
         )
@@ -865,7 +873,7 @@ class Rotator:
             answer = await node.refresh(document.current, self._clock.now_ms())
             self._emit(NodeTold(url=node.base_url, heard=answer is not None))
 
-        await self._observer.on_each(urls, tell)
+        await self._observer.call_each(urls, tell)
 
     async def _refuse_unwell(self) -> None:
         problem = await self._health.ask()

@@ -18,11 +18,11 @@ import pytest
 
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import LINGER, NodeDirectory, Place, PlatformNames, is_discovered, source_of
+from goatherd.cluster.node import Node
 from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError, DiscoveryError, MissingExtraError, NodeUnreachableError, ObstructedError
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Outcome
-from goatherd.rotation.observe import Node
 from tests.fakes.gcp_fake.authority import certified, trust
 from tests.fakes.herd import FakeClock, Herd
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes

@@ -18,6 +18,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.observer import Observer, Question
 from goatherd.cluster.server_answers import LONGEST_TEXT, ServerIdentity, make_printable
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeError, RotationError
 from goatherd.identity.document import IdentityDocument, decode_document
@@ -29,9 +30,12 @@ from goatherd.operations.status import read_server_state
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Policy
-from goatherd.rotation.cross_signing import sought_cross_signature, sought_earlier, sought_introductions
+from goatherd.rotation.cross_signing import (
+    expected_cross_signature,
+    expected_earlier_introduction,
+    expected_introductions,
+)
 from goatherd.rotation.events import Event
-from goatherd.rotation.observe import Observer, Question
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root, settings_of, signed_commit, store_of
 
 SECOND = timedelta(seconds=1)
@@ -197,23 +201,25 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
     observer = Observer([client], clock=SystemClock(), timeout=5 * SECOND)
     moving = rotating(document)
     questions = (
-        Question(asker=signer, signer=True, answers=True, earlier=(sought_earlier(document, signer.id),)),
+        Question(
+            asker=signer, signer=True, answers=True, earlier=(expected_earlier_introduction(document, signer.id),)
+        ),
         Question(
             asker=signer,
             next_root=moving.next,
-            introductions=sought_introductions(moving),
-            cross_signature=sought_cross_signature(moving),
+            introductions=expected_introductions(moving),
+            cross_signature=expected_cross_signature(moving),
             signer=True,
             process=True,
         ),
     )
     for question in questions:
-        for view in await observer.look(question):
+        for view in await observer.observe(question):
             for name in ("signs_with", "rejects", "activity", "roots", "instance", "partners", "generation"):
                 check_shown(getattr(view, name))
-    await observer.identities()
+    await observer.read_identities()
     await observer.probe_flow(client.base_url, [], asker=signer, patience=timedelta(0))
-    async for commits in observer.gather(["a" * 24], signer):
+    async for commits in observer.read_commits(["a" * 24], signer):
         assert isinstance(commits, list)
     state = await read_server_state(client, document, "localhost")
     check_shown(json.loads(json.dumps(state.to_json())))

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from goatherd.cli.text.rotation import bare_lines
+from goatherd.cluster.observer import Observer
 from goatherd.errors import NotAdoptedError
 from goatherd.rotation.machine import Evidence, NodeView, Observation, Outcome, Phase, Policy, Step, StoreView, missing
-from goatherd.rotation.observe import Observer
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 STORE = StoreView(

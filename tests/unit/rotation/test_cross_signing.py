@@ -11,11 +11,11 @@ from goatherd.rotation.cross_signing import (
     COPIES,
     cross_signature,
     earlier_introduction,
+    expected_cross_signature,
+    expected_introductions,
     introduction,
     introduction_id,
     repeated_introductions,
-    sought_cross_signature,
-    sought_introductions,
 )
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -67,8 +67,8 @@ def test_a_commit_of_another_organization_is_worth_nothing(published: IdentityDo
 
 def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None:
     activated = transitions.activate(published, NOW + 3000)
-    made = ((sought_introductions(published)[-1], introduction(published, org="acme")),)
-    made += ((sought_cross_signature(activated), cross_signature(activated, org="acme")),)
+    made = ((expected_introductions(published)[-1], introduction(published, org="acme")),)
+    made += ((expected_cross_signature(activated), cross_signature(activated, org="acme")),)
     for sought, commit in made:
         assert sought is not None
         assert sought.matches(commit, org="acme")
@@ -76,8 +76,8 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
         for change in ({"k": "another"}, {"id": "another"}, {"sig": "nonsense"}, {"sig": None}, {"ts": 1}, {"c": {}}):
             assert not sought.matches({**commit, **change}, org="acme")
     steady = transitions.cancel(published, NOW + 4000, reason="")
-    assert sought_introductions(steady) == ()
-    assert sought_cross_signature(steady) is None
+    assert expected_introductions(steady) == ()
+    assert expected_cross_signature(steady) is None
 
 
 def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: IdentityDocument) -> None:

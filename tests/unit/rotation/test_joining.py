@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from goatherd.cluster.node import Node
+from goatherd.cluster.observer import Observer
 from goatherd.errors import NodeUnreachableError, NotAdoptedError, ObstructedError
 from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Decided, Event, NodesUnknown
 from goatherd.rotation.machine import FORWARD, Abandon, Advance, Prepare, Wait
-from goatherd.rotation.observe import Node, Observer
 from tests.fakes.herd import Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -283,7 +284,7 @@ async def test_a_list_of_nodes_that_hangs_is_one_that_cannot_be_had(make_herd: M
         raise AssertionError
 
     observer = Observer(nodes, clock=herd.clock, timeout=timedelta(milliseconds=5))
-    await observer.call_the_roll()
+    await observer.refresh_nodes()
     assert observer.unknown == "no answer within 0.005 s"
 
 

@@ -13,7 +13,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, encode
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT, VersionState
 from goatherd.rotation import Outcome, Phase, Rotator
-from goatherd.rotation.cross_signing import cross_signature_id, introduction_id, restoration_id, sought_introductions
+from goatherd.rotation.cross_signing import cross_signature_id, expected_introductions, introduction_id, restoration_id
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
 from goatherd.rotation.machine import Step
 from goatherd.rotation.restorable import read_earlier_root
@@ -145,9 +145,9 @@ async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeH
         started_by="",
         stable_version="1",
     )
-    for one in sought_introductions(restored):
+    for one in expected_introductions(restored):
         assert document.current.id not in {root.id for root in one.signers}
-    assert [one.commit_id for one in sought_introductions(restored)] == [
+    assert [one.commit_id for one in expected_introductions(restored)] == [
         introduction_id("root-a"),
         restoration_id("again"),
     ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from goatherd.cluster.observer import Observer
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     GenerationJumpError,
@@ -25,7 +26,6 @@ from goatherd.operations.signing import Examined, SignatureState, examine_signat
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Policy
-from goatherd.rotation.observe import Observer
 from goatherd.rotation.signed_store import SignatureCheck
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -63,8 +63,8 @@ async def sign(
     async def say() -> Mapping[str, ServerIdentity]:
         return {f"http://{name}": answer for name, answer in answers.items()}
 
-    observer = Observer.from_policy(herd.nodes, policy, clock=herd.clock, org="localhost")
-    ask = say if answers else observer.identities
+    observer = Observer(herd.nodes, clock=herd.clock, timeout=policy.node_timeout, bare=policy.bare)
+    ask = say if answers else observer.read_identities
     return await way(herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock)
 
 

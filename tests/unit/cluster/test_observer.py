@@ -11,13 +11,14 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.observer import Observer, Question
 from goatherd.cluster.process_mark import MarkState, find_mark, leave_mark
 from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.session_queries import ExpectedCommit, filter_all_but
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession
-from goatherd.rotation.cross_signing import Sought, introduction_id, session_commit
+from goatherd.rotation.cross_signing import introduction_id, session_commit
 from goatherd.rotation.machine import NodeView
-from goatherd.rotation.observe import Observer, Question, all_but
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.deadlines import HANG
@@ -36,7 +37,7 @@ def new_root(herd: Herd) -> OwnedSession:
 
 def question(herd: Herd, b: OwnedSession, **changes: Any) -> Question:
     asker = herd.nodes[0].document.current
-    sought = Sought(commit_id=introduction_id(b.id), session=b.session, signers=(asker.session,))
+    sought = ExpectedCommit(commit_id=introduction_id(b.id), session=b.session, signers=(asker.session,))
     return replace(Question(asker=asker, next_root=b, introductions=(sought,)), **changes)
 
 
@@ -50,7 +51,7 @@ async def test_a_node_trusts_b_when_it_answers_b_and_holds_what_it_sends_back(ma
     herd = await make_herd(nodes=2)
     b = new_root(herd)
     await introduce(herd, b, herd.nodes[1])
-    without, with_b = await observer_of(herd).look(question(herd, b))
+    without, with_b = await observer_of(herd).observe(question(herd, b))
     assert (without.reachable, without.trusts_next, without.holds_introduction) == (True, False, False)
     assert (with_b.reachable, with_b.trusts_next, with_b.holds_introduction) == (True, True, True)
     assert with_b.signs_with == "root-a"
@@ -62,7 +63,7 @@ async def test_another_commit_under_the_same_id_is_not_the_introduction(make_her
     b, other = new_root(herd), OwnedSession.generate(session_id="other", owner=None, now_ms=herd.clock.now_ms())
     await introduce(herd, other, herd.nodes[0], commit_id=introduction_id(b.id))
     assert herd.nodes[0].holds(SESSIONS_PATH, introduction_id(b.id))
-    (view,) = await observer_of(herd).look(question(herd, b))
+    (view,) = await observer_of(herd).observe(question(herd, b))
     assert view.holds_introduction is False
 
 
@@ -103,11 +104,11 @@ async def test_a_server_that_holds_something_else_under_the_id_and_the_names_doe
     for round_trip in range(2):
         for name, commit in others.items():
             node.commit = commit
-            (view,) = await observer.look(question(herd, b))
+            (view,) = await observer.observe(question(herd, b))
             assert view.holds_introduction is False, f"{name}, {round_trip}"
         node.commit = genuine
         for _ in range(2):
-            (view,) = await observer.look(question(herd, b))
+            (view,) = await observer.observe(question(herd, b))
             assert view.holds_introduction is True
 
 
@@ -131,13 +132,13 @@ async def test_no_answer_is_neither_yes_nor_no(make_herd: MakeHerd, error: Excep
 
             return fail
 
-    (view,) = await observer_of(herd, Failing()).look(question(herd, new_root(herd)))
+    (view,) = await observer_of(herd, Failing()).observe(question(herd, new_root(herd)))
     assert view == NodeView(url="http://failing", reachable=reachable, problem=str(error))
 
 
 def test_the_filter_lacks_what_is_asked_for_and_almost_nothing_else() -> None:
     ids = [f"commit-{number}" for number in range(50_000)]
-    lacking = BloomFilter.from_json(all_but(ids[:2])["__v"])
+    lacking = BloomFilter.from_json(filter_all_but(ids[:2])["__v"])
     returned = [commit_id for commit_id in ids if commit_id not in lacking]
     assert set(ids[:2]) <= set(returned)
     assert len(returned) < 100
@@ -157,7 +158,7 @@ async def test_an_unmodified_server_shows_its_signer_by_the_session_that_it_make
     observer = observer_of(herd)
     seen = set()
     for _ in range(3):  # at this size the server's own filter may hide the commit once in a hundred times
-        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
         seen.add(view.signs_with)
         herd.clock.turn(timedelta(seconds=6))
     assert "root-a" in seen
@@ -170,11 +171,11 @@ async def test_who_signs_is_not_asked_of_an_unmodified_server_unless_it_matters_
 ) -> None:
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node, observer = herd.nodes[0], observer_of(herd)
-    (view,) = await observer.look(Question(asker=node.document.current))
+    (view,) = await observer.observe(Question(asker=node.document.current))
     assert view.signs_with is None
     assert node.asked["create_session"] == 0
     for _ in range(10):
-        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
         assert view.signs_with == "root-a"
     assert node.asked["create_session"] == 1
 
@@ -198,12 +199,12 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
     async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url, clock=clock) as client:
         observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
         for _ in range(2):
-            await observer.look(asked)
+            await observer.observe(asked)
         assert observer.count_restarts() == {child.url: 0}
         assert len(child.answers) == 1, "which process serves is asked once"
         child.restart()
         clock.later = timedelta(minutes=10)
-        await observer.look(replace(asked, signer=True))
+        await observer.observe(replace(asked, signer=True))
         assert observer.count_restarts() == {child.url: 1}
         observer.forget_processes()
         assert observer.count_restarts() == {}
@@ -221,7 +222,7 @@ async def test_a_server_of_which_nobody_knows_the_process_is_known_to_have_resta
         child.introduce(b.session)
         observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
         for asked in (early, early, late, late):
-            (view,) = await observer.look(asked)
+            (view,) = await observer.observe(asked)
             assert view.signs_with is None
             clock.later += timedelta(minutes=10)
         assert observer.count_restarts() == {child.url: 0}
@@ -229,13 +230,13 @@ async def test_a_server_of_which_nobody_knows_the_process_is_known_to_have_resta
         child.root = b
         child.restart()
         for _ in range(3):
-            (view,) = await observer.look(late)
+            (view,) = await observer.observe(late)
             assert view.signs_with == "root-b"
             clock.later += timedelta(minutes=10)
         assert observer.count_restarts() == {child.url: 1}
         assert len(child.answers) == 1
         child.restart()
-        await observer.look(late)
+        await observer.observe(late)
         assert observer.count_restarts() == {child.url: 2}
         assert len(child.answers) == 2
 
@@ -245,12 +246,12 @@ async def test_a_server_that_has_lost_its_mark_and_signs_as_before_is_not_taken_
 ) -> None:
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node, observer, b = herd.nodes[0], observer_of(herd), new_root(herd)
-    await observer.look(question(herd, b, process=True, is_next_new=True))
+    await observer.observe(question(herd, b, process=True, is_next_new=True))
     node._accepted.clear()  # a thousand other requests
     await introduce(herd, b, node)
     for _ in range(40):
         herd.clock.turn(timedelta(seconds=10))
-        (view,) = await observer.look(question(herd, b, asker=b, process=True, signer=True))
+        (view,) = await observer.observe(question(herd, b, asker=b, process=True, signer=True))
         node._accepted.clear()
     assert view.signs_with == "root-a"
     assert observer.count_restarts() == {node.base_url: 0}
@@ -264,7 +265,7 @@ async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a
     node, observer = herd.nodes[0], observer_of(herd)
     node.instance = "x" * 65  # no id of a process: it is not kept
     for _ in range(5):
-        await observer.look(question(herd, new_root(herd), process=True))
+        await observer.observe(question(herd, new_root(herd), process=True))
     assert node.asked["create_session"] == 3
     assert observer.count_restarts() == {node.base_url: None}
 
@@ -275,17 +276,17 @@ async def test_who_signs_is_asked_once_for_each_start_of_a_server(make_herd: Mak
     node, observer = herd.nodes[0], observer_of(herd)
     asked = Question(asker=node.document.current, signer=True, answers=True)
     for _ in range(150):  # five minutes
-        await observer.look(asked)
+        await observer.observe(asked)
         herd.clock.turn(timedelta(seconds=2))
     assert node.asked["create_session"] == 1
     node.faults.cut_off = True
-    await observer.look(asked)
+    await observer.observe(asked)
     node.faults.cut_off = False
-    (view,) = await observer.look(asked)
+    (view,) = await observer.observe(asked)
     assert (view.signs_with, node.asked["create_session"]) == ("root-a", 1), "it was unreachable, not restarted"
     node.restart()
     herd.clock.turn(timedelta(minutes=5))
-    (view,) = await observer.look(asked)
+    (view,) = await observer.observe(asked)
     assert (view.signs_with, node.asked["create_session"]) == ("root-a", 2)
 
 
@@ -304,14 +305,14 @@ async def test_a_server_that_keeps_no_mark_is_asked_ever_more_seldom(
     node.accepts_signature = accepts  # type: ignore[method-assign]
     asked = Question(asker=new_root(herd), signer=True, answers=True)
     for _ in range(150):  # five minutes
-        await observer.look(asked)
+        await observer.observe(asked)
         herd.clock.turn(timedelta(seconds=2))
     assert 1 < node.asked["create_session"] <= 8
     before = node.asked["create_session"]
     node.faults.cut_off = True
-    await observer.look(asked)
+    await observer.observe(asked)
     node.faults.cut_off = False
-    (view,) = await observer.look(asked)
+    (view,) = await observer.observe(asked)
     assert (view.signs_with, node.asked["create_session"]) == ("root-a", before + 1), "after it was unreachable"
 
 
@@ -369,7 +370,7 @@ async def test_a_server_under_an_agent_shows_its_signer_without_a_session(make_h
     node = await under_agent(herd)
     observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
     for _ in range(3):
-        (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+        (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
         assert (view.signs_with, view.is_unmodified, view.activity) == ("root-a", True, None)
     assert node.asked["create_session"] == 0
     assert node.asked["batch_sync"] == 1, "once for each start of the server"
@@ -395,7 +396,7 @@ async def test_what_an_agent_claims_and_its_server_does_not_show_is_not_known(
     node = await under_agent(herd)
     node.claim = claim
     observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
-    (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+    (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
     assert view.signs_with is None
 
 
@@ -409,7 +410,7 @@ async def test_a_commit_that_another_root_has_signed_in_the_name_of_the_signer_p
         commit, ts=commit.ts + 1
     )  # what was signed is something else
     observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
-    (view,) = await observer.look(Question(asker=node.document.current, signer=True))
+    (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
     assert view.signs_with is None
 
 
@@ -419,7 +420,7 @@ async def test_a_server_that_its_agent_restarts_is_not_in_trouble(make_herd: Mak
     node.state = "restarting"
     node._node.faults.cut_off = True
     observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2))  # type: ignore[list-item]
-    (view,) = await observer.look(Question(asker=node.document.current, signer=True, answers=True))
+    (view,) = await observer.observe(Question(asker=node.document.current, signer=True, answers=True))
     assert (view.reachable, view.problem, view.activity) == (True, None, "is being restarted by its agent")
 
 
@@ -448,7 +449,7 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
         async def identity(self) -> ServerIdentity | None:
             return read({"signer": "root-a", **answer})
 
-    (view,) = await observer_of(herd, Saying()).look(Question(asker=herd.nodes[0].document.current))
+    (view,) = await observer_of(herd, Saying()).observe(Question(asker=herd.nodes[0].document.current))
     assert view.rejects == rejects
 
 

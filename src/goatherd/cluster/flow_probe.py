@@ -1,0 +1,140 @@
+"""Check that the servers of a cluster synchronize: a session that one of them has stored must reach the others.
+
+It works with any GoatDB server, whether or not the server says with whom it synchronizes. It changes nothing, except
+that it creates one anonymous session where no server has created one lately; GoatDB keeps that session permanently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.node import FlowProbe, Node
+from goatherd.cluster.session_queries import introduces_user, read_held, read_sessions_sample, read_signer
+from goatherd.errors import NodeError
+from goatherd.identity.session import OwnedSession
+from goatherd.times import milliseconds
+
+_RECENT: Final = timedelta(days=1)
+_MANY_RECENT: Final = 16
+_PAUSE: Final = timedelta(milliseconds=250)
+
+
+async def probe_flow(
+    nodes: Mapping[str, Node],
+    at: str,
+    others: Sequence[str],
+    *,
+    asker: OwnedSession,
+    patience: timedelta,
+    clock: Clock,
+    timeout: float,
+) -> FlowProbe:
+    """Check that the sessions that the servers have created lately reach all of them within `patience`.
+
+    Only where no server has created one, create an anonymous session at one server, and check that the others accept a
+    request that it has signed.
+
+    Args:
+        nodes: The servers, by URL. A server that is removed meanwhile counts as one that does not answer.
+        at: URL of the server that creates the session, if one is needed.
+        others: URLs of the other servers.
+        asker: A root that the servers trust. The sessions that it has introduced count.
+        patience: How long a session may take to reach the others.
+        clock: The time.
+        timeout: Timeout of one server, in seconds.
+    """
+    recent = await _find_recent(nodes, (at, *others), asker, clock, timeout)
+    if recent:
+        wanted = list(recent)
+
+        async def find_missing(url: str) -> list[str]:
+            return await _find_missing(nodes, url, wanted, asker, clock, timeout)
+
+        missing = await _wait_for_all(find_missing, (at, *others), patience, clock)
+        if not missing:
+            return FlowProbe(at=at)
+        missed = next(iter(missing.values()))[0]
+        return FlowProbe(at=recent[missed], unreached=tuple(url for url, found in missing.items() if missed in found))
+    try:
+        async with asyncio.timeout(timeout):
+            owned, _ = await nodes[at].create_session()
+    except (NodeError, TimeoutError) as error:
+        return FlowProbe(at=at, problem=str(error) or f"no answer within {timeout:g} s")
+
+    async def find_rejected(url: str) -> list[str]:
+        return [] if await _is_accepted(nodes, url, owned, clock, timeout) else [owned.id]
+
+    return FlowProbe(at=at, unreached=tuple(await _wait_for_all(find_rejected, others, patience, clock)))
+
+
+async def _wait_for_all(
+    find_missing: Callable[[str], Coroutine[None, None, list[str]]],
+    urls: Sequence[str],
+    patience: timedelta,
+    clock: Clock,
+) -> dict[str, list[str]]:
+    """Check servers again and again until none misses anything; return those that still do when `patience` ends."""
+    until = clock.monotonic() + patience.total_seconds()
+    left = list(urls)
+    while True:
+        async with asyncio.TaskGroup() as group:
+            asked = {url: group.create_task(find_missing(url)) for url in left}
+        missing = {url: found for url in left if (found := asked[url].result())}
+        left = list(missing)
+        if not left or clock.monotonic() >= until:
+            return missing
+        await clock.sleep(_PAUSE)
+
+
+async def _find_recent(
+    nodes: Mapping[str, Node], urls: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
+) -> dict[str, str]:
+    """Return commits by which `asker` has introduced anonymous sessions lately, and a server that holds each.
+
+    Of a server with many sessions, some are read.
+    """
+
+    async def find(url: str) -> list[tuple[float, str]]:
+        now_ms = clock.now_ms()
+        try:
+            async with asyncio.timeout(timeout):
+                commits = await read_sessions_sample(nodes[url], asker, now_ms)
+        except (NodeError, TimeoutError):
+            return []
+        oldest_ms = now_ms - milliseconds(_RECENT)
+        found = [
+            (commit["ts"], commit["id"])
+            for commit in commits
+            if introduces_user(commit) and commit["ts"] >= oldest_ms and read_signer(commit) == asker.id
+        ]
+        return sorted(found)[-_MANY_RECENT:]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = {url: group.create_task(find(url)) for url in urls}
+    return {commit_id: url for url, task in tasks.items() for _, commit_id in task.result()}
+
+
+async def _find_missing(
+    nodes: Mapping[str, Node], url: str, commit_ids: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
+) -> list[str]:
+    """Return those of the commits that a server does not send; all of them where it does not answer."""
+    try:
+        async with asyncio.timeout(timeout):
+            held = await read_held(nodes[url], commit_ids, asker, clock.now_ms())
+    except (KeyError, NodeError, TimeoutError):
+        return list(commit_ids)
+    return [one for one in commit_ids if one not in held]
+
+
+async def _is_accepted(nodes: Mapping[str, Node], url: str, signer: OwnedSession, clock: Clock, timeout: float) -> bool:
+    """COMPAT: a GoatDB server that holds a session's commit accepts a request that this session has signed."""
+    try:
+        async with asyncio.timeout(timeout):
+            await nodes[url].batch_sync([], signer, clock.now_ms())
+    except (KeyError, NodeError, TimeoutError):
+        return False
+    return True

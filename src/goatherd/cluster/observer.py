@@ -1,0 +1,676 @@
+"""Observe every server of a cluster from outside: what it trusts, which commits it holds, which root signs.
+
+It decides nothing and changes nothing, except that asking an unmodified server which root signs costs one anonymous
+session.
+
+An unmodified GoatDB 0.5.1 answers each question by its ordinary requests:
+
+- *Does the server trust the next root?* A ``/batch-sync`` request signed by that root: 200 or 403.
+- *Does it hold this commit?* `goatherd.cluster.session_queries`.
+- *Which root signs?* ``GET /goatherd/v1/identity`` at a Goatherd server. An agent answers it for its unmodified
+  server, and names a commit that proves the answer. Elsewhere: create an anonymous session, and read the signature of
+  its commit in ``/sys/sessions``; once for each start, because GoatDB keeps every session permanently.
+- *Has it restarted?* Both answers identify the process: one by ``instance``, the other by the commit's connection id.
+  In between, a mark in the memory of the process shows that it is the same one (`goatherd.cluster.process_mark`).
+
+Rules: no answer, or an invalid one, is "not known" (None), never "no" and never "yes". Observing one server takes
+at most `Policy.node_timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from goatherd.clock import Clock
+from goatherd.cluster.flow_probe import probe_flow
+from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView
+from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
+from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.session_queries import (
+    ExpectedCommit,
+    find_session_commit,
+    prove_signer,
+    read_claim,
+    read_held,
+    read_sessions_filter,
+    read_signer,
+)
+from goatherd.errors import (
+    DecodeError,
+    GenerationError,
+    GoatherdError,
+    InvalidAnswerError,
+    NodeError,
+    NodeRefusedError,
+    NodeUnreachableError,
+)
+from goatherd.identity.session import OwnedSession
+from goatherd.settings.base import Origin
+from goatherd.wire.commit import Commit
+
+_REJECTED: Final = "identity."
+_ASK_SIGNER_EVERY: Final = timedelta(seconds=5)
+_PROCESS_TRIES: Final = 3
+_UNNAMED: Final = "unnamed"  # a process that has accepted a mark and whose connection id is not known
+_COMMITS_A_REQUEST: Final = 200
+_ASK_SIGNER_AT_LEAST: Final = timedelta(minutes=5)
+_STORE_FAILED: Final = "provider."
+_LONGEST_ID: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What to find out about every server in one observation.
+
+    Attributes:
+        asker: A root that the servers trust already; signs the requests where the server rejects `next_root`.
+        next_root: The next root, or None when there is none.
+        introductions: The commits any of which introduces `next_root`.
+        cross_signature: The introduction of the previous root, signed by the next one.
+        is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
+            current root.
+        signer: Whether to find out which root signs. At an unmodified server that costs a session for each of its
+            starts.
+        process: Whether to find out which process serves at an unmodified server, so that a later restart is noticed.
+            A server that accepts no mark is asked up to three times in a run, which costs a session each time.
+        answers: Whether to check that the server accepts a request signed by `asker`, where there is no `next_root`.
+        earlier: The introductions of roots that are to leave the document. Read in phase steady only.
+    """
+
+    asker: OwnedSession
+    next_root: OwnedSession | None = None
+    is_next_new: bool = False
+    introductions: tuple[ExpectedCommit, ...] = ()
+    cross_signature: ExpectedCommit | None = None
+    signer: bool = False
+    process: bool = False
+    answers: bool = False
+    earlier: tuple[ExpectedCommit, ...] = ()
+
+
+@dataclass(slots=True)
+class _NodeMemory:
+    """What earlier observations of one server have shown, so that expensive requests are made seldom.
+
+    Attributes:
+        mark: The mark that the observed process has accepted; None if it was not asked, or accepts none.
+        marked_at: When the process accepted the mark.
+        forgets: Whether the server has lost a mark while the same process served.
+        process: Connection id of the observed process; None where no session of it was read.
+        signer: The root that signs there; None where no session was read.
+        cannot_sign_with: Roots that are newer than the observed process, which therefore does not sign with them.
+    """
+
+    unmodified: bool = False
+    has_agent: bool = False
+    mark: ProcessMark | None = None
+    marked_at: float = 0
+    forgets: bool = False
+    process: str | None = None
+    signer: str | None = None
+    cannot_sign_with: frozenset[str] = frozenset()
+    asked_at: float | None = None
+    pause: float = 0
+    was_unreachable: bool = False
+    proven: tuple[str, str, str] | None = None
+
+    def start_over(self, mark: ProcessMark | None, now: float) -> None:
+        """Clear what is known of the observed process: another one may serve, which has accepted this mark."""
+        self.mark, self.marked_at, self.process, self.signer = mark, now, None, None
+        self.cannot_sign_with = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """What a Goatherd server says of itself; a part that it does not say is None or empty."""
+
+    roots: tuple[str, ...] | None
+    revoked: tuple[str, ...]
+    generation: int | None
+    digest: str | None
+    clock_ahead_ms: int | None
+    instance: str | None
+    partners: frozenset[str] | None
+    is_partner_unknown: bool
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A `NodeView` that is being filled in."""
+
+    reachable: bool = False
+    trusts_next: bool | None = None
+    holds: dict[str, bool] = field(default_factory=dict)
+    signs_with: str | None = None
+    holds_earlier: frozenset[str] | None = None
+    rejects: str | None = None
+    without_store: bool = False
+    answers: bool | None = None
+    report: _Report | None = None
+    activity: str | None = None
+    is_down: bool = False
+    is_unreachable: bool = False
+    is_invalid: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+class Observer:
+    """Observes all servers at once, each within its own timeout.
+
+    Args:
+        nodes: The servers, each with a URL of its own; or a source that lists them. Servers that join are observed from
+            then on, servers that leave no more.
+        clock: The time, for signed requests.
+        timeout: Timeout of one observation of one server, and of listing the servers.
+        bare: URLs of manual-restart servers.
+        org: The organization id, which is part of every signed commit.
+        on_failure: Called with the URL of a server that failed in `call_each`, and why; must not raise.
+
+    Attributes:
+        nodes: The servers, by URL.
+        unknown: Why the source could not list the servers last time; `nodes` are then those that were known before.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node] | NodeSource,
+        *,
+        clock: Clock,
+        timeout: timedelta,
+        bare: Iterable[str] = (),
+        org: str = "localhost",
+        on_failure: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self._org = org
+        self._on_failure = on_failure
+        self._verified: dict[ExpectedCommit, Mapping[str, object]] = {}
+        self._bare = frozenset(url.rstrip("/") for url in bare)
+        self._source = nodes if callable(nodes) else None
+        self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
+        self.unknown: str | None = None
+        self._clock = clock
+        self._timeout = timeout.total_seconds()
+        self._memory: dict[str, _NodeMemory] = {}
+        self._processes: dict[str, dict[str, None]] = {}
+        self._asked_for_process: Counter[str] = Counter()
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about unmodified servers that are not listed as manual-restart servers; None without any."""
+        found = [
+            url for url, one in self._memory.items() if one.unmodified and not one.has_agent and url not in self._bare
+        ]
+        if not found:
+            return None
+        return (
+            f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it under"
+            " `goatherd run`, or, if nobody restarts it, name it with --bare."
+        )
+
+    def forget_processes(self) -> None:
+        """Count restarts from now on."""
+        self._processes.clear()
+        self._asked_for_process.clear()
+
+    def count_restarts(self) -> dict[str, int | None]:
+        """Return how often each server has restarted, by URL; None where its process is not known.
+
+        A server that restarts twice between two observations is counted once.
+        """
+        return {url: len(processes) - 1 if processes else None for url, processes in self._processes.items()}
+
+    async def refresh_nodes(self) -> None:
+        """List the servers again. If that fails, keep the known ones, and say why in `unknown`.
+
+        SECURITY: a missing or empty answer does not count as "no servers": a rotation would then wait for none
+        (tests/unit/rotation/test_joining.py).
+        """
+        if self._source is None:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = await self._source()
+        except TimeoutError:
+            self.unknown = f"no answer within {self._timeout:g} s"
+            return
+        except (GoatherdError, OSError) as error:
+            self.unknown = str(error) or type(error).__name__
+            return
+        self.unknown = None if found else "no node was found"
+        if found:
+            self.nodes = {node.base_url: node for node in found}
+
+    async def observe(self, question: Question) -> tuple[NodeView, ...]:
+        """Return a view of each server, in the order of `nodes`. Never raises for a server's fault."""
+        await self.refresh_nodes()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._observe_node(url, question)) for url in self.nodes]
+        return tuple([task.result() for task in tasks])
+
+    async def call_each(self, urls: Iterable[str], call: Callable[[Node], Awaitable[object]]) -> None:
+        """Call servers at once, each within the timeout; one that has left is not called.
+
+        A server that fails is reported to `on_failure`. The next observation shows what it has not done.
+        """
+
+        async def one(node: Node) -> None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await call(node)
+            except (NodeError, TimeoutError) as error:
+                if self._on_failure is not None:
+                    self._on_failure(node.base_url, str(error) or f"no answer within {self._timeout:g} s")
+
+        async with asyncio.TaskGroup() as group:
+            for node in [self.nodes[url] for url in urls if url in self.nodes]:
+                group.create_task(one(node))
+
+    async def read_commits(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
+        """Yield those of the commits of ``/sys/sessions`` that each server holds, one server after another; unverified.
+
+        A server that does not answer yields nothing.
+        """
+        await self.refresh_nodes()
+        for url in self.nodes:
+            found: dict[str, dict[str, object]] = {}
+            try:
+                async with asyncio.timeout(self._timeout):
+                    for at in range(0, len(commit_ids), _COMMITS_A_REQUEST):
+                        ids = commit_ids[at : at + _COMMITS_A_REQUEST]
+                        found |= await read_held(self.nodes[url], ids, signer, self._clock.now_ms())
+            except (NodeError, TimeoutError):
+                continue
+            commits = []
+            for raw in found.values():
+                with contextlib.suppress(DecodeError):
+                    commits.append(Commit.from_json(raw, org=self._org))
+            yield commits
+
+    @property
+    def is_discovered(self) -> bool:
+        """Whether the servers are discovered, rather than listed one by one."""
+        return self._source is not None
+
+    async def probe_flow(
+        self, at: str, others: Sequence[str], *, asker: OwnedSession, patience: timedelta
+    ) -> FlowProbe:
+        """Check that the servers synchronize with each other (`goatherd.cluster.flow_probe.probe_flow`)."""
+        return await probe_flow(
+            self.nodes, at, others, asker=asker, patience=patience, clock=self._clock, timeout=self._timeout
+        )
+
+    async def find_unmodified(self) -> tuple[str, ...]:
+        """Ask every server, and return the URLs of those that run unmodified GoatDB and of manual-restart servers."""
+        await self.read_identities()
+        return self.known_unmodified
+
+    @property
+    def known_unmodified(self) -> tuple[str, ...]:
+        """The result of `find_unmodified`, by earlier observations only."""
+        found = {url for url, one in self._memory.items() if one.unmodified}
+        return tuple(url for url in self.nodes if url in found | self._bare)
+
+    async def read_identities(self) -> dict[str, ServerIdentity]:
+        """Return what the Goatherd servers and agents that answer say of themselves, by URL."""
+
+        async def ask(url: str) -> ServerIdentity | None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    answer = await self.nodes[url].identity()
+            except (NodeError, TimeoutError):
+                return None  # the rotation itself observes whether the server takes part
+            memory = self._memory.setdefault(url, _NodeMemory())
+            memory.has_agent = answer is not None and answer.agent is not None
+            memory.unmodified = answer is None or memory.has_agent
+            return answer
+
+        await self.refresh_nodes()
+        async with asyncio.TaskGroup() as group:
+            tasks = {url: group.create_task(ask(url)) for url in self.nodes}
+        return {url: answer for url, task in tasks.items() if (answer := task.result()) is not None}
+
+    async def _observe_node(self, url: str, question: Question) -> NodeView:
+        draft = _Draft()
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._observe_identity(url, question, draft))
+                    if question.next_root is not None:
+                        group.create_task(self._observe_trust(url, question, question.next_root, draft))
+                    elif question.answers:
+                        group.create_task(self._observe_answer(url, question.asker, draft))
+                    if question.next_root is None and question.earlier:
+                        group.create_task(self._observe_earlier(url, question, draft))
+        except TimeoutError:
+            draft.problems.append(f"no answer within {self._timeout:g} s")
+            draft.is_unreachable = True
+        cross, report = question.cross_signature, draft.report
+        if draft.is_unreachable:
+            self._memory.setdefault(url, _NodeMemory()).was_unreachable = True
+        if draft.reachable:
+            self._processes.setdefault(url, {})
+        introduced = [draft.holds.get(one.commit_id) for one in question.introductions]
+        return NodeView(
+            url=url,
+            # SECURITY: an invalid answer counts as none, so that a quorum can leave out a broken server. A server that
+            # rejects the next root cannot be left out (`excused`; tests/unit/rotation/test_quorum.py).
+            reachable=draft.reachable and (not draft.is_invalid or draft.trusts_next is False),
+            is_unmodified=url in self._memory and self._memory[url].unmodified,
+            answers=draft.answers,
+            roots=None if report is None else report.roots,
+            revoked=() if report is None else report.revoked,
+            generation=None if report is None else report.generation,
+            digest=None if report is None else report.digest,
+            clock_ahead_ms=self._clock_ahead_ms(url) if report is None else report.clock_ahead_ms,
+            instance=None if report is None else report.instance,
+            partners=None if report is None else report.partners,
+            is_partner_unknown=report is not None and report.is_partner_unknown,
+            trusts_next=draft.trusts_next,
+            holds_introduction=None if not introduced or None in introduced else True in introduced,
+            signs_with=draft.signs_with,
+            holds_cross_signature=None if cross is None else draft.holds.get(cross.commit_id),
+            rejects=draft.rejects,
+            without_store=draft.without_store,
+            is_bare=url in self._bare,
+            holds_earlier=draft.holds_earlier,
+            activity=draft.activity,
+            # While its agent restarts it, a server is not expected to answer.
+            problem=None if draft.is_down else "; ".join(dict.fromkeys(draft.problems)) or None,
+        )
+
+    def _clock_ahead_ms(self, url: str) -> int | None:
+        """Return how far a server's clock is ahead of this machine's, by the date of its last answer."""
+        node = self.nodes.get(url)
+        return None if node is None else node.clock_ahead_ms(self._clock.now_ms())
+
+    async def read_clocks(self) -> tuple[NodeView, ...]:
+        """Ask each server for its time and nothing else; None for a server that does not answer."""
+        await self.refresh_nodes()
+
+        async def ask(node: Node) -> None:
+            with contextlib.suppress(NodeError, TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await node.time_ms()
+
+        async with asyncio.TaskGroup() as group:
+            for node in self.nodes.values():
+                group.create_task(ask(node))
+        ahead_ms = {url: self._clock_ahead_ms(url) for url in self.nodes}
+        return tuple(NodeView(url=url, reachable=ms is not None, clock_ahead_ms=ms) for url, ms in ahead_ms.items())
+
+    async def _observe_identity(self, url: str, question: Question, draft: _Draft) -> None:
+        memory = self._memory.setdefault(url, _NodeMemory())
+        try:
+            if not memory.unmodified or memory.has_agent:
+                before_ms = self._clock.now_ms()
+                answer = await self.nodes[url].identity()
+                after_ms = self._clock.now_ms()
+                draft.reachable = True
+                memory.has_agent = answer is not None and answer.agent is not None
+                memory.unmodified = answer is None or memory.has_agent
+                if answer is not None:
+                    draft.rejects = _rejection(answer)
+                    draft.without_store = _is_without_store(answer)
+                    self._record_process(url, answer.instance)
+                    if question.answers:
+                        # Only before a rotation: these parts change, and each changed view is reported as an event.
+                        draft.report = _read_report(answer, before_ms=before_ms, after_ms=after_ms)
+                    if not memory.has_agent:
+                        draft.signs_with = answer.signer
+                        return
+                    if answer.agent is not None:
+                        draft.activity, draft.is_down = answer.agent.activity, answer.agent.is_down
+                    if question.signer or question.answers:
+                        draft.signs_with = await self._prove_signer(url, answer, question, memory)
+                    return
+            if question.signer:
+                draft.signs_with = await self._find_signer(url, question.asker, memory)
+                draft.reachable = True
+            elif question.process and not self._processes.get(url):
+                await self._observe_process(url, question)
+        except NodeError as error:
+            _record_error(draft, error)
+
+    async def _observe_process(self, url: str, question: Question) -> None:
+        """Find out which process serves at an unmodified server: by a mark that it accepts, else by a session.
+
+        A server that does not answer in time, or not with the commit, is asked three times in a run and no more: each
+        time costs a session, and may delay the other requests.
+        """
+        memory = self._memory.setdefault(url, _NodeMemory())
+        if question.is_next_new and await self._mark_process(url, question, memory):
+            return
+        if self._asked_for_process[url] >= _PROCESS_TRIES:
+            return
+        self._asked_for_process[url] += 1
+        now = self._clock.monotonic()
+        try:
+            await self._create_session(url, question.asker, memory, None)
+        except NodeError:
+            self._asked_for_process[url] -= 1
+            return
+        # The same session has shown who signs.
+        memory.asked_at, memory.pause, memory.was_unreachable = now, _ASK_SIGNER_EVERY.total_seconds(), False
+
+    async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:
+        """Leave a mark in the process that serves, and record that it cannot sign with the next root.
+
+        Its connection id need not be known: a process that signs with the next root is another one. Returns whether the
+        process has a mark.
+        """
+        if memory.forgets or question.next_root is None:
+            return False
+        node = self.nodes[url]
+        if memory.mark is None or await find_mark(node, memory.mark) is MarkState.LOST:
+            mark = await leave_mark(node, question.asker, self._clock.now_ms())
+            if mark is None:
+                return False
+            memory.start_over(mark, self._clock.monotonic())
+        memory.cannot_sign_with |= {question.next_root.id}
+        self._processes.setdefault(url, {})[memory.process or _UNNAMED] = None
+        return True
+
+    def _record_process(self, url: str, process: object) -> None:
+        if isinstance(process, str) and 0 < len(process) <= _LONGEST_ID:
+            self._processes.setdefault(url, {})[process] = None
+
+    async def _observe_answer(self, url: str, asker: OwnedSession, draft: _Draft) -> None:
+        try:
+            await self.nodes[url].batch_sync([], asker, self._clock.now_ms())
+        except NodeRefusedError as error:
+            if error.status != 403:
+                _record_error(draft, error)
+                return
+            draft.answers = False
+        except NodeError as error:
+            _record_error(draft, error)
+            return
+        else:
+            draft.answers = True
+        draft.reachable = True
+
+    async def _observe_trust(self, url: str, question: Question, next_root: OwnedSession, draft: _Draft) -> None:
+        expected = [*question.introductions, *(() if question.cross_signature is None else (question.cross_signature,))]
+        ids = [one.commit_id for one in expected]
+        try:
+            try:
+                held = await read_held(self.nodes[url], ids, next_root, self._clock.now_ms())
+                draft.trusts_next = True
+            except NodeRefusedError as error:
+                if error.status != 403:
+                    raise
+                draft.reachable = True
+                draft.trusts_next = False
+                held = await read_held(self.nodes[url], ids, question.asker, self._clock.now_ms())
+        except NodeError as error:
+            _record_error(draft, error)
+            return
+        draft.reachable = True
+        for one in expected:
+            commit = held.get(one.commit_id)
+            draft.holds[one.commit_id] = commit is not None and self._is_expected(one, commit)
+
+    async def _observe_earlier(self, url: str, question: Question, draft: _Draft) -> None:
+        try:
+            ids = [one.commit_id for one in question.earlier]
+            held = await read_held(self.nodes[url], ids, question.asker, self._clock.now_ms())
+        except NodeError as error:
+            _record_error(draft, error)
+            return
+        draft.reachable = True
+        draft.holds_earlier = frozenset(
+            one.session_id
+            for one in question.earlier
+            if (commit := held.get(one.commit_id)) is not None and self._is_expected(one, commit)
+        )
+
+    def _is_expected(self, expected: ExpectedCommit, commit: Mapping[str, object]) -> bool:
+        """Return whether the commit is the expected one; a commit that was verified once is only compared."""
+        if self._verified.get(expected) == commit:
+            return True
+        is_it = expected.matches(commit, org=self._org)
+        if is_it:
+            self._verified[expected] = commit
+        return is_it
+
+    async def _find_signer(self, url: str, asker: OwnedSession, memory: _NodeMemory) -> str | None:
+        """Return which root signs at a server that does not say it, by a new session, as seldom as possible.
+
+        GoatDB keeps that session permanently. Another root signs only after a restart, so a server whose process has a
+        mark gets one session for each start. A server without a mark gets one after it was unreachable, and otherwise
+        after pauses that grow; once the right root signs, after the longest one.
+        """
+        now = self._clock.monotonic()
+        state = None if memory.mark is None or memory.forgets else await find_mark(self.nodes[url], memory.mark)
+        if state is MarkState.FOUND:
+            memory.was_unreachable = False
+            if memory.signer is not None or asker.id in memory.cannot_sign_with:
+                return memory.signer
+        elif state is MarkState.TOO_EARLY and not memory.was_unreachable:
+            if now - memory.marked_at < TOO_OLD_AFTER.total_seconds():
+                return memory.signer
+            memory.forgets = True  # the server does not check times at all
+        pause = _ASK_SIGNER_AT_LEAST.total_seconds() if memory.signer == asker.id else memory.pause
+        if memory.asked_at is not None and not memory.was_unreachable and now - memory.asked_at < pause:
+            return memory.signer
+        memory.pause = min(
+            _ASK_SIGNER_EVERY.total_seconds() if memory.was_unreachable or not memory.pause else 2 * memory.pause,
+            _ASK_SIGNER_AT_LEAST.total_seconds(),
+        )
+        memory.asked_at, memory.was_unreachable = now, False
+        await self._create_session(url, asker, memory, state)
+        return memory.signer
+
+    async def _create_session(
+        self, url: str, asker: OwnedSession, memory: _NodeMemory, state: MarkState | None
+    ) -> None:
+        """Create an anonymous session, and record which root signs its commit and in which process.
+
+        COMPAT: GoatDB does not say which root signs, but it signs the session commit of every client. The commit's
+        connection id is that of the process, and a new one after each start.
+
+        Args:
+            url: The server.
+            asker: A root that the server may trust.
+            memory: What earlier observations have shown; the result goes in here.
+            state: Whether the process still has the last mark; None if that was not checked.
+        """
+        node, now = self.nodes[url], self._clock.monotonic()
+        try:
+            known = await read_sessions_filter(node, asker, self._clock.now_ms())
+        except NodeRefusedError:
+            known = None  # a server that does not trust the asker yet sends everything
+        # First the mark: a process that loses it in between gets another session.
+        mark = None
+        is_same = state is MarkState.FOUND
+        if not is_same and not memory.forgets:
+            mark = await leave_mark(node, asker, self._clock.now_ms())
+        owned, _ = await node.create_session()
+        made = await find_session_commit(node, owned, known, self._clock.now_ms())
+        if made is None:
+            return
+        process, signer = made.get("cid"), read_signer(made)
+        seen = self._processes.setdefault(url, {})
+        if _UNNAMED in seen:
+            del seen[_UNNAMED]
+            if not is_same and signer in memory.cannot_sign_with:
+                seen[f"{_UNNAMED} before {process}"] = None
+            # Otherwise it is, or may be, this process, which has lost its mark.
+        if not is_same:
+            memory.forgets |= state is MarkState.LOST and process == memory.process
+            memory.start_over(None if memory.forgets else mark, now)
+        memory.signer = signer
+        if isinstance(process, str):
+            memory.process = process
+        self._record_process(url, process)
+
+    async def _prove_signer(
+        self, url: str, identity: ServerIdentity, question: Question, memory: _NodeMemory
+    ) -> str | None:
+        """Return which root signs at a server under an agent, proved by the commit that the agent names; else None.
+
+        The agent has created a session after the start of its server, and names that session's commit. The server must
+        hold it, signed by the root that the agent names.
+        """
+        claim = read_claim(identity)
+        if claim is None or memory.proven == claim:
+            return None if claim is None else claim[2]
+        roots = [one for one in (question.next_root, question.asker) if one is not None]
+        signer = await prove_signer(self.nodes[url], identity, roots, org=self._org, now_ms=self._clock.now_ms())
+        memory.proven = None if signer is None else claim
+        return signer
+
+
+def _rejection(identity: ServerIdentity) -> str | None:
+    """Return the error code with which a server rejects the identity in the store; None if it does not.
+
+    Not a rejection: a store that the server cannot reach, and a replica that lags. Both pass, or the deadline does.
+    """
+    code = identity.refusal
+    if identity.is_degraded is not True or code is None:
+        return None
+    return code if code.startswith(_REJECTED) and code != GenerationError.code else None
+
+
+def _is_without_store(identity: ServerIdentity) -> bool:
+    """Return whether a server says that it cannot read the store now, whatever identity it uses meanwhile."""
+    if identity.source == Origin.LAST_KNOWN_GOOD:
+        return True
+    return identity.is_degraded is True and (identity.refusal or "").startswith(_STORE_FAILED)
+
+
+def _read_report(identity: ServerIdentity, *, before_ms: int, after_ms: int) -> _Report:
+    """Return what a server says of itself, as far as it matters before a rotation; unverified.
+
+    Args:
+        identity: The answer to ``GET /goatherd/v1/identity``.
+        before_ms, after_ms: This machine's time when the request was sent and when the answer arrived.
+    """
+    now_ms, ahead_ms = identity.now_ms, None
+    if now_ms is not None:
+        ahead_ms = now_ms - after_ms if now_ms > after_ms else min(0, now_ms - before_ms)
+    peers = identity.peers
+    return _Report(
+        roots=identity.roots,
+        revoked=identity.revoked or (),
+        generation=identity.generation,
+        digest=identity.digest,
+        clock_ahead_ms=ahead_ms,
+        instance=identity.instance,
+        partners=None if peers is None else frozenset(one for peer in peers for one in peer.instances),
+        is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in peers or ()),
+    )
+
+
+def _record_error(draft: _Draft, error: NodeError) -> None:
+    draft.is_invalid |= isinstance(error, InvalidAnswerError)
+    draft.reachable = draft.reachable or isinstance(error, NodeRefusedError)
+    # A proxy answers 502 to 504 for a server that is unreachable.
+    draft.is_unreachable |= isinstance(error, NodeUnreachableError) or getattr(error, "status", 0) in (502, 503, 504)
+    draft.problems.append(str(error))

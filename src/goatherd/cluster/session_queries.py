@@ -1,0 +1,238 @@
+"""Read session commits (``/sys/sessions``) from a server that runs unmodified GoatDB 0.5.1.
+
+GoatDB has no request for one commit. It sends the commits that the request's Bloom filter lacks, so the filter asks:
+a filter that claims to hold everything but a few ids makes the server send those, and one in 8192 of all others. The
+answer is exact, and small even at 50 000 sessions. (The filter that the server sends back has false positives.)
+
+Rules: what a server sends is unverified, unless `ExpectedCommit.matches` or `prove_signer` has verified it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from goatherd.cluster.node import Node
+from goatherd.cluster.server_answers import ServerIdentity, make_printable
+from goatherd.errors import DecodeError, InvalidSignatureError, NodeRefusedError, VerificationError
+from goatherd.identity.session import OwnedSession, Session, exact_expiration_ms, parse_signature, verify_commit
+from goatherd.identity.session_commits import session_from_commit
+from goatherd.ids import new_seeds
+from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.commit import Commit
+from goatherd.wire.hashing import murmur3
+from goatherd.wire.messages import VERSION
+from goatherd.wire.paths import SESSIONS_PATH
+
+SMALL_REPOSITORY: Final = 1000
+"""A repository of at most so many commits is read as a whole."""
+_FILTER_BYTES: Final = 1024
+_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedCommit:
+    """The commit of ``/sys/sessions`` that must introduce a root.
+
+    Attributes:
+        commit_id: Id of the commit.
+        session: The root that the commit introduces.
+        signers: The roots any of which must have signed it.
+    """
+
+    commit_id: str
+    session: Session
+    signers: tuple[Session, ...]
+
+    @property
+    def session_id(self) -> str:
+        """Id of the root that the commit introduces."""
+        return self.session.id
+
+    def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
+        """Return whether `raw` is the expected commit, and not another one under the same id.
+
+        Verifies its signature, and that it introduces this root with its key until its expiration. Does not compare
+        bytes: another version of Goatherd may have encoded the commit differently.
+
+        SECURITY: the next root signs only where servers hold a commit by which others can follow it
+        (tests/unit/rotation/test_cross_signing.py, tests/unit/cluster/test_observer.py).
+
+        Args:
+            raw: The commit as a server sent it.
+            org: The organization, which is part of what is signed.
+        """
+        signer = next((one for one in self.signers if one.id == read_signer(raw)), None)
+        if signer is None or raw.get("id") != self.commit_id:
+            return False
+        try:
+            commit = Commit.from_json(dict(raw), org=org)
+            found = session_from_commit(commit)
+            verify_commit(signer, commit)
+        except (DecodeError, VerificationError):
+            return False
+        is_same = (found.id, found.owner, found.public_key) == (
+            self.session.id,
+            self.session.owner,
+            self.session.public_key,
+        )
+        lives_on = found.expiration_ms >= exact_expiration_ms(self.session.expiration_ms)
+        return is_same and lives_on and commit.session == signer.id
+
+
+def read_signer(commit: Mapping[str, Any]) -> str | None:
+    """Return the session id in a commit's signature envelope, printable and unverified; None without one."""
+    signature = commit.get("sig")
+    if not isinstance(signature, str):
+        return None
+    try:
+        return make_printable(parse_signature(signature).session_id)
+    except InvalidSignatureError:
+        return None
+
+
+async def prove_signer(
+    node: Node, identity: ServerIdentity, roots: Sequence[OwnedSession], *, org: str, now_ms: int
+) -> str | None:
+    """Return the root that signs at a server under an agent, if the server proves the agent's claim; else None.
+
+    Args:
+        node: The server.
+        identity: The agent's answer.
+        roots: Roots that the server may trust. They sign the requests and verify the commit that the agent names.
+        org: The organization, which is part of what is signed.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
+    """
+    claim = read_claim(identity)
+    if claim is None:
+        return None
+    _, commit_id, signer = claim
+    try:
+        held = await read_held(node, [commit_id], roots[0], now_ms)
+    except NodeRefusedError as error:
+        if error.status != 403 or len(roots) == 1:
+            raise
+        held = await read_held(node, [commit_id], roots[1], now_ms)
+    commit = held.get(commit_id)
+    if commit is None or read_signer(commit) != signer:
+        return None
+    key = next((one.session for one in roots if one.id == signer), None)
+    if key is not None and not _is_signed_by(key, commit, org):
+        return None
+    return signer
+
+
+async def read_held(
+    node: Node, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int
+) -> dict[str, dict[str, Any]]:
+    """Return those of the commits of ``/sys/sessions`` that the server holds, by id; as it sent them, unverified.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
+    """
+    (reply,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(filter_all_but(commit_ids)))], signer, now_ms)
+    return {commit["id"]: dict(commit) for commit in _read_commits(reply) if commit.get("id") in commit_ids}
+
+
+async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> Any:
+    """Return a filter by which the server sends few of today's sessions, and all that it creates from now on.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
+    """
+    (before,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(filter_all_but(())))], asker, now_ms)
+    # Its own filter. At this size its error rate is small; below, everything may be sent.
+    return before.get("f") if isinstance(before.get("s"), int) and before["s"] > SMALL_REPOSITORY else _EMPTY
+
+
+async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_ms: int) -> Mapping[str, Any] | None:
+    """Return the commit by which a server has introduced a new session; None where the server does not send it.
+
+    Args:
+        node: The server.
+        owned: The session that the server has just created.
+        known: Result of `read_sessions_filter` before the session was created; None where it could not be read.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
+    """
+    for sync_filter in (_EMPTY,) if known in (None, _EMPTY) else (known, _EMPTY):
+        (reply,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(sync_filter))], owned, now_ms)
+        for commit in _read_commits(reply):
+            if commit.get("k") == owned.id:
+                return commit
+    return None
+
+
+def introduces_user(commit: Mapping[str, Any]) -> bool:
+    """Return whether the commit is the first of an anonymous session, as ``POST /auth/session`` makes it."""
+    contents = commit.get("c")
+    record = contents.get("r") if isinstance(contents, Mapping) else None
+    fields = record.get("d") if isinstance(record, Mapping) else None
+    is_whole = isinstance(commit.get("id"), str) and isinstance(commit.get("ts"), int | float) and not commit.get("p")
+    return is_whole and isinstance(fields, Mapping) and fields.get("id") == commit.get("k") and not fields.get("owner")
+
+
+def _is_signed_by(session: Session, raw: Mapping[str, Any], org: str) -> bool:
+    try:
+        verify_commit(session, Commit.from_json(dict(raw), org=org))
+    except (DecodeError, VerificationError):
+        return False
+    return True
+
+
+def read_claim(identity: ServerIdentity) -> tuple[str, str, str] | None:
+    """Return the process, commit and signer that an agent names; None before the agent has checked its server."""
+    commit_id = None if identity.agent is None else identity.agent.check_commit
+    if identity.instance is None or commit_id is None or identity.signer is None:
+        return None
+    return identity.instance, commit_id, identity.signer
+
+
+def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
+    """Return a filter that claims to hold every commit except these, so that a server sends them."""
+    (seed,) = new_seeds(1)
+    bits = bytearray(b"\xff" * _FILTER_BYTES)
+    for commit_id in commit_ids:
+        index = murmur3(commit_id, seed) % (8 * _FILTER_BYTES)
+        bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
+    return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
+
+
+def _filter_sample(share: float) -> dict[str, Any]:
+    """Return a filter by which a server sends about this share of all commits."""
+    if share >= 1:
+        return _EMPTY
+    (seed,) = new_seeds(1)
+    bits = bytearray(b"\xff" * _FILTER_BYTES)
+    total = 8 * _FILTER_BYTES
+    for index in range(max(1, round(share * total))):  # the seed is new each time, so which bits does not matter
+        bits[index >> 3] &= ~(1 << (index & 7)) & 0xFF
+    return {"__t": "E", "__v": BloomFilter(bits, (seed,)).to_json()}
+
+
+async def read_sessions_sample(node: Node, asker: OwnedSession, now_ms: int) -> list[Mapping[str, Any]]:
+    """Return the commits of ``/sys/sessions``; of more than `SMALL_REPOSITORY`, about that many, drawn at random.
+
+    Raises:
+        NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
+    """
+    (counted,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(filter_all_but(())))], asker, now_ms)
+    size = counted.get("s")
+    share = SMALL_REPOSITORY / size if isinstance(size, int) and size > SMALL_REPOSITORY else 1
+    (reply,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(_filter_sample(share)))], asker, now_ms)
+    return _read_commits(reply)
+
+
+def _sync_request(sync_filter: Any) -> dict[str, Any]:
+    return {"ver": VERSION, "f": sync_filter, "s": 0, "c": [], "ad": []}
+
+
+def _read_commits(reply: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    commits = reply.get("c")
+    return [commit for commit in commits if isinstance(commit, Mapping)] if isinstance(commits, list) else []
