@@ -23,6 +23,7 @@ from goatherd.serving.limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
+from tests.deadlines import HANG
 
 SECRET = "root"
 ORG = "localhost"
@@ -131,8 +132,8 @@ def document_of(signer: OwnedSession, *roots: Session) -> IdentityDocument:
     return create(signer, now_ms(), roots=roots)
 
 
-async def eventually(condition: Callable[[], Any], *, within: timedelta = timedelta(seconds=10)) -> None:
+async def eventually(condition: Callable[[], Any]) -> None:
     """Wait until an async condition holds; fail when it does not in time."""
-    async with asyncio.timeout(within.total_seconds()):
+    async with asyncio.timeout(HANG):
         while not await condition():
             await asyncio.sleep(0.01)

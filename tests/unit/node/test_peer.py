@@ -62,7 +62,11 @@ async def test_five_servers_that_know_each_other_converge(tmp_path: Path) -> Non
         assert [await node.holds(PATH, signer) for node in nodes] == [written] * 5
         sessions = [await node.holds("/sys/sessions", signer) for node in nodes]
         assert [len(one) for one in sessions] == [5] * 5
-        assert all(status.online for node in nodes for status in node.server.database().peers)
+
+        async def all_online() -> bool:
+            return all(status.online for node in nodes for status in node.server.database().peers)
+
+        await eventually(all_online)
 
 
 async def test_a_server_says_which_processes_it_has_synchronized_with_lately() -> None:

@@ -189,4 +189,4 @@ async def test_a_peer_catches_up_when_its_disk_has_room_again(
         await eventually(has_failed)
         assert not await is_there()
         full.clear()
-        await eventually(is_there, within=timedelta(seconds=30))
+        await eventually(is_there)
