@@ -1,13 +1,17 @@
 """Cloud-native key management for GoatDB server clusters.
 
-The names below are the public API; each is imported when it is first asked for, so that ``import goatherd`` costs
-nothing and a store needs no web server. Everything else may change with any version.
+The names below are the public API; each is imported when it is first used, so that ``import goatherd`` costs nothing
+and a store needs no web server. Everything else may change with any version.
 
-- Stores: `open_provider`, `SecretProvider`, `SecretVersion`, `SecretValue`, `SecretBytes`, `Label`, `VersionId`.
-- Identity: `IdentityDocument`, `decode_document`, `encode_document`, `Session`, `OwnedSession`.
-- Settings of a server: `DBSettings`, `DBSettingsProvider`, `FileSettings`, `CloudSecretSettings`,
+- A server and its settings: `Server`, `serve`, `SettingsProvider`, `CloudSecretSettings`, `FileSettings`, `DBSettings`,
   `settings_from_options`.
-- Running things: `Server`, `Rotator`, `Policy`, `NodeClient`; `GoatherdError` is the base of every error.
+- Stores: `open_provider`, `CloudSecretProvider`, `AWSSecretProvider`, `GCPSecretProvider`, `AzureSecretProvider`,
+  `FileSecretProvider`, `MemorySecretProvider`, `SecretVersion`, `SecretValue`, `SecretBytes`, `Label`, `VersionId`.
+- Sessions and identities: `generate_session`, `create_session_commit`, `encode_session`, `decode_session`, `Session`,
+  `OwnedSession`, `create_identity`, `encode_document`, `decode_document`, `IdentityDocument`, `TrustPool`.
+- Rotation: `Rotator`, `Policy`, `NodeClient`. `GoatherdError` is the base of every error.
+
+`SecretProvider` and `DBSettingsProvider` are other names of `CloudSecretProvider` and `SettingsProvider`.
 """
 
 from __future__ import annotations
@@ -16,34 +20,54 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from goatherd.api.sessions import (
+        create_identity,
+        create_session_commit,
+        decode_session,
+        encode_session,
+        generate_session,
+    )
     from goatherd.cluster.client import NodeClient
     from goatherd.errors import GoatherdError
     from goatherd.identity.document import IdentityDocument, decode_document, encode_document
     from goatherd.identity.session import OwnedSession, Session
-    from goatherd.node.server import Server
+    from goatherd.node.server import Server, serve
     from goatherd.plugins import open_provider
-    from goatherd.providers.base import SecretProvider
+    from goatherd.providers.aws import AWSSecretProvider
+    from goatherd.providers.azure import AzureSecretProvider
+    from goatherd.providers.base import CloudSecretProvider, SecretProvider
+    from goatherd.providers.file import FileSecretProvider
+    from goatherd.providers.gcp import GCPSecretProvider
+    from goatherd.providers.memory import MemorySecretProvider
     from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-    from goatherd.rotation.machine import Policy
+    from goatherd.rotation.policy import Policy
     from goatherd.rotation.rotator import Rotator
     from goatherd.settings import (
         CloudSecretSettings,
         DBSettings,
         DBSettingsProvider,
         FileSettings,
+        SettingsProvider,
         settings_from_options,
     )
+    from goatherd.trust import TrustPool
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AWSSecretProvider",
+    "AzureSecretProvider",
+    "CloudSecretProvider",
     "CloudSecretSettings",
     "DBSettings",
     "DBSettingsProvider",
+    "FileSecretProvider",
     "FileSettings",
+    "GCPSecretProvider",
     "GoatherdError",
     "IdentityDocument",
     "Label",
+    "MemorySecretProvider",
     "NodeClient",
     "OwnedSession",
     "Policy",
@@ -54,33 +78,84 @@ __all__ = [
     "SecretVersion",
     "Server",
     "Session",
+    "SettingsProvider",
+    "TrustPool",
     "VersionId",
+    "create_identity",
+    "create_session_commit",
     "decode_document",
+    "decode_session",
     "encode_document",
+    "encode_session",
+    "generate_session",
     "open_provider",
+    "serve",
     "settings_from_options",
 ]
 
 _HOMES = {
-    "plugins": ("open_provider",),
+    "api.sessions": (
+        "create_identity",
+        "create_session_commit",
+        "decode_session",
+        "encode_session",
+        "generate_session",
+    ),
     "cluster.client": ("NodeClient",),
     "errors": ("GoatherdError",),
     "identity.document": ("IdentityDocument", "decode_document", "encode_document"),
     "identity.session": ("OwnedSession", "Session"),
-    "node.server": ("Server",),
-    "providers.base": ("Label", "SecretBytes", "SecretProvider", "SecretValue", "SecretVersion", "VersionId"),
-    "rotation.machine": ("Policy",),
+    "node.server": ("Server", "serve"),
+    "plugins": ("open_provider",),
+    "providers.aws": ("AWSSecretProvider",),
+    "providers.azure": ("AzureSecretProvider",),
+    "providers.base": ("CloudSecretProvider", "SecretProvider"),
+    "providers.file": ("FileSecretProvider",),
+    "providers.gcp": ("GCPSecretProvider",),
+    "providers.memory": ("MemorySecretProvider",),
+    "providers.values": ("Label", "SecretBytes", "SecretValue", "SecretVersion", "VersionId"),
+    "rotation.policy": ("Policy",),
     "rotation.rotator": ("Rotator",),
-    "settings": ("CloudSecretSettings", "DBSettings", "DBSettingsProvider", "FileSettings", "settings_from_options"),
+    "settings": (
+        "CloudSecretSettings",
+        "DBSettings",
+        "DBSettingsProvider",
+        "FileSettings",
+        "SettingsProvider",
+        "settings_from_options",
+    ),
+    "trust": ("TrustPool",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_EXTRAS = {
+    "AWSSecretProvider": "aws",
+    "AzureSecretProvider": "azure",
+    "GCPSecretProvider": "gcp",
+    "Server": "node",
+    "serve": "node",
+}
+"""The extra that brings the libraries of a name."""
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first asked for (docs/adr/0001-layers.md)."""
+    """Import a public name when it is first used (docs/adr/0001-layers.md).
+
+    Raises:
+        MissingExtraError: Its libraries are not installed; the hint is the install command.
+    """
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    try:
+        value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        if name not in _EXTRAS or (error.name or "").partition(".")[0] == __name__:
+            raise
+        from goatherd.errors import MissingExtraError
+
+        raise MissingExtraError(
+            f"goatherd.{name} needs a library that is not installed: {error.name}",
+            hint=f"Install it: pip install 'goatherd[{_EXTRAS[name]}]'",
+        ) from error
     globals()[name] = value
     return value
 

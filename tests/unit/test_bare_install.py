@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -36,7 +37,36 @@ def test_every_public_name_can_be_had_and_says_what_it_is() -> None:
 
 
 def test_the_public_names_are_few() -> None:
-    assert len(goatherd.__all__) <= 25
+    assert len(goatherd.__all__) <= 60
+
+
+@pytest.mark.parametrize(
+    ("used", "extra"),
+    [
+        ("goatherd.AWSSecretProvider", "aws"),
+        ("goatherd.AzureSecretProvider", "azure"),
+        ("goatherd.GCPSecretProvider", "gcp"),
+        ("asyncio.run(goatherd.serve(goatherd.Server('data', 'file:///no/such/root')))", "node"),
+    ],
+)
+def test_a_name_that_needs_an_extra_says_how_to_install_it(used: str, extra: str) -> None:
+    script = f"import asyncio, goatherd\ntry: {used}\nexcept goatherd.GoatherdError as error: print(error.hint)"
+    done = bare(script)
+    assert done.stdout.strip() == f"Install it: pip install 'goatherd[{extra}]'", done.stderr
+
+
+def test_names_of_type_checkers_and_of_the_interpreter_are_the_same() -> None:
+    tree = ast.parse(Path(goatherd.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    homes = {
+        alias.name: node.module.removeprefix("goatherd.")
+        for node in imports
+        if node.module is not None and node.module.startswith("goatherd.")
+        for alias in node.names
+    }
+    del homes["MissingExtraError"]
+    assert homes == goatherd._HOME_OF
+    assert sorted(homes) == goatherd.__all__
 
 
 def test_a_name_that_is_not_public_is_not_there() -> None:

@@ -45,7 +45,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import from_settings, to_settings
-from goatherd.settings.base import DBSettings, DBSettingsProvider, SettingsStatus, describe_identity
+from goatherd.settings.base import DBSettings, SettingsProvider, SettingsStatus, describe_identity
 from goatherd.telemetry import Event, event_text
 
 WARN_EVERY: Final = timedelta(hours=12)
@@ -97,7 +97,7 @@ class ManagedOrganization:
         self,
         *,
         org: str,
-        settings: DBSettingsProvider,
+        settings: SettingsProvider,
         directory: Path,
         file: SettingsFile,
         client: NodeClient,

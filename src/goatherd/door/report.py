@@ -26,7 +26,7 @@ from goatherd.wire.json import to_json_bytes
 if TYPE_CHECKING:
     from goatherd.door.door import DoorStatus
     from goatherd.identity.document import IdentityDocument
-    from goatherd.settings import DBSettingsProvider, SettingsStatus
+    from goatherd.settings import SettingsProvider, SettingsStatus
 
 HEALTH_PATH: Final = "/goatherd/v1/health"
 METRICS_PATH: Final = "/goatherd/v1/metrics"
@@ -118,7 +118,7 @@ class DoorAPI:
         figures: Returns what the door has done so far; None until it is made.
     """
 
-    def __init__(self, settings: DBSettingsProvider) -> None:
+    def __init__(self, settings: SettingsProvider) -> None:
         self._settings = settings
         self.figures: Callable[[], DoorStatus] | None = None
 

@@ -65,7 +65,7 @@ from goatherd.node.unused_session_exchange import UnusedExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.serving.gate import LONGEST_PAUSE
 from goatherd.serving.limits import Buckets, Rate
-from goatherd.settings import DBSettings, DBSettingsProvider, SettingsStatus
+from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
 from goatherd.settings.base import Settings, describe_identity
 from goatherd.telemetry import Event, event_text
 from goatherd.trust import TrustPool
@@ -289,7 +289,7 @@ class Database:
         *,
         org: str,
         directory: Path | DataDirectory,
-        settings: DBSettingsProvider,
+        settings: SettingsProvider,
         workers: Executor,
         verifiers: Executor | None = None,
         clock: Clock | None = None,

@@ -35,7 +35,8 @@ import goatherd
 from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
-from goatherd.errors import GoatherdError, VerificationError
+from goatherd.data_directory import SEEN_NAME
+from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import parse_signature
 from goatherd.ids import new_id
@@ -44,9 +45,11 @@ from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
 from goatherd.node.management import gate_samples, health, metrics, paused_samples, unused_samples
 from goatherd.node.unused_sessions import MAX_UNUSED
+from goatherd.providers.values import ORG_FIELD
 from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
 from goatherd.serving.limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.threads import shorten_switch_interval
+from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.schema import BUILTIN, Registry
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from goatherd.serving.listener import Listener as SocketListener
-    from goatherd.settings import DBSettingsProvider
+    from goatherd.settings import SettingsProvider
 
 __all__ = ["Listener", "Server", "run", "serve"]
 
@@ -78,9 +81,9 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 
 @runtime_checkable
 class SettingsFactory(Protocol):
-    """Gives each organization its settings provider; every `DBSettingsProvider` does."""
+    """Gives each organization its settings provider; every `SettingsProvider` does."""
 
-    def for_org(self, org: str) -> DBSettingsProvider: ...
+    def for_org(self, org: str) -> SettingsProvider: ...
 
 
 class Server:
@@ -91,8 +94,10 @@ class Server:
 
     Args:
         path: The data directory; an organization has ``<path>/<org>/``.
-        settings: A settings provider (its ``for_org`` is asked), or a function from organization id to one. The server
-            enters and leaves what it gets.
+        settings_provider: A settings provider (its ``for_org`` is asked), or a function from organization id to one:
+            the server enters and leaves what it gets. Or what `goatherd.settings.settings_from_options` takes:
+            ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``, or the URI of a secret. The server then
+            remembers in its data directory which identity it has used, and does not go back behind it.
         org_id: The organization of every request, unless `resolve_domain` is given.
         base_url: The public URL for CORS: a text, or a function of the organization's id. ``Listener`` fills in
             ``http://localhost:<port>`` when there is none.
@@ -114,13 +119,14 @@ class Server:
         gate: Counts what callers take.
 
     Raises:
-        ConfigurationError: A network is none.
+        ConfigurationError: A network is none, or `settings_provider` names no settings.
+        PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        settings: SettingsFactory | Callable[[str], DBSettingsProvider],
+        settings_provider: SettingsFactory | Callable[[str], SettingsProvider] | Mapping[str, object] | str,
         *,
         org_id: str = DEFAULT_ORG,
         base_url: str | Callable[[str], str] | None = None,
@@ -141,9 +147,9 @@ class Server:
         self.base_url = base_url
         self.peers: Sequence[str] = tuple(peers)
         self.stopping = False
-        self._settings = settings
         self._resolve_domain = resolve_domain
         self._clock: Clock = clock or SystemClock()
+        self._settings = self._built(settings_provider)
         self._registry = registry
         self._rules = tuple(rules)
         self._debug = debug
@@ -162,6 +168,19 @@ class Server:
         self._workers: ThreadPoolExecutor | None = None
         self._running = 0
         self._idle = asyncio.Event()
+
+    def _built(
+        self, given: SettingsFactory | Callable[[str], SettingsProvider] | Mapping[str, object] | str
+    ) -> SettingsFactory | Callable[[str], SettingsProvider]:
+        if isinstance(given, Mapping | str):
+            seen = self.path / ORG_FIELD / SEEN_NAME
+            return settings_from_options(given, path=self.path, seen=seen, clock=self._clock)
+        if isinstance(given, SettingsFactory) or callable(given):
+            return given
+        raise ConfigurationError(
+            f"settings_provider is a {type(given).__name__}",
+            hint='Give a settings provider, {"type": "cloud", "cloudConfig": {…}}, or the URI of a secret.',
+        )
 
     async def __aenter__(self) -> Server:
         self._verifiers = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-verify")
@@ -191,6 +210,21 @@ class Server:
         async with self._stack:
             for database in databases.values():
                 self._stack.push_async_callback(database.aclose)
+
+    @asynccontextmanager
+    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+        """Serve until the ``async with`` block ends, and give the URL. It enters and leaves the server.
+
+        Args:
+            host: Address to listen on.
+            port: 0 takes a free one.
+
+        Raises:
+            GoatherdError: The identity or the data cannot be loaded, or the address is in use.
+        """
+        listener = Listener(self, host, port)
+        async with self, listener:
+            yield listener.url
 
     def database(self, org: str | None = None) -> Database:
         """Return an organization's open database, the only one's by default.
@@ -243,7 +277,7 @@ class Server:
         self._databases[org] = database
         return database
 
-    def _settings_of(self, org: str) -> DBSettingsProvider:
+    def _settings_of(self, org: str) -> SettingsProvider:
         if isinstance(self._settings, SettingsFactory):
             return self._settings.for_org(org)
         return self._settings(org)
@@ -461,7 +495,13 @@ class Listener:
     """
 
     def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
-        from goatherd.serving.listener import Listener as SocketListener
+        try:
+            from goatherd.serving.listener import Listener as SocketListener
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"serving needs a library that is not installed: {error.name}",
+                hint="Install it: pip install 'goatherd[node]'",
+            ) from error
 
         self._server = server
         self._grace = grace
@@ -525,7 +565,8 @@ async def serve(
         GoatherdError: The identity or the data cannot be loaded, or the address cannot be had.
     """
     shorten_switch_interval()
-    async with _stop_signal() as (stop, on_more), server, Listener(server, host, port, grace=grace) as listener:
+    listener = Listener(server, host, port, grace=grace)
+    async with _stop_signal() as (stop, on_more), server, listener:
         on_more.append(listener.hurry)
         _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
         if started is not None:

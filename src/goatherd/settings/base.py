@@ -154,7 +154,7 @@ IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
 """Gives root introductions, place by place, for a document to which no chain of endorsements leads."""
 
 
-class DBSettingsProvider(Protocol):
+class SettingsProvider(Protocol):
     """Gives a server its settings. An async context manager; `load` before anything else."""
 
     async def __aenter__(self) -> Self: ...
@@ -191,9 +191,13 @@ class DBSettingsProvider(Protocol):
         """Have `callback` called with every new settings; return what ends that."""
         ...
 
-    def for_org(self, org: str) -> DBSettingsProvider:
+    def for_org(self, org: str) -> SettingsProvider:
         """Return the provider for one organization's identity."""
         ...
+
+
+DBSettingsProvider = SettingsProvider
+"""The name that GoatDB's proposal has for it."""
 
 
 class Settings(ABC):

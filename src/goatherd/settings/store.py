@@ -39,7 +39,7 @@ from goatherd.files import read_if_there, replace_file
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.succession import Seen, check_first, verify_successor
-from goatherd.plugins import provider_from_config
+from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
 from goatherd.settings.base import DBSettings, Origin, Settings, SettingsStatus, cancelled
@@ -62,6 +62,7 @@ _CHAIN_HINT: Final = (
     " --accept-identity."
 )
 
+_OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
 _WENT_BACK_HINT: Final = (
     "If the store was restored from a backup, put the later state back into it, or start every server once with"
     " --accept-identity; `goatherd doctor` says more."
@@ -78,8 +79,9 @@ class CloudSecretSettings(Settings):
     `seen` is there to tell what was in use before. An unsigned one is taken until a signed one was seen.
 
     Args:
-        provider: The store; entered and left together with this.
         secret_id: The secret; ``{org}`` in it is replaced by `for_org`.
+        cloud_provider: The store, which is opened and closed together with this; or its ``cloudConfig``, such as
+            ``{"provider": "aws", "region": "eu-west-1"}``; or only the provider's name, such as ``"aws"``.
         refresh_interval: How often the store is read while entered.
         jitter: By which part of the interval a wait may be shorter or longer, from 0 to 1.
         clock: The time.
@@ -95,8 +97,8 @@ class CloudSecretSettings(Settings):
 
     def __init__(
         self,
-        provider: SecretProvider,
-        secret_id: str,
+        secret_id: str | SecretProvider,
+        cloud_provider: SecretProvider | Mapping[str, object] | str,
         *,
         refresh_interval: timedelta = REFRESH_INTERVAL,
         jitter: float = 0.2,
@@ -107,9 +109,10 @@ class CloudSecretSettings(Settings):
     ) -> None:
         if refresh_interval <= timedelta(0) or not 0 <= jitter <= 1:
             raise ConfigurationError("a refresh interval is longer than nothing, and its jitter from 0 to 1")
-        super().__init__(source=f"{provider.scheme} secret {secret_id}", clock=clock)
+        provider, secret = _named_secret(secret_id, cloud_provider)
+        super().__init__(source=f"{provider.scheme} secret {secret}", clock=clock)
         self._provider = provider
-        self._secret_id = secret_id
+        self._secret_id = secret
         self._refresh_interval = refresh_interval
         self._jitter = jitter
         self._is_next_accepted = accept_identity
@@ -151,8 +154,8 @@ class CloudSecretSettings(Settings):
         if not any(ORG_FIELD in str(one) for one in (self._secret_id, self._seen, self._copy and self._copy.path)):
             return self
         settings = CloudSecretSettings(
-            self._provider,
             secret_id_for(self._secret_id, org),
+            self._provider,
             refresh_interval=self._refresh_interval,
             jitter=self._jitter,
             clock=self._clock,
@@ -544,8 +547,29 @@ def _recall(path: Path) -> Seen | None:
     )
 
 
+def _named_secret(
+    secret_id: str | SecretProvider, cloud_provider: SecretProvider | Mapping[str, object] | str
+) -> tuple[SecretProvider, str]:
+    """Return the provider and the id of the secret in it, as `CloudSecretSettings` takes them.
+
+    Raises:
+        ConfigurationError: The two are something else.
+    """
+    if isinstance(secret_id, SecretProvider):  # the order of 0.1.0
+        secret_id, cloud_provider = cloud_provider, secret_id  # type: ignore[assignment]
+    if isinstance(secret_id, str) and isinstance(cloud_provider, SecretProvider):
+        return cloud_provider, secret_id
+    if isinstance(secret_id, str) and isinstance(cloud_provider, str | Mapping):
+        config = {"provider": cloud_provider} if isinstance(cloud_provider, str) else dict(cloud_provider)
+        return provider_from_config({**config, "secretId": secret_id})
+    raise ConfigurationError(
+        "CloudSecretSettings takes the id of a secret and a secret provider",
+        hint='Such as CloudSecretSettings("goatdb/prod/root", AWSSecretProvider("eu-west-1")).',
+    )
+
+
 def settings_from_options(
-    options: Mapping[str, object],
+    options: Mapping[str, object] | str,
     *,
     path: Path | str | None = None,
     refresh_interval: timedelta = REFRESH_INTERVAL,
@@ -557,7 +581,7 @@ def settings_from_options(
 
     Args:
         options: ``{"type": "cloud", "cloudConfig": {"provider", "secretId", "region"}}`` or
-            ``{"type": "file", "path"?}``.
+            ``{"type": "file", "path"?}``; or the URI of a secret, such as ``aws://eu-west-1/goatdb/prod/root``.
         path: The server's data directory, for ``file`` without a path.
         refresh_interval: For ``cloud``.
         seen: For ``cloud``: as for `CloudSecretSettings`.
@@ -568,21 +592,31 @@ def settings_from_options(
         ConfigurationError: The options are of neither shape.
         PluginNotFoundError, MissingExtraError: As `goatherd.plugins.provider_from_config`.
     """
+    if isinstance(options, str):
+        provider, secret_id = open_provider(options)
+        return CloudSecretSettings(
+            secret_id,
+            provider,
+            refresh_interval=refresh_interval,
+            clock=clock,
+            seen=seen,
+            last_known_good=last_known_good,
+        )
     kind = options.get("type")
     allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(kind if isinstance(kind, str) else "")
     if allowed is None:
-        raise ConfigurationError('settings: type must be "cloud" or "file"')
+        raise ConfigurationError('settings: type must be "cloud" or "file"', hint=_OPTIONS_HINT)
     unknown = sorted(set(options) - allowed)
     if unknown:
-        raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}")
+        raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}", hint=_OPTIONS_HINT)
     if kind == "cloud":
         config = options.get("cloudConfig")
         if not isinstance(config, Mapping):
-            raise ConfigurationError("settings: cloud needs a cloudConfig")
+            raise ConfigurationError("settings: cloud needs a cloudConfig", hint=_OPTIONS_HINT)
         provider, secret_id = provider_from_config(config)
         return CloudSecretSettings(
-            provider,
             secret_id,
+            provider,
             refresh_interval=refresh_interval,
             clock=clock,
             seen=seen,

@@ -40,7 +40,7 @@ from goatherd.identity import (
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
-from goatherd.settings import CloudSecretSettings, DBSettings
+from goatherd.settings import CloudSecretSettings, DBSettings, settings_from_options
 from goatherd.settings.refresh import CAP
 
 from .make import NOW, SECRET, CountingProvider, HandClock, settle
@@ -584,3 +584,17 @@ def test_an_interval_of_nothing_and_a_jitter_above_one_are_refused() -> None:
         CloudSecretSettings(provider, SECRET, refresh_interval=timedelta(0))
     with pytest.raises(ConfigurationError):
         CloudSecretSettings(provider, SECRET, jitter=1.5)
+
+
+async def test_the_secret_and_its_provider_are_named_in_several_ways(tmp_path: Path):
+    provider = MemorySecretProvider()
+    await provider.create(SECRET, encode_document(FIRST))
+    for settings in (CloudSecretSettings(SECRET, provider), CloudSecretSettings(provider, SECRET)):
+        assert (await settings.load()).current == A
+    named = CloudSecretSettings(str(tmp_path / "root"), "file")
+    assert named._provider.scheme == "file"
+    assert CloudSecretSettings("x", {"provider": "aws", "region": "eu-west-1"})._provider.address.region == "eu-west-1"
+    assert settings_from_options("aws://eu-west-1/goatdb/root")._secret_id == "goatdb/root"
+    for wrong in ((provider, provider), (1, "file"), ("x", 1)):
+        with pytest.raises(ConfigurationError, match="takes the id of a secret"):
+            CloudSecretSettings(*wrong)

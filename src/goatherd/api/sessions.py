@@ -1,0 +1,125 @@
+"""Make sessions and a first identity, encode sessions as GoatDB does, and introduce a root.
+
+What it is not: a rotation. A root that is written into the store by hand is trusted by no running server:
+`goatherd.rotate` introduces it first. Rule: a private key is encoded only where a caller asks for it by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from goatherd.clock import SystemClock
+from goatherd.errors import ConfigurationError, DecodeError, ExpiredSessionError
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import ROOT_OWNER, SESSION_LIFETIME, OwnedSession, Session
+from goatherd.identity.transitions import create
+from goatherd.ids import new_id
+from goatherd.operations.identity_store import DEFAULT_ORG
+from goatherd.rotation.cross_signing import session_commit
+from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.wire.commit import Commit
+
+
+def generate_session(owner: str | None = ROOT_OWNER, *, lifetime: timedelta | None = None) -> OwnedSession:
+    """Make a session with a fresh key pair. It exists in this process only, until something stores it.
+
+    Args:
+        owner: ``"root"`` for a root, the id of a user, or None for an anonymous session.
+        lifetime: How long the session is valid; by default 180 days for a root, and 30 days for others.
+
+    Raises:
+        LifetimeError: A root would live too short to be replaced in time.
+    """
+    if owner == ROOT_OWNER:
+        policy = Policy() if lifetime is None else Policy(lifetime=lifetime)
+        check_lifetime(policy)
+        lifetime = policy.lifetime
+    return OwnedSession.generate(
+        session_id=new_id(), owner=owner, now_ms=SystemClock().now_ms(), lifetime=lifetime or SESSION_LIFETIME
+    )
+
+
+def create_identity(root: OwnedSession) -> IdentityDocument:
+    """Return the first identity document of a cluster whose root is `root`. Nothing is stored.
+
+    Raises:
+        ConfigurationError: `root` is not a root.
+    """
+    _check_root(root, "an identity")
+    return create(root, SystemClock().now_ms())
+
+
+def create_session_commit(
+    current_root: OwnedSession, new_root: Session | OwnedSession, *, org: str = DEFAULT_ORG
+) -> Commit:
+    """Return the commit of ``/sys/sessions`` that introduces `new_root`, signed by `current_root`.
+
+    A server that trusts `current_root` then trusts `new_root`. `goatherd.rotate` makes such a commit itself, and waits
+    until every server has it before `new_root` signs.
+
+    Args:
+        current_root: A root that the servers trust.
+        new_root: The session to introduce; only its public half is in the commit.
+        org: The organization, which is part of what is signed.
+
+    Raises:
+        ConfigurationError: `current_root` is not a root.
+        ExpiredSessionError: `current_root` has expired.
+    """
+    _check_root(current_root, "a session commit")
+    now_ms = SystemClock().now_ms()
+    if current_root.session.is_expired(now_ms):
+        raise ExpiredSessionError(
+            f"root {current_root.id} has expired and can introduce no session",
+            hint="`goatherd rotate --replace-expired` replaces an expired root.",
+        )
+    session = new_root.session if isinstance(new_root, OwnedSession) else new_root
+    return Commit.from_json(
+        session_commit(session, signer=current_root, commit_id=new_id(), ts=now_ms, org=org), org=org
+    )
+
+
+def encode_session(session: Session | OwnedSession, *, include_private_key: bool = False) -> dict[str, Any]:
+    """Return a session as GoatDB writes it in JSON: ``id``, ``publicKey``, ``owner``, ``expiration``.
+
+    Args:
+        session: The session.
+        include_private_key: Add ``privateKey``, as ``currentSession`` of a ``settings.json`` has it.
+
+    Raises:
+        ConfigurationError: `session` has no private key to include.
+    """
+    if not include_private_key:
+        return (session.session if isinstance(session, OwnedSession) else session).to_json()
+    if not isinstance(session, OwnedSession):
+        raise ConfigurationError(
+            f"session {session.id!r} is a public half, without a private key", hint="Give an OwnedSession."
+        )
+    return session.to_secret_json()
+
+
+def decode_session(encoded: Mapping[str, Any] | str | bytes) -> Session | OwnedSession:
+    """Return the session that GoatDB's JSON describes: an `OwnedSession` where it has a private key, else a `Session`.
+
+    Raises:
+        DecodeError: It is not JSON, or a member is missing or of the wrong kind.
+        KeyMismatchError: The private key does not belong to the public one.
+    """
+    if isinstance(encoded, str | bytes):
+        try:
+            encoded = json.loads(encoded)
+        except (ValueError, RecursionError):
+            raise DecodeError("a session is a JSON object") from None
+    if isinstance(encoded, Mapping) and "privateKey" in encoded:
+        return OwnedSession.from_json(encoded)
+    return Session.from_json(encoded)  # type: ignore[arg-type]
+
+
+def _check_root(root: OwnedSession, what: str) -> None:
+    if not isinstance(root, OwnedSession) or not root.session.is_root:
+        raise ConfigurationError(
+            f"{what} needs a root session with its private key", hint='`generate_session("root")` makes one.'
+        )
