@@ -339,7 +339,7 @@ async def push_at_random(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             while w.door._proxy._deliveries or w.door.status.requests:
                 await asyncio.sleep(0.01)
         assert not w.door._indexes[ORG]._indexes[NOTES]._claims
-        assert w.door._gate.budget._left == DoorLimits().buffered_bytes
+        assert w.door._limiter.budget._left == DoorLimits().buffered_bytes
 
 
 @pytest.mark.slow

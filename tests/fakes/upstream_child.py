@@ -38,10 +38,10 @@ from goatherd.identity.session import (
 )
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE, SESSIONS_SCHEMA, session_fields
 from goatherd.ids import new_id, new_seeds
-from goatherd.serving.caller import CONNECTION, Caller
-from goatherd.serving.gate import Gate
-from goatherd.serving.limits import CallerLimits
-from goatherd.serving.listener import Listener
+from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.caller_limits import CallerLimits
+from goatherd.serving.http_connection import CONNECTION, HTTPConnection
+from goatherd.serving.listener import HTTPListener
 from goatherd.wire.base32 import base32_decode
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
@@ -152,7 +152,7 @@ class UpstreamChild:
         self._verdicts: dict[str, bool] = {}
         self._spoilt: set[str] = set()
         self._cannot_start = False
-        self._listener: Listener | None = None
+        self._listener: HTTPListener | None = None
         self.url = ""
 
     async def __aenter__(self) -> UpstreamChild:
@@ -161,7 +161,7 @@ class UpstreamChild:
 
     async def _listen(self, port: int) -> None:
         generous = CallerLimits(connections=100_000, connections_per_address=100_000, header_bytes=1 << 30)
-        self._listener = Listener(self.app, self._host, port, gate=Gate(generous, clock=self.clock))
+        self._listener = HTTPListener(self.app, self._host, port, limiter=CallerLimiter(generous, clock=self.clock))
         await self._listener.start()
         self.url = self._listener.url.replace("//0.0.0.0:", "//127.0.0.1:")
 
@@ -233,7 +233,7 @@ class UpstreamChild:
 
     async def app(self, scope: Scope, receive: Any, send: Any) -> None:
         """The ASGI application."""
-        caller: Caller = scope[CONNECTION]
+        caller: HTTPConnection = scope[CONNECTION]
         body = bytearray()
         more = True
         while more:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from goatherd.door import Door, DoorLimits, Rate, TrustedSessions
-from goatherd.serving.limits import CallerLimits
+from goatherd.serving.caller_limits import CallerLimits
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, X, identity
 from tests.deadlines import HANG

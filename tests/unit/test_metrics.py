@@ -47,7 +47,7 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.data_check import DataStatus
-from goatherd.node.management import gate_samples, metrics, paused_samples, unused_samples
+from goatherd.node.management import caller_samples, metrics, paused_samples, unused_samples
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, outcomes
 from goatherd.providers.memory import MemorySecretProvider
@@ -56,7 +56,7 @@ from goatherd.rotation.events import NodesSeen, PhaseEntered, Report, RunEnded
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.machine import Phase as MachinePhase
 from goatherd.rotation.rotator import Rotator
-from goatherd.serving.limits import Excess
+from goatherd.serving.caller_limits import Excess
 from goatherd.settings import CloudSecretSettings
 from goatherd.telemetry import Metric
 from tests.fakes.herd import FakeClock, Herd
@@ -411,8 +411,8 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
     def table(*where: Where) -> set[str]:
         return {metric.value for metric, about in FAMILIES.items() if about.where in where}
 
-    gate = [*gate_samples(1, {Excess.TOO_MANY: 1}), *paused_samples({"requests": 1}), *unused_samples(1, 0)]
-    assert exported(node_text) | exported(exposition(gate)) == table(Where.NODE, Where.BOTH, Where.FRONT)
+    callers = [*caller_samples(1, {Excess.TOO_MANY: 1}), *paused_samples({"requests": 1}), *unused_samples(1, 0)]
+    assert exported(node_text) | exported(exposition(callers)) == table(Where.NODE, Where.BOTH, Where.FRONT)
     assert exported(exposition(seen.samples())) == table(Where.ROTATOR, Where.BOTH)
     door = DoorStatus(
         url="", handed_on=0, stopped={}, connections=0, requests=0, upstream_connections=0, sessions=0, is_blind=False

@@ -24,10 +24,10 @@ from goatherd.door.request_checks import Rule, check_headers, check_method, chec
 from goatherd.door.upstream import LostError, Upstream
 from goatherd.errors import ConfigurationError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestGuard
-from goatherd.serving.caller import CONNECTION
-from goatherd.serving.gate import Gate, GoneError, Receive, Scope, Send
-from goatherd.serving.limits import CallerLimits, RefusedError
-from goatherd.serving.listener import Listener
+from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send
+from goatherd.serving.caller_limits import CallerLimits, RefusedError
+from goatherd.serving.http_connection import CONNECTION
+from goatherd.serving.listener import HTTPListener
 
 _PASSED_ON: Final = frozenset({("POST", "/batch-sync"), ("POST", "/auth/session"), ("GET", "/healthy")})
 _GRACE: Final = timedelta(seconds=5)
@@ -66,9 +66,9 @@ class OwnAddress:
         self._answer = answer
         self._guard = guard
         self._clock: Clock = clock or SystemClock()
-        self._gate = Gate(CallerLimits(), clock=self._clock)
+        self._limiter = CallerLimiter(CallerLimits(), clock=self._clock)
         self._header_rewriter = HeaderRewriter(self._upstream.names, None)
-        self._listener = Listener(self._app, host, port, gate=self._gate)
+        self._listener = HTTPListener(self._app, host, port, limiter=self._limiter)
 
     @property
     def url(self) -> str:
@@ -99,7 +99,7 @@ class OwnAddress:
             found=dict(headers),
             address="",
             caller=scope.get(CONNECTION),
-            gate=self._gate,
+            limiter=self._limiter,
             receive=receive,
             send=send,
             header_rewriter=self._header_rewriter,
@@ -108,7 +108,7 @@ class OwnAddress:
             try:
                 check_method(exchange.method)
                 exchange.found = check_headers(headers)
-                exchange.address = self._gate.take_request(scope)
+                exchange.address = self._limiter.take_request(scope)
                 exchange.path = check_target(raw_path)
                 await self._dispatch(exchange, query)
             except RefusedError as refused:
@@ -119,7 +119,7 @@ class OwnAddress:
                 exchange.end()
 
     async def _dispatch(self, exchange: Exchange, query: bytes) -> None:
-        share = self._gate.share(exchange.address)
+        share = self._limiter.share(exchange.address)
         try:
             body = await exchange.body(share)
             if exchange.path.startswith(OWN_PREFIX):
@@ -138,7 +138,7 @@ class OwnAddress:
             ):
                 await give_misdirected(exchange, self._guard)
                 return
-            patience = self._gate.limits.answer_timeout.total_seconds()
+            patience = self._limiter.limits.answer_timeout.total_seconds()
             connection = await exchange.hand_on(self._upstream, body, patience)
         finally:
             share.give_back()

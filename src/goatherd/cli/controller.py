@@ -43,7 +43,7 @@ from goatherd.schedule.due import (
     preview,
 )
 from goatherd.server_url import parse_listen_address
-from goatherd.serving.addresses import cannot_listen
+from goatherd.serving.sockets import cannot_listen
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import format_duration, iso

@@ -43,7 +43,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
         ConfigurationError: No data directory is named, or no source of the identity.
     """
     from goatherd.node.server import Server
-    from goatherd.serving.limits import CallerLimits
+    from goatherd.serving.caller_limits import CallerLimits
 
     settings = build_settings(options, accept_identity=accept_identity)
     return Server(
@@ -59,8 +59,8 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
 
 def build_caller_limits(options: Options) -> dict[str, Any]:
     """Return what callers may take of a server or a door, as arguments of `CallerLimits`."""
-    from goatherd.serving.addresses import allow_open_files
-    from goatherd.serving.limits import Rate
+    from goatherd.serving.caller_limits import Rate
+    from goatherd.serving.sockets import allow_open_files
 
     rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
     of_a_session = options.limits_session_requests_per_second

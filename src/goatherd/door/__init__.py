@@ -11,6 +11,6 @@ from goatherd.door.door import Door, DoorStatus
 from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import Rule
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.serving.limits import Rate
+from goatherd.serving.caller_limits import Rate
 
 __all__ = ["Door", "DoorLimits", "DoorStatus", "Rate", "Rule", "TrustedSessions"]

@@ -15,8 +15,8 @@ from goatherd.door.request_checks import Rule
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request
-from goatherd.serving.gate import Headers
-from goatherd.serving.limits import RefusedError
+from goatherd.serving.caller_limiter import Headers
+from goatherd.serving.caller_limits import RefusedError
 
 _BIG_BODY: Final = 64 * 1024
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from goatherd.door.commit_index import RepositoryIndex
 from goatherd.door.request_checks import Element, Rule
-from goatherd.serving.limits import RefusedError
+from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH

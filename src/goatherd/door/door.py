@@ -32,9 +32,9 @@ from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachabl
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.ids import new_id
 from goatherd.server_url import parse_server_url
-from goatherd.serving.addresses import find_machine_addresses
-from goatherd.serving.gate import Gate
-from goatherd.serving.listener import Listener
+from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.listener import HTTPListener
+from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.door")
@@ -158,13 +158,13 @@ class Door:
         self._executor: ThreadPoolExecutor | None = None
         self._proxy: Proxy | None = None
         self._indexes: dict[str, Indexes] = {}
-        self._gate = Gate(
+        self._limiter = CallerLimiter(
             self._limits,
             clock=self._clock,
             forwarded_by=forwarded_by,
             report=lambda excess, why: self._report(Rule(excess), why),
         )
-        self._listener = Listener(self._app, host, port, gate=self._gate)
+        self._listener = HTTPListener(self._app, host, port, limiter=self._limiter)
         if public_url is not None:
             self._public_url = str(parse_server_url(public_url, hint="Write it as https://goats.example."))
 
@@ -185,7 +185,7 @@ class Door:
             url=self.url,
             handed_on=self._proxy.handed_on if self._proxy else 0,
             stopped=dict(self._stopped),
-            connections=self._gate.connection_count,
+            connections=self._limiter.connection_count,
             requests=self._listener.request_count,
             upstream_connections=self._upstream.open_count,
             sessions=sum(trust.session_count for trust in self.trusts),
@@ -212,7 +212,7 @@ class Door:
             trusts=self.trusts,
             indexes=self._indexes,
             limits=self._limits,
-            gate=self._gate,
+            limiter=self._limiter,
             clock=self._clock,
             executor=self._executor,
             private=self._private,

@@ -17,9 +17,9 @@ from goatherd.door.key_filter import KeyFilter
 from goatherd.door.report import content_type_of
 from goatherd.door.request_checks import connection_tokens
 from goatherd.door.upstream import Connection, LostError, Upstream
-from goatherd.serving.caller import Caller
-from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Send, Share, send_refusal
-from goatherd.serving.limits import RefusedError
+from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Send, Share, send_refusal
+from goatherd.serving.caller_limits import RefusedError
+from goatherd.serving.http_connection import HTTPConnection
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Exchange:
         found: The same by name.
         address: Whom to count it for.
         caller: The caller's connection; None where the server does not tell.
-        gate: Reads the body.
+        limiter: Reads the body.
         receive: ASGI.
         send: ASGI.
         header_rewriter: Rewrites the headers of the child's answer.
@@ -94,7 +94,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_gate",
+        "_limiter",
         "_receive",
         "_send",
         "address",
@@ -119,8 +119,8 @@ class Exchange:
         headers: Headers,
         found: dict[bytes, bytes],
         address: str,
-        caller: Caller | None,
-        gate: Gate,
+        caller: HTTPConnection | None,
+        limiter: CallerLimiter,
         receive: Receive,
         send: Send,
         header_rewriter: HeaderRewriter,
@@ -135,7 +135,7 @@ class Exchange:
         self.caller = caller
         self.has_started = self.is_gone = False
         self.answer_by = math.inf
-        self._gate = gate
+        self._limiter = limiter
         self._receive = receive
         self._send = send
 
@@ -153,7 +153,7 @@ class Exchange:
             RefusedError: It is too large, or too slow.
             GoneError: The caller went away.
         """
-        return await self._gate.body(self._receive, self.found, share, self._gate.limits.body_limit(self.path))
+        return await self._limiter.body(self._receive, self.found, share, self._limiter.limits.body_limit(self.path))
 
     def _head(self, upstream: Upstream, framing: bytes) -> bytes:
         dropped = _NOT_HANDED_ON
@@ -230,8 +230,8 @@ class Exchange:
         return connection
 
     async def _pump(self, connection: Connection, *, is_chunked: bool) -> None:
-        limit = self._gate.limits.body_limit(self.path)
-        async for part in self._gate.parts(self._receive, self.found, limit):
+        limit = self._limiter.limits.body_limit(self.path)
+        async for part in self._limiter.parts(self._receive, self.found, limit):
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
             await connection.drain()
         if is_chunked:

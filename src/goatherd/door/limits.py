@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from goatherd.admission.limits import RequestLimits
-from goatherd.serving.limits import CallerLimits, Rate
+from goatherd.serving.caller_limits import CallerLimits, Rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,9 +70,9 @@ from goatherd.identity.session import (
     verify_data,
     verify_request,
 )
-from goatherd.serving.caller import CONNECTION
-from goatherd.serving.gate import Gate, GoneError, Receive, Scope, Send, Share, send_refusal
-from goatherd.serving.limits import Buckets, RefusedError
+from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
+from goatherd.serving.caller_limits import RefusedError, TokenBuckets
+from goatherd.serving.http_connection import CONNECTION
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
@@ -112,7 +112,7 @@ class Proxy:
         trusts: One for each organization.
         indexes: One for each organization, by its id.
         limits: See there.
-        gate: Counts what callers take.
+        limiter: Counts what callers take.
         clock: The time.
         executor: Threads for signatures.
         private: Whether ``/sys/*`` and ``/user/<id>`` are closed to writers whom the documentation closes them to.
@@ -130,7 +130,7 @@ class Proxy:
         trusts: Sequence[TrustedSessions],
         indexes: Mapping[str, Indexes],
         limits: DoorLimits,
-        gate: Gate,
+        limiter: CallerLimiter,
         clock: Clock,
         executor: Executor | None,
         private: bool,
@@ -149,14 +149,14 @@ class Proxy:
         self._clock = clock
         self._executor = executor
         self._private = private
-        self._gate = gate
+        self._limiter = limiter
         self._header_rewriter = header_rewriter
         self._report = report
         self._report_away = report_away
         self._patience = limits.answer_timeout.total_seconds()
-        self._session_requests = Buckets(limits.session_requests)
-        self._mails = Buckets(limits.mails)
-        self._new_repositories = Buckets(limits.new_repositories)
+        self._session_requests = TokenBuckets(limits.session_requests)
+        self._mails = TokenBuckets(limits.mails)
+        self._new_repositories = TokenBuckets(limits.new_repositories)
         self._repositories: OrderedDict[str, None] = OrderedDict()
         self._left_out: dict[str, None] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -209,7 +209,7 @@ class Proxy:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         check_method(scope["method"])
         found = check_headers(headers)
-        address = self._gate.take_request(scope)
+        address = self._limiter.take_request(scope)
         raw_path: bytes = scope["raw_path"]
         path = check_target(raw_path)
         query: bytes = scope["query_string"]
@@ -221,7 +221,7 @@ class Proxy:
             found=found,
             address=address,
             caller=scope.get(CONNECTION),
-            gate=self._gate,
+            limiter=self._limiter,
             receive=receive,
             send=send,
             header_rewriter=self._header_rewriter,
@@ -248,7 +248,7 @@ class Proxy:
 
     async def _answer_own(self, exchange: Exchange) -> None:
         """SECURITY: the application must not speak for the agent (tests/cluster/test_agent_status.py)."""
-        share = self._gate.share(exchange.address)
+        share = self._limiter.share(exchange.address)
         try:
             body = await exchange.body(share)  # left unread, it would be the next request
         finally:
@@ -304,7 +304,7 @@ class Proxy:
         if not header:
             raise RefusedError(Rule.REQUEST_SIGNATURE, 400, "a batch without a signature")
         check_encoding(exchange.found)
-        share = self._gate.share(exchange.address)
+        share = self._limiter.share(exchange.address)
         try:
             has_looked = await self._look_up_before_the_body(exchange, header)
             body = await exchange.body(share)
@@ -691,11 +691,11 @@ class Proxy:
     async def _new_session(self, exchange: Exchange) -> None:
         exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
-        share = self._gate.share(exchange.address)
+        share = self._limiter.share(exchange.address)
         try:
             body = await exchange.body(share)
             check_session_request(body)
-            self._gate.take_session(exchange.address)
+            self._limiter.take_session(exchange.address)
             connection = await exchange.hand_on(self._upstream, body, self._patience)
         finally:
             share.give_back()
@@ -742,11 +742,11 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """SECURITY: the child does not look at the result of its own check (tests/cluster/test_door.py)."""
         check_encoding(exchange.found)
-        share = self._gate.share(exchange.address)
+        share = self._limiter.share(exchange.address)
         try:
             body = await exchange.body(share)
             email, signature = read_mail_request(body)
-            self._gate.take(self._mails, exchange.address, "login mails")
+            self._limiter.take(self._mails, exchange.address, "login mails")
             try:
                 async with self._in_time(exchange):
                     await self._check_mail(email, parse_signature(signature))

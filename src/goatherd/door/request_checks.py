@@ -36,7 +36,7 @@ from goatherd.errors import (
     WireError,
 )
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE
-from goatherd.serving.limits import RefusedError
+from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY, RawCommits, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit

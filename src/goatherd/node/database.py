@@ -63,8 +63,8 @@ from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
 from goatherd.node.repository import Item, Log, Repository
 from goatherd.node.unused_session_exchange import UnusedExchange
 from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
-from goatherd.serving.gate import LONGEST_PAUSE
-from goatherd.serving.limits import Buckets, Rate
+from goatherd.serving.caller_limiter import LONGEST_PAUSE
+from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
 from goatherd.settings.base import Settings, describe_identity
 from goatherd.telemetry import Event, event_text
@@ -328,7 +328,7 @@ class Database:
         self._data_check: DataCheck | None = None
         self._unused_capacity = unused_sessions
         self._exchange: UnusedExchange | None = None
-        self._work = Buckets(WORK)
+        self._work = TokenBuckets(WORK)
         self.paused_count = 0
         self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()

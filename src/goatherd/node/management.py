@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from goatherd.identity.document import IdentityDocument
     from goatherd.node.data_check import DataStatus
-    from goatherd.serving.limits import Excess
+    from goatherd.serving.caller_limits import Excess
     from goatherd.settings import SettingsStatus
 
 
@@ -57,7 +57,7 @@ def health(status: SettingsStatus, data: DataStatus | None) -> dict[str, Any]:
     }
 
 
-def gate_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sample]:
+def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[Sample]:
     """Return what callers have taken too much of."""
     yield Sample(Metric.CONNECTIONS, connections)
     for excess, count in stopped.items():
@@ -80,7 +80,7 @@ def metrics(
     document: IdentityDocument,
     status: SettingsStatus,
     data: DataStatus | None = None,
-    gate: Iterable[Sample] = (),
+    callers: Iterable[Sample] = (),
 ) -> bytes:
     """Return the answer to ``GET /goatherd/v1/metrics``. Takes milliseconds: not for an event loop.
 
@@ -88,12 +88,12 @@ def metrics(
         document: The identity in use.
         status: How fresh it is.
         data: What the check of the logs has found.
-        gate: What `gate_samples`, `paused_samples` and `unused_samples` return.
+        callers: What `caller_samples`, `paused_samples` and `unused_samples` return.
 
     Raises:
         MissingExtraError: The extra ``node`` is not installed.
     """
-    samples = [*build_samples(), *identity_samples(document), *settings_samples(status), *gate]
+    samples = [*build_samples(), *identity_samples(document), *settings_samples(status), *callers]
     if data is not None:
         samples += data_samples(data)
     if status.calls is not None:

@@ -43,11 +43,11 @@ from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
-from goatherd.node.management import gate_samples, health, metrics, paused_samples, unused_samples
+from goatherd.node.management import caller_samples, health, metrics, paused_samples, unused_samples
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
-from goatherd.serving.gate import Gate, GoneError, Headers, Receive, Scope, Send, send_refusal
-from goatherd.serving.limits import CallerLimits, Excess, RefusedError
+from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
+from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.threads import shorten_switch_interval
 from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
@@ -57,7 +57,6 @@ from goatherd.wire.schema import BUILTIN, Registry
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from goatherd.serving.listener import Listener as SocketListener
     from goatherd.settings import SettingsProvider
 
 __all__ = ["Listener", "Server", "run", "serve"]
@@ -116,7 +115,7 @@ class Server:
         new_id: Where fresh ids come from.
 
     Attributes:
-        gate: Counts what callers take.
+        limiter: Counts what callers take.
 
     Raises:
         ConfigurationError: A network is none, or `settings_provider` names no settings.
@@ -154,7 +153,7 @@ class Server:
         self._rules = tuple(rules)
         self._debug = debug
         self._threads = threads or os.cpu_count() or 1
-        self.gate = Gate(
+        self.limiter = CallerLimiter(
             limits or CallerLimits(), clock=self._clock, forwarded_by=forwarded_by, report=self._report_stopped
         )
         self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
@@ -318,14 +317,14 @@ class Server:
             return 200, [], b""
         if self.stopping:
             return 503, [], b""
-        address = self.gate.take_request(scope)
+        address = self.limiter.take_request(scope)
         try:
             org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
             if _ORG_ID.fullmatch(org) is None:
                 return 404, [], b""
             database = self._databases.get(org) or await self._database(org)
             answer = await self._dispatch(
-                database, method, path, headers, Body(self.gate, scope, receive, path, address)
+                database, method, path, headers, Body(self.limiter, scope, receive, path, address)
             )
         except (GoneError, RefusedError):
             raise
@@ -361,14 +360,14 @@ class Server:
             signature = headers.get(b"x-goat-sig")
             if path == "/auth/session":
                 async with body.read() as content:
-                    self.gate.take_session(body.address)
+                    self.limiter.take_session(body.address)
                     return await database.answer_session(content)
             if path == "/batch-sync":
                 await self._pause(signature)
             answers: dict[str, Callable[[bytes, str | None], Awaitable[Response]]] = {
                 "/batch-sync": partial(
                     database.answer_sync,
-                    admit=self.gate.take_request_of,
+                    admit=self.limiter.take_request_of,
                     sender=headers.get(SENDER_HEADER.encode()),
                 ),
                 "/goatherd/v1/refresh": database.answer_refresh,
@@ -394,8 +393,8 @@ class Server:
             if path.startswith(FROZEN_PREFIX):
                 return database.frozen_commits.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
-                paused = {"requests": self.gate.paused_count, "work": database.paused_count}
-                samples = [*gate_samples(self.gate.connection_count, self.stopped), *paused_samples(paused)]
+                paused = {"requests": self.limiter.paused_count, "work": database.paused_count}
+                samples = [*caller_samples(self.limiter.connection_count, self.stopped), *paused_samples(paused)]
                 samples += unused_samples(*database.unused)
                 text = await asyncio.to_thread(metrics, database.document, database.status, database.data, samples)
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
@@ -408,7 +407,7 @@ class Server:
     async def _pause(self, signature: str | None) -> None:
         with suppress(VerificationError):
             session_id = parse_signature(signature or "").session_id
-            await self.gate.pause_request(session_id)
+            await self.limiter.pause_request(session_id)
 
     def _report_stopped(self, excess: Excess, why: str) -> None:
         self.stopped[excess] += 1
@@ -423,19 +422,19 @@ class Body:
     """A request's body, not read yet.
 
     Args:
-        gate: Reads it.
+        limiter: Reads it.
         scope: The request.
         receive: ASGI.
         path: The path that is dispatched by.
         address: Whom it is counted for.
     """
 
-    def __init__(self, gate: Gate, scope: Scope, receive: Receive, path: str, address: str) -> None:
+    def __init__(self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str) -> None:
         self.address = address
-        self._gate = gate
+        self._limiter = limiter
         self._receive = receive
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self._limit = gate.limits.body_limit(path)
+        self._limit = limiter.limits.body_limit(path)
 
     @property
     def is_small(self) -> bool:
@@ -451,9 +450,9 @@ class Body:
             RefusedError: It is too large, or too slow, or there is no more memory for it.
             GoneError: The caller went away.
         """
-        share = self._gate.share(self.address)
+        share = self._limiter.share(self.address)
         try:
-            yield await self._gate.body(self._receive, self._headers, share, self._limit)
+            yield await self._limiter.body(self._receive, self._headers, share, self._limit)
         finally:
             share.give_back()
 
@@ -496,7 +495,7 @@ class Listener:
 
     def __init__(self, server: Server, host: str = "127.0.0.1", port: int = 0, *, grace: timedelta = GRACE) -> None:
         try:
-            from goatherd.serving.listener import Listener as SocketListener
+            from goatherd.serving.listener import HTTPListener
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 f"serving needs a library that is not installed: {error.name}",
@@ -505,7 +504,7 @@ class Listener:
 
         self._server = server
         self._grace = grace
-        self._listener: SocketListener = SocketListener(server.app, host, port, gate=server.gate, has_date=True)
+        self._listener = HTTPListener(server.app, host, port, limiter=server.limiter, has_date=True)
 
     @property
     def url(self) -> str:

@@ -13,9 +13,9 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.server import ServerState
 
-from goatherd.serving.addresses import bind, cannot_listen
-from goatherd.serving.caller import Caller, check_hooks
-from goatherd.serving.gate import Gate
+from goatherd.serving.caller_limiter import CallerLimiter
+from goatherd.serving.http_connection import HTTPConnection, check_hooks
+from goatherd.serving.sockets import bind, cannot_listen
 
 BACKLOG: Final = 2048
 _ROUNDS: Final = 5
@@ -40,22 +40,22 @@ async def close_server(server: asyncio.Server) -> None:
         server.close()
 
 
-class Listener:
+class HTTPListener:
     """Listens, and hands requests to an ASGI application.
 
     Args:
         app: The application.
         host: Address to listen on.
         port: 0 takes a free one.
-        gate: What callers may take.
+        limiter: What callers may take.
         has_date: Whether answers get a ``Date`` header, as GoatDB's have; a proxy passes on the one that it gets.
 
     Attributes:
         url: ``http://<host>:<port>``, once bound.
     """
 
-    def __init__(self, app: Any, host: str, port: int, *, gate: Gate, has_date: bool = False) -> None:
-        self.gate = gate
+    def __init__(self, app: Any, host: str, port: int, *, limiter: CallerLimiter, has_date: bool = False) -> None:
+        self.limiter = limiter
         self.host = host
         self.port = port
         self.url = ""
@@ -108,7 +108,7 @@ class Listener:
             access_log=False,
             log_config=None,
             proxy_headers=False,
-            timeout_keep_alive=self.gate.limits.idle_timeout.total_seconds(),  # type: ignore[arg-type]
+            timeout_keep_alive=self.limiter.limits.idle_timeout.total_seconds(),  # type: ignore[arg-type]
         )
         config.load()
         # uvicorn warns of every malformed request; whoever sends them must not fill the log.
@@ -118,7 +118,7 @@ class Listener:
         sock, self._socket = self._socket, None
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: Caller(self.gate, config=config, server_state=self._state, app_state={}),
+                lambda: HTTPConnection(self.limiter, config=config, server_state=self._state, app_state={}),
                 sock=sock,
                 backlog=BACKLOG,
             )

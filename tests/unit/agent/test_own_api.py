@@ -25,7 +25,7 @@ from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.identity.transitions import create
 from goatherd.ids import new_id
-from goatherd.serving.addresses import find_machine_addresses
+from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Metric
 from tests.cluster.door_world import Standing
 from tests.deadlines import HANG

@@ -21,7 +21,7 @@ from goatherd.cli.main import EXIT_CODES
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.operations.serve import NODE_LIBRARIES
-from goatherd.serving.addresses import bind
+from goatherd.serving.sockets import bind
 from tests.deadlines import ANSWER
 from tests.ports import free_ports
 

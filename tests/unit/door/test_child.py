@@ -15,7 +15,7 @@ from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import check_session_request, read_batch, read_commit
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
-from goatherd.serving.limits import RefusedError
+from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Field, Registry, Schema
 from tests.cluster.door_world import A, Standing, X, Y

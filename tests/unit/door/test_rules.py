@@ -31,7 +31,7 @@ from goatherd.door.request_checks import (
     read_commit,
 )
 from goatherd.errors import DecodeError, NodeUnreachableError
-from goatherd.serving.limits import Buckets, Rate, RefusedError, caller_of
+from goatherd.serving.caller_limits import Rate, RefusedError, TokenBuckets, find_caller
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
@@ -307,7 +307,7 @@ def test_whatever_is_no_commit_is_taken_out(raw: Any) -> None:
 
 
 def test_a_bucket_fills_up_again_and_never_beyond_its_size() -> None:
-    buckets = Buckets(Rate(per_second=2, burst=3))
+    buckets = TokenBuckets(Rate(per_second=2, burst=3))
     assert [buckets.take("a", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
     assert buckets.take("b", 100.0) == 0
     assert buckets.take("a", 100.5) == 0
@@ -317,7 +317,7 @@ def test_a_bucket_fills_up_again_and_never_beyond_its_size() -> None:
 
 
 def test_the_table_of_buckets_does_not_grow_without_end() -> None:
-    buckets = Buckets(Rate(per_second=1, burst=1), capacity=10)
+    buckets = TokenBuckets(Rate(per_second=1, burst=1), capacity=10)
     for number in range(1000):
         buckets.take(str(number), 1.0)
     assert len(buckets) == 10
@@ -344,7 +344,7 @@ TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
     ],
 )
 def test_the_caller_is_who_the_nearest_trusted_proxy_says(address: str, forwarded: str, expected: str) -> None:
-    assert caller_of(address, forwarded, TRUSTED) == expected
+    assert find_caller(address, forwarded, TRUSTED) == expected
 
 
 # --- what leaves ------------------------------------------------------------------------------------------------------

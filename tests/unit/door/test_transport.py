@@ -560,7 +560,7 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
             w.child.app,
             "127.0.0.1",
             int(w.child.url.rpartition(":")[2]),
-            gate=w.child._listener.gate,
+            limiter=w.child._listener.limiter,
         )
         await w.child._listener.start()
         writer.write(b"GET /healthy HTTP/1.1\r\nhost: h\r\n\r\n")

@@ -19,7 +19,7 @@ from goatherd.identity.transitions import create
 from goatherd.ids import new_id, new_seeds
 from goatherd.node import Listener, Server
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.serving.limits import CallerLimits
+from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit

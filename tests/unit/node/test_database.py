@@ -26,7 +26,7 @@ from goatherd.node.database import PENDING_BATCH
 from goatherd.node.log_storage import Disk, FileLog, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import session_commit as session_of_root
-from goatherd.serving.limits import Rate
+from goatherd.serving.caller_limits import Rate
 from goatherd.trust import Verification
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (

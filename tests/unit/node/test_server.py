@@ -38,7 +38,7 @@ from goatherd.ids import new_id
 from goatherd.node import Listener, Server
 from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.serving.limits import CallerLimits
+from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
 from tests.deadlines import HANG
@@ -542,7 +542,7 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
         await client.healthy()
         assert client._http is not None
         reused = client._http._transport._pool._keepalive_expiry
-        assert server.gate.limits.idle_timeout.total_seconds() > 4 * reused
+        assert server.limiter.limits.idle_timeout.total_seconds() > 4 * reused
 
 
 async def test_a_head_that_never_ends_is_not_waited_for(tmp_path: Path, signer: OwnedSession) -> None:

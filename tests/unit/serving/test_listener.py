@@ -14,9 +14,9 @@ import pytest
 import uvloop
 
 from goatherd.clock import SystemClock
-from goatherd.serving.gate import Gate, Receive, Scope, Send
-from goatherd.serving.limits import CallerLimits
-from goatherd.serving.listener import Listener
+from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
+from goatherd.serving.caller_limits import CallerLimits
+from goatherd.serving.listener import HTTPListener
 from tests.deadlines import HANG
 from tests.fakes.faults import FaultProxy
 
@@ -35,7 +35,7 @@ async def listening(how: str) -> AsyncIterator[tuple[int, Ending]]:
         async with FaultProxy("127.0.0.1", 9) as proxy:
             yield proxy.port, proxy.stop
         return
-    listener = Listener(answer, "127.0.0.1", 0, gate=Gate(CallerLimits(), clock=SystemClock()))
+    listener = HTTPListener(answer, "127.0.0.1", 0, limiter=CallerLimiter(CallerLimits(), clock=SystemClock()))
     await listener.start()
     yield listener.port, listener.close if how == "close" else lambda: listener.stop(timedelta(0))
     await listener.stop(timedelta(0))

@@ -18,8 +18,8 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.node import Listener, Server
-from goatherd.serving.gate import LONGEST_PAUSE, Budget, Gate, Share
-from goatherd.serving.limits import CallerLimits, Excess, Rate, RefusedError
+from goatherd.serving.caller_limiter import LONGEST_PAUSE, Budget, CallerLimiter, Share
+from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
 from tests.deadlines import HANG
 from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
 
@@ -92,7 +92,7 @@ async def test_a_body_that_stops_coming_is_408_and_its_memory_comes_back(tmp_pat
         assert b" 408 " in await spoken(http, sent)
         assert b" 408 " in await spoken(http, head("/auth/session", "content-length: 10"))
         assert server.stopped[Excess.TOO_SLOW] == 2
-        server.gate.budget.take("anybody", limits.buffered_bytes // 2)
+        server.limiter.budget.take("anybody", limits.buffered_bytes // 2)
 
 
 def test_one_address_does_not_take_all_the_memory_for_bodies() -> None:
@@ -149,18 +149,18 @@ async def test_a_proxy_that_is_not_named_is_pointed_out_where_it_meets_a_limit(
 
 async def test_an_office_behind_one_address_meets_no_limit() -> None:
     """Three hundred clients that start within a minute: each makes a session and polls three times a second."""
-    gate = Gate(CallerLimits(), clock=(clock := Turned()))
+    limiter = CallerLimiter(CallerLimits(), clock=(clock := Turned()))
     scope: dict[str, Any] = {"client": ("203.0.113.7", 1), "headers": []}
     clients = 300
-    assert all(gate.connect("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
+    assert all(limiter.connect("203.0.113.7") for _ in range(3 * clients)), "a browser opens several"
     for second in range(60):
         clock.at = float(second)
         for number in range(clients):
             if number % 60 == second:
-                gate.take_session(gate.take_request(scope))
+                limiter.take_session(limiter.take_request(scope))
             if number % 60 <= second:
                 for _ in range(3 if number % 2 else 0):
-                    gate.take_request(scope)
+                    limiter.take_request(scope)
 
 
 async def test_a_session_that_asks_too_often_is_slowed_down_then_refused_and_nobody_else_is(tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ async def test_a_session_that_asks_too_often_is_slowed_down_then_refused_and_nob
         assert (refused.status_code, int(refused.headers["retry-after"]) >= 3) == (429, True), "its body is not read"
         assert server.stopped[Excess.TOO_MANY] == codes.count(429) + 1
         text = (await http.get("/goatherd/v1/metrics")).text
-        assert f'goatherd_paused_total{{cause="requests"}} {server.gate.paused_count}.0' in text
-        assert server.gate.paused_count >= 3
+        assert f'goatherd_paused_total{{cause="requests"}} {server.limiter.paused_count}.0' in text
+        assert server.limiter.paused_count >= 3
         # All at once, before the first is counted: no more than what would come back within the longest pause.
         burst = await asyncio.gather(*[ask(modest[0]) for _ in range(30)])
         assert burst.count(200) <= 4
@@ -209,13 +209,13 @@ def named(session: OwnedSession) -> str:
 
 async def test_a_client_at_full_speed_is_never_slowed_down() -> None:
     """GoatDB sends one request at a time, at most one every 0.2 s; here from five windows of a browser at once."""
-    gate = Gate(CallerLimits(), clock=(clock := Turned()))
+    limiter = CallerLimiter(CallerLimits(), clock=(clock := Turned()))
     for tick in range(5 * 600):
         clock.at = tick / 5
         for _ in range(5):
-            await gate.pause_request("session")
-            gate.take_request_of("session")
-    assert gate.paused_count == 0
+            await limiter.pause_request("session")
+            limiter.take_request_of("session")
+    assert limiter.paused_count == 0
 
 
 class Turned(SystemClock):
@@ -228,4 +228,4 @@ class Turned(SystemClock):
 
 def test_a_network_that_is_none_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="--forwarded-by"):
-        Gate(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])
+        CallerLimiter(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])

@@ -19,13 +19,13 @@ from uvicorn.server import ServerState
 
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
-from goatherd.serving.gate import Gate, Receive, Scope, Send
-from goatherd.serving.limits import CallerLimits
+from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
+from goatherd.serving.caller_limits import CallerLimits
 
-__all__ = ["CONNECTION", "Caller", "check_hooks"]
+__all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
 
 CONNECTION: Final = "goatherd.connection"
-"""The key of a request's scope under which its `Caller` is."""
+"""The key of a request's scope under which its `HTTPConnection` is."""
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -34,17 +34,17 @@ _TOO_MANY: Final = (
 )
 
 
-class Caller(HttpToolsProtocol):
+class HTTPConnection(HttpToolsProtocol):
     """One caller's connection. Trailers are dropped.
 
     Args:
-        gate: Counts connections, and says how large and how slow a head may be.
+        limiter: Counts connections, and says how large and how slow a head may be.
         given: uvicorn's own arguments.
     """
 
-    def __init__(self, gate: Gate, **given: Any) -> None:
+    def __init__(self, limiter: CallerLimiter, **given: Any) -> None:
         super().__init__(**given)
-        self._gate = gate
+        self._limiter = limiter
         self._address = ""
         self._on_close: Callable[[], None] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -59,12 +59,12 @@ class Caller(HttpToolsProtocol):
         super().connection_made(transport)
         self._start_timer()
         self._address = self.client[0] if self.client else ""
-        if not self._gate.connect(self._address):
+        if not self._limiter.connect(self._address):
             self.end(_TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._gate.disconnect(self._address)
+        self._limiter.disconnect(self._address)
         super().connection_lost(exc)
         # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
         for cycle in self._cycles:
@@ -79,11 +79,11 @@ class Caller(HttpToolsProtocol):
             return
         self._loose_bytes += len(data)
         super().data_received(data)
-        if self._loose_bytes > self._gate.limits.header_bytes:
+        if self._loose_bytes > self._limiter.limits.header_bytes:
             self.end(_TOO_LARGE)
         elif self._is_between_requests and self.timeout_keep_alive_task is None:
             # SECURITY: blank lines begin no request, and uvicorn takes them for the end of the pause between two
-            # (tests/unit/serving/test_caller.py).
+            # (tests/unit/serving/test_http_connection.py).
             self._start_timer()
 
     # --- httptools ----------------------------------------------------------------------------------------------------
@@ -128,19 +128,19 @@ class Caller(HttpToolsProtocol):
         super().on_response_complete()
         if not self._in_head and self.cycle.response_complete and not self.transport.is_closing():
             # SECURITY: the rest of a body that nobody reads any more must come, like a head, in little time and space
-            # (tests/unit/serving/test_caller.py).
+            # (tests/unit/serving/test_http_connection.py).
             self._loose_bytes = 0
             self._start_timer()
 
     def timeout_keep_alive_handler(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent == self._unsent:
-            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_caller.py).
+            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
             self.transport.abort()
         elif unsent:
             self._unsent = unsent
             self.timeout_keep_alive_task = self.loop.call_later(
-                self._gate.limits.answer_timeout.total_seconds(), self.timeout_keep_alive_handler
+                self._limiter.limits.answer_timeout.total_seconds(), self.timeout_keep_alive_handler
             )
         else:
             super().timeout_keep_alive_handler()
@@ -174,7 +174,7 @@ class Caller(HttpToolsProtocol):
 
     def _start_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self._gate.limits.header_timeout.total_seconds(), self._too_slow)
+            self._head_timer = self.loop.call_later(self._limiter.limits.header_timeout.total_seconds(), self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -183,7 +183,7 @@ class Caller(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
-        self._gate.report_slow_head()
+        self._limiter.report_slow_head()
         self.end(_TOO_SLOW)
 
 
@@ -217,10 +217,10 @@ class _Recorder(asyncio.Transport):
 
 
 async def check_hooks() -> None:
-    """Make sure that this version of uvicorn calls what `Caller` overrides: its protocol is not a public interface.
+    """Check that this version of uvicorn calls what `HTTPConnection` overrides: its protocol is no public interface.
 
     SECURITY: a hook that is not called any more would be a limit that is silently gone
-    (tests/unit/serving/test_caller.py).
+    (tests/unit/serving/test_http_connection.py).
 
     Raises:
         NodeError: It does not.
@@ -235,15 +235,15 @@ async def check_hooks() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     problem = "it does not call the hooks of its protocol as before"
-    caller: Caller | None = None
+    caller: HTTPConnection | None = None
     try:
         config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", log_config=None)
         state = ServerState()
-        gate = Gate(CallerLimits(header_bytes=256), clock=SystemClock())
-        caller = Caller(gate, config=config, server_state=state, app_state={})
+        limiter = CallerLimiter(CallerLimits(header_bytes=256), clock=SystemClock())
+        caller = HTTPConnection(limiter, config=config, server_state=state, app_state={})
         transport = _Recorder()
         caller.connection_made(transport)
-        counted, has_timer = gate.connection_count, caller._head_timer is not None
+        counted, has_timer = limiter.connection_count, caller._head_timer is not None
         caller.data_received(
             b"POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nhost: t\r\n\r\n"
         )
@@ -256,7 +256,7 @@ async def check_hooks() -> None:
         caller.data_received(b"GET /" + b"x" * 256)
         is_cut = transport.written.startswith(b"HTTP/1.1 431")
         caller.connection_lost(None)
-        caller, counts = None, (counted, gate.connection_count)
+        caller, counts = None, (counted, limiter.connection_count)
         if is_answered and is_head_bounded and is_cut and has_timer and counts == (1, 0):
             return
     except (AttributeError, LookupError, TypeError) as error:

@@ -13,10 +13,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
-from goatherd.serving.caller import Caller, check_hooks
-from goatherd.serving.gate import Gate, Receive, Scope, Send
-from goatherd.serving.limits import CallerLimits
-from goatherd.serving.listener import Listener
+from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
+from goatherd.serving.caller_limits import CallerLimits
+from goatherd.serving.http_connection import HTTPConnection, check_hooks
+from goatherd.serving.listener import HTTPListener
 from tests.deadlines import HANG
 
 SHORT = timedelta(milliseconds=50)
@@ -34,8 +34,8 @@ async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(limits: CallerLimits, app: Any = answer_at_once, **given: Any) -> AsyncIterator[Listener]:
-    listener = Listener(app, "127.0.0.1", 0, gate=Gate(limits, clock=SystemClock(), **given))
+async def listening(limits: CallerLimits, app: Any = answer_at_once, **given: Any) -> AsyncIterator[HTTPListener]:
+    listener = HTTPListener(app, "127.0.0.1", 0, limiter=CallerLimiter(limits, clock=SystemClock(), **given))
     await listener.start()
     try:
         async with asyncio.timeout(HANG):
@@ -45,7 +45,7 @@ async def listening(limits: CallerLimits, app: Any = answer_at_once, **given: An
 
 
 @contextlib.asynccontextmanager
-async def line(listener: Listener) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def line(listener: HTTPListener) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     try:
         yield reader, writer
@@ -100,9 +100,9 @@ async def test_an_answer_that_is_not_taken_is_not_kept() -> None:
     limits = CallerLimits(idle_timeout=SHORT, answer_timeout=SHORT)
     async with listening(limits, answer_much) as listener, line(listener) as (_, writer):
         writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
-        while not listener.gate.connection_count:
+        while not listener.limiter.connection_count:
             await asyncio.sleep(0.001)
-        while listener.gate.connection_count:
+        while listener.limiter.connection_count:
             await asyncio.sleep(0.01)
 
 
@@ -139,7 +139,7 @@ async def test_a_version_of_uvicorn_that_does_not_call_a_hook_is_refused_at_star
     hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await check_hooks()
-    monkeypatch.setattr(Caller, hook, getattr(HttpToolsProtocol, hook))
+    monkeypatch.setattr(HTTPConnection, hook, getattr(HttpToolsProtocol, hook))
     with pytest.raises(NodeError, match=r"uvicorn .* cannot be used"):
         await check_hooks()
 

@@ -1,8 +1,8 @@
-"""The budget of bytes, time and connections that every caller has, counted in one place for a server or a door.
+"""Count what every caller takes of connections, requests, time and memory, in one place for a server or a door.
 
-Not a judge of what a request means. A `Gate` counts connections, requests and new sessions of each address, reads
-bodies with an end to their size and their time, and bounds what bodies hold of the memory. Rules: what is stopped is
-counted always and reported; nobody waits for a slow caller without end.
+Not a judge of what a request means. A `CallerLimiter` counts connections, requests and new sessions of each address,
+reads bodies with a limit on their size and duration, and bounds the memory that bodies take. Rules: everything that is
+rejected is counted and reported; every wait for a caller has a timeout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
-from goatherd.serving.limits import Buckets, CallerLimits, Excess, Network, RefusedError, caller_of
+from goatherd.serving.caller_limits import CallerLimits, Excess, Network, RefusedError, TokenBuckets, find_caller
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,7 +34,7 @@ class GoneError(Exception):
     """The caller has gone."""
 
 
-class Gate:
+class CallerLimiter:
     """Counts what callers take.
 
     Args:
@@ -60,9 +60,9 @@ class Gate:
         self._clock = clock
         self._proxies = parse_networks(forwarded_by)
         self._report = report
-        self._requests = Buckets(limits.requests)
-        self._sessions = Buckets(limits.new_sessions)
-        self._session_requests = Buckets(limits.session_requests)
+        self._requests = TokenBuckets(limits.requests)
+        self._sessions = TokenBuckets(limits.new_sessions)
+        self._session_requests = TokenBuckets(limits.session_requests)
         self.paused_count = 0
         """How many requests had to wait because their session had sent too many."""
         self._open: Counter[str] = Counter()
@@ -76,7 +76,7 @@ class Gate:
 
     def connect(self, address: str) -> bool:
         """Count a connection, and return whether it may stay. A proxy named in `forwarded_by` may have all of them."""
-        key = caller_of(address, "", ())
+        key = find_caller(address, "", ())
         self._open[key] += 1
         limits = self.limits
         most = limits.connections if self._is_proxy(address) else limits.connections_per_address
@@ -87,7 +87,7 @@ class Gate:
 
     def disconnect(self, address: str) -> None:
         """Count a connection as closed."""
-        key = caller_of(address, "", ())
+        key = find_caller(address, "", ())
         self._open[key] -= 1
         if not self._open[key]:
             del self._open[key]
@@ -117,7 +117,7 @@ class Gate:
         forwarded = ",".join(
             [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         )
-        address = caller_of(direct, forwarded if self._proxies else "", self._proxies)
+        address = find_caller(direct, forwarded if self._proxies else "", self._proxies)
         remark = ""
         if forwarded and not self._is_proxy(direct):
             remark = "; it sent X-Forwarded-For: if it is your proxy, name it with --forwarded-by"
@@ -149,7 +149,7 @@ class Gate:
     def take_request_of(self, session_id: str) -> None:
         """Count a request that a session has really signed; it may owe as much as comes back within the longest pause.
 
-        SECURITY: only here, so that nobody uses up another's share (tests/unit/serving/test_gate.py).
+        SECURITY: only here, so that nobody uses up another's share (tests/unit/serving/test_caller_limiter.py).
 
         Raises:
             RefusedError: It has sent too many at one time.
@@ -164,7 +164,7 @@ class Gate:
             raise RefusedError(Excess.TOO_MANY, 429, why, retry_after=wait, is_unread=is_unread)
         return wait
 
-    def take(self, buckets: Buckets, key: str, what: str, remark: str = "") -> None:
+    def take(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
         """Take one out of a bucket.
 
         Raises:

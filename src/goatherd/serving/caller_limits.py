@@ -107,7 +107,7 @@ class CallerLimits:
         return min(self.auth_body_bytes, self.body_bytes) if path.startswith(AUTH_PREFIX) else self.body_bytes
 
 
-class Buckets:
+class TokenBuckets:
     """One token bucket for each key: addresses, sessions.
 
     Args:
@@ -164,7 +164,7 @@ class Buckets:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def caller_of(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
+def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
     """Return whom to count a request for: an IPv4 address, or an IPv6 network of 64 bits.
 
     Args:
